@@ -1,0 +1,42 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup run test lint typecheck protos bench loadtest clean
+.DEFAULT_GOAL := run
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the dependencies (about a minute) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,load,dev]'
+	@touch $(READY)
+
+run: setup
+	@$(BIN)/fathom build ml-100k --out build/ml-100k/bundle
+	@$(BIN)/fathom demo build/ml-100k/bundle
+
+test: lint typecheck
+	@$(BIN)/pytest -q
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+typecheck: setup
+	@$(BIN)/mypy
+
+protos: setup
+	@$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos protos/fathom/v1/recommender.proto
+	@sed -i 's/^from fathom\.v1 import/from fathom.protos.fathom.v1 import/' protos/fathom/v1/recommender_pb2_grpc.py
+
+bench: setup
+	@$(BIN)/python -m fathom.benchmarks
+
+loadtest: setup
+	@$(BIN)/locust -f loadtests/locustfile.py --headless -u 16 -r 16 -t 30s --host 127.0.0.1:50051
+
+clean:
+	rm -rf .venv build dist *.egg-info

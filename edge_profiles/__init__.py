@@ -1,0 +1,1 @@
+"""One YAML per device, and the schema that they must satisfy."""

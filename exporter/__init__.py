@@ -1,0 +1,1 @@
+"""Offline: LayerRanking -> DepthPlan -> engines -> verified Bundle."""

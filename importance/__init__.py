@@ -1,0 +1,1 @@
+"""Offline: how much each layer matters -> LayerRanking."""

@@ -1,0 +1,196 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DepthReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEPTH_REASON_UNSPECIFIED: _ClassVar[DepthReason]
+    DEPTH_REASON_FIXED: _ClassVar[DepthReason]
+    DEPTH_REASON_SIMPLE: _ClassVar[DepthReason]
+    DEPTH_REASON_COMPLEX: _ClassVar[DepthReason]
+    DEPTH_REASON_DEADLINE: _ClassVar[DepthReason]
+DEPTH_REASON_UNSPECIFIED: DepthReason
+DEPTH_REASON_FIXED: DepthReason
+DEPTH_REASON_SIMPLE: DepthReason
+DEPTH_REASON_COMPLEX: DepthReason
+DEPTH_REASON_DEADLINE: DepthReason
+
+class RecommendRequest(_message.Message):
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_TITLES_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    item_ids: _containers.RepeatedScalarFieldContainer[str]
+    timestamps: _containers.RepeatedScalarFieldContainer[int]
+    k: int
+    profile: str
+    depth: int
+    filter: Filter
+    include_titles: bool
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ...) -> None: ...
+
+class Filter(_message.Message):
+    __slots__ = ("include_seen", "exclude_item_ids", "allow_item_ids", "categories")
+    INCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    include_seen: bool
+    exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    allow_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, include_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., allow_item_ids: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RecommendResponse(_message.Message):
+    __slots__ = ("request_id", "items", "depth", "reason", "why", "complexity", "history_used", "unknown_items", "timings", "bundle_version")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    COMPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_USED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    depth: int
+    reason: DepthReason
+    why: str
+    complexity: float
+    history_used: int
+    unknown_items: int
+    timings: Timings
+    bundle_version: str
+    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., depth: _Optional[int] = ..., reason: _Optional[_Union[DepthReason, str]] = ..., why: _Optional[str] = ..., complexity: _Optional[float] = ..., history_used: _Optional[int] = ..., unknown_items: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., bundle_version: _Optional[str] = ...) -> None: ...
+
+class Item(_message.Message):
+    __slots__ = ("id", "score", "title")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    score: float
+    title: str
+    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., title: _Optional[str] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("select_us", "queue_us", "engine_us", "retrieval_us", "total_us")
+    SELECT_US_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_US_FIELD_NUMBER: _ClassVar[int]
+    RETRIEVAL_US_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    select_us: int
+    queue_us: int
+    engine_us: int
+    retrieval_us: int
+    total_us: int
+    def __init__(self, select_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., engine_us: _Optional[int] = ..., retrieval_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
+
+class RecommendBatchRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[RecommendRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[RecommendRequest, _Mapping]]] = ...) -> None: ...
+
+class RecommendBatchResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RecommendResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[RecommendResult, _Mapping]]] = ...) -> None: ...
+
+class RecommendResult(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: RecommendResponse
+    error: RecommendError
+    def __init__(self, response: _Optional[_Union[RecommendResponse, _Mapping]] = ..., error: _Optional[_Union[RecommendError, _Mapping]] = ...) -> None: ...
+
+class RecommendError(_message.Message):
+    __slots__ = ("request_id", "code", "message")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    code: int
+    message: str
+    def __init__(self, request_id: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class GetBundleRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetBundleResponse(_message.Message):
+    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_HISTORY_FIELD_NUMBER: _ClassVar[int]
+    USES_TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
+    DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    PROFILES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    strategy: str
+    precision: str
+    items: int
+    max_history: int
+    uses_timestamps: bool
+    depths: _containers.RepeatedCompositeFieldContainer[DepthQuality]
+    default_profile: str
+    profiles: _containers.RepeatedCompositeFieldContainer[ProfileInfo]
+    engine: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ...) -> None: ...
+
+class DepthQuality(_message.Message):
+    __slots__ = ("depth", "quality")
+    class QualityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: QualityInterval
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[QualityInterval, _Mapping]] = ...) -> None: ...
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    depth: int
+    quality: _containers.MessageMap[str, QualityInterval]
+    def __init__(self, depth: _Optional[int] = ..., quality: _Optional[_Mapping[str, QualityInterval]] = ...) -> None: ...
+
+class QualityInterval(_message.Message):
+    __slots__ = ("value", "low", "high")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class ProfileInfo(_message.Message):
+    __slots__ = ("name", "tier", "depths")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DEPTHS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tier: str
+    depths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., tier: _Optional[str] = ..., depths: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Online: opens a Bundle and answers requests with it."""

@@ -1,0 +1,98 @@
+"""The one schema that the exporter and the runtime share: ``manifest.json`` of a Bundle.
+
+Every model here is frozen and refuses unknown keys. Paths are relative to the bundle folder.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+CATALOGUE_FILE = "items/catalogue.json"
+VECTORS_FILE = "items/vectors.npy"
+POPULARITY_FILE = "items/popularity.npy"
+SELECTOR_FILE = "selector/selector.json"
+
+Depth = Annotated[int, Field(ge=1, le=32)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Frozen):
+    """Length in bytes and hex sha256 of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+class ModelInfo(_Frozen):
+    """What the engines compute; ``width`` is the length of a user vector and of an item vector."""
+
+    block: Literal["hstu", "gated"]
+    layers: int
+    width: int
+    heads: int
+    max_history: int
+    uses_timestamps: bool
+
+
+class Parity(_Frozen):
+    """Engine against torch on real histories: largest absolute error of the user vector, share of equal top 10."""
+
+    max_abs_error: float
+    top10_agreement: float
+    histories: int
+
+
+class Interval(_Frozen):
+    """A point estimate with its 95 % bootstrap interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+
+class DepthInfo(_Frozen):
+    """One depth: the engine files that run one after the other, and the layers they execute, in order."""
+
+    segments: tuple[str, ...]
+    layers: tuple[int, ...]
+    parity: Parity
+    quality: dict[str, Interval] = Field(description="metric (as ndcg@10) -> value on the test items")
+
+
+class Source(_Frozen):
+    """Where the bundle came from: sha256 of its inputs, Fathom's version, the commit when known."""
+
+    dataset: str
+    checkpoint: str
+    plan: str
+    fathom: str
+    commit: str | None
+
+
+class Manifest(_Frozen):
+    """``manifest.json``: everything that is needed to open, check and describe a bundle.
+
+    ``version`` is the first 12 hex digits of the sha256 over all file entries, so equal bundles have equal versions.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    version: str
+    created: str
+    strategy: Literal["prefix", "nested", "permuted-prefix"]
+    strategy_evidence: dict[str, dict[str, Interval]] = Field(
+        description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
+    )
+    precision: Literal["fp32", "fp16", "int8", "int4"]
+    format: Literal["onnx", "tensorrt", "tensorrt-rtx"]
+    model: ModelInfo
+    items: int
+    depths: dict[Depth, DepthInfo]
+    files: dict[str, FileEntry]
+    source: Source
+    profile: str | None = Field(default=None, description="the profile that `slice` made this bundle for")

@@ -1,0 +1,1 @@
+"""Online: request complexity -> depth."""

@@ -1,0 +1,101 @@
+"""Every error a user or a client can cause, in one tree.
+
+FathomError                     one line: what is wrong, where, what to do; the program exits with 2
+├── DataError                   interactions or a dataset folder that cannot be used
+├── ConfigError                 an unknown key or an impossible value in settings, presets or profiles
+├── PlanError                   a DepthPlan that the model cannot run
+├── MissingExtraError           an optional library is not installed
+├── ArtefactError               a stored artefact (dataset, checkpoint, ranking, plan) cannot be used
+│   └── BundleError             a bundle is refused as a whole
+│       ├── BundleMissingFileError      a file that the manifest lists is not there
+│       ├── BundleTruncatedError        a file is shorter or longer than the manifest says
+│       ├── BundleEditedError           a file's sha256 differs from the manifest
+│       └── BundleSchemaError           written by a newer Fathom, or not a manifest at all
+├── ParityError                 an exported engine disagrees with the model it was exported from
+├── ConnectError                a server cannot be reached or answered with an error
+└── RequestError                a single request cannot be answered; the server maps each to one status
+    ├── InvalidRequestError     INVALID_ARGUMENT
+    ├── NotFoundError           NOT_FOUND
+    ├── DeadlineError           DEADLINE_EXCEEDED
+    ├── OverloadError           RESOURCE_EXHAUSTED
+    └── UnavailableError        UNAVAILABLE
+"""
+
+
+class FathomError(Exception):
+    """The root of all errors that a user can cause; its text is one line for a person to read."""
+
+
+class DataError(FathomError):
+    """Interactions or a dataset folder that cannot be used."""
+
+
+class ConfigError(FathomError):
+    """An unknown key or an impossible value in settings, presets or profiles."""
+
+
+class PlanError(FathomError):
+    """A DepthPlan that the model cannot run."""
+
+
+class MissingExtraError(FathomError):
+    """An optional library is not installed; the text names the extra."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is not installed; run: pip install 'fathom[{extra}]'")
+
+
+class ArtefactError(FathomError):
+    """A stored artefact cannot be used."""
+
+
+class BundleError(ArtefactError):
+    """A bundle is refused as a whole."""
+
+
+class BundleMissingFileError(BundleError):
+    """A file that the manifest lists is not there."""
+
+
+class BundleTruncatedError(BundleError):
+    """A file's length differs from the manifest."""
+
+
+class BundleEditedError(BundleError):
+    """A file's sha256 differs from the manifest."""
+
+
+class BundleSchemaError(BundleError):
+    """The manifest was written by a newer Fathom, or is not a manifest at all."""
+
+
+class ParityError(FathomError):
+    """An exported engine disagrees with the model it was exported from."""
+
+
+class ConnectError(FathomError):
+    """A server cannot be reached or answered with an error."""
+
+
+class RequestError(FathomError):
+    """A single request cannot be answered."""
+
+
+class InvalidRequestError(RequestError):
+    """The request contradicts itself or the contract."""
+
+
+class NotFoundError(RequestError):
+    """Something that the request names does not exist here."""
+
+
+class DeadlineError(RequestError):
+    """The deadline has passed, or no allowed depth can meet it."""
+
+
+class OverloadError(RequestError):
+    """The server is full; try again later."""
+
+
+class UnavailableError(RequestError):
+    """The server is starting, draining or has lost its engine."""

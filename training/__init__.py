@@ -1,0 +1,1 @@
+"""Offline: interactions -> dataset; elastic model; trainer; evaluator."""
