@@ -3,6 +3,8 @@
 Every model here is frozen and refuses unknown keys. Paths are relative to the bundle folder.
 """
 
+import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,3 +98,9 @@ class Manifest(_Frozen):
     files: dict[str, FileEntry]
     source: Source
     profile: str | None = Field(default=None, description="the profile that `slice` made this bundle for")
+
+
+def bundle_version(files: Mapping[str, FileEntry]) -> str:
+    """The version that follows from the contents: 12 hex digits over the sorted lines ``path bytes sha256``."""
+    lines = [f"{name} {entry.bytes} {entry.sha256}\n" for name, entry in sorted(files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]

@@ -107,7 +107,11 @@ def read_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     if not isinstance(found, int):
         raise ArtefactError(f"{path}: not a {kind}: it has no schema_version")
     if found > schema_version:
-        raise ArtefactError(f"{path}: this {kind} has schema_version {found}, newer than {schema_version}; upgrade Fathom")
+        raise ArtefactError(
+            f"{path}: this {kind} has schema_version {found}, newer than {schema_version}; upgrade Fathom"
+        )
     if found < schema_version:
-        raise ArtefactError(f"{path}: this {kind} has schema_version {found}, older than {schema_version}; build it again")
+        raise ArtefactError(
+            f"{path}: this {kind} has schema_version {found}, older than {schema_version}; build it again"
+        )
     return dict(value)

@@ -1,0 +1,99 @@
+"""Stores one benchmark run as ``results/NAME.json``: the source of every published figure."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fathom.errors import ConfigError
+from fathom.exporter.provenance import fathom_commit
+from fathom.files import write_json
+
+SCHEMA_VERSION = 1
+RESULTS = Path("results")
+PACKAGES = ("fathom", "numpy", "onnxruntime", "onnx", "torch", "grpcio", "protobuf", "locust")
+
+
+def save_run(
+    name: str,
+    *,
+    config: Mapping[str, Any],
+    result: Mapping[str, Any],
+    seed: int | None = None,
+    command: Sequence[str] | None = None,
+    folder: Path = RESULTS,
+) -> Path:
+    """Write one run (command, config, seed, commit, machine, versions, result) and return its path.
+
+    ``config`` and ``result`` must be plain JSON values with units in their names; ``command`` defaults to the
+    running program's. ``folder`` is ``results/`` of the current directory: run benchmarks from the repository root.
+    Raises ConfigError when a value is not JSON, or is NaN or infinite.
+    """
+    path = folder / f"{name}.json"
+    run = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command) if command is not None else _running_command(),
+        "seed": seed,
+        "commit": fathom_commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "config": dict(config),
+        "result": dict(result),
+    }
+    try:
+        json.dumps(run, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: this run cannot be stored as JSON: {error}") from None
+    write_json(path, run)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, and nothing that names the machine: CPU, cores, memory, load, system."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can move a figure; what is not installed is left out."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _running_command() -> list[str]:
+    """``python -m module arguments``; absolute paths are made relative to the current directory, or shortened."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
+    return program + [_short(argument) for argument in sys.argv[1:]]
+
+
+def _short(argument: str) -> str:
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

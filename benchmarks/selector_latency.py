@@ -1,0 +1,125 @@
+"""Time of one selector decision, features included, on this machine.
+
+    python -m fathom.benchmarks.selector_latency [--decisions 20000]
+
+Random histories of a popularity-skewed catalogue; each decision is timed alone, on its own history, so that caches
+see what a server's would. Writes results/selector_latency.json.
+"""
+
+import argparse
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.edge_profiles.profile import load_profile
+from fathom.selector.complexity import ComplexityModel
+from fathom.selector.features import SelectorTables, measure, measure_all
+from fathom.selector.policy import choose
+
+SEED = 1
+LENGTHS = (10, 200)
+CATALOGUES = (1_682, 12_000)
+WIDTH = 64
+HISTORIES = 1_000
+WARM_UP = 500
+SERVED_DEPTHS = (4, 8, 12, 16)
+
+History = tuple[NDArray[np.int32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of the time of one decision, and the medians of its three steps, in microseconds."""
+
+    items: int
+    history: int
+    median_us: float
+    p99_us: float
+    p999_us: float
+    features_us: float
+    complexity_us: float
+    policy_us: float
+
+
+def random_histories(rng: np.random.Generator, n_items: int, lengths: NDArray[np.int64]) -> list[History]:
+    """Histories (int32 items, int64 rising seconds) whose items follow a Zipf-like popularity."""
+    share = 1.0 / np.arange(1, n_items + 1)
+    share /= share.sum()
+    histories = []
+    for length in lengths:
+        items = rng.choice(n_items, size=length, p=share).astype(np.int32)
+        seconds = 1_700_000_000 + np.cumsum(rng.exponential(3_600, size=length)).astype(np.int64)
+        histories.append((items, seconds))
+    return histories
+
+
+def random_tables(rng: np.random.Generator, n_items: int) -> SelectorTables:
+    """Tables of a catalogue with Zipf-like training counts and random unit vectors."""
+    counts = (100_000 / np.arange(1, n_items + 1)).astype(np.int64)
+    vectors = rng.standard_normal((n_items, WIDTH)).astype(np.float32)
+    return SelectorTables.build(counts, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
+    """Time ``decisions`` decisions over histories of one length, after a warm-up that is not counted."""
+    rng = np.random.default_rng([SEED, n_items, length])
+    tables = random_tables(rng, n_items)
+    model = ComplexityModel.fit(measure_all(random_histories(rng, n_items, rng.integers(5, 201, size=500)), tables))
+    histories = random_histories(rng, n_items, np.full(HISTORIES, length))
+    profile = load_profile("edge")
+    clock = time.perf_counter_ns
+    marks = np.empty((WARM_UP + decisions, 4), dtype=np.int64)
+    for row in range(len(marks)):
+        items, seconds = histories[row % HISTORIES]
+        start = clock()
+        features = measure(items, seconds, tables)
+        measured = clock()
+        complexity = model.score(features)
+        scored = clock()
+        choose(complexity, profile, SERVED_DEPTHS)
+        marks[row] = start, measured, scored, clock()
+    marks = marks[WARM_UP:]
+    steps_us = np.diff(marks, axis=1) / 1_000
+    total_us = (marks[:, 3] - marks[:, 0]) / 1_000
+    quantiles = np.quantile(total_us, [0.5, 0.99, 0.999])
+    figures = [round(float(figure), 2) for figure in (*quantiles, *np.median(steps_us, axis=0))]
+    return Latency(n_items, length, *figures)
+
+
+def run(decisions: int) -> list[Latency]:
+    """Every catalogue with every length."""
+    return [measure_latency(n_items, length, decisions) for n_items in CATALOGUES for length in LENGTHS]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print a table, store the run."""
+    from fathom.benchmarks.record import save_run
+
+    parser = argparse.ArgumentParser(description="Time of one selector decision.")
+    parser.add_argument("--decisions", type=int, default=20_000, help="decisions per case (default 20000)")
+    decisions = parser.parse_args(argv).decisions
+    rows = run(decisions)
+    print("microseconds of one decision")
+    print(" items  history   median    p99   p99.9  features  complexity  policy")
+    for r in rows:
+        whole = f"{r.items:>6}{r.history:>9}{r.median_us:>9.1f}{r.p99_us:>7.1f}{r.p999_us:>8.1f}"
+        print(f"{whole}{r.features_us:>10.1f}{r.complexity_us:>12.1f}{r.policy_us:>8.1f}")
+    path = save_run(
+        "selector_latency",
+        config={
+            "decisions": decisions,
+            "width": WIDTH,
+            "lengths": LENGTHS,
+            "catalogues": CATALOGUES,
+            "timestamps": True,
+        },
+        result={"rows": [asdict(row) for row in rows]},
+        seed=SEED,
+    )
+    print(f"stored in {path}")
+
+
+if __name__ == "__main__":
+    main()

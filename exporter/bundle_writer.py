@@ -1,0 +1,194 @@
+"""Writes a Bundle from a checkpoint: engines checked against torch, items, selector, manifest; whole or not at all."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import PlanError
+from fathom.exporter.compare import Evidence
+from fathom.exporter.heal import check_dataset
+from fathom.exporter.parity import check_parity, measure_parity
+from fathom.exporter.plan import DepthPlan
+from fathom.exporter.provenance import fathom_commit
+from fathom.exporter.segments import depth_segments, export_segments
+from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import (
+    CATALOGUE_FILE,
+    MANIFEST_NAME,
+    POPULARITY_FILE,
+    SELECTOR_FILE,
+    VECTORS_FILE,
+    DepthInfo,
+    FileEntry,
+    Interval,
+    Manifest,
+    ModelInfo,
+    Parity,
+    Source,
+    bundle_version,
+)
+from fathom.selector.complexity import ComplexityModel
+from fathom.selector.features import SelectorTables, measure_all
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset, Sequences
+from fathom.training.evaluate import EvaluationReport, evaluate_model
+from fathom.training.scorer import depth_name
+from fathom.training.splits import Split, split
+
+#: The selector needs quantiles of the training histories; more of them do not move those.
+SELECTOR_HISTORIES = 20_000
+
+Progress = Callable[[str], None]
+
+
+def export(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    out: Path,
+    *,
+    name: str,
+    plan: DepthPlan | None = None,
+    evidence: Evidence | None = None,
+    report: EvaluationReport | None = None,
+    every_length: bool = False,
+    progress: Progress = lambda _: None,
+) -> Manifest:
+    """Write the bundle folder and return its manifest; an existing ``out`` is replaced as a whole.
+
+    ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found. ``report``: the
+    checkpoint's evaluation on the test items, measured here when None. ``every_length``: check parity at each
+    history length. The same checkpoint gives the same bytes, and so the same version; only ``created`` differs
+    (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError, and ParityError when an engine
+    disagrees with torch: then nothing is written.
+    """
+    check_dataset(checkpoint, dataset)
+    executed = _plan_of(checkpoint, plan)
+    cut = split(dataset, checkpoint.config.split)
+    progress("tracing the engines")
+    engines = export_segments(checkpoint.model)
+    progress("comparing the engines with torch")
+    parity = measure_parity(
+        checkpoint.model,
+        engines,
+        cut.test.histories,
+        every_length=every_length,
+        progress=lambda done, total: progress(f"comparing the engines with torch: {done:,} of {total:,}"),
+    )
+    check_parity(parity)
+    if report is None:
+        report = evaluate_model(checkpoint.model, dataset, cut, baselines=(), progress=progress)
+    progress("fitting the selector")
+    files = engines | _item_files(checkpoint, cut)
+    entries = {path: FileEntry(bytes=len(data), sha256=sha256_bytes(data)) for path, data in sorted(files.items())}
+    manifest = Manifest(
+        name=name,
+        version=bundle_version(entries),
+        created=_created(),
+        strategy=executed.strategy,
+        strategy_evidence=evidence or {},
+        precision="fp32",
+        format="onnx",
+        model=_model_info(checkpoint),
+        items=len(checkpoint.item_ids),
+        depths=_depth_infos(executed, parity, report),
+        files=entries,
+        source=Source(
+            dataset=dataset.sha256,
+            checkpoint=checkpoint.sha256,
+            plan=executed.sha256,
+            fathom=version("fathom"),
+            commit=fathom_commit(),
+        ),
+    )
+    progress("writing the bundle")
+    with new_folder(out) as folder:
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+        Bundle.open(folder).close()  # what the runtime would refuse must not appear under its name
+    return manifest
+
+
+def _plan_of(checkpoint: Checkpoint, plan: DepthPlan | None) -> DepthPlan:
+    config = checkpoint.model.config
+    executed = DepthPlan(config.strategy, config.layers, config.paths)
+    if plan is not None and dict(plan.paths) != dict(executed.paths):
+        raise PlanError(f"the checkpoint does not execute this {plan.strategy} plan; run `fathom heal` with it first")
+    return executed
+
+
+def _item_files(checkpoint: Checkpoint, cut: Split) -> dict[str, bytes]:
+    """Catalogue, vectors, popularity and the selector that is fitted to them."""
+    catalogue = {"ids": checkpoint.item_ids, "titles": checkpoint.titles, "categories": checkpoint.categories}
+    vectors = np.ascontiguousarray(checkpoint.model.item_vectors().detach().cpu().numpy(), dtype=np.float32)
+    popularity = np.bincount(cut.train.items, minlength=len(vectors)).astype(np.int64)
+    longest = checkpoint.model.config.max_history
+    tables = SelectorTables.build(popularity, vectors)
+    selector = ComplexityModel.fit(measure_all(_requests(cut.train, longest), tables))
+    return {
+        CATALOGUE_FILE: _compact_json(catalogue),
+        VECTORS_FILE: _npy(vectors),
+        POPULARITY_FILE: _npy(popularity),
+        SELECTOR_FILE: _compact_json(selector.to_json()),
+    }
+
+
+def _requests(train: Sequences, longest: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64] | None]]:
+    """Training histories as requests would bring them: not empty, cut to the model's longest."""
+    users = np.flatnonzero(train.lengths)
+    if len(users) > SELECTOR_HISTORIES:
+        users = users[np.linspace(0, len(users) - 1, SELECTOR_HISTORIES).round().astype(np.int64)]
+    for user in users.tolist():
+        times = train.times(user)
+        yield train[user][-longest:], None if times is None else times[-longest:]
+
+
+def _model_info(checkpoint: Checkpoint) -> ModelInfo:
+    config = checkpoint.model.config
+    return ModelInfo(
+        block=config.block,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        max_history=config.max_history,
+        uses_timestamps=checkpoint.model.uses_timestamps,
+    )
+
+
+def _depth_infos(plan: DepthPlan, parity: Mapping[int, Parity], report: EvaluationReport) -> dict[int, DepthInfo]:
+    infos = {}
+    for depth, segments in depth_segments(plan.paths).items():
+        measured = report.systems[depth_name(depth)].metrics
+        infos[depth] = DepthInfo(
+            segments=tuple(segment.file for segment in segments),
+            layers=plan.paths[depth],
+            parity=parity[depth],
+            quality={metric: Interval(**value.as_dict()) for metric, value in measured.items()},
+        )
+    return infos
+
+
+def _created() -> str:
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(seconds), UTC) if seconds else datetime.now(UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _compact_json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

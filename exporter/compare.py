@@ -1,0 +1,83 @@
+"""Chooses the strategy to ship: the plan whose healed checkpoint is best on validation data.
+
+The rule, fixed before any result is seen: the highest mean over depths of NDCG@10 on the validation items, full
+ranking; equal means go to the earlier of prefix, nested, permuted-prefix. Every plan's figures stay in the manifest,
+each with its paired difference to the winner, so that a choice between equals can be seen to be one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fathom.errors import PlanError
+from fathom.exporter.heal import check_dataset
+from fathom.exporter.plan import STRATEGIES, Strategy
+from fathom.runtime.manifest import Interval
+from fathom.training import metrics
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset
+from fathom.training.evaluate import evaluate_model
+from fathom.training.metrics import Floats
+from fathom.training.scorer import depth_name
+from fathom.training.splits import split
+
+METRIC = "ndcg@10"
+MEAN = f"{METRIC}/mean"
+DIFFERENCE = f"{METRIC}/mean-difference"
+
+Evidence = dict[str, dict[str, Interval]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``winner`` is the strategy to ship.
+
+    ``evidence``: strategy -> ``ndcg@10/DEPTH`` for each depth, ``ndcg@10/mean`` over depths, and
+    ``ndcg@10/mean-difference``, that mean less the winner's over the same users (absent for the winner).
+    """
+
+    winner: Strategy
+    evidence: Evidence
+
+
+def compare(
+    checkpoints: Mapping[Strategy, Checkpoint],
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Judge one healed checkpoint per strategy on the validation items of the same dataset.
+
+    Raises PlanError when there is nothing to compare, or the depths or splits differ; ArtefactError for a checkpoint
+    of another dataset.
+    """
+    _check(checkpoints, dataset)
+    users: dict[Strategy, dict[int, Floats]] = {}
+    for strategy, checkpoint in checkpoints.items():
+        progress(f"validating {strategy}")
+        model, cut = checkpoint.model, split(dataset, checkpoint.config.split)
+        report = evaluate_model(model, dataset, cut, part="validation", baselines=(), seed=seed)
+        users[strategy] = {depth: report.per_user[depth_name(depth)][METRIC] for depth in model.depths}
+    means = {strategy: np.mean(list(by_depth.values()), axis=0) for strategy, by_depth in users.items()}
+    winner = max(sorted(means, key=STRATEGIES.index), key=lambda strategy: float(means[strategy].mean()))
+    evidence: Evidence = {}
+    for strategy, by_depth in users.items():
+        figures = {f"{METRIC}/{depth}": metrics.interval(values, seed=seed) for depth, values in by_depth.items()}
+        figures[MEAN] = metrics.interval(means[strategy], seed=seed)
+        if strategy != winner:
+            figures[DIFFERENCE] = metrics.paired_difference(means[strategy], means[winner], seed=seed)
+        evidence[strategy] = {key: Interval(**value.as_dict()) for key, value in figures.items()}
+    return Comparison(winner, evidence)
+
+
+def _check(checkpoints: Mapping[Strategy, Checkpoint], dataset: Dataset) -> None:
+    if not checkpoints:
+        raise PlanError("no plan to compare; heal at least one checkpoint")
+    for strategy, checkpoint in checkpoints.items():
+        check_dataset(checkpoint, dataset)
+        if checkpoint.model.config.strategy != strategy:
+            raise PlanError(f"the checkpoint given as {strategy} executes {checkpoint.model.config.strategy}")
+    if len({(c.model.depths, c.config.split) for c in checkpoints.values()}) > 1:
+        raise PlanError("plans can be compared only at the same depths and on the same split; heal them again")

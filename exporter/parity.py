@@ -1,0 +1,191 @@
+"""Checks engine files against the torch model that they came from, on real histories."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fathom.errors import DataError, ParityError
+from fathom.exporter.segments import SegmentSpec, segment_specs
+from fathom.runtime.manifest import Parity
+from fathom.training.batches import history_batches
+from fathom.training.dataset import Sequences
+from fathom.training.model import ElasticModel
+
+MAX_ABS_ERROR = 1e-4
+MIN_TOP10_AGREEMENT = 0.999
+TOP = 10
+#: Beyond so many users, or users x items, they are sampled evenly: more costs minutes and tells nothing new.
+MAX_USERS = 10_000
+MAX_SCORES = 1_000_000_000
+_TOKENS = 6_400
+_ROWS_PER_LENGTH = 4
+_ROWS_PER_RANKING = 64
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called as (histories and lengths done, all of them)."""
+
+
+class SegmentRunner:
+    """Runs engine files straight from memory: one pass gives the user vectors of all depths."""
+
+    def __init__(self, files: Mapping[str, bytes], specs: Sequence[SegmentSpec]) -> None:
+        self.specs = specs
+        self.sessions = {spec.depth: _session(files[spec.file]) for spec in specs}
+
+    def run(self, items: Tensor, timestamps: Tensor | None) -> dict[int, Vectors]:
+        """Input ids (B, L) [and seconds (B, L)] -> depth -> user vectors (B, width)."""
+        feeds: dict[str, NDArray[Any]] = {"items": items.numpy()}
+        if timestamps is not None:
+            feeds["timestamps"] = timestamps.numpy()
+        users = {}
+        for spec in self.specs:
+            users[spec.depth], *hidden = self.sessions[spec.depth].run(None, feeds)
+            if spec.feeds_next:
+                feeds["hidden_in"] = hidden[0]
+        return users
+
+
+@dataclass
+class _Tally:
+    max_abs_error: float = 0.0
+    histories: int = 0
+    users: int = 0
+    agreed: int = 0
+
+    def parity(self) -> Parity:
+        return Parity(
+            max_abs_error=self.max_abs_error, top10_agreement=self.agreed / self.users, histories=self.histories
+        )
+
+
+def measure_parity(
+    model: ElasticModel,
+    files: Mapping[str, bytes],
+    histories: Sequences,
+    *,
+    every_length: bool = False,
+    progress: Progress = lambda _done, _total: None,
+) -> dict[int, Parity]:
+    """Per depth: the largest error of the user vector, and the share of users with the same 10 items in the same order.
+
+    The reference is ``model.forward``, which computes every position, so that the path for the last position alone is
+    checked too. First all users, padded in batches, seen items left out of the top 10; then single lengths from 1 to
+    ``max_history`` (each one with ``every_length``, else about thirty). Raises ParityError where a vector is
+    NaN, DataError without histories.
+    """
+    if len(histories) == 0:
+        raise DataError("no history to check the engines with: no user has enough events for a case")
+    runner = SegmentRunner(files, segment_specs(model.config.paths))
+    tallies = {depth: _Tally() for depth in model.depths}
+    vectors = model.item_vectors().detach().numpy()
+    chosen = _evenly(histories, min(MAX_USERS, max(1_000, MAX_SCORES // len(vectors))))
+    lengths = history_lengths(model.config.max_history, every=every_length)
+    done, total = 0, len(chosen) + len(lengths)
+    for rows, items, times in history_batches(chosen, max_history=model.config.max_history, tokens=_TOKENS):
+        seen = chosen.select(rows)
+        for depth, (expected, found) in _compare(model, runner, tallies, items, times).items():
+            tallies[depth].users += len(rows)
+            tallies[depth].agreed += _agreeing(expected, found, vectors, seen)
+        done += len(rows)
+        progress(done, total)
+    for items, times in _of_each_length(chosen, lengths):
+        _compare(model, runner, tallies, items, times)
+        done += 1
+        progress(done, total)
+    return {depth: tally.parity() for depth, tally in tallies.items()}
+
+
+def check_parity(parity: Mapping[int, Parity]) -> None:
+    """Raise ParityError where an engine is further from torch than MAX_ABS_ERROR or MIN_TOP10_AGREEMENT allow."""
+    for depth, found in sorted(parity.items()):
+        if not found.max_abs_error <= MAX_ABS_ERROR:
+            raise ParityError(
+                f"depth {depth}: the engine's user vector is off by {found.max_abs_error:.2g}, more than"
+                f" {MAX_ABS_ERROR:g}; nothing was written; report this with the versions of torch and onnxruntime"
+            )
+        if found.top10_agreement < MIN_TOP10_AGREEMENT:
+            raise ParityError(
+                f"depth {depth}: only {found.top10_agreement:.2%} of users get the same top {TOP} as from torch,"
+                f" less than {MIN_TOP10_AGREEMENT:.1%}; nothing was written; report this with the versions of"
+                " torch and onnxruntime"
+            )
+
+
+def history_lengths(max_history: int, *, every: bool) -> tuple[int, ...]:
+    """1..max_history, or about thirty of them: the small ones, the largest, and rising steps between."""
+    if every:
+        return tuple(range(1, max_history + 1))
+    steps = np.unique(np.geomspace(1, max_history, 30).round().astype(int))
+    return tuple(steps.tolist())
+
+
+def _compare(
+    model: ElasticModel, runner: SegmentRunner, tallies: Mapping[int, _Tally], items: Tensor, times: Tensor | None
+) -> dict[int, tuple[Vectors, Vectors]]:
+    """Depth -> (torch's user vectors, the engine's), with the tallies brought up to date."""
+    known = (times if times is not None else torch.zeros_like(items)) if model.uses_timestamps else None
+    found = runner.run(items, known)
+    with torch.no_grad():
+        expected = {depth: users[:, -1].numpy() for depth, users in model(items, known).items()}
+    for depth, tally in tallies.items():
+        error = float(np.abs(expected[depth] - found[depth]).max())
+        if np.isnan(error):
+            raise ParityError(f"depth {depth}: a user vector is not a number; the model has diverged, train it again")
+        tally.max_abs_error = max(tally.max_abs_error, error)
+        tally.histories += len(items)
+    return {depth: (expected[depth], found[depth]) for depth in tallies}
+
+
+def _agreeing(expected: Vectors, found: Vectors, vectors: Vectors, seen: Sequences) -> int:
+    agreeing = 0
+    for start in range(0, len(expected), _ROWS_PER_RANKING):
+        part = slice(start, start + _ROWS_PER_RANKING)
+        histories = seen.select(np.arange(*part.indices(len(expected))))
+        a, b = (_top_items(users[part] @ vectors.T, histories) for users in (expected, found))
+        agreeing += int(np.count_nonzero((a == b).all(axis=1)))
+    return agreeing
+
+
+def _top_items(scores: Vectors, seen: Sequences) -> NDArray[np.int64]:
+    """The best TOP items of each row, best first, ties by the lowest index; seen items are left out."""
+    scores[seen.owners, seen.items] = -np.inf
+    best = np.sort(np.argpartition(-scores, min(TOP, scores.shape[1] - 1), axis=1)[:, :TOP], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1)
+
+
+def _of_each_length(histories: Sequences, lengths: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A few real histories of exactly each length: the end of longer ones, repeated where all are short."""
+    longest = np.argsort(-histories.lengths, kind="stable")[:_ROWS_PER_LENGTH]
+    for length in lengths:
+        items = np.stack([_newest(histories[row], length) for row in longest])
+        times = None
+        if histories.timestamps is not None:
+            when = [histories.times(row) for row in longest]
+            times = torch.from_numpy(np.stack([_newest(row, length) for row in when if row is not None]))
+        yield torch.from_numpy(items.astype(np.int64) + 1), times
+
+
+def _newest(values: NDArray[Any], length: int) -> NDArray[Any]:
+    return np.resize(values, max(length, len(values)))[-length:]
+
+
+def _evenly(histories: Sequences, most: int) -> Sequences:
+    if len(histories) <= most:
+        return histories
+    return histories.select(np.linspace(0, len(histories) - 1, most).round().astype(np.int64))
+
+
+def _session(data: bytes) -> "onnxruntime.InferenceSession":
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,227 @@
+"""The pieces that engines are put together from, each traced by ``torch.onnx.export`` once.
+
+Tracing costs seconds per layer, and all layers of a model compute one function with different weights. So a layer is
+traced once, without folding its weights into the graph, and an engine is laid out from copies of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxscript import opset18
+from torch import Tensor, nn
+
+from fathom.exporter.quiet import quiet_exporter
+from fathom.training.blocks import Block, Context
+from fathom.training.model import ElasticModel
+
+OPSET = 18
+
+#: The dynamic axes of everything that flows between pieces.
+_AXES = {
+    "items": {0: "batch", 1: "history"},
+    "timestamps": {0: "batch", 1: "history"},
+    "hidden": {0: "batch", 1: "history"},
+    "newest": {0: "batch"},
+    "keep": {0: "batch", 1: "history"},
+    "mask": {0: "batch", 3: "history"},
+    "positions": {0: "history", 1: "history"},
+    "time": {0: "batch", 2: "history", 3: "history"},
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A traced module: a graph whose inputs and outputs have fixed names, with the module's weights as constants."""
+
+    graph: onnx.GraphProto
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Pieces:
+    """The pieces of one model, traced when first asked for; layers that are built alike share one."""
+
+    def __init__(self, model: ElasticModel) -> None:
+        self.model = model
+        self._traced: dict[object, Piece] = {}
+
+    @property
+    def context_names(self) -> tuple[str, ...]:
+        """What every layer reads besides the hidden state."""
+        return ("keep", "mask", "positions", *(("time",) if self.model.uses_timestamps else ()))
+
+    @property
+    def request_names(self) -> tuple[str, ...]:
+        """What a request brings."""
+        return ("items", *(("timestamps",) if self.model.uses_timestamps else ()))
+
+    def context(self) -> Piece:
+        """items [, timestamps] -> keep, mask, positions [, time]."""
+        return self._piece("context", _ContextPiece(self.model), self.request_names, self.context_names)
+
+    def embed(self) -> Piece:
+        """items -> hidden."""
+        return self._piece("embed", _EmbedPiece(self.model), ("items",), ("hidden_next",))
+
+    def layer(self, index: int, *, last_only: bool) -> Piece:
+        """hidden and the context -> hidden_next; its weights are those of the first layer built like this one."""
+        block = self.model.block(index)
+        names = ("hidden", *self.context_names)
+        return self._piece((last_only, *_build(block)), _LayerPiece(block, last_only), names, ("hidden_next",))
+
+    def exit(self, depth: int) -> Piece:
+        """newest (batch, 1, width) -> user_vector (batch, width); its weights are those of the first exit traced."""
+        exit_ = self.model.exits[str(depth)]
+        return self._piece(_build(exit_), _ExitPiece(exit_), ("newest",), ("user_vector",))
+
+    def _piece(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
+        if key not in self._traced:
+            self._traced[key] = _trace(module, {name: self._example(name) for name in inputs}, outputs)
+        return self._traced[key]
+
+    def _example(self, name: str) -> Tensor:
+        # Batch 2 and history 3: torch.export takes sizes 0 and 1 for constants.
+        width, heads = self.model.config.width, self.model.config.heads
+        floats = {"hidden": (2, 3, width), "newest": (2, 1, width), "keep": (2, 3, 1), "mask": (2, 1, 1, 3)}
+        if name in floats:
+            return torch.ones(floats[name])
+        if name == "time":
+            return torch.ones(2, heads, 3, 3)
+        return torch.zeros((3, 3) if name == "positions" else (2, 3), dtype=torch.int64)
+
+
+def layer_weights(model: ElasticModel, index: int) -> dict[str, NDArray[np.float32]]:
+    """The weights of one layer under the names that its piece uses."""
+    return _weights(_LayerPiece(model.block(index), last_only=False))
+
+
+def exit_weights(model: ElasticModel, depth: int) -> dict[str, NDArray[np.float32]]:
+    """The weights of one exit under the names that its piece uses."""
+    return _weights(_ExitPiece(model.exits[str(depth)]))
+
+
+class _ContextPiece(nn.Module):
+    def __init__(self, model: ElasticModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
+        context = self.model.context(items, timestamps)
+        parts = (context.keep, context.mask, context.positions)
+        return parts if context.time is None else (*parts, context.time)
+
+
+class _EmbedPiece(nn.Module):
+    def __init__(self, model: ElasticModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor) -> Tensor:
+        return self.model.embed(items)
+
+
+class _LayerPiece(nn.Module):
+    def __init__(self, block: Block, last_only: bool) -> None:
+        super().__init__()
+        self.block = block
+        self.last_only = last_only
+
+    def forward(
+        self, hidden: Tensor, keep: Tensor, mask: Tensor, positions: Tensor, time: Tensor | None = None
+    ) -> Tensor:
+        out: Tensor = self.block(hidden, Context(keep, mask, positions, time), self.last_only)
+        return out
+
+
+class _ExitPiece(nn.Module):
+    def __init__(self, exit_: nn.Module) -> None:
+        super().__init__()
+        self.exit = exit_
+
+    def forward(self, newest: Tensor) -> Tensor:
+        out: Tensor = self.exit(newest[:, 0])
+        return out
+
+
+def _build(module: nn.Module) -> tuple[object, ...]:
+    """Equal for modules that compute the same function of their input and their weights."""
+    shapes = tuple((name, tuple(value.shape)) for name, value in module.state_dict().items())
+    return (type(module), str(module), shapes)
+
+
+def _weights(module: nn.Module) -> dict[str, NDArray[np.float32]]:
+    return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
+
+
+def _index(values: Any, indices: Sequence[Any]) -> Any:
+    """``values[:, index]`` as one Gather; torch's own translation makes five operators, several times slower."""
+    used = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    assert len(used) == 1, "an engine may index one axis at a time"
+    axis, index = used[0]
+    return opset18.Gather(values, index, axis=axis)
+
+
+def _trace(module: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> Piece:
+    axes = {name: torch.export.Dim(name, min=1) for name in ("batch", "history")}
+    with quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            kwargs=dict(example),
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes={name: {i: axes[axis] for i, axis in _AXES[name].items()} for name in example},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table={torch.ops.aten.index.Tensor: _index},
+            optimize=False,  # folding would turn weights into constants that no longer have their names
+        )
+    assert program is not None
+    proto = program.model_proto
+    assert not proto.functions, "an engine must hold plain operators only"
+    return Piece(proto.graph, tuple(example), tuple(outputs))
+
+
+class Assembly:
+    """An ONNX graph that grows piece by piece; values are named after the prefix of the piece that made them."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(
+        self,
+        prefix: str,
+        piece: Piece,
+        inputs: Mapping[str, str],
+        weights: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> dict[str, str]:
+        """Lay a copy of a piece: its input -> the value to read; returns its output -> the value it makes.
+
+        ``weights`` replace the constants of the same name; all others stay.
+        """
+        weights = weights or {}
+
+        def named(value: str) -> str:
+            return inputs.get(value) or (f"{prefix}.{value}" if value else "")
+
+        for constant in piece.graph.initializer:
+            if constant.name in weights:
+                constant = numpy_helper.from_array(weights[constant.name], constant.name)
+            copy = onnx.TensorProto()
+            copy.CopyFrom(constant)
+            copy.name = named(constant.name)
+            self.constants.append(copy)
+        for node in piece.graph.node:
+            made = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=f"{prefix}.{node.name}")
+            made.attribute.extend(node.attribute)
+            made.input.extend(named(value) for value in node.input)
+            made.output.extend(named(value) for value in node.output)
+            self.nodes.append(made)
+        return {name: named(name) for name in piece.outputs}

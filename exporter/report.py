@@ -1,0 +1,105 @@
+"""What ``fathom bundle inspect`` and ``quality`` show of a manifest: rows of text, the header first."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+from fathom.runtime.manifest import Interval, Manifest
+
+Rows = list[list[str]]
+
+#: Shown by default; a manifest may hold more.
+METRICS = ("hr@10", "ndcg@10", "mrr")
+
+
+def fact_rows(manifest: Manifest) -> Rows:
+    """Name and value of what holds for the whole bundle."""
+    model, source = manifest.model, manifest.source
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return [
+        ["bundle", f"{manifest.name}, version {manifest.version}, created {manifest.created}"],
+        ["engines", f"{manifest.format}, {manifest.precision}, {_strategy(manifest)}"],
+        ["model", f"{model.block}, {model.layers} layers, width {model.width}, {model.heads} heads"],
+        ["history", f"at most {model.max_history} items, {'with' if model.uses_timestamps else 'without'} timestamps"],
+        ["items", f"{manifest.items:,}"],
+        ["size", f"{format_bytes(size)} in {len(manifest.files)} files"],
+        ["profile", manifest.profile or "all"],
+        ["dataset", source.dataset[:12]],
+        ["checkpoint", source.checkpoint[:12]],
+        ["plan", source.plan[:12]],
+        ["made by", f"Fathom {source.fathom}" + (f", commit {source.commit[:12]}" if source.commit else "")],
+    ]
+
+
+def depth_rows(manifest: Manifest) -> Rows:
+    """Per depth: layers, engine files and their size, parity with torch, NDCG@10."""
+    rows = [["depth", "layers in order", "engines", "size", "max error", "same top 10", "NDCG@10"]]
+    for depth, info in sorted(manifest.depths.items()):
+        quality = info.quality.get("ndcg@10")
+        size = sum(manifest.files[segment].bytes for segment in info.segments)
+        rows.append(
+            [
+                str(depth),
+                format_layers(info.layers),
+                " > ".join(PurePosixPath(segment).stem for segment in info.segments),
+                format_bytes(size),
+                f"{info.parity.max_abs_error:.1e}",
+                f"{info.parity.top10_agreement:.2%}",
+                format_interval(quality) if quality else "",
+            ]
+        )
+    return rows
+
+
+def quality_rows(manifest: Manifest, metrics: Iterable[str] = METRICS) -> Rows:
+    """Per depth: each metric on the test items with its 95 % interval."""
+    names = [name for name in metrics if any(name in info.quality for info in manifest.depths.values())]
+    rows = [["depth", *(name.upper() for name in names)]]
+    for depth, info in sorted(manifest.depths.items()):
+        rows.append([str(depth), *(_cell(info.quality, name) for name in names)])
+    return rows
+
+
+def evidence_rows(manifest: Manifest) -> Rows:
+    """Per strategy that was compared: the metric at each depth on validation items; a star marks the one shipped."""
+    keys = list(dict.fromkeys(key for figures in manifest.strategy_evidence.values() for key in figures))
+    rows = [["strategy", *(key.upper() for key in keys)]]
+    for strategy, figures in manifest.strategy_evidence.items():
+        mark = " *" if strategy == manifest.strategy else ""
+        rows.append([strategy + mark, *(_cell(figures, key) for key in keys)])
+    return rows
+
+
+def format_interval(interval: Interval) -> str:
+    """``.1030 [.0950, .1110]``."""
+    return f"{_decimal(interval.value)} [{_decimal(interval.low)}, {_decimal(interval.high)}]"
+
+
+def format_bytes(count: int) -> str:
+    """``620 B``, ``41 kB``, ``1.9 MB``: decimal units."""
+    if count < 1_000:
+        return f"{count} B"
+    return f"{count / 1e3:.0f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """Layers in order with runs shortened: ``0-3 7 4-6``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _strategy(manifest: Manifest) -> str:
+    segments = {segment for info in manifest.depths.values() for segment in info.segments}
+    return f"{manifest.strategy} ({len(segments)} engines for {len(manifest.depths)} depths)"
+
+
+def _cell(figures: Mapping[str, Interval], key: str) -> str:
+    return format_interval(figures[key]) if key in figures else ""
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"

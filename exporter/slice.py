@@ -1,0 +1,45 @@
+"""Cuts a smaller Bundle for one device profile out of a bundle; runs without torch, on the device if need be."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from fathom.edge_profiles.profile import DeviceProfile
+from fathom.errors import ConfigError
+from fathom.files import new_folder, write_json
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import MANIFEST_NAME, Manifest, bundle_version
+
+
+def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
+    """Write to ``out`` the bundle with only the profile's depths and return its manifest.
+
+    A depth of a chain keeps the segments before it. Everything else is copied unchanged, ``created`` included, so the
+    same bundle and profile give the same slice. Raises BundleError for a source that is refused, ConfigError when it
+    has none of the profile's depths or ``out`` is the source.
+    """
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"{out}: a slice cannot replace the bundle that it is cut from; choose another folder")
+    with Bundle.open(source) as bundle:
+        manifest = bundle.manifest
+    kept = {depth: info for depth, info in manifest.depths.items() if depth in profile.depths}
+    if not kept:
+        raise ConfigError(
+            f"{source}: has depths {_listed(manifest.depths)} but profile {profile.name} runs {_listed(profile.depths)}"
+        )
+    engines = {segment for info in manifest.depths.values() for segment in info.segments}
+    needed = {segment for info in kept.values() for segment in info.segments}
+    files = {name: entry for name, entry in manifest.files.items() if name not in engines - needed}
+    changed = {"version": bundle_version(files), "depths": kept, "files": files, "profile": profile.name}
+    sliced = manifest.model_copy(update=changed)
+    with new_folder(out) as folder:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+        write_json(folder / MANIFEST_NAME, sliced.model_dump(mode="json"))
+        Bundle.open(folder).close()  # the source may have changed under our hands
+    return sliced
+
+
+def _listed(depths: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(depths)))

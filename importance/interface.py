@@ -1,0 +1,111 @@
+"""What an importance method may see of a model, and what a method is.
+
+A method works on any model that implements ``LayeredModel``; it never learns what a batch holds. The model is taken
+apart at its layer boundaries, so that skipping layers, hidden states and re-using a common prefix all follow from
+``embed``, ``run_layer`` and ``losses``:
+
+    embed -> hidden 0 -> layer -> hidden 1 -> layer -> ... -> hidden L -> losses
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Batch = Any  # opaque to methods: only the model that made it knows what is inside
+
+LayerTensors = Mapping[str, Tensor]
+
+
+class LayeredModel(Protocol):
+    """A model made of residual layers, each of which can be left out: its output is then its input.
+
+    A batch holds samples (here: users); no sample may influence another one's hidden states or loss.
+    Hidden states are float (samples, positions, width). Nothing random happens while it runs (no dropout).
+    """
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer indices in execution order: a permutation of 0..L-1."""
+        ...
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The input of the first layer, (samples, positions, width)."""
+        ...
+
+    def run_layer(self, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
+        """The output of one layer at all positions, of the same shape as its input."""
+        ...
+
+    def losses(self, batch: Batch, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """-log p(label) of each sample, (samples,), from the last layer's output; the true labels by default."""
+        ...
+
+    def sample_labels(self, batch: Batch, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """One label per sample, drawn from the model's own p(label), (samples,) int64."""
+        ...
+
+    def real_positions(self, batch: Batch) -> Tensor:
+        """Which positions are not padding, bool (samples, positions); at least one per sample."""
+        ...
+
+    def layer_parameters(self, layer: int) -> LayerTensors:
+        """The parameters of one layer, by name, detached."""
+        ...
+
+    def layer_gradients(self, batch: Batch, labels: Tensor | None = None) -> Mapping[int, LayerTensors]:
+        """The gradient of each sample's loss with respect to each layer's parameters, every layer in place.
+
+        layer -> name -> (samples, *parameter shape). ``per_sample_gradients`` does the work.
+        """
+        ...
+
+
+class ImportanceMethod(Protocol):
+    """A way to score layers; made without arguments by the registry, and without state between calls."""
+
+    def scores(self, model: LayeredModel, batches: Iterable[Batch], generator: torch.Generator) -> Tensor:
+        """One row of layer scores per sample, (samples, layers); column i is layer i, higher is more important.
+
+        A layer's score is the mean of its column, so the rows are what the bootstrap resamples. A method whose
+        estimate is not a mean over samples returns jackknife pseudo-values over folds: their mean is the estimate.
+        ``batches`` may be iterated more than once; all randomness comes from ``generator`` (on the CPU).
+        """
+        ...
+
+
+def run_layers(model: LayeredModel, batch: Batch, hidden: Tensor, layers: Iterable[int]) -> Tensor:
+    """Run the given layers one after the other, starting from ``hidden``."""
+    for layer in layers:
+        hidden = model.run_layer(batch, layer, hidden)
+    return hidden
+
+
+def run_skipping(model: LayeredModel, batch: Batch, skip: Collection[int] = ()) -> Tensor:
+    """The last hidden state when the layers in ``skip`` are replaced by the identity."""
+    return run_layers(model, batch, model.embed(batch), (layer for layer in model.layers if layer not in skip))
+
+
+def hidden_states(model: LayeredModel, batch: Batch) -> list[Tensor]:
+    """The hidden state at every layer boundary: entry k is the input of the k-th executed layer, entry L the output."""
+    states = [model.embed(batch)]
+    for layer in model.layers:
+        states.append(model.run_layer(batch, layer, states[-1]))
+    return states
+
+
+def per_sample_gradients(
+    loss: Callable[..., Tensor], parameters: Mapping[str, Tensor], samples: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """The gradient of every sample's own loss, name -> (samples, *parameter shape), by ``vmap(grad)``.
+
+    loss(parameters, *sample) -> scalar, where ``sample`` is one row of each tensor in ``samples``.
+    Memory: samples x parameters; make batches small enough.
+    """
+    detached = {name: parameter.detach() for name, parameter in parameters.items()}
+    in_dims = (None, *(0 for _ in samples))
+    # The other parameters still require gradients: without no_grad, autograd would keep a graph of this backward pass.
+    with torch.no_grad():
+        gradients: dict[str, Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(detached, *samples)
+    return gradients

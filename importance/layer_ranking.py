@@ -1,0 +1,113 @@
+"""LayerRanking: how important each layer is by every method, how sure that is, and what the methods agree on."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import Any, Self
+
+from fathom.errors import ArtefactError
+from fathom.files import read_json, write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MethodScores:
+    """One method's scores per layer, entry i for layer i; higher is more important.
+
+    low, high: 95 % bootstrap interval over users; ranks: 1 = most important; seconds: what measuring took.
+    """
+
+    scores: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    ranks: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayerRanking:
+    """The layers of one checkpoint ordered by importance.
+
+    checkpoint, dataset: sha256, or None when unknown; users: how many were measured; kendall_tau: method -> method ->
+    -1..1; consensus_scores: Borda score per layer, 1 when all methods put it first and 0 when all put it last;
+    consensus_order: layers, most important first, ties by the lower index.
+
+    Raises ArtefactError when the parts contradict each other or a number is not finite.
+    """
+
+    layers: int
+    checkpoint: str | None
+    dataset: str | None
+    users: int
+    seed: int
+    methods: dict[str, MethodScores]
+    kendall_tau: dict[str, dict[str, float]]
+    consensus_scores: tuple[float, ...]
+    consensus_order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        problem = next(_problems(self), None)
+        if problem:
+            raise ArtefactError(f"not a usable layer ranking: {problem}; rank the layers again")
+
+    def save(self, path: Path) -> None:
+        """Write ``ranking.json``, whole or not at all."""
+        methods = {name: asdict(method) for name, method in self.methods.items()}
+        consensus = {"scores": self.consensus_scores, "order": self.consensus_order}
+        head = {key: getattr(self, key) for key in ("layers", "checkpoint", "dataset", "users", "seed")}
+        body = {"methods": methods, "kendall_tau": self.kendall_tau, "consensus": consensus}
+        write_json(path, {"schema_version": SCHEMA_VERSION, **head, **body})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read ``ranking.json``; raises ArtefactError, in one line, when it is not a whole and consistent one."""
+        value = read_json(path, kind="layer ranking", schema_version=SCHEMA_VERSION)
+        try:
+            return cls._from_json(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtefactError(f"{path}: not a layer ranking: {type(error).__name__}: {error}") from None
+        except ArtefactError as error:
+            raise ArtefactError(f"{path}: {error}") from None
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(
+            layers=int(value["layers"]),
+            checkpoint=value["checkpoint"],
+            dataset=value["dataset"],
+            users=int(value["users"]),
+            seed=int(value["seed"]),
+            methods={name: _method(scores) for name, scores in value["methods"].items()},
+            kendall_tau={a: {b: float(tau) for b, tau in row.items()} for a, row in value["kendall_tau"].items()},
+            consensus_scores=tuple(map(float, value["consensus"]["scores"])),
+            consensus_order=tuple(map(int, value["consensus"]["order"])),
+        )
+
+
+def _method(value: dict[str, Any]) -> MethodScores:
+    scores, low, high = (tuple(map(float, value[key])) for key in ("scores", "low", "high"))
+    return MethodScores(scores, low, high, tuple(map(int, value["ranks"])), float(value["seconds"]))
+
+
+def _problems(ranking: LayerRanking) -> Iterator[str]:
+    layers = ranking.layers
+    if not ranking.methods:
+        yield "it holds no method"
+    for name, method in ranking.methods.items():
+        if {len(method.scores), len(method.low), len(method.high), len(method.ranks)} != {layers}:
+            yield f"method {name} does not have {layers} scores, intervals and ranks"
+        if not all(map(isfinite, chain(method.scores, method.low, method.high, [method.seconds]))):
+            yield f"method {name} has a value that is NaN or infinite"
+        if sorted(method.ranks) != list(range(1, layers + 1)):
+            yield f"the ranks of method {name} are not 1..{layers}"
+        if set(ranking.kendall_tau.get(name, {})) != set(ranking.methods):
+            yield f"Kendall's tau of method {name} with each method is missing"
+    if not all(isfinite(tau) for row in ranking.kendall_tau.values() for tau in row.values()):
+        yield "Kendall's tau has a value that is NaN or infinite"
+    if len(ranking.consensus_scores) != layers or not all(map(isfinite, ranking.consensus_scores)):
+        yield f"the consensus does not have {layers} finite scores"
+    if sorted(ranking.consensus_order) != list(range(layers)):
+        yield f"the consensus order is not each of the layers 0..{layers - 1} once"

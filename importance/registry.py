@@ -1,0 +1,52 @@
+"""Importance methods by name: ours and those of installed packages, found through entry points."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+
+from fathom.errors import ConfigError
+from fathom.importance.interface import ImportanceMethod
+
+GROUP = "fathom.importance"
+ALL = "all"
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all installed methods, in alphabetical order."""
+    return tuple(sorted(_installed()))
+
+
+def load_methods(names: Sequence[str] = (ALL,)) -> dict[str, ImportanceMethod]:
+    """The methods of these names, in the given order; ``all`` stands for every installed method.
+
+    Raises ConfigError, in one line, when a name is unknown, installed twice, or cannot be loaded.
+    """
+    installed = _installed()
+    wanted = [known for name in names for known in (sorted(installed) if name == ALL else [name])]
+    if not wanted:
+        raise ConfigError(f"no importance method was named; known: {', '.join(sorted(installed))}, or {ALL}")
+    return {name: _load(name, installed) for name in wanted}
+
+
+def _installed() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _load(name: str, installed: dict[str, list[EntryPoint]]) -> ImportanceMethod:
+    if name not in installed:
+        near = get_close_matches(name, installed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown importance method {name!r}; {hint}known: {', '.join(sorted(installed))}, or {ALL}")
+    targets = sorted({entry.value for entry in installed[name]})
+    if len(targets) > 1:
+        raise ConfigError(f"importance method {name!r} is installed twice: {', '.join(targets)}; uninstall one package")
+    try:
+        method: ImportanceMethod = installed[name][0].load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(f"importance method {name!r} ({targets[0]}) cannot be loaded: {error}") from error
+    if not callable(getattr(method, "scores", None)):
+        raise ConfigError(f"importance method {name!r} ({targets[0]}) has no scores(model, batches, generator)")
+    return method

@@ -1,0 +1,214 @@
+"""The engine's thread and the way to it from the event loop; who goes next is decided in lanes.py."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from fathom.errors import DeadlineError, UnavailableError
+from fathom.runtime.cost import CostModel
+from fathom.runtime.lanes import Entry, Lanes, Taken
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+log = logging.getLogger("fathom.runtime")
+
+
+class _Job(Generic[Work, Result]):
+    __slots__ = ("future", "work")
+
+    def __init__(self, work: Work, future: "asyncio.Future[tuple[Result, float]]") -> None:
+        self.work = work
+        self.future = future
+
+
+class Batcher(Generic[Work, Result]):
+    """Work-conserving batching: whenever the engine is free and something waits, it runs.
+
+    ``serve(depth, works)`` returns one result per work, or the error of that one, in the engine's thread. ``clock``:
+    seconds, as ``time.monotonic``. Everything but ``serve`` is called from one event loop.
+    """
+
+    def __init__(
+        self,
+        lanes: "Lanes[_Job[Work, Result]]",
+        cost: CostModel,
+        serve: Callable[[int, list[Work]], Sequence[Result | UnavailableError]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lanes = lanes
+        self._cost = cost
+        self._serve = serve
+        self._clock = clock
+        # Guards the lanes, the cost model and the fields below; held for microseconds, never during a run.
+        self._changed = threading.Condition(threading.Lock())
+        self._busy_until_s = 0.0
+        self._running = 0
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the engine's thread; results go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="fathom-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the engine."""
+        return len(self._lanes)
+
+    @property
+    def running(self) -> int:
+        """Requests that the engine has taken and whose results are not yet delivered."""
+        return self._running
+
+    def outlook(
+        self, length: int, depths: Sequence[int], *, now_s: float, deadline_s: float | None
+    ) -> tuple[float, dict[int, float]]:
+        """What a new request would meet: median seconds until it starts, and p99 seconds of a run by depth."""
+        with self._changed:
+            urgency_s = self._lanes.urgency_s(now_s, deadline_s)
+            queue_s = self._cost.queue_s(self._lanes.ahead(urgency_s), self._lanes.batch_limit)
+            bucket = self._lanes.bucket(length)
+            costs = {depth: self._cost.p99_s(depth, bucket) for depth in depths}
+        if self._running:
+            queue_s += max(0.0, self._busy_until_s - now_s)
+        return queue_s, costs
+
+    def refused(self, now_s: float) -> None:
+        """A request was refused because of ``outlook``."""
+        with self._changed:
+            self._cost.refused(now_s)
+
+    async def run(
+        self, work: Work, *, depth: int, length: int, arrival_s: float, deadline_s: float | None
+    ) -> tuple[Result, float]:
+        """Wait for the engine; returns the result and when its batch began.
+
+        Raises OverloadError (the queue is full), DeadlineError (it can no longer be met) or UnavailableError (closed,
+        or the engine failed). Cancelling takes the request out of its lane.
+        """
+        assert self._loop is not None, "start() comes first"
+        future: asyncio.Future[tuple[Result, float]] = self._loop.create_future()
+        entry = Entry(depth, length, arrival_s, deadline_s, _Job(work, future))
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the engine is closed; call another server")
+            self._lanes.push(entry)
+            self._changed.notify()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            with self._changed:
+                self._lanes.cancel(entry)
+            self._note_idle()
+            raise
+
+    async def drain(self) -> None:
+        """Return when nothing waits and nothing runs."""
+        self._idle.clear()
+        self._note_idle()
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Stop after the batch that runs now; what still waits gets UnavailableError. May be called twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _note_idle(self) -> None:
+        if not self._running and not len(self._lanes):
+            self._idle.set()
+
+    def _work(self) -> None:
+        while (taken := self._next()) is not None:
+            began_s = self._clock()
+            self._post(taken, self._run(taken, began_s) if taken.batch else [], began_s)
+        self._post_leftovers()
+
+    def _next(self) -> "Taken[_Job[Work, Result]] | None":
+        """Wait for work; None when closed."""
+        with self._changed:
+            while not self._closed:
+                now_s = self._clock()
+                taken = self._lanes.take(now_s, self._cost)
+                if taken is not None:
+                    self._running += len(taken.batch) + len(taken.late)
+                    if taken.batch:
+                        run_s = self._cost.p50_s(taken.depth, taken.length, len(taken.batch))
+                        self._busy_until_s = now_s + run_s
+                    if any(entry.deadline_s is not None and entry.deadline_s > now_s for entry in taken.late):
+                        self._cost.refused(now_s)
+                    return taken
+                self._changed.wait()
+        return None
+
+    def _run(self, taken: "Taken[_Job[Work, Result]]", began_s: float) -> Sequence[Result | UnavailableError]:
+        try:
+            results = self._serve(taken.depth, [entry.payload.work for entry in taken.batch])
+        except Exception:
+            # A backend may raise anything; its batch fails, the thread and the server go on.
+            log.exception("the engine failed at depth %d, %d requests", taken.depth, len(taken.batch))
+            return [UnavailableError(f"the engine failed at depth {taken.depth}; try again") for _ in taken.batch]
+        now_s = self._clock()
+        with self._changed:
+            self._cost.observe(taken.depth, taken.length, len(taken.batch), now_s - began_s, now_s)
+        return results
+
+    def _post(
+        self, taken: "Taken[_Job[Work, Result]]", results: Sequence[Result | UnavailableError], began_s: float
+    ) -> None:
+        """Hand a whole batch to the event loop in one call."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, taken, results, began_s)
+        except RuntimeError:
+            # The loop is closed: nobody is left to wait for these.
+            log.debug("results of %d requests came after the event loop was closed", len(taken.batch))
+
+    def _post_leftovers(self) -> None:
+        with self._changed:
+            entries: list[Entry[_Job[Work, Result]]] = self._lanes.clear()
+            self._running += len(entries)
+        if entries:
+            closed = [UnavailableError("the engine is closed; call another server") for _ in entries]
+            self._post(Taken(0, 0, entries, []), closed, 0.0)
+
+    def _deliver(
+        self, taken: "Taken[_Job[Work, Result]]", results: Sequence[Result | UnavailableError], began_s: float
+    ) -> None:
+        """In the event loop: settle the futures of a batch (one that is done was cancelled)."""
+        with self._changed:
+            self._running -= len(taken.batch) + len(taken.late)
+        for entry, result in zip(taken.batch, results, strict=True):
+            future = entry.payload.future
+            if future.done():
+                continue
+            if isinstance(result, UnavailableError):
+                future.set_exception(result)
+            else:
+                future.set_result((result, began_s))
+        for entry in taken.late:
+            if not entry.payload.future.done():
+                entry.payload.future.set_exception(_too_late(entry, began_s))
+        self._note_idle()
+
+
+def _too_late(entry: Entry[_Job[Work, Result]], now_s: float) -> DeadlineError:
+    assert entry.deadline_s is not None
+    left_s = entry.deadline_s - now_s
+    if left_s <= 0:
+        return DeadlineError("the deadline passed in the queue; allow more time")
+    return DeadlineError(
+        f"{left_s * 1e3:.1f} ms left after the queue, not enough for depth {entry.depth}; allow more time"
+    )

@@ -1,0 +1,164 @@
+"""Runs a bundle's segments: the Engine interface, and onnxruntime on the CPU behind it."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import BundleError, ConfigError, MissingExtraError
+from fathom.runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class Engine(Protocol):
+    """What turns histories into user vectors; one batch has one depth."""
+
+    @property
+    def name(self) -> str:
+        """For people and metrics, as ``onnxruntime-cpu``."""
+        ...
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that ``run`` accepts, ascending."""
+        ...
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """User vectors (batch, width), unit rows.
+
+        ``items``: int64 (batch, history) input ids, item index + 1, padded on the left with 0, at least one item a row.
+        ``timestamps``: seconds, of the same shape and padding, or None when unknown; a model without them ignores them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; ``run`` must not be called afterwards."""
+        ...
+
+
+def open_engine(bundle: Bundle, *, threads: int = 1, depths: Collection[int] | None = None) -> "OnnxEngine":
+    """The engine that this bundle's format asks for, with the given depths (all of the bundle when None).
+
+    ``threads``: threads inside one run. Raises ConfigError for a depth or format that cannot be served here and
+    BundleError for an engine file that breaks the contract.
+    """
+    if bundle.manifest.format != "onnx":
+        raise ConfigError(f"{bundle.path}: engines are {bundle.manifest.format}; this machine runs onnx bundles only")
+    wanted = tuple(sorted(set(bundle.depths if depths is None else depths)))
+    missing = [depth for depth in wanted if depth not in bundle.depths]
+    if missing or not wanted:
+        asked = f"no depth {missing[0]}" if missing else "no depth asked for"
+        raise ConfigError(f"{bundle.path}: {asked}; the bundle has {', '.join(map(str, bundle.depths))}")
+    return OnnxEngine(bundle, depths=wanted, threads=threads)
+
+
+class OnnxEngine:
+    """onnxruntime on the CPU; segments that several depths share are loaded once.
+
+    A context manager; holds a session per segment and no state between runs.
+    """
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int) -> None:
+        self.depths = depths
+        self._timestamps = bundle.manifest.model.uses_timestamps
+        segments: dict[Path, _Segment] = {}
+        self._chains: dict[int, list[_Segment]] = {}
+        for depth in depths:
+            paths = bundle.segments(depth)
+            for path in paths:
+                if path not in segments:
+                    segments[path] = _Segment(path, threads)
+            self._chains[depth] = [segments[path] for path in paths]
+            for place, segment in enumerate(self._chains[depth]):
+                segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``; KeyError for a depth that it does not have."""
+        feeds: dict[str, NDArray[Any]] = {"items": items}
+        if self._timestamps:
+            feeds["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        *passed, last = self._chains[depth]
+        for segment in passed:
+            feeds["hidden_in"] = segment.run("hidden_out", feeds)
+        return last.run("user_vector", feeds)
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._chains.clear()
+
+    def __enter__(self) -> "OnnxEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_session(path: Path, threads: int) -> "onnxruntime.InferenceSession":
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "train") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Spinning threads hold a core for a second after each run. Patterns are stored per shape, and ours vary.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+    except Exception as error:  # onnxruntime's own classes have no common base but this one
+        text = str(error).splitlines()[0]
+        raise BundleError(f"{path}: onnxruntime refuses this engine: {text}; export the bundle again") from error
+    # Asked for is not got: where a provider cannot load, onnxruntime takes another one and only logs it.
+    if session.get_providers() != [PROVIDER]:
+        raise ConfigError(f"{path}: onnxruntime runs on {session.get_providers()} where {PROVIDER} was asked for")
+    return session
+
+
+class _Segment:
+    """One engine file as a session, with the names of its inputs."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._path = path
+        self._session = _open_session(path, threads)
+        self._inputs = tuple(i.name for i in self._session.get_inputs())
+        self._outputs = tuple(o.name for o in self._session.get_outputs())
+        # Without this, a segment that is only passed through would also compute its exit.
+        self._options = _run_options()
+
+    def run(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        # Plain arrays: OrtValue and IO binding were measured and gain nothing on the CPU.
+        inputs = {name: feeds[name] for name in self._inputs}
+        result: NDArray[np.float32] = self._session.run([output], inputs, self._options)[0]
+        return result
+
+    def check(self, *, first: bool, last: bool, timestamps: bool) -> None:
+        """Inputs and outputs are those that docs/bundle-format.md gives this place in a chain."""
+        known = {"items"} | (set() if first else {"hidden_in"}) | ({"timestamps"} if timestamps else set())
+        needed = "items" if first else "hidden_in"
+        output = "user_vector" if last else "hidden_out"
+        if needed not in self._inputs or not known.issuperset(self._inputs) or output not in self._outputs:
+            raise BundleError(
+                f"{self._path}: not an engine for its place: it maps {', '.join(self._inputs)} to"
+                f" {', '.join(self._outputs)} where {', '.join(sorted(known))} to {output} is needed;"
+                " export the bundle again"
+            )
+
+
+def _run_options() -> "onnxruntime.RunOptions":
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options

@@ -1,0 +1,207 @@
+"""Who goes next: the queue of waiting requests, without threads, event loop or clock.
+
+One lane per (depth, length bucket), because one run of an engine has one depth and one padded length. Every entry has
+a fixed urgency: its deadline, but never later than its arrival plus the patience. The lane that holds the most urgent
+entry goes next, and within it the most urgent entries. Urgency never changes and what arrives later has a later one
+in the end, so nothing starves, with or without a deadline, however long that deadline.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Generic, Protocol, TypeVar
+
+from fathom.errors import OverloadError
+
+Payload = TypeVar("Payload")
+
+SHORTEST_BUCKET = 16
+
+
+class BatchCost(Protocol):
+    """How large a batch may be: what ``cost.CostModel`` measures."""
+
+    def largest(self, depth: int, length: int, time_s: float) -> int:
+        """The most requests of this lane that one run surely (p99) ends within the time; 0 when not even one."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Entry(Generic[Payload]):
+    """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to."""
+
+    depth: int
+    length: int
+    arrival_s: float
+    deadline_s: float | None
+    payload: Payload
+    waiting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[Payload]):
+    """The next batch (empty when nothing could make it), of entries with one depth and at most ``length`` items.
+
+    ``late``: entries that are dropped, because even alone they would miss their deadline.
+    """
+
+    depth: int
+    length: int
+    batch: list[Entry[Payload]]
+    late: list[Entry[Payload]]
+
+
+@dataclass(slots=True, eq=False)
+class _Lane(Generic[Payload]):
+    """A heap of (urgency, order of arrival, entry); cancelled entries stay in it until they surface or outnumber."""
+
+    heap: list[tuple[float, int, Entry[Payload]]]
+    live: int = 0
+
+    def settle(self) -> None:
+        """Remove cancelled entries from the top; afterwards the top, if any, is waiting."""
+        while self.heap and not self.heap[0][2].waiting:
+            heappop(self.heap)
+
+
+def length_buckets(max_history: int) -> tuple[int, ...]:
+    """Upper ends of the length buckets: 16, 32, 64, ... and the longest history itself."""
+    ends = []
+    end = SHORTEST_BUCKET
+    while end < max_history:
+        ends.append(end)
+        end *= 2
+    return (*ends, max_history)
+
+
+class Lanes(Generic[Payload]):
+    """The bounded queue. Not safe for use by several threads at once: its owner locks."""
+
+    def __init__(
+        self,
+        *,
+        buckets: tuple[int, ...],
+        max_queue: int,
+        max_batch: int,
+        max_batch_tokens: int,
+        patience_s: float,
+    ) -> None:
+        self._buckets = buckets
+        self._max_queue = max_queue
+        self._max_batch = max_batch
+        self._max_batch_tokens = max_batch_tokens
+        self._patience_s = patience_s
+        self._lanes: dict[tuple[int, int], _Lane[Payload]] = {}
+        self._order = count()
+        self._live = 0
+
+    def __len__(self) -> int:
+        """Entries that wait."""
+        return self._live
+
+    def bucket(self, length: int) -> int:
+        """The upper end of the bucket that a history of this length belongs to."""
+        return self._buckets[bisect_left(self._buckets, length)]
+
+    def batch_limit(self, length: int) -> int:
+        """The most requests of one batch, padded to ``length``; at least one."""
+        return max(1, min(self._max_batch, self._max_batch_tokens // length))
+
+    def urgency_s(self, arrival_s: float, deadline_s: float | None) -> float:
+        """When an entry should be answered: what the order of service follows."""
+        patient = arrival_s + self._patience_s
+        return patient if deadline_s is None else min(deadline_s, patient)
+
+    def push(self, entry: Entry[Payload]) -> None:
+        """Add an entry; raises OverloadError when the queue is full."""
+        if self._live >= self._max_queue:
+            raise OverloadError(f"{self._live} requests are waiting, which is the most; try again later")
+        key = (entry.depth, self.bucket(entry.length))
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane([])
+        entry.waiting = True
+        heappush(lane.heap, (self.urgency_s(entry.arrival_s, entry.deadline_s), next(self._order), entry))
+        lane.live += 1
+        self._live += 1
+
+    def cancel(self, entry: Entry[Payload]) -> bool:
+        """Remove an entry; False when it no longer waits."""
+        if not entry.waiting:
+            return False
+        entry.waiting = False
+        key = (entry.depth, self.bucket(entry.length))
+        lane = self._lanes[key]
+        lane.live -= 1
+        self._live -= 1
+        if lane.live == 0:
+            del self._lanes[key]
+        elif len(lane.heap) > 2 * lane.live + 16:
+            lane.heap = [item for item in lane.heap if item[2].waiting]
+            heapify(lane.heap)
+        return True
+
+    def clear(self) -> list[Entry[Payload]]:
+        """Remove and return everything that waits."""
+        left = [item[2] for lane in self._lanes.values() for item in lane.heap if item[2].waiting]
+        for entry in left:
+            entry.waiting = False
+        self._lanes.clear()
+        self._live = 0
+        return left
+
+    def ahead(self, urgency_s: float) -> Iterator[tuple[int, int, int]]:
+        """(depth, bucket, entries) of the lanes that go before a new entry of this urgency, counted whole."""
+        for (depth, length), lane in self._lanes.items():
+            lane.settle()
+            if lane.heap[0][0] <= urgency_s:
+                yield depth, length, lane.live
+
+    def take(self, now_s: float, cost: BatchCost) -> Taken[Payload] | None:
+        """Remove and return what the engine should run now; None when nothing waits.
+
+        Never empty-handed while anything that waits can still make its deadline. The batch is small enough for each
+        of its entries to make its own.
+        """
+        late: list[Entry[Payload]] = []
+        depth = length = 0
+        while self._lanes:
+            depth, length = self._most_urgent()
+            batch = self._fill((depth, length), now_s, cost, late)
+            if batch:
+                return Taken(depth, length, batch, late)
+        return Taken(depth, length, [], late) if late else None
+
+    def _most_urgent(self) -> tuple[int, int]:
+        for lane in self._lanes.values():
+            lane.settle()
+        return min(self._lanes, key=lambda key: self._lanes[key].heap[0][:2])
+
+    def _fill(
+        self, key: tuple[int, int], now_s: float, cost: BatchCost, late: list[Entry[Payload]]
+    ) -> list[Entry[Payload]]:
+        """The batch of one lane; what can no longer make it goes to ``late``."""
+        depth, length = key
+        lane = self._lanes[key]
+        limit = self.batch_limit(length)
+        batch: list[Entry[Payload]] = []
+        while lane.live and len(batch) < limit:
+            lane.settle()
+            entry = lane.heap[0][2]
+            if entry.deadline_s is not None:
+                most = cost.largest(depth, length, entry.deadline_s - now_s)
+                if 0 < most <= len(batch):
+                    break
+                limit = min(limit, most) if most else limit
+            else:
+                most = limit
+            heappop(lane.heap)
+            entry.waiting = False
+            lane.live -= 1
+            self._live -= 1
+            (batch if most else late).append(entry)
+        if not lane.live:
+            del self._lanes[key]
+        return batch

@@ -1,0 +1,293 @@
+"""A request's life: select a depth, fit it to the deadline, wait in a lane, run, retrieve, answer."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.edge_profiles.profile import DeviceProfile
+from fathom.errors import ConfigError, DeadlineError, InvalidRequestError, UnavailableError
+from fathom.runtime.batcher import Batcher
+from fathom.runtime.blas import limit_blas_threads
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.cost import measure
+from fathom.runtime.engine import Engine
+from fathom.runtime.lanes import Lanes, length_buckets
+from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
+from fathom.selector.features import measure as measure_features
+from fathom.selector.policy import Decision, choose, fit_deadline
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a pipeline that is not in the bundle; the only place with its defaults.
+
+    ``threads``: of numpy's products, and the number to give to ``open_engine``. ``max_queue``: waiting requests.
+    ``max_batch``: requests; ``max_batch_tokens``: requests x padded length. ``patience_ms``: no request lets later
+    ones pass for longer. ``calibration_ms``: time for measuring costs at the start, beyond the least that it takes.
+    ``retrieval_floats``: scores that one search holds at a time.
+    """
+
+    threads: int = 1
+    max_queue: int = 1024
+    max_batch: int = 32
+    max_batch_tokens: int = 2048
+    patience_ms: float = 1000.0
+    calibration_ms: float = 200.0
+    retrieval_floats: int = 4_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "max_queue", "max_batch", "max_batch_tokens", "patience_ms", "retrieval_floats"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.calibration_ms >= 0:
+            raise ConfigError(f"calibration_ms is {self.calibration_ms}; it must not be negative")
+
+    @classmethod
+    def for_profile(cls, profile: DeviceProfile, **changes: Any) -> Self:
+        """The settings that a profile asks for, with ``changes`` on top."""
+        own = {name: getattr(profile, name) for name in ("threads", "max_batch", "max_batch_tokens")}
+        return cls(**(own | changes))
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request in the pipeline's terms.
+
+    ``items``: known item indices, oldest first, at least one, of any length. ``timestamps``: seconds, one per item, or
+    None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
+    ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
+    ``include_seen``: items of the history may be returned too.
+    """
+
+    items: Sequence[int] | NDArray[np.integer]
+    k: int
+    profile: DeviceProfile
+    timestamps: Sequence[int] | NDArray[np.integer] | None = None
+    depth: int | None = None
+    deadline_s: float | None = None
+    exclude: Sequence[int] | NDArray[np.integer] = ()
+    allow: Sequence[int] | NDArray[np.integer] | None = None
+    categories: frozenset[str] = frozenset()
+    include_seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Microseconds of each stage; ``engine_us`` and ``retrieval_us`` are those of the whole batch."""
+
+    select_us: int
+    queue_us: int
+    engine_us: int
+    retrieval_us: int
+    total_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``indices`` int64 and ``scores`` float32 (cosines), best first; fewer than k when the filter leaves fewer."""
+
+    indices: Indices
+    scores: Scores
+    decision: Decision
+    history_used: int
+    timing: Timing
+
+
+class _Work(NamedTuple):
+    """What the engine's thread needs of one request: input ids (index + 1), seconds, k and filter."""
+
+    ids: NDArray[np.int64]
+    timestamps: NDArray[np.int64] | None
+    k: int
+    keep: ItemFilter
+
+
+class _Result(NamedTuple):
+    indices: Indices
+    scores: Scores
+    engine_s: float
+    retrieval_s: float
+
+
+class Pipeline:
+    """Answers queries with one bundle and one engine, from one event loop; closes the engine when it closes."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, *, settings: Settings | None = None) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.settings = Settings() if settings is None else settings
+        self._max_history = bundle.manifest.model.max_history
+        self._uses_timestamps = bundle.manifest.model.uses_timestamps
+        self._batcher: Batcher[_Work, _Result] | None = None
+        self._accepting = False
+
+    async def start(self) -> None:
+        """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
+        settings = self.settings
+        limit_blas_threads(settings.threads)
+        self._retriever = FlatRetriever(self.bundle.vectors, block_floats=settings.retrieval_floats)
+        buckets = length_buckets(self._max_history)
+        lanes: Lanes[Any] = Lanes(
+            buckets=buckets,
+            max_queue=settings.max_queue,
+            max_batch=settings.max_batch,
+            max_batch_tokens=settings.max_batch_tokens,
+            patience_s=settings.patience_ms / 1e3,
+        )
+        cost = await asyncio.to_thread(
+            measure,
+            self._trial_run,
+            depths=self.engine.depths,
+            lengths=buckets,
+            batch_limit=lanes.batch_limit,
+            budget_s=settings.calibration_ms / 1e3,
+        )
+        self._batcher = Batcher(lanes, cost, self._serve)
+        self._batcher.start()
+        self._accepting = True
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the engine."""
+        return self._batcher.waiting if self._batcher else 0
+
+    async def recommend(self, query: Query) -> Answer:
+        """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
+
+        Raises InvalidRequestError, NotFoundError (a depth that is not served, an unknown category), DeadlineError,
+        OverloadError or UnavailableError. Cancelling takes the request out of the queue.
+        """
+        start_s = time.monotonic()
+        batcher = self._batcher
+        if batcher is None or not self._accepting:
+            raise UnavailableError("the pipeline is starting or draining; try again later")
+        seen = _indices(query.items, "items", len(self.bundle.vectors))
+        items = seen[-self._max_history :]
+        timestamps = self._timestamps(query, len(seen))
+        if query.k < 1 or not seen.size:
+            raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
+        decision = self._select(query, items, timestamps, batcher, start_s)
+        work = _Work(items + 1, timestamps if self._uses_timestamps else None, query.k, self._filter(query, seen))
+        queued_s = time.monotonic()
+        result, began_s = await batcher.run(
+            work, depth=decision.depth, length=len(items), arrival_s=queued_s, deadline_s=query.deadline_s
+        )
+        timing = Timing(
+            select_us=int((queued_s - start_s) * 1e6),
+            queue_us=int((began_s - queued_s) * 1e6),
+            engine_us=int(result.engine_s * 1e6),
+            retrieval_us=int(result.retrieval_s * 1e6),
+            total_us=int((time.monotonic() - start_s) * 1e6),
+        )
+        return Answer(result.indices, result.scores, decision, len(items), timing)
+
+    async def drain(self) -> None:
+        """Take no new requests and return when those inside are answered."""
+        self._accepting = False
+        if self._batcher:
+            await self._batcher.drain()
+
+    def close(self) -> None:
+        """Stop at once: what still waits gets UnavailableError. May be called twice."""
+        self._accepting = False
+        if self._batcher:
+            self._batcher.close()
+        self.engine.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def _select(
+        self,
+        query: Query,
+        items: NDArray[np.int64],
+        timestamps: NDArray[np.int64] | None,
+        batcher: Batcher[_Work, _Result],
+        now_s: float,
+    ) -> Decision:
+        bundle = self.bundle
+        complexity = bundle.complexity.score(measure_features(items, timestamps, bundle.tables))
+        served = self.engine.depths
+        decision = choose(complexity, query.profile, served, query.depth)
+        if query.deadline_s is None:
+            return decision
+        queue_s, cost_p99_s = batcher.outlook(len(items), served, now_s=now_s, deadline_s=query.deadline_s)
+        try:
+            return fit_deadline(
+                decision,
+                now_s=now_s,
+                deadline_s=query.deadline_s,
+                queue_s=queue_s,
+                cost_p99_s=cost_p99_s,
+                allowed=query.profile.depths,
+            )
+        except DeadlineError:
+            if query.deadline_s > now_s:
+                batcher.refused(now_s)
+            raise
+
+    def _timestamps(self, query: Query, given: int) -> NDArray[np.int64] | None:
+        if query.timestamps is None:
+            return None
+        timestamps = np.asarray(query.timestamps, dtype=np.int64)
+        if len(timestamps) != given:
+            raise InvalidRequestError(f"{len(timestamps)} timestamps for {given} items; give one per item or none")
+        return timestamps[-self._max_history :]
+
+    def _filter(self, query: Query, seen: NDArray[np.int64]) -> ItemFilter:
+        n = len(self.bundle.vectors)
+        exclude = _indices(query.exclude, "exclude", n) if len(query.exclude) else None
+        if not query.include_seen:
+            exclude = seen if exclude is None else np.concatenate((seen, exclude))
+        return ItemFilter(
+            exclude=np.empty(0, np.int64) if exclude is None else exclude,
+            allow=None if query.allow is None else _indices(query.allow, "allow", n),
+            mask=self.bundle.catalogue.category_mask(query.categories) if query.categories else None,
+        )
+
+    def _serve(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
+        """One batch, in the engine's thread: pad, run, retrieve."""
+        longest = max(len(work.ids) for work in works)
+        items = np.zeros((len(works), longest), dtype=np.int64)
+        timestamps = np.zeros_like(items) if self._uses_timestamps else None
+        for row, work in enumerate(works):
+            items[row, longest - len(work.ids) :] = work.ids
+            if timestamps is not None and work.timestamps is not None:
+                timestamps[row, longest - len(work.ids) :] = work.timestamps
+        start_s = time.monotonic()
+        users = self.engine.run(items, timestamps, depth)
+        engine_s = time.monotonic()
+        found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
+        end_s = time.monotonic()
+        # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
+        finite = np.isfinite(users.sum(axis=1)).tolist()
+        return [
+            _Result(*pair, engine_s - start_s, end_s - engine_s) if ok else _broken(depth)
+            for pair, ok in zip(found, finite, strict=True)
+        ]
+
+    def _trial_run(self, depth: int, length: int, requests: int) -> None:
+        """What one batch of ordinary requests costs, from padding to the best ten."""
+        ids = np.arange(length, dtype=np.int64) % len(self.bundle.vectors) + 1
+        self._serve(depth, [_Work(ids, None, 10, ItemFilter(exclude=ids - 1))] * requests)
+
+
+def _broken(depth: int) -> UnavailableError:
+    return UnavailableError(f"the engine returned NaN or infinity at depth {depth}; check the bundle")
+
+
+def _indices(values: Sequence[int] | NDArray[np.integer], name: str, n: int) -> NDArray[np.int64]:
+    array = np.asarray(values, dtype=np.int64)
+    # Seen as unsigned, a negative index is a huge one: one comparison finds both mistakes.
+    if array.size and int(array.view(np.uint64).max()) >= n:
+        raise InvalidRequestError(f"{name} holds an index outside 0..{n - 1}")
+    return array

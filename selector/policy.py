@@ -1,0 +1,115 @@
+"""From complexity, profile and clock to a depth. Pure functions: whatever they need is an argument, time included.
+
+``choose`` says how deep a request should go, ``fit_deadline`` how deep it still can go; the clock has the last word.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fathom.edge_profiles.profile import DeviceProfile
+from fathom.errors import DeadlineError, NotFoundError
+
+
+class DepthReason(StrEnum):
+    """Why a depth was chosen: asked for, simple request, complex request, or all that the deadline allows."""
+
+    FIXED = "fixed"
+    SIMPLE = "simple"
+    COMPLEX = "complex"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The depth of one request; ``why`` is a sentence for a person, ``complexity`` is 0 (simple) to 1."""
+
+    depth: int
+    reason: DepthReason
+    why: str
+    complexity: float
+
+
+def choose(
+    complexity: float, profile: DeviceProfile, served_depths: Collection[int], fixed: int | None = None
+) -> Decision:
+    """The depth that a request should get: below the profile's threshold the shallow one, else the deep one.
+
+    Where the bundle does not serve that depth, the nearest depth that both bundle and profile know takes its place,
+    the deeper of two equally near. ``fixed`` overrides complexity and profile. Raises NotFoundError when the fixed
+    depth, or every depth of the profile, is missing from the bundle.
+    """
+    if fixed is not None:
+        if fixed not in served_depths:
+            raise NotFoundError(f"depth {fixed} is not served here; there are {_list(served_depths)}")
+        return Decision(fixed, DepthReason.FIXED, f"depth {fixed} was asked for", complexity)
+    simple = complexity < profile.threshold
+    wanted = profile.shallow if simple else profile.deep
+    depth = wanted if wanted in served_depths else _nearest(wanted, profile, served_depths)
+    text, limit = f"{complexity:.2f}", f"{profile.threshold:.2f}"
+    if not simple:
+        why = f"complexity {text} is not below {limit}: depth {depth} for {profile.tier}"
+    else:
+        below = "is just below" if text == limit else "is below"
+        why = f"complexity {text} {below} {limit}: depth {depth} is enough for {profile.tier}"
+    if depth != wanted:
+        why = (
+            f"{why.partition(':')[0]}: depth {depth} for {profile.tier}, in place of {wanted}, which is not served here"
+        )
+    return Decision(depth, DepthReason.SIMPLE if simple else DepthReason.COMPLEX, why, complexity)
+
+
+def fit_deadline(
+    decision: Decision,
+    *,
+    now_s: float,
+    deadline_s: float | None,
+    queue_s: float,
+    cost_p99_s: Mapping[int, float],
+    allowed: Collection[int],
+) -> Decision:
+    """The decision itself when it meets the deadline, else the deepest shallower allowed depth that does.
+
+    A depth fits when ``now_s + queue_s + cost_p99_s[depth] <= deadline_s``; one without a measured cost never does.
+    All times are seconds, of one clock. A fixed depth is never replaced. Raises DeadlineError when nothing fits.
+    """
+    if deadline_s is None:
+        return decision
+    left_s = deadline_s - now_s - queue_s
+    if cost_p99_s.get(decision.depth, math.inf) <= left_s:
+        return decision
+    fixed = decision.reason is DepthReason.FIXED
+    shallower = () if fixed else [d for d in allowed if d < decision.depth and d in cost_p99_s]
+    depth = max((d for d in shallower if cost_p99_s[d] <= left_s), default=None)
+    if depth is None:
+        tried = min(shallower, key=cost_p99_s.__getitem__, default=decision.depth)
+        raise DeadlineError(_too_late(deadline_s - now_s, queue_s, tried, cost_p99_s.get(tried)))
+    why = (
+        f"depth {decision.depth} would miss the deadline: {_ms(left_s)} left after the queue,"
+        f" depth {depth} needs {_ms(cost_p99_s[depth])}"
+    )
+    return Decision(depth, DepthReason.DEADLINE, why, decision.complexity)
+
+
+def _nearest(wanted: int, profile: DeviceProfile, served: Collection[int]) -> int:
+    common = [depth for depth in profile.depths if depth in served]
+    if not common:
+        known = _list(profile.depths)
+        raise NotFoundError(f"profile {profile.name} allows depths {known}, but this bundle serves {_list(served)}")
+    return min(common, key=lambda depth: (abs(depth - wanted), -depth))
+
+
+def _too_late(time_s: float, queue_s: float, depth: int, cost_s: float | None) -> str:
+    if time_s <= 0:
+        return "the deadline has passed"
+    cost = "has no measured cost" if cost_s is None else f"needs {_ms(cost_s)}"
+    return f"{_ms(time_s)} left, {_ms(queue_s)} of it in the queue: depth {depth} {cost}; allow more time"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def _list(depths: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(depths)))

@@ -1,0 +1,129 @@
+"""Settings of a server: command line > environment (``FATHOM_*``) > file (YAML) > default.
+
+``load_settings`` is the only place where they meet; the defaults live in ``ServerSettings`` and nowhere else.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from fathom.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "FATHOM_"
+# Names the settings file itself, so it is the one variable that is not a setting.
+FILE_VARIABLE = "FATHOM_CONFIG"
+
+
+class ServerSettings(BaseModel):
+    """Everything about a server that is neither in the bundle nor in a device profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="HTTP port of /metrics; 0 takes a free one, off serves none"
+    )
+    profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
+    threads: int | None = Field(
+        default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
+    )
+    max_queue: int = Field(default=1024, ge=1, le=1_000_000, description="waiting requests before the server is full")
+    max_message_mb: int = Field(default=4, ge=1, le=1024, description="largest message in and out")
+    stream_in_flight: int = Field(default=64, ge=1, le=65536, description="requests one stream may have waiting")
+    drain_s: float = Field(default=20.0, ge=0, le=3600, description="time that requests in flight get to finish")
+    log_format: Literal["json", "text"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("port", "metrics_port", "threads", "max_queue", "max_message_mb", mode="before")
+    @classmethod
+    def _off_or_number(cls, value: object, info: ValidationInfo) -> object:
+        # YAML reads a bare `off` as False; the command line and the environment give the word.
+        if info.field_name == "metrics_port" and (value is False or value == "off"):
+            return None
+        if isinstance(value, bool):
+            raise ValueError("must be a number")
+        return value
+
+
+def load_settings(
+    command_line: Mapping[str, object] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> ServerSettings:
+    """Merge the four sources of settings, each overriding the next: command line, environment, file, default.
+
+    ``command_line``: option name to value, None where the option was not given. ``environment``: the process's own
+    when None. ``file``: a YAML mapping; when None, the one that ``FATHOM_CONFIG`` names, if any.
+    Raises ConfigError for an unknown key (with the nearest known one) or an impossible value, naming its source.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get(FILE_VARIABLE)
+    path = file or (Path(named) if named else None)
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    for origin, given in (
+        (str(path), _read_file(path) if path else {}),
+        ("environment", _from_environment(environment)),
+        ("command line", {key: value for key, value in (command_line or {}).items() if value is not None}),
+    ):
+        for key, value in given.items():
+            _check_known(key, origin)
+            values[key] = value
+            sources[key] = _spelled(key, origin)
+    try:
+        return ServerSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise ConfigError(f"{sources[key]}: {values[key]!r} is not possible: {first['msg']}") from None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a settings file: it is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a settings file is a mapping, as `port: 50051`")
+    return {str(key): value for key, value in content.items()}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in sorted(environment.items())
+        if name.startswith(ENVIRONMENT_PREFIX) and name != FILE_VARIABLE
+    }
+
+
+def _check_known(key: str, origin: str) -> None:
+    known = list(ServerSettings.model_fields)
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1)
+    advice = f"did you mean {_spelled(near[0], origin, bare=True)}?" if near else f"known keys: {', '.join(known)}"
+    raise ConfigError(f"{_spelled(key, origin)}: unknown setting; {advice}")
+
+
+def _spelled(key: str, origin: str, *, bare: bool = False) -> str:
+    """A key the way its source spells it: ``--max-queue``, ``FATHOM_MAX_QUEUE``, or ``server.yaml: max_queue``."""
+    if origin == "environment":
+        return ENVIRONMENT_PREFIX + key.upper()
+    if origin == "command line":
+        return "--" + key.replace("_", "-")
+    return key if bare else f"{origin}: {key}"

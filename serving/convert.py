@@ -1,0 +1,166 @@
+"""Between the wire and the pipeline: checks a RecommendRequest against its contract, and words an Answer.
+
+The limits are those of the comments in ``recommender.proto``.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from fathom.edge_profiles.profile import DeviceProfile
+from fathom.errors import InvalidRequestError, NotFoundError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.pipeline import Answer, Query
+from fathom.selector.policy import DepthReason
+
+LONGEST_REQUEST_ID_BYTES = 128
+LONGEST_HISTORY = 10_000
+DEFAULT_K = 10
+LARGEST_K = 1_000
+LARGEST_BATCH = 1_024
+LAST_SECOND_OF_9999 = 253_402_300_799
+# Longest piece of a client's own text that an error repeats.
+LONGEST_ECHO = 60
+
+REASONS = {reason: f"DEPTH_REASON_{reason.name}" for reason in DepthReason}
+
+
+class Converter:
+    """Translates for one bundle; ``profiles`` maps every name and tier a request may give to its DeviceProfile."""
+
+    def __init__(self, bundle: Bundle, profiles: dict[str, DeviceProfile], default_profile: DeviceProfile) -> None:
+        self._ids = bundle.catalogue.ids
+        self._titles = bundle.catalogue.titles
+        self._index = bundle.catalogue.index
+        self._categories = frozenset(bundle.catalogue.category_items)
+        self._version = bundle.manifest.version
+        self._profiles = {**profiles, "": default_profile}
+
+    def query(self, request: pb.RecommendRequest, deadline_s: float | None) -> tuple[Query, int]:
+        """The Query of a request, and the number of unknown items in its history.
+
+        ``deadline_s``: on the clock of ``time.monotonic``. Raises InvalidRequestError or NotFoundError.
+        """
+        check_request_id(request.request_id)
+        items, timestamps, unknown = self._history(request)
+        wanted = request.filter
+        query = Query(
+            items=items,
+            timestamps=timestamps,
+            k=self._k(request.k),
+            profile=self._profile(request.profile),
+            depth=request.depth if request.HasField("depth") else None,
+            deadline_s=deadline_s,
+            exclude=self._known(wanted.exclude_item_ids),
+            allow=self._known(wanted.allow_item_ids) if wanted.allow_item_ids else None,
+            categories=self._wanted_categories(wanted.categories),
+            include_seen=wanted.include_seen,
+        )
+        return query, unknown
+
+    def response(self, request: pb.RecommendRequest, answer: Answer, unknown: int) -> pb.RecommendResponse:
+        """The message for an Answer."""
+        titles = request.include_titles
+        timing = answer.timing
+        return pb.RecommendResponse(
+            request_id=request.request_id,
+            items=[
+                pb.Item(id=self._ids[index], score=score, title=self._titles[index] if titles else "")
+                for index, score in zip(answer.indices.tolist(), answer.scores.tolist(), strict=True)
+            ],
+            depth=answer.decision.depth,
+            reason=REASONS[answer.decision.reason],
+            why=answer.decision.why,
+            complexity=answer.decision.complexity,
+            history_used=answer.history_used,
+            unknown_items=unknown,
+            timings=pb.Timings(
+                select_us=timing.select_us,
+                queue_us=timing.queue_us,
+                engine_us=timing.engine_us,
+                retrieval_us=timing.retrieval_us,
+                total_us=timing.total_us,
+            ),
+            bundle_version=self._version,
+        )
+
+    def _history(self, request: pb.RecommendRequest) -> tuple[np.ndarray, np.ndarray | None, int]:
+        given = len(request.item_ids)
+        if given == 0:
+            raise InvalidRequestError("item_ids is empty; send at least one item of the user's history")
+        if given > LONGEST_HISTORY:
+            raise InvalidRequestError(f"item_ids has {given} items, at most {LONGEST_HISTORY}; send the newest ones")
+        timestamps = _checked_timestamps(request.timestamps, given) if request.timestamps else None
+        found = np.fromiter((self._index.get(item, -1) for item in request.item_ids), np.int64, given)
+        known = found >= 0
+        count = int(np.count_nonzero(known))
+        if count == 0:
+            raise NotFoundError(f"no item of the history is in the catalogue, as {_echo(request.item_ids[0])}")
+        if count == given:
+            return found, timestamps, 0
+        return found[known], None if timestamps is None else timestamps[known], given - count
+
+    def _k(self, k: int) -> int:
+        if k == 0:
+            return min(DEFAULT_K, len(self._ids))
+        largest = min(LARGEST_K, len(self._ids))
+        if k > largest:
+            raise InvalidRequestError(f"k is {k}, at most {largest} (the catalogue has {len(self._ids)} items)")
+        return k
+
+    def _profile(self, name: str) -> DeviceProfile:
+        profile = self._profiles.get(name)
+        if profile is None:
+            known = _listed(sorted(filter(None, self._profiles)))
+            raise NotFoundError(f"profile {_echo(name)} is not served; served: {known}")
+        return profile
+
+    def _known(self, ids: Iterable[str]) -> np.ndarray:
+        indices = [index for item in ids if (index := self._index.get(item)) is not None]
+        return np.array(indices, np.int64)
+
+    def _wanted_categories(self, names: Sequence[str]) -> frozenset[str]:
+        wanted = frozenset(names)
+        for name in names:
+            if name not in self._categories:
+                raise NotFoundError(f"category {_echo(name)} is not in the catalogue")
+        return wanted
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises InvalidRequestError for a request_id that is longer than the contract allows."""
+    size = len(request_id.encode())
+    if size > LONGEST_REQUEST_ID_BYTES:
+        raise InvalidRequestError(f"request_id has {size} bytes, at most {LONGEST_REQUEST_ID_BYTES}")
+
+
+def deadline_of(time_remaining_s: float | None) -> float | None:
+    """The moment on ``time.monotonic``'s clock at which a call's deadline passes; None without one."""
+    return None if time_remaining_s is None else time.monotonic() + time_remaining_s
+
+
+def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:
+    if len(values) != given:
+        raise InvalidRequestError(f"timestamps has {len(values)} values for {given} items; send one per item, or none")
+    times = np.fromiter(values, np.int64, given)
+    if times.min() < 0 or times.max() > LAST_SECOND_OF_9999:
+        worst = int(times.min()) if times.min() < 0 else int(times.max())
+        raise InvalidRequestError(
+            f"timestamps has {worst}; send seconds since 1970 (not milliseconds), none negative or after the year 9999"
+        )
+    falls = np.flatnonzero(times[1:] < times[:-1])
+    if falls.size:
+        raise InvalidRequestError(
+            f"timestamps fall at position {int(falls[0]) + 1}; send the history oldest first, with its own times"
+        )
+    return times
+
+
+def _echo(text: str) -> str:
+    return ascii(text if len(text) <= LONGEST_ECHO else text[:LONGEST_ECHO] + "...")
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)

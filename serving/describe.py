@@ -1,0 +1,87 @@
+"""What a server says about itself: GetBundle's answer, and the line it prints when it is ready."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fathom.edge_profiles.profile import TIER_DEFAULTS, DeviceProfile, load_profile, profile_names
+from fathom.errors import ConfigError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """A server that is ready; ``metrics_address`` is None when it shows no metrics."""
+
+    address: str
+    metrics_address: str | None
+    bundle: str
+    version: str
+    items: int
+    depths: tuple[int, ...]
+    profile: str
+    engine: str
+    started_s: float
+
+    def __str__(self) -> str:
+        metrics = f", metrics http://{self.metrics_address}/metrics" if self.metrics_address else ""
+        return (
+            f"ready on {self.address}: bundle {self.bundle} {self.version} ({self.items} items),"
+            f" profile {self.profile}, depths {', '.join(map(str, self.depths))}, {self.engine}{metrics}"
+            f" (warmed up in {self.started_s:.1f} s)"
+        )
+
+
+def served_profiles(bundle: Bundle) -> dict[str, DeviceProfile]:
+    """Every name and tier that a request may give, for the shipped profiles that share a depth with the bundle."""
+    depths = set(bundle.depths)
+    named = {name: profile for name in profile_names() if depths & set((profile := load_profile(name)).depths)}
+    return named | {tier: named[name] for tier, name in TIER_DEFAULTS.items() if name in named}
+
+
+def own_profile(name: str, bundle: Bundle) -> DeviceProfile:
+    """The profile of requests that name none; raises ConfigError when the bundle has none of its depths."""
+    profile = load_profile(name)
+    if not set(profile.depths) & set(bundle.depths):
+        allowed, served = _listed(profile.depths), _listed(bundle.depths)
+        raise ConfigError(
+            f"profile {profile.name} allows depths {allowed}, but {bundle.path} has {served}; choose another --profile"
+        )
+    return profile
+
+
+def bundle_message(
+    bundle: Bundle, engine: str, profiles: Mapping[str, DeviceProfile], default: DeviceProfile
+) -> pb.GetBundleResponse:
+    """GetBundle's answer."""
+    manifest = bundle.manifest
+    distinct = {profile.name: profile for profile in (*profiles.values(), default)}
+    return pb.GetBundleResponse(
+        name=manifest.name,
+        version=manifest.version,
+        strategy=manifest.strategy,
+        precision=manifest.precision,
+        items=manifest.items,
+        max_history=manifest.model.max_history,
+        uses_timestamps=manifest.model.uses_timestamps,
+        depths=[
+            pb.DepthQuality(
+                depth=depth,
+                quality={
+                    name: pb.QualityInterval(value=each.value, low=each.low, high=each.high)
+                    for name, each in manifest.depths[depth].quality.items()
+                },
+            )
+            for depth in bundle.depths
+        ],
+        default_profile=default.name,
+        profiles=[
+            pb.ProfileInfo(name=name, tier=profile.tier, depths=profile.depths)
+            for name, profile in sorted(distinct.items())
+        ],
+        engine=engine,
+    )
+
+
+def _listed(depths: tuple[int, ...]) -> str:
+    return ", ".join(map(str, depths))

@@ -1,0 +1,58 @@
+"""Opens when the server is warm, closes when it drains, and knows how many calls are inside."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from fathom.errors import UnavailableError
+
+
+class Gate:
+    """Starting -> serving -> draining; used from one event loop only."""
+
+    def __init__(self) -> None:
+        self.state = "starting"
+        self.in_flight = 0
+        self._scopes: set[asyncio.Timeout] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def open(self) -> None:
+        """From now on calls are let in."""
+        self.state = "serving"
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Count a call as in flight; raises UnavailableError unless the server is serving."""
+        if self.state != "serving":
+            raise UnavailableError(f"the server is {self.state}; call another one, or this one later")
+        self.in_flight += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def until_closing(self) -> AsyncIterator[None]:
+        """Run the block until it ends or the gate closes, which interrupts it with UnavailableError."""
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._scopes.add(scope)
+                try:
+                    yield
+                finally:
+                    self._scopes.discard(scope)
+        except TimeoutError:
+            raise UnavailableError("the server is draining; go on with another one") from None
+
+    async def drain(self, timeout_s: float) -> int:
+        """Let nobody in, wait for those inside, and return how many are still there after ``timeout_s``."""
+        self.state = "draining"
+        for scope in self._scopes:
+            scope.reschedule(0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return self.in_flight

@@ -1,0 +1,140 @@
+"""Prometheus metrics of one server, and the HTTP port that shows them.
+
+docs/operating.md lists them. Each server has its own registry, so that several can live in one process.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from fathom.errors import ConfigError
+from fathom.runtime.engine import Engine
+from fathom.runtime.pipeline import Answer
+
+# From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.
+SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """What the server counts; all but ``ran`` is called from the event loop."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = self._counter("fathom_calls", "gRPC calls that have ended.", ("method", "status"))
+        self._call_seconds = self._histogram("fathom_call_seconds", "Duration of gRPC calls.", ("method",))
+        self._requests = self._counter(
+            "fathom_requests",
+            "Requests answered or refused, each one of a batch or stream counted; depth and reason when answered.",
+            ("status", "depth", "reason"),
+        )
+        self._request_seconds = self._histogram(
+            "fathom_request_seconds", "From a request's arrival in the pipeline to its answer.", ("depth",)
+        )
+        self._queue_seconds = self._histogram("fathom_queue_seconds", "Time answered requests waited in a lane.", ())
+        self._engine_seconds = self._histogram("fathom_engine_seconds", "Time of one engine run.", ("depth",))
+        self._unknown = self._counter("fathom_unknown_items", "Items of histories that are not in the catalogue.", ())
+        self._batch_size = Histogram(
+            "fathom_batch_size", "Requests per engine run.", ("depth",), buckets=BATCH_SIZES, registry=self.registry
+        )
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
+        return Histogram(name, text, labels, buckets=SECONDS, registry=self.registry)
+
+    def describe(self, labels: dict[str, str]) -> None:
+        """Publish what is running as ``fathom_build_info{...} 1``."""
+        Gauge("fathom_build_info", "What is running.", tuple(labels), registry=self.registry).labels(**labels).set(1)
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Publish a value that is read whenever somebody looks."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def called(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        """A gRPC call has ended."""
+        self._calls.labels(method, code.name).inc()
+        self._call_seconds.labels(method).observe(seconds)
+
+    def answered(self, answer: Answer, unknown_items: int) -> None:
+        """A request has its answer."""
+        depth, timing = str(answer.decision.depth), answer.timing
+        self._requests.labels("OK", depth, answer.decision.reason.value).inc()
+        self._request_seconds.labels(depth).observe(timing.total_us / 1e6)
+        self._queue_seconds.observe(timing.queue_us / 1e6)
+        if unknown_items:
+            self._unknown.inc(unknown_items)
+
+    def failed(self, code: grpc.StatusCode) -> None:
+        """A request got an error instead."""
+        self._requests.labels(code.name, "", "").inc()
+
+    def ran(self, depth: int, size: int, seconds: float) -> None:
+        """The engine has run a batch; called from its thread."""
+        self._engine_seconds.labels(str(depth)).observe(seconds)
+        self._batch_size.labels(str(depth)).observe(size)
+
+
+class MeteredEngine:
+    """An Engine that counts the runs of the one inside, once ``recording`` is set (so not those of the warm-up)."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self.name = engine.name
+        self.depths = engine.depths
+        self.recording = False
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``."""
+        started = time.perf_counter()
+        users = self._engine.run(items, timestamps, depth)
+        if self.recording:
+            self._metrics.ran(depth, len(items), time.perf_counter() - started)
+        return users
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._engine.close()
+
+
+class MetricsServer:
+    """``GET /metrics`` in Prometheus' text format, from a thread of its own."""
+
+    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        self._metrics = metrics
+        self._host = host
+        self._wanted = port
+        self._running: tuple[WSGIServer, threading.Thread] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; the one asked for before ``start``."""
+        return self._running[0].server_port if self._running else self._wanted
+
+    def start(self) -> Self:
+        """Listen; raises ConfigError when the port is taken."""
+        try:
+            self._running = start_http_server(self._wanted, self._host, self._metrics.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics port {self._host}:{self._wanted} cannot be used: {error.strerror}; choose another"
+            ) from None
+        return self
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._running:
+            httpd, thread = self._running
+            httpd.shutdown()
+            httpd.server_close()
+            thread.join()
+            self._running = None

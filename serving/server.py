@@ -1,0 +1,203 @@
+"""Runs a server: ports, warm-up, health, signals, drain. One process = one event loop + one engine thread."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+import fathom
+from fathom.errors import ConfigError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import Engine, open_engine
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.pipeline import Settings as PipelineSettings
+from fathom.serving.config import ServerSettings
+from fathom.serving.convert import Converter
+from fathom.serving.describe import ServerInfo, bundle_message, own_profile, served_profiles
+from fathom.serving.gate import Gate
+from fathom.serving.guard import Guard
+from fathom.serving.logs import logging_to
+from fathom.serving.metrics import MeteredEngine, Metrics, MetricsServer
+from fathom.serving.service import RecommenderService
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
+# After the drain only answers on the wire and health watchers are left.
+LAST_WORDS_S = 0.5
+
+log = logging.getLogger("fathom.serving")
+
+
+class Server:
+    """A gRPC server over one opened bundle; ``async with`` closes it at once, ``drain`` first lets calls finish.
+
+    Belongs to the event loop it is started in; keeps neither bundle nor engine open after ``close``.
+    """
+
+    def __init__(self, settings: ServerSettings, bundle: Bundle, engine: Engine) -> None:
+        self._settings = settings
+        self._bundle = bundle
+        self._gate = Gate()
+        self._metrics = Metrics()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+        self._profile = own_profile(settings.profile, bundle)
+        self._engine = MeteredEngine(engine, self._metrics)
+        limits = PipelineSettings.for_profile(
+            self._profile, max_queue=settings.max_queue, threads=settings.threads or self._profile.threads
+        )
+        self._pipeline = Pipeline(bundle, self._engine, settings=limits)
+        self._grpc: grpc.aio.Server | None = None
+        self._metrics_http: MetricsServer | None = None
+
+    async def start(self) -> ServerInfo:
+        """Listen, warm up, and serve; until it returns, health says NOT_SERVING and calls get UNAVAILABLE.
+
+        Raises ConfigError when a port cannot be used.
+        """
+        started = time.perf_counter()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        address = await self._listen()
+        if self._settings.metrics_port is not None:
+            self._metrics_http = MetricsServer(self._metrics, self._settings.host, self._settings.metrics_port).start()
+        await self._pipeline.start()
+        self._engine.recording = True
+        self._gate.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        manifest = self._bundle.manifest
+        return ServerInfo(
+            address=address,
+            metrics_address=_address(self._settings.host, self._metrics_http.port) if self._metrics_http else None,
+            bundle=manifest.name,
+            version=manifest.version,
+            items=manifest.items,
+            depths=self._engine.depths,
+            profile=self._profile.name,
+            engine=self._engine.name,
+            started_s=time.perf_counter() - started,
+        )
+
+    async def drain(self) -> int:
+        """Health flips, new calls get UNAVAILABLE, calls in flight finish; returns how many had to be cut off."""
+        await self._health.enter_graceful_shutdown()
+        left = await self._gate.drain(self._settings.drain_s)
+        if self._grpc:
+            await self._grpc.stop(LAST_WORDS_S)
+        return left
+
+    async def close(self) -> None:
+        """Stop at once: calls in flight are cut off, ports and engine are given back."""
+        if self._grpc:
+            await self._grpc.stop(None)
+        self._pipeline.close()
+        if self._metrics_http:
+            self._metrics_http.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _listen(self) -> str:
+        size = self._settings.max_message_mb * 1024 * 1024
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", size),
+                # Otherwise a second server on the same port would silently take half of the calls.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        guard = Guard(self._grpc, self._metrics.called)
+        recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(), guard)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflector = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # missing in the stubs
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, guard)
+        wanted = _address(self._settings.host, self._settings.port)
+        try:
+            port = self._grpc.add_insecure_port(wanted)
+        except RuntimeError:
+            raise ConfigError(f"{wanted} cannot be listened on; choose another --host or --port") from None
+        await self._grpc.start()
+        return _address(self._settings.host, port)
+
+    def _service(self) -> RecommenderService:
+        profiles = served_profiles(self._bundle)
+        manifest = self._bundle.manifest
+        self._metrics.describe(
+            {
+                "version": fathom.__version__,
+                "bundle": manifest.name,
+                "bundle_version": manifest.version,
+                "precision": manifest.precision,
+                "engine": self._engine.name,
+            }
+        )
+        self._metrics.gauge("fathom_queue_depth", "Requests waiting for the engine.", lambda: self._pipeline.waiting)
+        self._metrics.gauge("fathom_in_flight", "Calls being answered.", lambda: self._gate.in_flight)
+        return RecommenderService(
+            self._pipeline,
+            Converter(self._bundle, profiles, self._profile),
+            bundle_message(self._bundle, self._engine.name, profiles, self._profile),
+            gate=self._gate,
+            metrics=self._metrics,
+            stream_in_flight=self._settings.stream_in_flight,
+        )
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[ServerInfo], None] | None = None) -> None:
+    """Serve a bundle until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
+
+    ``ready`` is called once, when requests are answered; without it the information is printed as one line.
+    Raises BundleError or ConfigError before anything listens.
+    """
+    with logging_to(log_format=settings.log_format, level=settings.log_level):
+        asyncio.run(_serve(settings, bundle_path, ready or _print))
+
+
+async def _serve(settings: ServerSettings, bundle_path: Path, ready: Callable[[ServerInfo], None]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def stopped(number: signal.Signals) -> None:
+        log.info("%s: draining", number.name)
+        stop.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped, number)
+    with Bundle.open(bundle_path) as bundle:
+        profile = own_profile(settings.profile, bundle)
+        engine = open_engine(bundle, threads=settings.threads or profile.threads)
+        async with Server(settings, bundle, engine) as server:
+            info = await server.start()
+            log.info("ready", extra={"fields": {"server": str(info)}})
+            ready(info)
+            await stop.wait()
+            left = await server.drain()
+            log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
+
+
+def _print(info: ServerInfo) -> None:
+    print(info, flush=True)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

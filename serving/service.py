@@ -1,0 +1,115 @@
+"""The four RPCs of ``fathom.v1.Recommender`` on top of a Pipeline.
+
+They raise our own errors; ``guard.py`` turns those of a whole call into its status, and ``_result`` those of one
+request in a batch or stream into its RecommendError.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from fathom.errors import InvalidRequestError, RequestError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime.pipeline import Pipeline
+from fathom.serving.convert import LARGEST_BATCH, Converter, deadline_of
+from fathom.serving.gate import Gate
+from fathom.serving.metrics import Metrics
+from fathom.serving.status import code_number, status_of
+
+log = logging.getLogger("fathom.serving")
+
+
+class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
+    """Answers requests while the gate is open."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        converter: Converter,
+        description: pb.GetBundleResponse,
+        *,
+        gate: Gate,
+        metrics: Metrics,
+        stream_in_flight: int,
+    ) -> None:
+        self._pipeline = pipeline
+        self._converter = converter
+        self._description = description
+        self._gate = gate
+        self._metrics = metrics
+        self._stream_in_flight = stream_in_flight
+
+    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
+        """One history in, the k best items out."""
+        with self._gate.enter():
+            try:
+                return await self._answer(request, deadline_of(context.time_remaining()))
+            except Exception as error:
+                self._metrics.failed(status_of(error)[0])
+                raise
+
+    async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> pb.RecommendBatchResponse:
+        """Many independent requests; results in their order."""
+        with self._gate.enter():
+            count = len(request.requests)
+            if count > LARGEST_BATCH:
+                raise InvalidRequestError(f"the batch has {count} requests, at most {LARGEST_BATCH}; send several")
+            deadline_s = deadline_of(context.time_remaining())
+            results = await asyncio.gather(*(self._result(each, deadline_s) for each in request.requests))
+            return pb.RecommendBatchResponse(results=results)
+
+    async def RecommendStream(self, requests: AsyncIterator[pb.RecommendRequest], context: Any) -> None:
+        """Independent requests; results as they are ready, at most ``stream_in_flight`` waiting at a time.
+
+        What is in flight is still answered when the server drains or a message cannot be decoded.
+        """
+        slots = asyncio.Semaphore(self._stream_in_flight)
+        writing = asyncio.Lock()  # gRPC sends one message of a call at a time
+
+        async def answer(request: pb.RecommendRequest) -> None:
+            try:
+                result = await self._result(request, deadline_of(context.time_remaining()))
+                async with writing:
+                    await context.write(result)
+            finally:
+                # Only now: a client that does not read its results is not read either.
+                slots.release()
+
+        failure: RequestError | None = None
+        with self._gate.enter():
+            async with asyncio.TaskGroup() as group:
+                try:
+                    async with self._gate.until_closing():
+                        async for request in requests:
+                            await slots.acquire()
+                            group.create_task(answer(request))
+                except RequestError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+
+    async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
+        """What is being served."""
+        with self._gate.enter():
+            return self._description
+
+    async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResponse:
+        query, unknown = self._converter.query(request, deadline_s)
+        answer = await self._pipeline.recommend(query)
+        self._metrics.answered(answer, unknown)
+        return self._converter.response(request, answer, unknown)
+
+    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResult:
+        try:
+            return pb.RecommendResult(response=await self._answer(request, deadline_s))
+        except Exception as error:
+            code, text = status_of(error)
+            self._metrics.failed(code)
+            if code is grpc.StatusCode.INTERNAL:
+                log.error("unexpected error in one request of many", exc_info=error)
+            failure = pb.RecommendError(request_id=request.request_id, code=code_number(code), message=text)
+            return pb.RecommendResult(error=failure)

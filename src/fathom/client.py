@@ -1,0 +1,299 @@
+"""A client for a Fathom server.
+
+    with Client("127.0.0.1:50051") as client:
+        answer = client.recommend(["1", "50", "181"], k=5, profile="edge", timeout_s=0.2)
+        print(answer.depth, answer.why, [item.title for item in answer.items])
+
+``AsyncClient`` is the same with ``async with`` and ``await``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from fathom.errors import (
+    ConnectError,
+    DeadlineError,
+    FathomError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadError,
+    UnavailableError,
+)
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S = 5.0
+
+_ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+}
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+# A newer server may give a reason that is not listed here; its number must do then.
+_REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request: the user's items, oldest first, and what is wanted; empty and None mean the server's own choice.
+
+    ``timestamps``: seconds since 1970, none or one per item. ``profile``: a device profile or a tier.
+    ``depth``: run exactly this one. ``allow``: when not empty, only these items are returned.
+    """
+
+    items: Sequence[str]
+    k: int = 10
+    timestamps: Sequence[int] = ()
+    profile: str = ""
+    depth: int | None = None
+    include_seen: bool = False
+    exclude: Iterable[str] = ()
+    allow: Iterable[str] = ()
+    categories: Iterable[str] = ()
+    titles: bool = True
+    request_id: str = ""
+
+    def message(self) -> pb.RecommendRequest:
+        """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
+        if isinstance(self.items, str):
+            raise InvalidRequestError(f"items is one text ({self.items!r}); give a list of ids")
+        try:
+            return pb.RecommendRequest(
+                request_id=self.request_id,
+                item_ids=self.items,
+                timestamps=self.timestamps,
+                k=self.k,
+                profile=self.profile,
+                depth=self.depth,
+                filter=pb.Filter(
+                    include_seen=self.include_seen,
+                    exclude_item_ids=self.exclude,
+                    allow_item_ids=self.allow,
+                    categories=self.categories,
+                ),
+                include_titles=self.titles,
+            )
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"not a request: {error}") from None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A recommended item; ``score`` is the cosine similarity of user and item, ``title`` is empty when unknown."""
+
+    id: str
+    score: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Microseconds inside the server."""
+
+    select_us: int
+    queue_us: int
+    engine_us: int
+    retrieval_us: int
+    total_us: int
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An answer: items best first, the depth that made it, and why: ``reason`` in a word, ``why`` in a sentence."""
+
+    items: tuple[Item, ...]
+    depth: int
+    reason: str
+    why: str
+    complexity: float
+    history_used: int
+    unknown_items: int
+    timings: Timings
+    bundle_version: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a server serves; ``quality`` maps depth to metric (as ndcg@10) to its value on held-out items."""
+
+    name: str
+    version: str
+    strategy: str
+    precision: str
+    engine: str
+    items: int
+    max_history: int
+    uses_timestamps: bool
+    depths: tuple[int, ...]
+    default_profile: str
+    profiles: tuple[str, ...]
+    quality: Mapping[int, Mapping[str, Interval]] = field(default_factory=dict)
+
+
+class Client:
+    """A blocking client; one connection, safe to share between threads.
+
+    Every method raises ConnectError when no server answers, or a RequestError of ``fathom.errors`` that says what
+    the server did not accept.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        self.target = target
+        self._channel = grpc.insecure_channel(target)
+        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def recommend(
+        self, items: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
+    ) -> Recommendation:
+        """The best items for one history; ``options`` are the other fields of Query."""
+        request = Query(items, **options).message()
+        return _recommendation(self._call(self._stub.Recommend, request, timeout_s))
+
+    def recommend_many(
+        self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Recommendation | FathomError]:
+        """Up to 1,024 queries in one message; the answer or the error of each, in order."""
+        request = pb.RecommendBatchRequest(requests=[query.message() for query in queries])
+        return [_result(each) for each in self._call(self._stub.RecommendBatch, request, timeout_s).results]
+
+    def bundle(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
+        """What the server serves."""
+        return _bundle_info(self._call(self._stub.GetBundle, pb.GetBundleRequest(), timeout_s))
+
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _error(self.target, error) from None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """``Client`` for asyncio: the same methods, awaited."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        self.target = target
+        self._channel = grpc.aio.insecure_channel(target)
+        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def recommend(
+        self, items: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
+    ) -> Recommendation:
+        """The best items for one history; ``options`` are the other fields of Query."""
+        request = Query(items, **options).message()
+        return _recommendation(await self._call(self._stub.Recommend, request, timeout_s))
+
+    async def recommend_many(
+        self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Recommendation | FathomError]:
+        """Up to 1,024 queries in one message; the answer or the error of each, in order."""
+        request = pb.RecommendBatchRequest(requests=[query.message() for query in queries])
+        return [_result(each) for each in (await self._call(self._stub.RecommendBatch, request, timeout_s)).results]
+
+    async def bundle(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
+        """What the server serves."""
+        return _bundle_info(await self._call(self._stub.GetBundle, pb.GetBundleRequest(), timeout_s))
+
+    async def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _error(self.target, error) from None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _error(target: str, error: grpc.RpcError) -> FathomError:
+    # Both clients raise errors that are also calls, which the stubs do not know.
+    call: Any = error
+    code, details = call.code(), " ".join((call.details() or "").split())
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return ConnectError(f"{target}: no answer: {details}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        late = "Deadline Exceeded"  # gRPC's own words, when the server's did not come in time
+        return DeadlineError(f"{target}: {'no answer within the timeout' if details == late else details}")
+    kind = _ERRORS.get(code)
+    return kind(details) if kind else ConnectError(f"{target}: {code.name}: {details}")
+
+
+def _result(result: pb.RecommendResult) -> Recommendation | FathomError:
+    if result.WhichOneof("outcome") == "response":
+        return _recommendation(result.response)
+    code = _BY_NUMBER.get(result.error.code, grpc.StatusCode.UNKNOWN)
+    kind = _ERRORS.get(code)
+    return kind(result.error.message) if kind else ConnectError(f"{code.name}: {result.error.message}")
+
+
+def _recommendation(message: pb.RecommendResponse) -> Recommendation:
+    timings = message.timings
+    return Recommendation(
+        items=tuple(Item(item.id, item.score, item.title) for item in message.items),
+        depth=message.depth,
+        reason=_REASONS.get(message.reason, str(message.reason)),
+        why=message.why,
+        complexity=message.complexity,
+        history_used=message.history_used,
+        unknown_items=message.unknown_items,
+        timings=Timings(timings.select_us, timings.queue_us, timings.engine_us, timings.retrieval_us, timings.total_us),
+        bundle_version=message.bundle_version,
+        request_id=message.request_id,
+    )
+
+
+def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
+    return BundleInfo(
+        name=message.name,
+        version=message.version,
+        strategy=message.strategy,
+        precision=message.precision,
+        engine=message.engine,
+        items=message.items,
+        max_history=message.max_history,
+        uses_timestamps=message.uses_timestamps,
+        depths=tuple(each.depth for each in message.depths),
+        default_profile=message.default_profile,
+        profiles=tuple(profile.name for profile in message.profiles),
+        quality={
+            each.depth: {name: Interval(q.value, q.low, q.high) for name, q in each.quality.items()}
+            for each in message.depths
+        },
+    )

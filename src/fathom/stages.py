@@ -1,0 +1,69 @@
+"""Stages of a build: each reads artefacts, writes one, and is skipped while nothing it depends on has changed."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fathom.files import sha256_bytes, sha256_file, sha256_tree, write_json
+
+PACKAGE = Path(__file__).parent
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: ``run`` writes ``output`` (file or folder) from ``inputs``, ``settings`` and the code of ``folders``."""
+
+    name: str
+    output: Path
+    run: Callable[[], None]
+    inputs: Sequence[Path] = ()
+    settings: Any = None
+    folders: Sequence[str] = ()
+
+    def key(self) -> str:
+        """Sha256 of everything that the output depends on."""
+        parts = [self.name, json.dumps(self.settings, sort_keys=True, default=str)]
+        parts += [f"{path.name} {sha256_tree(path)}" for path in self.inputs]
+        parts += [f"{folder} {_code_sha256(folder)}" for folder in self.folders]
+        return sha256_bytes("\n".join(parts).encode())
+
+
+def _code_sha256(folder: str) -> str:
+    files = sorted((PACKAGE / folder).rglob("*.py"))
+    return sha256_bytes("\n".join(f"{file.name} {sha256_file(file)}" for file in files).encode())
+
+
+class Stamps:
+    """Which outputs are whole and current: one small JSON beside them. A stamp is written only after its output."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return value["stages"] if isinstance(value, dict) and value.get("schema_version") == SCHEMA_VERSION else {}
+
+    def current(self, stage: Stage) -> bool:
+        """Whether the stage's output exists, is what its last run wrote, and was made from today's inputs."""
+        stamp = self._read().get(stage.name)
+        if stamp is None or not stage.output.exists():
+            return False
+        return bool(stamp["key"] == stage.key() and stamp["output"] == sha256_tree(stage.output))
+
+    def run(self, stage: Stage) -> float:
+        """Run the stage and stamp its output; returns the seconds that it took."""
+        key = stage.key()
+        start = time.monotonic()
+        stage.run()
+        seconds = time.monotonic() - start
+        stamps = self._read()
+        stamps[stage.name] = {"key": key, "output": sha256_tree(stage.output), "seconds": round(seconds, 2)}
+        write_json(self.path, {"schema_version": SCHEMA_VERSION, "stages": stamps})
+        return seconds

@@ -1,0 +1,188 @@
+"""Shared fixtures: a small real Bundle whose engines are written by hand to the engine contract."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fathom.files import sha256_file, write_json
+from fathom.runtime.manifest import (
+    CATALOGUE_FILE,
+    MANIFEST_NAME,
+    POPULARITY_FILE,
+    SELECTOR_FILE,
+    VECTORS_FILE,
+    DepthInfo,
+    FileEntry,
+    Interval,
+    Manifest,
+    ModelInfo,
+    Parity,
+    Source,
+    bundle_version,
+)
+
+ITEMS, WIDTH, MAX_HISTORY, DEPTHS = 50, 8, 20, (4, 8, 12, 16)
+CATEGORIES = ("comedy", "drama", "space", "western")
+
+MakeBundle = Callable[..., Path]
+
+
+def _unit_rows(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _segment(vectors: np.ndarray, depth: int, *, first: bool, last: bool, timestamps: bool) -> bytes:
+    """hidden = item vectors, or what came in, mixed by this segment's matrix (zero where padded);
+    user = unit(mean over the history + newest position [+ a little of the newest timestamp])."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    rng = np.random.default_rng(depth)
+    node, info = helper.make_node, helper.make_tensor_value_info
+    constants: dict[str, np.ndarray] = {
+        "mix": (np.eye(WIDTH) + rng.normal(0, 0.2, (WIDTH, WIDTH))).astype(np.float32),
+        "zero": np.array(0, np.int64),
+        "last": np.array(-1, np.int64),
+        "axis_1": np.array([1], np.int64),
+        "axis_2": np.array([2], np.int64),
+        "scale": np.array(1e-9, np.float32),
+    }
+    inputs = [info("items", TensorProto.INT64, ["batch", "history"])]
+    nodes = [
+        node("Greater", ["items", "zero"], ["known"]),
+        node("Cast", ["known"], ["mask_2d"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["mask_2d", "axis_2"], ["mask"]),
+    ]
+    if timestamps:
+        inputs.append(info("timestamps", TensorProto.INT64, ["batch", "history"]))
+    if first:
+        constants["table"] = np.vstack([np.zeros((1, WIDTH), np.float32), vectors])
+        nodes.append(node("Gather", ["table", "items"], ["hidden"], axis=0))
+    else:
+        inputs.append(info("hidden_in", TensorProto.FLOAT, ["batch", "history", WIDTH]))
+        nodes.append(node("Identity", ["hidden_in"], ["hidden"]))
+    nodes += [
+        node("MatMul", ["hidden", "mix"], ["mixed"]),
+        node("Tanh", ["mixed"], ["bent"]),
+        node("Mul", ["bent", "mask"], ["hidden_next"]),
+        node("ReduceSum", ["hidden_next", "axis_1"], ["total"], keepdims=0),
+        node("ReduceSum", ["mask", "axis_1"], ["count"], keepdims=0),
+        node("Div", ["total", "count"], ["mean"]),
+        node("Gather", ["hidden_next", "last"], ["newest"], axis=1),
+        node("Add", ["mean", "newest"], ["raw"]),
+    ]
+    raw = "raw"
+    if timestamps:
+        nodes += [
+            node("Gather", ["timestamps", "last"], ["when"], axis=1),
+            node("Cast", ["when"], ["when_f"], to=TensorProto.FLOAT),
+            node("Mul", ["when_f", "scale"], ["when_small"]),
+            node("Unsqueeze", ["when_small", "axis_1"], ["when_column"]),
+            node("Add", ["raw", "when_column"], ["timed"]),
+        ]
+        raw = "timed"
+    nodes.append(node("LpNormalization", [raw], ["user_vector"], axis=-1, p=2))
+    outputs = [info("user_vector", TensorProto.FLOAT, ["batch", WIDTH])]
+    if not last:
+        nodes.append(node("Identity", ["hidden_next"], ["hidden_out"]))
+        outputs.append(info("hidden_out", TensorProto.FLOAT, ["batch", "history", WIDTH]))
+    used = {name for n in nodes for name in n.input}
+    graph = helper.make_graph(
+        nodes,
+        f"depth-{depth:02d}",
+        inputs,
+        outputs,
+        [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _selector(vectors: np.ndarray, popularity: np.ndarray) -> dict[str, Any]:
+    from fathom.selector.complexity import ComplexityModel
+    from fathom.selector.features import SelectorTables, measure
+
+    tables = SelectorTables.build(popularity, vectors)
+    rng = np.random.default_rng(3)
+    rows = [measure(rng.integers(0, ITEMS, n), None, tables) for n in range(1, MAX_HISTORY + 1)]
+    return ComplexityModel.fit(rows).to_json()
+
+
+def _write_bundle(path: Path, *, strategy: str, timestamps: bool) -> Path:
+    rng = np.random.default_rng(1)
+    vectors = _unit_rows(rng.normal(size=(ITEMS, WIDTH)))
+    popularity = np.sort(rng.integers(1, 500, ITEMS))[::-1].astype(np.int64)
+    for folder in ("engines", "items", "selector"):
+        (path / folder).mkdir(parents=True)
+    depths = {}
+    chain = strategy != "nested"
+    for d in DEPTHS:
+        name = f"engines/depth-{d:02d}.onnx"
+        first, last = not chain or d == DEPTHS[0], not chain or d == DEPTHS[-1]
+        (path / name).write_bytes(_segment(vectors, d, first=first, last=last, timestamps=timestamps))
+        segments = tuple(f"engines/depth-{e:02d}.onnx" for e in DEPTHS if e <= d) if chain else (name,)
+        depths[d] = DepthInfo(
+            segments=segments,
+            layers=tuple(range(d)),
+            parity=Parity(max_abs_error=1e-6, top10_agreement=1.0, histories=100),
+            quality={"ndcg@10": Interval(value=0.1 + d / 1000, low=0.09, high=0.13)},
+        )
+    np.save(path / VECTORS_FILE, vectors)
+    np.save(path / POPULARITY_FILE, popularity)
+    catalogue = {
+        "ids": [f"item-{i}" for i in range(ITEMS)],
+        "titles": [f"Title {i}" if i % 7 else "" for i in range(ITEMS)],
+        "categories": [[CATEGORIES[i % 4], CATEGORIES[(i // 4) % 4]] if i % 5 else [] for i in range(ITEMS)],
+    }
+    write_json(path / CATALOGUE_FILE, catalogue)
+    write_json(path / SELECTOR_FILE, _selector(vectors, popularity))
+    files = {
+        f.relative_to(path).as_posix(): FileEntry(bytes=f.stat().st_size, sha256=sha256_file(f))
+        for f in sorted(path.rglob("*"))
+        if f.is_file()
+    }
+    manifest = Manifest.model_validate(
+        {
+            "name": "synthetic",
+            "version": bundle_version(files),
+            "created": "2026-11-22T00:00:00Z",
+            "strategy": strategy,
+            "strategy_evidence": {},
+            "precision": "fp32",
+            "format": "onnx",
+            "model": ModelInfo(
+                block="hstu",
+                layers=16,
+                width=WIDTH,
+                heads=2,
+                max_history=MAX_HISTORY,
+                uses_timestamps=timestamps,
+            ),
+            "items": ITEMS,
+            "depths": depths,
+            "files": files,
+            "source": Source(dataset="0" * 64, checkpoint="1" * 64, plan="2" * 64, fathom="0.1.0", commit=None),
+        }
+    )
+    write_json(path / MANIFEST_NAME, manifest.model_dump(mode="json"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """A function that writes a fresh small bundle: ``make_bundle(strategy="nested", timestamps=True)``."""
+
+    def make(*, strategy: str = "prefix", timestamps: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("bundle") / "bundle"
+        return _write_bundle(folder, strategy=strategy, timestamps=timestamps)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def synthetic_bundle(make_bundle: MakeBundle) -> Path:
+    """A chain of four segments over 50 items (``item-0``..), width 8, history 20. Shared: copy it before editing."""
+    return make_bundle()

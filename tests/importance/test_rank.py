@@ -1,0 +1,107 @@
+"""The driver: what it measures, that it repeats, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.rank import rank_layers
+from fathom.importance.registry import load_methods
+from fathom.importance.toy import GatedToy, toy_batches
+
+GATES = [0.05, 2.0, 0.0, 0.3]
+
+
+def without_seconds(ranking: LayerRanking) -> list[object]:
+    methods = [(name, m.scores, m.low, m.high, m.ranks) for name, m in ranking.methods.items()]
+    return [methods, ranking.kendall_tau, ranking.consensus_scores, ranking.consensus_order]
+
+
+def test_all_methods_put_the_decisive_layer_first_and_the_irrelevant_one_last() -> None:
+    model, batches = GatedToy(GATES), toy_batches(3, 20)
+    for batch in batches:
+        batch.labels.copy_(model._logits(batch, model.run_layer(batch, 1, batch.inputs)).argmax(-1))
+    ranking = rank_layers(model, batches, load_methods(), seed=0, checkpoint="c", dataset="d")
+    assert (ranking.consensus_order[0], ranking.consensus_order[-1]) == (1, 2)
+    assert (ranking.users, ranking.layers, ranking.checkpoint, ranking.dataset) == (60, 4, "c", "d")
+    for method in ranking.methods.values():
+        assert method.ranks[1] == 1
+        assert np.all(np.array(method.low) <= method.scores)
+        assert np.all(np.array(method.high) >= method.scores)
+    assert all(row[name] == 1.0 for name, row in ranking.kendall_tau.items())
+
+
+def test_equal_seeds_give_equal_results_whichever_other_methods_run() -> None:
+    model, batches = GatedToy(GATES), toy_batches(3, 20)
+    first = rank_layers(model, batches, load_methods(["fisher", "ablation"]), seed=5)
+    second = rank_layers(model, batches, load_methods(["fisher", "ablation"]), seed=5)
+    assert without_seconds(first) == without_seconds(second)
+    alone = rank_layers(model, batches, load_methods(["fisher"]), seed=5)
+    assert alone.methods["fisher"].scores == first.methods["fisher"].scores
+    other = rank_layers(model, batches, load_methods(["fisher"]), seed=6)
+    assert other.methods["fisher"].scores != first.methods["fisher"].scores
+
+
+def test_progress_counts_the_batches_of_each_method() -> None:
+    seen: list[tuple[str, int, int]] = []
+    rank_layers(
+        GatedToy(GATES),
+        toy_batches(2, 4),
+        load_methods(["gradient", "ablation"]),
+        progress=lambda *step: seen.append(step),
+    )
+    assert seen == [("gradient", 1, 2), ("gradient", 2, 2), ("ablation", 1, 2), ("ablation", 2, 2)]
+
+
+@pytest.mark.parametrize("gates", [[], [1.0]])
+def test_fewer_than_two_layers_cannot_be_ranked(gates: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"nothing to rank: the model has \d layers?, a ranking needs at least 2"):
+        rank_layers(GatedToy(gates), toy_batches(1, 4), load_methods())
+
+
+def test_no_data_and_no_methods_are_refused() -> None:
+    with pytest.raises(DataError, match="no users to rank layers on"):
+        rank_layers(GatedToy(GATES), [], load_methods())
+    with pytest.raises(ConfigError, match="name at least one importance method"):
+        rank_layers(GatedToy(GATES), toy_batches(1, 4), {})
+
+
+def test_layers_that_never_run_are_refused() -> None:
+    class Partial(GatedToy):
+        @property
+        def layers(self) -> tuple[int, ...]:
+            return (0, 2)
+
+    with pytest.raises(ConfigError, match=r"does not run each of its layers once, but \[0, 2\]"):
+        rank_layers(Partial(GATES), toy_batches(1, 4), load_methods())
+
+
+@pytest.mark.parametrize("method", ["fisher", "gradient", "ablation", "block_influence"])
+def test_nan_activations_name_the_first_layer_that_made_them(method: str) -> None:
+    model = GatedToy(GATES)
+    torch.nn.init.constant_(model.blocks[1].weight, float("nan"))
+    with pytest.raises(ArtefactError, match=r"^the output of layer 1 is NaN or infinite; the model cannot be ranked"):
+        rank_layers(model, toy_batches(2, 4), load_methods([method]))
+
+
+class Fixed:
+    """A method that returns what it is given."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def scores(self, *_: object) -> Tensor:
+        return self.rows
+
+
+def test_a_method_that_returns_nonsense_is_named() -> None:
+    nan = torch.ones(4, 4)
+    nan[2, 3] = float("nan")
+    with pytest.raises(ArtefactError, match=r"^importance method 'mine' gave NaN or infinity for layers \[3\]"):
+        rank_layers(GatedToy(GATES), toy_batches(1, 4), {"mine": Fixed(nan)})
+    with pytest.raises(
+        ConfigError, match=r"^importance method 'mine' returned shape \(4, 3\), not \(samples, 4 layers\)"
+    ):
+        rank_layers(GatedToy(GATES), toy_batches(1, 4), {"mine": Fixed(torch.ones(4, 3))})

@@ -1,0 +1,185 @@
+"""The engine's thread: results come back in batches, and trouble stays with those whom it concerns."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from fathom.errors import DeadlineError, OverloadError, UnavailableError
+from fathom.runtime.batcher import Batcher
+from fathom.runtime.cost import CostModel, Line
+from fathom.runtime.lanes import Lanes
+
+COST_S = 0.010
+
+
+class Bench:
+    """A batcher whose engine doubles numbers, can be held, and whose clock only moves when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.free = threading.Event()
+        self.free.set()
+        lanes = Lanes(buckets=(16,), max_queue=3, max_batch=8, max_batch_tokens=1_000, patience_s=1.0)
+        cost = CostModel({(4, 16): Line(0.0, COST_S)}, tail=0.0)
+        self.batcher: Batcher[int, int] = Batcher(lanes, cost, self.serve, clock=lambda: self.now_s)
+
+    def serve(self, _depth: int, works: list[int]) -> list[int]:
+        self.batches.append(works)
+        self.entered.release()
+        assert self.free.wait(30)
+        if 13 in works:
+            raise RuntimeError("bad luck")
+        return [2 * work for work in works]
+
+    def ask(self, work: int, deadline_s: float | None = None) -> asyncio.Task[tuple[int, float]]:
+        call = self.batcher.run(work, depth=4, length=5, arrival_s=self.now_s, deadline_s=deadline_s)
+        return asyncio.create_task(call)
+
+    async def hold(self) -> asyncio.Task[tuple[int, float]]:
+        """Start one request and return when the engine is busy with it."""
+        self.free.clear()
+        task = self.ask(1)
+        await asyncio.to_thread(self.entered.acquire)
+        return task
+
+    async def until_waiting(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while self.batcher.waiting != count:
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> Iterator[Bench]:
+    bench = Bench()
+    bench.batcher.start()
+    yield bench
+    bench.free.set()
+    bench.batcher.close()
+
+
+async def test_what_waits_while_the_engine_runs_becomes_one_batch(bench: Bench) -> None:
+    first = await bench.hold()
+    others = [bench.ask(work) for work in (2, 3, 4)]
+    await bench.until_waiting(3)
+    bench.now_s += 5
+    bench.free.set()
+    assert await first == (2, 100.0)
+    assert await asyncio.gather(*others) == [(4, 105.0), (6, 105.0), (8, 105.0)]
+    assert bench.batches == [[1], [2, 3, 4]]
+
+
+async def test_a_full_queue_refuses_at_once_and_recovers(bench: Bench) -> None:
+    first = await bench.hold()
+    others = [bench.ask(work) for work in (2, 3, 4)]
+    await bench.until_waiting(3)
+    with pytest.raises(OverloadError):
+        await bench.ask(5)
+    bench.free.set()
+    await asyncio.gather(first, *others)
+    assert await bench.ask(6) == (12, 100.0)
+
+
+async def test_a_cancelled_request_leaves_its_lane_and_never_runs(bench: Bench) -> None:
+    first = await bench.hold()
+    gone, stays = bench.ask(2), bench.ask(3)
+    await bench.until_waiting(2)
+    gone.cancel()
+    await bench.until_waiting(1)
+    bench.free.set()
+    await asyncio.gather(first, stays)
+    assert bench.batches == [[1], [3]]
+    assert gone.cancelled()
+
+
+async def test_cancelling_what_already_runs_disturbs_nobody(bench: Bench) -> None:
+    first = await bench.hold()
+    first.cancel()
+    bench.free.set()
+    assert await bench.ask(2) == (4, 100.0)
+    assert first.cancelled()
+
+
+async def test_who_can_no_longer_make_it_gets_a_deadline_error_and_the_rest_an_answer(bench: Bench) -> None:
+    first = await bench.hold()
+    passed = bench.ask(2, deadline_s=bench.now_s + 1)
+    hopeless = bench.ask(3, deadline_s=bench.now_s + 2 + COST_S / 2)
+    fine = bench.ask(4, deadline_s=bench.now_s + 9)
+    await bench.until_waiting(3)
+    bench.now_s += 2
+    bench.free.set()
+    with pytest.raises(DeadlineError, match="passed in the queue"):
+        await passed
+    with pytest.raises(DeadlineError, match=r"5\.0 ms left after the queue, not enough for depth 4"):
+        await hopeless
+    assert await fine == (8, 102.0)
+    await first
+    assert bench.batches == [[1], [4]]
+
+
+async def test_a_failing_run_fails_its_batch_only(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UnavailableError, match="engine failed at depth 4"):
+        await bench.ask(13)
+    assert "bad luck" in caplog.text
+    assert await bench.ask(2) == (4, 100.0)
+
+
+async def test_the_outlook_counts_what_runs_and_what_goes_first(bench: Bench) -> None:
+    queue_s, costs = bench.batcher.outlook(5, (4,), now_s=bench.now_s, deadline_s=None)
+    assert queue_s == 0
+    assert costs[4] >= COST_S
+    first = await bench.hold()
+    others = [bench.ask(2), bench.ask(3)]
+    await bench.until_waiting(2)
+    behind, _ = bench.batcher.outlook(5, (4,), now_s=bench.now_s, deadline_s=bench.now_s + 50)
+    assert behind == pytest.approx(3 * COST_S, rel=0.1)
+    before, _ = bench.batcher.outlook(5, (4,), now_s=bench.now_s, deadline_s=bench.now_s + 0.5)
+    assert before == pytest.approx(COST_S, rel=0.1)
+    bench.free.set()
+    await asyncio.gather(first, *others)
+
+
+async def test_drain_returns_when_all_is_answered(bench: Bench) -> None:
+    await bench.batcher.drain()
+    first = await bench.hold()
+    second = bench.ask(2)
+    await bench.until_waiting(1)
+    drained = asyncio.create_task(bench.batcher.drain())
+    await asyncio.sleep(0)
+    assert not drained.done()
+    bench.free.set()
+    await drained
+    assert first.done()
+    assert second.done()
+
+
+async def test_cancelling_the_last_one_ends_a_drain(bench: Bench) -> None:
+    first = await bench.hold()
+    second = bench.ask(2)
+    await bench.until_waiting(1)
+    drained = asyncio.create_task(bench.batcher.drain())
+    bench.free.set()
+    second.cancel()
+    await drained
+    await first
+
+
+async def test_closing_fails_what_waits_and_what_comes_later(bench: Bench) -> None:
+    first = await bench.hold()
+    waiting = bench.ask(2)
+    await bench.until_waiting(1)
+    closing = asyncio.create_task(asyncio.to_thread(bench.batcher.close))
+    async with asyncio.timeout(10):
+        while not bench.batcher._closed:
+            await asyncio.sleep(0)
+    bench.free.set()
+    await closing
+    assert (await first)[0] == 2
+    for task in (waiting, bench.ask(3)):
+        with pytest.raises(UnavailableError, match="closed"):
+            await task
+    bench.batcher.close()
+    assert bench.batches == [[1]]

@@ -1,0 +1,237 @@
+"""A bundle opens whole, or is refused with the error that names the file."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fathom.errors import (
+    BundleEditedError,
+    BundleError,
+    BundleMissingFileError,
+    BundleSchemaError,
+    BundleTruncatedError,
+    NotFoundError,
+)
+from fathom.files import sha256_file
+from fathom.runtime.bundle import Bundle, verify
+from fathom.runtime.manifest import FileEntry, bundle_version
+
+ENGINE = "engines/depth-04.onnx"
+
+
+@pytest.fixture
+def bundle(synthetic_bundle: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(synthetic_bundle, tmp_path / "bundle"))
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the manifest as a careful forger would: its version follows from the files again."""
+    file = bundle / "manifest.json"
+    value = json.loads(file.read_text())
+    edit(value)
+    if isinstance(value.get("files"), dict):
+        value["version"] = bundle_version({k: FileEntry(**v) for k, v in value["files"].items()})
+    file.write_text(json.dumps(value))
+
+
+def relist(bundle: Path, name: str) -> None:
+    """Make the manifest agree with a file that was replaced."""
+    entry = {"bytes": (bundle / name).stat().st_size, "sha256": sha256_file(bundle / name)}
+    edit_manifest(bundle, lambda value: value["files"].update({name: entry}))
+
+
+def refused(bundle: Path, error: type[BundleError], *words: str, verify_too: bool = True) -> None:
+    """Opening raises exactly this error in one line with these words, and ``verify`` says the same."""
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle)
+    text = str(caught.value)
+    assert type(caught.value) is error
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+    if verify_too:
+        assert [check.detail for check in verify(bundle) if not check.ok] == [text]
+
+
+def test_an_intact_bundle_opens_with_everything_the_runtime_needs(synthetic_bundle: Path) -> None:
+    with Bundle.open(synthetic_bundle) as bundle:
+        assert bundle.depths == (4, 8, 12, 16)
+        assert bundle.vectors.shape == (50, 8)
+        assert not bundle.vectors.flags.writeable
+        assert bundle.popularity.shape == (50,)
+        assert bundle.catalogue.index["item-7"] == 7
+        assert bundle.catalogue.titles[7] == ""
+        assert [path.name for path in bundle.segments(8)] == ["depth-04.onnx", "depth-08.onnx"]
+        assert bundle.tables.vectors is bundle.vectors
+    assert all(check.ok for check in verify(synthetic_bundle))
+    assert len(verify(synthetic_bundle)) == len(bundle.manifest.files) + 2
+
+
+def test_a_category_selects_its_items_and_two_select_the_union(synthetic_bundle: Path) -> None:
+    catalogue = Bundle.open(synthetic_bundle).catalogue
+    both = catalogue.category_mask(["drama", "space"])
+    expected = [bool({"drama", "space"} & set(names)) for names in catalogue.categories]
+    assert both.tolist() == expected
+    with pytest.raises(NotFoundError, match="'opera'"):
+        catalogue.category_mask(["opera"])
+
+
+def test_no_folder_and_no_manifest_are_missing_files(tmp_path: Path, bundle: Path) -> None:
+    refused(tmp_path / "nowhere", BundleMissingFileError, "no bundle here")
+    refused(bundle / ENGINE, BundleMissingFileError, "no bundle here")
+    (bundle / "manifest.json").unlink()
+    refused(bundle, BundleMissingFileError, "no bundle here")
+
+
+@pytest.mark.parametrize("name", [ENGINE, "items/vectors.npy", "items/catalogue.json", "selector/selector.json"])
+def test_each_damage_to_a_file_has_its_own_error(bundle: Path, name: str) -> None:
+    file = bundle / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    refused(bundle, BundleTruncatedError, name)
+    file.write_bytes(whole + b" ")
+    refused(bundle, BundleTruncatedError, name)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(bundle, BundleEditedError, name)
+    file.unlink()
+    refused(bundle, BundleMissingFileError, name)
+    file.mkdir()
+    refused(bundle, BundleMissingFileError, name)
+
+
+def test_without_verify_only_the_sha256_is_left_out(bundle: Path) -> None:
+    file = bundle / ENGINE
+    file.write_bytes(bytes(len(file.read_bytes())))
+    Bundle.open(bundle, verify=False)
+    file.write_bytes(b"short")
+    with pytest.raises(BundleTruncatedError):
+        Bundle.open(bundle, verify=False)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
+    edit_manifest(bundle, lambda value: value.update(schema_version=2, invented_later={"x": 1}))
+    refused(bundle, BundleSchemaError, "newer Fathom", "upgrade")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b'{"schema_version": "1"}',
+        b'{"schema_version": 1}',
+        b"[" * 100_000,
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_what_is_not_a_manifest_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    refused(bundle, BundleSchemaError, "not a manifest")
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda v: v.update(surprise=1), "surprise"),
+        (lambda v: v.pop("model"), "model"),
+        (lambda v: v.update(depths={}), "no depths"),
+        (lambda v: v.update(items=0), "no items"),
+        (lambda v: v["files"].pop("items/vectors.npy"), "items/vectors.npy"),
+        (lambda v: v["depths"]["8"].update(segments=["engines/other.onnx"]), "engines/other.onnx"),
+        (lambda v: v["depths"]["8"].update(segments=[]), "no segments"),
+        (lambda v: v["depths"].update({"99": v["depths"]["8"]}), "99"),
+    ],
+)
+def test_a_manifest_that_breaks_the_schema_is_refused(
+    bundle: Path, edit: Callable[[dict[str, Any]], Any], word: str
+) -> None:
+    edit_manifest(bundle, edit)
+    refused(bundle, BundleSchemaError, word)
+
+
+def test_an_edited_list_of_files_no_longer_makes_the_version(bundle: Path) -> None:
+    file = bundle / "manifest.json"
+    file.write_text(file.read_text().replace('"bytes": ', '"bytes": 1', 1))
+    refused(bundle, BundleEditedError, "version")
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "items/../../outside.bin", "..\\outside.bin", ""])
+def test_a_listed_path_cannot_leave_the_folder(bundle: Path, name: str) -> None:
+    (bundle.parent / "outside.bin").write_bytes(b"x")
+    entry = {"bytes": 1, "sha256": sha256_file(bundle.parent / "outside.bin")}
+    edit_manifest(bundle, lambda value: value["files"].update({name: entry}))
+    refused(bundle, BundleError, "leaves the bundle's folder")
+
+
+def test_a_symbolic_link_cannot_leave_the_folder(bundle: Path) -> None:
+    outside = bundle.parent / "outside.onnx"
+    (bundle / ENGINE).rename(outside)
+    (bundle / ENGINE).symlink_to(outside)
+    refused(bundle, BundleError, "link that leaves")
+
+
+def test_a_bundle_behind_a_link_opens(synthetic_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(synthetic_bundle)
+    assert Bundle.open(tmp_path / "current").manifest.items == 50
+
+
+def _catalogue(**changes: Any) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        value = json.loads(file.read_text())
+        file.write_text(json.dumps(value | changes))
+
+    return write
+
+
+def _array(array: np.ndarray) -> Callable[[Path], None]:
+    return lambda file: np.save(file, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "word"),
+    [
+        ("items/catalogue.json", _catalogue(ids=["a"]), "50 items"),
+        ("items/catalogue.json", _catalogue(ids=["a"] * 50), "twice"),
+        ("items/catalogue.json", _catalogue(titles=None), "titles"),
+        ("items/catalogue.json", lambda file: file.write_text("[]"), "object"),
+        ("items/catalogue.json", lambda file: file.write_bytes(b"\xff"), "not JSON"),
+        ("items/vectors.npy", _array(np.ones((50, 8))), "float32"),
+        ("items/vectors.npy", _array(np.ones((50, 7), np.float32)), "(50, 8)"),
+        ("items/vectors.npy", _array(np.full((50, 8), np.nan, np.float32)), "unit"),
+        ("items/vectors.npy", lambda file: file.write_bytes(b"no array"), "not an array"),
+        ("items/popularity.npy", _array(np.full(50, -1)), "negative"),
+        ("selector/selector.json", lambda file: file.write_text("{}"), "not a selector"),
+    ],
+)
+def test_contents_that_contradict_the_manifest_are_refused(
+    bundle: Path, name: str, damage: Callable[[Path], None], word: str
+) -> None:
+    damage(bundle / name)
+    relist(bundle, name)
+    refused(bundle, BundleError, name, word)
+
+
+def test_opening_twelve_thousand_items_is_quick(bundle: Path) -> None:
+    n = 12_000
+    vectors = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
+    np.save(bundle / "items/vectors.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    np.save(bundle / "items/popularity.npy", np.ones(n, np.int64))
+    names = [f"item number {i}" for i in range(n)]
+    catalogue = {"ids": names, "titles": names, "categories": [["a", f"c{i % 300}"] for i in range(n)]}
+    (bundle / "items/catalogue.json").write_text(json.dumps(catalogue))
+    for name in ("items/vectors.npy", "items/popularity.npy", "items/catalogue.json"):
+        relist(bundle, name)
+    edit_manifest(bundle, lambda value: value.update(items=n))
+    start = time.perf_counter()
+    Bundle.open(bundle)
+    assert time.perf_counter() - start < 1.0

@@ -1,0 +1,163 @@
+"""What every Engine promises, and what onnxruntime's adds to it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fathom.errors import BundleError, ConfigError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import Engine, OnnxEngine, open_engine
+from fathom.runtime.fake import FakeEngine
+
+
+def pad(histories: list[list[int]], length: int) -> np.ndarray:
+    return np.array([[0] * (length - len(h)) + [i + 1 for i in h] for h in histories], dtype=np.int64)
+
+
+HISTORIES = [[3, 1, 4, 1, 5], [9], list(range(20)), [49, 48]]
+
+
+class EngineContract:
+    """Inherited by the tests of every engine; their fixture ``engine`` serves depths 4, 8, 12, 16 of the synthetic
+    catalogue."""
+
+    def test_user_vectors_are_unit_float32_rows(self, engine: Engine) -> None:
+        assert engine.name
+        assert engine.depths == (4, 8, 12, 16)
+        for depth in engine.depths:
+            users = engine.run(pad(HISTORIES, 20), None, depth)
+            assert users.dtype == np.float32
+            assert users.shape == (4, 8)
+            np.testing.assert_allclose(np.linalg.norm(users, axis=1), 1.0, atol=1e-5)
+
+    def test_neither_padding_nor_company_changes_an_answer(self, engine: Engine) -> None:
+        for depth in engine.depths:
+            together = engine.run(pad(HISTORIES, 20), None, depth)
+            alone = [engine.run(pad([h], len(h)), None, depth)[0] for h in HISTORIES]
+            np.testing.assert_allclose(together, alone, atol=1e-5)
+
+    def test_equal_input_gives_equal_output(self, engine: Engine) -> None:
+        items = pad(HISTORIES, 20)
+        np.testing.assert_array_equal(engine.run(items, None, 8), engine.run(items.copy(), None, 8))
+
+    def test_depths_differ(self, engine: Engine) -> None:
+        items = pad([list(range(20))], 20)
+        vectors = [engine.run(items, None, depth)[0] for depth in engine.depths]
+        assert all(np.abs(a - b).max() > 1e-4 for i, a in enumerate(vectors) for b in vectors[:i])
+
+    def test_a_depth_it_does_not_have_is_a_key_error(self, engine: Engine) -> None:
+        with pytest.raises(KeyError):
+            engine.run(pad(HISTORIES, 20), None, 5)
+
+    def test_the_answer_belongs_to_the_caller(self, engine: Engine) -> None:
+        items = pad(HISTORIES, 20)
+        first = engine.run(items, None, 16)
+        kept = first.copy()
+        engine.run(items[::-1].copy(), None, 16)
+        np.testing.assert_array_equal(first, kept)
+
+    def test_closing_twice_is_fine(self, engine: Engine) -> None:
+        engine.close()
+        engine.close()
+
+
+class TestFakeEngine(EngineContract):
+    @pytest.fixture
+    def engine(self, synthetic_bundle: Path) -> Engine:
+        return FakeEngine(Bundle.open(synthetic_bundle).vectors, (4, 8, 12, 16))
+
+
+class TestOnnxEngine(EngineContract):
+    @pytest.fixture
+    def engine(self, synthetic_bundle: Path) -> Engine:
+        return open_engine(Bundle.open(synthetic_bundle))
+
+
+class TestOnnxEngineNested(EngineContract):
+    @pytest.fixture
+    def engine(self, make_bundle) -> Engine:
+        return open_engine(Bundle.open(make_bundle(strategy="nested")))
+
+
+class TestOnnxEngineWithTimestamps(EngineContract):
+    @pytest.fixture
+    def engine(self, make_bundle) -> Engine:
+        return open_engine(Bundle.open(make_bundle(timestamps=True)))
+
+
+def test_a_chain_computes_what_the_onnx_reference_computes(synthetic_bundle: Path) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    bundle = Bundle.open(synthetic_bundle)
+    items = pad(HISTORIES, 20)
+    with open_engine(bundle) as engine:
+        for depth in bundle.depths:
+            feeds = {"items": items}
+            for path in bundle.segments(depth):
+                user, *rest = ReferenceEvaluator(str(path)).run(None, feeds)
+                feeds["hidden_in"] = rest[0] if rest else None
+            np.testing.assert_allclose(engine.run(items, None, depth), user, atol=1e-5)
+
+
+def test_timestamps_reach_the_model_and_missing_ones_are_zeros(make_bundle) -> None:
+    engine = open_engine(Bundle.open(make_bundle(timestamps=True)))
+    items = pad(HISTORIES, 20)
+    times = np.where(items > 0, 1_700_000_000, 0)
+    assert np.abs(engine.run(items, times, 8) - engine.run(items, None, 8)).max() > 1e-3
+    np.testing.assert_array_equal(engine.run(items, np.zeros_like(items), 8), engine.run(items, None, 8))
+
+
+def test_only_the_segments_of_the_asked_depths_are_loaded(synthetic_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
+    bundle = Bundle.open(copy)
+    (copy / "engines/depth-16.onnx").unlink()
+    assert open_engine(bundle, depths=[8, 4]).depths == (4, 8)
+
+
+def test_a_depth_or_format_that_cannot_be_served_is_a_config_error(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    with pytest.raises(ConfigError, match="no depth 5; the bundle has 4, 8, 12, 16"):
+        open_engine(bundle, depths=[4, 5])
+    with pytest.raises(ConfigError, match="no depth asked for"):
+        open_engine(bundle, depths=[])
+    other = Bundle(**{**vars(bundle), "manifest": bundle.manifest.model_copy(update={"format": "tensorrt"})})
+    with pytest.raises(ConfigError, match="tensorrt"):
+        open_engine(other)
+
+
+def test_the_cpu_provider_is_the_one_that_runs(synthetic_bundle: Path) -> None:
+    import onnxruntime
+
+    path = synthetic_bundle / "engines/depth-04.onnx"
+    elsewhere = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    elsewhere.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: elsewhere)
+        with pytest.raises(ConfigError, match="CUDAExecutionProvider"):
+            open_engine(Bundle.open(synthetic_bundle))
+
+
+@pytest.mark.parametrize("content", [b"", b"no engine"])
+def test_a_file_that_onnxruntime_refuses_is_a_bundle_error(
+    synthetic_bundle: Path, tmp_path: Path, content: bytes
+) -> None:
+    copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
+    bundle = Bundle.open(copy)
+    (copy / "engines/depth-04.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"depth-04.onnx: onnxruntime refuses") as caught:
+        open_engine(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_in_the_wrong_place_of_a_chain_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
+    file = copy / "manifest.json"
+    value = json.loads(file.read_text())
+    for segments in (["engines/depth-08.onnx"], ["engines/depth-16.onnx", "engines/depth-08.onnx"]):
+        value["depths"]["8"]["segments"] = segments
+        file.write_text(json.dumps(value))
+        with pytest.raises(BundleError, match="not an engine for its place"):
+            OnnxEngine(Bundle.open(copy), depths=(8,), threads=1)

@@ -1,0 +1,15 @@
+"""The runtime stays light: a server or an edge device has no torch."""
+
+import subprocess
+import sys
+
+
+def test_the_runtime_loads_nothing_of_the_offline_half() -> None:
+    code = (
+        "import sys, pkgutil, importlib, fathom.runtime\n"
+        "for module in pkgutil.iter_modules(fathom.runtime.__path__):\n"
+        "    importlib.import_module('fathom.runtime.' + module.name)\n"
+        "heavy = {'torch', 'polars', 'scipy', 'pyarrow', 'matplotlib', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,242 @@
+"""Who goes next, checked on any sequence of arrivals, cancellations and runs."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fathom.errors import OverloadError
+from fathom.runtime.lanes import Entry, Lanes, length_buckets
+
+PATIENCE_S = 10.0
+
+
+class FlatCost:
+    """Every request of a batch takes ``each_s``, whatever its lane."""
+
+    def __init__(self, each_s: float = 0.0) -> None:
+        self.each_s = each_s
+
+    def largest(self, _depth: int, _length: int, time_s: float) -> int:
+        if self.each_s == 0:
+            return 1_000_000 if time_s >= 0 else 0
+        return max(0, math.floor(time_s / self.each_s + 1e-9))
+
+
+def lanes(**changes) -> Lanes[str]:
+    given = {"max_queue": 100, "max_batch": 4, "max_batch_tokens": 64, "patience_s": PATIENCE_S}
+    return Lanes(buckets=(16, 32, 64), **(given | changes))
+
+
+def entry(name: str = "", *, depth: int = 4, length: int = 10, at: float = 0.0, deadline: float | None = None):
+    return Entry(depth, length, at, deadline, name)
+
+
+def names(entries) -> list[str]:
+    return [e.payload for e in entries]
+
+
+def take(queue: Lanes[str], now: float = 0.0, each_s: float = 0.0) -> tuple[list[str], list[str]]:
+    taken = queue.take(now, FlatCost(each_s))
+    return ([], []) if taken is None else (names(taken.batch), names(taken.late))
+
+
+def test_buckets_double_up_to_the_longest_history() -> None:
+    assert length_buckets(200) == (16, 32, 64, 128, 200)
+    assert length_buckets(20) == (16, 20)
+    assert length_buckets(16) == (16,)
+    assert length_buckets(5) == (5,)
+
+
+def test_nothing_waiting_gives_nothing() -> None:
+    assert lanes().take(0.0, FlatCost()) is None
+
+
+def test_the_lane_with_the_earliest_deadline_goes_first() -> None:
+    queue = lanes()
+    queue.push(entry("a", depth=4, deadline=5))
+    queue.push(entry("b", depth=8, deadline=3))
+    queue.push(entry("c", depth=4, deadline=9))
+    queue.push(entry("d", depth=8, deadline=4))
+    assert take(queue)[0] == ["b", "d"]
+    assert take(queue)[0] == ["a", "c"]
+
+
+def test_without_deadlines_arrival_decides() -> None:
+    queue = lanes()
+    for i, depth in enumerate((8, 4, 8)):
+        queue.push(entry(str(i), depth=depth, at=i))
+    assert take(queue)[0] == ["0", "2"]
+    assert take(queue)[0] == ["1"]
+
+
+def test_batches_are_capped_by_requests_and_by_padded_tokens() -> None:
+    queue = lanes()
+    for i in range(6):
+        queue.push(entry(str(i), length=10))
+    assert take(queue)[0] == ["0", "1", "2", "3"]
+    queue = lanes()
+    for i in range(3):
+        queue.push(entry(str(i), length=30))
+    assert take(queue)[0] == ["0", "1"]
+    assert lanes(max_batch_tokens=1).batch_limit(64) == 1
+
+
+def test_a_full_queue_refuses_and_a_cancelled_entry_makes_room() -> None:
+    queue = lanes(max_queue=1)
+    first = entry("a")
+    queue.push(first)
+    with pytest.raises(OverloadError, match="1 requests are waiting"):
+        queue.push(entry("b"))
+    assert queue.cancel(first)
+    assert not queue.cancel(first)
+    queue.push(entry("c"))
+    assert take(queue)[0] == ["c"]
+
+
+def test_an_entry_that_can_no_longer_make_it_is_dropped_and_the_next_lane_runs() -> None:
+    queue = lanes()
+    queue.push(entry("late", depth=4, deadline=1))
+    queue.push(entry("fine", depth=8, deadline=9))
+    assert take(queue, now=0.5, each_s=1.0) == (["fine"], ["late"])
+    assert len(queue) == 0
+
+
+def test_when_all_are_late_the_batch_is_empty() -> None:
+    queue = lanes()
+    queue.push(entry("a", deadline=1))
+    assert take(queue, now=2) == ([], ["a"])
+    assert queue.take(2, FlatCost()) is None
+
+
+def test_a_batch_is_no_larger_than_its_most_urgent_entry_allows() -> None:
+    queue = lanes()
+    for i, deadline in enumerate((2.5, 50, 50, 50)):
+        queue.push(entry(str(i), deadline=deadline))
+    assert take(queue, each_s=1.0)[0] == ["0", "1"]
+    assert take(queue, each_s=1.0)[0] == ["2", "3"]
+
+
+def test_lanes_ahead_are_those_with_something_as_urgent() -> None:
+    queue = lanes()
+    queue.push(entry("a", depth=4, deadline=5))
+    queue.push(entry("b", depth=4, deadline=9))
+    queue.push(entry("c", depth=8, length=20, deadline=7))
+    assert list(queue.ahead(4)) == []
+    assert list(queue.ahead(6)) == [(4, 16, 2)]
+    assert sorted(queue.ahead(8)) == [(4, 16, 2), (8, 32, 1)]
+
+
+def test_cancelled_entries_do_not_pile_up() -> None:
+    queue = lanes(max_queue=2)
+    queue.push(entry("stays"))
+    for _ in range(10_000):
+        gone = entry("gone")
+        queue.push(gone)
+        queue.cancel(gone)
+    (lane,) = queue._lanes.values()
+    assert len(lane.heap) < 50
+    assert take(queue)[0] == ["stays"]
+
+
+def test_clear_returns_what_waits() -> None:
+    queue = lanes()
+    gone = entry("gone")
+    queue.push(gone)
+    queue.push(entry("a"))
+    queue.push(entry("b", depth=8))
+    queue.cancel(gone)
+    assert names(queue.clear()) == ["a", "b"]
+    assert len(queue) == 0
+    assert queue.take(0, FlatCost()) is None
+
+
+arrivals = st.builds(
+    lambda depth, length, slack: ("push", depth, length, slack),
+    st.sampled_from([4, 8, 16]),
+    st.integers(1, 64),
+    st.none() | st.floats(0, 30),
+)
+cancels = st.builds(lambda i: ("cancel", i), st.integers(0, 200))
+runs = st.builds(lambda each: ("take", each), st.sampled_from([0.0, 0.1, 1.0]))
+waits = st.builds(lambda seconds: ("wait", seconds), st.floats(0, 5))
+
+
+@given(st.lists(arrivals | arrivals | cancels | runs | waits, max_size=80))
+@settings(max_examples=400, deadline=None)
+def test_invariants_hold_for_any_history_of_events(events) -> None:
+    queue = lanes(max_queue=20)
+    now = 0.0
+    everything: list[Entry[str]] = []
+    waiting: dict[int, Entry[str]] = {}
+    for event in events:
+        match event:
+            case ("wait", seconds):
+                now += seconds
+            case ("push", depth, length, slack):
+                new = Entry(depth, length, now, None if slack is None else now + slack, "")
+                if len(waiting) == 20:
+                    with pytest.raises(OverloadError):
+                        queue.push(new)
+                else:
+                    queue.push(new)
+                    everything.append(new)
+                    waiting[id(new)] = new
+            case ("cancel", index) if everything:
+                victim = everything[index % len(everything)]
+                assert queue.cancel(victim) == (waiting.pop(id(victim), None) is not None)
+            case ("take", each_s):
+                check_take(queue, waiting, now, each_s)
+        assert len(queue) == len(waiting)
+        assert sum(n for _, _, n in queue.ahead(math.inf)) == len(waiting)
+
+
+def check_take(queue: Lanes[str], waiting: dict[int, Entry[str]], now: float, each_s: float) -> None:
+    cost = FlatCost(each_s)
+
+    def can_make_it(e: Entry[str]) -> bool:
+        return e.deadline_s is None or cost.largest(e.depth, e.length, e.deadline_s - now) > 0
+
+    def urgency(e: Entry[str]) -> float:
+        return queue.urgency_s(e.arrival_s, e.deadline_s)
+
+    possible = [e for e in waiting.values() if can_make_it(e)]
+    taken = queue.take(now, cost)
+    if taken is None:
+        assert not waiting
+        return
+    batch, late = taken.batch, taken.late
+    # Work-conserving: something that can make it waits, so something runs.
+    assert bool(batch) == bool(possible)
+    # What comes out was waiting, comes out once, and only what cannot make it is dropped.
+    for e in (*batch, *late):
+        assert waiting.pop(id(e)) is e
+        assert can_make_it(e) == (e in batch)
+    if not batch:
+        return
+    # One depth, one bucket, within the caps, and small enough for every deadline in it.
+    assert {(e.depth, queue.bucket(e.length)) for e in batch} == {(taken.depth, taken.length)}
+    assert len(batch) <= 4
+    assert len(batch) * max(e.length for e in batch) <= 64 or len(batch) == 1
+    for e in batch:
+        assert e.deadline_s is None or now + len(batch) * each_s <= e.deadline_s + 1e-6
+    # The most urgent of all that can make it is in the batch; so nobody is passed by for ever (see below).
+    assert min(map(urgency, possible)) == urgency(batch[0])
+    assert [urgency(e) for e in batch] == sorted(urgency(e) for e in batch)
+
+
+@given(st.lists(st.tuples(st.sampled_from([4, 8, 16]), st.floats(0.0, 3.0)), min_size=30, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_no_flood_of_deadlines_starves_a_request_beyond_its_patience(flood) -> None:
+    queue = lanes(max_queue=1_000, max_batch=1, patience_s=5.0)
+    queue.push(entry("patient", depth=12))
+    # Two urgent requests arrive for each one that runs, so the queue only grows.
+    for now, (depth, slack) in enumerate(flood):
+        for _ in range(2):
+            queue.push(entry("flood", depth=depth, at=now, deadline=now + slack + 1))
+        if "patient" in take(queue, now)[0]:
+            # Patience 5, then at most the flood that was more urgent than that.
+            assert now <= 5 + 2 * 5
+            return
+    pytest.fail("it never ran")

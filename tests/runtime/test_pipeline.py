@@ -1,0 +1,241 @@
+"""A query becomes the right answer, at the right depth, with a bundle from disk."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fathom.edge_profiles.profile import DeviceProfile, load_profile
+from fathom.errors import (
+    ConfigError,
+    DeadlineError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadError,
+    UnavailableError,
+)
+from fathom.runtime import pipeline as pipeline_module
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.cost import CostModel, Line
+from fathom.runtime.engine import open_engine
+from fathom.runtime.fake import FakeEngine
+from fathom.runtime.pipeline import Pipeline, Query, Settings
+from fathom.selector.policy import DepthReason
+
+DEPTHS = (4, 8, 12, 16)
+CLOUD: DeviceProfile = load_profile("cloud")
+
+
+@pytest.fixture(scope="module")
+def bundle(synthetic_bundle: Path) -> Bundle:
+    return Bundle.open(synthetic_bundle)
+
+
+@pytest.fixture(autouse=True)
+def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 ms per layer and request, instead of measuring: this machine's speed must not decide a test."""
+
+    def measure(run, *, depths, lengths, **_) -> CostModel:
+        for depth in depths:
+            run(depth, lengths[0], 1)
+        return CostModel({(d, n): Line(0.0, d * 1e-3) for d in depths for n in lengths}, tail=0.0)
+
+    monkeypatch.setattr(pipeline_module, "measure", measure)
+
+
+@pytest.fixture
+async def pipeline(bundle: Bundle) -> AsyncIterator[Pipeline]:
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)) as pipeline:
+        yield pipeline
+
+
+def query(items=(1, 2, 3), **changes) -> Query:
+    return Query(**({"items": items, "k": 10, "profile": CLOUD} | changes))
+
+
+def expected(bundle: Bundle, items, depth: int, hidden) -> list[int]:
+    """The best ten by plain sorting, with the fake engine's own definition of a user."""
+    newest = list(items)[-20:][-depth:]
+    user = bundle.vectors[newest].sum(axis=0)
+    scores = bundle.vectors @ (user / np.linalg.norm(user))
+    return sorted(set(range(50)) - set(hidden), key=lambda i: (-scores[i], i))[:10]
+
+
+async def test_the_answer_is_the_best_unseen_items_with_their_cosines(bundle: Bundle, pipeline: Pipeline) -> None:
+    answer = await pipeline.recommend(query([5, 9, 30], depth=8))
+    assert answer.indices.tolist() == expected(bundle, [5, 9, 30], 8, {5, 9, 30})
+    assert np.all(np.diff(answer.scores) <= 0)
+    assert np.all(np.abs(answer.scores) <= 1 + 1e-6)
+    assert answer.history_used == 3
+    assert answer.decision.reason is DepthReason.FIXED
+    timing = answer.timing
+    assert timing.total_us >= timing.select_us + timing.queue_us + timing.engine_us + timing.retrieval_us - 3
+
+
+async def test_filters_do_what_they_say(bundle: Bundle, pipeline: Pipeline) -> None:
+    async def indices(**changes) -> list[int]:
+        return (await pipeline.recommend(query([5, 9, 30], depth=8, **changes))).indices.tolist()
+
+    assert await indices(include_seen=True) == expected(bundle, [5, 9, 30], 8, ())
+    plain = expected(bundle, [5, 9, 30], 8, {5, 9, 30})
+    assert await indices(exclude=plain[:3]) == expected(bundle, [5, 9, 30], 8, {5, 9, 30, *plain[:3]})
+    assert sorted(await indices(allow=[40, 41, 5])) == [40, 41]
+    assert await indices(allow=[]) == []
+    drama = await indices(categories=frozenset({"drama"}), k=50)
+    assert set(drama) == {i for i, names in enumerate(bundle.catalogue.categories) if "drama" in names} - {5, 9, 30}
+    assert len(await indices(k=1_000)) == 47
+
+
+async def test_only_the_newest_items_are_used_but_all_count_as_seen(bundle: Bundle, pipeline: Pipeline) -> None:
+    items = [i % 25 for i in range(10_000)]
+    answer = await pipeline.recommend(query(items, depth=16, k=50))
+    assert answer.history_used == 20
+    assert answer.indices.tolist()[:10] == expected(bundle, items, 16, range(25))
+    assert len(answer.indices) == 25
+
+
+async def test_the_selector_decides_within_the_profile(pipeline: Pipeline) -> None:
+    depths = {(await pipeline.recommend(query(range(n)))).decision.depth for n in (1, 20)}
+    assert depths == {CLOUD.shallow, CLOUD.deep}
+    mobile = await pipeline.recommend(query(range(20), profile=load_profile("mobile")))
+    assert mobile.decision.depth in (4, 8)
+    with pytest.raises(NotFoundError, match="depth 5"):
+        await pipeline.recommend(query(depth=5))
+
+
+async def test_a_tight_deadline_takes_a_shallower_depth_and_too_tight_a_one_none(pipeline: Pipeline) -> None:
+    answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 3600))
+    assert answer.decision.reason is DepthReason.COMPLEX
+    with pytest.raises(DeadlineError):
+        await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 0.001))
+    with pytest.raises(DeadlineError, match="passed"):
+        await pipeline.recommend(query(deadline_s=time.monotonic() - 1))
+
+
+async def test_the_deepest_depth_that_fits_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = CostModel({(d, n): Line(0.0, d * 10.0) for d in DEPTHS for n in (16, 20)}, tail=0.0)
+    monkeypatch.setattr(pipeline_module, "measure", lambda *_, **__: slow)
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)) as pipeline:
+        answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 100))
+        assert answer.decision.depth == 8
+        assert answer.decision.reason is DepthReason.DEADLINE
+        with pytest.raises(DeadlineError):
+            await pipeline.recommend(query(range(20), depth=16, deadline_s=time.monotonic() + 100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"items": []}, "history has 0 items"),
+        ({"k": 0}, "k is 0"),
+        ({"k": -1}, "k is -1"),
+        ({"items": [50]}, "items holds an index outside 0..49"),
+        ({"items": [-1]}, "items"),
+        ({"exclude": [2**40]}, "exclude"),
+        ({"allow": [-(2**62)]}, "allow"),
+        ({"timestamps": [1, 2]}, "2 timestamps for 3 items"),
+    ],
+)
+async def test_a_query_that_contradicts_itself_is_refused(pipeline: Pipeline, changes: dict, word: str) -> None:
+    with pytest.raises(InvalidRequestError, match=word):
+        await pipeline.recommend(query(**changes))
+    assert (await pipeline.recommend(query())).indices.size == 10
+
+
+async def test_an_unknown_category_is_not_found(pipeline: Pipeline) -> None:
+    with pytest.raises(NotFoundError, match="opera"):
+        await pipeline.recommend(query(categories=frozenset({"opera"})))
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+async def test_a_crowd_gets_the_answers_that_each_would_get_alone(make_bundle, timestamps: bool) -> None:
+    bundle = Bundle.open(make_bundle(timestamps=timestamps))
+    rng = np.random.default_rng(0)
+    queries = []
+    for _ in range(200):
+        items = rng.integers(0, 50, rng.integers(1, 40))
+        times = np.sort(rng.integers(0, 2**31, len(items))) if rng.random() < 0.5 else None
+        queries.append(query(items, depth=int(rng.choice(DEPTHS)), k=5, timestamps=times, include_seen=True))
+    async with Pipeline(bundle, open_engine(bundle)) as pipeline:
+        answers = await asyncio.gather(*(pipeline.recommend(q) for q in queries))
+    with open_engine(bundle) as engine:
+        for q, answer in zip(queries, answers, strict=True):
+            ids = np.asarray(q.items)[None, -20:] + 1
+            times = None if q.timestamps is None else np.asarray(q.timestamps)[None, -20:]
+            scores = bundle.vectors @ engine.run(ids, times, q.depth)[0]
+            assert answer.decision.depth == q.depth
+            np.testing.assert_allclose(answer.scores, np.sort(scores)[::-1][:5], atol=1e-5)
+            np.testing.assert_allclose(answer.scores, scores[answer.indices], atol=1e-5)
+
+
+async def test_the_queue_is_bounded_and_draining_lets_nobody_in_but_all_out(bundle: Bundle) -> None:
+    entered, free = threading.Semaphore(0), threading.Event()
+    free.set()
+
+    def hold(_batch: int, _depth: int) -> None:
+        entered.release()
+        assert free.wait(30)
+
+    pipeline = Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS, on_run=hold), settings=Settings(max_queue=2))
+    with pytest.raises(UnavailableError, match="starting"):
+        await pipeline.recommend(query())
+    await pipeline.start()
+    while entered.acquire(blocking=False):
+        pass
+    free.clear()
+    tasks = [asyncio.create_task(pipeline.recommend(query()))]
+    await asyncio.to_thread(entered.acquire)
+    tasks += [asyncio.create_task(pipeline.recommend(query())) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while pipeline.waiting < 2:
+            await asyncio.sleep(0)
+    with pytest.raises(OverloadError):
+        await pipeline.recommend(query())
+    drained = asyncio.create_task(pipeline.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(UnavailableError, match="draining"):
+        await pipeline.recommend(query())
+    free.set()
+    await drained
+    assert all(answer.indices.size == 10 for answer in await asyncio.gather(*tasks))
+    pipeline.close()
+    pipeline.close()
+    with pytest.raises(UnavailableError):
+        await pipeline.recommend(query())
+
+
+async def test_nan_from_the_engine_is_that_requests_error_alone(bundle: Bundle) -> None:
+    vectors = bundle.vectors.copy()
+    vectors[40] = np.nan
+    async with Pipeline(bundle, FakeEngine(vectors, DEPTHS)) as pipeline:
+        calls = [pipeline.recommend(query([item], depth=4)) for item in (8, 40, 9)]
+        good, bad, also_good = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(bad, UnavailableError)
+        assert "NaN or infinity at depth 4" in str(bad)
+        assert good.indices.size == also_good.indices.size == 10
+
+
+async def test_costs_are_really_measured_at_the_start(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    runs: set[int] = set()
+    engine = FakeEngine(bundle.vectors, DEPTHS, on_run=lambda _, depth: runs.add(depth))
+    async with Pipeline(bundle, engine, settings=Settings(calibration_ms=0)) as pipeline:
+        assert runs == set(DEPTHS)
+        answer = await pipeline.recommend(query(deadline_s=time.monotonic() + 30))
+    assert answer.indices.size == 10
+
+
+def test_settings_come_from_the_profile_and_refuse_the_impossible() -> None:
+    settings = Settings.for_profile(CLOUD, max_queue=7)
+    assert (settings.max_batch, settings.threads, settings.max_queue) == (CLOUD.max_batch, CLOUD.threads, 7)
+    for changes in ({"max_batch": 0}, {"patience_ms": float("nan")}, {"calibration_ms": -1}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            Settings(**changes)
+
+
+def test_a_pipeline_that_never_started_can_be_closed(bundle: Bundle) -> None:
+    Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)).close()

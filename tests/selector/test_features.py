@@ -1,0 +1,113 @@
+"""Features agree with their definitions, written out the slow way, for every history."""
+
+import math
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fathom.selector.features import Features, SelectorTables, measure, measure_all
+
+N_ITEMS = 30
+RNG = np.random.default_rng(5)
+VECTORS = RNG.standard_normal((N_ITEMS, 6)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+COUNTS = RNG.integers(0, 1_000, N_ITEMS)
+TABLES = SelectorTables.build(COUNTS, VECTORS)
+
+histories = st.lists(st.integers(0, N_ITEMS - 1), min_size=2, max_size=40)
+fast = settings(deadline=None, max_examples=200)
+
+
+@fast
+@given(histories)
+def test_features_of_the_items_are_what_their_definition_says(history: list[int]) -> None:
+    features = measure(np.array(history, dtype=np.int32), None, TABLES)
+    pairs = [float(VECTORS[a] @ VECTORS[b]) for a, b in combinations(history, 2)]
+    assert features.length == len(history)
+    assert features.distinct_ratio == len(set(history)) / len(history)
+    assert features.popularity == pytest.approx(np.log1p(COUNTS[history]).mean(), rel=1e-5)
+    assert features.density == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert math.isnan(features.recency)
+
+
+@fast
+@given(histories, st.randoms(use_true_random=False))
+def test_the_order_of_the_items_does_not_matter(history: list[int], random: object) -> None:
+    shuffled = list(history)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = (measure(np.array(h, dtype=np.int32), None, TABLES) for h in (history, shuffled))
+    assert one == pytest.approx(other, nan_ok=True, rel=1e-12)
+
+
+@fast
+@given(st.lists(st.integers(1, 253_402_300_799), min_size=2, max_size=40))
+def test_recency_follows_the_mean_logarithm_of_the_gaps(seconds: list[int]) -> None:
+    items = np.zeros(len(seconds), dtype=np.int32)
+    gaps = [abs(b - a) for a, b in pairwise(seconds)]
+    expected = 1 / (1 + np.mean([math.log1p(gap) for gap in gaps]))
+    recency = measure(items, np.array(seconds, dtype=np.int64), TABLES).recency
+    assert recency == pytest.approx(expected, rel=1e-4)
+    assert 0 < recency <= 1
+
+
+@fast
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, max_size=10))
+def test_any_timestamps_give_a_number_or_unknown(seconds: list[int]) -> None:
+    recency = measure(np.zeros(len(seconds), dtype=np.int32), np.array(seconds, dtype=np.int64), TABLES).recency
+    assert math.isnan(recency) or 0 < recency <= 1
+
+
+def test_events_at_once_are_more_recent_than_events_days_apart() -> None:
+    items = np.arange(3, dtype=np.int32)
+    at_once, apart = (measure(items, np.array(t, dtype=np.int64), TABLES) for t in ([9, 9, 9], [9, 90_009, 180_009]))
+    assert at_once.recency == 1.0
+    assert apart.recency < 0.1
+
+
+def test_equal_items_are_dense_and_orthogonal_ones_are_not() -> None:
+    tables = SelectorTables.build(np.ones(4, dtype=np.int64), np.eye(4, dtype=np.float32))
+    same, different = (measure(np.array(h, dtype=np.int32), None, tables) for h in ([2, 2, 2], [0, 1, 2, 3]))
+    assert same.density == pytest.approx(1)
+    assert different.density == pytest.approx(0)
+
+
+def test_missing_timestamps_given_as_zeros_are_unknown() -> None:
+    features = measure(np.arange(3, dtype=np.int32), np.zeros(3, dtype=np.int64), TABLES)
+    assert math.isnan(features.recency)
+
+
+def test_an_empty_and_a_single_item_history_have_defined_answers() -> None:
+    empty = measure(np.array([], dtype=np.int32), None, TABLES)
+    assert empty.length == 0
+    assert all(math.isnan(value) for value in empty[1:])
+    single = measure(np.array([3], dtype=np.int32), np.array([77]), TABLES)
+    assert single[:2] == (1, 1)
+    assert single.popularity == pytest.approx(math.log1p(COUNTS[3]), rel=1e-6)
+    assert math.isnan(single.recency)
+    assert math.isnan(single.density)
+
+
+def test_ten_thousand_items_are_measured_like_ten() -> None:
+    items = RNG.integers(0, N_ITEMS, 10_000)
+    before = items.copy()
+    features = measure(items, np.arange(1, 10_001), TABLES)
+    assert features.length == 10_000
+    assert features.popularity == pytest.approx(np.log1p(COUNTS[items]).mean(), rel=1e-4)
+    assert features.recency == pytest.approx(1 / (1 + math.log(2)), rel=1e-4)
+    assert -1e-3 <= features.density <= 1
+    assert (items == before).all()  # the caller's array is not sorted under its feet
+
+
+def test_an_item_outside_the_catalogue_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        measure(np.array([0, N_ITEMS], dtype=np.int32), None, TABLES)
+
+
+def test_many_histories_become_one_row_each() -> None:
+    rows = measure_all([(np.arange(n, dtype=np.int32), None) for n in range(4)], TABLES)
+    assert rows.shape == (4, len(Features._fields))
+    assert rows[:, 0].tolist() == [0, 1, 2, 3]
+    assert measure_all([], TABLES).shape == (0, 5)

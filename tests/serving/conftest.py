@@ -1,0 +1,121 @@
+"""A real server in a process of its own, and one inside the test's event loop whose engine the test controls."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.fake import FakeEngine
+from fathom.serving.config import ServerSettings
+from fathom.serving.describe import ServerInfo
+from fathom.serving.server import Server
+
+SERVE = """
+import sys
+from pathlib import Path
+from fathom.serving.config import load_settings
+from fathom.serving.server import serve
+serve(
+    load_settings({"port": 0, "metrics_port": 0, "max_queue": 4096}, environment={}),
+    Path(sys.argv[1]),
+    ready=lambda info: print(info.address, info.metrics_address, flush=True),
+)
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    address: str
+    metrics_address: str
+    process: subprocess.Popen[str]
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def live(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server over the synthetic bundle with onnxruntime; it must outlive everything that the tests send."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(synthetic_bundle)], stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        ready = process.stdout.readline().split()
+        assert len(ready) == 2, log.read_text()
+        yield Process(*ready, process, log)
+        assert process.poll() is None, log.read_text()
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="session")
+def channel(live: Process) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(live.address) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def stub(channel: grpc.Channel) -> recommender_pb2_grpc.RecommenderStub:
+    return recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+
+
+class Held:
+    """An engine that stands still at each run until the test lets it go on, or fails as told."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.reached = threading.Semaphore(0)
+        self.failure: Exception | None = None
+        self.batches: list[int] = []
+        self.engine = FakeEngine(bundle.vectors, bundle.depths, on_run=self._on_run)
+
+    def _on_run(self, batch: int, depth: int) -> None:  # noqa: ARG002
+        if not self.go.is_set():
+            self.batches.append(batch)
+            self.reached.release()
+            self.go.wait(timeout=30)
+        if self.failure:
+            raise self.failure
+
+
+@dataclass(frozen=True)
+class Local:
+    server: Server
+    info: ServerInfo
+    held: Held
+    stub: recommender_pb2_grpc.RecommenderStub
+    channel: grpc.aio.Channel
+
+
+LocalServer = Callable[..., AbstractAsyncContextManager[Local]]
+
+
+@pytest.fixture
+def local(synthetic_bundle: Path) -> LocalServer:
+    """``async with local(max_queue=4) as it``: a started server in this event loop and a client for it."""
+
+    @asynccontextmanager
+    async def running(**settings: Any) -> AsyncIterator[Local]:
+        bundle = Bundle.open(synthetic_bundle)
+        held = Held(bundle)
+        async with Server(ServerSettings(**{"port": 0, **settings}), bundle, held.engine) as server:
+            info = await server.start()
+            async with grpc.aio.insecure_channel(info.address) as opened:
+                stub = recommender_pb2_grpc.RecommenderStub(opened)  # type: ignore[no-untyped-call]
+                try:
+                    yield Local(server, info, held, stub, opened)
+                finally:
+                    held.go.set()
+
+    return running

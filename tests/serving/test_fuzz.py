@@ -1,0 +1,125 @@
+"""10,000 random byte strings against every RPC: a documented status each, and the server goes on."""
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+
+SERVICE = "/fathom.v1.Recommender/"
+UNARY = 9_000
+STREAMED = 1_000
+IN_FLIGHT = 64
+DOCUMENTED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+REQUEST = pb.RecommendRequest(
+    request_id="a",
+    item_ids=["item-1", "item-2", "item-30"],
+    timestamps=[1, 2, 3],
+    k=5,
+    profile="edge",
+    depth=8,
+    filter=pb.Filter(exclude_item_ids=["item-4"], allow_item_ids=["item-5"], categories=["space"]),
+    include_titles=True,
+)
+SEEDS = [
+    REQUEST.SerializeToString(),
+    pb.RecommendRequest(item_ids=["item-7"]).SerializeToString(),
+    pb.RecommendBatchRequest(requests=[REQUEST] * 3).SerializeToString(),
+]
+
+
+def random_message(rng: random.Random) -> bytes:
+    """One third pure noise; the rest a valid message with a few bytes changed, removed, inserted or repeated."""
+    if rng.random() < 1 / 3:
+        return rng.randbytes(rng.randrange(200))
+    raw = bytearray(rng.choice(SEEDS))
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(raw) + 1)
+        match rng.randrange(5):
+            case 0:
+                raw[at : at + 1] = rng.randbytes(1)
+            case 1:
+                del raw[at : at + rng.randint(1, 8)]
+            case 2:
+                raw[at:at] = rng.randbytes(rng.randint(1, 8))
+            case 3:
+                raw[at:at] = raw[at : at + rng.randint(1, 40)]
+            case _:
+                raw[at : at + 1] = bytes([raw[at] ^ (1 << rng.randrange(8))]) if at < len(raw) else b"\xff"
+    return bytes(raw)
+
+
+def statuses_of_unary_calls(channel: grpc.Channel, rng: random.Random, count: int) -> Counter[grpc.StatusCode]:
+    methods = [channel.unary_unary(SERVICE + name) for name in ("Recommend", "RecommendBatch", "GetBundle")]
+    statuses: Counter[grpc.StatusCode] = Counter()
+    open_calls: deque[Any] = deque()
+    for _ in range(count):
+        method = rng.choices(methods, (6, 3, 1))[0]
+        open_calls.append(method.future(random_message(rng), timeout=30))
+        if len(open_calls) == IN_FLIGHT:
+            statuses[open_calls.popleft().code()] += 1
+    statuses.update(call.code() for call in open_calls)
+    return statuses
+
+
+def statuses_of_streams(channel: grpc.Channel, rng: random.Random, count: int) -> Counter[grpc.StatusCode]:
+    method = channel.stream_stream(SERVICE + "RecommendStream")
+    statuses: Counter[grpc.StatusCode] = Counter()
+    for _ in range(count // 4):
+        call = method(iter([random_message(rng) for _ in range(4)]), timeout=30)
+        try:
+            for _ in call:
+                pass
+        except grpc.RpcError:
+            pass
+        statuses[call.code()] += 1
+    return statuses
+
+
+def test_random_bytes_never_crash_the_server_and_never_end_in_unknown(
+    channel: grpc.Channel, stub: recommender_pb2_grpc.RecommenderStub, live: Any
+) -> None:
+    log: Path = live.log
+    before = len(log.read_text())
+    rng = random.Random(2026)
+    statuses = statuses_of_unary_calls(channel, rng, UNARY) + statuses_of_streams(channel, rng, STREAMED)
+    assert sum(statuses.values()) == UNARY + STREAMED // 4
+    assert set(statuses) <= DOCUMENTED
+    # Both kinds of noise got through: what cannot be decoded, and what decodes and is then checked.
+    assert statuses[grpc.StatusCode.INVALID_ARGUMENT] > 1_000
+    assert statuses[grpc.StatusCode.OK] > 300
+    assert statuses[grpc.StatusCode.NOT_FOUND] > 100
+    assert "error" not in log.read_text()[before:]
+    assert len(stub.Recommend(pb.RecommendRequest(item_ids=["item-1"]), timeout=10).items) == 10
+
+
+def test_clients_that_hang_up_leave_nothing_behind(
+    channel: grpc.Channel, stub: recommender_pb2_grpc.RecommenderStub, live: Any
+) -> None:
+    log: Path = live.log
+    before = len(log.read_text())
+    message = REQUEST.SerializeToString()
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield message
+
+    for _ in range(100):
+        call = channel.unary_unary(SERVICE + "Recommend").future(message, timeout=30)
+        call.cancel()
+    for _ in range(20):
+        stream = channel.stream_stream(SERVICE + "RecommendStream")(endless(), timeout=30)
+        next(stream)
+        stream.cancel()
+    assert len(stub.Recommend(pb.RecommendRequest(item_ids=["item-1"]), timeout=10).items) == 10
+    assert "error" not in log.read_text()[before:]

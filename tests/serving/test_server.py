@@ -1,0 +1,279 @@
+"""Deadlines, cancellation, overload, warm-up, drain, health, reflection, metrics: with an engine the test holds."""
+
+import asyncio
+import socket
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from fathom.errors import ConfigError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.fake import FakeEngine
+from fathom.serving.config import ServerSettings
+from fathom.serving.server import SERVICE, Server
+
+LocalServer = Callable[..., AbstractAsyncContextManager[Any]]
+REQUEST = pb.RecommendRequest(item_ids=["item-1", "item-2"])
+
+
+async def status(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+async def reached(held: Any) -> None:
+    """The engine stands still inside a run."""
+    assert await asyncio.to_thread(held.reached.acquire, timeout=30)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def health_of(it: Any, service: str = SERVICE) -> int:
+    check = health_pb2_grpc.HealthStub(it.channel).Check
+    return int((await check(health_pb2.HealthCheckRequest(service=service), timeout=10)).status)
+
+
+async def metrics_of(it: Any) -> str:
+    url = f"http://{it.info.metrics_address}/metrics"
+
+    def get() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    return await asyncio.to_thread(get)
+
+
+async def test_a_deadline_that_no_depth_can_meet_is_refused(local: LocalServer) -> None:
+    async with local() as it:
+        code, _ = await status(it.stub.Recommend(REQUEST, timeout=1e-4))
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await it.stub.Recommend(REQUEST, timeout=10)).depth
+
+
+async def test_a_request_that_can_no_longer_make_it_does_not_reach_the_engine(local: LocalServer) -> None:
+    async with local() as it:
+        it.held.go.clear()
+        first = it.stub.Recommend(REQUEST, timeout=30)
+        await reached(it.held)
+        code, _ = await status(it.stub.Recommend(REQUEST, timeout=0.05))
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: it.server._pipeline.waiting == 0)
+        it.held.go.set()
+        assert (await first).depth
+        assert it.held.batches == [1]
+
+
+async def test_a_cancelled_request_leaves_its_lane(local: LocalServer) -> None:
+    async with local() as it:
+        it.held.go.clear()
+        first = it.stub.Recommend(REQUEST, timeout=30)
+        await reached(it.held)
+        second = it.stub.Recommend(REQUEST, timeout=30)
+        await until(lambda: it.server._pipeline.waiting == 1)
+        second.cancel()
+        await until(lambda: it.server._pipeline.waiting == 0)
+        it.held.go.set()
+        assert (await first).depth
+        assert it.held.batches == [1]
+
+
+async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer) -> None:
+    async with local(max_queue=3) as it:
+        it.held.go.clear()
+        running = it.stub.Recommend(REQUEST, timeout=30)
+        await reached(it.held)
+        waiting = [it.stub.Recommend(REQUEST, timeout=30) for _ in range(3)]
+        await until(lambda: it.server._pipeline.waiting == 3)
+        code, _ = await status(it.stub.Recommend(REQUEST, timeout=30))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        batch = await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=[REQUEST] * 2), timeout=30)
+        assert {result.error.code for result in batch.results} == {code.value[0]}
+        it.held.go.set()
+        answers = await asyncio.gather(running, *waiting)
+        assert all(len(answer.items) == 10 for answer in answers)
+        assert (await it.stub.Recommend(REQUEST, timeout=10)).depth
+
+
+async def test_a_stream_has_a_bounded_number_of_requests_waiting(local: LocalServer) -> None:
+    async with local(stream_in_flight=4) as it:
+        it.held.go.clear()
+        stream = it.stub.RecommendStream(iter([REQUEST] * 50), timeout=30)
+        await reached(it.held)
+        await until(lambda: it.server._pipeline.waiting + sum(it.held.batches) == 4)
+        for _ in range(100):
+            await asyncio.sleep(0)
+            assert it.server._pipeline.waiting + sum(it.held.batches) == 4
+        it.held.go.set()
+        assert [result.HasField("response") async for result in stream] == [True] * 50
+
+
+async def test_an_engine_that_fails_makes_its_batch_unavailable_and_the_server_goes_on(local: LocalServer) -> None:
+    async with local() as it:
+        it.held.failure = RuntimeError("secret pointer 0xdeadbeef")
+        code, text = await status(it.stub.Recommend(REQUEST, timeout=10))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "0xdeadbeef" not in text
+        it.held.failure = None
+        assert (await it.stub.Recommend(REQUEST, timeout=10)).depth
+
+
+async def test_what_nobody_foresaw_is_internal_says_nothing_and_is_logged(
+    local: LocalServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with local() as it:
+
+        async def broken(_: object) -> None:
+            raise KeyError("secret")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(it.server._pipeline, "recommend", broken)
+            code, text = await status(it.stub.Recommend(REQUEST, timeout=10))
+            assert code is grpc.StatusCode.INTERNAL
+            assert "secret" not in text
+            batch = await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=[REQUEST]), timeout=10)
+            assert (batch.results[0].error.code, batch.results[0].error.message) == (13, text)
+        assert [record.exc_info is not None for record in caplog.records] == [True, True]
+        assert (await it.stub.Recommend(REQUEST, timeout=10)).depth
+
+
+async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    warming, go = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(batch: int, depth: int) -> None:  # noqa: ARG001
+        loop.call_soon_threadsafe(warming.set)
+        asyncio.run_coroutine_threadsafe(go.wait(), loop).result(timeout=30)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
+    async with (
+        Server(ServerSettings(port=port), bundle, engine) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        starting = asyncio.create_task(server.start())
+        await asyncio.wait_for(warming.wait(), 30)
+        check = health_pb2_grpc.HealthStub(channel).Check
+        recommend = channel.unary_unary(f"/{SERVICE}/Recommend")
+        assert (await check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await status(recommend(REQUEST.SerializeToString())) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "the server is starting; call another one, or this one later",
+        )
+        go.set()
+        await starting
+        assert (await check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        assert await recommend(REQUEST.SerializeToString())
+
+
+async def test_draining_finishes_what_is_inside_and_lets_nobody_in(local: LocalServer) -> None:
+    async with local() as it:
+        assert await health_of(it) == health_pb2.HealthCheckResponse.SERVING
+        it.held.go.clear()
+        inside = it.stub.Recommend(REQUEST, timeout=30)
+        await reached(it.held)
+        stream = it.stub.RecommendStream(timeout=30)
+        await stream.write(REQUEST)
+        await until(lambda: it.server._pipeline.waiting == 1)
+        draining = asyncio.create_task(it.server.drain())
+        await until(lambda: it.server._gate.state == "draining")
+        assert await health_of(it) == health_pb2.HealthCheckResponse.NOT_SERVING
+        code, text = await status(it.stub.Recommend(REQUEST, timeout=30))
+        assert (code, "draining" in text) == (grpc.StatusCode.UNAVAILABLE, True)
+        assert not draining.done()
+        it.held.go.set()
+        assert (await inside).depth
+        # The stream's open request is answered, and then the client learns that it has to go elsewhere.
+        assert (await stream.read()).HasField("response")
+        assert (await status(stream.read()))[0] is grpc.StatusCode.UNAVAILABLE
+        assert await draining == 0
+
+
+async def test_a_drain_does_not_wait_longer_than_it_is_told(local: LocalServer) -> None:
+    async with local(drain_s=0.05) as it:
+        it.held.go.clear()
+        inside = it.stub.Recommend(REQUEST, timeout=30)
+        await reached(it.held)
+        assert await it.server.drain() == 1
+        assert (await status(inside))[0] in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_health_is_watched_and_known_by_service(local: LocalServer) -> None:
+    async with local() as it:
+        watch = health_pb2_grpc.HealthStub(it.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=30)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert await health_of(it, "") == health_pb2.HealthCheckResponse.SERVING
+        assert (await status(health_of(it, "who?")))[0] is grpc.StatusCode.NOT_FOUND
+        draining = asyncio.create_task(it.server.drain())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await draining == 0
+
+
+async def test_reflection_tells_the_services_and_the_contract(local: LocalServer) -> None:
+    async with local() as it:
+        ask = reflection_pb2_grpc.ServerReflectionStub(it.channel).ServerReflectionInfo
+        requests = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+        ]
+        services, files = [answer async for answer in ask(iter(requests), timeout=10)]
+        names = {service.name for service in services.list_services_response.service}
+        assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= names
+        assert b"RecommendStream" in files.file_descriptor_response.file_descriptor_proto[0]
+
+
+async def test_metrics_count_what_happened(local: LocalServer) -> None:
+    async with local(metrics_port=0) as it:
+        answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-1", "new", "newer"], depth=8), timeout=10)
+        await status(it.stub.Recommend(pb.RecommendRequest(), timeout=10))
+        batch = [REQUEST, pb.RecommendRequest(item_ids=["who?"])]
+        await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=batch), timeout=10)
+        await status(it.channel.unary_unary(f"/{SERVICE}/Recommend")(b"\xff", timeout=10))
+        text = await metrics_of(it)
+    for line in (
+        'fathom_calls_total{method="Recommend",status="OK"} 1.0',
+        'fathom_calls_total{method="Recommend",status="INVALID_ARGUMENT"} 2.0',
+        'fathom_calls_total{method="RecommendBatch",status="OK"} 1.0',
+        'fathom_call_seconds_count{method="Recommend"} 3.0',
+        'fathom_requests_total{depth="8",reason="fixed",status="OK"} 1.0',
+        'fathom_requests_total{depth="",reason="",status="INVALID_ARGUMENT"} 1.0',
+        'fathom_requests_total{depth="",reason="",status="NOT_FOUND"} 1.0',
+        'fathom_request_seconds_count{depth="8"} 1.0',
+        'fathom_engine_seconds_count{depth="8"} 1.0',
+        'fathom_batch_size_sum{depth="8"} 1.0',
+        "fathom_queue_seconds_count 2.0",
+        "fathom_queue_depth 0.0",
+        "fathom_in_flight 0.0",
+        "fathom_unknown_items_total 2.0",
+        f'bundle_version="{answer.bundle_version}"',
+    ):
+        assert line in text
+    assert 'method="Check"' not in text
+
+
+async def test_a_taken_port_is_an_error_of_one_line(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for settings in (ServerSettings(port=port), ServerSettings(port=0, metrics_port=port)):
+            engine = FakeEngine(bundle.vectors, bundle.depths)
+            async with Server(settings, bundle, engine) as server:
+                with pytest.raises(ConfigError, match=f"127.0.0.1:{port}[^\n]*; choose another"):
+                    await server.start()

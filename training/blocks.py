@@ -1,0 +1,209 @@
+"""The two transformer blocks behind one interface, and what every layer of a model shares (Context).
+
+Left padding never changes a history's result: padded keys weigh exactly zero, nothing is normalised by the
+padded length, and positions enter only as distances between two items.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BlockKind = Literal["hstu", "gated"]
+
+#: Added to a masked score. Finite, so that a row of padding stays free of NaN; both softmax and SiLU send it to 0.
+MASKED = -1e4
+#: Distances below this have a bucket each; beyond it, buckets grow with the logarithm of the distance.
+EXACT_DISTANCES = 16
+POSITION_BUCKETS = 32
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers share for one batch of B histories, padded on the left to L positions.
+
+    ``keep`` float (B, L, 1): 1 for a history item, 0 for padding. ``mask`` float (B, 1, 1, L): 0 or MASKED, for
+    the keys. ``positions`` int64 (L, L): bucket of the distance from query i back to key j, or POSITION_BUCKETS
+    where j lies in the future. ``time`` float (B, heads, L, L): bias by the time between two items, or None.
+    """
+
+    keep: Tensor
+    mask: Tensor
+    positions: Tensor
+    time: Tensor | None
+
+
+def position_buckets(max_distance: int) -> Tensor:
+    """Bucket of each distance 0..max_distance-1, int64 (max_distance,): exact when near, logarithmic when far.
+
+    A table rather than arithmetic in the graph: a logarithm that rounds differently elsewhere cannot move a
+    distance into another bucket. The layout is T5's (arXiv 1910.10683).
+    """
+    far = POSITION_BUCKETS - EXACT_DISTANCES
+    span = math.log(max(max_distance, 2 * EXACT_DISTANCES) / EXACT_DISTANCES)
+    buckets = [
+        distance
+        if distance < EXACT_DISTANCES
+        else min(EXACT_DISTANCES + int(math.log(distance / EXACT_DISTANCES) / span * far + 1e-9), POSITION_BUCKETS - 1)
+        for distance in range(max_distance)
+    ]
+    return torch.tensor(buckets, dtype=torch.int64)
+
+
+class PositionBias(nn.Module):
+    """A learned score per head and distance bucket; the future is masked."""
+
+    def __init__(self, heads: int, first: float, last: float) -> None:
+        super().__init__()
+        # Newer items weigh more before anything is learned.
+        self.table = nn.Parameter(torch.linspace(first, last, POSITION_BUCKETS).repeat(heads, 1))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Bias (heads, Q, L) for buckets (Q, L)."""
+        table: Tensor = F.pad(self.table, (0, 1), value=MASKED)
+        return table[:, positions]
+
+
+class Block(nn.Module):
+    """What both blocks have in common: heads, the position bias and the gain of the shared time bias."""
+
+    def __init__(self, width: int, heads: int, first_bias: float, last_bias: float, *, time_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.width = width
+        self.positions = PositionBias(heads, first_bias, last_bias)
+        self.time_gain = nn.Parameter(torch.ones(heads, 1, 1)) if time_bias else None
+
+    def bias(self, context: Context, *, last_only: bool) -> Tensor:
+        """Score added to every (query, key), (heads, Q, L) or with time (B, heads, Q, L)."""
+        bias: Tensor = self.positions(context.positions[-1:] if last_only else context.positions)
+        if self.time_gain is not None and context.time is not None:
+            time = context.time[:, :, -1:] if last_only else context.time
+            bias = bias + self.time_gain * time
+        return bias
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, L, width) -> (B, heads, L, width / heads)."""
+        return x.view(*x.shape[:2], self.heads, self.width // self.heads).transpose(1, 2)
+
+    def project(self, linear: nn.Linear, x: Tensor, *, last_only: bool) -> tuple[Tensor, Tensor]:
+        """One fused projection whose first half serves queries and whose second half serves keys.
+
+        Returns (B, Q, half) and (B, L, half); with ``last_only`` the first half is computed for the last position.
+        """
+        half = linear.out_features // 2
+        if not last_only:
+            first, second = linear(x).split(half, dim=-1)
+            return first, second
+        return F.linear(x[:, -1:], linear.weight[:half]), F.linear(x, linear.weight[half:])
+
+    def become_identity(self) -> None:
+        """Zero the output projections, so that the block passes its input on unchanged until it has learned."""
+        raise TypeError("Block is abstract")
+
+
+class HstuBlock(Block):
+    """Pointwise SiLU attention with a gate (HSTU, arXiv 2402.17152, equations 1 to 3).
+
+    The attention output is normalised by its own LayerNorm, so the sum over a history needs no division by its
+    length.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, *, time_bias: bool) -> None:
+        super().__init__(width, heads, 1.0, 0.1, time_bias=time_bias)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.uqkv = nn.Linear(width, 4 * width, bias=False)
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.dropout = dropout
+        nn.init.xavier_normal_(self.uqkv.weight)
+        nn.init.xavier_normal_(self.out.weight)
+
+    def forward(self, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
+        """(B, L, width) -> (B, L, width), or (B, 1, width) for the last position only."""
+        uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
+        u, q = F.silu(uq).chunk(2, dim=-1)
+        k, v = F.silu(kv).chunk(2, dim=-1)
+        scores = self.split_heads(q) @ self.split_heads(k).transpose(-1, -2)
+        weights = F.silu(scores + self.bias(context, last_only=last_only))
+        attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
+        gated = F.dropout(self.attention_norm(attended) * u, self.dropout, self.training)
+        residual = hidden[:, -1:] if last_only else hidden
+        out: Tensor = residual + self.out(gated)
+        return out
+
+    def become_identity(self) -> None:
+        nn.init.zeros_(self.out.weight)
+
+
+class GatedBlock(Block):
+    """Pre-norm softmax attention and SwiGLU, each behind a sigmoid-gated residual (LiGR, arXiv 2502.03417)."""
+
+    def __init__(self, width: int, heads: int, dropout: float, *, time_bias: bool) -> None:
+        super().__init__(width, heads, 1.0, 0.0, time_bias=time_bias)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.gqkv = nn.Linear(width, 4 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.scale = (width // heads) ** -0.5
+        self.ffn_norm = nn.LayerNorm(width, bias=False)
+        self.ffn_in = nn.Linear(width, 5 * width, bias=False)
+        self.ffn_out = nn.Linear(2 * width, width, bias=False)
+        self.dropout = dropout
+        for linear in (self.gqkv, self.out, self.ffn_in, self.ffn_out):
+            nn.init.xavier_normal_(linear.weight)
+
+    def forward(self, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
+        """(B, L, width) -> (B, L, width), or (B, 1, width) for the last position only."""
+        gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
+        gate, q = gq.chunk(2, dim=-1)
+        k, v = kv.chunk(2, dim=-1)
+        # Not scaled_dot_product_attention: its fused kernels give no gradient to a learned bias.
+        scores = self.split_heads(q * self.scale) @ self.split_heads(k).transpose(-1, -2)
+        weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
+        attended = weights @ self.split_heads(v)
+        attended = F.dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        hidden = (hidden[:, -1:] if last_only else hidden) + torch.sigmoid(gate) * attended
+        gate, a, b = self.ffn_in(self.ffn_norm(hidden)).split((self.width, 2 * self.width, 2 * self.width), dim=-1)
+        fed = F.dropout(self.ffn_out(F.silu(a) * b), self.dropout, self.training)
+        return hidden + torch.sigmoid(gate) * fed
+
+    def become_identity(self) -> None:
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.ffn_out.weight)
+
+
+def make_block(kind: BlockKind, width: int, heads: int, dropout: float, *, time_bias: bool) -> Block:
+    """A fresh block of the given kind."""
+    block = HstuBlock if kind == "hstu" else GatedBlock
+    return block(width, heads, dropout, time_bias=time_bias)
+
+
+class TimeBias(nn.Module):
+    """A score per head for the time between two items, shared by all layers (each scales it by its own gain).
+
+    Buckets are powers of two of the seconds between them; between two buckets the score is interpolated, so it
+    is continuous in time and no rounding can make an exported engine disagree. Where either time is missing (0),
+    the score is that of the "unknown" bucket.
+    """
+
+    #: 2**29 seconds are 17 years; anything longer counts as that.
+    BUCKETS = 30
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(heads, self.BUCKETS + 2))
+
+    def forward(self, timestamps: Tensor) -> Tensor:
+        """Bias (B, heads, L, L) from int64 seconds (B, L)."""
+        apart = (timestamps[:, :, None] - timestamps[:, None, :]).clamp(min=0).to(self.table.dtype)
+        exponent = torch.log2(apart + 1).clamp(max=self.BUCKETS - 1)
+        lower = exponent.floor()
+        known = timestamps != 0
+        unknown = ~(known[:, :, None] & known[:, None, :])
+        index = lower.long().masked_fill(unknown, self.BUCKETS + 1)
+        share = (exponent - lower).masked_fill(unknown, 0.0)
+        steps = F.pad(self.table[:, 1:] - self.table[:, :-1], (0, 1))
+        return (self.table[:, index] + share * steps[:, index]).transpose(0, 1)

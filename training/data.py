@@ -1,0 +1,199 @@
+"""From raw interactions to a dataset folder: read, check, filter, order, number, write."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from fathom.errors import DataError
+from fathom.files import new_folder, sha256_file, write_json
+from fathom.training.catalogue import SCHEMA, described, first_known, item_table
+from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset
+from fathom.training.readers import read
+from fathom.training.rows import RowReport, clean
+from fathom.training.sources import DEFAULTS, PrepareOptions, Source, default_options, generic_source, open_source
+
+__all__ = ["DEFAULTS", "PrepareOptions", "default_options", "k_core", "prepare"]
+
+Codes = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events as columns of equal length, sorted by user and time once ``sort`` has run.
+
+    users, items: u32, places in user_ids and item_ids, which are sorted; order: i64 microseconds or
+    positions, None where the input's own order is all there is.
+    """
+
+    users: Codes
+    items: Codes
+    order: NDArray[np.int64] | None
+    user_ids: pl.Series
+    item_ids: pl.Series
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, which: NDArray[Any]) -> "Events":
+        """The events at these places, or under this mask."""
+        order = None if self.order is None else self.order[which]
+        return replace(self, users=self.users[which], items=self.items[which], order=order)
+
+    def sort(self) -> "Events":
+        """By user, then order; ties stay in input order."""
+        keys = (self.users,) if self.order is None else (self.order, self.users)
+        return self.take(np.lexsort(keys))
+
+    def compact(self) -> "Events":
+        """Without the ids that no event uses."""
+        users, user_ids = _compact(self.users, self.user_ids)
+        items, item_ids = _compact(self.items, self.item_ids)
+        return Events(users, items, self.order, user_ids, item_ids)
+
+
+def prepare(
+    source: str,
+    out: Path,
+    *,
+    options: PrepareOptions | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Dataset:
+    """Make a dataset folder from a source of `fathom.training.sources`, or from a csv, parquet or jsonl path.
+
+    Events are sorted by user, then time (or position), ties in input order; users and items are numbered in
+    the order of their ids. The folder appears whole or not at all.
+
+    Raises DataError, in one line, for missing files and columns, for more than 1 % malformed rows, and when
+    the filters leave nothing; ConfigError for an unknown source.
+    """
+    if source not in DEFAULTS and Path(source).exists():
+        options = replace(options or PrepareOptions(), path=Path(source))
+        source = generic_source(Path(source))
+    options = options or default_options(source)
+    with open_source(source, options, progress) as opened:
+        events, hints, report = _read_events(opened, options, progress)
+        events, removed = _filter(events, options, progress)
+        items, item_report = item_table(opened, events.item_ids, hints, progress)
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "name": options.name or source,
+            "counts": {"users": len(events.user_ids), "items": items.height, "events": len(events)},
+            "has_time": "timestamp" in opened.events.columns,
+            "filters": {
+                "minimum_rating": options.minimum_rating,
+                "repeats": options.repeats,
+                "k_core": options.k_core,
+                "removed": removed,
+            },
+            "source": {"kind": source, "origin": opened.origin, "files": _files(opened)},
+            "interactions": report.as_dict(),
+            "items": None if item_report is None else item_report.as_dict(),
+        }
+    progress(f"writing {len(events):,} events of {len(events.user_ids):,} users and {items.height:,} items")
+    _write(out, events, items, meta)
+    return Dataset.load(out)
+
+
+def k_core(users: Codes, items: Codes, k: int) -> NDArray[np.bool_]:
+    """Which events remain when users and items with fewer than k events leave, until nobody has to."""
+    kept = np.ones(len(users), dtype=np.bool_)
+    while True:
+        user_counts = np.bincount(users[kept], minlength=int(users.max(initial=0)) + 1)
+        item_counts = np.bincount(items[kept], minlength=int(items.max(initial=0)) + 1)
+        smaller = kept & (user_counts[users] >= k) & (item_counts[items] >= k)
+        if np.array_equal(smaller, kept):
+            return kept
+        kept = smaller
+
+
+def _read_events(
+    source: Source, options: PrepareOptions, progress: Callable[[str], None]
+) -> tuple[Events, pl.DataFrame, RowReport]:
+    # Ids become 4-byte codes batch by batch: at 44 million rows the strings themselves would not fit.
+    user_type, item_type = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
+    report = RowReport(source.events.path)
+    frames, hints = [], pl.DataFrame(schema=SCHEMA)
+    for batch in read(source.events):
+        rows = clean(
+            batch,
+            report,
+            timestamp_unit=source.timestamp_unit,
+            drops=source.drops,
+            minimum_rating=options.minimum_rating,
+        )
+        if "title" in rows.columns or "categories" in rows.columns:
+            found = described(rows.rename({"item": "id"}), source.separator)
+            hints = first_known(pl.concat([hints, found]))
+        codes = (pl.col("user").cast(user_type), pl.col("item").cast(item_type))
+        frames.append(rows.select(*codes, *(["order"] if "order" in rows.columns else [])))
+        progress(f"read {report.rows:,} rows")
+    report.check()
+    table = pl.concat(frames)
+    if table.is_empty():
+        raise DataError(f"{source.events.path}: no row is left after {_reasons(report.filtered)}")
+    users, user_ids = _rank(table["user"])
+    items, item_ids = _rank(table["item"])
+    order = table["order"].to_numpy() if "order" in table.columns else None
+    return Events(users, items, order, user_ids, item_ids), hints, report
+
+
+def _filter(events: Events, options: PrepareOptions, progress: Callable[[str], None]) -> tuple[Events, dict[str, int]]:
+    removed = {}
+    progress(f"sorting {len(events):,} events")
+    events = events.sort()
+    if options.repeats == "drop":
+        pairs = pl.Series((events.users.astype(np.uint64) << np.uint64(32)) | events.items)
+        first = pairs.is_first_distinct().to_numpy()
+        removed["repeats"] = len(events) - int(first.sum())
+        events = events.take(first)
+    if options.k_core > 1:
+        kept = k_core(events.users, events.items, options.k_core)
+        removed[f"{options.k_core}-core"] = len(events) - int(kept.sum())
+        events = events.take(kept)
+    if len(events) == 0:
+        raise DataError(f"no event is left after the filters ({_reasons(removed)}); lower --k-core")
+    return events.compact(), removed
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {count:,} rows removed" for reason, count in counts.items() if count)
+
+
+def _rank(codes: pl.Series) -> tuple[Codes, pl.Series]:
+    """Each event's place among the sorted distinct ids, and those ids."""
+    ids = codes.unique().sort()
+    places = np.zeros(int(ids.to_physical().max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
+    places[ids.to_physical().to_numpy()] = np.arange(len(ids), dtype=np.uint32)
+    return places[codes.to_physical().to_numpy()], ids
+
+
+def _compact(places: Codes, ids: pl.Series) -> tuple[Codes, pl.Series]:
+    used = np.zeros(len(ids), dtype=np.bool_)
+    used[places] = True
+    renumbered = (np.cumsum(used) - 1).astype(np.uint32)
+    return renumbered[places], ids.filter(pl.Series(used)).cast(pl.String)
+
+
+def _files(source: Source) -> list[dict[str, Any]]:
+    tables = [source.events] if source.items is None else [source.events, source.items]
+    return [
+        {"name": table.path.name, "bytes": table.path.stat().st_size, "sha256": sha256_file(table.path)}
+        for table in tables
+    ]
+
+
+def _write(out: Path, events: Events, items: pl.DataFrame, meta: dict[str, Any]) -> None:
+    columns: dict[str, NDArray[Any]] = {"user": events.users, "item": events.items}
+    if meta["has_time"] and events.order is not None:
+        columns["timestamp"] = events.order // 1_000_000
+    with new_folder(out) as folder:
+        pl.DataFrame(columns).write_parquet(folder / INTERACTIONS)
+        items.write_parquet(folder / ITEMS)
+        pl.DataFrame({"id": events.user_ids}).write_parquet(folder / USERS)
+        hashes = {name: sha256_file(folder / name) for name in (INTERACTIONS, ITEMS, USERS)}
+        write_json(folder / META, {**meta, "sha256": hashes})

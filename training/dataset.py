@@ -1,0 +1,156 @@
+"""The dataset folder in memory: one item sequence per user, oldest first, and the frozen id map.
+
+interactions.parquet   user u32, item u32, [timestamp i64 seconds]; sorted by user, then by order
+items.parquet          id str, title str, categories list[str]; row i is item i
+users.parquet          id str; row i is user i
+meta.json              counts, filters, source, malformed rows, sha256 of the three files
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from fathom.errors import ArtefactError, DataError
+from fathom.files import read_json, sha256_file
+
+SCHEMA_VERSION = 1
+INTERACTIONS, ITEMS, USERS, META = "interactions.parquet", "items.parquet", "users.parquet", "meta.json"
+
+Items = NDArray[np.int32]
+Times = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Many item sequences in one array.
+
+    items: int32 (events,), item indices, oldest first; offsets: int64 (n + 1,), sequence i is
+    items[offsets[i]:offsets[i + 1]]; timestamps: int64 (events,) in seconds, or None when unknown.
+    """
+
+    items: Items
+    offsets: NDArray[np.int64]
+    timestamps: Times | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Items:
+        """The items of sequence ``index`` (a view)."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.items[self.offsets[index] : self.offsets[index + 1]]
+
+    def __iter__(self) -> Iterator[Items]:
+        return (self[index] for index in range(len(self)))
+
+    def times(self, index: int) -> Times | None:
+        """The timestamps of sequence ``index`` in seconds (a view), or None when the data has none."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if self.timestamps is None:
+            return None
+        return self.timestamps[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Events of each sequence, int64 (n,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """The sequence that each event belongs to, int64 (events,)."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def keep(self, events: NDArray[np.bool_]) -> "Sequences":
+        """As many sequences, with only the marked events; bool (events,)."""
+        lengths = np.bincount(self.owners[events], minlength=len(self))
+        times = None if self.timestamps is None else self.timestamps[events]
+        return Sequences(self.items[events], np.concatenate([[0], np.cumsum(lengths)]), times)
+
+    def select(self, indices: Iterable[int] | NDArray[np.integer[Any]]) -> "Sequences":
+        """The chosen sequences, in the given order."""
+        chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        events = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        times = None if self.timestamps is None else self.timestamps[events]
+        return Sequences(self.items[events], offsets, times)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset: user i's events are ``sequences[i]``; item i is row i of items.parquet.
+
+    titles: "" where unknown; categories: () where unknown; sha256: of meta.json, which holds the
+    sha256 of every other file, so that it names the whole dataset.
+    """
+
+    sequences: Sequences
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...]
+    user_ids: tuple[str, ...]
+    meta: dict[str, Any]
+    sha256: str
+
+    @property
+    def n_items(self) -> int:
+        """Items in the catalogue."""
+        return len(self.item_ids)
+
+    @property
+    def n_users(self) -> int:
+        """Users, one sequence each."""
+        return len(self.user_ids)
+
+    @cached_property
+    def popularity(self) -> NDArray[np.int64]:
+        """Events of each item over the whole dataset, int64 (n_items,)."""
+        return np.bincount(self.sequences.items, minlength=self.n_items).astype(np.int64)
+
+    @classmethod
+    def load(cls, path: Path) -> "Dataset":
+        """Open a dataset folder.
+
+        Raises ArtefactError when a file is missing or is not the one that meta.json names, DataError
+        when the files contradict each other.
+        """
+        meta = read_json(path / META, kind="dataset", schema_version=SCHEMA_VERSION)
+        for name in (INTERACTIONS, ITEMS, USERS):
+            _check(path / name, meta.get("sha256", {}).get(name))
+        events = pl.read_parquet(path / INTERACTIONS)
+        items = pl.read_parquet(path / ITEMS)
+        users = pl.read_parquet(path / USERS)
+        return cls(
+            sequences=_sequences(events, path, n_users=users.height, n_items=items.height),
+            item_ids=tuple(items["id"].to_list()),
+            titles=tuple(items["title"].fill_null("").to_list()),
+            categories=tuple(tuple(names or ()) for names in items["categories"].to_list()),
+            user_ids=tuple(users["id"].to_list()),
+            meta=meta,
+            sha256=sha256_file(path / META),
+        )
+
+
+def _check(path: Path, expected: str | None) -> None:
+    if not path.is_file():
+        raise ArtefactError(f"{path}: missing from the dataset; prepare it again")
+    if sha256_file(path) != expected:
+        raise ArtefactError(f"{path}: differs from its sha256 in {META}; prepare the dataset again")
+
+
+def _sequences(events: pl.DataFrame, path: Path, *, n_users: int, n_items: int) -> Sequences:
+    users = events["user"].to_numpy()
+    items = events["item"].to_numpy().astype(np.int32)
+    if len(users) == 0 or np.any(users[1:] < users[:-1]) or users[-1] >= n_users or items.max() >= n_items:
+        raise DataError(f"{path / INTERACTIONS}: not sorted by user, or beyond items and users; prepare it again")
+    offsets = np.searchsorted(users, np.arange(n_users + 1)).astype(np.int64)
+    times = events["timestamp"].to_numpy().astype(np.int64) if "timestamp" in events.columns else None
+    return Sequences(items, offsets, times)

@@ -1,0 +1,233 @@
+"""ElasticModel: one sequential recommender that can be read at several depths.
+
+Item ids in, one unit-norm user vector per depth out; a score is its inner product with a unit-norm item vector,
+divided by the temperature. Input ids are item index + 1 and 0 is padding, always on the left.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from fathom.training.blocks import (
+    MASKED,
+    POSITION_BUCKETS,
+    Block,
+    BlockKind,
+    Context,
+    TimeBias,
+    make_block,
+    position_buckets,
+)
+
+Strategy = Literal["prefix", "nested", "permuted-prefix"]
+
+
+def prefix_paths(depths: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Each depth runs the first layers, in order."""
+    return {depth: tuple(range(depth)) for depth in depths}
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: BlockKind = "hstu"
+    layers: int = Field(default=16, ge=1, le=32)
+    width: int = Field(default=64, ge=4)
+    heads: int = Field(default=2, ge=1)
+    max_history: int = Field(default=200, ge=1, le=10_000)
+    time_bias: bool = False
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    #: Scores reach 1 / temperature, and exp(80) still fits float32.
+    temperature: float = Field(default=0.08, ge=0.0125)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ModelSettings(_Shape):
+    """The shape of an ElasticModel before its catalogue is known; every depth runs the first layers, in order."""
+
+    depths: tuple[int, ...] = (4, 8, 12, 16)
+
+    def for_items(self, items: int) -> "ModelConfig":
+        """The shape of a model for a catalogue of this size."""
+        shape = self.model_dump(exclude={"depths"})
+        return ModelConfig(items=items, paths=prefix_paths(self.depths), **shape)
+
+    @model_validator(mode="after")
+    def _known_depths(self) -> Self:
+        if not self.depths or not all(1 <= depth <= self.layers for depth in self.depths):
+            raise ValueError(f"depths {self.depths} do not lie in 1..{self.layers}")
+        return self
+
+
+class ModelConfig(_Shape):
+    """The shape of an ElasticModel; ``paths`` says which layers each depth executes, in order."""
+
+    items: int = Field(ge=1)
+    strategy: Strategy = "prefix"
+    paths: dict[int, tuple[int, ...]] = Field(default_factory=lambda: prefix_paths((4, 8, 12, 16)))
+
+    @model_validator(mode="after")
+    def _sound_paths(self) -> Self:
+        if not self.paths:
+            raise ValueError("paths is empty")
+        for depth, path in self.paths.items():
+            if len(path) != depth or len(set(path)) != depth:
+                raise ValueError(f"the path of depth {depth} must name {depth} different layers, not {path}")
+            if not all(0 <= layer < self.layers for layer in path):
+                raise ValueError(f"the path of depth {depth} names a layer outside 0..{self.layers - 1}: {path}")
+        return self
+
+
+class Exit(nn.Module):
+    """Turns a hidden state into a unit-norm user vector: own norm, then a low-rank adapter that starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        rank = max(8, width // 4)
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (..., width) with L2 norm 1."""
+        normed = self.norm(hidden)
+        return F.normalize(normed + self.up(F.silu(self.down(normed))), dim=-1)
+
+
+class ElasticModel(nn.Module):
+    """The model of DESIGN section 5; see the module's docstring for inputs and outputs."""
+
+    position_of_distance: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.items + 1, config.width, padding_idx=0)
+        # Vectors are normalised, so their size only sets how far one step of Adam can turn them: small turns fast.
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        self.layers = nn.ModuleList(
+            make_block(config.block, config.width, config.heads, config.dropout, time_bias=config.time_bias)
+            for _ in range(config.layers)
+        )
+        self.exits = nn.ModuleDict({str(depth): Exit(config.width) for depth in sorted(config.paths)})
+        self.time = TimeBias(config.heads) if config.time_bias else None
+        self.register_buffer("position_of_distance", position_buckets(config.max_history), persistent=False)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that can be read, ascending."""
+        return tuple(sorted(self.config.paths))
+
+    @property
+    def uses_timestamps(self) -> bool:
+        """Whether timestamps change the result; without the time bias they are ignored."""
+        return self.config.time_bias
+
+    def block(self, index: int) -> Block:
+        """Layer ``index``."""
+        layer = self.layers[index]
+        assert isinstance(layer, Block)
+        return layer
+
+    def item_vectors(self) -> Tensor:
+        """All items, (items, width), unit norm."""
+        return F.normalize(self.embedding.weight[1:], dim=-1)
+
+    def embed(self, items: Tensor) -> Tensor:
+        """Input ids (B, L) -> hidden (B, L, width): the item's unit vector scaled to one per component."""
+        vectors = F.normalize(self.embedding(items), dim=-1)
+        return F.dropout(vectors * self.config.width**0.5, self.config.dropout, self.training)
+
+    def context(self, items: Tensor, timestamps: Tensor | None = None) -> Context:
+        """What all layers share; ``timestamps`` int64 seconds (B, L), or None for unknown times."""
+        keep = items != 0
+        steps = torch.arange(items.shape[1], device=items.device)
+        distance = steps[:, None] - steps[None, :]
+        near = distance.clamp(0, self.config.max_history - 1)
+        positions = self.position_of_distance[near].masked_fill(distance < 0, POSITION_BUCKETS)
+        time = None
+        if self.time is not None:
+            time = self.time(torch.zeros_like(items) if timestamps is None else timestamps)
+        dtype = self.embedding.weight.dtype
+        mask = (~keep).to(dtype)[:, None, None, :] * MASKED
+        return Context(keep.to(dtype)[:, :, None], mask, positions, time)
+
+    def run_layer(self, index: int, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
+        """Layer ``index`` on (B, L, width); with ``last_only`` only the last position is computed, (B, 1, width)."""
+        out: Tensor = self.layers[index](hidden, context, last_only)
+        return out
+
+    def read_exit(self, depth: int, hidden: Tensor) -> Tensor:
+        """User vectors (..., width), unit norm, from the hidden state after the last layer of ``depth``."""
+        out: Tensor = self.exits[str(depth)](hidden)
+        return out
+
+    def forward(
+        self,
+        items: Tensor,
+        timestamps: Tensor | None = None,
+        depths: Collection[int] | None = None,
+        skip: Collection[int] = (),
+    ) -> dict[int, Tensor]:
+        """User vectors (B, L, width) at every position for each depth (all of them by default).
+
+        Depths whose paths begin alike share that computation. Layers in ``skip`` pass their input on unchanged.
+        """
+        hidden = self.hidden(items, timestamps, depths, skip)
+        return {depth: self.read_exit(depth, state) for depth, state in hidden.items()}
+
+    def hidden(
+        self,
+        items: Tensor,
+        timestamps: Tensor | None = None,
+        depths: Collection[int] | None = None,
+        skip: Collection[int] = (),
+    ) -> dict[int, Tensor]:
+        """Like ``forward``, but the hidden states (B, L, width) that the exits read."""
+        context = self.context(items, timestamps)
+        states: dict[tuple[int, ...], Tensor] = {(): self.embed(items)}
+        out = {}
+        for depth in sorted(self.depths if depths is None else depths):
+            path = self.config.paths[depth]
+            done = max(len(known) for known in states if path[: len(known)] == known)
+            for length in range(done, depth):
+                state = states[path[:length]]
+                layer = path[length]
+                states[path[: length + 1]] = state if layer in skip else self.run_layer(layer, state, context)
+            out[depth] = states[path]
+        return out
+
+    def user_vectors(self, items: Tensor, timestamps: Tensor | None = None, *, depth: int | None = None) -> Tensor:
+        """User vectors (B, width) after the newest item, at ``depth`` (default: the deepest)."""
+        depth = self.depths[-1] if depth is None else depth
+        context = self.context(items, timestamps)
+        hidden = self.embed(items)
+        *full, last = self.config.paths[depth]
+        for layer in full:
+            hidden = self.run_layer(layer, hidden, context)
+        return self.read_exit(depth, self.run_layer(last, hidden, context, last_only=True)[:, 0])
+
+    def with_paths(self, paths: Mapping[int, Sequence[int]], strategy: Strategy) -> "ElasticModel":
+        """A copy of this model that executes other layers per depth.
+
+        Each exit starts from this model's exit of the same depth, or of the nearest one.
+        """
+        changed = {"paths": {depth: tuple(path) for depth, path in paths.items()}, "strategy": strategy}
+        model = ElasticModel(ModelConfig.model_validate(self.config.model_dump() | changed))
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("exits.")}
+        for depth in model.depths:
+            nearest = min(self.depths, key=lambda known: (abs(known - depth), known))
+            for name, value in self.exits[str(nearest)].state_dict().items():
+                state[f"exits.{depth}.{name}"] = value
+        model.load_state_dict(state)
+        return model.to(self.embedding.weight.device)

@@ -1,0 +1,104 @@
+"""Losses of the exits: cross entropy over the catalogue or a sample of it, and distillation from the deepest exit.
+
+User and item vectors have unit norm, so a score is at most 1 / temperature and exp(score) needs no shift.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fathom.training.dataset import Sequences
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a target competes with in one batch.
+
+    ``ids`` int64 (m,): item indices, or None for the whole catalogue. ``weights`` float (B, m): how many items of
+    the catalogue each stands for; 0 for the user's own training items, which are no negatives: the answer is
+    looked for among items that the user has not had.
+    """
+
+    ids: Tensor | None
+    weights: Tensor
+
+    def to(self, device: torch.device) -> "Candidates":
+        """The same candidates on another device."""
+        return Candidates(None if self.ids is None else self.ids.to(device), self.weights.to(device))
+
+
+class CandidateSource:
+    """Makes the Candidates of a batch: the whole catalogue where it is small, else shared samples.
+
+    Samples follow popularity ** 0.75 and weigh 1 / (expected count), the logQ correction: the sampled partition
+    sum is unbiased (Bengio and Senecal 2008).
+    """
+
+    def __init__(self, train: Sequences, n_items: int, *, samples: int | None) -> None:
+        self.train = train
+        self.n_items = n_items
+        self.samples = samples
+        counts = np.bincount(train.items, minlength=n_items).astype(np.float64)
+        mass = (counts + 1) ** 0.75
+        self.chance = mass / mass.sum()
+        self.cumulative = np.cumsum(self.chance)[:-1]
+
+    def draw(self, users: Tensor, rng: np.random.Generator) -> Candidates:
+        """The candidates for these rows of the training sequences, int64 (B,)."""
+        if self.samples is None:
+            weights = np.ones((len(users), self.n_items), dtype=np.float32)
+            for row, user in enumerate(users.tolist()):
+                weights[row, self.train[user]] = 0
+            return Candidates(None, torch.from_numpy(weights))
+        ids = np.searchsorted(self.cumulative, rng.random(self.samples))
+        each = (1 / (self.samples * self.chance[ids])).astype(np.float32)
+        rows = [np.where(np.isin(ids, self.train[user]), np.float32(0), each) for user in users.tolist()]
+        return Candidates(torch.from_numpy(ids), torch.from_numpy(np.stack(rows)))
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One exit's view of a batch: ``users`` (B, L, d), ``mass`` (B, L, m) = exp(score), ``total`` (B, L), their sum."""
+
+    users: Tensor
+    mass: Tensor
+    total: Tensor
+
+
+class Objective:
+    """The losses of one batch; ``vectors`` (n, d) are the item vectors divided by the temperature.
+
+    ``ahead`` int64 (B, L, K) are the next items of each position, -1 where there is none: item k counts 1/k.
+    """
+
+    def __init__(self, vectors: Tensor, candidates: Candidates, ahead: Tensor) -> None:
+        self.vectors = vectors if candidates.ids is None else F.embedding(candidates.ids, vectors)
+        self.weights = candidates.weights[:, :, None]
+        lag = torch.arange(1, ahead.shape[-1] + 1, device=ahead.device)
+        share = (ahead >= 0) / lag
+        self.share = share / share.sum()
+        self.targets = F.embedding(ahead.clamp(min=0), vectors)
+
+    def read(self, users: Tensor) -> Exit:
+        """Compare user vectors (B, L, d) with all candidates."""
+        mass = (users @ self.vectors.T).exp()
+        return Exit(users, mass, (mass @ self.weights).squeeze(-1))
+
+    def cross_entropy(self, exit_: Exit) -> Tensor:
+        """Mean of -log p(target) where the target competes with the candidates, a scalar."""
+        scores = (self.targets @ exit_.users[..., None]).squeeze(-1)
+        return (F.softplus(exit_.total.log()[..., None] - scores) * self.share).sum()
+
+    def distillation(self, student: Exit, teacher: Exit) -> Tensor:
+        """Mean cross entropy of the student's distribution over the candidates under the teacher's, a scalar.
+
+        With scores linear in the user vector it is log(total) - user . E_teacher[item vector]: one product
+        instead of a second pass over the catalogue. The teacher gets no gradient.
+        """
+        with torch.no_grad():
+            expected = (teacher.mass * self.weights.mT) @ self.vectors / teacher.total[..., None]
+        scores = (student.users * expected).sum(-1)
+        return ((student.total.log() - scores) * self.share.sum(-1)).sum()

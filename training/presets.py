@@ -1,0 +1,124 @@
+"""Everything a training run can be told, and the presets that were tuned for known datasets."""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fathom.errors import ConfigError
+from fathom.training.model import ModelSettings
+
+
+class TrainSettings(BaseModel):
+    """How a model is trained; an epoch is one pass over all training events."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA only")
+
+    grow_epochs: int = Field(default=12, ge=0, description="epochs of the shallowest exit alone; 0: no growth")
+    grow_learning_rate: float = Field(default=2e-3, gt=0)
+    epochs: int = Field(default=12, ge=1, description="epochs of all exits together")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    heal_epochs: int = Field(default=3, ge=1, description="epochs after a plan has changed the layers' order")
+    heal_learning_rate: float = Field(default=5e-4, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of a stage's steps with rising rate")
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+    window: int = Field(default=50, ge=1, description="items of one training window")
+    batch_tokens: int = Field(default=1600, ge=1, description="padded positions of one batch")
+    targets_ahead: int = Field(default=3, ge=1, description="following items to predict, item k weighing 1/k")
+    negatives: int = Field(default=1024, ge=1, description="shared samples above full_softmax_items")
+    full_softmax_items: int = Field(default=10_000, ge=0, description="largest catalogue with a full softmax")
+    forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
+
+    exit_weight: float = Field(default=1.0, ge=0, description="loss of one shallower exit, relative to the deepest")
+    distillation: float = Field(default=0.5, ge=0, le=1, description="its share that imitates the deepest exit")
+    layer_drop: float = Field(default=0.05, ge=0, lt=1, description="chance of a layer above the first exit to rest")
+    calm_epochs: int = Field(default=2, ge=0, description="last epochs without layer drop")
+
+    evaluate_every: int = Field(default=2, ge=1, description="epochs between two validations")
+    validation_users: int = Field(default=2000, ge=1, description="at most so many, evenly spread")
+    patience: int = Field(default=3, ge=1, description="validations without progress that end a stage")
+
+
+class TrainConfig(BaseModel):
+    """A whole run: the model's shape and its training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "ml-100k": TrainConfig(),
+    "ml-1m": TrainConfig(
+        model=ModelSettings(dropout=0.2, temperature=0.05),
+        train=TrainSettings(window=200, batch_tokens=12_800, grow_epochs=24, epochs=16, targets_ahead=1),
+    ),
+    "beauty": TrainConfig(
+        model=ModelSettings(max_history=50, dropout=0.4),
+        train=TrainSettings(batch_tokens=6400, grow_epochs=20, epochs=12),
+    ),
+    "retail": TrainConfig(
+        model=ModelSettings(time_bias=True, dropout=0.2),
+        train=TrainSettings(window=100, batch_tokens=6400, grow_epochs=12, epochs=8),
+    ),
+    "tiny": TrainConfig(
+        model=ModelSettings(width=16, heads=1, max_history=32, dropout=0.1),
+        train=TrainSettings(grow_epochs=2, epochs=2, heal_epochs=1, window=16, batch_tokens=1024, evaluate_every=1),
+    ),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset of that name; raises ConfigError that names the near match."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{_hint(name, PRESETS)}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def apply_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
+    """The config with ``section.key=value`` changes, as ["train.epochs=3", "model.width=32"].
+
+    A value is read as JSON, or as text where it is not JSON; 4,8 is a list. Raises ConfigError for an unknown key
+    (it names the near match) or an impossible value.
+    """
+    changed = config.model_dump()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or section not in changed or name not in changed[section]:
+            known = [f"{part}.{field}" for part, fields in changed.items() for field in fields]
+            reason = "is not key=value" if not equals else f"names no setting{_hint(key.strip(), known)}"
+            raise ConfigError(f"--set {setting!r} {reason}; an example: --set train.epochs=3")
+        changed[section][name] = _value(text.strip())
+    try:
+        return TrainConfig.model_validate(changed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _value(text: str) -> Any:
+    for candidate in (text, f"[{text}]"):
+        try:
+            return json.loads(candidate)
+        except json.JSONDecodeError:
+            continue
+    return text
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    last = {key.rpartition(".")[2]: key for key in known}
+    near = difflib.get_close_matches(name, last.values(), 1) or [
+        last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, 1)
+    ]
+    return f"; did you mean {near[0]!r}?" if near else ""

