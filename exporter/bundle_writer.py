@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fathom.errors import PlanError
 from fathom.exporter.compare import Evidence
 from fathom.exporter.heal import check_dataset
-from fathom.exporter.parity import check_parity, measure_parity
+from fathom.exporter.parity import DepthParity, check_parity, measure_parity
 from fathom.exporter.plan import DepthPlan
 from fathom.exporter.provenance import fathom_commit
 from fathom.exporter.segments import depth_segments, export_segments
@@ -32,7 +32,6 @@ from fathom.runtime.manifest import (
     Interval,
     Manifest,
     ModelInfo,
-    Parity,
     Source,
     bundle_version,
 )
@@ -165,14 +164,14 @@ def _model_info(checkpoint: Checkpoint) -> ModelInfo:
     )
 
 
-def _depth_infos(plan: DepthPlan, parity: Mapping[int, Parity], report: EvaluationReport) -> dict[int, DepthInfo]:
+def _depth_infos(plan: DepthPlan, parity: Mapping[int, DepthParity], report: EvaluationReport) -> dict[int, DepthInfo]:
     infos = {}
     for depth, segments in depth_segments(plan.paths).items():
         measured = report.systems[depth_name(depth)].metrics
         infos[depth] = DepthInfo(
             segments=tuple(segment.file for segment in segments),
             layers=plan.paths[depth],
-            parity=parity[depth],
+            parity=parity[depth].for_manifest(),
             quality={metric: Interval(**value.as_dict()) for metric, value in measured.items()},
         )
     return infos

@@ -20,6 +20,8 @@ from fathom.training.model import ElasticModel
 MAX_ABS_ERROR = 1e-4
 MIN_TOP10_AGREEMENT = 0.999
 TOP = 10
+#: Items whose torch scores are closer than this may change places: a float32 sum of products cannot order them.
+TIE = 1e-6
 #: Beyond so many users, or users x items, they are sampled evenly: more costs minutes and tells nothing new.
 MAX_USERS = 10_000
 MAX_SCORES = 1_000_000_000
@@ -53,16 +55,26 @@ class SegmentRunner:
 
 
 @dataclass
-class _Tally:
+class DepthParity:
+    """One depth: the largest error of the user vector over ``histories``, and top 10s over ``users``.
+
+    ``agreed``: the same items in the same order, but for ties (see TIE); ``identical``: without that exception.
+    """
+
     max_abs_error: float = 0.0
     histories: int = 0
     users: int = 0
     agreed: int = 0
+    identical: int = 0
 
-    def parity(self) -> Parity:
-        return Parity(
-            max_abs_error=self.max_abs_error, top10_agreement=self.agreed / self.users, histories=self.histories
-        )
+    @property
+    def top10_agreement(self) -> float:
+        """Share of users whose top 10 agrees."""
+        return self.agreed / self.users
+
+    def for_manifest(self) -> Parity:
+        """As the manifest keeps it."""
+        return Parity(max_abs_error=self.max_abs_error, top10_agreement=self.top10_agreement, histories=self.histories)
 
 
 def measure_parity(
@@ -72,8 +84,8 @@ def measure_parity(
     *,
     every_length: bool = False,
     progress: Progress = lambda _done, _total: None,
-) -> dict[int, Parity]:
-    """Per depth: the largest error of the user vector, and the share of users with the same 10 items in the same order.
+) -> dict[int, DepthParity]:
+    """Compare the user vectors of all depths, and the ten items they lead to, on these histories.
 
     The reference is ``model.forward``, which computes every position, so that the path for the last position alone is
     checked too. First all users, padded in batches, seen items left out of the top 10; then single lengths from 1 to
@@ -83,7 +95,7 @@ def measure_parity(
     if len(histories) == 0:
         raise DataError("no history to check the engines with: no user has enough events for a case")
     runner = SegmentRunner(files, segment_specs(model.config.paths))
-    tallies = {depth: _Tally() for depth in model.depths}
+    tallies = {depth: DepthParity() for depth in model.depths}
     vectors = model.item_vectors().detach().numpy()
     chosen = _evenly(histories, min(MAX_USERS, max(1_000, MAX_SCORES // len(vectors))))
     lengths = history_lengths(model.config.max_history, every=every_length)
@@ -91,18 +103,17 @@ def measure_parity(
     for rows, items, times in history_batches(chosen, max_history=model.config.max_history, tokens=_TOKENS):
         seen = chosen.select(rows)
         for depth, (expected, found) in _compare(model, runner, tallies, items, times).items():
-            tallies[depth].users += len(rows)
-            tallies[depth].agreed += _agreeing(expected, found, vectors, seen)
+            _compare_top(tallies[depth], expected, found, vectors, seen)
         done += len(rows)
         progress(done, total)
     for items, times in _of_each_length(chosen, lengths):
         _compare(model, runner, tallies, items, times)
         done += 1
         progress(done, total)
-    return {depth: tally.parity() for depth, tally in tallies.items()}
+    return tallies
 
 
-def check_parity(parity: Mapping[int, Parity]) -> None:
+def check_parity(parity: Mapping[int, DepthParity]) -> None:
     """Raise ParityError where an engine is further from torch than MAX_ABS_ERROR or MIN_TOP10_AGREEMENT allow."""
     for depth, found in sorted(parity.items()):
         if not found.max_abs_error <= MAX_ABS_ERROR:
@@ -127,7 +138,7 @@ def history_lengths(max_history: int, *, every: bool) -> tuple[int, ...]:
 
 
 def _compare(
-    model: ElasticModel, runner: SegmentRunner, tallies: Mapping[int, _Tally], items: Tensor, times: Tensor | None
+    model: ElasticModel, runner: SegmentRunner, tallies: Mapping[int, DepthParity], items: Tensor, times: Tensor | None
 ) -> dict[int, tuple[Vectors, Vectors]]:
     """Depth -> (torch's user vectors, the engine's), with the tallies brought up to date."""
     known = (times if times is not None else torch.zeros_like(items)) if model.uses_timestamps else None
@@ -143,18 +154,20 @@ def _compare(
     return {depth: (expected[depth], found[depth]) for depth in tallies}
 
 
-def _agreeing(expected: Vectors, found: Vectors, vectors: Vectors, seen: Sequences) -> int:
-    agreeing = 0
+def _compare_top(tally: DepthParity, expected: Vectors, found: Vectors, vectors: Vectors, seen: Sequences) -> None:
+    tally.users += len(expected)
     for start in range(0, len(expected), _ROWS_PER_RANKING):
-        part = slice(start, start + _ROWS_PER_RANKING)
-        histories = seen.select(np.arange(*part.indices(len(expected))))
-        a, b = (_top_items(users[part] @ vectors.T, histories) for users in (expected, found))
-        agreeing += int(np.count_nonzero((a == b).all(axis=1)))
-    return agreeing
+        rows = np.arange(start, min(start + _ROWS_PER_RANKING, len(expected)))
+        histories, scores = seen.select(rows), expected[rows] @ vectors.T
+        a, b = _top_items(scores, histories), _top_items(found[rows] @ vectors.T, histories)
+        apart = np.abs(np.take_along_axis(scores, a, axis=1) - np.take_along_axis(scores, b, axis=1))
+        tally.agreed += int(np.count_nonzero((apart <= TIE).all(axis=1)))
+        tally.identical += int(np.count_nonzero((a == b).all(axis=1)))
 
 
 def _top_items(scores: Vectors, seen: Sequences) -> NDArray[np.int64]:
     """The best TOP items of each row, best first, ties by the lowest index; seen items are left out."""
+    scores = scores.copy()
     scores[seen.owners, seen.items] = -np.inf
     best = np.sort(np.argpartition(-scores, min(TOP, scores.shape[1] - 1), axis=1)[:, :TOP], axis=1)
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")

@@ -26,7 +26,7 @@ def fact_rows(manifest: Manifest) -> Rows:
         ["dataset", source.dataset[:12]],
         ["checkpoint", source.checkpoint[:12]],
         ["plan", source.plan[:12]],
-        ["made by", f"Fathom {source.fathom}" + (f", commit {source.commit[:12]}" if source.commit else "")],
+        ["made by", f"Fathom {source.fathom}" + _commit(source.commit)],
     ]
 
 
@@ -40,7 +40,7 @@ def depth_rows(manifest: Manifest) -> Rows:
             [
                 str(depth),
                 format_layers(info.layers),
-                " > ".join(PurePosixPath(segment).stem for segment in info.segments),
+                " + ".join(PurePosixPath(segment).stem for segment in info.segments),
                 format_bytes(size),
                 f"{info.parity.max_abs_error:.1e}",
                 f"{info.parity.top10_agreement:.2%}",
@@ -95,6 +95,13 @@ def format_layers(layers: Iterable[int]) -> str:
 def _strategy(manifest: Manifest) -> str:
     segments = {segment for info in manifest.depths.values() for segment in info.segments}
     return f"{manifest.strategy} ({len(segments)} engines for {len(manifest.depths)} depths)"
+
+
+def _commit(commit: str | None) -> str:
+    if commit is None:
+        return ""
+    head, plus, changes = commit.partition("+")
+    return f", commit {head[:12]}{plus}{changes}"
 
 
 def _cell(figures: Mapping[str, Interval], key: str) -> str:

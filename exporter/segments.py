@@ -68,10 +68,11 @@ def export_segments(model: ElasticModel) -> dict[str, bytes]:
     """Every engine file of a model, path -> ONNX; the same model gives the same bytes."""
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     pieces = Pieces(model)
-    return {spec.file: _segment(pieces, spec) for spec in segment_specs(model.config.paths)}
+    return {spec.file: assemble(pieces, spec) for spec in segment_specs(model.config.paths)}
 
 
-def _segment(pieces: Pieces, spec: SegmentSpec) -> bytes:
+def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
+    """One engine file, laid out from the pieces of its model."""
     model = pieces.model
     graph = Assembly()
     requests = {name: name for name in pieces.request_names}
@@ -102,5 +103,7 @@ def _finish(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Ma
     opsets = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fathom")
     proto = optimizer.optimize(proto)
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # the optimizer's notes to itself
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))

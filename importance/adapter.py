@@ -20,9 +20,10 @@ from fathom.training.dataset import Dataset
 from fathom.training.model import ElasticModel
 from fathom.training.splits import Cases, split
 
-USERS_PER_BATCH = 16
-GRADIENT_VALUES_PER_BATCH = 2**26
-"""At most so many per-sample gradient values at a time (256 MB), whatever the model's size."""
+POSITIONS_PER_BATCH = 1600
+"""Padded positions of a batch; with more, attention over 200 items leaves the processor's caches."""
+GRADIENT_VALUES_PER_BATCH = 2**25
+"""Per-sample gradient values of a batch (128 MB), whatever the model's size."""
 
 
 def rank_checkpoint(
@@ -148,16 +149,20 @@ class ElasticLayers:
 
 
 def validation_batches(model: ElasticLayers, cases: Cases, *, users: int, seed: int) -> list[Histories]:
-    """Batches of at most ``users`` cases drawn without replacement, similar history lengths together."""
+    """Batches of at most ``users`` cases in all, drawn without replacement; similar history lengths together."""
     histories = cases.histories
     drawn = np.random.default_rng(seed).permutation(len(cases))[:users]
-    drawn = drawn[np.argsort(histories.lengths[drawn], kind="stable")]
-    size = max(1, min(USERS_PER_BATCH, GRADIENT_VALUES_PER_BATCH // model.parameter_count))
-    batches = []
-    for start in range(0, len(drawn), size):
+    lengths = np.minimum(histories.lengths[drawn], model.max_history)
+    longest_first = np.argsort(-lengths, kind="stable")
+    drawn, lengths = drawn[longest_first], lengths[longest_first]
+    most = GRADIENT_VALUES_PER_BATCH // model.parameter_count
+    batches, start = [], 0
+    while start < len(drawn):
+        size = max(1, min(most, POSITIONS_PER_BATCH // int(lengths[start])))
         rows = drawn[start : start + size]
         items, timestamps = pad_histories(histories, rows, model.max_history)
         batches.append(model.batch(items, timestamps, torch.from_numpy(cases.targets[rows]).long()))
+        start += size
     return batches
 
 

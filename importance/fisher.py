@@ -30,8 +30,8 @@ class Fisher:
         with torch.no_grad():
             labels = model.sample_labels(batch, run_skipping(model, batch), generator)
         gradients = model.layer_gradients(batch, labels)
-        columns = [
-            sum(gradient.square().flatten(1).sum(1) for gradient in gradients[layer].values())
-            for layer in range(len(model.layers))
-        ]
-        return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
+        columns = []
+        for layer in range(len(model.layers)):
+            squares = [gradient.square().flatten(1).sum(1) for gradient in gradients[layer].values()]
+            columns.append(torch.stack(squares).sum(0))
+        return torch.stack(columns, dim=1)

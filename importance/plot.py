@@ -80,7 +80,13 @@ def _notes(method: MethodScores) -> list[str]:
     """Each score and its interval as a percentage of the method's largest score."""
     unit = max(map(abs, method.scores)) / 100 or 1.0
     triples = zip(method.scores, method.low, method.high, strict=True)
-    return [f"{s / unit:.0f}\n{low / unit:.0f} to {high / unit:.0f}" for s, low, high in triples]
+    return [f"{_short(s / unit)}\n{_short(low / unit)} to {_short(high / unit)}" for s, low, high in triples]
+
+
+def _short(percent: float) -> str:
+    """One decimal below 10, none above; never "-0"."""
+    decimals = 1 if abs(percent) < 9.95 else 0
+    return f"{round(percent, decimals) + 0.0:.{decimals}f}"
 
 
 def _row(axes: "Axes", top: float, ranks: tuple[int, ...] | list[int], notes: list[str]) -> None:
@@ -101,7 +107,7 @@ def _agreement(axes: "Axes", ranking: LayerRanking) -> None:
     tau = np.array([[ranking.kendall_tau[a][b] for b in names] for a in names])
     axes.pcolormesh(tau, cmap="RdBu", vmin=-1.2, vmax=1.2, edgecolors="white", linewidth=1.5)
     for (row, column), value in np.ndenumerate(tau):
-        ink = "white" if abs(value) > 0.75 else INK
+        ink = "white" if abs(value) > 0.6 else INK
         axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", size=10, color=ink)
     axes.set_ylim(len(names), 0)
     axes.set_title("Kendall's tau\nbetween methods", loc="left", size=10, color=INK)

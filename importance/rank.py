@@ -41,9 +41,7 @@ def rank_layers(
     users = sum(len(model.real_positions(batch)) for batch in batches)
     if users == 0:
         raise DataError("no users to rank layers on: the data holds no history")
-    measured = {
-        name: _measure(name, method, model, _Watched(batches, name, progress), seed) for name, method in methods.items()
-    }
+    measured = {name: _measure(name, method, model, batches, seed, progress) for name, method in methods.items()}
     agreement = {a: {b: kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured}
     consensus = borda([method.ranks for method in measured.values()])
     return LayerRanking(
@@ -59,17 +57,11 @@ def rank_layers(
     )
 
 
-class _Watched(Sequence[Batch]):
-    """The batches, reporting progress whenever a method takes the next one."""
+class _Watched:
+    """The batches, reporting progress whenever a method has done with one."""
 
     def __init__(self, batches: Sequence[Batch], name: str, progress: Progress | None) -> None:
         self._batches, self._name, self._progress = batches, name, progress
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
-        return self._batches[index]
 
     def __iter__(self) -> Iterator[Batch]:
         for done, batch in enumerate(self._batches):
@@ -79,12 +71,17 @@ class _Watched(Sequence[Batch]):
 
 
 def _measure(
-    name: str, method: ImportanceMethod, model: LayeredModel, batches: Sequence[Batch], seed: int
+    name: str,
+    method: ImportanceMethod,
+    model: LayeredModel,
+    batches: Sequence[Batch],
+    seed: int,
+    progress: Progress | None,
 ) -> MethodScores:
     # The stream depends on the method's name, so that adding a method does not change the others' results.
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
     started = time.perf_counter()
-    rows = method.scores(model, batches, generator).detach().cpu().double().numpy()
+    rows = method.scores(model, _Watched(batches, name, progress), generator).detach().cpu().double().numpy()
     seconds = time.perf_counter() - started
     _check(name, rows, model, batches)
     low, high = bootstrap_interval(rows, seed=seed)

@@ -25,14 +25,14 @@ DOUBT_AFTER_S = 1.0
 # Tokens (requests x length) of the larger of the two batches that are measured per cell.
 PROBE_TOKENS = 256
 # Timed rounds that the start always takes, whatever its budget; the round before them only warms up.
-ROUNDS = 2
+ROUNDS = 3
 
 Cell = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Median seconds of one run of n requests: ``fixed_s + n * each_s``."""
+    """Seconds of one undisturbed run of n requests: ``fixed_s + n * each_s``."""
 
     fixed_s: float
     each_s: float
@@ -45,9 +45,9 @@ class Line:
 class CostModel:
     """p50 and p99 of a run by depth, length bucket and batch size. Locked by its owner, as Lanes are."""
 
-    def __init__(self, lines: Mapping[Cell, Line], *, tail: float) -> None:
+    def __init__(self, lines: Mapping[Cell, Line], *, tail: float, slowdown: float = 1.0) -> None:
         self._lines = dict(lines)
-        self._slowdown = 1.0
+        self._slowdown = slowdown
         self._tail = max(LEAST_TAIL, tail)
         self._seen_s = -math.inf
 
@@ -102,8 +102,9 @@ def measure(
 ) -> CostModel:
     """Measure every cell with one request and with a few, at least ROUNDS times and then while ``budget_s`` lasts.
 
-    ``run(depth, length, requests)`` is one full run as requests will meet it. The tail is the 99th percentile over all
-    samples, each relative to the median of its own kind.
+    ``run(depth, length, requests)`` is one full run as requests will meet it. The lines go through the fastest samples,
+    because a busy machine only ever adds; how busy it is, is then the median over all samples, and the tail their 99th
+    percentile.
     """
     sizes = {length: max(2, min(batch_limit(length), PROBE_TOKENS // length)) for length in lengths}
     samples: dict[tuple[int, int, int], list[float]] = {
@@ -119,17 +120,19 @@ def measure(
             run(*point)
             taken.append(clock() - start_s)
         done += 1
-    medians = {point: max(median(taken), 1e-9) for point, taken in samples.items()}
-    above = sorted((t - medians[point]) / (medians[point] + GRAIN_S) for point, taken in samples.items() for t in taken)
+    fastest = {point: max(min(taken), 1e-9) for point, taken in samples.items()}
+    slowdown = median(t / fastest[point] for point, taken in samples.items() for t in taken)
+    typical = {point: slowdown * t for point, t in fastest.items()}
+    above = sorted((t - typical[point]) / (typical[point] + GRAIN_S) for point, taken in samples.items() for t in taken)
     lines = {
-        (depth, length): _line(medians[depth, length, 1], medians[depth, length, sizes[length]], sizes[length])
+        (depth, length): _line(fastest[depth, length, 1], fastest[depth, length, sizes[length]], sizes[length])
         for depth in depths
         for length in lengths
     }
-    return CostModel(lines, tail=above[math.ceil(0.99 * len(above)) - 1])
+    return CostModel(lines, tail=above[math.ceil(0.99 * len(above)) - 1], slowdown=slowdown)
 
 
 def _line(one_s: float, many_s: float, many: int) -> Line:
-    """The line through both medians; noise must make neither a request free nor the fixed part negative."""
+    """The line through both points; noise must make neither a request free nor the fixed part negative."""
     each_s = min(max((many_s - one_s) / (many - 1), 0.01 * one_s), one_s)
     return Line(one_s - each_s, each_s)

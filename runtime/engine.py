@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.errors import BundleError, ConfigError, MissingExtraError
+from fathom.errors import BundleError, ConfigError
 from fathom.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -102,10 +102,8 @@ class OnnxEngine:
 
 
 def _open_session(path: Path, threads: int) -> "onnxruntime.InferenceSession":
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "train") from None
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

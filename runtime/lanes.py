@@ -19,6 +19,9 @@ Payload = TypeVar("Payload")
 
 SHORTEST_BUCKET = 16
 
+# (depth, upper end of the length bucket)
+Cell = tuple[int, int]
+
 
 class BatchCost(Protocol):
     """How large a batch may be: what ``cost.CostModel`` measures."""
@@ -93,7 +96,7 @@ class Lanes(Generic[Payload]):
         self._max_batch = max_batch
         self._max_batch_tokens = max_batch_tokens
         self._patience_s = patience_s
-        self._lanes: dict[tuple[int, int], _Lane[Payload]] = {}
+        self._lanes: dict[Cell, _Lane[Payload]] = {}
         self._order = count()
         self._live = 0
 
@@ -166,42 +169,49 @@ class Lanes(Generic[Payload]):
         of its entries to make its own.
         """
         late: list[Entry[Payload]] = []
-        depth = length = 0
-        while self._lanes:
-            depth, length = self._most_urgent()
-            batch = self._fill((depth, length), now_s, cost, late)
-            if batch:
-                return Taken(depth, length, batch, late)
-        return Taken(depth, length, [], late) if late else None
+        for key in list(self._lanes):
+            self._drop_late(key, now_s, cost, late)
+        if not self._lanes:
+            return Taken(0, 0, [], late) if late else None
+        depth, length = key = min(self._lanes, key=lambda key: self._lanes[key].heap[0][:2])
+        return Taken(depth, length, self._fill(key, now_s, cost, late), late)
 
-    def _most_urgent(self) -> tuple[int, int]:
-        for lane in self._lanes.values():
-            lane.settle()
-        return min(self._lanes, key=lambda key: self._lanes[key].heap[0][:2])
-
-    def _fill(
-        self, key: tuple[int, int], now_s: float, cost: BatchCost, late: list[Entry[Payload]]
-    ) -> list[Entry[Payload]]:
-        """The batch of one lane; what can no longer make it goes to ``late``."""
-        depth, length = key
+    def _drop_late(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> None:
+        """Remove from the top of a lane what can no longer make it: only a lane's first viable entry may rank it."""
         lane = self._lanes[key]
-        limit = self.batch_limit(length)
+        while lane.live:
+            lane.settle()
+            entry = lane.heap[0][2]
+            if entry.deadline_s is None or cost.largest(*key, entry.deadline_s - now_s):
+                return
+            late.append(self._pop(lane))
+        del self._lanes[key]
+
+    def _pop(self, lane: _Lane[Payload]) -> Entry[Payload]:
+        """Remove the top of a settled lane."""
+        entry = heappop(lane.heap)[2]
+        entry.waiting = False
+        lane.live -= 1
+        self._live -= 1
+        return entry
+
+    def _fill(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> list[Entry[Payload]]:
+        """The batch of one lane; what can no longer make it goes to ``late``."""
+        lane = self._lanes[key]
+        limit = self.batch_limit(key[1])
         batch: list[Entry[Payload]] = []
         while lane.live and len(batch) < limit:
             lane.settle()
             entry = lane.heap[0][2]
-            if entry.deadline_s is not None:
-                most = cost.largest(depth, length, entry.deadline_s - now_s)
-                if 0 < most <= len(batch):
-                    break
-                limit = min(limit, most) if most else limit
-            else:
-                most = limit
-            heappop(lane.heap)
-            entry.waiting = False
-            lane.live -= 1
-            self._live -= 1
-            (batch if most else late).append(entry)
+            most = limit if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s)
+            if most == 0:
+                late.append(self._pop(lane))
+                continue
+            if most <= len(batch):
+                # It can make it, but not in company as large as this.
+                break
+            limit = min(limit, most)
+            batch.append(self._pop(lane))
         if not lane.live:
             del self._lanes[key]
         return batch

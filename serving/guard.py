@@ -9,7 +9,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -75,38 +75,45 @@ class Guard:
 
         async def call(request: Any, context: Any) -> Any:
             started = time.perf_counter()
-            code = grpc.StatusCode.OK
             try:
                 if request is UNDECODABLE:
                     raise _undecodable()
-                return await behaviour(request, context)
+                response = await behaviour(request, context)
             except (Exception, asyncio.CancelledError) as error:
-                code, text = _status(name, error, context)
-                await _end(context, code, text, error)
-            finally:
-                self._observe(name, code, time.perf_counter() - started)
+                await self._fail(name, started, error, context)
+            self._observe(name, grpc.StatusCode.OK, time.perf_counter() - started)
+            return response
 
         return call
 
     def _stream(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         """Requests in; answers are written to the context, or yielded (as the reflection service does)."""
+        yields = inspect.isasyncgenfunction(behaviour)
 
         async def call(requests: AsyncIterator[Any], context: Any) -> None:
             started = time.perf_counter()
-            code = grpc.StatusCode.OK
             try:
-                if inspect.isasyncgenfunction(behaviour):
+                if yields:
                     async for response in behaviour(_decoded(requests), context):
                         await context.write(response)
                 else:
                     await behaviour(_decoded(requests), context)
             except (Exception, asyncio.CancelledError) as error:
-                code, text = _status(name, error, context)
-                await _end(context, code, text, error)
-            finally:
-                self._observe(name, code, time.perf_counter() - started)
+                await self._fail(name, started, error, context)
+            self._observe(name, grpc.StatusCode.OK, time.perf_counter() - started)
 
         return call
+
+    async def _fail(self, name: str, started: float, error: BaseException, context: Any) -> NoReturn:
+        """End a call with its status, count it, and log what nobody foresaw."""
+        code, text = _status(error, context)
+        self._observe(name, code, time.perf_counter() - started)
+        if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):
+            raise error  # grpc.aio has already ended this call
+        if text is INTERNAL_TEXT:
+            log.error("unexpected error in %s", name, exc_info=error)
+        await context.abort(code, text)
+        raise AssertionError("abort raises")
 
 
 def _undecodable() -> InvalidRequestError:
@@ -120,21 +127,14 @@ async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _status(name: str, error: BaseException, context: Any) -> tuple[grpc.StatusCode, str]:
-    """The status of an ended call, for the client and the metrics; logs what nobody foresaw."""
+def _status(error: BaseException, context: Any) -> tuple[grpc.StatusCode, str]:
+    """The status of a call that ended with an error."""
     if isinstance(error, grpc.aio.AbortError):  # the handler has set a status itself
-        return context.code() or grpc.StatusCode.UNKNOWN, ""
+        return context.code(), ""
+    if isinstance(error, grpc.aio.BaseError):  # a message could not be sent: the client has left
+        return grpc.StatusCode.CANCELLED, ""
     if not isinstance(error, Exception):
         remaining = context.time_remaining()
         late = remaining is not None and remaining <= 0
         return (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED), ""
-    code, text = status_of(error)
-    if text is INTERNAL_TEXT:
-        log.error("unexpected error in %s", name, exc_info=error)
-    return code, text
-
-
-async def _end(context: Any, code: grpc.StatusCode, text: str, error: BaseException) -> None:
-    if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
-        raise error
-    await context.abort(code, text)
+    return status_of(error)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,13 +126,17 @@ class Server:
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflector = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # missing in the stubs
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, guard)
-        wanted = _address(self._settings.host, self._settings.port)
+        host, port = self._settings.host, self._settings.port
+        wanted = _address(host, port)
         try:
+            # gRPC would only say that it failed, and log it; the socket says why.
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
             port = self._grpc.add_insecure_port(wanted)
-        except RuntimeError:
-            raise ConfigError(f"{wanted} cannot be listened on; choose another --host or --port") from None
+        except (OSError, RuntimeError) as error:
+            reason = f": {error.strerror}" if isinstance(error, OSError) else ""
+            raise ConfigError(f"{wanted} cannot be listened on{reason}; choose another --host or --port") from None
         await self._grpc.start()
-        return _address(self._settings.host, port)
+        return _address(host, port)
 
     def _service(self) -> RecommenderService:
         profiles = served_profiles(self._bundle)

@@ -75,6 +75,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 result = await self._result(request, deadline_of(context.time_remaining()))
                 async with writing:
                     await context.write(result)
+            except grpc.aio.BaseError as error:
+                # The client has left, and gRPC is about to cancel this call.
+                log.debug("a result could not be sent: %s", error)
             finally:
                 # Only now: a client that does not read its results is not read either.
                 slots.release()

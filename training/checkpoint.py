@@ -108,10 +108,8 @@ def _read_config(path: Path) -> CheckpointConfig:
 
 
 def _read_model(path: Path, config: ModelConfig) -> ElasticModel:
-    model = ElasticModel(config)
     try:
-        model.load_state_dict(load_file(path))
+        return ElasticModel.of(config, load_file(path)).eval()
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ArtefactError(f"{path}: not the weights of this model ({reason}); train again") from None
-    return model.eval()

@@ -75,6 +75,8 @@ def prepare(
         options = replace(options or PrepareOptions(), path=Path(source))
         source = generic_source(Path(source))
     options = options or default_options(source)
+    if out.exists() and not (out / META).is_file():
+        raise DataError(f"{out}: exists and is not a dataset; choose another folder for the output")
     with open_source(source, options, progress) as opened:
         events, hints, report = _read_events(opened, options, progress)
         events, removed = _filter(events, options, progress)
@@ -117,6 +119,8 @@ def _read_events(
     # Ids become 4-byte codes batch by batch: at 44 million rows the strings themselves would not fit.
     user_type, item_type = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
     report = RowReport(source.events.path)
+    if options.minimum_rating is not None and "rating" not in source.events.columns:
+        raise DataError(f"{source.events.path}: a minimum rating needs a rating column; this data has none")
     frames, hints = [], pl.DataFrame(schema=SCHEMA)
     for batch in read(source.events):
         rows = clean(

@@ -223,11 +223,18 @@ class ElasticModel(nn.Module):
         Each exit starts from this model's exit of the same depth, or of the nearest one.
         """
         changed = {"paths": {depth: tuple(path) for depth, path in paths.items()}, "strategy": strategy}
-        model = ElasticModel(ModelConfig.model_validate(self.config.model_dump() | changed))
+        config = ModelConfig.model_validate(self.config.model_dump() | changed)
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("exits.")}
-        for depth in model.depths:
+        for depth in config.paths:
             nearest = min(self.depths, key=lambda known: (abs(known - depth), known))
             for name, value in self.exits[str(nearest)].state_dict().items():
                 state[f"exits.{depth}.{name}"] = value
-        model.load_state_dict(state)
-        return model.to(self.embedding.weight.device)
+        return ElasticModel.of(config, state).to(self.embedding.weight.device)
+
+    @classmethod
+    def of(cls, config: ModelConfig, weights: Mapping[str, Tensor]) -> Self:
+        """A model with these weights (copied); leaves torch's random stream as it was."""
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config)
+        model.load_state_dict(weights)
+        return model

@@ -99,7 +99,9 @@ def apply_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
             known = [f"{part}.{field}" for part, fields in changed.items() for field in fields]
             reason = "is not key=value" if not equals else f"names no setting{_hint(key.strip(), known)}"
             raise ConfigError(f"--set {setting!r} {reason}; an example: --set train.epochs=3")
-        changed[section][name] = _value(text.strip())
+        value = _value(text.strip())
+        is_list = isinstance(changed[section][name], tuple)
+        changed[section][name] = [value] if is_list and not isinstance(value, list) else value
     try:
         return TrainConfig.model_validate(changed)
     except ValidationError as error:

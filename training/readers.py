@@ -319,5 +319,5 @@ def _parse_json(lines: list[tuple[int, bytes]], schema: dict[str, Any]) -> Itera
     frame = _numbered(pl.DataFrame({column: [None] for column in schema}, schema=schema), [row])
     yield frame.with_columns(
         pl.lit("not UTF-8" if "\ufffd" in text else "invalid JSON").alias("problem"),
-        pl.lit(shorten(text)).alias("content"),
+        pl.lit(shorten(text.strip())).alias("content"),
     )

@@ -14,7 +14,13 @@ from fathom.training.readers import shorten
 MALFORMED_LIMIT = 0.01
 LATEST_S = 253_402_300_799  # the end of the year 9999; larger values are another unit or damage
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-_TIME_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d", "%m/%d/%Y %H:%M", "%m/%d/%y %H:%M")
+_TIME_FORMATS = (  # ISO, and what UCI's Online Retail II has as csv
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d",
+    "%m/%d/%Y %H:%M",
+    "%m/%d/%y %H:%M",
+)
 
 
 @dataclass
@@ -70,21 +76,37 @@ def clean(
 ) -> pl.DataFrame:
     """The usable rows of a batch of `readers.read`.
 
-    Returns user str, item str, perhaps order i64 (microseconds, or the position) and what else the batch
-    has; rows are counted in ``report``.
+    Returns user str, item str, and where the batch has them order i64 (microseconds, or the position),
+    title and categories; rows are counted in ``report``. Rows under ``drops`` (reason -> condition) and below
+    ``minimum_rating`` count as filtered, not as malformed.
+
+    Raises DataError when a column's type cannot stand for what it should be.
     """
+    try:
+        return _clean(batch, report, _PER_SECOND[timestamp_unit], drops or {}, minimum_rating)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{report.path}: a column has an unusable type ({shorten(str(error))})") from None
+
+
+def _clean(
+    batch: pl.DataFrame,
+    report: RowReport,
+    per_second: int,
+    drops: Mapping[str, pl.Expr],
+    minimum_rating: float | None,
+) -> pl.DataFrame:
     report.rows += batch.height
-    for reason, expression in (drops or {}).items():
+    for reason, expression in drops.items():
         batch = _drop(batch, reason, expression & pl.col("problem").is_null(), report)
     checks: list[pl.Expr] = [pl.col("problem")]
     typed = {"user": _identifier(batch, "user"), "item": _identifier(batch, "item")}
     for name, value in typed.items():
         checks.append(pl.when(value.fill_null("") == "").then(pl.lit(f"missing {name}")))
     if "rating" in batch.columns:
-        typed["_rating"] = pl.col("rating").cast(pl.Float64, strict=False)
+        typed["_rating"] = _text(batch, "rating").cast(pl.Float64, strict=False)
         checks.append(_rating_problem(typed["_rating"]))
     if "timestamp" in batch.columns:
-        order, problem = _time(batch, _PER_SECOND[timestamp_unit])
+        order, problem = _time(batch, per_second)
         typed["order"] = order
         checks.append(problem)
     elif "position" in batch.columns:
@@ -106,8 +128,12 @@ def _drop(batch: pl.DataFrame, reason: str, expression: pl.Expr, report: RowRepo
 
 def _identifier(batch: pl.DataFrame, name: str) -> pl.Expr:
     """Ids are text; a float column of whole numbers (a nullable integer column that met pandas) loses its ".0"."""
-    text = pl.col(name).cast(pl.String).str.strip_chars()
+    text = _text(batch, name).cast(pl.String)
     return text.str.replace(r"\.0$", "") if batch.schema[name].is_float() else text
+
+
+def _text(batch: pl.DataFrame, name: str) -> pl.Expr:
+    return pl.col(name).str.strip_chars() if batch.schema[name] == pl.String else pl.col(name)
 
 
 def _rating_problem(rating: pl.Expr) -> pl.Expr:
@@ -123,16 +149,14 @@ def _rating_problem(rating: pl.Expr) -> pl.Expr:
 def _time(batch: pl.DataFrame, per_second: int) -> tuple[pl.Expr, pl.Expr]:
     """Microseconds since 1970, and the problem of those that have none."""
     raw, dtype = pl.col("timestamp"), batch.schema["timestamp"]
-    if dtype.is_temporal():
-        micros = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
+    missing = raw.is_null()
+    if dtype in (pl.Datetime, pl.Date):
+        micros = raw.dt.epoch("us")
     elif dtype == pl.String:
-        text = raw.str.strip_chars()
-        dates = [text.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us") for form in _TIME_FORMATS]
-        numbers = (text.cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False))
-        micros = pl.coalesce(*(_micros(number, per_second) for number in numbers), *dates)
+        micros = _parsed_micros(batch, per_second)
+        missing = raw.fill_null("").str.strip_chars() == ""
     else:
-        micros = _micros(raw, per_second)
-    missing = raw.is_null() if dtype != pl.String else raw.fill_null("").str.strip_chars() == ""
+        micros = _micros(raw if dtype.is_float() else raw.cast(pl.Int64, strict=False), per_second)
     problem = (
         pl.when(missing)
         .then(pl.lit("missing timestamp"))
@@ -142,6 +166,17 @@ def _time(batch: pl.DataFrame, per_second: int) -> tuple[pl.Expr, pl.Expr]:
         .then(pl.lit("negative timestamp"))
     )
     return micros, problem
+
+
+def _parsed_micros(batch: pl.DataFrame, per_second: int) -> pl.Expr:
+    text = pl.col("timestamp").str.strip_chars()
+    numbers = (text.cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False))
+    micros = pl.coalesce(_micros(number, per_second) for number in numbers)
+    if not batch.select(micros.is_null().any()).item():
+        return micros  # the usual case; trying the date formats costs more than all else here
+    date = text.str.strip_suffix("Z")
+    parsed = (date.str.to_datetime(form, time_unit="us", strict=False) for form in _TIME_FORMATS)
+    return pl.coalesce(micros, *(moment.dt.epoch("us") for moment in parsed))
 
 
 def _micros(number: pl.Expr, per_second: int) -> pl.Expr:

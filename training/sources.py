@@ -8,6 +8,7 @@ csv, parquet, jsonl   any table; columns by option
 """
 
 import hashlib
+import math
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,10 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.k_core < 1:
             raise ConfigError(f"k_core must be at least 1, not {self.k_core}")
+        if self.minimum_rating is not None and not math.isfinite(self.minimum_rating):
+            raise ConfigError(f"minimum_rating must be a finite number, not {self.minimum_rating}")
+        if not self.delimiter:
+            raise ConfigError("delimiter must not be empty")
         if self.repeats not in ("keep", "drop"):
             raise ConfigError(f"repeats must be keep or drop, not {self.repeats!r}")
         if self.timestamp_unit not in ("s", "ms", "us"):

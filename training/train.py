@@ -164,10 +164,11 @@ class Trainer:
         self.device = device
         self.state_path = state_path
         self.progress = progress
-        torch.manual_seed(self.settings.seed)
-        self.model = ElasticModel(config.model.for_items(dataset.n_items) if start is None else start.config)
-        if start is not None:
-            self.model.load_state_dict(start.state_dict())
+        if start is None:
+            torch.manual_seed(self.settings.seed)
+            self.model = ElasticModel(config.model.for_items(dataset.n_items))
+        else:
+            self.model = ElasticModel.of(start.config, start.state_dict())
         if self.model.config.items != dataset.n_items:
             raise ConfigError(f"the model knows {self.model.config.items} items, the dataset {dataset.n_items}")
         self.stages = self._stages(heal=start is not None)
@@ -271,12 +272,12 @@ class Trainer:
         objective = Objective(vectors, self.candidates.draw(batch.users, rng).to(self.device), batch.ahead)
         teacher = objective.read(users[deepest].float())
         loss = objective.cross_entropy(teacher)
-        if student is not None and self.settings.exit_weight:
-            exit_ = objective.read(users[student].float())
-            share = self.settings.distillation
-            own = (1 - share) * objective.cross_entropy(exit_) + share * objective.distillation(exit_, teacher)
-            loss = loss + self.settings.exit_weight * own
-        return loss
+        if student is None:
+            return loss
+        exit_ = objective.read(users[student].float())
+        share, weight = self.settings.distillation, self.settings.exit_weight
+        own = (1 - share) * objective.cross_entropy(exit_) + share * objective.distillation(exit_, teacher)
+        return (loss + weight * own) / (1 + weight)
 
     def _validate(self, stage: Stage, run: _Run, loss: float) -> None:
         self.ndcg = ndcg_at_10(self.model, self.validation, stage.depths, 4 * self.settings.batch_tokens)

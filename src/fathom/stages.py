@@ -15,25 +15,26 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: ``run`` writes ``output`` (file or folder) from ``inputs``, ``settings`` and the code of ``folders``."""
+    """One step: ``run`` writes ``output`` (file or folder) from ``inputs``, ``settings`` and ``code``."""
 
     name: str
     output: Path
     run: Callable[[], None]
     inputs: Sequence[Path] = ()
     settings: Any = None
-    folders: Sequence[str] = ()
+    code: Sequence[str] = ()
 
     def key(self) -> str:
         """Sha256 of everything that the output depends on."""
         parts = [self.name, json.dumps(self.settings, sort_keys=True, default=str)]
         parts += [f"{path.name} {sha256_tree(path)}" for path in self.inputs]
-        parts += [f"{folder} {_code_sha256(folder)}" for folder in self.folders]
+        parts += [f"{name} {_code_sha256(name)}" for name in self.code]
         return sha256_bytes("\n".join(parts).encode())
 
 
-def _code_sha256(folder: str) -> str:
-    files = sorted((PACKAGE / folder).rglob("*.py"))
+def _code_sha256(code: str) -> str:
+    path = PACKAGE / code
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
     return sha256_bytes("\n".join(f"{file.name} {sha256_file(file)}" for file in files).encode())
 
 

@@ -81,6 +81,14 @@ def test_batches_hold_the_newest_items_of_validation_histories_and_their_targets
     assert all((batch.items[:, -1] != 0).all() for batch in batches)
 
 
+def test_a_batch_stays_within_its_padded_positions(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fathom.importance.adapter.POSITIONS_PER_BATCH", 48)
+    model = ElasticLayers(checkpoint_of().model)
+    batches = validation_batches(model, leave_one_out(dataset).validation, users=1000, seed=0)
+    assert sum(len(batch.items) for batch in batches) == USERS
+    assert all(batch.items.numel() <= 48 for batch in batches)
+
+
 def test_the_users_are_drawn_by_the_seed(dataset: Dataset) -> None:
     cases = leave_one_out(dataset).validation
     model = ElasticLayers(checkpoint_of().model)

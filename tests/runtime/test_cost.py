@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fathom.runtime.cost import DOUBT_AFTER_S, CostModel, Line, measure
+from fathom.runtime.cost import DOUBT_AFTER_S, ROUNDS, CostModel, Line, measure
 
 
 class FakeMachine:
@@ -46,6 +46,22 @@ def test_measuring_finds_the_line_of_every_cell() -> None:
     }
 
 
+def test_a_disturbed_start_still_finds_the_lines() -> None:
+    class Disturbed(FakeMachine):
+        def run(self, depth: int, length: int, requests: int) -> None:
+            super().run(depth, length, requests)
+            # The second of three rounds is held up.
+            if 9 <= len(self.runs) <= 12:
+                self.now_s += 0.05
+
+    machine = Disturbed()
+    cost = measure(
+        machine.run, depths=(4, 8), lengths=(16,), batch_limit=lambda _: 8, budget_s=0.0, clock=machine.clock
+    )
+    assert cost.p50_s(8, 16, 4) == pytest.approx(0.001 + 0.0005 * 8 * 4)
+    assert cost.p99_s(8, 16, 4) > 0.05
+
+
 def test_the_budget_buys_more_rounds() -> None:
     few, many = FakeMachine(), FakeMachine()
     for machine, budget_s in ((few, 0.0), (many, 1.0)):
@@ -57,7 +73,7 @@ def test_the_budget_buys_more_rounds() -> None:
             budget_s=budget_s,
             clock=machine.clock,
         )
-    assert len(few.runs) == 2 * 3
+    assert len(few.runs) == 2 * (1 + ROUNDS)
     assert many.now_s == pytest.approx(1.0, abs=0.05)
 
 

@@ -244,6 +244,7 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
         batch = [REQUEST, pb.RecommendRequest(item_ids=["who?"])]
         await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=batch), timeout=10)
         await status(it.channel.unary_unary(f"/{SERVICE}/Recommend")(b"\xff", timeout=10))
+        await status(health_of(it, "who?"))
         text = await metrics_of(it)
     for line in (
         'fathom_calls_total{method="Recommend",status="OK"} 1.0',
@@ -260,10 +261,19 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
         "fathom_queue_depth 0.0",
         "fathom_in_flight 0.0",
         "fathom_unknown_items_total 2.0",
+        'fathom_calls_total{method="Check",status="NOT_FOUND"} 1.0',
         f'bundle_version="{answer.bundle_version}"',
     ):
         assert line in text
-    assert 'method="Check"' not in text
+
+
+@pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
+async def test_a_host_that_is_not_ours_is_an_error_of_one_line(synthetic_bundle: Path, host: str) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    settings = ServerSettings(host=host, port=0)
+    async with Server(settings, bundle, FakeEngine(bundle.vectors, bundle.depths)) as server:
+        with pytest.raises(ConfigError, match=f"^{host}:0 cannot be listened on: [^\n]*; choose another"):
+            await server.start()
 
 
 async def test_a_taken_port_is_an_error_of_one_line(synthetic_bundle: Path) -> None:

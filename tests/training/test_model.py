@@ -85,9 +85,7 @@ def test_with_paths_keeps_all_layers_and_starts_exits_from_the_nearest() -> None
     assert changed.depths == (2, 3, 4)
     assert changed.config.strategy == "nested"
     assert torch.equal(changed.item_vectors(), model.item_vectors())
-    assert all(
-        torch.equal(a, b) for a, b in zip(changed.layers.parameters(), model.layers.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(changed.layers.parameters(), model.layers.parameters(), strict=True))
     hidden = torch.randn(1, 16)
     assert torch.equal(changed.read_exit(3, hidden), model.read_exit(2, hidden))
 

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class RecommenderStub:
-    """Missing associated documentation comment in .proto file."""
+    """Health is served as grpc.health.v1 under the names "" and "fathom.v1.Recommender", reflection as
+    grpc.reflection.v1alpha.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -57,7 +59,9 @@ class RecommenderStub:
 
 
 class RecommenderServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Health is served as grpc.health.v1 under the names "" and "fathom.v1.Recommender", reflection as
+    grpc.reflection.v1alpha.
+    """
 
     def Recommend(self, request, context):
         """One history in, the k best items out.
@@ -67,14 +71,18 @@ class RecommenderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecommendBatch(self, request, context):
-        """Many independent requests in one message; results keep their order, and each fails or succeeds alone.
+        """Many independent requests in one message; results keep their order, and each fails or succeeds alone. The call
+        itself fails only when it is too large, cannot be decoded, or the server is not serving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecommendStream(self, request_iterator, context):
-        """A stream of independent requests; results come as they are ready, matched by request_id.
+        """A stream of independent requests; results come as they are ready, in any order, matched by request_id. The server
+        reads no further while too many of the stream's requests wait (64 unless configured), so read results while you
+        send. The call's deadline is that of each of its requests. A draining server answers what it has read, then ends
+        the stream with UNAVAILABLE: send the rest elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +127,9 @@ def add_RecommenderServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Recommender:
-    """Missing associated documentation comment in .proto file."""
+    """Health is served as grpc.health.v1 under the names "" and "fathom.v1.Recommender", reflection as
+    grpc.reflection.v1alpha.
+    """
 
     @staticmethod
     def Recommend(request,

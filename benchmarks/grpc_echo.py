@@ -1,0 +1,222 @@
+"""The server against a bare grpc.aio echo of the same messages: what everything behind the wire costs.
+
+    python -m fathom.benchmarks.grpc_echo build/ml-100k/bundle [--seconds 5] [--repetitions 5]
+
+Both servers run in processes of their own and take turns; the client is this process, in a closed loop. The echo
+decodes each request and encodes one of the server's own answers. Depth 4, history 50, k 10. Writes
+results/grpc_echo.json: requests per second at concurrency 32 as a ratio, latency at concurrency 1.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import grpc
+import psutil
+
+from fathom.benchmarks.server_start import started
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+
+METHOD = "/fathom.v1.Recommender/Recommend"
+SEED = 1
+DEPTH, HISTORY, K = 4, 50, 10
+HISTORIES = 500
+CONCURRENT = 32
+WARM_UP_S = 0.5
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One turn of one server; CPU is that of the whole process, per request."""
+
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu_us: float
+    client_cpu_us: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Both servers, one after the other, at one concurrency."""
+
+    server: Figures
+    echo: Figures
+
+    @property
+    def ratio(self) -> float:
+        """Requests per second of the server over those of the echo."""
+        return self.server.requests_per_s / self.echo.requests_per_s
+
+
+async def echo(answer: bytes) -> None:
+    """A bare server that answers everything with the same message; prints its port, runs until it is ended."""
+    response = pb.RecommendResponse.FromString(answer)
+
+    async def call(request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:  # noqa: ARG001
+        return response
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        call, pb.RecommendRequest.FromString, pb.RecommendResponse.SerializeToString
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("fathom.v1.Recommender", {"Recommend": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+@contextmanager
+def running_echo(answer: bytes) -> Iterator[tuple[str, int]]:
+    """Address and process id of an echo server."""
+    program = "import asyncio, sys; from fathom.benchmarks.grpc_echo import echo; "
+    program += "asyncio.run(echo(bytes.fromhex(sys.argv[1])))"
+    command = [sys.executable, "-c", program, answer.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{int(process.stdout.readline())}", process.pid
+        finally:
+            process.kill()
+
+
+async def load(address: str, pid: int, requests: Sequence[bytes], concurrency: int, seconds: float) -> Figures:
+    """A closed loop of ``concurrency`` callers for ``seconds``, after a warm-up; any error ends the benchmark."""
+    latencies: list[float] = []
+    process, me = psutil.Process(pid), psutil.Process()
+
+    async def caller(call: Any, number: int, until: float) -> None:
+        while (begin := time.perf_counter()) < until:
+            await call(requests[number % len(requests)], timeout=TIMEOUT_S)
+            latencies.append(time.perf_counter() - begin)
+            number += concurrency
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
+        for duration in (min(WARM_UP_S, seconds), seconds):
+            latencies.clear()
+            before = _cpu_s(process), _cpu_s(me)
+            begin = time.perf_counter()
+            await asyncio.gather(*(caller(call, number, begin + duration) for number in range(concurrency)))
+            took = time.perf_counter() - begin
+            after = _cpu_s(process), _cpu_s(me)
+    count = len(latencies)
+    ordered = sorted(latencies)
+    return Figures(
+        requests_per_s=count / took,
+        p50_ms=ordered[-(-count // 2) - 1] * 1e3,
+        p99_ms=ordered[-(-count * 99 // 100) - 1] * 1e3,
+        server_cpu_us=(after[0] - before[0]) / count * 1e6,
+        client_cpu_us=(after[1] - before[1]) / count * 1e6,
+    )
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def make_requests(bundle: Path) -> list[bytes]:
+    """Encoded requests over random items of the bundle's catalogue."""
+    ids = json.loads((bundle / "items" / "catalogue.json").read_bytes())["ids"]
+    rng = random.Random(SEED)
+    return [
+        pb.RecommendRequest(item_ids=rng.choices(ids, k=HISTORY), k=K, depth=DEPTH).SerializeToString()
+        for _ in range(HISTORIES)
+    ]
+
+
+def stages(address: str, requests: Sequence[bytes]) -> tuple[bytes, dict[str, float]]:
+    """One of the server's answers, and the medians of its own timings when it is asked one by one."""
+    with grpc.insecure_channel(address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+        answers = [stub.Recommend(pb.RecommendRequest.FromString(each), timeout=TIMEOUT_S) for each in requests]
+    names = ("select_us", "queue_us", "engine_us", "retrieval_us", "total_us")
+    answer: bytes = answers[0].SerializeToString()
+    return answer, {name: float(median(getattr(each.timings, name) for each in answers)) for name in names}
+
+
+def compare(bundle: Path, seconds: float, repetitions: int) -> dict[str, Any]:
+    """Take turns ``repetitions`` times at concurrency 32 and 1, each time in the other order."""
+    requests = make_requests(bundle)
+    turns: dict[int, list[Turn]] = {CONCURRENT: [], 1: []}
+    with started(bundle) as server:
+        answer, timings = stages(server.address, requests)
+        with running_echo(answer) as (echo_address, echo_pid):
+            targets = {"server": (server.address, server.pid), "echo": (echo_address, echo_pid)}
+            for repetition in range(repetitions):
+                order = list(targets) if repetition % 2 == 0 else list(reversed(targets))
+                for concurrency, taken in turns.items():
+                    figures = {
+                        name: asyncio.run(load(*targets[name], requests, concurrency, seconds)) for name in order
+                    }
+                    taken.append(Turn(**figures))
+    return {
+        "ratio_requests_per_s": round(median(turn.ratio for turn in turns[CONCURRENT]), 3),
+        "ratio_range": [round(edge(turn.ratio for turn in turns[CONCURRENT]), 3) for edge in (min, max)],
+        **{f"concurrency_{concurrency}": _medians(taken) for concurrency, taken in turns.items()},
+        "server_timings_alone": timings,
+        "request_bytes": len(requests[0]),
+        "response_bytes": len(answer),
+        "turns": {str(concurrency): [asdict(turn) for turn in taken] for concurrency, taken in turns.items()},
+    }
+
+
+def _medians(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
+    names = list(Figures.__dataclass_fields__)
+    return {
+        side: {name: round(median(getattr(getattr(turn, side), name) for turn in turns), 3) for name in names}
+        for side in ("server", "echo")
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, store."""
+    from fathom.benchmarks.record import save_run
+
+    parser = argparse.ArgumentParser(description="The server against a bare gRPC echo.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per server, concurrency and repetition")
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args(argv)
+    result = compare(options.bundle, options.seconds, options.repetitions)
+    for concurrency in (CONCURRENT, 1):
+        for side, figures in result[f"concurrency_{concurrency}"].items():
+            line = "  ".join(f"{name} {value:,.2f}" for name, value in figures.items())
+            print(f"concurrency {concurrency:>2}  {side:<6}  {line}")
+    low, high = result["ratio_range"]
+    print(f"requests/s of the server over the echo: {result['ratio_requests_per_s']} ({low} to {high})")
+    path = save_run(
+        "grpc_echo",
+        config={
+            "bundle": options.bundle.name,
+            "depth": DEPTH,
+            "history": HISTORY,
+            "k": K,
+            "concurrency": [CONCURRENT, 1],
+            "seconds": options.seconds,
+            "repetitions": options.repetitions,
+        },
+        result=result,
+        seed=SEED,
+    )
+    print(f"stored in {path}")
+
+
+if __name__ == "__main__":
+    main()

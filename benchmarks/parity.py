@@ -1,0 +1,65 @@
+"""Parity of a bundle's engines with torch at every history length, and of the top 10 over all test users.
+
+    python -m fathom.benchmarks.parity BUNDLE --checkpoint CKPT --data DATASET
+
+Export checks about thirty lengths; this checks each one from 1 to the longest history. Writes ``results/parity.json``.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from fathom.benchmarks.record import save_run
+from fathom.errors import ArtefactError
+from fathom.exporter.parity import MAX_ABS_ERROR, MIN_TOP10_AGREEMENT, TIE, check_parity, measure_parity
+from fathom.runtime.bundle import Bundle
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset
+from fathom.training.splits import split
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Measure, print a table, store the run, and raise ParityError where an engine disagrees; returns the file."""
+    parser = argparse.ArgumentParser(prog="python -m fathom.benchmarks.parity", description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for the stored run")
+    chosen = parser.parse_args(arguments)
+    checkpoint, dataset = Checkpoint.load(chosen.checkpoint), Dataset.load(chosen.data)
+    with Bundle.open(chosen.bundle) as bundle:
+        manifest = bundle.manifest
+        if manifest.source.checkpoint != checkpoint.sha256:
+            raise ArtefactError(f"{chosen.bundle}: was exported from another checkpoint than {chosen.checkpoint}")
+        engines = {path.relative_to(bundle.path).as_posix(): path.read_bytes() for path in _engine_paths(bundle)}
+    histories = split(dataset, checkpoint.config.split).test.histories
+    parity = measure_parity(checkpoint.model, engines, histories, every_length=True)
+    print(f"{'depth':>6} {'max error':>10} {'same top 10':>12} {'but for ties':>13} {'users':>7} {'histories':>10}")
+    rows = []
+    for depth, found in sorted(parity.items()):
+        identical = found.identical / found.users
+        print(
+            f"{depth:>6} {found.max_abs_error:>10.2e} {identical:>12.3%} {found.top10_agreement:>13.3%}"
+            f" {found.users:>7} {found.histories:>10}"
+        )
+        shares = {"identical_share": identical, "agreed_share": found.top10_agreement}
+        rows.append({"depth": depth, **asdict(found), **shares})
+    config = {
+        "bundle": manifest.name,
+        "bundle_version": manifest.version,
+        "model": manifest.model.model_dump(mode="json"),
+        "history_lengths": [1, manifest.model.max_history],
+        "tie": TIE,
+        "limits": {"max_abs_error": MAX_ABS_ERROR, "top10_agreement": MIN_TOP10_AGREEMENT},
+    }
+    path = save_run("parity", config=config, result={"rows": rows}, folder=chosen.results)
+    check_parity(parity)
+    return path
+
+
+def _engine_paths(bundle: Bundle) -> list[Path]:
+    return sorted({path for depth in bundle.depths for path in bundle.segments(depth)})
+
+
+if __name__ == "__main__":
+    main()

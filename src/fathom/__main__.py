@@ -1,0 +1,5 @@
+"""`python -m fathom` is the same as `fathom`."""
+
+from fathom.cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""`fathom build`: from a data set to a bundle, stage by stage; what has not changed is not run again.
+
+    dataset -> checkpoint -> ranking.json -> plans/ -> healed/STRATEGY -> comparison.json -> evaluation.json -> bundle
+
+All of them lie in one folder beside the bundle, and each is an artefact that the single commands read and write too.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from fathom.errors import ConfigError
+from fathom.exporter.bundle_writer import export
+from fathom.exporter.compare import compare
+from fathom.exporter.heal import heal
+from fathom.exporter.plan import DepthPlan, Strategy
+from fathom.files import new_folder, read_json, write_json
+from fathom.importance.adapter import rank_checkpoint
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.plot import plot_ranking
+from fathom.runtime.manifest import Interval
+from fathom.show import Activity
+from fathom.stages import Stage, Stamps
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.data import prepare
+from fathom.training.dataset import Dataset
+from fathom.training.evaluate import evaluate_model
+from fathom.training.presets import TrainConfig
+from fathom.training.sources import PrepareOptions
+from fathom.training.splits import split
+from fathom.training.train import fit
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+COMPARISON_SCHEMA_VERSION = 1
+
+_READING = [
+    "training/data.py",
+    "training/sources.py",
+    "training/readers.py",
+    "training/rows.py",
+    "training/catalogue.py",
+]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build; ``source``: a name or file of `fathom data prepare`, or a dataset folder that is used as it is."""
+
+    source: str
+    bundle: Path
+    config: TrainConfig
+    options: PrepareOptions | None = None
+    users: int = 256
+
+    @property
+    def folder(self) -> Path:
+        """Where the artefacts of the stages lie: beside the bundle."""
+        return self.bundle.parent
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the source is a dataset folder already."""
+        return (Path(self.source) / "meta.json").is_file()
+
+    @property
+    def dataset(self) -> Path:
+        """The dataset folder that the later stages read."""
+        return Path(self.source) if self.is_prepared else self.folder / "dataset"
+
+    def run(self) -> list[str]:
+        """Run every stage that is not current, in order; returns the names of those that ran."""
+        if self.bundle.resolve() == self.bundle.parent.resolve():
+            raise ConfigError(f"--out {self.bundle}: give the bundle a folder of its own, as build/ml-100k/bundle")
+        stamps = Stamps(self.folder / "stages.json")
+        ran = []
+        for stage in self.stages():
+            if not stamps.current(stage):
+                stamps.run(stage)
+                ran.append(stage.name)
+        return ran
+
+    def stages(self) -> list[Stage]:
+        """The stages in order; a stage's settings are all that its output depends on besides its inputs and code."""
+        data, folder, config = self.dataset, self.folder, self.config.model_dump()
+        checkpoint, plans = folder / "checkpoint", folder / "plans"
+        ranking, comparison, evaluation = (folder / f"{n}.json" for n in ("ranking", "comparison", "evaluation"))
+        healed = [folder / "healed" / strategy for strategy in STRATEGIES]
+        measured = [data, *healed, comparison]
+        first = [] if self.is_prepared else [self._prepare_stage()]
+        return [
+            *first,
+            Stage("train", checkpoint, self._train, [data], config, ["training"]),
+            Stage("rank", ranking, self._rank, [data, checkpoint], self.users, ["training", "importance"]),
+            Stage("plan", plans, self._plan, [ranking], None, ["exporter/plan.py"]),
+            *(
+                Stage(f"heal {name}", path, self._healer(name), [data, checkpoint, plans], config, ["training"])
+                for name, path in zip(STRATEGIES, healed, strict=True)
+            ),
+            Stage("compare", comparison, self._compare, [data, *healed], None, ["training", "exporter/compare.py"]),
+            Stage("evaluate", evaluation, self._evaluate, measured, None, ["training"]),
+            Stage("export", self.bundle, self._export, measured, None, ["exporter", "runtime", "selector"]),
+        ]
+
+    def _prepare_stage(self) -> Stage:
+        given = [Path(self.source), *([self.options.path] if self.options and self.options.path else [])]
+        settings = [self.source, asdict(self.options) if self.options else None]
+        return Stage("prepare", self.dataset, self._prepare, [p for p in given if p.exists()], settings, _READING)
+
+    def _prepare(self) -> None:
+        with Activity("prepare the data set") as activity:
+            prepare(self.source, self.dataset, options=self.options, progress=activity.update)
+
+    def _train(self) -> None:
+        dataset = Dataset.load(self.dataset)
+        with Activity("train 16 layers with four exits") as activity:
+            fit(self.config, dataset, out=self.folder / "checkpoint", progress=activity.training)
+
+    def _rank(self) -> None:
+        checkpoint, dataset = Checkpoint.load(self.folder / "checkpoint"), Dataset.load(self.dataset)
+        with Activity("rank the layers") as activity:
+            ranking = rank_checkpoint(
+                checkpoint,
+                dataset,
+                users=self.users,
+                progress=lambda method, done, total: activity.update(f"{method} {done}/{total}", done / total),
+            )
+            ranking.save(self.folder / "ranking.json")
+            plot_ranking(ranking, self.folder / "ranking.png")
+
+    def _plan(self) -> None:
+        ranking = LayerRanking.load(self.folder / "ranking.json")
+        depths = self.config.model.depths
+        with Activity("plan the depths"), new_folder(self.folder / "plans") as plans:
+            for strategy in STRATEGIES:
+                DepthPlan.make(ranking, strategy, depths).save(plans / f"{strategy}.json")
+
+    def _healer(self, strategy: Strategy) -> Any:
+        def run() -> None:
+            checkpoint, dataset = Checkpoint.load(self.folder / "checkpoint"), Dataset.load(self.dataset)
+            plan = DepthPlan.load(self.folder / "plans" / f"{strategy}.json")
+            with Activity(f"heal as {strategy}") as activity:
+                out = self.folder / "healed" / strategy
+                heal(checkpoint, plan, dataset, out=out, config=self.config, progress=activity.training)
+
+        return run
+
+    def _healed(self, strategy: Strategy) -> Checkpoint:
+        return Checkpoint.load(self.folder / "healed" / strategy)
+
+    def _compare(self) -> None:
+        dataset = Dataset.load(self.dataset)
+        with Activity("compare the plans on validation items") as activity:
+            comparison = compare({name: self._healed(name) for name in STRATEGIES}, dataset, progress=activity.update)
+        evidence = {
+            name: {key: value.model_dump() for key, value in figures.items()}
+            for name, figures in comparison.evidence.items()
+        }
+        value = {"schema_version": COMPARISON_SCHEMA_VERSION, "winner": comparison.winner, "evidence": evidence}
+        write_json(self.folder / "comparison.json", value)
+
+    def _winner(self) -> tuple[Strategy, dict[str, dict[str, Interval]]]:
+        path = self.folder / "comparison.json"
+        value = read_json(path, kind="comparison of plans", schema_version=COMPARISON_SCHEMA_VERSION)
+        evidence = {
+            name: {key: Interval(**interval) for key, interval in figures.items()}
+            for name, figures in value["evidence"].items()
+        }
+        return value["winner"], evidence
+
+    def _evaluate(self) -> None:
+        dataset, checkpoint = Dataset.load(self.dataset), self._healed(self._winner()[0])
+        with Activity("evaluate every depth and the baselines") as activity:
+            cut = split(dataset, checkpoint.config.split)
+            report = evaluate_model(checkpoint.model, dataset, cut, progress=activity.update)
+            write_json(self.folder / "evaluation.json", report.as_dict() | {"table": report.table()})
+
+    def _export(self) -> None:
+        dataset, (winner, evidence) = Dataset.load(self.dataset), self._winner()
+        with Activity(f"export the {winner} plan and verify every engine") as activity:
+            checkpoint, name = self._healed(winner), str(dataset.meta["name"])
+            export(checkpoint, dataset, self.bundle, name=name, evidence=evidence, progress=activity.update)
+
+    def evaluation_table(self) -> list[list[str]]:
+        """Quality per depth and of the baselines on the test items, as rows of text."""
+        return list(json.loads((self.folder / "evaluation.json").read_bytes())["table"])

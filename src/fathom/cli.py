@@ -1,0 +1,32 @@
+"""The command line: `fathom COMMAND --help` shows an example of each."""
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from fathom import commands_offline, commands_online
+from fathom.errors import FathomError
+from fathom.show import err
+
+HELP = """Fathom: recommendations at the depth that the request, the device and the deadline ask for.
+
+Settings: command line > environment (FATHOM_*) > file > default.
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
+commands_offline.register(app)
+commands_online.register(app)
+
+
+def main() -> None:
+    """Run one command; every mistake a user can make ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except FathomError as error:
+        err.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,362 @@
+"""Commands that need the extra `train`: from a data set to a bundle. Each imports what it uses when it runs."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fathom import show
+from fathom.errors import ConfigError, MissingExtraError
+from fathom.show import Activity
+
+if TYPE_CHECKING:
+    from fathom.training.presets import TrainConfig
+
+DEFAULT_PRESET = "ml-100k"
+SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-retail-ii": "retail"}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Data = Annotated[Path, typer.Option("--data", help="Dataset folder, made by `fathom data prepare`.")]
+Out = Annotated[Path, typer.Option(help="What to write; replaced as a whole if it exists.")]
+Preset = Annotated[str | None, typer.Option(help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
+
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.add_typer(data_app, name="data")
+    for command in (train, evaluate, rank, plan, heal, export, build):
+        app.command()(command)
+
+
+def _need_training() -> None:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("polars") is None:
+        raise MissingExtraError("torch", "train")
+
+
+def _config(preset_name: str, settings: list[str] | None, seed: int | None) -> "TrainConfig":
+    from fathom.training.presets import apply_settings, preset
+
+    config = apply_settings(preset(preset_name), settings or [])
+    return config if seed is None else apply_settings(config, [f"train.seed={seed}"])
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help="ml-100k, ml-1m, amazon-reviews-2023, online-retail-ii, or a file.")],
+    out: Out,
+    path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
+    items_path: Annotated[Path | None, typer.Option(help="Item metadata, where it is a file of its own.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+    user_column: Annotated[str | None, typer.Option(help="Default: user_id.")] = None,
+    item_column: Annotated[str | None, typer.Option(help="Default: item_id.")] = None,
+    timestamp_column: Annotated[str | None, typer.Option(help="Time of each event.")] = None,
+    timestamp_unit: Annotated[Literal["s", "ms", "us"] | None, typer.Option(help="Of numeric times.")] = None,
+    position_column: Annotated[str | None, typer.Option(help="Order within a user, where there is no time.")] = None,
+    rating_column: Annotated[str | None, typer.Option()] = None,
+    title_column: Annotated[str | None, typer.Option()] = None,
+    categories_column: Annotated[str | None, typer.Option()] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Of csv files.")] = None,
+    k_core: Annotated[int | None, typer.Option(help="Fewest events of every user and item.")] = None,
+    minimum_rating: Annotated[float | None, typer.Option(help="Lower ratings are left out.")] = None,
+    repeats: Annotated[Literal["keep", "drop"] | None, typer.Option(help="Later events with the same item.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset folder from interactions.
+
+    Example: fathom data prepare ml-100k --out build/ml-100k/dataset
+
+    Example: fathom data prepare clicks.csv --timestamp-column time --k-core 5 --out build/clicks/dataset
+    """
+    given = {key: value for key, value in locals().items() if key not in ("source", "out", "as_json")}
+    _need_training()
+    from fathom.training.data import prepare
+    from fathom.training.sources import DEFAULTS, default_options, generic_source
+
+    kind = source if source in DEFAULTS or not Path(source).exists() else generic_source(Path(source))
+    options = replace(default_options(kind), **{key: value for key, value in given.items() if value is not None})
+    with Activity(f"prepare {source}") as activity:
+        dataset = prepare(source, out, options=options, progress=activity.update)
+    if as_json:
+        show.as_json(dataset.meta)
+    else:
+        show.facts(str(out), _dataset_facts(dataset.meta))
+
+
+def _dataset_facts(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    counts = ", ".join(f"{value:,} {name}" for name, value in meta["counts"].items())
+    removed = meta["filters"]["removed"]
+    left_out = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in removed.items() if value)
+    rows = meta["interactions"]
+    return [
+        ("counts", counts),
+        ("time", "known" if meta["has_time"] else "order only"),
+        ("left out", left_out or "nothing"),
+        ("malformed rows", f"{rows.get('malformed', 0):,} of {rows.get('rows', 0):,}"),
+    ]
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    out: Out,
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one elastic network with an exit at each depth; an interrupted run goes on where it was.
+
+    Example: fathom train build/ml-100k/dataset --out build/ml-100k/checkpoint --set train.epochs=10
+    """
+    _need_training()
+    from fathom.training.dataset import Dataset
+    from fathom.training.train import fit
+
+    config = _config(preset or DEFAULT_PRESET, settings, seed)
+    with Activity("train") as activity:
+        checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
+    if as_json:
+        show.as_json(dict(checkpoint.metrics))
+    else:
+        _show_training(checkpoint.metrics)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    data: Data,
+    part: Annotated[Literal["test", "validation"], typer.Option(help="Which held-out items.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quality of every depth and of the baselines: full ranking, seen items left out, 95 % intervals over users.
+
+    Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
+    """
+    _need_training()
+    from fathom.exporter.heal import check_dataset
+    from fathom.files import write_json
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+    from fathom.training.evaluate import evaluate_model
+    from fathom.training.splits import split
+
+    loaded, dataset = Checkpoint.load(checkpoint), Dataset.load(data)
+    check_dataset(loaded, dataset)
+    with Activity("evaluate") as activity:
+        cut = split(dataset, loaded.config.split)
+        report = evaluate_model(loaded.model, dataset, cut, part=part, progress=activity.update)
+    if out:
+        write_json(out, report.as_dict())
+    if as_json:
+        show.as_json(report.as_dict())
+    else:
+        show.table(f"Quality on the {part} items ({report.cases:,} users)", report.table())
+
+
+def rank(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    data: Data,
+    out: Out,
+    methods: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    users: Annotated[int, typer.Option(min=1, help="Users to measure on.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the users and of sampled labels.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the ranking as PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much each layer matters, by several methods, and what they agree on.
+
+    Example: fathom rank build/ml-100k/checkpoint --data build/ml-100k/dataset --out ranking.json --plot ranking.png
+    """
+    _need_training()
+    from fathom.importance.adapter import rank_checkpoint
+    from fathom.importance.plot import plot_ranking
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    with Activity("rank the layers") as activity:
+        ranking = rank_checkpoint(
+            Checkpoint.load(checkpoint),
+            Dataset.load(data),
+            names,
+            users=users,
+            seed=seed,
+            progress=lambda method, done, total: activity.update(f"{method} {done}/{total}", done / total),
+        )
+    ranking.save(out)
+    if plot:
+        plot_ranking(ranking, plot)
+    if as_json:
+        show.as_json(_read(out))
+    else:
+        show_ranking(out)
+
+
+def show_ranking(path: Path) -> None:
+    """Print a LayerRanking: rank of each layer by each method, agreement, consensus."""
+    from fathom.importance.layer_ranking import LayerRanking
+
+    ranking = LayerRanking.load(path)
+    names = list(ranking.methods)
+    rows = [["layer", *names, "consensus"]]
+    place = {layer: number for number, layer in enumerate(ranking.consensus_order, 1)}
+    for layer in range(ranking.layers):
+        rows.append([str(layer), *(str(ranking.methods[name].ranks[layer]) for name in names), str(place[layer])])
+    show.table(f"Layer importance, rank 1 = matters most ({ranking.users:,} users)", rows)
+    pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
+    taus = ", ".join(f"{a} and {b} {ranking.kendall_tau[a][b]:+.2f}" for a, b in pairs)
+    show.facts("", [("Kendall tau", taus or "one method only")])
+
+
+def plan(
+    ranking: Annotated[Path, typer.Argument(help="ranking.json, made by `fathom rank`.")],
+    out: Out,
+    strategy: Annotated[str, typer.Option(help="prefix, nested or permuted-prefix.")] = "permuted-prefix",
+    depths: Annotated[str, typer.Option(help="Depths with commas between them.")] = "4,8,12,16",
+    as_json: AsJson = False,
+) -> None:
+    """Turn a ranking into a DepthPlan: which layers each depth executes, in which order.
+
+    Example: fathom plan ranking.json --strategy nested --depths 4,8,12,16 --out plan.json
+    """
+    _need_training()
+    from fathom.exporter.plan import DepthPlan
+    from fathom.exporter.report import format_layers
+    from fathom.importance.layer_ranking import LayerRanking
+
+    try:
+        wanted = tuple(int(depth) for depth in depths.split(","))
+    except ValueError:
+        raise ConfigError(f"--depths {depths}: whole numbers with commas between them, as 4,8,12,16") from None
+    made = DepthPlan.make(LayerRanking.load(ranking), strategy, wanted)
+    made.save(out)
+    if as_json:
+        show.as_json(_read(out))
+    else:
+        rows = [["depth", "layers in order"], *([str(d), format_layers(path)] for d, path in made.paths.items())]
+        show.table(f"{made.strategy} plan", rows)
+
+
+def heal(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    plan: Annotated[Path, typer.Argument(help="plan.json, made by `fathom plan`.")],
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a checkpoint on in a plan's order, so that layers learn to work beside their new neighbours.
+
+    Example: fathom heal CHECKPOINT plan.json --data DATASET --out HEALED --set train.heal_epochs=3
+    """
+    _need_training()
+    from fathom.exporter.heal import heal as run
+    from fathom.exporter.plan import DepthPlan
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+    from fathom.training.presets import apply_settings
+
+    loaded = Checkpoint.load(checkpoint)
+    config = apply_settings(loaded.config.train, settings or [])
+    with Activity("heal") as activity:
+        healed = run(
+            loaded, DepthPlan.load(plan), Dataset.load(data), out=out, config=config, progress=activity.training
+        )
+    if as_json:
+        show.as_json(dict(healed.metrics))
+    else:
+        _show_training(healed.metrics)
+
+
+def _show_training(metrics: Mapping[str, Any]) -> None:
+    evaluated = [epoch for epoch in metrics["training"] if epoch["validation_ndcg@10"]]
+    depths = list(dict.fromkeys(depth for epoch in evaluated for depth in epoch["validation_ndcg@10"]))
+    rows = [["stage", "epoch", "loss", *(f"NDCG@10 depth {depth}" for depth in depths)]]
+    for epoch in evaluated:
+        found = [epoch["validation_ndcg@10"].get(depth) for depth in depths]
+        values = ["" if value is None else f"{value:.4f}" for value in found]
+        rows.append([epoch["stage"], str(epoch["epoch"]), f"{epoch['loss']:.3f}", *values])
+    show.table("Validation while training", rows)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder; healed, where a plan is given.")],
+    data: Data,
+    out: Out,
+    plan: Annotated[Path | None, typer.Argument(help="Refuse a checkpoint that was not healed for this plan.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the data set's.")] = None,
+    every_length: Annotated[bool, typer.Option(help="Check parity at every history length.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a bundle: early-exit engines checked against torch, item index, selector, manifest.
+
+    Example: fathom export build/ml-100k/checkpoint --data build/ml-100k/dataset --out build/ml-100k/bundle
+    """
+    _need_training()
+    from fathom.commands_online import show_bundle
+    from fathom.exporter.bundle_writer import export as run
+    from fathom.exporter.plan import DepthPlan
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+
+    dataset = Dataset.load(data)
+    with Activity("export") as activity:
+        manifest = run(
+            Checkpoint.load(checkpoint),
+            dataset,
+            out,
+            name=name or str(dataset.meta["name"]),
+            plan=DepthPlan.load(plan) if plan else None,
+            every_length=every_length,
+            progress=activity.update,
+        )
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)
+
+
+def build(
+    source: Annotated[str, typer.Argument(help="As for `fathom data prepare`, or a dataset folder.")],
+    out: Annotated[Path, typer.Option(help="The bundle; all other artefacts are kept beside it.")],
+    path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """All of it: prepare, train, rank, plan, heal, compare, evaluate, export, verify. Skips what has not changed.
+
+    Example: fathom build ml-100k --out build/ml-100k/bundle
+    """
+    _need_training()
+    from fathom.build import Build
+    from fathom.commands_online import show_bundle
+    from fathom.runtime.bundle import read_manifest
+    from fathom.training.sources import DEFAULTS, default_options
+
+    config = _config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
+    options = replace(default_options(source), path=path) if source in DEFAULTS else None
+    work = Build(source, out, config, options)
+    ran = work.run()
+    if not ran:
+        show.err.print("nothing has changed: every artefact is current", highlight=False)
+    manifest = read_manifest(out)
+    if as_json:
+        show.as_json({"ran": ran, "manifest": manifest.model_dump(mode="json")})
+        return
+    show_ranking(work.folder / "ranking.json")
+    show.table("Quality on the test items, 95 % intervals over users", work.evaluation_table())
+    show_bundle(manifest)
+    show.out.print(f"[bold]{out}[/] is ready: fathom serve {out}", highlight=False)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_bytes())

@@ -1,0 +1,335 @@
+"""Commands that a server or a device runs: bundles, profiles, serving, asking, load. None of them loads torch."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fathom import show
+
+if TYPE_CHECKING:
+    from fathom.client import Recommendation
+    from fathom.edge_profiles.profile import DeviceProfile
+    from fathom.runtime.manifest import Manifest
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
+Target = Annotated[str, typer.Option(help="host:port of the server.")]
+
+bundle_app = typer.Typer(help="Look at, check and cut bundles.", no_args_is_help=True)
+profiles_app = typer.Typer(help="Device profiles: what a device may run.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.add_typer(bundle_app, name="bundle")
+    app.add_typer(profiles_app, name="profiles")
+    for command in (serve, recommend, demo, loadtest, doctor):
+        app.command()(command)
+
+
+def show_bundle(manifest: "Manifest") -> None:
+    """Print what a manifest says."""
+    from fathom.exporter.report import depth_rows, evidence_rows, fact_rows
+
+    show.facts("Bundle", [(name, value) for name, value in fact_rows(manifest)])
+    show.table("Depths", depth_rows(manifest))
+    if manifest.strategy_evidence:
+        show.table("Plans on validation items (* is shipped)", evidence_rows(manifest))
+
+
+@bundle_app.command("inspect")
+def bundle_inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """What a bundle holds: depths, layers, engines, sizes, parity, where it came from.
+
+    Example: fathom bundle inspect build/ml-100k/bundle
+    """
+    from fathom.runtime.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)
+
+
+@bundle_app.command("quality")
+def bundle_quality(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """Quality per depth on held-out items, as measured when the bundle was made.
+
+    Example: fathom bundle quality build/ml-100k/bundle
+    """
+    from fathom.exporter.report import quality_rows
+    from fathom.runtime.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    if as_json:
+        show.as_json({str(d): info.model_dump()["quality"] for d, info in manifest.depths.items()})
+    else:
+        show.table("Quality on the test items, 95 % intervals over users", quality_rows(manifest))
+
+
+@bundle_app.command("verify")
+def bundle_verify(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """Check every file of a bundle against its manifest; exit code 2 when one is not right.
+
+    Example: fathom bundle verify build/ml-100k/bundle
+    """
+    from fathom.runtime.bundle import verify
+
+    checks = verify(bundle)
+    if as_json:
+        show.as_json([asdict(check) for check in checks])
+    else:
+        rows = [["file", "", "what was found"]]
+        show.table(str(bundle), rows + [[c.name, "ok" if c.ok else "BAD", c.detail] for c in checks])
+    if not all(check.ok for check in checks):
+        raise typer.Exit(2)
+
+
+@bundle_app.command("slice")
+def bundle_slice(
+    bundle: BundlePath,
+    profile: Annotated[str, typer.Option(help="A profile's name or file, or a tier.")],
+    out: Annotated[Path, typer.Option(help="The smaller bundle.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cut the smaller bundle that a device profile needs.
+
+    Example: fathom bundle slice build/ml-100k/bundle --profile mobile --out build/ml-100k/mobile
+    """
+    from fathom.edge_profiles.profile import load_profile
+    from fathom.exporter.slice import slice_bundle
+
+    manifest = slice_bundle(bundle, load_profile(profile), out)
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)
+
+
+@profiles_app.command("list")
+def profiles_list(as_json: AsJson = False) -> None:
+    """The profiles that come with Fathom.
+
+    Example: fathom profiles list
+    """
+    from fathom.edge_profiles.profile import load_profile, profile_names
+
+    profiles = [load_profile(name) for name in profile_names()]
+    if as_json:
+        show.as_json([profile.model_dump(mode="json") for profile in profiles])
+        return
+    rows = [["profile", "tier", "depths", "simple / complex", "threshold", "budget", "memory", "threads"]]
+    rows += [_profile_row(profile) for profile in profiles]
+    show.table("Device profiles", rows)
+
+
+def _profile_row(p: "DeviceProfile") -> list[str]:
+    depths = " ".join(map(str, p.depths))
+    choice = f"{p.shallow} / {p.deep}"
+    return [
+        p.name,
+        p.tier,
+        depths,
+        choice,
+        f"{p.threshold:g}",
+        f"{p.latency_budget_ms:g} ms",
+        f"{p.memory_limit_mb} MB",
+        str(p.threads),
+    ]
+
+
+@profiles_app.command("show")
+def profiles_show(
+    profile: Annotated[str, typer.Argument(help="A profile's name or file, or a tier.")], as_json: AsJson = False
+) -> None:
+    """Everything one profile says.
+
+    Example: fathom profiles show jetson-orin-nano
+    """
+    from fathom.edge_profiles.profile import load_profile
+
+    values = load_profile(profile).model_dump(mode="json")
+    if as_json:
+        show.as_json(values)
+    else:
+        show.facts(profile, [(key, _plain(value)) for key, value in values.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).strip()
+
+
+@profiles_app.command("check")
+def profiles_check(path: Annotated[Path, typer.Argument(help="A profile YAML.")], as_json: AsJson = False) -> None:
+    """Check a profile of your own; every mistake with its line, exit code 2 when there is one.
+
+    Example: fathom profiles check my-device.yaml
+    """
+    from fathom.edge_profiles.profile import check
+
+    found = check(path)
+    problems = found if isinstance(found, list) else []
+    if as_json:
+        show.as_json({"path": str(path), "problems": problems})
+    elif problems:
+        for problem in problems:
+            show.out.print(problem, highlight=False, markup=False, soft_wrap=True)
+    else:
+        show.out.print(f"{path}: ok", highlight=False, markup=False)
+    if problems:
+        raise typer.Exit(2)
+
+
+def serve(
+    bundle: BundlePath,
+    profile: Annotated[str | None, typer.Option(help="Profile of requests that name none. Default: cloud.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC port, 0 takes a free one. Default: 50051.")] = None,
+    metrics_port: Annotated[str | None, typer.Option(help="HTTP port of /metrics. Default: off.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
+    max_message_mb: Annotated[int | None, typer.Option(help="Largest message in and out.")] = None,
+    stream_in_flight: Annotated[int | None, typer.Option(help="Requests one stream may have waiting.")] = None,
+    drain_s: Annotated[float | None, typer.Option(help="Time for requests in flight at SIGTERM.")] = None,
+    log_format: Annotated[Literal["json", "text"] | None, typer.Option(help="Default: json.")] = None,
+    log_level: Annotated[Literal["debug", "info", "warning", "error"] | None, typer.Option()] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with any of these settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a bundle over gRPC until SIGTERM or Ctrl-C, then finish what is in flight.
+
+    Example: fathom serve build/ml-100k/bundle --profile cloud --metrics-port 9100
+    """
+    options = {key: value for key, value in locals().items() if key not in ("bundle", "config", "as_json")}
+    from fathom.serving.config import load_settings
+    from fathom.serving.server import serve as run
+
+    settings = load_settings(options, file=config)
+    if as_json:
+        run(settings, bundle, ready=lambda info: print(json.dumps(asdict(info)), flush=True))
+    else:
+        run(settings, bundle)
+
+
+def recommend(
+    items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")],
+    target: Target = "127.0.0.1:50051",
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    profile: Annotated[str, typer.Option(help="A device profile or tier; default: the server's own.")] = "",
+    depth: Annotated[int | None, typer.Option(help="Run exactly this depth.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Only items of this category. Repeatable.")] = None,
+    exclude: Annotated[str, typer.Option(help="Ids never to return, with commas between them.")] = "",
+    timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a running server: items with titles and scores, the depth, the reason, and where the time went.
+
+    Example: fathom recommend --items 50,172,181 -k 5 --profile edge
+    """
+    from fathom.client import Client
+
+    with Client(target) as client:
+        answer = client.recommend(
+            _ids(items),
+            k=k,
+            profile=profile,
+            depth=depth,
+            categories=category or (),
+            exclude=_ids(exclude),
+            timeout_s=timeout_ms / 1000,
+        )
+    if as_json:
+        show.as_json(asdict(answer))
+    else:
+        show_answer(answer)
+
+
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def show_answer(answer: "Recommendation") -> None:
+    """Print one answer."""
+    rows = [["title", "id", "score"], *([item.title or "-", item.id, f"{item.score:.4f}"] for item in answer.items)]
+    show.table(f"depth {answer.depth}: {answer.why}", rows)
+    t = answer.timings
+    used = f"{answer.history_used} items of the history used, {answer.unknown_items} unknown"
+    stages = f"select {t.select_us}, queue {t.queue_us}, engine {t.engine_us}, retrieval {t.retrieval_us}"
+    show.facts("", [("server time", f"{t.total_us} µs ({stages})"), ("history", used)])
+
+
+def demo(
+    bundle: BundlePath,
+    data: Annotated[Path | None, typer.Option(help="Dataset with real histories. Default: beside the bundle.")] = None,
+    users: Annotated[int, typer.Option(min=1, help="Users to ask for.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Start a server, ask it for real users under the three tiers, and show the live answers.
+
+    Example: fathom demo build/ml-100k/bundle
+    """
+    from fathom.demo import ask
+
+    answers = ask(bundle, data or bundle.parent / "dataset", users)
+    if as_json:
+        show.as_json([asdict(answer) for answer in answers])
+        return
+    for answer in answers:
+        show.out.rule(f"user {answer.user}, {answer.history} items, {answer.tier}", align="left")
+        show_answer(answer.answer)
+        show.facts("", [("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC")])
+
+
+def loadtest(
+    trace: Annotated[Path, typer.Option(help="A trace, or a dataset folder to make one from.")],
+    target: Target = "127.0.0.1:50051",
+    rate: Annotated[float, typer.Option(help="Mean requests per second of a made trace.")] = 50.0,
+    duration: Annotated[float, typer.Option(help="Seconds of a made trace.")] = 30.0,
+    kind: Annotated[Literal["poisson", "bursty"], typer.Option(help="Arrivals of a made trace.")] = "poisson",
+    seed: Annotated[int, typer.Option(help="Seed of a made trace.")] = 0,
+    profile: Annotated[list[str] | None, typer.Option(help="Profiles to mix in a made trace. Repeatable.")] = None,
+    deadline_ms: Annotated[float, typer.Option(help="Deadline of each request.")] = 1000.0,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON, and a plot beside it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay an arrival trace in an open loop; latency counts from the intended send time.
+
+    Example: fathom loadtest --trace build/ml-100k/dataset --rate 200 --duration 10 --out load.json
+    """
+    from fathom.loadtests.replay import replay
+    from fathom.loadtests.traces import Trace, make_trace, read_histories
+
+    if trace.is_dir():
+        histories = read_histories(trace, seed=seed)
+        made = make_trace(
+            histories, kind=kind, rate_per_s=rate, duration_s=duration, seed=seed, profiles=profile or [""]
+        )
+    else:
+        made = Trace.load(trace)
+    report = replay(target, made, deadline_ms=deadline_ms)
+    if out:
+        report.save(out)
+    if as_json:
+        show.as_json(report.as_dict())
+    else:
+        show.out.print(report.table())
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine can run: backends that really start, extras, GPU.
+
+    Example: fathom doctor
+    """
+    from fathom.doctor import examine
+
+    found = examine()
+    if as_json:
+        show.as_json(found)
+    else:
+        show.facts("This machine", list(found.items()))

@@ -1,0 +1,70 @@
+"""What this machine can really run: every backend is started once, because being listed proves nothing."""
+
+import base64
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+EXTRAS = {
+    "torch": "train",
+    "polars": "train",
+    "onnx": "train",
+    "locust": "load",
+    "tensorrt_rtx": "rtx",
+    "ray": "ray",
+    "opentelemetry": "otel",
+}
+
+# y = Identity(x) over one float, opset 18: the smallest model that a backend must accept.
+_IDENTITY = "CAkSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
+
+
+def examine() -> dict[str, str]:
+    """Name and finding of everything that decides what Fathom can do here."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = {
+        "fathom": installed("fathom") or "not installed",
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.1f} GiB",
+        "onnxruntime": installed("onnxruntime") or installed("onnxruntime-gpu") or "not installed",
+    }
+    found |= {name: "starts" if works else "listed, but does not start here" for name, works in providers().items()}
+    for module, extra in EXTRAS.items():
+        here = importlib.util.find_spec(module) is not None
+        found[module] = installed(module) or "installed" if here else f"missing: pip install 'fathom[{extra}]'"
+    return found | {"GPU for training": _gpu()}
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a distribution, None when there is none."""
+    try:
+        return version(name.replace("_", "-"))
+    except PackageNotFoundError:
+        return None
+
+
+def providers() -> dict[str, bool]:
+    """onnxruntime's execution providers -> whether a session on it really runs on it."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    return {name: _starts(name) for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"}
+
+
+def _starts(provider: str) -> bool:
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(base64.b64decode(_IDENTITY), providers=[provider])
+    except Exception:  # onnxruntime's own classes have no common base but this one
+        return False
+    return bool(session.get_providers()[0] == provider)
+
+
+def _gpu() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "unknown without torch"
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"

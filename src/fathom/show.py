@@ -1,0 +1,107 @@
+"""What the commands show on a terminal: progress on stderr, results on stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from fathom.training.train import TrainProgress
+
+PLAIN_EVERY_S = 5.0
+
+PLAIN_WIDTH = 120  # of files and pipes, which have no width of their own
+
+out = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+
+
+class Activity:
+    """One long step: a live line on a terminal; elsewhere plain lines, at most one every few seconds.
+
+    ``with Activity("train") as activity: ...`` ends with a line that says how long it took.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._live = err.is_terminal
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+        )
+        self._bar = Progress(*columns, console=err, transient=True, disable=not self._live)
+        self._task = self._bar.add_task(title, total=None, detail="")
+        self._start = self._printed = time.monotonic()
+
+    def update(self, detail: str, done: float | None = None) -> None:
+        """Show where the step stands; ``done`` is a share from 0 to 1, None when that is unknown."""
+        if self._live:
+            total = None if done is None else 1.0
+            self._bar.update(self._task, detail=detail, total=total, completed=done or 0.0)
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            err.print(f"  {self.title}: {detail}", highlight=False, markup=False)
+
+    def training(self, progress: "TrainProgress") -> None:
+        """Show the loss and the validation NDCG per exit."""
+        quality = " ".join(f"{depth}:{value:.4f}" for depth, value in sorted(progress.ndcg.items()))
+        left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+        detail = f"{progress.stage} epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}"
+        detail += f", validation NDCG@10 {quality}" if quality else ""
+        within = progress.step / max(progress.steps, 1)
+        self.update(detail + left, (progress.epoch - 1 + within) / progress.epochs)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar.start()
+        else:
+            err.print(f"{self.title} ...", highlight=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if error is None:
+            took = _duration(time.monotonic() - self._start)
+            err.print(f"[green]✓[/] {self.title} [dim]{took}[/]", highlight=False)
+
+
+def table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text, the header first; the first column is left-aligned, the others right-aligned."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(rows[0]):
+        shown.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows[1:]:
+        shown.add_row(*(Text(cell) for cell in row))
+    out.print(shown)
+
+
+def facts(title: str, values: Sequence[tuple[str, str]]) -> None:
+    """Print names and values under a title."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="dim")
+    shown.add_column(overflow="fold")
+    for row in values:
+        shown.add_row(*(Text(cell) for cell in row))
+    out.print(shown)
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON value and nothing else on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,37 @@
+"""A stored run says what was run, on what, and names no machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fathom.benchmarks.record import save_run
+from fathom.errors import ConfigError
+
+
+def test_a_run_is_stored_with_what_its_figures_depend_on(tmp_path: Path) -> None:
+    path = save_run("speed", config={"threads": 1}, result={"median_us": 2.5}, seed=3, command=["run"], folder=tmp_path)
+    assert path == tmp_path / "speed.json"
+    run = json.loads(path.read_text())
+    assert run["result"] == {"median_us": 2.5}
+    assert run["config"] == {"threads": 1}
+    assert run["seed"] == 3
+    assert run["command"] == ["run"]
+    assert set(run["machine"]) == {"cpu", "cores", "memory_gb", "load_1min", "system", "python"}
+    assert run["versions"]["fathom"] == "0.1.0"
+    assert {"name", "created", "commit", "schema_version"} <= set(run)
+
+
+def test_a_run_names_neither_the_machine_nor_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["program.py", str(Path.cwd() / "build"), str(tmp_path / "elsewhere"), "--k=3"])
+    text = save_run("speed", config={}, result={}, folder=tmp_path).read_text()
+    assert str(tmp_path) not in text
+    assert str(Path.cwd()) not in text
+    assert json.loads(text)["command"][-3:] == ["build", "elsewhere", "--k=3"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), {1, 2}])
+def test_what_is_not_json_is_refused(value: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be stored as JSON"):
+        save_run("speed", config={}, result={"value": value}, folder=tmp_path)
+    assert not list(tmp_path.iterdir())

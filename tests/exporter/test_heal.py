@@ -1,0 +1,91 @@
+"""Healing trains the same layers on in the plan's order; comparing picks the best on validation data."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fathom.errors import ArtefactError, PlanError
+from fathom.exporter.compare import compare
+from fathom.exporter.heal import heal
+from fathom.exporter.plan import DepthPlan
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset
+
+MakeCheckpoint = Callable[..., Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def small(make_checkpoint: MakeCheckpoint) -> Checkpoint:
+    return make_checkpoint(layers=4, paths={2: (0, 1), 4: (0, 1, 2, 3)}, heads=1)
+
+
+@pytest.fixture(scope="module")
+def plan(make_ranking: Callable[[list[int]], LayerRanking]) -> DepthPlan:
+    return DepthPlan.make(make_ranking([3, 0, 2, 1]), "permuted-prefix", (2, 4))
+
+
+@pytest.fixture(scope="module")
+def healed(
+    small: Checkpoint, plan: DepthPlan, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    return heal(small, plan, dataset, out=tmp_path_factory.mktemp("heal") / "healed")
+
+
+def test_a_healed_checkpoint_executes_the_plan(healed: Checkpoint, plan: DepthPlan) -> None:
+    assert healed.config.model.paths == {2: (0, 3), 4: (0, 3, 1, 2)} == dict(plan.paths)
+    assert healed.config.model.strategy == "permuted-prefix"
+
+
+def test_healing_goes_on_from_the_given_weights(small: Checkpoint, healed: Checkpoint) -> None:
+    before, after = small.model.embedding.weight, healed.model.embedding.weight
+    assert not torch.equal(before, after)
+    assert torch.cosine_similarity(before[1:], after[1:]).min() > 0.9
+
+
+def test_healing_leaves_the_given_checkpoint_alone(small: Checkpoint, make_checkpoint: MakeCheckpoint) -> None:
+    fresh = make_checkpoint(layers=4, paths={2: (0, 1), 4: (0, 1, 2, 3)}, heads=1)
+    assert all(torch.equal(a, b) for a, b in zip(small.model.parameters(), fresh.model.parameters(), strict=True))
+
+
+def test_a_plan_for_another_model_is_refused(small: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="for 16 layers but the model has 4"):
+        heal(small, DepthPlan.make(None, "prefix", layers=16), dataset, out=tmp_path / "healed")
+
+
+def test_another_dataset_is_refused(small: Checkpoint, plan: DepthPlan, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="was trained on dataset dddd"):
+        heal(small, plan, replace(dataset, sha256="e" * 64), out=tmp_path / "healed")
+
+
+def test_the_plan_with_the_best_mean_over_depths_wins(small: Checkpoint, healed: Checkpoint, dataset: Dataset) -> None:
+    found = compare({"permuted-prefix": healed, "prefix": small}, dataset)
+    means = {strategy: figures["ndcg@10/mean"].value for strategy, figures in found.evidence.items()}
+    assert found.winner == max(means, key=lambda strategy: means[strategy])
+    loser = min(means, key=lambda strategy: means[strategy])
+    assert set(found.evidence[found.winner]) == {"ndcg@10/2", "ndcg@10/4", "ndcg@10/mean"}
+    for strategy, figures in found.evidence.items():
+        assert means[strategy] == pytest.approx((figures["ndcg@10/2"].value + figures["ndcg@10/4"].value) / 2)
+    difference = found.evidence[loser]["ndcg@10/mean-difference"]
+    assert difference.value == pytest.approx(means[loser] - means[found.winner])
+    assert difference.low <= difference.value <= difference.high
+
+
+def test_equal_plans_go_to_the_simpler_one(small: Checkpoint, dataset: Dataset) -> None:
+    same = replace(small, model=small.model.with_paths(small.model.config.paths, "nested").eval())
+    found = compare({"nested": same, "prefix": small}, dataset)
+    assert found.winner == "prefix"
+    assert found.evidence["nested"]["ndcg@10/mean-difference"].high == 0
+
+
+def test_what_cannot_be_compared_is_refused(small: Checkpoint, healed: Checkpoint, dataset: Dataset) -> None:
+    with pytest.raises(PlanError, match="no plan"):
+        compare({}, dataset)
+    with pytest.raises(PlanError, match="given as nested executes prefix"):
+        compare({"nested": small}, dataset)
+    other = replace(small, model=small.model.with_paths({1: (0,)}, "prefix").eval())
+    with pytest.raises(PlanError, match="same depths"):
+        compare({"prefix": other, "permuted-prefix": healed}, dataset)

@@ -1,0 +1,88 @@
+"""An engine that disagrees with torch is found, and one that agrees passes."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from fathom.errors import DataError, ParityError
+from fathom.exporter.parity import DepthParity, check_parity, history_lengths, measure_parity
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset, Sequences
+from fathom.training.splits import leave_one_out
+
+
+@pytest.fixture(scope="module")
+def histories(dataset: Dataset) -> Sequences:
+    return leave_one_out(dataset).test.histories
+
+
+def damaged(data: bytes, by: float) -> bytes:
+    """The engine with one weight of its exit moved."""
+    model = onnx.load_from_string(data)
+    weight = next(w for w in model.graph.initializer if "exit" in w.name and len(w.dims) == 2)
+    values = numpy_helper.to_array(weight).copy()
+    values[0, 0] += by
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    return bytes(model.SerializeToString())
+
+
+def test_true_engines_agree_at_every_length(
+    checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences
+) -> None:
+    seen: list[tuple[int, int]] = []
+    parity = measure_parity(
+        checkpoint.model, engines, histories, every_length=True, progress=lambda *step: seen.append(step)
+    )
+    check_parity(parity)
+    assert sorted(parity) == [4, 8, 12, 16]
+    for depth in parity.values():
+        assert 0 < depth.max_abs_error < 1e-5
+        assert depth.users == depth.agreed == len(histories)
+        assert depth.histories == len(histories) + 4 * checkpoint.model.config.max_history
+    assert seen[-1] == (len(histories) + 20, len(histories) + 20)
+
+
+def test_data_without_time_is_enough(checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences) -> None:
+    check_parity(measure_parity(checkpoint.model, engines, replace(histories, timestamps=None)))
+
+
+def test_a_damaged_engine_is_found_at_its_depth(
+    checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences
+) -> None:
+    name = "engines/depth-08.onnx"
+    parity = measure_parity(checkpoint.model, engines | {name: damaged(engines[name], 0.01)}, histories)
+    check_parity({depth: found for depth, found in parity.items() if depth != 8})
+    with pytest.raises(ParityError, match="depth 8: the engine's user vector is off by"):
+        check_parity(parity)
+
+
+def test_other_items_are_found_even_where_vectors_are_close() -> None:
+    with pytest.raises(ParityError, match=r"depth 4: only 99\.00% of users get the same top 10"):
+        check_parity({4: DepthParity(max_abs_error=1e-5, histories=100, users=100, agreed=99, identical=99)})
+
+
+def test_a_diverged_model_is_refused(checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences) -> None:
+    model = checkpoint.model.with_paths(checkpoint.model.config.paths, "prefix").eval()
+    with torch.no_grad():
+        model.embedding.weight[1] = float("nan")
+    with pytest.raises(ParityError, match="not a number"):
+        measure_parity(model, engines, histories)
+
+
+def test_without_histories_nothing_is_claimed(checkpoint: Checkpoint, engines: dict[str, bytes]) -> None:
+    empty = Sequences(np.zeros(0, np.int32), np.zeros(1, np.int64))
+    with pytest.raises(DataError, match="no history"):
+        measure_parity(checkpoint.model, engines, empty)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 20, 200, 10_000])
+def test_sampled_lengths_hold_both_ends(longest: int) -> None:
+    sampled = history_lengths(longest, every=False)
+    assert sampled[0] == 1
+    assert sampled[-1] == longest
+    assert len(sampled) <= 30
+    assert history_lengths(20, every=True) == tuple(range(1, 21))

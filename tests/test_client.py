@@ -1,0 +1,164 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from fathom.client import AsyncClient, BundleInfo, Client, Interval, Item, Query, Recommendation, Timings
+from fathom.errors import (
+    ConnectError,
+    DeadlineError,
+    FathomError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadError,
+    UnavailableError,
+)
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+
+
+class Echo(recommender_pb2_grpc.RecommenderServicer):
+    """Answers with what it was asked; a profile that is a status name is answered with that status."""
+
+    def Recommend(self, request, context):  # type: ignore[no-untyped-def]
+        if request.profile in grpc.StatusCode.__members__:
+            context.abort(grpc.StatusCode[request.profile], "two\nlines")
+        return pb.RecommendResponse(
+            request_id=request.request_id,
+            items=[pb.Item(id=item, score=0.5, title=f"T {item}") for item in request.item_ids],
+            depth=request.depth if request.HasField("depth") else 12,
+            reason=int(request.timestamps[0]) if request.timestamps else pb.DEPTH_REASON_SIMPLE,
+            why=str(request.filter).replace("\n", " ").strip(),
+            complexity=0.25,
+            history_used=request.k,
+            unknown_items=1,
+            timings=pb.Timings(select_us=1, queue_us=2, engine_us=3, retrieval_us=4, total_us=10),
+            bundle_version="abc",
+        )
+
+    def RecommendBatch(self, request, context):  # type: ignore[no-untyped-def]
+        results = [pb.RecommendResult(response=self.Recommend(each, context)) for each in request.requests]
+        failures = [(3, "bad"), (5, "none"), (8, "full"), (14, "draining"), (13, "odd"), (99, "odder")]
+        results += [pb.RecommendResult(error=pb.RecommendError(code=code, message=text)) for code, text in failures]
+        return pb.RecommendBatchResponse(results=results)
+
+    def GetBundle(self, request, context):  # type: ignore[no-untyped-def]  # noqa: ARG002
+        quality = {"ndcg@10": pb.QualityInterval(value=0.1, low=0.05, high=0.15)}
+        return pb.GetBundleResponse(
+            name="tiny",
+            depths=[pb.DepthQuality(depth=4, quality=quality), pb.DepthQuality(depth=8)],
+            profiles=[pb.ProfileInfo(name="cloud-cpu", tier="cloud", depths=[4, 8])],
+        )
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(4))
+    recommender_pb2_grpc.add_RecommenderServicer_to_server(Echo(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def client(target: str) -> Iterator[Client]:
+    with Client(target) as opened:
+        yield opened
+
+
+def test_an_answer_is_a_plain_value(client: Client) -> None:
+    assert client.recommend(["a", "b"], k=7, depth=8, request_id="r") == Recommendation(
+        items=(Item("a", 0.5, "T a"), Item("b", 0.5, "T b")),
+        depth=8,
+        reason="simple",
+        why="",
+        complexity=0.25,
+        history_used=7,
+        unknown_items=1,
+        timings=Timings(1, 2, 3, 4, 10),
+        bundle_version="abc",
+        request_id="r",
+    )
+
+
+def test_filters_travel(client: Client) -> None:
+    answer = client.recommend(["a"], include_seen=True, exclude=["x"], allow={"y"}, categories=("z",))
+    assert answer.why == 'include_seen: true exclude_item_ids: "x" allow_item_ids: "y" categories: "z"'
+
+
+def test_a_reason_of_a_newer_server_is_a_number(client: Client) -> None:
+    assert client.recommend(["a"], timestamps=[77]).reason == "77"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "text"),
+    [
+        ("INVALID_ARGUMENT", InvalidRequestError, "two lines"),
+        ("NOT_FOUND", NotFoundError, "two lines"),
+        ("DEADLINE_EXCEEDED", DeadlineError, "{target}: two lines"),
+        ("RESOURCE_EXHAUSTED", OverloadError, "two lines"),
+        ("UNAVAILABLE", ConnectError, "{target}: no answer: two lines"),
+        ("INTERNAL", ConnectError, "{target}: INTERNAL: two lines"),
+        ("UNIMPLEMENTED", ConnectError, "{target}: UNIMPLEMENTED: two lines"),
+    ],
+)
+def test_each_status_is_one_of_our_errors_in_one_line(
+    client: Client, status: str, kind: type[FathomError], text: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        client.recommend(["a"], profile=status)
+    assert str(caught.value) == text.format(target=client.target)
+
+
+def test_a_batch_gives_an_answer_or_an_error_for_each(client: Client) -> None:
+    results = client.recommend_many([Query(["a"]), Query(["b"])])
+    answers = [each for each in results if isinstance(each, Recommendation)]
+    assert [answer.items[0].id for answer in answers] == ["a", "b"]
+    assert [type(each) for each in results[2:]] == [
+        InvalidRequestError,
+        NotFoundError,
+        OverloadError,
+        UnavailableError,
+        ConnectError,
+        ConnectError,
+    ]
+
+
+def test_the_bundle_is_a_plain_value(client: Client) -> None:
+    bundle = client.bundle()
+    assert isinstance(bundle, BundleInfo)
+    assert (bundle.name, bundle.depths, bundle.profiles) == ("tiny", (4, 8), ("cloud-cpu",))
+    assert bundle.quality == {4: {"ndcg@10": Interval(0.1, 0.05, 0.15)}, 8: {}}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"items": "abc"}, {"items": [1]}, {"items": ["a"], "k": -1}, {"items": ["a"], "timestamps": [2**63]}]
+)
+def test_what_cannot_be_sent_is_an_invalid_request(client: Client, bad: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError):
+        client.recommend(**bad)  # type: ignore[arg-type]
+
+
+def test_nobody_there_is_a_connect_error_of_one_line() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(ConnectError, match=r"^127\.0\.0\.1:1: no answer: [^\n]*$"):
+        client.recommend(["a"])
+
+
+async def test_the_async_client_is_the_same(target: str) -> None:
+    async with AsyncClient(target) as client:
+        assert (await client.recommend(["a"], depth=4)).depth == 4
+        assert len(await client.recommend_many([Query(["a"])])) == 7
+        assert (await client.bundle()).name == "tiny"
+        with pytest.raises(NotFoundError):
+            await client.recommend(["a"], profile="NOT_FOUND")
+
+
+def test_the_client_loads_neither_the_runtime_nor_numpy() -> None:
+    program = "import sys, fathom.client; print(*(m for m in sys.modules if m.startswith(('fathom.', 'numpy'))))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {name.split(".")[1] if name.startswith("fathom.") else "numpy" for name in done.stdout.split()}
+    assert loaded == {"client", "errors", "protos"}
