@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.record import save_run
+from fathom.benchmarks.record import run, save_run
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine, open_engine
 
@@ -114,4 +114,4 @@ def _request(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

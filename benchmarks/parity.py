@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from fathom.benchmarks.record import save_run
+from fathom.benchmarks.record import run, save_run
 from fathom.errors import ArtefactError
 from fathom.exporter.parity import MAX_ABS_ERROR, MIN_TOP10_AGREEMENT, TIE, check_parity, measure_parity
 from fathom.runtime.bundle import Bundle
@@ -62,4 +62,4 @@ def _engine_paths(bundle: Bundle) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,13 +4,13 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, FathomError
 from fathom.exporter.provenance import fathom_commit
 from fathom.files import write_json
 
@@ -53,6 +53,15 @@ def save_run(
         raise ConfigError(f"{path}: this run cannot be stored as JSON: {error}") from None
     write_json(path, run)
     return path
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call a benchmark's ``main``; a mistake of the user's ends the program with one line and exit code 2."""
+    try:
+        main()
+    except FathomError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def machine() -> dict[str, Any]:

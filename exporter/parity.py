@@ -115,17 +115,17 @@ def measure_parity(
 
 def check_parity(parity: Mapping[int, DepthParity]) -> None:
     """Raise ParityError where an engine is further from torch than MAX_ABS_ERROR or MIN_TOP10_AGREEMENT allow."""
+    advice = "export again; if it stays, report it with the versions of torch and onnxruntime"
     for depth, found in sorted(parity.items()):
         if not found.max_abs_error <= MAX_ABS_ERROR:
             raise ParityError(
-                f"depth {depth}: the engine's user vector is off by {found.max_abs_error:.2g}, more than"
-                f" {MAX_ABS_ERROR:g}; nothing was written; report this with the versions of torch and onnxruntime"
+                f"depth {depth}: the engine's user vector is off by {found.max_abs_error:.2g} from the model's,"
+                f" more than {MAX_ABS_ERROR:g}; {advice}"
             )
         if found.top10_agreement < MIN_TOP10_AGREEMENT:
             raise ParityError(
-                f"depth {depth}: only {found.top10_agreement:.2%} of users get the same top {TOP} as from torch,"
-                f" less than {MIN_TOP10_AGREEMENT:.1%}; nothing was written; report this with the versions of"
-                " torch and onnxruntime"
+                f"depth {depth}: only {found.top10_agreement:.2%} of users get the same top {TOP} from the engine as"
+                f" from the model, less than {MIN_TOP10_AGREEMENT:.1%}; {advice}"
             )
 
 

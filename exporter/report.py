@@ -40,7 +40,7 @@ def depth_rows(manifest: Manifest) -> Rows:
             [
                 str(depth),
                 format_layers(info.layers),
-                " + ".join(PurePosixPath(segment).stem for segment in info.segments),
+                "+".join(PurePosixPath(segment).stem.removeprefix("depth-") for segment in info.segments),
                 format_bytes(size),
                 f"{info.parity.max_abs_error:.1e}",
                 f"{info.parity.top10_agreement:.2%}",
@@ -60,12 +60,13 @@ def quality_rows(manifest: Manifest, metrics: Iterable[str] = METRICS) -> Rows:
 
 
 def evidence_rows(manifest: Manifest) -> Rows:
-    """Per strategy that was compared: the metric at each depth on validation items; a star marks the one shipped."""
-    keys = list(dict.fromkeys(key for figures in manifest.strategy_evidence.values() for key in figures))
-    rows = [["strategy", *(key.upper() for key in keys)]]
-    for strategy, figures in manifest.strategy_evidence.items():
-        mark = " *" if strategy == manifest.strategy else ""
-        rows.append([strategy + mark, *(_cell(figures, key) for key in keys)])
+    """Per figure on validation items (as ``NDCG@10 / 4``): each strategy compared; a star marks the one shipped."""
+    evidence = manifest.strategy_evidence
+    keys = list(dict.fromkeys(key for figures in evidence.values() for key in figures))
+    rows = [["", *(name + " *" * (name == manifest.strategy) for name in evidence)]]
+    for key in keys:
+        metric, _, place = key.partition("/")
+        rows.append([f"{metric.upper()} / {place}", *(_cell(figures, key) for figures in evidence.values())])
     return rows
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fathom.errors import ArtefactError
+from fathom.errors import ArtefactError, ConfigError
 from fathom.importance.interface import LayerTensors, per_sample_gradients
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.rank import Progress, rank_layers
@@ -37,13 +37,18 @@ def rank_checkpoint(
 ) -> LayerRanking:
     """Rank the layers of a checkpoint on the validation cases of ``users`` users, drawn by ``seed``.
 
-    Raises ConfigError for unknown methods or fewer than two layers, ArtefactError when the checkpoint was trained on
-    another dataset or its activations are not finite, DataError when there is no validation case.
+    Raises ConfigError for unknown methods, fewer than two layers or layers that no exit uses; ArtefactError when the
+    checkpoint was trained on another dataset or its activations are not finite; DataError without validation cases.
     """
     chosen = load_methods(methods)
     if dataset.sha256 != checkpoint.config.dataset:
         raise ArtefactError("this checkpoint was trained on another dataset; give the one it was trained on")
     model = ElasticLayers(checkpoint.model)
+    layers = checkpoint.model.config.layers
+    if len(model.layers) < layers:
+        raise ConfigError(
+            f"the deepest exit runs {len(model.layers)} of {layers} layers; train with depth {layers} too"
+        )
     batches = validation_batches(model, split(dataset, checkpoint.config.split).validation, users=users, seed=seed)
     return rank_layers(
         model,
@@ -117,7 +122,7 @@ class ElasticLayers:
     def sample_labels(self, batch: Histories, hidden: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Item indices (B,) drawn from the softmax over the catalogue."""
         probabilities = self._logits(hidden).softmax(dim=-1).cpu()
-        # NaN would make multinomial stop with its own error; drawn from zeros instead, it shows up in the loss.
+        # NaN would make multinomial stop with its own error; the driver finds it and names the layer.
         drawn = torch.multinomial(probabilities.nan_to_num(nan=1.0), 1, generator=generator).squeeze(1)
         return drawn.to(hidden.device)
 

@@ -35,7 +35,7 @@ def rank_layers(
     if sorted(model.layers) != list(range(layers)):
         raise ConfigError(f"the model does not run each of its layers once, but {list(model.layers)}; cannot rank them")
     if layers < 2:
-        raise ConfigError(f"nothing to rank: the model has {layers} layer{'s'[layers:]}, a ranking needs at least 2")
+        raise ConfigError(f"nothing to rank: the number of layers is {layers}, a ranking needs at least 2")
     if not methods:
         raise ConfigError("nothing to rank by: name at least one importance method")
     users = sum(len(model.real_positions(batch)) for batch in batches)

@@ -27,7 +27,8 @@ class Context:
 
     ``keep`` float (B, L, 1): 1 for a history item, 0 for padding. ``mask`` float (B, 1, 1, L): 0 or MASKED, for
     the keys. ``positions`` int64 (L, L): bucket of the distance from query i back to key j, or POSITION_BUCKETS
-    where j lies in the future. ``time`` float (B, heads, L, L): bias by the time between two items, or None.
+    where j lies in the future or beyond the span. ``time`` float (B, heads, L, L): bias by the time between two
+    items, or None.
     """
 
     keep: Tensor
@@ -54,7 +55,7 @@ def position_buckets(max_distance: int) -> Tensor:
 
 
 class PositionBias(nn.Module):
-    """A learned score per head and distance bucket; the future is masked."""
+    """A learned score per head and distance bucket; the future and what lies beyond the span are masked."""
 
     def __init__(self, heads: int, first: float, last: float) -> None:
         super().__init__()

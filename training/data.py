@@ -75,8 +75,7 @@ def prepare(
         options = replace(options or PrepareOptions(), path=Path(source))
         source = generic_source(Path(source))
     options = options or default_options(source)
-    if out.exists() and not (out / META).is_file():
-        raise DataError(f"{out}: exists and is not a dataset; choose another folder for the output")
+    _must_be_ours(out)
     with open_source(source, options, progress) as opened:
         events, hints, report = _read_events(opened, options, progress)
         events, removed = _filter(events, options, progress)
@@ -111,6 +110,13 @@ def k_core(users: Codes, items: Codes, k: int) -> NDArray[np.bool_]:
         if np.array_equal(smaller, kept):
             return kept
         kept = smaller
+
+
+def _must_be_ours(out: Path) -> None:
+    # An existing folder is replaced as a whole: never one that holds something else.
+    if (out / META).is_file() or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    raise DataError(f"{out}: exists and is not a dataset; choose another folder for the output")
 
 
 def _read_events(

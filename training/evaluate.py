@@ -241,5 +241,6 @@ def _summarise(
 
 
 def _show(value: Interval, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{value.value:{sign}.4f} [{value.low:{sign}.4f}, {value.high:{sign}.4f}]"
+    """``.1030 [.0950, .1110]``, or with a sign before each number."""
+    centre, low, high = (f"{x:{'+' if signed else ''}.4f}".replace("0.", ".", 1) for x in value.as_dict().values())
+    return f"{centre} [{low}, {high}]"

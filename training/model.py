@@ -39,6 +39,9 @@ class _Shape(BaseModel):
     width: int = Field(default=64, ge=4)
     heads: int = Field(default=2, ge=1)
     max_history: int = Field(default=200, ge=1, le=10_000)
+    #: A layer looks back over this many items, the newest included; what lies further back reaches it through the
+    #: layers below. No wider than a training window, or it would read distances that nothing was learned for.
+    span: int = Field(default=50, ge=1, le=10_000)
     time_bias: bool = False
     dropout: float = Field(default=0.3, ge=0, lt=1)
     #: Scores reach 1 / temperature, and exp(80) still fits float32.
@@ -121,7 +124,7 @@ class ElasticModel(nn.Module):
         )
         self.exits = nn.ModuleDict({str(depth): Exit(config.width) for depth in sorted(config.paths)})
         self.time = TimeBias(config.heads) if config.time_bias else None
-        self.register_buffer("position_of_distance", position_buckets(config.max_history), persistent=False)
+        self.register_buffer("position_of_distance", position_buckets(config.span), persistent=False)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -153,8 +156,9 @@ class ElasticModel(nn.Module):
         keep = items != 0
         steps = torch.arange(items.shape[1], device=items.device)
         distance = steps[:, None] - steps[None, :]
-        near = distance.clamp(0, self.config.max_history - 1)
-        positions = self.position_of_distance[near].masked_fill(distance < 0, POSITION_BUCKETS)
+        near = distance.clamp(0, self.config.span - 1)
+        hidden = (distance < 0) | (distance >= self.config.span)
+        positions = self.position_of_distance[near].masked_fill(hidden, POSITION_BUCKETS)
         time = None
         if self.time is not None:
             time = self.time(torch.zeros_like(items) if timestamps is None else timestamps)

@@ -60,7 +60,7 @@ class TrainConfig(BaseModel):
 PRESETS: dict[str, TrainConfig] = {
     "ml-100k": TrainConfig(),
     "ml-1m": TrainConfig(
-        model=ModelSettings(dropout=0.2, temperature=0.05),
+        model=ModelSettings(span=200, dropout=0.2, temperature=0.05),
         train=TrainSettings(window=200, batch_tokens=12_800, grow_epochs=24, epochs=16, targets_ahead=1),
     ),
     "beauty": TrainConfig(
@@ -68,11 +68,11 @@ PRESETS: dict[str, TrainConfig] = {
         train=TrainSettings(batch_tokens=6400, grow_epochs=20, epochs=12),
     ),
     "retail": TrainConfig(
-        model=ModelSettings(time_bias=True, dropout=0.2),
+        model=ModelSettings(span=100, time_bias=True, dropout=0.2),
         train=TrainSettings(window=100, batch_tokens=6400, grow_epochs=12, epochs=8),
     ),
     "tiny": TrainConfig(
-        model=ModelSettings(width=16, heads=1, max_history=32, dropout=0.1),
+        model=ModelSettings(width=16, heads=1, max_history=32, span=16, dropout=0.1),
         train=TrainSettings(grow_epochs=2, epochs=2, heal_epochs=1, window=16, batch_tokens=1024, evaluate_every=1),
     ),
 }

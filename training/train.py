@@ -109,7 +109,7 @@ def grow(model: ElasticModel) -> None:
 
 
 def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], tokens: int) -> dict[int, float]:
-    """Mean NDCG@10 per depth: full ranking, the history's items left out, ties counted against the target."""
+    """Mean NDCG@10 per depth: full ranking without the history's items, ties counted against the target."""
     device = model.embedding.weight.device
     gain = dict.fromkeys(depths, 0.0)
     model.eval()
@@ -121,10 +121,9 @@ def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], token
             hidden = model.hidden(items.to(device), None if times is None else times.to(device), depths)
             for depth, state in hidden.items():
                 scores = model.read_exit(depth, state[:, -1]) @ vectors.T
-                wanted = scores.gather(1, targets)
                 for row, known in enumerate(seen):
                     scores[row, known] = -math.inf
-                rank = (scores >= wanted).sum(1).double() - (scores.gather(1, targets) >= wanted).sum(1)
+                rank = (scores >= scores.gather(1, targets)).sum(1).double() - 1
                 gain[depth] += float(torch.where(rank < 10, 1 / torch.log2(rank + 2), 0).sum())
     model.train()
     return {depth: total / len(cases) for depth, total in gain.items()}
@@ -177,7 +176,8 @@ class Trainer:
         self.candidates = CandidateSource(self.split.train, dataset.n_items, samples=samples)
         self.model.to(device).train()
         self.ndcg: dict[int, float] = {}
-        self.spent: list[tuple[float, float]] = []
+        self.worked = 0.0
+        self.started_s = time.monotonic()
 
     def _stages(self, *, heal: bool) -> tuple[Stage, ...]:
         s, depths = self.settings, self.model.depths
@@ -236,7 +236,6 @@ class Trainer:
         calm = run.epoch >= stage.epochs - self.settings.calm_epochs
         total = 0.0
         for step, rows in enumerate(batches):
-            started = time.monotonic()
             done = (run.epoch + step / len(batches)) / stage.epochs
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * rate(done, self.settings.warmup)
@@ -251,7 +250,7 @@ class Trainer:
                 raise ConfigError(
                     f"training diverged in epoch {run.epoch + 1} of {stage.name}; lower the learning rate"
                 )
-            self.spent.append((time.monotonic() - started, self._work(stage)))
+            self.worked += self._work(stage)
             self._report(stage, run, step + 1, len(batches), total / (step + 1))
         return total / len(batches)
 
@@ -305,12 +304,10 @@ class Trainer:
         return max(stage.depths) + 4.0
 
     def _report(self, stage: Stage, run: _Run, step: int, steps: int, loss: float) -> None:
-        recent = self.spent[-200:]
-        per_work = sum(seconds for seconds, _ in recent) / sum(work for _, work in recent)
         epochs_here = stage.epochs - run.epoch - step / steps
         left = epochs_here * self._work(stage)
         left += sum(later.epochs * self._work(later) for later in self.stages[run.stage + 1 :])
-        seconds = left * steps * per_work
+        seconds = left * steps * (time.monotonic() - self.started_s) / self.worked
         self.progress(
             TrainProgress(stage.name, run.epoch + 1, stage.epochs, step, steps, loss, dict(self.ndcg), seconds)
         )

@@ -79,22 +79,30 @@ class Activity:
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text, the header first; the first column is left-aligned, the others right-aligned."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(rows[0]):
         shown.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows[1:]:
         shown.add_row(*(Text(cell) for cell in row))
+    _heading(title)
     out.print(shown)
 
 
 def facts(title: str, values: Sequence[tuple[str, str]]) -> None:
     """Print names and values under a title."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="dim")
     shown.add_column(overflow="fold")
     for row in values:
         shown.add_row(*(Text(cell) for cell in row))
+    _heading(title)
     out.print(shown)
+    out.print()
+
+
+def _heading(title: str) -> None:
+    if title:
+        out.print(Text(title, style="bold"))
 
 
 def as_json(value: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fathom.benchmarks.record import save_run
+from fathom.benchmarks.record import run, save_run
 from fathom.errors import ConfigError
 
 
@@ -35,3 +35,13 @@ def test_what_is_not_json_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be stored as JSON"):
         save_run("speed", config={}, result={"value": value}, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_of_the_users_ends_a_benchmark_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise ConfigError("no such thing; do that")
+
+    with pytest.raises(SystemExit) as ended:
+        run(fail)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: no such thing; do that\n"

@@ -1,6 +1,8 @@
 """An engine that disagrees with torch is found, and one that agrees passes."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,7 +10,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from fathom.errors import DataError, ParityError
+from fathom.benchmarks.parity import main as benchmark
+from fathom.errors import ArtefactError, DataError, ParityError
 from fathom.exporter.parity import DepthParity, check_parity, history_lengths, measure_parity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset, Sequences
@@ -77,6 +80,24 @@ def test_without_histories_nothing_is_claimed(checkpoint: Checkpoint, engines: d
     empty = Sequences(np.zeros(0, np.int32), np.zeros(1, np.int64))
     with pytest.raises(DataError, match="no history"):
         measure_parity(checkpoint.model, engines, empty)
+
+
+def test_the_benchmark_stores_every_length_and_refuses_another_checkpoint(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    bundle_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Checkpoint, "load", lambda path: replace(checkpoint, sha256=path.name))
+    monkeypatch.setattr(Dataset, "load", lambda _: dataset)
+    options = ["--data", "data", "--results", str(tmp_path), "--checkpoint"]
+    run = json.loads(benchmark([str(bundle_path), *options, "c" * 64]).read_text())
+    assert [row["depth"] for row in run["result"]["rows"]] == [4, 8, 12, 16]
+    assert all(row["identical_share"] == 1 for row in run["result"]["rows"])
+    assert run["config"]["history_lengths"] == [1, 20]
+    with pytest.raises(ArtefactError, match="another checkpoint"):
+        benchmark([str(bundle_path), *options, "other"])
 
 
 @pytest.mark.parametrize("longest", [1, 2, 20, 200, 10_000])

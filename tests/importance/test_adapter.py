@@ -32,9 +32,9 @@ def dataset() -> Dataset:
     return dataset_of(np.random.default_rng(1).integers(3, 30, size=USERS).tolist())
 
 
-def checkpoint_of(*, layers: int = 4, time_bias: bool = False) -> Checkpoint:
+def checkpoint_of(*, layers: int = 4, depth: int | None = None, time_bias: bool = False) -> Checkpoint:
     torch.manual_seed(0)
-    settings = ModelSettings(layers=layers, depths=(layers,), width=16, max_history=12, time_bias=time_bias)
+    settings = ModelSettings(layers=layers, depths=(depth or layers,), width=16, max_history=12, time_bias=time_bias)
     config = settings.for_items(ITEMS)
     whole = CheckpointConfig(model=config, train=TrainConfig(), dataset="d" * 64, split="leave-one-out")
     ids = tuple(map(str, range(ITEMS)))
@@ -103,8 +103,10 @@ def test_mistakes_get_one_line(dataset: Dataset) -> None:
         rank_checkpoint(checkpoint_of(), dataset, ["fischer"])
     with pytest.raises(ArtefactError, match="trained on another dataset"):
         rank_checkpoint(checkpoint_of(), replace(dataset, sha256="e" * 64))
-    with pytest.raises(ConfigError, match="the model has 1 layer,"):
+    with pytest.raises(ConfigError, match="nothing to rank: the number of layers is 1,"):
         rank_checkpoint(checkpoint_of(layers=1), dataset)
+    with pytest.raises(ConfigError, match="the deepest exit runs 3 of 4 layers; train with depth 4 too"):
+        rank_checkpoint(checkpoint_of(depth=3), dataset)
     with pytest.raises(DataError, match="no users to rank layers on"):
         rank_checkpoint(checkpoint_of(), dataset_of([2, 2, 1]))
 

@@ -102,10 +102,10 @@ def test_labels_are_drawn_from_the_model_s_own_probabilities(case: tuple[Layered
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         hidden = run_skipping(model, batch)
-        drawn = torch.stack([model.sample_labels(batch, hidden, generator) for _ in range(500)])
+        drawn = torch.stack([model.sample_labels(batch, hidden, generator) for _ in range(300)])
         for label in drawn[:, 0].unique():
             expected = torch.exp(-model.losses(batch, hidden, label.expand(5)))
-            assert torch.allclose((drawn == label).double().mean(0), expected.double(), atol=0.09)
+            assert torch.allclose((drawn == label).double().mean(0), expected.double(), atol=0.12)
 
 
 def test_the_adapter_gives_the_model_s_own_user_vectors() -> None:

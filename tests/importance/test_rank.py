@@ -57,7 +57,9 @@ def test_progress_counts_the_batches_of_each_method() -> None:
 
 @pytest.mark.parametrize("gates", [[], [1.0]])
 def test_fewer_than_two_layers_cannot_be_ranked(gates: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"nothing to rank: the model has \d layers?, a ranking needs at least 2"):
+    with pytest.raises(
+        ConfigError, match=f"nothing to rank: the number of layers is {len(gates)}, a ranking needs at least 2"
+    ):
         rank_layers(GatedToy(gates), toy_batches(1, 4), load_methods())
 
 

@@ -146,6 +146,8 @@ def test_a_folder_that_is_not_a_dataset_is_never_replaced(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="exists and is not a dataset"):
         prepare(str(path), tmp_path)
     assert path.exists()
+    (tmp_path / "empty").mkdir()
+    assert prepare(str(path), tmp_path / "empty").n_users == 2
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,17 @@ def test_the_deepest_exit_is_the_default() -> None:
     assert torch.equal(model.user_vectors(ITEMS), model.user_vectors(ITEMS, depth=4))
 
 
+def test_an_item_beyond_the_span_reaches_the_newest_only_through_the_layers_below() -> None:
+    model = some_model(span=3)
+    items = torch.tensor([[1, 2, 3, 4, 5]])
+    changed = torch.tensor([[1, 9, 3, 4, 5]])  # three back from the newest
+    context, other = model.context(items), model.context(changed)
+    once, once_changed = (model.run_layer(0, model.embed(x), c) for x, c in ((items, context), (changed, other)))
+    assert torch.equal(once[:, -1], once_changed[:, -1])
+    twice, twice_changed = model.run_layer(1, once, context), model.run_layer(1, once_changed, other)
+    assert not torch.allclose(twice[:, -1], twice_changed[:, -1])
+
+
 def test_each_depth_runs_its_own_path_in_order() -> None:
     model = some_model(paths={2: (0, 3), 4: (0, 2, 3, 1)}, strategy="permuted-prefix")
     context, hidden = model.context(ITEMS), model.embed(ITEMS)

@@ -100,7 +100,7 @@ def test_a_missing_file_or_column_is_one_clear_line(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.xlsx"])
 def test_a_file_that_is_not_of_its_format_is_one_clear_line(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="not an? (parquet|xlsx) file"):
+    with pytest.raises(DataError, match=r"not an? (parquet|xlsx) file"):
         read_all(table(write(tmp_path / name, b"nonsense")))
 
 

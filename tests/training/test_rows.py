@@ -111,7 +111,8 @@ def test_one_percent_malformed_is_accepted_and_more_shows_the_first() -> None:
     with pytest.raises(DataError) as caught:
         bad.check()
     assert str(caught.value) == (
-        "ratings.csv: 2 of 100 rows are malformed (2.0%, more than 1%); first: line 98: missing user: user='' item='i97'"
+        "ratings.csv: 2 of 100 rows are malformed (2.0%, more than 1%); first: line 98: missing user:"
+        " user='' item='i97'"
     )
 
 

