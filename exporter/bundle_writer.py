@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.errors import PlanError
+from fathom.errors import ConfigError, PlanError
 from fathom.exporter.compare import Evidence
 from fathom.exporter.heal import check_dataset
 from fathom.exporter.parity import DepthParity, check_parity, measure_parity
@@ -72,17 +72,7 @@ def export(
     check_dataset(checkpoint, dataset)
     executed = _plan_of(checkpoint, plan)
     cut = split(dataset, checkpoint.config.split)
-    progress("tracing the engines")
-    engines = export_segments(checkpoint.model)
-    progress("comparing the engines with torch")
-    parity = measure_parity(
-        checkpoint.model,
-        engines,
-        cut.test.histories,
-        every_length=every_length,
-        progress=lambda done, total: progress(f"comparing the engines with torch: {done:,} of {total:,}"),
-    )
-    check_parity(parity)
+    engines, parity = _checked_engines(checkpoint, cut, every_length=every_length, progress=progress)
     if report is None:
         report = evaluate_model(checkpoint.model, dataset, cut, baselines=(), progress=progress)
     progress("fitting the selector")
@@ -100,22 +90,38 @@ def export(
         items=len(checkpoint.item_ids),
         depths=_depth_infos(executed, parity, report),
         files=entries,
-        source=Source(
-            dataset=dataset.sha256,
-            checkpoint=checkpoint.sha256,
-            plan=executed.sha256,
-            fathom=version("fathom"),
-            commit=fathom_commit(),
-        ),
+        source=_source(checkpoint, executed),
     )
     progress("writing the bundle")
+    _write(out, manifest, files)
+    return manifest
+
+
+def _checked_engines(
+    checkpoint: Checkpoint, cut: Split, *, every_length: bool, progress: Progress
+) -> tuple[dict[str, bytes], dict[int, DepthParity]]:
+    progress("tracing the engines")
+    engines = export_segments(checkpoint.model)
+    text = "comparing the engines with torch"
+    progress(text)
+    parity = measure_parity(
+        checkpoint.model,
+        engines,
+        cut.test.histories,
+        every_length=every_length,
+        progress=lambda done, total: progress(f"{text}: {done:,} of {total:,}"),
+    )
+    check_parity(parity)
+    return engines, parity
+
+
+def _write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
     with new_folder(out) as folder:
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
         write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
         Bundle.open(folder).close()  # what the runtime would refuse must not appear under its name
-    return manifest
 
 
 def _plan_of(checkpoint: Checkpoint, plan: DepthPlan | None) -> DepthPlan:
@@ -177,9 +183,24 @@ def _depth_infos(plan: DepthPlan, parity: Mapping[int, DepthParity], report: Eva
     return infos
 
 
+def _source(checkpoint: Checkpoint, plan: DepthPlan) -> Source:
+    return Source(
+        dataset=checkpoint.config.dataset,
+        checkpoint=checkpoint.sha256,
+        plan=plan.sha256,
+        fathom=version("fathom"),
+        commit=fathom_commit(),
+    )
+
+
 def _created() -> str:
     seconds = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(seconds), UTC) if seconds else datetime.now(UTC)
+    try:
+        moment = datetime.fromtimestamp(int(seconds), UTC) if seconds else datetime.now(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH={seconds!r} is not a time in whole seconds; correct or unset it"
+        ) from None
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

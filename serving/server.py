@@ -34,6 +34,8 @@ from fathom.serving.service import RecommenderService
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 # After the drain only answers on the wire and health watchers are left.
 LAST_WORDS_S = 0.5
+# Calls that gRPC holds for us, for each request that may wait for the engine.
+BACKLOG_PER_QUEUE = 10
 
 log = logging.getLogger("fathom.serving")
 
@@ -112,12 +114,17 @@ class Server:
 
     async def _listen(self) -> str:
         size = self._settings.max_message_mb * 1024 * 1024
+        backlog = BACKLOG_PER_QUEUE * self._settings.max_queue
         self._grpc = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
                 # Otherwise a second server on the same port would silently take half of the calls.
                 ("grpc.so_reuseport", 0),
+                # By default gRPC refuses calls that wait to be accepted with CANCELLED, some beyond 1,000 and all
+                # beyond 3,000. With a larger backlog our own queue refuses first, with RESOURCE_EXHAUSTED.
+                ("grpc.server.max_pending_requests", backlog),
+                ("grpc.server.max_pending_requests_hard_limit", backlog),
             ]
         )
         guard = Guard(self._grpc, self._metrics.called)

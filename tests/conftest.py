@@ -1,5 +1,8 @@
 """Shared fixtures: a small real Bundle whose engines are written by hand to the engine contract."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +189,30 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
 def synthetic_bundle(make_bundle: MakeBundle) -> Path:
     """A chain of four segments over 50 items (``item-0``..), width 8, history 20. Shared: copy it before editing."""
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def tiny_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Interactions of 60 users with 40 titled items that follow each other by a rule, as a csv file."""
+    rng = np.random.default_rng(0)
+    rows = ["user_id,item_id,timestamp"]
+    for user in range(60):
+        item, time_s = int(rng.integers(40)), 1_700_000_000
+        for _ in range(int(rng.integers(8, 24))):
+            rows.append(f"u{user},i{item},{time_s}")
+            time_s += int(rng.integers(60, 86_400))
+            item = (item * 3 + int(rng.integers(3))) % 40
+    path = tmp_path_factory.mktemp("tiny") / "clicks.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole `fathom build` of ``tiny_csv``: every artefact, and the bundle."""
+    folder = tmp_path_factory.mktemp("build")
+    command = [sys.executable, "-m", "fathom", "build", tiny_csv, "--preset", "tiny", "--out", folder / "bundle"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder

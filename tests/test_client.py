@@ -100,7 +100,7 @@ def test_a_reason_of_a_newer_server_is_a_number(client: Client) -> None:
         ("INVALID_ARGUMENT", InvalidRequestError, "two lines"),
         ("NOT_FOUND", NotFoundError, "two lines"),
         ("DEADLINE_EXCEEDED", DeadlineError, "{target}: two lines"),
-        ("CANCELLED", DeadlineError, "{target}: two lines"),
+        ("CANCELLED", OverloadError, "{target}: the call was refused before it was read (two lines); try again later"),
         ("RESOURCE_EXHAUSTED", OverloadError, "two lines"),
         ("UNAVAILABLE", ConnectError, "{target}: no answer: two lines"),
         ("INTERNAL", ConnectError, "{target}: INTERNAL: two lines"),

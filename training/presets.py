@@ -45,7 +45,7 @@ class TrainSettings(BaseModel):
 
     evaluate_every: int = Field(default=2, ge=1, description="epochs between two validations")
     validation_users: int = Field(default=2000, ge=1, description="at most so many, evenly spread")
-    patience: int = Field(default=3, ge=1, description="validations without progress that end a stage")
+    patience: int = Field(default=5, ge=1, description="validations without progress that end a stage")
 
 
 class TrainConfig(BaseModel):

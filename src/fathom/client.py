@@ -248,10 +248,12 @@ def _error(target: str, error: grpc.RpcError) -> FathomError:
     code, details = call.code(), " ".join((call.details() or "").split())
     if code is grpc.StatusCode.UNAVAILABLE:
         return ConnectError(f"{target}: no answer: {details}")
-    # Nobody cancels a call here: CANCELLED means that gRPC gave it up at its deadline on the server's side first.
-    if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
-        own_words = details not in ("Deadline Exceeded", "CANCELLED")
-        return DeadlineError(f"{target}: {details if own_words else 'no answer within the timeout'}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        late = "Deadline Exceeded"  # gRPC's own words, when the server's did not come in time
+        return DeadlineError(f"{target}: {'no answer within the timeout' if details == late else details}")
+    if code is grpc.StatusCode.CANCELLED:
+        # Nobody cancels a call here: gRPC itself refuses calls so when too many wait to be accepted.
+        return OverloadError(f"{target}: the call was refused before it was read ({details}); try again later")
     kind = _ERRORS.get(code)
     return kind(details) if kind else ConnectError(f"{target}: {code.name}: {details}")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.errors import ArtefactError, ParityError, PlanError
+from fathom.errors import ArtefactError, ConfigError, ParityError, PlanError
 from fathom.exporter import bundle_writer
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.plan import DepthPlan
@@ -86,6 +86,15 @@ def test_the_same_checkpoint_gives_the_same_version_at_any_time(
         assert again.version == bundle.manifest.version
         assert again.created == "1970-01-02T00:00:00Z"
         assert again == bundle.manifest.model_copy(update={"created": again.created})
+
+
+def test_an_impossible_date_is_refused(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH='yesterday'"):
+        export(checkpoint, dataset, tmp_path / "bundle", name="tiny")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_evidence_that_was_given_is_kept(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
