@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BUNDLE := build/ml-100k/bundle
+TARGET ?= 127.0.0.1:50051
 
 .PHONY: setup run test lint typecheck protos bench loadtest clean
 .DEFAULT_GOAL := run
@@ -14,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 run: setup
-	@$(BIN)/fathom build ml-100k --out build/ml-100k/bundle
-	@$(BIN)/fathom demo build/ml-100k/bundle
+	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
+	@$(BIN)/fathom demo $(BUNDLE)
 
 test: lint typecheck
 	@$(BIN)/pytest -q
@@ -33,10 +35,16 @@ protos: setup
 	@sed -i 's/^from fathom\.v1 import/from fathom.protos.fathom.v1 import/' protos/fathom/v1/recommender_pb2_grpc.py
 
 bench: setup
-	@$(BIN)/python -m fathom.benchmarks
+	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.quality $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.parity $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.engine_depth $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.selector_latency
+	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
 
 loadtest: setup
-	@$(BIN)/locust -f loadtests/locustfile.py --headless -u 16 -r 16 -t 30s --host 127.0.0.1:50051
+	@$(BIN)/locust -f loadtests/locustfile.py --headless -u 16 -r 16 -t 30s --host $(TARGET)
 
 clean:
 	rm -rf .venv build dist *.egg-info

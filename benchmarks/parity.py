@@ -1,8 +1,10 @@
 """Parity of a bundle's engines with torch at every history length, and of the top 10 over all test users.
 
-    python -m fathom.benchmarks.parity BUNDLE --checkpoint CKPT --data DATASET
+    python -m fathom.benchmarks.parity build/ml-100k/bundle
 
-Export checks about thirty lengths; this checks each one from 1 to the longest history. Writes ``results/parity.json``.
+Export checks about thirty lengths; this checks each one from 1 to the longest history. The checkpoint and the dataset
+are those that `fathom build` left beside the bundle, unless --checkpoint and --data say otherwise. Writes
+``results/parity.json``.
 """
 
 import argparse
@@ -22,15 +24,17 @@ def main(arguments: list[str] | None = None) -> Path:
     """Measure, print a table, store the run, and raise ParityError where an engine disagrees; returns the file."""
     parser = argparse.ArgumentParser(prog="python -m fathom.benchmarks.parity", description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="default: healed/STRATEGY beside the bundle")
+    parser.add_argument("--data", type=Path, help="default: dataset beside the bundle")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder for the stored run")
     chosen = parser.parse_args(arguments)
-    checkpoint, dataset = Checkpoint.load(chosen.checkpoint), Dataset.load(chosen.data)
+    dataset = Dataset.load(chosen.data or chosen.bundle.parent / "dataset")
     with Bundle.open(chosen.bundle) as bundle:
         manifest = bundle.manifest
+        path = chosen.checkpoint or chosen.bundle.parent / "healed" / manifest.strategy
+        checkpoint = Checkpoint.load(path)
         if manifest.source.checkpoint != checkpoint.sha256:
-            raise ArtefactError(f"{chosen.bundle}: was exported from another checkpoint than {chosen.checkpoint}")
+            raise ArtefactError(f"{chosen.bundle}: was exported from another checkpoint than {path}")
         engines = {path.relative_to(bundle.path).as_posix(): path.read_bytes() for path in _engine_paths(bundle)}
     histories = split(dataset, checkpoint.config.split).test.histories
     parity = measure_parity(checkpoint.model, engines, histories, every_length=True)

@@ -15,7 +15,7 @@ from fathom.exporter.bundle_writer import export
 from fathom.exporter.compare import compare
 from fathom.exporter.heal import heal
 from fathom.exporter.plan import DepthPlan, Strategy
-from fathom.files import new_folder, read_json, write_json
+from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.plot import plot_ranking
@@ -129,11 +129,13 @@ class Build:
             plot_ranking(ranking, self.folder / "ranking.png")
 
     def _plan(self) -> None:
-        ranking = LayerRanking.load(self.folder / "ranking.json")
-        depths = self.config.model.depths
+        path, depths = self.folder / "ranking.json", self.config.model.depths
+        ranking = LayerRanking.load(path)
         with Activity("plan the depths"), new_folder(self.folder / "plans") as plans:
             for strategy in STRATEGIES:
-                DepthPlan.make(ranking, strategy, depths).save(plans / f"{strategy}.json")
+                DepthPlan.make(ranking, strategy, depths, ranking_sha256=sha256_file(path)).save(
+                    plans / f"{strategy}.json"
+                )
 
     def _healer(self, strategy: Strategy) -> Any:
         def run() -> None:

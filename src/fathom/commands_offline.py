@@ -229,13 +229,14 @@ def plan(
     _need_training()
     from fathom.exporter.plan import DepthPlan
     from fathom.exporter.report import format_layers
+    from fathom.files import sha256_file
     from fathom.importance.layer_ranking import LayerRanking
 
     try:
         wanted = tuple(int(depth) for depth in depths.split(","))
     except ValueError:
         raise ConfigError(f"--depths {depths}: whole numbers with commas between them, as 4,8,12,16") from None
-    made = DepthPlan.make(LayerRanking.load(ranking), strategy, wanted)
+    made = DepthPlan.make(LayerRanking.load(ranking), strategy, wanted, ranking_sha256=sha256_file(ranking))
     made.save(out)
     if as_json:
         show.as_json(_read(out))
