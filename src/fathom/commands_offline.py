@@ -1,5 +1,6 @@
 """Commands that need the extra `train`: from a data set to a bundle. Each imports what it uses when it runs."""
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
 def _need_training() -> None:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("polars") is None:
         raise MissingExtraError("torch", "train")
+    importlib.import_module("fathom.training")  # before anything else loads torch: it sets OpenMP's waiting
 
 
 def _config(preset_name: str, settings: list[str] | None, seed: int | None) -> "TrainConfig":
