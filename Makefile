@@ -1,8 +1,11 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BUNDLE := build/ml-100k/bundle
 TARGET ?= 127.0.0.1:50051
+PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
 .PHONY: setup run test lint typecheck protos bench loadtest clean
 .DEFAULT_GOAL := run
@@ -11,8 +14,8 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the dependencies (about a minute) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,load,dev]'
+	@echo "setting up .venv (a minute or two)"
+	@$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[train,load,dev]' | $(PIP_PROGRESS)
 	@touch $(READY)
 
 run: setup
@@ -20,7 +23,7 @@ run: setup
 	@$(BIN)/fathom demo $(BUNDLE)
 
 test: lint typecheck
-	@$(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
 lint: setup
 	@$(BIN)/ruff check .

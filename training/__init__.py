@@ -2,6 +2,6 @@
 
 import os
 
-# Read once, when torch loads OpenMP. Idle threads that spin hold the cores that others wait for: with any other work
-# on the machine a step took up to ten times as long; threads that sleep cost nothing measurable on an idle one.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read once, when torch loads OpenMP: how long an idle thread spins before it sleeps. By default it spins so long that
+# training all but stops beside other work; without any spinning it is half as fast (docs/log.md has the figures).
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")

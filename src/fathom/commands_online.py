@@ -254,14 +254,14 @@ def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def show_answer(answer: "Recommendation") -> None:
-    """Print one answer."""
+def show_answer(answer: "Recommendation", *more: tuple[str, str]) -> None:
+    """Print one answer, and more names and values below it."""
     rows = [["title", "id", "score"], *([item.title or "-", item.id, f"{item.score:.4f}"] for item in answer.items)]
     show.table(f"depth {answer.depth}: {answer.why}", rows)
     t = answer.timings
     used = f"{answer.history_used} items of the history used, {answer.unknown_items} unknown"
     stages = f"select {t.select_us}, queue {t.queue_us}, engine {t.engine_us}, retrieval {t.retrieval_us}"
-    show.facts("", [("server time", f"{t.total_us} µs ({stages})"), ("history", used)])
+    show.facts("", [("server time", f"{t.total_us} µs ({stages})"), ("history", used), *more])
 
 
 def demo(
@@ -282,8 +282,7 @@ def demo(
         return
     for answer in answers:
         show.out.rule(f"user {answer.user}, {answer.history} items, {answer.tier}", align="left")
-        show_answer(answer.answer)
-        show.facts("", [("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC")])
+        show_answer(answer.answer, ("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC"))
 
 
 def loadtest(

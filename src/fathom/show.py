@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_S = 5.0
 
-PLAIN_WIDTH = 120  # of files and pipes, which have no width of their own
+PLAIN_WIDTH = 132  # of files and pipes, which have no width of their own
 
 out = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
