@@ -2,7 +2,7 @@
 
     python -m fathom.benchmarks.quality build/ml-100k/bundle
 
-Reads the artefacts that `fathom build` left beside the bundle and writes results/quality_NAME.json.
+Reads the artefacts that `fathom build` left beside the bundle and writes results/quality_NAME_seed_SEED.json.
 """
 
 import argparse
@@ -47,8 +47,9 @@ def main() -> None:
     for name, system in result["evaluation"]["systems"].items():
         figures = {metric: system["metrics"][metric]["value"] for metric in ("hr@10", "ndcg@10")}
         print(f"{name:<12}" + "".join(f"  {metric} {value:.4f}" for metric, value in figures.items()))
-    name = "quality_" + str(config["bundle"]).replace("-", "_")
-    print(f"stored in {save_run(name, config=config, result=result, seed=config['training']['train']['seed'])}")
+    seed = config["training"]["train"]["seed"]
+    name = f"quality_{config['bundle']}_seed_{seed}".replace("-", "_")
+    print(f"stored in {save_run(name, config=config, result=result, seed=seed)}")
 
 
 if __name__ == "__main__":
