@@ -45,6 +45,7 @@ bench: setup
 	@$(BIN)/python -m fathom.benchmarks.selector_latency
 	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.tables
 
 loadtest: setup
 	@$(BIN)/locust -f loadtests/locustfile.py --headless -u 16 -r 16 -t 30s --host $(TARGET)

@@ -113,7 +113,7 @@ class Build:
 
     def _train(self) -> None:
         dataset = Dataset.load(self.dataset)
-        with Activity("train 16 layers with four exits") as activity:
+        with Activity("train") as activity:
             fit(self.config, dataset, out=self.folder / "checkpoint", progress=activity.training)
 
     def _rank(self) -> None:

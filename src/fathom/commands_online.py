@@ -281,7 +281,7 @@ def demo(
         show.as_json([asdict(answer) for answer in answers])
         return
     for answer in answers:
-        show.out.rule(f"user {answer.user}, {answer.history} items, {answer.tier}", align="left")
+        show.out.rule(f"a user with {answer.history} items, asked as {answer.tier}", align="left")
         show_answer(answer.answer, ("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC"))
 
 

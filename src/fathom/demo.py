@@ -20,7 +20,6 @@ WARM_UP_CALLS = 5
 class DemoAnswer:
     """One live answer; ``round_trip_ms`` is measured by the client, ``history`` is the number of items sent."""
 
-    user: int
     tier: str
     history: int
     round_trip_ms: float
@@ -62,5 +61,5 @@ def ask(bundle: Path, dataset: Path, users: int) -> list[DemoAnswer]:
                 start = time.perf_counter()
                 answer = client.recommend(history.items, timestamps=history.timestamps, profile=tier, k=5)
                 took_ms = (time.perf_counter() - start) * 1000
-                answers.append(DemoAnswer(user, tier, len(history.items), took_ms, answer))
+                answers.append(DemoAnswer(tier, len(history.items), took_ms, answer))
     return answers

@@ -36,7 +36,7 @@ class Activity:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[detail]}"),
         )
         self._bar = Progress(*columns, console=err, transient=True, disable=not self._live)
@@ -53,13 +53,13 @@ class Activity:
             err.print(f"  {self.title}: {detail}", highlight=False, markup=False)
 
     def training(self, progress: "TrainProgress") -> None:
-        """Show the loss and the validation NDCG per exit."""
-        quality = " ".join(f"{depth}:{value:.4f}" for depth, value in sorted(progress.ndcg.items()))
+        """Show the epoch, the loss, the time left, and the validation NDCG per exit."""
         left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
-        detail = f"{progress.stage} epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}"
-        detail += f", validation NDCG@10 {quality}" if quality else ""
+        quality = ", ".join(f"{depth}: {value:.4f}" for depth, value in sorted(progress.ndcg.items()))
+        detail = f"{progress.stage} {progress.epoch}/{progress.epochs}{left}, loss {progress.loss:.3f}"
+        detail += f", NDCG@10 at {quality}" if quality else ""
         within = progress.step / max(progress.steps, 1)
-        self.update(detail + left, (progress.epoch - 1 + within) / progress.epochs)
+        self.update(detail, (progress.epoch - 1 + within) / progress.epochs)
 
     def __enter__(self) -> Self:
         if self._live:
