@@ -15,9 +15,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import polars as pl
 
@@ -127,6 +127,7 @@ def open_source(name: str, options: PrepareOptions, progress: Progress) -> Itera
     Raises DataError when there is nothing to read.
     """
     default_options(name)
+    _refuse_unused(name, options)
     if name == "ml-100k":
         with tempfile.TemporaryDirectory(prefix="fathom-ml-100k-") as folder:
             yield _ml_100k(options.path, Path(folder), progress)
@@ -143,6 +144,17 @@ def open_source(name: str, options: PrepareOptions, progress: Progress) -> Itera
         yield _retail(options.path)
     else:
         yield _generic(cast(Layout, name), options.path, options)
+
+
+def _refuse_unused(name: str, options: PrepareOptions) -> None:
+    """An option that would do nothing is a mistake: the named sources know their own columns."""
+    if name in get_args(Layout):
+        return
+    used = {"path", "name", "k_core", "minimum_rating", "repeats"}
+    used |= {"items_path"} if name == "amazon-reviews-2023" else set()
+    for option in fields(options):
+        if option.name not in used and getattr(options, option.name) != option.default:
+            raise ConfigError(f"{option.name} does nothing for {name}, which has its own layout; leave it out")
 
 
 # MovieLens

@@ -93,15 +93,13 @@ def data_prepare(
 
 
 def _dataset_facts(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    counts = ", ".join(f"{value:,} {name}" for name, value in meta["counts"].items())
-    removed = meta["filters"]["removed"]
-    left_out = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in removed.items() if value)
     rows = meta["interactions"]
+    left_out = rows["filtered"] | meta["filters"]["removed"]
     return [
-        ("counts", counts),
+        ("counts", ", ".join(f"{count:,} {name}" for name, count in meta["counts"].items())),
         ("time", "known" if meta["has_time"] else "order only"),
-        ("left out", left_out or "nothing"),
-        ("malformed rows", f"{rows.get('malformed', 0):,} of {rows.get('rows', 0):,}"),
+        ("left out", ", ".join(f"{count:,} {name}" for name, count in left_out.items() if count) or "nothing"),
+        ("malformed", f"{rows['malformed']['rows']:,} of {rows['rows']:,} rows"),
     ]
 
 

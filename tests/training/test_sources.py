@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from fathom.errors import DataError
+from fathom.errors import ConfigError, DataError
 from fathom.training import sources
 from fathom.training.data import default_options, prepare
 from fathom.training.dataset import Dataset
@@ -168,3 +168,11 @@ def test_a_folder_without_a_table_is_one_clear_line(tmp_path: Path) -> None:
         run("online-retail-ii", tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match=r"no interactions\.parquet"):
         prepare(str(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "option"), [("ml-1m", "user_column"), ("online-retail-ii", "items_path"), ("ml-100k", "delimiter")]
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, source: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option} does nothing for {source}"):
+        run(source, tmp_path, tmp_path / "out", **{option: "x"})

@@ -1,0 +1,69 @@
+"""Each stage by its own command, from a csv file to a bundle that answers and is load-tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fathom.demo import running_server
+
+
+def fathom(*arguments: str | Path) -> str:
+    """What the command prints on stdout; it must succeed."""
+    command = [sys.executable, "-m", "fathom", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands") / "dataset"
+    printed = fathom("data", "prepare", tiny_csv, "--timestamp-column", "timestamp", "--out", folder)
+    assert "60 users" in printed
+    assert "time       known" in printed
+    assert "malformed  0 of" in printed
+    return folder
+
+
+def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
+    folder = dataset.parent
+    short = ["--set", "train.grow_epochs=1", "--set", "train.epochs=1"]
+    printed = fathom("train", dataset, "--out", folder / "checkpoint", "--preset", "tiny", "--seed", "3", *short)
+    assert "NDCG@10 depth 16" in printed
+    report = json.loads(fathom("evaluate", folder / "checkpoint", "--data", dataset, "--json"))
+    assert {"depth 4", "depth 16", "popularity", "EASE", "transitions"} <= set(report["systems"])
+    ranking = folder / "ranking.json"
+    methods = ["--methods", "block_influence,ablation", "--users", "20", "--plot", folder / "ranking.png"]
+    printed = fathom("rank", folder / "checkpoint", "--data", dataset, "--out", ranking, *methods)
+    assert "ablation and block_influence" in printed or "block_influence and ablation" in printed
+    assert (folder / "ranking.png").stat().st_size > 10_000
+    plan = folder / "plan.json"
+    printed = fathom("plan", ranking, "--strategy", "nested", "--depths", "2,16", "--out", plan)
+    assert "nested plan" in printed
+    healing = ["--out", folder / "healed", "--set", "train.heal_epochs=1"]
+    assert "heal" in fathom("heal", folder / "checkpoint", plan, "--data", dataset, *healing)
+    bundle = folder / "bundle"
+    fathom("export", folder / "healed", plan, "--data", dataset, "--out", bundle, "--name", "clicks")
+    manifest = json.loads(fathom("bundle", "inspect", bundle, "--json"))
+    assert (manifest["name"], manifest["strategy"], list(manifest["depths"])) == ("clicks", "nested", ["2", "16"])
+    assert "NDCG@10" in fathom("bundle", "quality", bundle)
+    assert "contents" in fathom("bundle", "verify", bundle)
+
+
+def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_path: Path) -> None:
+    with running_server(tiny_build / "bundle") as target:
+        answer = json.loads(fathom("recommend", "--target", target, "--items", "i1,i4,nobody", "-k", "3", "--json"))
+        assert len(answer["items"]) == 3
+        assert answer["unknown_items"] == 1
+        assert "depth 4:" in fathom("recommend", "--target", target, "--items", "i1", "--depth", "4")
+        trace = ["--trace", tiny_build / "dataset", "--rate", "50", "--duration", "1", "--profile", "edge"]
+        report = json.loads(fathom("loadtest", "--target", target, *trace, "--out", tmp_path / "load.json", "--json"))
+    assert report["statuses"] == {"OK": report["requests"]}
+    assert set(report["depths"]) <= {"8", "12"}
+    assert json.loads((tmp_path / "load.json").read_bytes())["requests"] == report["requests"]
+    assert (tmp_path / "load.png").stat().st_size > 10_000
