@@ -141,6 +141,7 @@ class LoadReport:
             axes.set_ylabel("latency from the intended send time (ms)")
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
             axes.grid(visible=True, alpha=0.3)
         over_time.set_xlabel("time (s)")
         over_time.set_title(f"{self.offered_per_s:,.0f} requests/s offered, {self.achieved_per_s:,.0f} answered")
