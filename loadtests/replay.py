@@ -1,6 +1,6 @@
 """Replays a trace against a server in an open loop: requests leave at their moments, however slow the answers are.
 
-    python -m fathom.loadtests.replay trace.jsonl --target 127.0.0.1:50051 --deadline-ms 100 --out report.json
+    fathom loadtest --trace trace.jsonl --target 127.0.0.1:50051 --deadline-ms 100 --out report.json
 
 Latency counts from the moment a request should have been sent. Every run is bounded: in requests, in time, in open
 calls, and each call by its deadline.
@@ -8,20 +8,15 @@ calls, and each call by its deadline.
 
 import asyncio
 import time
-from pathlib import Path
-from typing import Annotated
 
 import grpc
-import typer
-from rich.console import Console
 
-from fathom.errors import ConfigError, ConnectError, FathomError
+from fathom.errors import ConfigError, ConnectError
 from fathom.loadtests.report import NOT_SENT, LoadReport, Sample, summarise
 from fathom.loadtests.traces import Arrival, Trace
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
-DEFAULT_TARGET = "127.0.0.1:50051"
 _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
 
 
@@ -116,32 +111,3 @@ def _message(arrival: Arrival) -> pb.RecommendRequest:
         profile=arrival.profile,
         depth=arrival.depth,
     )
-
-
-def main(
-    trace: Annotated[Path, typer.Argument(help="made by python -m fathom.loadtests.traces")],
-    target: Annotated[str, typer.Option(help="host:port")] = DEFAULT_TARGET,
-    deadline_ms: Annotated[float, typer.Option(help="deadline of each request")] = 1_000.0,
-    max_requests: Annotated[int, typer.Option()] = 100_000,
-    max_duration: Annotated[float, typer.Option(help="seconds")] = 600.0,
-    out: Annotated[Path | None, typer.Option(help="write the report as JSON and PNG")] = None,
-) -> None:
-    """Replay a trace in an open loop and print what came back."""
-    try:
-        report = replay(
-            target,
-            Trace.load(trace),
-            deadline_ms=deadline_ms,
-            max_requests=max_requests,
-            max_duration_s=max_duration,
-        )
-        Console().print(report.table())
-        if out:
-            report.save(out)
-    except FathomError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
-if __name__ == "__main__":
-    typer.run(main)

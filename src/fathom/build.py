@@ -8,13 +8,13 @@ All of them lie in one folder beside the bundle, and each is an artefact that th
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fathom.errors import ConfigError
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.compare import compare
 from fathom.exporter.heal import heal
-from fathom.exporter.plan import DepthPlan, Strategy
+from fathom.exporter.plan import STRATEGIES, DepthPlan, Strategy
 from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
@@ -31,7 +31,6 @@ from fathom.training.sources import PrepareOptions
 from fathom.training.splits import split
 from fathom.training.train import fit
 
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 COMPARISON_SCHEMA_VERSION = 1
 
 _READING = [
