@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fathom.training.attention import silu_attention
+
 BlockKind = Literal["hstu", "gated"]
 
 #: Added to a masked score. Finite, so that a row of padding stays free of NaN; both softmax and SiLU send it to 0.
@@ -35,6 +37,21 @@ class Context:
     mask: Tensor
     positions: Tensor
     time: Tensor | None
+
+
+def dropout(x: Tensor, share: float, training: bool) -> Tensor:
+    """``F.dropout``, with a byte of randomness per element on a CPU instead of a whole draw of the generator.
+
+    ``share`` is rounded to a multiple of 1/256, and the scale is that of the rounded share.
+    """
+    dropped = round(share * 256)
+    if not training or not dropped:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, share, training=True)
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    return x * (keep * (256 / (256 - dropped)))
 
 
 def position_buckets(max_distance: int) -> Tensor:
@@ -125,13 +142,16 @@ class HstuBlock(Block):
 
     def forward(self, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
         """(B, L, width) -> (B, L, width), or (B, 1, width) for the last position only."""
-        uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
-        u, q = F.silu(uq).chunk(2, dim=-1)
-        k, v = F.silu(kv).chunk(2, dim=-1)
-        scores = self.split_heads(q) @ self.split_heads(k).transpose(-1, -2)
-        weights = F.silu(scores + self.bias(context, last_only=last_only))
-        attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
-        gated = F.dropout(self.attention_norm(attended) * u, self.dropout, self.training)
+        bias = self.bias(context, last_only=last_only)
+        if self.training and not last_only:
+            u, attended = silu_attention(self.uqkv(self.norm(hidden) * context.keep), bias)
+        else:
+            uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
+            u, q = F.silu(uq).chunk(2, dim=-1)
+            k, v = F.silu(kv).chunk(2, dim=-1)
+            weights = F.silu(self.split_heads(q) @ self.split_heads(k).transpose(-1, -2) + bias)
+            attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
+        gated = dropout(self.attention_norm(attended) * u, self.dropout, self.training)
         residual = hidden[:, -1:] if last_only else hidden
         out: Tensor = residual + self.out(gated)
         return out
@@ -165,10 +185,10 @@ class GatedBlock(Block):
         scores = self.split_heads(q * self.scale) @ self.split_heads(k).transpose(-1, -2)
         weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
         attended = weights @ self.split_heads(v)
-        attended = F.dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        attended = dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
         hidden = (hidden[:, -1:] if last_only else hidden) + torch.sigmoid(gate) * attended
         gate, a, b = self.ffn_in(self.ffn_norm(hidden)).split((self.width, 2 * self.width, 2 * self.width), dim=-1)
-        fed = F.dropout(self.ffn_out(F.silu(a) * b), self.dropout, self.training)
+        fed = dropout(self.ffn_out(F.silu(a) * b), self.dropout, self.training)
         return hidden + torch.sigmoid(gate) * fed
 
     def become_identity(self) -> None:

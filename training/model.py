@@ -19,6 +19,7 @@ from fathom.training.blocks import (
     BlockKind,
     Context,
     TimeBias,
+    dropout,
     make_block,
     position_buckets,
 )
@@ -149,7 +150,7 @@ class ElasticModel(nn.Module):
     def embed(self, items: Tensor) -> Tensor:
         """Input ids (B, L) -> hidden (B, L, width): the item's unit vector scaled to one per component."""
         vectors = F.normalize(self.embedding(items), dim=-1)
-        return F.dropout(vectors * self.config.width**0.5, self.config.dropout, self.training)
+        return dropout(vectors * self.config.width**0.5, self.config.dropout, self.training)
 
     def context(self, items: Tensor, timestamps: Tensor | None = None) -> Context:
         """What all layers share; ``timestamps`` int64 seconds (B, L), or None for unknown times."""

@@ -3,7 +3,9 @@
 User and item vectors have unit norm, so a score is at most 1 / temperature and exp(score) needs no shift.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.training.dataset import Sequences
+
+#: Scores held at a time while a partition sum is taken: on a CPU what its caches hold, on a GPU 1 GB.
+SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,15 @@ class CandidateSource:
 
 @dataclass(frozen=True)
 class Exit:
-    """One exit's view of a batch: ``users`` (B, L, d), ``mass`` (B, L, m) = exp(score), ``total`` (B, L), their sum."""
+    """One exit's view of a batch.
+
+    ``users`` (B, L, d); ``log_total`` (B, L), the logarithm of the partition sum over the candidates; ``expected``
+    (B, L, d), the mean candidate vector under the exit's own distribution, without a gradient.
+    """
 
     users: Tensor
-    mass: Tensor
-    total: Tensor
+    log_total: Tensor
+    expected: Tensor
 
 
 class Objective:
@@ -76,7 +85,7 @@ class Objective:
 
     def __init__(self, vectors: Tensor, candidates: Candidates, ahead: Tensor) -> None:
         self.vectors = vectors if candidates.ids is None else F.embedding(candidates.ids, vectors)
-        self.weights = candidates.weights[:, :, None]
+        self.weights = candidates.weights
         lag = torch.arange(1, ahead.shape[-1] + 1, device=ahead.device)
         share = (ahead >= 0) / lag
         self.share = share / share.sum()
@@ -84,21 +93,63 @@ class Objective:
 
     def read(self, users: Tensor) -> Exit:
         """Compare user vectors (B, L, d) with all candidates."""
-        mass = (users @ self.vectors.T).exp()
-        return Exit(users, mass, (mass @ self.weights).squeeze(-1))
+        log_total, expected = _Partition.apply(users, self.vectors, self.weights)  # type: ignore[no-untyped-call]
+        return Exit(users, log_total, expected)
 
     def cross_entropy(self, exit_: Exit) -> Tensor:
         """Mean of -log p(target) where the target competes with the candidates, a scalar."""
-        scores = (self.targets @ exit_.users[..., None]).squeeze(-1)
-        return (F.softplus(exit_.total.log()[..., None] - scores) * self.share).sum()
+        scores = (self.targets * exit_.users[:, :, None]).sum(-1)
+        return (F.softplus(exit_.log_total[..., None] - scores) * self.share).sum()
 
     def distillation(self, student: Exit, teacher: Exit) -> Tensor:
         """Mean cross entropy of the student's distribution over the candidates under the teacher's, a scalar.
 
-        With scores linear in the user vector it is log(total) - user . E_teacher[item vector]: one product
-        instead of a second pass over the catalogue. The teacher gets no gradient.
+        With scores linear in the user vector it is log(total) - user . E_teacher[item vector]. The teacher gets no
+        gradient.
         """
-        with torch.no_grad():
-            expected = (teacher.mass * self.weights.mT) @ self.vectors / teacher.total[..., None]
-        scores = (student.users * expected).sum(-1)
-        return ((student.total.log() - scores) * self.share.sum(-1)).sum()
+        scores = (student.users * teacher.expected).sum(-1)
+        return ((student.log_total - scores) * self.share.sum(-1)).sum()
+
+
+class _Partition(torch.autograd.Function):
+    """The partition sum without ever holding all scores: a few rows at a time, their scores while in the cache.
+
+    Backward computes the scores again, as memory-efficient attention does (arXiv 2112.05682).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, d), (m, d), (B, m) -> log total (B, L), expected vector (B, L, d)."""
+        log_total, expected = users.new_empty(users.shape[:2]), torch.empty_like(users)
+        for rows in _slices(users, vectors):
+            mass = _mass(users[rows], vectors, weights[rows])
+            total = mass.sum(-1)
+            log_total[rows] = total.log()
+            expected[rows] = (mass @ vectors) / total[..., None]
+        ctx.save_for_backward(users, vectors, weights, log_total, expected)
+        ctx.mark_non_differentiable(expected)
+        return log_total, expected
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        """d log total / d user is the expected vector; d / d vector is its probability times the user."""
+        users, vectors, weights, log_total, expected = ctx.saved_tensors
+        to_vectors = torch.zeros_like(vectors)
+        scale = gradient * (-log_total).exp()
+        for rows in _slices(users, vectors):
+            mass = _mass(users[rows], vectors, weights[rows]).flatten(0, 1)
+            to_vectors.addmm_(mass.T, (users[rows] * scale[rows][..., None]).flatten(0, 1))
+        return gradient[..., None] * expected, to_vectors, None
+
+
+def _mass(users: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
+    """Weight times exp(score), (b, L, m)."""
+    return (users @ vectors.T).exp_().mul_(weights[:, None])
+
+
+def _slices(users: Tensor, vectors: Tensor) -> Iterator[slice]:
+    """Rows of the batch whose scores fit into the limit of their device."""
+    limit = SCORES_AT_ONCE[users.device.type]
+    rows = max(1, limit // (users.shape[1] * len(vectors)))
+    for start in range(0, len(users), rows):
+        yield slice(start, start + rows)

@@ -4,8 +4,10 @@ The first stage is cheap and gives the deep model a start that it does not find 
 trains the deepest exit and one random shallower exit per step; the shallower one also imitates the deepest.
 """
 
+import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +81,7 @@ def fit(
     leaves nothing to train on.
     """
     device = pick_device(config.train.device)
+    _keep_freed_memory()
     with _reproducible(device):
         checkpoint = Trainer(config, dataset, device, model, _state_path(out), progress).run()
     saved = checkpoint.save(out)
@@ -292,7 +295,7 @@ class Trainer:
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(
-            groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=self.settings.weight_decay
+            groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=self.settings.weight_decay, fused=True
         )
 
     @property
@@ -352,6 +355,18 @@ def _fingerprint(config: TrainConfig, dataset: Dataset, start: ElasticModel | No
         parts.append(start.config.model_dump_json())
         parts += [sha256_bytes(value.detach().cpu().numpy().tobytes()) for value in start.state_dict().values()]
     return sha256_bytes("\n".join(parts).encode())
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: by default every large tensor is fetched from the kernel anew, page by page.
+
+    Training is 1.5 to 1.8 times as fast for it (docs/log.md). Other systems have no such call and need none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 @contextmanager
