@@ -39,7 +39,6 @@ protos: setup
 
 bench: setup
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.quality $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.parity $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.engine_depth $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.selector_latency

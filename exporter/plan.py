@@ -57,22 +57,36 @@ class DepthPlan:
         count = ranking.layers if ranking is not None else layers
         if count is None or (ranking is None and strategy != "prefix"):
             raise PlanError(f"the {strategy} plan needs a ranking; run `fathom rank` first")
-        wanted = _depths(depths, count)
-        order = _layer_0_first(ranking.consensus_order) if ranking is not None else tuple(range(count))
+        order = ranking.consensus_order if ranking is not None else range(count)
+        return DepthPlan.from_order(order, strategy, depths, ranking_sha256=ranking_sha256)
+
+    @staticmethod
+    def from_order(
+        order: Sequence[int],
+        strategy: str,
+        depths: Sequence[int] = DEFAULT_DEPTHS,
+        *,
+        ranking_sha256: str | None = None,
+    ) -> "DepthPlan":
+        """Apply a strategy to layers ordered by importance, the most important first; ``prefix`` ignores the order.
+
+        Raises PlanError for an unknown strategy or impossible depths.
+        """
+        wanted, order = _depths(depths, len(order)), _layer_0_first(order)
         paths: dict[int, tuple[int, ...]]
         match strategy:
             case "prefix":
-                return DepthPlan("prefix", count, {depth: tuple(range(depth)) for depth in wanted})
+                return DepthPlan("prefix", len(order), {depth: tuple(range(depth)) for depth in wanted})
             case "nested":
                 paths = {depth: tuple(sorted(order[:depth])) for depth in wanted}
-                return DepthPlan("nested", count, paths, ranking_sha256)
+                return DepthPlan("nested", len(order), paths, ranking_sha256)
             case "permuted-prefix":
                 executed: tuple[int, ...] = ()
                 paths = {}
                 for depth in wanted:
                     executed += tuple(sorted(order[len(executed) : depth]))
                     paths[depth] = executed
-                return DepthPlan("permuted-prefix", count, paths, ranking_sha256)
+                return DepthPlan("permuted-prefix", len(order), paths, ranking_sha256)
         raise PlanError(f"unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
 
     @property

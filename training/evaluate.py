@@ -49,7 +49,8 @@ class EvaluationReport:
 
     unreachable: cases whose target the user had already seen; the filter leaves such an item out, so they
     count as misses for every system. per_user: system -> metric -> float64 (cases,), in the cases' order,
-    for paired comparisons; it stays out of the JSON. left_out: system -> why it was not run.
+    for paired comparisons; places: system -> float64 (cases,), where the target stands, from 1; both stay out of the
+    JSON. left_out: system -> why it was not run.
     """
 
     systems: dict[str, SystemReport]
@@ -60,6 +61,7 @@ class EvaluationReport:
     seed: int
     resamples: int
     per_user: dict[str, dict[str, Floats]] = field(repr=False, compare=False)
+    places: dict[str, Floats] = field(repr=False, compare=False)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,6 +142,7 @@ def evaluate(
         seed=seed,
         resamples=resamples,
         per_user=users,
+        places=places,
     )
 
 

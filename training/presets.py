@@ -38,7 +38,9 @@ class TrainSettings(BaseModel):
     full_softmax_items: int = Field(default=10_000, ge=0, description="largest catalogue with a full softmax")
     forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
 
-    exit_weight: float = Field(default=1.0, ge=0, description="loss of one shallower exit, relative to the deepest")
+    exit_weight: float = Field(
+        default=1.0, ge=0, description="of one shallower exit, relative to the deepest; 0: the deepest alone"
+    )
     distillation: float = Field(default=0.5, ge=0, le=1, description="its share that imitates the deepest exit")
     layer_drop: float = Field(default=0.05, ge=0, lt=1, description="chance of a layer above the first exit to rest")
     calm_epochs: int = Field(default=2, ge=0, description="last epochs without layer drop")

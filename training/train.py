@@ -186,7 +186,8 @@ class Trainer:
         s, depths = self.settings, self.model.depths
         if heal:
             return (Stage("heal", s.heal_epochs, s.heal_learning_rate, depths, 0.0),)
-        together = Stage("train", s.epochs, s.learning_rate, depths, s.layer_drop)
+        trained = depths if s.exit_weight else depths[-1:]
+        together = Stage("train", s.epochs, s.learning_rate, trained, s.layer_drop)
         if s.grow_epochs == 0 or len(depths) == 1:
             return (together,)
         return (Stage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0), together)
