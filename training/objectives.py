@@ -93,7 +93,7 @@ class Objective:
 
     def read(self, users: Tensor) -> Exit:
         """Compare user vectors (B, L, d) with all candidates."""
-        log_total, expected = _Partition.apply(users, self.vectors, self.weights)  # type: ignore[no-untyped-call]
+        log_total, expected = partition(users, self.vectors, self.weights)
         return Exit(users, log_total, expected)
 
     def cross_entropy(self, exit_: Exit) -> Tensor:
@@ -109,6 +109,15 @@ class Objective:
         """
         scores = (student.users * teacher.expected).sum(-1)
         return ((student.log_total - scores) * self.share.sum(-1)).sum()
+
+
+def partition(users: Tensor, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of sum_j weight_j exp(user . vector_j), (B, L), and the mean vector under it, (B, L, d).
+
+    For users (B, L, d), vectors (m, d) and weights (B, m). The mean vector carries no gradient.
+    """
+    log_total, expected = _Partition.apply(users, vectors, weights)  # type: ignore[no-untyped-call]
+    return log_total, expected
 
 
 class _Partition(torch.autograd.Function):

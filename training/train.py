@@ -81,7 +81,7 @@ def fit(
     leaves nothing to train on.
     """
     device = pick_device(config.train.device)
-    _keep_freed_memory()
+    keep_freed_memory()
     with _reproducible(device):
         checkpoint = Trainer(config, dataset, device, model, _state_path(out), progress).run()
     saved = checkpoint.save(out)
@@ -201,7 +201,7 @@ class Trainer:
             self.model.load_state_dict(state.weights)
         while run.stage < len(self.stages):
             stage = self.stages[run.stage]
-            optimizer = self._optimizer(stage)
+            optimizer = self.optimizer(stage)
             if state is not None and state.optimizer:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
             state = None
@@ -244,12 +244,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * rate(done, self.settings.warmup)
             batch = make_batch(self.split.train, rows, self.settings.targets_ahead).to(self.device)
-            loss = self._loss(stage, batch, rng, 0.0 if calm else stage.layer_drop)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-            optimizer.step()
-            total += loss.item()
+            total += self.step(stage, optimizer, batch, rng, 0.0 if calm else stage.layer_drop)
             if not math.isfinite(total):
                 raise ConfigError(
                     f"training diverged in epoch {run.epoch + 1} of {stage.name}; lower the learning rate"
@@ -257,6 +252,17 @@ class Trainer:
             self.worked += self._work(stage)
             self._report(stage, run, step + 1, len(batches), total / (step + 1))
         return total / len(batches)
+
+    def step(
+        self, stage: Stage, optimizer: torch.optim.Optimizer, batch: Batch, rng: np.random.Generator, layer_drop: float
+    ) -> float:
+        """One step on one batch; returns its loss."""
+        loss = self._loss(stage, batch, rng, layer_drop)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        optimizer.step()
+        return loss.item()
 
     def _loss(self, stage: Stage, batch: Batch, rng: np.random.Generator, layer_drop: float) -> Tensor:
         """Deepest exit, plus one random shallower exit that also imitates it."""
@@ -291,7 +297,8 @@ class Trainer:
         ndcg = {str(depth): value for depth, value in self.ndcg.items()}
         run.history.append({"stage": stage.name, "epoch": run.epoch, "loss": loss, "validation_ndcg@10": ndcg})
 
-    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+    def optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+        """AdamW for one stage; norms and biases are not decayed."""
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
@@ -358,7 +365,7 @@ def _fingerprint(config: TrainConfig, dataset: Dataset, start: ElasticModel | No
     return sha256_bytes("\n".join(parts).encode())
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what is freed: by default every large tensor is fetched from the kernel anew, page by page.
 
     Training is 1.5 to 1.8 times as fast for it (docs/log.md). Other systems have no such call and need none.

@@ -1,0 +1,154 @@
+"""Training speed against the straightforward eager fp32 loop of the same model, and against this machine's peak.
+
+    python -m fathom.benchmarks.training_throughput ml-100k=build/ml-100k/dataset [PRESET=DATASET ...]
+
+Both sides take the same steps on the same batches and reach the same losses. The straightforward one writes attention
+and softmax as the formulas read, with torch's own dropout and optimizer and the system's allocator. Each side is a
+process of its own, in turns; a figure is the median over turns. The peak is that of a large fp32 matrix product. The
+achieved share counts the arithmetic of the straightforward loop, so that computing a score twice does not count.
+Writes ``results/training_throughput.json``; run it on an otherwise idle machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fathom.benchmarks.record import run, save_run
+from fathom.training import blocks, model, objectives
+from fathom.training.batches import epoch_batches, make_batch
+from fathom.training.dataset import Dataset
+from fathom.training.presets import preset
+from fathom.training.train import Trainer, keep_freed_memory
+
+SIDES = ("plain", "fathom")
+MATRIX = 2048
+
+
+def plain_attention(projected: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``silu_attention`` computes, as the formula reads."""
+    gate, *qkv = F.silu(projected).chunk(4, dim=-1)
+    heads = bias.shape[-3]
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in qkv)
+    return gate, (F.silu(q @ k.mT + bias) @ v).transpose(1, 2).flatten(2)
+
+
+def plain_partition(users: Tensor, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``partition`` computes, as the formula reads."""
+    mass = (users @ vectors.T).exp() * weights[:, None]
+    total = mass.sum(-1)
+    with torch.no_grad():
+        expected = mass @ vectors / total[..., None]
+    return total.log(), expected
+
+
+def measure_side(side: str, preset_name: str, dataset: Path, *, steps: int, warm_up: int = 3) -> list[dict[str, Any]]:
+    """Tokens per second of each stage on one side, its FLOP per token, and the mean loss, in this process."""
+    if side == "plain":
+        vars(blocks).update(silu_attention=plain_attention, dropout=F.dropout)
+        vars(model).update(dropout=F.dropout)
+        vars(objectives).update(partition=plain_partition)
+    else:
+        keep_freed_memory()
+    config, data = preset(preset_name), Dataset.load(dataset)
+    trainer = Trainer(config, data, torch.device("cpu"), None, Path("unused"), lambda _: None)
+    rng = np.random.default_rng(0)
+    settings, train = config.train, trainer.split.train
+    cuts = epoch_batches(train, window=settings.window, tokens=settings.batch_tokens, rng=rng)[: warm_up + steps]
+    batches = [make_batch(train, rows, settings.targets_ahead) for rows in cuts]
+    rows = []
+    for stage in trainer.stages:
+        optimizer = trainer.optimizer(stage)
+        if side == "plain":
+            for group in optimizer.param_groups:
+                group["fused"] = False
+        with FlopCounterMode(display=False) as counter:
+            trainer.step(stage, optimizer, batches[0], rng, 0.0)
+        for batch in batches[1:warm_up]:
+            trainer.step(stage, optimizer, batch, rng, 0.0)
+        timed = batches[warm_up:]
+        started = time.perf_counter()
+        losses = [trainer.step(stage, optimizer, batch, rng, 0.0) for batch in timed]
+        seconds = time.perf_counter() - started
+        rows.append(
+            {
+                "stage": stage.name,
+                "tokens_per_s": sum(batch.items.numel() for batch in timed) / seconds,
+                "flop_per_token": counter.get_total_flops() / batches[0].items.numel(),
+                "loss": sum(losses) / len(losses),
+            }
+        )
+    return rows
+
+
+def peak_gflops(repetitions: int = 20) -> float:
+    """The best of some fp32 products of 2048 x 2048 matrices."""
+    a, b = torch.randn(2, MATRIX, MATRIX)
+    best = float("inf")
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * MATRIX**3 / best / 1e9
+
+
+def main() -> None:
+    """Measure both sides in turns, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("of", nargs="+", metavar="PRESET=DATASET")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    pairs = [tuple(each.partition("=")[::2]) for each in chosen.of]
+    if chosen.side:
+        (name, folder), *_ = pairs
+        print(json.dumps(measure_side(chosen.side, name, Path(folder), steps=chosen.steps)))
+        return
+    peak = peak_gflops()
+    rows = [row for name, folder in pairs for row in _compare(name, folder, chosen.turns, chosen.steps, peak)]
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    config = {"turns": chosen.turns, "steps": chosen.steps, "threads": torch.get_num_threads(), "matrix": MATRIX}
+    stored = save_run("training_throughput", config=config, result={"peak_gflops": round(peak), "rows": rows}, seed=0)
+    print(f"stored in {stored}")
+
+
+def _compare(name: str, folder: str, turns: int, steps: int, peak: float) -> list[dict[str, Any]]:
+    module = ["-m", "fathom.benchmarks.training_throughput", f"{name}={folder}", "--steps", str(steps)]
+    found: dict[str, list[list[dict[str, Any]]]] = {side: [] for side in SIDES}
+    for _ in range(turns):
+        for side in SIDES:
+            done = subprocess.run([sys.executable, *module, "--side", side], check=True, stdout=subprocess.PIPE)
+            found[side].append(json.loads(done.stdout))
+    rows = []
+    for index, first in enumerate(found["plain"][0]):
+        plain, ours = (median(turn[index]["tokens_per_s"] for turn in found[side]) for side in SIDES)
+        achieved = ours * first["flop_per_token"] / 1e9
+        rows.append(
+            {
+                "preset": name,
+                "stage": first["stage"],
+                "plain_tokens_per_s": round(plain),
+                "tokens_per_s": round(ours),
+                "ratio": round(ours / plain, 2),
+                "achieved_gflops": round(achieved, 1),
+                "share_of_peak": round(achieved / peak, 3),
+                "losses": [round(found[side][0][index]["loss"], 4) for side in SIDES],
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)
