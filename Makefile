@@ -39,6 +39,7 @@ protos: setup
 
 bench: setup
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.training_throughput ml-100k=build/ml-100k/dataset
 	@$(BIN)/python -m fathom.benchmarks.parity $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.engine_depth $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.selector_latency
