@@ -22,7 +22,7 @@ class TrainSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA only")
 
     grow_epochs: int = Field(default=12, ge=0, description="epochs of the shallowest exit alone; 0: no growth")
-    grow_learning_rate: float = Field(default=2e-3, gt=0)
+    grow_learning_rate: float = Field(default=2e-3, gt=0, description="peak; falls to learning_rate")
     epochs: int = Field(default=12, ge=1, description="epochs of all exits together")
     learning_rate: float = Field(default=1e-3, gt=0)
     heal_epochs: int = Field(default=3, ge=1, description="epochs after a plan has changed the layers' order")
@@ -41,7 +41,8 @@ class TrainSettings(BaseModel):
     exit_weight: float = Field(
         default=1.0, ge=0, description="of one shallower exit, relative to the deepest; 0: the deepest alone"
     )
-    distillation: float = Field(default=0.5, ge=0, le=1, description="its share that imitates the deepest exit")
+    exits_per_step: int = Field(default=1, ge=1, description="shallower exits, drawn anew for each step")
+    distillation: float = Field(default=0.0, ge=0, le=1, description="its share that imitates the deepest exit")
     layer_drop: float = Field(default=0.05, ge=0, lt=1, description="chance of a layer above the first exit to rest")
     calm_epochs: int = Field(default=2, ge=0, description="last epochs without layer drop")
 
@@ -63,7 +64,9 @@ PRESETS: dict[str, TrainConfig] = {
     "ml-100k": TrainConfig(),
     "ml-1m": TrainConfig(
         model=ModelSettings(span=200, dropout=0.2, temperature=0.05),
-        train=TrainSettings(window=200, batch_tokens=12_800, grow_epochs=24, epochs=16, targets_ahead=1),
+        train=TrainSettings(
+            window=200, batch_tokens=6400, grow_epochs=10, epochs=22, targets_ahead=1, evaluate_every=3
+        ),
     ),
     "beauty": TrainConfig(
         model=ModelSettings(max_history=50, dropout=0.4),

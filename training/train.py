@@ -64,6 +64,7 @@ class Stage:
     learning_rate: float
     depths: tuple[int, ...]
     layer_drop: float
+    last_rate: float = FINAL_RATE
 
 
 def fit(
@@ -190,7 +191,9 @@ class Trainer:
         together = Stage("train", s.epochs, s.learning_rate, trained, s.layer_drop)
         if s.grow_epochs == 0 or len(depths) == 1:
             return (together,)
-        return (Stage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0), together)
+        # The next stage goes on from where this one ends.
+        last = min(1.0, s.learning_rate / s.grow_learning_rate)
+        return (Stage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0, last), together)
 
     def run(self) -> Checkpoint:
         """Train through all stages; returns the unsaved checkpoint with each exit at the best epoch."""
@@ -242,7 +245,7 @@ class Trainer:
         for step, rows in enumerate(batches):
             done = (run.epoch + step / len(batches)) / stage.epochs
             for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * rate(done, self.settings.warmup)
+                group["lr"] = stage.learning_rate * rate(done, self.settings.warmup, stage.last_rate)
             batch = make_batch(self.split.train, rows, self.settings.targets_ahead).to(self.device)
             total += self.step(stage, optimizer, batch, rng, 0.0 if calm else stage.layer_drop)
             if not math.isfinite(total):
@@ -265,9 +268,9 @@ class Trainer:
         return loss.item()
 
     def _loss(self, stage: Stage, batch: Batch, rng: np.random.Generator, layer_drop: float) -> Tensor:
-        """Deepest exit, plus one random shallower exit that also imitates it."""
+        """Deepest exit, plus some random shallower exits that also imitate it."""
         *shallower, deepest = stage.depths
-        student = shallower[int(rng.integers(len(shallower)))] if shallower else None
+        students = rng.permutation(shallower)[: self.settings.exits_per_step].tolist()
         first = self.model.config.paths[self.model.depths[0]]
         resting = rng.random(self.model.config.layers) < layer_drop
         skip = {layer for layer in np.flatnonzero(resting).tolist() if layer not in first}
@@ -275,18 +278,17 @@ class Trainer:
         if times is not None and rng.random() < self.settings.forget_times:
             times = torch.zeros_like(times)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            depths = stage.depths[-1:] if student is None else (student, deepest)
-            users = self.model(batch.items, times, depths, skip)
+            users = self.model(batch.items, times, (*students, deepest), skip)
         vectors = self.model.item_vectors() / self.model.config.temperature
         objective = Objective(vectors, self.candidates.draw(batch.users, rng).to(self.device), batch.ahead)
         teacher = objective.read(users[deepest].float())
         loss = objective.cross_entropy(teacher)
-        if student is None:
-            return loss
-        exit_ = objective.read(users[student].float())
         share, weight = self.settings.distillation, self.settings.exit_weight
-        own = (1 - share) * objective.cross_entropy(exit_) + share * objective.distillation(exit_, teacher)
-        return (loss + weight * own) / (1 + weight)
+        for student in students:
+            exit_ = objective.read(users[student].float())
+            own = (1 - share) * objective.cross_entropy(exit_) + share * objective.distillation(exit_, teacher)
+            loss = loss + weight * own
+        return loss / (1 + weight * len(students))
 
     def _validate(self, stage: Stage, run: _Run, loss: float) -> None:
         self.ndcg = ndcg_at_10(self.model, self.validation, stage.depths, 4 * self.settings.batch_tokens)
@@ -337,12 +339,12 @@ class Trainer:
         )
 
 
-def rate(done: float, warmup: float) -> float:
+def rate(done: float, warmup: float, last: float = FINAL_RATE) -> float:
     """Share of the peak learning rate after ``done`` (0..1) of a stage: linear warm-up, then half a cosine."""
     if done < warmup:
         return max(done / warmup, 0.01)
     cosine = 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-    return FINAL_RATE + (1 - FINAL_RATE) * cosine
+    return last + (1 - last) * cosine
 
 
 def _some(cases: Cases, at_most: int) -> Cases:
