@@ -82,7 +82,8 @@ ARMS: dict[str, Arm] = {
             for part in ("exits", "last-three", "lora")
         ),
         Arm("tune-nothing", "tune", start="ladder", strategy="permuted-prefix", heals=False),
-        Arm("without-distillation", "ablations", setting("train.distillation=0")),
+        Arm("with-distillation", "ablations", setting("train.distillation=0.5")),
+        Arm("with-all-exits", "ablations", setting("train.exits_per_step=3")),
         Arm("without-layer-drop", "ablations", setting("train.layer_drop=0")),
         Arm("without-calm-epochs", "ablations", setting("train.calm_epochs=0")),
         Arm("without-growth", "ablations", lambda c: apply_settings(c, _all_together(c))),
