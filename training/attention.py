@@ -55,7 +55,8 @@ class _SiluAttention(torch.autograd.Function):
             to_scores = torch.ops.aten.silu_backward(above @ part.keys(v).mT, scores)
             part.queries(to_q).copy_(to_scores @ part.keys(k))
             part.keys(to_k).add_(to_scores.mT @ part.queries(q))
-            part.bias(to_bias).add_(to_scores.sum(0) if bias.ndim == 3 else to_scores)
+            if ctx.needs_input_grad[1]:
+                part.bias(to_bias).add_(to_scores.sum(0) if bias.ndim == 3 else to_scores)
         return torch.ops.aten.silu_backward(out, projected), to_bias
 
 

@@ -140,15 +140,18 @@ class _Partition(torch.autograd.Function):
         return log_total, expected
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """d log total / d user is the expected vector; d / d vector is its probability times the user."""
         users, vectors, weights, log_total, expected = ctx.saved_tensors
+        to_users = gradient[..., None] * expected
+        if not ctx.needs_input_grad[1]:
+            return to_users, None, None
         to_vectors = torch.zeros_like(vectors)
         scale = gradient * (-log_total).exp()
         for rows in _slices(users, vectors):
             mass = _mass(users[rows], vectors, weights[rows]).flatten(0, 1)
             to_vectors.addmm_(mass.T, (users[rows] * scale[rows][..., None]).flatten(0, 1))
-        return gradient[..., None] * expected, to_vectors, None
+        return to_users, to_vectors, None
 
 
 def _mass(users: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Training: grow the shallowest exit, stack the other layers on it as identities, then train all exits together.
 
-The first stage is cheap and gives the deep model a start that it does not find from scratch on a CPU. The second
-trains the deepest exit and one random shallower exit per step; the shallower one also imitates the deepest.
+The first stage is cheap and gives the deep model a start that it does not find from scratch on a CPU; its learning rate
+falls to where the second stage goes on. The second trains the deepest exit and one random shallower exit per step.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ from fathom.training.objectives import CandidateSource, Objective
 from fathom.training.presets import TrainConfig
 from fathom.training.splits import Cases, split
 from fathom.training.state import TrainState, copy_weights, load_state, remove_state
+from fathom.training.tuning import Tune, restore, restrict
 
 #: The learning rate ends a stage at this share of its peak.
 FINAL_RATE = 0.02
@@ -167,13 +168,15 @@ class Trainer:
         self.device = device
         self.state_path = state_path
         self.progress = progress
+        torch.manual_seed(self.settings.seed)
         if start is None:
-            torch.manual_seed(self.settings.seed)
             self.model = ElasticModel(config.model.for_items(dataset.n_items))
         else:
             self.model = ElasticModel.of(start.config, start.state_dict())
         if self.model.config.items != dataset.n_items:
             raise ConfigError(f"the model knows {self.model.config.items} items, the dataset {dataset.n_items}")
+        self.tune: Tune = "everything" if start is None else self.settings.heal_tune
+        restrict(self.model, self.tune)
         self.stages = self._stages(heal=start is not None)
         self.fingerprint = _fingerprint(config, dataset, start)
         samples = None if dataset.n_items < self.settings.full_softmax_items else self.settings.negatives
@@ -213,6 +216,7 @@ class Trainer:
             if stage.name == "grow":
                 grow(self.model)
             run.stage, run.epoch, run.stale, run.best_score = run.stage + 1, 0, 0, -1.0
+        self.model = restore(self.model, self.tune)
         return self._checkpoint(run)
 
     def _run_stage(self, stage: Stage, optimizer: torch.optim.Optimizer, run: _Run) -> None:
@@ -268,7 +272,7 @@ class Trainer:
         return loss.item()
 
     def _loss(self, stage: Stage, batch: Batch, rng: np.random.Generator, layer_drop: float) -> Tensor:
-        """Deepest exit, plus some random shallower exits that also imitate it."""
+        """Deepest exit, plus some random shallower exits; these can imitate the deepest (``distillation``)."""
         *shallower, deepest = stage.depths
         students = rng.permutation(shallower)[: self.settings.exits_per_step].tolist()
         first = self.model.config.paths[self.model.depths[0]]
@@ -301,8 +305,9 @@ class Trainer:
 
     def optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         """AdamW for one stage; norms and biases are not decayed."""
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(
             groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=self.settings.weight_decay, fused=True

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fathom.errors import ArtefactError, PlanError
-from fathom.exporter.compare import compare
+from fathom.exporter.compare import choose, compare
 from fathom.exporter.heal import heal
 from fathom.exporter.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking
@@ -61,17 +62,26 @@ def test_another_dataset_is_refused(small: Checkpoint, plan: DepthPlan, dataset:
         heal(small, plan, replace(dataset, sha256="e" * 64), out=tmp_path / "healed")
 
 
-def test_the_plan_with_the_best_mean_over_depths_wins(small: Checkpoint, healed: Checkpoint, dataset: Dataset) -> None:
+def test_every_plan_keeps_its_figures_and_its_difference_to_the_winner(
+    small: Checkpoint, healed: Checkpoint, dataset: Dataset
+) -> None:
     found = compare({"permuted-prefix": healed, "prefix": small}, dataset)
     means = {strategy: figures["ndcg@10/mean"].value for strategy, figures in found.evidence.items()}
-    assert found.winner == max(means, key=lambda strategy: means[strategy])
-    loser = min(means, key=lambda strategy: means[strategy])
+    (loser,) = set(means) - {found.winner}
     assert set(found.evidence[found.winner]) == {"ndcg@10/2", "ndcg@10/4", "ndcg@10/mean"}
     for strategy, figures in found.evidence.items():
         assert means[strategy] == pytest.approx((figures["ndcg@10/2"].value + figures["ndcg@10/4"].value) / 2)
     difference = found.evidence[loser]["ndcg@10/mean-difference"]
     assert difference.value == pytest.approx(means[loser] - means[found.winner])
     assert difference.low <= difference.value <= difference.high
+
+
+def test_a_plan_wins_over_a_simpler_one_only_where_it_is_measurably_better() -> None:
+    users = np.random.default_rng(0).random(500)
+    noise = np.random.default_rng(1).normal(0, 0.1, 500)
+    assert choose({"prefix": users, "nested": users + 0.1 + noise}) == "nested"
+    assert choose({"prefix": users, "nested": users + 0.001 + noise - noise.mean()}) == "prefix"
+    assert choose({"nested": users, "permuted-prefix": users, "prefix": users - 0.1}) == "permuted-prefix"
 
 
 def test_equal_plans_go_to_the_simpler_one(small: Checkpoint, dataset: Dataset) -> None:
