@@ -38,6 +38,7 @@ class TrainSettings(BaseModel):
     targets_ahead: int = Field(default=3, ge=1, description="following items to predict, item k weighing 1/k")
     negatives: int = Field(default=1024, ge=1, description="shared samples above full_softmax_items")
     full_softmax_items: int = Field(default=10_000, ge=0, description="largest catalogue with a full softmax")
+    item_text: str = Field(default="", description="start at the items' titles: minilm, or an encoder's folder")
     forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
 
     exit_weight: float = Field(
@@ -72,11 +73,11 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "beauty": TrainConfig(
         model=ModelSettings(max_history=50, dropout=0.4),
-        train=TrainSettings(batch_tokens=6400, grow_epochs=20, epochs=12),
+        train=TrainSettings(grow_epochs=12, epochs=10),
     ),
     "retail": TrainConfig(
         model=ModelSettings(span=100, time_bias=True, dropout=0.2),
-        train=TrainSettings(window=100, batch_tokens=6400, grow_epochs=12, epochs=8),
+        train=TrainSettings(window=100, batch_tokens=3200, grow_epochs=6, epochs=8),
     ),
     "tiny": TrainConfig(
         model=ModelSettings(width=16, heads=1, max_history=32, span=16, dropout=0.1),

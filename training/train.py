@@ -178,7 +178,7 @@ class Trainer:
         self.tune: Tune = "everything" if start is None else self.settings.heal_tune
         restrict(self.model, self.tune)
         self.stages = self._stages(heal=start is not None)
-        self.fingerprint = _fingerprint(config, dataset, start)
+        self.fingerprint = _fingerprint(config, dataset, self.model)
         samples = None if dataset.n_items < self.settings.full_softmax_items else self.settings.negatives
         self.candidates = CandidateSource(self.split.train, dataset.n_items, samples=samples)
         self.model.to(device).train()
@@ -364,11 +364,9 @@ def _state_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.training")
 
 
-def _fingerprint(config: TrainConfig, dataset: Dataset, start: ElasticModel | None) -> str:
-    parts = [config.model_dump_json(), dataset.sha256]
-    if start is not None:
-        parts.append(start.config.model_dump_json())
-        parts += [sha256_bytes(value.detach().cpu().numpy().tobytes()) for value in start.state_dict().values()]
+def _fingerprint(config: TrainConfig, dataset: Dataset, start: ElasticModel) -> str:
+    parts = [config.model_dump_json(), dataset.sha256, start.config.model_dump_json()]
+    parts += [sha256_bytes(value.detach().cpu().numpy().tobytes()) for value in start.state_dict().values()]
     return sha256_bytes("\n".join(parts).encode())
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks.quality.arms import ARMS, GROUPS, chosen
+from fathom.benchmarks.quality.peers import PEERS
 from fathom.benchmarks.quality.stored import path_of
 from fathom.benchmarks.quality.study import DATASETS, Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.files import read_json
 
-BASELINES = "baselines"
+BASELINES, RECTOOLS = "baselines", "peers"
+PEER_EPOCHS = 100
 
 
 def keep(study: Study, arm: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
@@ -41,11 +43,12 @@ def main() -> None:
     )
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", default=[BASELINES, "main"], help=f"{BASELINES}, {', '.join(GROUPS)}, ...")
+    groups = ", ".join((BASELINES, *GROUPS, RECTOOLS))
+    parser.add_argument("--arms", nargs="+", default=[BASELINES, "main"], help=f"arms, or groups of them: {groups}")
     parser.add_argument("--path", type=Path, help="the data set's file or folder")
     parser.add_argument("--set", action="append", default=[], help="change a setting for all arms: train.epochs=3")
     arguments = parser.parse_args()
-    arms = chosen([name for name in arguments.arms if name != BASELINES])
+    arms = chosen([name for name in arguments.arms if name not in (BASELINES, RECTOOLS)])
     dataset = open_dataset(arguments.dataset, arguments.path)
     for seed in arguments.seeds:
         study = Study(arguments.dataset, dataset, seed, tuple(arguments.set))
@@ -55,6 +58,9 @@ def main() -> None:
             training = arm.change(study.config).model_dump(mode="json")
             config = {"start": arm.start, "strategy": arm.strategy, "order": arm.order, "training": training}
             keep(study, arm.name, config, partial(study.measure, arm))
+        for peer in PEERS if RECTOOLS in arguments.arms else ():
+            asked = {"split": study.config.train.split, "epochs": PEER_EPOCHS}
+            keep(study, f"rectools-{peer}", asked, partial(study.ask_peer, peer, PEER_EPOCHS))
 
 
 if __name__ == "__main__":

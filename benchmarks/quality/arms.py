@@ -82,6 +82,7 @@ ARMS: dict[str, Arm] = {
             for part in ("exits", "last-three", "lora")
         ),
         Arm("tune-nothing", "tune", start="ladder", strategy="permuted-prefix", heals=False),
+        Arm("text", "text", setting("train.item_text=minilm")),
         Arm("with-distillation", "ablations", setting("train.distillation=0.5")),
         Arm("with-all-exits", "ablations", setting("train.exits_per_step=3")),
         Arm("without-layer-drop", "ablations", setting("train.layer_drop=0")),

@@ -5,8 +5,11 @@ user later, from the stored files alone.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +79,87 @@ def runs(folder: Path = RESULTS) -> Iterator[Run]:
             raise ArtefactError(f"{path}: not a stored run ({error}); run it again") from None
 
 
-def pooled(ours: Mapping[int, Floats], theirs: Mapping[int, Floats], *, seed: int = 0) -> metrics.Interval:
-    """The mean difference over the seeds that both have, with a 95 % interval over users and seeds.
+@dataclass(frozen=True)
+class Pooled(metrics.Interval):
+    """A figure over users and seeds with the bounds of its 95 % interval, and how many seeds it comes from."""
 
-    Values are per user, float64 (users,), by seed. Users and seeds are resampled together (two-way bootstrap, Owen
-    2007), so the interval speaks about other users and other seeds; with one seed it is that over users.
+    seeds: int
+
+
+#: An arm and one or more of its systems, whose mean is meant: ("ladder", "depth 4").
+Of = tuple[str, ...]
+
+
+class Pool:
+    """All runs of one data set, and figures of their NDCG@10 with 95 % intervals over users and seeds.
+
+    Users and seeds are resampled together (two-way bootstrap, Owen 2007), so that an interval speaks about other users
+    and other seeds; with one seed it is that over users. Two systems are compared user by user over the seeds that
+    both have. A figure that no run gives is None. Raises ArtefactError for runs that cannot be compared.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        raise ArtefactError("no seed was run for both arms; run them first")
-    differences = np.stack([ours[s] - theirs[s] for s in seeds], axis=1)
-    means = metrics.bootstrap_means(differences, seed=seed)
-    drawn = np.random.default_rng(seed).integers(len(seeds), size=(len(means), len(seeds)))
-    return metrics.percentile(float(differences.mean()), np.take_along_axis(means, drawn, axis=1).mean(1))
+
+    def __init__(self, dataset: str, found: Iterable[Run], *, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.runs = {(run.arm, run.seed): run for run in found}
+        self._seed = seed
+        _check_comparable(dataset, self.runs.values())
+        columns = {(arm, name, s): run.ndcg(name) for (arm, s), run in self.runs.items() for name in run.systems}
+        self._column = {key: index for index, key in enumerate(columns)}
+        self._means = metrics.bootstrap_means(np.stack(list(columns.values()), axis=1), seed=seed)
+        self._values = np.array([values.mean() for values in columns.values()])
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that have runs."""
+        return list(dict.fromkeys(arm for arm, _ in self.runs))
+
+    def of(self, arm: str) -> list[Run]:
+        """The runs of an arm, by seed."""
+        return [run for (name, _), run in sorted(self.runs.items()) if name == arm]
+
+    def mean(self, system: Of) -> Pooled | None:
+        """NDCG@10."""
+        return self._figure(lambda ours: ours, system)
+
+    def difference(self, ours: Of, theirs: Of) -> Pooled | None:
+        """NDCG@10 of ours less that of theirs."""
+        return self._figure(lambda ours, theirs: ours - theirs, ours, theirs)
+
+    def share(self, ours: Of, theirs: Of) -> Pooled | None:
+        """NDCG@10 of ours divided by that of theirs."""
+        return self._figure(lambda ours, theirs: ours / theirs, ours, theirs)
+
+    def _figure(self, combine: Callable[..., Any], *wanted: Of) -> Pooled | None:
+        systems = [(arm, name) for arm, *names in wanted for name in names]
+        seeds = [s for s in sorted({s for _, s in self.runs}) if all((*each, s) in self._column for each in systems)]
+        if not seeds:
+            return None
+        drawn = np.random.default_rng(self._seed).integers(len(seeds), size=(len(self._means), len(seeds)))
+        values, means = [], []
+        for arm, *names in wanted:
+            columns = np.array([[self._column[arm, name, s] for name in names] for s in seeds])
+            values.append(self._values[columns].mean())
+            by_seed = self._means[:, columns].mean(2)
+            means.append(np.take_along_axis(by_seed, drawn, axis=1).mean(1))
+        bounds = metrics.percentile(combine(*values), combine(*means))
+        return Pooled(bounds.value, bounds.low, bounds.high, len(seeds))
+
+
+def pools(folder: Path = RESULTS) -> list[Pool]:
+    """The runs of each data set; raises ArtefactError when none is stored."""
+    found = [Pool(dataset, group) for dataset, group in groupby(runs(folder), key=lambda run: run.dataset)]
+    if not found:
+        raise ArtefactError(f"{folder}: no quality run is stored; python -m fathom.benchmarks.quality measures one")
+    return found
+
+
+def _check_comparable(dataset: str, found: Iterable[Run]) -> None:
+    data, settings = set(), defaultdict(set)
+    for run in found:
+        data |= {(run.value["config"]["dataset"], len(system["places"])) for system in run.systems.values()}
+        settings[run.arm].add(re.sub(r'"seed": \d+', "", json.dumps(run.value["config"], sort_keys=True)))
+    if len(data) > 1:
+        raise ArtefactError(f"{dataset}: some runs are on other data or users than others; run them again")
+    for arm, different in settings.items():
+        if len(different) > 1:
+            raise ArtefactError(f"{dataset}: the seeds of {arm} were run with different settings; run them again")

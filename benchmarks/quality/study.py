@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from fathom.benchmarks.quality.arms import ARMS, Arm
-from fathom.benchmarks.quality.stored import summary
+from fathom.benchmarks.quality.cold import by_group, cold_groups
+from fathom.benchmarks.quality.peers import Peer, score_peer
+from fathom.benchmarks.quality.stored import path_of, summary, unpack
 from fathom.errors import ArtefactError, ConfigError
 from fathom.exporter.heal import heal
 from fathom.exporter.plan import DepthPlan
+from fathom.files import read_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.statistics import order_by
@@ -22,7 +25,7 @@ from fathom.training.baselines import BASELINES
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
-from fathom.training.evaluate import evaluate_model
+from fathom.training.evaluate import evaluate, evaluate_model, named
 from fathom.training.model import ElasticModel
 from fathom.training.presets import TrainConfig, apply_settings, preset
 from fathom.training.scorer import depth_name
@@ -31,6 +34,7 @@ from fathom.training.splits import Split, split
 from fathom.training.train import fit
 
 WORK = Path("build/quality")
+PEER_NAMES: dict[Peer, str] = {"sasrec": "SASRec", "esasrec": "eSASRec", "hstu": "HSTU"}
 
 
 @dataclass(frozen=True)
@@ -151,12 +155,27 @@ class Study:
             | {"layers": list(model.config.paths[depth]), "parameters": parameters(model, depth)}
             for depth in arm.read
         }
-        return {"systems": systems, "hours": round(hours, 4), "training": checkpoint.metrics["training"]}
+        result = {"systems": systems, "hours": round(hours, 4), "training": checkpoint.metrics["training"]}
+        return result | ({"cold": self.cold(systems)} if arm.group == "text" else {})
+
+    def cold(self, systems: Mapping[str, Any]) -> dict[str, Any]:
+        """The deepest exit beside the ladder's, by how often the right item was seen in training."""
+        ladder = read_json(path_of(self.name, "ladder", self.seed), kind="stored run", schema_version=1)
+        deepest = depth_name(self.config.model.depths[-1])
+        places = {
+            name: unpack(found[deepest]["places"])
+            for name, found in (("ladder", ladder["result"]["systems"]), ("text", systems))
+        }
+        return by_group(places, cold_groups(self.split, self.dataset.n_items), reference="ladder")
+
+    def ask_peer(self, peer: Peer, epochs: int) -> dict[str, Any]:
+        """What is stored of a peer: its lists for the same test users, judged alike, and how it was trained."""
+        found = score_peer(self.split, peer, seed=self.seed, epochs=epochs)
+        systems = {PEER_NAMES[peer]: summary(found.pop("places"), seed=self.seed)}
+        return {"systems": systems, "hours": round(found.pop("seconds") / 3600, 4), "peer": found}
 
     def count(self, *, largest: int = 6_000) -> dict[str, Any]:
         """What is stored of the counting baselines; EASE is left out beyond ``largest`` items: it takes minutes."""
-        from fathom.training.evaluate import evaluate, named
-
         started = time.monotonic()
         names = [name for name in BASELINES if name != "EASE" or self.dataset.n_items <= largest]
         scorers = [named(name, BASELINES[name](self.split.until_test, self.dataset.n_items)) for name in names]
