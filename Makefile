@@ -7,7 +7,7 @@ BUNDLE := build/ml-100k/bundle
 TARGET ?= 127.0.0.1:50051
 PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
-.PHONY: setup run test lint typecheck protos bench loadtest clean
+.PHONY: setup run test lint typecheck protos bench results loadtest clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -45,6 +45,9 @@ bench: setup
 	@$(BIN)/python -m fathom.benchmarks.selector_latency
 	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
+	@$(MAKE) --no-print-directory results
+
+results: setup
 	@$(BIN)/python -m fathom.benchmarks.tables
 
 loadtest: setup

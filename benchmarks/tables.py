@@ -1,54 +1,64 @@
-"""Writes docs/results.md, and the figures of README.md, from the stored runs in results/ and nothing else.
+"""Writes docs/results.md, its pictures, and the figures of README.md, from the stored runs in results/ alone.
 
 python -m fathom.benchmarks.tables
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
+from fathom.benchmarks.markdown import decimal, table
+from fathom.benchmarks.quality import plots
+from fathom.benchmarks.quality.stored import Pool, pools
+from fathom.benchmarks.quality.tables import in_order, mean_hr, quality_sections, seeds
 from fathom.benchmarks.record import RESULTS, run
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
-BEGIN, END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
-DATA = "ml_100k"
-METRICS = ("hr@10", "ndcg@10", "mrr")
+BEGIN, END = "<!-- begin: written by `make results` -->", "<!-- end -->"
+README = "README.md"
 
 Run = Mapping[str, Any]
 
 
-def results_page(folder: Path = RESULTS) -> str:
-    """docs/results.md as text; raises ArtefactError when a run is missing."""
-    quality = _quality(folder)
+def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
+    """All that is written, by its path in the repository; raises ArtefactError when a run or a marker is missing."""
+    found, engine = in_order(pools(folder)), _load(folder, "engine_depth")
+    pictures = {name: plots.svg(figure) for name, figure in plots.figures(found, engine).items()}
+    return {
+        **{f"docs/figures/{name}.svg": picture for name, picture in pictures.items()},
+        "docs/results.md": results_page(folder, found, pictures).encode(),
+        README: with_block(readme, readme_block(folder, found)).encode(),
+    }
+
+
+def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str]) -> str:
+    """docs/results.md as text."""
+    engine = _load(folder, "engine_depth")
     parts = [
-        "# Results\n\nWritten by `make bench` from the stored runs in `results/`; each names its command, config, seed,"
-        " commit and machine. Quality: full ranking, seen items left out, 95 % bootstrap intervals over users.",
-        *(_quality_section(each) for each in quality),
-        _depth_section(quality),
+        "# Results\n\nWritten by `make results` from the stored runs in `results/`; each names its command, config,"
+        " seed, commit and machine. Quality: full ranking, seen items left out, 95 % bootstrap intervals over users and"
+        " seeds together, differences user by user over the seeds that both sides have.",
+        *quality_sections(quality, engine, pictures),
+        training_section(folder),
         _parity_section(_load(folder, "parity")),
-        _engine_section(_load(folder, "engine_depth")),
+        _engine_section(engine),
         _selector_section(_load(folder, "selector_latency")),
         _server_section(_load(folder, "server_start"), _load(folder, "grpc_echo")),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def readme_block(folder: Path = RESULTS) -> str:
+def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
     """The figures that README.md shows, between its markers."""
-    quality = _quality(folder)
-    systems = ["depth 4", "depth 8", "depth 12", "depth 16", "transitions", "EASE", "popularity"]
-    rows = []
-    for name in systems:
-        found = [each["result"]["evaluation"]["systems"][name]["metrics"] for each in quality]
-        rows.append([name, *(_decimal(mean(f[m]["value"] for f in found)) for m in METRICS)])
+    by_name = {pool.dataset: pool for pool in quality}
     echo, start = _load(folder, "grpc_echo")["result"], _load(folder, "server_start")["result"]["median"]
     parity = _load(folder, "parity")["result"]["rows"]
     depth_4, depth_16 = (_engine(folder, depth) for depth in (4, 16))
     decisions = [r for r in _load(folder, "selector_latency")["result"]["rows"] if r["history"] == 200]
     facts = [
+        *_large_fact(by_name.get("ml-1m")),
         f"engines against torch, history 1 to 200: largest error of a user vector"
         f" {max(r['max_abs_error'] for r in parity):.1e}; the same top 10 for"
         f" {min(r['identical_share'] for r in parity):.1%} of {parity[0]['users']} users",
@@ -60,35 +70,43 @@ def readme_block(folder: Path = RESULTS) -> str:
         f" {echo['ratio_requests_per_s']:.2f}",
         f"`fathom serve` is ready after {start['ready_s']:.1f} s and holds {start['served_mb']:.0f} MB",
     ]
-    table = _table([f"ML-100K, test item, mean of {len(quality)} seeds", *(m.upper() for m in METRICS)], rows)
-    return table + "\n\n" + "\n".join(f"- {fact}" for fact in facts)
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    return "\n\n".join(part for part in (_small_table(by_name.get("ml-100k")), listed) if part)
 
 
-def _quality_section(quality: Run) -> str:
-    evaluation, plans = quality["result"]["evaluation"], quality["result"]["plans"]
-    deepest = evaluation["reference"]
-    rows = []
-    for name, system in evaluation["systems"].items():
-        difference = "" if name == deepest else _interval(system["difference"]["ndcg@10"])
-        cells = [_interval(system["metrics"][metric]) for metric in METRICS]
-        rows.append([name, *cells, f"{system['coverage@10']:.3f}", difference])
-    head = ["test item", *(metric.upper() for metric in METRICS), "coverage@10", f"NDCG@10 less {deepest}"]
-    names = list(plans["evidence"])
-    figures = list(dict.fromkeys(key for found in plans["evidence"].values() for key in found))
-    plan_rows = [[key, *(_interval(plans["evidence"][n].get(key)) for n in names)] for key in figures]
-    minutes = sum(quality["result"]["stage_seconds"].values()) / 60
-    title = f"## MovieLens-100K, seed {quality['seed']}"
-    note = f"`fathom build` took {minutes:.1f} minutes. Plans on the validation item; `{plans['winner']}` was shipped:"
-    return "\n\n".join([title, _table(head, rows), note, _table(["validation item", *names], plan_rows)])
+def _small_table(pool: Pool | None) -> str:
+    wanted = [("ladder", f"depth {depth}") for depth in (4, 8, 12, 16)]
+    wanted += [("baselines", name) for name in ("transitions", "EASE", "popularity")]
+    rows = _figures(pool, wanted)
+    if pool is None or not rows:
+        return ""
+    return table([f"ML-100K, test item, mean of {seeds(len(pool.of('ladder')))}", "HR@10", "NDCG@10"], rows)
 
 
-def _depth_section(quality: Sequence[Run]) -> str:
-    found = []
-    for each in quality:
-        shallow = each["result"]["evaluation"]["systems"]["depth 4"]["difference"]["ndcg@10"]
-        turned = {"value": -shallow["value"], "low": -shallow["high"], "high": -shallow["low"]}
-        found.append([f"seed {each['seed']}", _interval(turned)])
-    return "\n\n".join(["## NDCG@10 of depth 16 less depth 4", _table(["ML-100K, test item", "difference"], found)])
+def _large_fact(pool: Pool | None) -> list[str]:
+    rows = _figures(pool, [("ladder", "depth 4"), ("ladder", "depth 16")])
+    if pool is None or not rows:
+        return []
+    said = ", ".join(f"{hr}/{ndcg} at {name}" for name, hr, ndcg in rows)
+    return [f"ML-1M, test item, HR@10/NDCG@10, mean of {seeds(len(pool.of('ladder')))}: {said}"]
+
+
+def _figures(pool: Pool | None, wanted: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """System, HR@10 and NDCG@10 of those that were run."""
+    found = [] if pool is None else [(pool, arm, name, pool.mean((arm, name))) for arm, name in wanted]
+    return [[name, decimal(mean_hr(of, arm, name)), decimal(ndcg.value)] for of, arm, name, ndcg in found if ndcg]
+
+
+def training_section(folder: Path) -> str:
+    """How fast training is, "" when that was not measured."""
+    if not (folder / "training_throughput.json").exists():
+        return ""
+    result = _load(folder, "training_throughput")["result"]
+    keys = ("preset", "stage", "plain_tokens_per_s", "tokens_per_s", "ratio", "achieved_gflops", "share_of_peak")
+    rows = [[f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for key in keys] for row in result["rows"]]
+    head = ["preset", "stage", "plain fp32 loop, tokens/s", "Fathom, tokens/s", "ratio", "GFLOP/s", "share of the peak"]
+    peak = f"The peak is that of a large fp32 matrix product on the same machine: {result['peak_gflops']} GFLOP/s."
+    return f"## Training speed against the straightforward loop of the same model\n\n{table(head, rows)}\n\n{peak}"
 
 
 def _parity_section(parity: Run) -> str:
@@ -98,7 +116,7 @@ def _parity_section(parity: Run) -> str:
         for r in parity["result"]["rows"]
     ]
     head = ["depth", "largest error of the user vector", "identical top 10", "users"]
-    return f"## Engines against torch, history {low} to {high}\n\n" + _table(head, rows)
+    return f"## Engines against torch, history {low} to {high}\n\n" + table(head, rows)
 
 
 def _engine_section(engine: Run) -> str:
@@ -113,7 +131,7 @@ def _engine_section(engine: Run) -> str:
         for r in engine["result"]["rows"]
     ]
     head = ["history", "depth", "median µs", "p90 µs", "share of the deepest"]
-    return "## One request inside the engine, one thread\n\n" + _table(head, rows)
+    return "## One request inside the engine, one thread\n\n" + table(head, rows)
 
 
 def _selector_section(selector: Run) -> str:
@@ -122,7 +140,7 @@ def _selector_section(selector: Run) -> str:
         for r in selector["result"]["rows"]
     ]
     head = ["items", "history", "median µs", "p99 µs", "p99.9 µs"]
-    return "## One decision of the selector, features included\n\n" + _table(head, rows)
+    return "## One decision of the selector, features included\n\n" + table(head, rows)
 
 
 def _server_section(start: Run, echo: Run) -> str:
@@ -136,20 +154,13 @@ def _server_section(start: Run, echo: Run) -> str:
     return "\n\n".join(
         [
             "## The server, depth 4, against a bare grpc.aio echo of the same messages",
-            _table(["", "p50 ms", "p99 ms", "requests/s", "server CPU µs per request"], rows),
+            table(["", "p50 ms", "p99 ms", "requests/s", "server CPU µs per request"], rows),
             f"Requests/s at concurrency 32, server over echo: {echo['result']['ratio_requests_per_s']:.3f}"
             f" ({low:.3f} to {high:.3f} over the repetitions). Start to ready {median['ready_s']:.2f} s;"
             f" resident memory {median['ready_mb']:.0f} MB when ready, {median['served_mb']:.0f} MB after"
             f" {start['config']['requests']:,} requests.",
         ]
     )
-
-
-def _quality(folder: Path) -> list[Run]:
-    found = [json.loads(path.read_bytes()) for path in sorted(folder.glob(f"quality_{DATA}_seed_*.json"))]
-    if not found:
-        raise ArtefactError(f"{folder}: no run of {DATA} is stored; make bench measures one")
-    return found
 
 
 def _load(folder: Path, name: str) -> Run:
@@ -165,21 +176,6 @@ def _engine(folder: Path, depth: int) -> Run:
     return next(row for row in rows if row["history"] == 50 and row["depth"] == depth)
 
 
-def _interval(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{_decimal(value['value'])} [{_decimal(value['low'])}, {_decimal(value['high'])}]"
-
-
-def _decimal(value: float) -> str:
-    return f"{value:.4f}".replace("0.", ".", 1)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def with_block(page: str, block: str) -> str:
     """The page with the block between its markers; raises ArtefactError when a marker is missing."""
     before, begin, rest = page.partition(BEGIN)
@@ -190,11 +186,11 @@ def with_block(page: str, block: str) -> str:
 
 
 def main() -> None:
-    """Write both pages."""
-    readme = Path("README.md")
-    write_bytes(Path("docs/results.md"), results_page().encode())
-    write_bytes(readme, with_block(readme.read_text(encoding="utf-8"), readme_block()).encode())
-    print("wrote docs/results.md and the figures of README.md")
+    """Write all documents, and say which."""
+    written = documents(Path(README).read_text(encoding="utf-8"))
+    for path, content in written.items():
+        write_bytes(Path(path), content)
+    print(f"wrote {', '.join(written)}")
 
 
 if __name__ == "__main__":
