@@ -1,0 +1,68 @@
+"""Healing of a part of the weights: which of them are trained; all others stay as they are, bit for bit.
+
+A frozen weight costs no gradient and no optimizer state, and what lies below the lowest trained one costs no backward.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from fathom.errors import ConfigError
+from fathom.training.model import ElasticModel
+
+Tune = Literal["everything", "exits", "last-three", "lora"]
+
+RANK = 8
+LAST_LAYERS = 3
+
+
+def restrict(model: ElasticModel, tune: Tune) -> None:
+    """Freeze, in place, whatever ``tune`` does not train.
+
+    exits: the exits (norm and adapter) and the norms of all blocks. last-three: the exits and the blocks of the last
+    three layers that a depth executes, of every depth, so that each gets what "head + last three layers" gives a
+    network of that depth (arXiv 2411.15558). lora: adapters of rank 8 beside every linear layer of the blocks (arXiv
+    2106.09685), which draw from torch's random stream and start as no change, besides what ``exits`` trains; they
+    replace those layers until ``restore``. Raises ConfigError for lora without peft.
+    """
+    if tune == "everything":
+        return
+    model.requires_grad_(False)
+    if tune == "lora":
+        _add_adapters(model)
+    model.exits.requires_grad_(True)
+    if tune == "last-three":
+        for layer in {layer for path in model.config.paths.values() for layer in path[-LAST_LAYERS:]}:
+            model.block(layer).requires_grad_(True)
+        return
+    for module in model.layers.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(True)
+
+
+def restore(model: ElasticModel, tune: Tune) -> ElasticModel:
+    """The model as an ordinary one whose weights can all be trained; adapters are merged into the layers they adapt."""
+    if tune == "lora":
+        model = _merge_adapters(model)
+    model.requires_grad_(True)
+    return model
+
+
+def _add_adapters(model: ElasticModel) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError:
+        raise ConfigError("train.heal_tune=lora: peft is not installed; run: pip install 'fathom[peft]'") from None
+    linears = [name for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)]
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=linears), model.layers)
+
+
+def _merge_adapters(model: ElasticModel) -> ElasticModel:
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+    state = model.state_dict()
+    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    return ElasticModel.of(model.config, plain).to(model.embedding.weight.device)
