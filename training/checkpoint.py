@@ -3,7 +3,7 @@
 model.safetensors   the weights
 config.json         schema_version, model (ModelConfig), train (TrainConfig), dataset sha256, split, sha256 of the files
 items.parquet       the frozen id map: row i is item i (id, title, categories)
-metrics.json        how training went: validation NDCG@10 per exit after each evaluated epoch
+metrics.json        how training went: validation NDCG@10 per exit after each evaluated epoch, and seconds in all
 """
 
 from collections.abc import Mapping

@@ -26,7 +26,8 @@ class TrainState:
 
     ``fingerprint`` names config, data and starting weights: another run's state is not ours. ``stage`` and
     ``epoch`` come next; ``best`` are the stage's best weights so far, ``best_score`` their validation NDCG@10, and
-    ``stale`` the validations since then. ``optimizer`` is torch's own per-parameter state.
+    ``stale`` the validations since then; ``seconds`` what training took so far. ``optimizer`` is
+    torch's own per-parameter state.
     """
 
     fingerprint: str
@@ -34,6 +35,7 @@ class TrainState:
     epoch: int
     stale: int
     best_score: float
+    seconds: float
     weights: Weights
     best: Weights
     optimizer: dict[int, Weights]
@@ -53,6 +55,7 @@ class TrainState:
                 "epoch": self.epoch,
                 "stale": self.stale,
                 "best_score": self.best_score,
+                "seconds": self.seconds,
                 "history": self.history,
             }
             write_json(folder / "state.json", numbers)
@@ -74,6 +77,7 @@ def load_state(path: Path, fingerprint: str) -> TrainState | None:
             epoch=numbers["epoch"],
             stale=numbers["stale"],
             best_score=numbers["best_score"],
+            seconds=numbers["seconds"],
             weights=load_file(path / "model.safetensors"),
             best=load_file(path / "best.safetensors"),
             optimizer=optimizer,

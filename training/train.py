@@ -142,6 +142,7 @@ class _Run:
     epoch: int = 0
     stale: int = 0
     best_score: float = -1.0
+    seconds: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, object]] = field(default_factory=list)
 
@@ -203,7 +204,9 @@ class Trainer:
         state = load_state(self.state_path, self.fingerprint)
         run = _Run()
         if state is not None:
-            run = _Run(state.stage, state.epoch, state.stale, state.best_score, state.best, [*state.history])
+            run = _Run(
+                state.stage, state.epoch, state.stale, state.best_score, state.seconds, state.best, [*state.history]
+            )
             self.model.load_state_dict(state.weights)
         while run.stage < len(self.stages):
             stage = self.stages[run.stage]
@@ -221,16 +224,19 @@ class Trainer:
 
     def _run_stage(self, stage: Stage, optimizer: torch.optim.Optimizer, run: _Run) -> None:
         while run.epoch < stage.epochs and run.stale < self.settings.patience:
+            started = time.monotonic()
             loss = self._epoch(stage, optimizer, run)
             run.epoch += 1
             if run.epoch % self.settings.evaluate_every == 0 or run.epoch == stage.epochs:
                 self._validate(stage, run, loss)
+            run.seconds += time.monotonic() - started
             TrainState(
                 fingerprint=self.fingerprint,
                 stage=run.stage,
                 epoch=run.epoch,
                 stale=run.stale,
                 best_score=run.best_score,
+                seconds=run.seconds,
                 weights=self.model.state_dict(),
                 best=run.best,
                 optimizer=optimizer.state_dict()["state"],
@@ -340,7 +346,7 @@ class Trainer:
             item_ids=self.dataset.item_ids,
             titles=self.dataset.titles,
             categories=self.dataset.categories,
-            metrics={"training": run.history},
+            metrics={"training": run.history, "seconds": round(run.seconds, 1)},
         )
 
 

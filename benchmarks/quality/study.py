@@ -112,7 +112,7 @@ class Study:
         if not arm.heals:
             model = start.model.with_paths(plan.paths, plan.strategy)
             changed = start.config.model_copy(update={"model": model.config})
-            return replace(start, model=model, config=changed, metrics={"training": []}).save(path)
+            return replace(start, model=model, config=changed, metrics={"training": [], "seconds": 0.0}).save(path)
         with Activity(f"{self.name}, seed {self.seed}: {arm.name}") as activity:
             return heal(start, plan, self.dataset, out=path, config=config, progress=activity.training)
 
@@ -139,9 +139,7 @@ class Study:
 
     def measure(self, arm: Arm) -> dict[str, Any]:
         """What is stored of an arm: the depths that it is about on the test items, and how training went."""
-        started = time.monotonic()
         checkpoint = self.checkpoint(arm)
-        hours = (time.monotonic() - started) / 3600
         model = checkpoint.model.with_paths(
             {depth: checkpoint.model.config.paths[depth] for depth in arm.read}, checkpoint.model.config.strategy
         )
@@ -155,7 +153,8 @@ class Study:
             | {"layers": list(model.config.paths[depth]), "parameters": parameters(model, depth)}
             for depth in arm.read
         }
-        result = {"systems": systems, "hours": round(hours, 4), "training": checkpoint.metrics["training"]}
+        result = {"systems": systems, "hours": round(checkpoint.metrics["seconds"] / 3600, 4)}
+        result["training"] = checkpoint.metrics["training"]
         return result | ({"cold": self.cold(systems)} if arm.group == "text" else {})
 
     def cold(self, systems: Mapping[str, Any]) -> dict[str, Any]:
