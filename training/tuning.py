@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from fathom.errors import ConfigError
+from fathom.errors import MissingExtraError
 from fathom.training.model import ElasticModel
 
 Tune = Literal["everything", "exits", "last-three", "lora"]
@@ -23,7 +23,7 @@ def restrict(model: ElasticModel, tune: Tune) -> None:
     three layers that a depth executes, of every depth, so that each gets what "head + last three layers" gives a
     network of that depth (arXiv 2411.15558). lora: adapters of rank 8 beside every linear layer of the blocks (arXiv
     2106.09685), which draw from torch's random stream and start as no change, besides what ``exits`` trains; they
-    replace those layers until ``restore``. Raises ConfigError for lora without peft.
+    replace those layers until ``restore``. Raises MissingExtraError for lora without peft.
     """
     if tune == "everything":
         return
@@ -52,7 +52,7 @@ def _add_adapters(model: ElasticModel) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
-        raise ConfigError("train.heal_tune=lora: peft is not installed; run: pip install 'fathom[peft]'") from None
+        raise MissingExtraError("peft", "peft") from None
     linears = [name for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)]
     inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=linears), model.layers)
 

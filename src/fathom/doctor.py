@@ -10,6 +10,8 @@ EXTRAS = {
     "torch": "train",
     "polars": "train",
     "onnx": "train",
+    "transformers": "text",
+    "peft": "peft",
     "locust": "load",
     "tensorrt_rtx": "rtx",
     "ray": "ray",
