@@ -29,6 +29,7 @@ from fathom.training.objectives import CandidateSource, Objective
 from fathom.training.presets import TrainConfig
 from fathom.training.splits import Cases, split
 from fathom.training.state import TrainState, copy_weights, load_state, remove_state
+from fathom.training.text import initialise_embeddings, title_vectors
 from fathom.training.tuning import Tune, restore, restrict
 
 #: The learning rate ends a stage at this share of its peak.
@@ -172,6 +173,9 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         if start is None:
             self.model = ElasticModel(config.model.for_items(dataset.n_items))
+            if self.settings.item_text:
+                encoder = None if self.settings.item_text == "minilm" else Path(self.settings.item_text)
+                initialise_embeddings(self.model, title_vectors(dataset.titles, encoder))
         else:
             self.model = ElasticModel.of(start.config, start.state_dict())
         if self.model.config.items != dataset.n_items:

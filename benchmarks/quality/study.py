@@ -153,7 +153,7 @@ class Study:
             | {"layers": list(model.config.paths[depth]), "parameters": parameters(model, depth)}
             for depth in arm.read
         }
-        result = {"systems": systems, "hours": round(checkpoint.metrics["seconds"] / 3600, 4)}
+        result = {"systems": systems, "hours": round(checkpoint.metrics["seconds"] / 3600, 6)}
         result["training"] = checkpoint.metrics["training"]
         return result | ({"cold": self.cold(systems)} if arm.group == "text" else {})
 
@@ -180,7 +180,7 @@ class Study:
         scorers = [named(name, BASELINES[name](self.split.until_test, self.dataset.n_items)) for name in names]
         report = evaluate(self.split.test, scorers, n_items=self.dataset.n_items, seed=self.seed)
         systems = {name: summary(report.places[name], seed=self.seed) for name in names}
-        return {"systems": systems, "hours": round((time.monotonic() - started) / 3600, 4)}
+        return {"systems": systems, "hours": round((time.monotonic() - started) / 3600, 6)}
 
 
 def parameters(model: ElasticModel, depth: int) -> Mapping[str, int]:

@@ -10,8 +10,11 @@ import torch
 
 from fathom.errors import ConfigError, MissingExtraError
 from fathom.training import text
+from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel, ModelConfig
+from fathom.training.presets import apply_settings, preset
 from fathom.training.text import initialise_embeddings, title_vectors
+from fathom.training.train import Trainer
 
 WORDS = ["red", "green", "lip", "stick", "nail", "polish", "toy", "car", "track"]
 
@@ -130,3 +133,31 @@ def test_a_narrow_encoder_fills_the_columns_it_has() -> None:
 def test_vectors_of_another_catalogue_are_refused() -> None:
     with pytest.raises(ConfigError, match="4 text vectors for a model of 5 items"):
         initialise_embeddings(small_model(5), unit_rows(4, 8))
+
+
+def test_training_starts_at_the_titles_where_it_is_told_to(encoder: Path, tmp_path: Path) -> None:
+    titles = tuple(f"{a} {b}" for a in WORDS for b in WORDS)
+    items = np.tile(np.arange(len(titles), dtype=np.int32), 2)
+    ids = tuple(map(str, range(len(titles))))
+    data = Dataset(
+        Sequences(items, np.array([0, len(titles), len(items)], dtype=np.int64)),
+        ids,
+        titles,
+        ((),) * len(titles),
+        ("a", "b"),
+        {},
+        "d" * 64,
+    )
+
+    def start(*settings: str) -> torch.Tensor:
+        config = apply_settings(preset("tiny"), settings)
+        trainer = Trainer(config, data, torch.device("cpu"), None, tmp_path / "state", lambda _: None)
+        return trainer.model.embedding.weight.detach()
+
+    told = start(f"train.item_text={encoder}")
+    expected = ElasticModel(preset("tiny").model.for_items(len(titles)))
+    with torch.no_grad():
+        expected.embedding.weight.copy_(start())
+    initialise_embeddings(expected, title_vectors(titles, encoder))
+    assert torch.equal(told, expected.embedding.weight)
+    assert not torch.equal(told, start())
