@@ -1,8 +1,8 @@
 """Pointwise SiLU attention for training: a few rows at a time, so that no score leaves the cache.
 
-The plain expression writes every score to memory three times and reads it back in backward: bound by memory at a tenth
-of the machine's arithmetic. Here backward computes the scores again (arXiv 2112.05682), keys that lie in the future
-of a whole block of queries are left out, and queries, keys and values are read where the projection left them.
+The plain expression writes every score to memory three times and reads it back in backward. Here backward computes the
+scores again (arXiv 2112.05682), keys that lie in the future of a whole block of queries are left out, and queries, keys
+and values are read where the projection left them.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 #: Scores of one head held at a time on a CPU: 512 KB, a part of what a core's own cache holds; on a GPU 256 MB.
 SCORES_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 26}
-#: Queries that share their keys; the last of them sees no key too many, the first of them this many.
+#: Queries that share their keys: the first of them is offered this many too many, the last none.
 QUERIES_AT_ONCE = 64
 
 

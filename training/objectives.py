@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fathom.training.dataset import Sequences
 
-#: Scores held at a time while a partition sum is taken: on a CPU what its caches hold, on a GPU 1 GB.
+#: Scores held at a time while a partition sum is taken: 16 MB on a CPU, 1 GB on a GPU.
 SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
