@@ -32,19 +32,20 @@ class _SiluAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """See ``silu_attention``."""
-        gate, q, k, v = F.silu(projected).chunk(4, dim=-1)
+        activated = F.silu(projected)
+        gate, q, k, v = activated.chunk(4, dim=-1)
         attended = torch.empty_like(gate, memory_format=torch.contiguous_format)
         for part in _parts(projected, bias):
             weights = F.silu(part.scores(q, k, bias), inplace=True)
             part.queries(attended).copy_(weights @ part.keys(v))
-        ctx.save_for_backward(projected, bias)
+        ctx.save_for_backward(projected, activated, bias)
         return gate.contiguous(), attended
 
     @staticmethod
     def backward(ctx: Any, to_gate: Tensor, to_attended: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the projection and the bias."""
-        projected, bias = ctx.saved_tensors
-        _, q, k, v = F.silu(projected).chunk(4, dim=-1)
+        projected, activated, bias = ctx.saved_tensors
+        _, q, k, v = activated.chunk(4, dim=-1)
         out, to_bias = torch.zeros_like(projected), torch.zeros_like(bias)
         to_u, to_q, to_k, to_v = out.chunk(4, dim=-1)
         to_u.copy_(to_gate)

@@ -27,9 +27,10 @@ def test_without_runs_or_markers_there_is_an_error_and_no_page(tmp_path: Path) -
 
 def test_speed_of_training_is_shown_when_it_was_measured(tmp_path: Path) -> None:
     assert training_section(tmp_path) == ""
-    row = {"preset": "tiny", "stage": "grow", "plain_tokens_per_s": 1000, "tokens_per_s": 2500, "ratio": 2.5}
+    speeds = {"straightforward": 1000, "same batches": 1250, "fathom": 2500}
+    row = {"preset": "tiny", "stage": "grow", "events_per_s": speeds, "ratio": 2.5, "ratio_same_batches": 2.0}
     result = {"peak_gflops": 90, "rows": [{**row, "achieved_gflops": 30.5, "share_of_peak": 0.339}]}
     (tmp_path / "training_throughput.json").write_text(json.dumps({"result": result}))
     page = training_section(tmp_path)
-    assert "| tiny | grow | 1,000 | 2,500 | 2.5 | 30.5 | 0.339 |" in page
+    assert "| tiny | grow | 1,000 | 1,250 | 2,500 | 2.5 | 2.0 | 30.5 | 0.339 |" in page
     assert "product on the same machine: 90 GFLOP/s" in page

@@ -3,8 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fathom.training import objectives
 from fathom.training.dataset import Sequences
-from fathom.training.objectives import Candidates, CandidateSource, Objective
+from fathom.training.objectives import Candidates, CandidateSource, Objective, partition
 
 N_ITEMS, WIDTH = 12, 4
 
@@ -80,3 +81,26 @@ def test_samples_are_never_the_users_own_items(train: Sequences) -> None:
     assert own.any()
     assert (drawn.weights[0][own] == 0).all()
     assert (drawn.weights[0][~own] > 0).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * N_ITEMS, 1 << 20])
+def test_the_partition_sum_taken_in_parts_is_the_plain_one_forward_and_backward(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(objectives.SCORES_AT_ONCE, "cpu", at_once)
+    inputs = unit(5, 7, WIDTH).double(), unit(N_ITEMS, WIDTH, seed=1).double() / 0.1
+    weights = torch.rand(5, N_ITEMS, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    above = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def plain(users: torch.Tensor, vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mass = (users @ vectors.T).exp() * weights[:, None]
+        return mass.sum(-1).log(), (mass @ vectors / mass.sum(-1, keepdim=True)).detach()
+
+    found = []
+    for total in (partition, plain):
+        users, vectors = (x.clone().requires_grad_() for x in inputs)
+        log_total, expected = total(users, vectors, weights)
+        log_total.backward(above)  # type: ignore[no-untyped-call]
+        found.append([log_total, expected, users.grad, vectors.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
