@@ -66,7 +66,7 @@ def events(batch: Batch) -> int:
     return int((batch.items > 0).sum())
 
 
-def measure_side(side: str, preset_name: str, dataset: Path, *, steps: int, warm_up: int = 15) -> list[dict[str, Any]]:
+def measure_side(side: str, preset_name: str, dataset: Path, *, steps: int, warm_up: int = 40) -> list[dict[str, Any]]:
     """Events per second of each stage on one side, its FLOP per event, and the mean loss, in this process."""
     if side != "fathom":
         vars(blocks).update(silu_attention=plain_attention, dropout=F.dropout)
