@@ -76,8 +76,10 @@ PRESETS: dict[str, TrainConfig] = {
         train=TrainSettings(grow_epochs=12, epochs=10),
     ),
     "retail": TrainConfig(
-        model=ModelSettings(span=100, time_bias=True, dropout=0.2),
-        train=TrainSettings(window=100, batch_tokens=3200, grow_epochs=6, epochs=8),
+        model=ModelSettings(span=100, dropout=0.2),
+        train=TrainSettings(
+            window=100, batch_tokens=3200, grow_epochs=5, epochs=4, heal_epochs=1, targets_ahead=20, evaluate_every=1
+        ),
     ),
     "tiny": TrainConfig(
         model=ModelSettings(width=16, heads=1, max_history=32, span=16, dropout=0.1),
