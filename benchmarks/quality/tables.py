@@ -27,6 +27,8 @@ PUBLISHED_ML_1M = ["SASRec with 3,000 negatives, best published figure we know",
 CLAIMS = (("1.35x", "87.3"), ("1.8x", "84.6"), ("2.5x", "78.3"))  # compression, percent of quality kept
 SYSTEMS = tuple(f"depth {depth}" for depth in DEPTHS)
 NON_INFERIORITY, KEPT = -0.02, 0.95
+#: The arms in which one network serves every depth, as the page calls them.
+ONE_NETWORK = {"ladder": "ladder", "prefix": "healed"}
 
 #: Chosen by importance, and what it is compared with.
 CHOICES = tuple(
@@ -85,12 +87,16 @@ def _plain_statement(pools: Sequence[Pool]) -> str:
             f" {interval(gained, signed=True)}: {pays}. Depth 4 keeps {percent(kept)} % of depth 16; at least"
             f" {100 * KEPT:.0f} %: {shown}."
         )
-        exits = [verdict for *_, verdict in _exits(pool)]
-        if exits:
-            counts = ", ".join(f"{exits.count(v)} {v}" for v in dict.fromkeys(exits))
-            line += f" Exits against separately trained networks: {counts}."
+        verdicts = {about: [verdict for *_, verdict in _exits(pool, arm)] for arm, about in ONE_NETWORK.items()}
+        counts = [f"{about}: {_counted(found)}" for about, found in verdicts.items() if found]
+        if counts:
+            line += f" Exits against separately trained networks: {'; '.join(counts)}."
         lines.append(line)
     return "\n".join(["## What the figures say\n", *lines]) if lines else ""
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
 
 
 def _choice_of_layers(pools: Sequence[Pool]) -> str:
@@ -144,11 +150,11 @@ def mean_hr(pool: Pool, arm: str, system: str) -> float:
     return fmean(run.systems[system]["hr@10"]["value"] for run in pool.of(arm) if system in run.systems)
 
 
-def _exits(pool: Pool) -> list[tuple[str, Pooled, str]]:
-    """Depth, its NDCG@10 relative to the separately trained network less 1, and the verdict."""
+def _exits(pool: Pool, arm: str) -> list[tuple[str, Pooled, str]]:
+    """Depth, its NDCG@10 in this arm relative to the separately trained network less 1, and the verdict."""
     found = []
     for depth, system in zip(DEPTHS, SYSTEMS, strict=True):
-        share = pool.share(("ladder", system), (f"alone-{depth}", system))
+        share = pool.share((arm, system), (f"alone-{depth}", system))
         if share is not None:
             relative = Pooled(share.value - 1, share.low - 1, share.high - 1, share.seeds)
             below = "worse" if relative.high < NON_INFERIORITY else "not shown"
@@ -157,9 +163,17 @@ def _exits(pool: Pool) -> list[tuple[str, Pooled, str]]:
 
 
 def _exits_against_alone(pool: Pool) -> str:
-    rows = [[system, percent(lost, signed=True), verdict, str(lost.seeds)] for system, lost, verdict in _exits(pool)]
-    head = ["exit of the ladder", "NDCG@10 against `alone-`, %", "verdict", "seeds"]
-    return "Each exit against the network that was trained for its depth alone:\n\n" + table(head, rows) if rows else ""
+    rows = [
+        [f"{about}, {system}", percent(lost, signed=True), verdict, str(lost.seeds)]
+        for arm, about in ONE_NETWORK.items()
+        for system, lost, verdict in _exits(pool, arm)
+    ]
+    about = (
+        "Each exit against the network that was trained for its depth alone, for as many epochs as the ladder;"
+        " healing, which every bundle goes through, adds some:"
+    )
+    head = ["exit", "NDCG@10 against `alone-`, %", "verdict", "seeds"]
+    return f"{about}\n\n{table(head, rows)}" if rows else ""
 
 
 def _healed(pool: Pool) -> str:

@@ -60,11 +60,12 @@ def test_depth_pays_only_where_the_interval_leaves_zero_out() -> None:
 
 def test_each_exit_is_judged_against_the_network_of_its_depth() -> None:
     alone = [run_of("alone-4", 0, {4: 90}), run_of("alone-8", 0, {8: 81}), run_of("alone-16", 0, {16: 80})]
-    text = page(ladder(0, LEVEL), *alone).partition("Each exit against")[2]
-    assert row(text, "depth 4")[1].startswith("-11.1 [")
-    assert row(text, "depth 4")[2:] == ["worse", "1"]
-    assert row(text, "depth 8")[2] == "not shown"
-    assert row(text, "depth 16")[1:] == ["+0.0 [+0.0, +0.0]", "within 2 %", "1"]
+    text = page(ladder(0, LEVEL), run_of("prefix", 0, RISING), *alone).partition("Each exit against")[2]
+    assert row(text, "ladder, depth 4")[1].startswith("-11.1 [")
+    assert row(text, "ladder, depth 4")[2:] == ["worse", "1"]
+    assert row(text, "ladder, depth 8")[2] == "not shown"
+    assert row(text, "ladder, depth 16")[1:] == ["+0.0 [+0.0, +0.0]", "within 2 %", "1"]
+    assert row(text, "healed, depth 4")[2] == "worse"
 
 
 def test_choosing_layers_is_compared_with_the_first_layers_and_with_chance() -> None:
