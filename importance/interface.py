@@ -42,6 +42,32 @@ class LayeredModel(Protocol):
         """-log p(label) of each sample, (samples,), from the last layer's output; the true labels by default."""
         ...
 
+    def log_probabilities(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """log p(label) of every label, (samples, labels), from the last layer's output."""
+        ...
+
+    def run_last_layer(self, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
+        """The output of a layer that no other follows: where only some positions are read, only those are computed."""
+        ...
+
+    def judge(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sample's loss and the place of its true label, from 0, among the answers that count, both (samples,).
+
+        Equal scores count against the true label. ``hidden`` is the last layer's output, of ``run_last_layer`` too.
+        """
+        ...
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What each sample ought to be answered, as a vector, (samples, features): that of its true label."""
+        ...
+
+    def attention(self, batch: Batch, layer: int, hidden: Tensor) -> Tensor | None:
+        """How much each query of a layer takes from each key, (samples, heads, positions, positions), not negative.
+
+        ``hidden`` is the layer's input. Rows of real positions sum to 1; None for a layer without attention.
+        """
+        ...
+
     def sample_labels(self, batch: Batch, hidden: Tensor, generator: torch.Generator) -> Tensor:
         """One label per sample, drawn from the model's own p(label), (samples,) int64."""
         ...

@@ -1,7 +1,7 @@
 """LayerRanking: how important each layer is by every method, how sure that is, and what the methods agree on."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from fathom.errors import ArtefactError
 from fathom.files import read_json, write_json
+from fathom.importance.grades import Grade
 
 SCHEMA_VERSION = 1
 
@@ -33,7 +34,8 @@ class LayerRanking:
 
     checkpoint, dataset: sha256, or None when unknown; users: how many were measured; kendall_tau: method -> method ->
     -1..1; consensus_scores: Borda score per layer, 1 when all methods put it first and 0 when all put it last;
-    consensus_order: layers, most important first, ties by the lower index.
+    consensus_order: layers, most important first, ties by the lower index; grades: metric -> method or "consensus" ->
+    Grade against a lattice of the same users, empty where none was measured.
 
     Raises ArtefactError when the parts contradict each other or a number is not finite.
     """
@@ -47,6 +49,7 @@ class LayerRanking:
     kendall_tau: dict[str, dict[str, float]]
     consensus_scores: tuple[float, ...]
     consensus_order: tuple[int, ...]
+    grades: dict[str, dict[str, Grade]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -58,7 +61,8 @@ class LayerRanking:
         methods = {name: asdict(method) for name, method in self.methods.items()}
         consensus = {"scores": self.consensus_scores, "order": self.consensus_order}
         head = {key: getattr(self, key) for key in ("layers", "checkpoint", "dataset", "users", "seed")}
-        body = {"methods": methods, "kendall_tau": self.kendall_tau, "consensus": consensus}
+        grades = {metric: {name: asdict(grade) for name, grade in row.items()} for metric, row in self.grades.items()}
+        body = {"methods": methods, "kendall_tau": self.kendall_tau, "consensus": consensus, "grades": grades}
         write_json(path, {"schema_version": SCHEMA_VERSION, **head, **body})
 
     @classmethod
@@ -84,12 +88,20 @@ class LayerRanking:
             kendall_tau={a: {b: float(tau) for b, tau in row.items()} for a, row in value["kendall_tau"].items()},
             consensus_scores=tuple(map(float, value["consensus"]["scores"])),
             consensus_order=tuple(map(int, value["consensus"]["order"])),
+            grades={
+                metric: {name: _grade(g) for name, g in row.items()} for metric, row in value.get("grades", {}).items()
+            },
         )
 
 
 def _method(value: dict[str, Any]) -> MethodScores:
     scores, low, high = (tuple(map(float, value[key])) for key in ("scores", "low", "high"))
     return MethodScores(scores, low, high, tuple(map(int, value["ranks"])), float(value["seconds"]))
+
+
+def _grade(value: dict[str, Any]) -> Grade:
+    regret = {int(size): float(lost) for size, lost in value["regret"].items()}
+    return Grade(float(value["tau"]), float(value["low"]), float(value["high"]), regret)
 
 
 def _problems(ranking: LayerRanking) -> Iterator[str]:

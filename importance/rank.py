@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.importance.grades import CONSENSUS, Truth, grade
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
+from fathom.importance.lattice import METRICS, Lattice
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.statistics import Floats, bootstrap_interval, borda, kendall_tau, order_by, ranks_of
 
@@ -23,13 +25,15 @@ def rank_layers(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    lattice: Lattice | None = None,
     checkpoint: str | None = None,
     dataset: str | None = None,
 ) -> LayerRanking:
     """Score every layer of a model by each method on the same batches; equal seeds give equal results.
 
-    checkpoint, dataset: sha256 to note in the result. Raises ConfigError when there is nothing to rank, DataError
-    without data, ArtefactError when activations or scores are not finite.
+    lattice: the truth about the same batches, to grade the methods by. checkpoint, dataset: sha256 to note in the
+    result. Raises ConfigError when there is nothing to rank, DataError without data, ArtefactError when activations or
+    scores are not finite.
     """
     layers = len(model.layers)
     if sorted(model.layers) != list(range(layers)):
@@ -41,9 +45,14 @@ def rank_layers(
     users = sum(len(model.real_positions(batch)) for batch in batches)
     if users == 0:
         raise DataError("no users to rank layers on: the data holds no history")
-    measured = {name: _measure(name, method, model, batches, seed, progress) for name, method in methods.items()}
+    measured, rows = {}, {}
+    for name, method in methods.items():
+        measured[name], rows[name] = _measure(name, method, model, batches, seed, progress)
     agreement = {a: {b: kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured}
     consensus = borda([method.ranks for method in measured.values()])
+    graded = rows | {CONSENSUS: np.array([consensus])}
+    truths = {} if lattice is None else {metric: Truth.of(lattice, metric) for metric in METRICS}
+    sizes = range(1, layers)
     return LayerRanking(
         layers=layers,
         checkpoint=checkpoint,
@@ -54,6 +63,10 @@ def rank_layers(
         kendall_tau=agreement,
         consensus_scores=tuple(consensus),
         consensus_order=tuple(order_by(consensus)),
+        grades={
+            metric: {name: grade(scores, truth, sizes, seed=seed) for name, scores in graded.items()}
+            for metric, truth in truths.items()
+        },
     )
 
 
@@ -77,7 +90,7 @@ def _measure(
     batches: Sequence[Batch],
     seed: int,
     progress: Progress | None,
-) -> MethodScores:
+) -> tuple[MethodScores, Floats]:
     # The stream depends on the method's name, so that adding a method does not change the others' results.
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
     started = time.perf_counter()
@@ -86,7 +99,8 @@ def _measure(
     _check(name, rows, model, batches)
     low, high = bootstrap_interval(rows, seed=seed)
     scores = rows.mean(0)
-    return MethodScores(_floats(scores), _floats(low), _floats(high), tuple(ranks_of(scores)), round(seconds, 3))
+    found = MethodScores(_floats(scores), _floats(low), _floats(high), tuple(ranks_of(scores)), round(seconds, 3))
+    return found, rows
 
 
 def _floats(values: Floats) -> tuple[float, ...]:

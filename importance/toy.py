@@ -55,6 +55,27 @@ class GatedToy(nn.Module):
             self._logits(batch, hidden), batch.labels if labels is None else labels, reduction="none"
         )
 
+    def log_probabilities(self, batch: ToyBatch, hidden: Tensor) -> Tensor:
+        """Log softmax over the classes, (samples, classes)."""
+        return self._logits(batch, hidden).log_softmax(-1)
+
+    def run_last_layer(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:
+        """All positions are read."""
+        return self.run_layer(batch, layer, hidden)
+
+    def judge(self, batch: ToyBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy, and how many other classes score as high as the right one."""
+        scores = self.log_probabilities(batch, hidden)
+        own = scores.gather(1, batch.labels[:, None])
+        return -own[:, 0], (scores >= own).sum(1) - 1
+
+    def targets(self, batch: ToyBatch) -> Tensor:
+        """The readout row of the right class, (samples, width)."""
+        return self.readout.weight.detach()[batch.labels]
+
+    def attention(self, batch: ToyBatch, layer: int, hidden: Tensor) -> None:
+        """The toy has no attention."""
+
     def sample_labels(self, batch: ToyBatch, hidden: Tensor, generator: torch.Generator) -> Tensor:
         """Classes drawn from the softmax, (samples,)."""
         probabilities = self._logits(batch, hidden).softmax(-1).nan_to_num(nan=1.0)

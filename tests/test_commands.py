@@ -42,6 +42,10 @@ def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
     printed = fathom("rank", folder / "checkpoint", "--data", dataset, "--out", ranking, *methods)
     assert "ablation and block_influence" in printed or "block_influence and ablation" in printed
     assert (folder / "ranking.png").stat().st_size > 10_000
+    sampled = ["--lattice", folder / "lattice", "--lattice-orders", "2", "--workers", "2"]
+    printed = fathom("rank", folder / "checkpoint", "--data", dataset, "--out", ranking, *methods, *sampled)
+    assert "tau with the Shapley values" in printed
+    assert json.loads(ranking.read_bytes())["grades"]["loss"].keys() == {"ablation", "block_influence", "consensus"}
     plan = folder / "plan.json"
     printed = fathom("plan", ranking, "--strategy", "nested", "--depths", "2,16", "--out", plan)
     assert "nested plan" in printed

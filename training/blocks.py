@@ -118,6 +118,10 @@ class Block(nn.Module):
             return first, second
         return F.linear(x[:, -1:], linear.weight[:half]), F.linear(x, linear.weight[half:])
 
+    def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:  # noqa: ARG002
+        """What every query takes from every key, (B, heads, L, L), for the layer's input (B, L, width)."""
+        raise TypeError("Block is abstract")
+
     def become_identity(self) -> None:
         """Zero the output projections, so that the block passes its input on unchanged until it has learned."""
         raise TypeError("Block is abstract")
@@ -149,12 +153,20 @@ class HstuBlock(Block):
             uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
             u, q = F.silu(uq).chunk(2, dim=-1)
             k, v = F.silu(kv).chunk(2, dim=-1)
-            weights = F.silu(self.split_heads(q) @ self.split_heads(k).transpose(-1, -2) + bias)
+            weights = self._weights(q, k, bias)
             attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
         gated = dropout(self.attention_norm(attended) * u, self.dropout, self.training)
         residual = hidden[:, -1:] if last_only else hidden
         out: Tensor = residual + self.out(gated)
         return out
+
+    def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
+        uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=False)
+        q, k = F.silu(uq).chunk(2, dim=-1)[1], F.silu(kv).chunk(2, dim=-1)[0]
+        return self._weights(q, k, self.bias(context, last_only=False))
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+        return F.silu(self.split_heads(q) @ self.split_heads(k).transpose(-1, -2) + bias)
 
     def become_identity(self) -> None:
         nn.init.zeros_(self.out.weight)
@@ -181,15 +193,21 @@ class GatedBlock(Block):
         gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
         gate, q = gq.chunk(2, dim=-1)
         k, v = kv.chunk(2, dim=-1)
-        # Not scaled_dot_product_attention: its fused kernels give no gradient to a learned bias.
-        scores = self.split_heads(q * self.scale) @ self.split_heads(k).transpose(-1, -2)
-        weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
-        attended = weights @ self.split_heads(v)
+        attended = self._weights(q, k, context, last_only=last_only) @ self.split_heads(v)
         attended = dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
         hidden = (hidden[:, -1:] if last_only else hidden) + torch.sigmoid(gate) * attended
         gate, a, b = self.ffn_in(self.ffn_norm(hidden)).split((self.width, 2 * self.width, 2 * self.width), dim=-1)
         fed = dropout(self.ffn_out(F.silu(a) * b), self.dropout, self.training)
         return hidden + torch.sigmoid(gate) * fed
+
+    def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
+        gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=False)
+        return self._weights(gq.chunk(2, dim=-1)[1], kv.chunk(2, dim=-1)[0], context, last_only=False)
+
+    def _weights(self, q: Tensor, k: Tensor, context: Context, *, last_only: bool) -> Tensor:
+        # Not scaled_dot_product_attention: its fused kernels give no gradient to a learned bias.
+        scores = self.split_heads(q * self.scale) @ self.split_heads(k).transpose(-1, -2)
+        return torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
 
     def become_identity(self) -> None:
         nn.init.zeros_(self.out.weight)

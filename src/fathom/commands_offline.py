@@ -5,7 +5,9 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,6 +17,7 @@ from fathom.errors import ConfigError, MissingExtraError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
+    from fathom.importance.layer_ranking import LayerRanking
     from fathom.training.presets import TrainConfig
 
 DEFAULT_PRESET = "ml-100k"
@@ -164,30 +167,54 @@ def rank(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     data: Data,
     out: Out,
-    methods: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between them, or all.")
+    ] = "fisher,gradient,ablation,block_influence",
     users: Annotated[int, typer.Option(min=1, help="Users to measure on.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the users and of sampled labels.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also draw the ranking as PNG.")] = None,
+    lattice: Annotated[Path | None, typer.Option(help="Folder for every subset's quality; grades the methods.")] = None,
+    lattice_orders: Annotated[int, typer.Option(min=0, help="Sample so many orders; 0: every subset.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that measure the lattice.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Ray cluster that measures it: its address, or auto.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each layer matters, by several methods, and what they agree on.
 
     Example: fathom rank build/ml-100k/checkpoint --data build/ml-100k/dataset --out ranking.json --plot ranking.png
+
+    Example: fathom rank CHECKPOINT --data DATASET --out ranking.json --lattice lattice --workers 2
     """
     _need_training()
-    from fathom.importance.adapter import rank_checkpoint
+    from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
+    from fathom.importance.lattice import over_ray
     from fathom.importance.plot import plot_ranking
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    loaded, dataset, truth = Checkpoint.load(checkpoint), Dataset.load(data), None
+    if lattice is not None:
+        with Activity("measure the lattice") as activity:
+            truth = measure_checkpoint(
+                loaded,
+                dataset,
+                lattice,
+                users=users,
+                seed=seed,
+                orders=lattice_orders,
+                workers=workers,
+                runner=over_ray(ray) if ray else None,
+                progress=activity.lattice,
+            )
     with Activity("rank the layers") as activity:
         ranking = rank_checkpoint(
-            Checkpoint.load(checkpoint),
-            Dataset.load(data),
+            loaded,
+            dataset,
             names,
             users=users,
             seed=seed,
+            lattice=truth,
             progress=lambda method, done, total: activity.update(f"{method} {done}/{total}", done / total),
         )
     ranking.save(out)
@@ -213,6 +240,20 @@ def show_ranking(path: Path) -> None:
     pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
     taus = ", ".join(f"{a} and {b} {ranking.kendall_tau[a][b]:+.2f}" for a, b in pairs)
     show.facts("", [("Kendall tau", taus or "one method only")])
+    if ranking.grades:
+        show_grades(ranking)
+
+
+def show_grades(ranking: "LayerRanking") -> None:
+    """Print each method's grade against the lattice, the best first."""
+    losses, gains = ranking.grades["loss"], ranking.grades["ndcg@10"]
+    rows = [["method", "tau with the Shapley values", "regret of log p", "regret of NDCG@10"]]
+    for name, grade in sorted(losses.items(), key=lambda item: -item[1].tau):
+        lost = [fmean(each[name].regret.values()) if each[name].regret else nan for each in (losses, gains)]
+        rows.append(
+            [name, f"{grade.tau:+.2f} [{grade.low:+.2f}, {grade.high:+.2f}]", f"{lost[0]:.4f}", f"{lost[1]:.4f}"]
+        )
+    show.table("Grades against every subset of layers; regret: the mean over the sizes of subsets", rows)
 
 
 def plan(

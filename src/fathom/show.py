@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from fathom.importance.lattice import LatticeProgress
     from fathom.training.train import TrainProgress
 
 PLAIN_EVERY_S = 5.0
@@ -60,6 +61,11 @@ class Activity:
         detail += f", NDCG@10 at {quality}" if quality else ""
         within = progress.step / max(progress.steps, 1)
         self.update(detail, (progress.epoch - 1 + within) / progress.epochs)
+
+    def lattice(self, progress: "LatticeProgress") -> None:
+        """Show how many shards of a lattice are done, and the time left."""
+        left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+        self.update(f"shard {progress.done}/{progress.total}{left}", progress.done / progress.total)
 
     def __enter__(self) -> Self:
         if self._live:

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from fathom.errors import ArtefactError, ConfigError, DataError
-from fathom.importance.adapter import ElasticLayers, rank_checkpoint, validation_batches
+from fathom.importance.adapter import (
+    ElasticLayers,
+    drawn_cases,
+    measure_checkpoint,
+    rank_checkpoint,
+    validation_batches,
+)
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel, ModelSettings
@@ -117,3 +123,37 @@ def test_nan_weights_name_the_layer(dataset: Dataset) -> None:
         next(checkpoint.model.block(1).parameters()).fill_(float("nan"))
     with pytest.raises(ArtefactError, match="the output of layer 1 is NaN or infinite"):
         rank_checkpoint(checkpoint, dataset)
+
+
+def test_the_lattice_of_a_checkpoint_is_what_each_subset_gives_by_itself(dataset: Dataset, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(time_bias=True)
+    lattice = measure_checkpoint(checkpoint, dataset, tmp_path / "lattice", users=20, seed=3)
+    assert (lattice.layers, lattice.losses.shape, lattice.about["users"]) == (4, (20, 16), 20)
+    model, cases = checkpoint.model, leave_one_out(dataset).validation
+    layers = ElasticLayers(model)
+    rows = np.concatenate([rows for rows, _ in drawn_cases(layers, cases, users=20, seed=3)])
+    for user, row in enumerate(rows):
+        history, target = cases.histories[row][-12:], int(cases.targets[row])
+        items, times = (
+            torch.from_numpy(x)[None] for x in (history.astype(np.int64) + 1, cases.histories.times(row)[-12:])
+        )
+        for mask in range(16):
+            skip = [layer for layer in range(4) if not mask >> layer & 1]
+            scores = (
+                model(items, times, skip=skip)[4][0, -1] @ model.item_vectors().T
+            ).detach() / model.config.temperature
+            loss = torch.nn.functional.cross_entropy(scores, torch.tensor(target))
+            assert lattice.losses[user, mask] == pytest.approx(loss.item(), abs=1e-5)
+            others = np.setdiff1d(np.arange(ITEMS), np.append(cases.histories[row], target))
+            assert lattice.places[user, mask] == int((scores[others] >= scores[target]).sum())
+
+
+def test_a_lattice_is_measured_on_the_users_of_the_ranking_and_can_be_sampled(dataset: Dataset, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of()
+    whole = measure_checkpoint(checkpoint, dataset, tmp_path / "whole", users=20)
+    ablation = rank_checkpoint(checkpoint, dataset, ["ablation"], users=20).methods["ablation"]
+    values = -whole.mean("loss")
+    assert ablation.scores == pytest.approx([values[15 & ~(1 << layer)] - values[15] for layer in range(4)], abs=1e-5)
+    sample = measure_checkpoint(checkpoint, dataset, tmp_path / "sample", users=20, orders=2)
+    assert set(sample.masks) < set(whole.masks)
+    np.testing.assert_allclose(sample.losses, whole.losses[:, sample.masks], atol=1e-5)

@@ -19,7 +19,7 @@ def without_seconds(ranking: LayerRanking) -> list[object]:
     return [methods, ranking.kendall_tau, ranking.consensus_scores, ranking.consensus_order]
 
 
-def test_all_methods_put_the_decisive_layer_first_and_the_irrelevant_one_last() -> None:
+def test_the_default_methods_put_the_decisive_layer_first_and_the_irrelevant_one_last() -> None:
     model, batches = GatedToy(GATES), toy_batches(3, 20)
     for batch in batches:
         batch.labels.copy_(model._logits(batch, model.run_layer(batch, 1, batch.inputs)).argmax(-1))

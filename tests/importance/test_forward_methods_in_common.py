@@ -1,0 +1,135 @@
+"""What the methods that run the model forward have in common: gates they must see, padding they must not."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fathom.importance.activation import Activation
+from fathom.importance.adapter import ElasticLayers, Histories
+from fathom.importance.attention import Attention
+from fathom.importance.causal import ActivationPatching
+from fathom.importance.correlation import CKA
+from fathom.importance.gradient_flow import GradientFlow
+from fathom.importance.interface import ImportanceMethod, run_skipping
+from fathom.importance.spectral import Spectral
+from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
+from fathom.importance.uncertainty import Uncertainty
+from fathom.importance.zero_shot import ZeroShot
+from fathom.training.model import ElasticModel, ModelConfig
+
+SEE_GATES = [Activation(), CKA(), Spectral(), ActivationPatching(), Uncertainty()]
+ALL = [*SEE_GATES, Attention(), GradientFlow(), ZeroShot()]
+FOLDED = (CKA, Spectral)
+IRRELEVANT, WEAK, DECISIVE = 0.0, 0.05, 2.0
+ITEMS = 30
+
+every_method = pytest.mark.parametrize("method", ALL, ids=lambda method: type(method).__name__)
+every_method_that_sees_gates = pytest.mark.parametrize("method", SEE_GATES, ids=lambda method: type(method).__name__)
+
+
+class Careful(GatedToy):
+    """Reads no padding itself, and looks at all real positions alike."""
+
+    def attention(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        scores = (self.blocks[layer](hidden) @ hidden.mT).masked_fill(~batch.real[:, None], -torch.inf)
+        return scores.softmax(-1)[:, None]
+
+    def _logits(self, batch: ToyBatch, hidden: Tensor) -> Tensor:
+        real = batch.real[..., None]
+        logits: Tensor = self.readout(torch.where(real, hidden, 0.0).sum(1) / real.sum(1))
+        return logits
+
+
+class Reversed(GatedToy):
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(reversed(range(len(self.blocks))))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def learned(model: GatedToy, batches: list[ToyBatch]) -> list[ToyBatch]:
+    """The same inputs labelled by the model itself, so that what it does is right."""
+    return [
+        ToyBatch(batch.inputs, model._logits(batch, run_skipping(model, batch)).argmax(-1), batch.real)
+        for batch in batches
+    ]
+
+
+def part_of(batch: ToyBatch, part: slice) -> ToyBatch:
+    return ToyBatch(batch.inputs[part], batch.labels[part], batch.real[part])
+
+
+def elastic() -> ElasticLayers:
+    torch.manual_seed(0)
+    config = {"items": ITEMS, "layers": 4, "paths": {4: (0, 2, 1, 3)}, "strategy": "permuted-prefix"}
+    model = ElasticModel(ModelConfig.model_validate(config | {"width": 16, "max_history": 12, "time_bias": False}))
+    return ElasticLayers(model.double())
+
+
+def histories(model: ElasticLayers, *, padding: int) -> list[Histories]:
+    random = torch.Generator().manual_seed(1)
+    items = torch.randint(1, ITEMS + 1, (12, 7), generator=random)
+    items[::3, :4] = 0
+    items = torch.nn.functional.pad(items, (padding, 0))
+    return [model.batch(items, None, torch.randint(ITEMS, (12,), generator=random))]
+
+
+@every_method_that_sees_gates
+@pytest.mark.parametrize("decisive", [0, 2, 4])
+def test_irrelevant_layers_score_zero_and_the_decisive_layer_wins(method: ImportanceMethod, decisive: int) -> None:
+    gates = [WEAK, IRRELEVANT, WEAK, IRRELEVANT, WEAK]
+    gates[decisive] = DECISIVE
+    model = GatedToy(gates)
+    scores = method.scores(model, learned(model, toy_batches(4, 32)), generator()).mean(0)
+    assert scores.argmax() == decisive
+    assert scores[[1, 3]].abs().max() < 1e-6
+    assert scores[decisive] > 3 * scores[[layer for layer in (0, 2, 4) if layer != decisive]].abs().max()
+
+
+@every_method_that_sees_gates
+def test_columns_follow_the_layer_index_not_the_execution_order(method: ImportanceMethod) -> None:
+    model = Reversed([WEAK, IRRELEVANT, DECISIVE])
+    scores = method.scores(model, learned(model, toy_batches(2, 32)), generator()).mean(0)
+    assert scores.argmax() == 2
+    assert abs(scores[1]) < 1e-6
+
+
+@every_method
+def test_rows_are_samples_or_folds_whatever_the_batches(method: ImportanceMethod) -> None:
+    model, (whole,) = Careful([1.0, 0.5, 0.2]), toy_batches(1, 24)
+    rows = method.scores(model, [whole], generator())
+    assert rows.shape == (10 if isinstance(method, FOLDED) else 24, 3)
+    assert not rows.requires_grad
+    assert torch.equal(method.scores(model, [whole], generator()), rows)
+    parts = method.scores(model, [part_of(whole, slice(17)), part_of(whole, slice(17, 24))], generator())
+    if not isinstance(method, ActivationPatching):  # its donors come from the same batch
+        torch.testing.assert_close(parts, rows)
+
+
+@every_method
+def test_padding_is_not_read_even_if_it_is_nan(method: ImportanceMethod) -> None:
+    model, (batch,) = Careful([1.0, 0.5, 0.2]), toy_batches(1, 8)
+    assert not batch.real.all()
+    spoiled = ToyBatch(batch.inputs.masked_fill(~batch.real[..., None], float("nan")), batch.labels, batch.real)
+    rows = method.scores(model, [spoiled], generator())
+    assert rows.isfinite().all()
+    torch.testing.assert_close(rows, method.scores(model, [batch], generator()))
+
+
+@every_method
+def test_a_sequence_model_may_be_padded_further(method: ImportanceMethod) -> None:
+    model = elastic()
+    rows = method.scores(model, histories(model, padding=0), generator())
+    torch.testing.assert_close(method.scores(model, histories(model, padding=3), generator()), rows)
+
+
+@pytest.mark.parametrize("method", [*SEE_GATES, ZeroShot()], ids=lambda method: type(method).__name__)
+def test_a_block_that_became_the_identity_does_not_matter(method: ImportanceMethod) -> None:
+    model = elastic()
+    model._model.block(2).become_identity()
+    scores = method.scores(model, histories(model, padding=0), generator()).mean(0)
+    assert abs(scores[2]) < 1e-9
+    assert scores[[0, 1, 3]].abs().min() > 1e-6
