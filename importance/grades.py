@@ -14,24 +14,11 @@ from fathom.importance.lattice_values import (
     sampled_shapley_values,
     shapley_values,
 )
+from fathom.importance.layer_ranking import Grade
 from fathom.importance.statistics import CONFIDENCE, RESAMPLES, kendall_tau, order_by
 
 #: The name under which the consensus is graded beside the methods.
 CONSENSUS = "consensus"
-
-
-@dataclass(frozen=True)
-class Grade:
-    """How close a method comes to the truth.
-
-    tau: Kendall's tau between the method's scores and the exact Shapley values, with its 95 % bootstrap interval over
-    users; regret: size -> utility of the best subset of so many layers less that of the method's top layers, 0 or more.
-    """
-
-    tau: float
-    low: float
-    high: float
-    regret: dict[int, float]
 
 
 @dataclass(frozen=True)

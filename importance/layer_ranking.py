@@ -9,7 +9,6 @@ from typing import Any, Self
 
 from fathom.errors import ArtefactError
 from fathom.files import read_json, write_json
-from fathom.importance.grades import Grade
 
 SCHEMA_VERSION = 1
 
@@ -26,6 +25,20 @@ class MethodScores:
     high: tuple[float, ...]
     ranks: tuple[int, ...]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How close a method comes to the truth.
+
+    tau: Kendall's tau between the method's scores and the exact Shapley values, with its 95 % bootstrap interval over
+    users; regret: size -> utility of the best subset of so many layers less that of the method's top layers, 0 or more.
+    """
+
+    tau: float
+    low: float
+    high: float
+    regret: dict[int, float]
 
 
 @dataclass(frozen=True)
