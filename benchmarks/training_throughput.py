@@ -12,6 +12,7 @@ Writes ``results/training_throughput.json``; run it on an otherwise idle machine
 """
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def measure_side(side: str, preset_name: str, dataset: Path, *, steps: int) -> l
             trainer.step(stage, optimizer, batches[0], rng, 0.0)
         timed = batches[:steps]
         losses = [trainer.step(stage, optimizer, batch, rng, 0.0) for batch in timed]
+        trained = copy.deepcopy(trainer.model.state_dict())
         # Memory that is kept is fetched from the kernel once, while the first batches of many shapes go by.
         for batch in batches[steps:] if side == "fathom" else ():
             trainer.step(stage, optimizer, batch, rng, 0.0)
@@ -104,6 +106,7 @@ def measure_side(side: str, preset_name: str, dataset: Path, *, steps: int) -> l
         for batch in timed:
             trainer.step(stage, optimizer, batch, rng, 0.0)
         seconds = time.perf_counter() - started
+        trainer.model.load_state_dict(trained)  # the next stage's losses follow equally many steps on every side
         rows.append(
             {
                 "stage": stage.name,
