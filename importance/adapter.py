@@ -12,14 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fathom.errors import ArtefactError, ConfigError
+from fathom.importance.distribution import Runner, one_after_the_other
 from fathom.importance.interface import LayerTensors, per_sample_gradients
-from fathom.importance.lattice import (
-    Lattice,
-    Runner,
-    masks_on_the_way,
-    measure_lattice,
-    random_orders,
-)
+from fathom.importance.lattice import Lattice, masks_on_the_way, measure_lattice, random_orders
 from fathom.importance.lattice import Progress as LatticeProgressReport
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.rank import Progress, rank_layers
@@ -78,8 +73,7 @@ def measure_checkpoint(
     users: int = 256,
     seed: int = 0,
     orders: int = 0,
-    workers: int = 1,
-    runner: Runner | None = None,
+    runner: Runner = one_after_the_other,
     progress: LatticeProgressReport = lambda _: None,
 ) -> Lattice:
     """Measure every subset of the layers on the users that ``rank_checkpoint`` measures on, unless ``out`` holds it.
@@ -95,9 +89,7 @@ def measure_checkpoint(
         masks = masks_on_the_way(about["orders"])
     if (out / "lattice.json").exists() and (kept := Lattice.load(out)).about == about:
         return kept
-    return measure_lattice(
-        model, batches, out, masks=masks, about=about, workers=workers, runner=runner, progress=progress
-    )
+    return measure_lattice(model, batches, out, masks=masks, about=about, runner=runner, progress=progress)
 
 
 def _about(checkpoint: Checkpoint, dataset: Dataset, batches: list["Histories"], seed: int) -> dict[str, Any]:

@@ -4,18 +4,16 @@ A subset keeps its layers in execution order; the others are the identity. Subse
 states: walking the tree of decisions "with the layer or without it" depth first takes 2^L - 1 passes through single
 layers where one subset after the other takes L 2^(L-1).
 
-The work is cut into shards: one batch, and one choice of the first layers. A shard is always computed alone, in one
-thread, so that any number of processes or machines give the same bits, and it is kept when the run is interrupted.
+The work is cut into shards: one batch, and one choice of the first layers. Any number of processes or machines give
+the same bits (see ``distribution``), and a shard that is done is kept when the run is interrupted.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate, product
-from multiprocessing import get_context
 from operator import or_
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from fathom.errors import ArtefactError, ConfigError
 from fathom.files import new_folder, read_json, write_bytes, write_json
+from fathom.importance.distribution import Runner, one_after_the_other
 from fathom.importance.interface import Batch, LayeredModel
 
 SCHEMA_VERSION = 1
@@ -172,8 +171,6 @@ class LatticeProgress:
 
 
 Progress = Callable[[LatticeProgress], None]
-#: Computes shards somewhere and yields each one's bytes when they are there, in any order.
-Runner = Callable[[LayeredModel, Sequence[Batch], Sequence[Shard]], Iterable[tuple[Shard, bytes]]]
 
 
 def measure_lattice(
@@ -183,14 +180,13 @@ def measure_lattice(
     *,
     masks: Masks | None = None,
     about: dict[str, Any],
-    workers: int = 1,
-    runner: Runner | None = None,
+    runner: Runner = one_after_the_other,
     progress: Progress = lambda _: None,
 ) -> Lattice:
     """Measure subsets of the layers (all of them by default) on some batches and write the lattice to ``out``.
 
-    Shards are kept beside ``out`` until it is whole, and a run with equal ``about`` goes on from them. ``workers``
-    processes share the work, or whatever ``runner`` has. Raises ArtefactError where a loss is not finite.
+    Shards are kept beside ``out`` until it is whole, and a run with equal ``about`` goes on from them. Raises
+    ArtefactError where a loss is not finite.
     """
     layers = len(model.layers)
     if masks is None:
@@ -199,9 +195,8 @@ def measure_lattice(
     kept = out.with_name(f".{out.name}.shards")
     _open(kept, {"schema_version": SCHEMA_VERSION, "layers": layers, "subsets": len(masks), **about})
     missing = [shard for shard in shards if not (kept / shard.name).exists()]
-    run = runner or (over_processes(workers) if workers > 1 else one_after_the_other)
     started, before = time.monotonic(), len(shards) - len(missing)
-    for done, (shard, data) in enumerate(run(model, batches, missing), 1):
+    for done, (shard, data) in enumerate(runner(compute, (model, batches), missing), 1):
         write_bytes(kept / shard.name, data)
         left = (len(missing) - done) * (time.monotonic() - started) / done
         progress(LatticeProgress(before + done, len(shards), left))
@@ -230,76 +225,13 @@ def _open(kept: Path, about: dict[str, Any]) -> None:
         write_json(note, about)
 
 
-def compute(model: LayeredModel, batches: Sequence[Batch], shard: Shard) -> bytes:
-    """One shard as the bytes of its file, in one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        losses, places = judge_subsets(model, batches[shard.batch], shard.masks)
-    finally:
-        torch.set_num_threads(threads)
+def compute(work: tuple[LayeredModel, Sequence[Batch]], shard: Shard) -> bytes:
+    """One shard as the bytes of its file."""
+    model, batches = work
+    losses, places = judge_subsets(model, batches[shard.batch], shard.masks)
     data = BytesIO()
     np.savez(data, losses=losses, places=places)
     return data.getvalue()
-
-
-def one_after_the_other(
-    model: LayeredModel, batches: Sequence[Batch], shards: Sequence[Shard]
-) -> Iterator[tuple[Shard, bytes]]:
-    """The Runner of a single process."""
-    for shard in shards:
-        yield shard, compute(model, batches, shard)
-
-
-def over_processes(workers: int) -> Runner:
-    """A Runner that shares the work among processes of this machine."""
-
-    def run(model: LayeredModel, batches: Sequence[Batch], shards: Sequence[Shard]) -> Iterator[tuple[Shard, bytes]]:
-        context = get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(model, batches)) as pool:
-            waiting: dict[Future[bytes], Shard] = {pool.submit(_compute, shard): shard for shard in shards}
-            try:
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        yield waiting.pop(future), future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    return run
-
-
-def over_ray(address: str | None = None) -> Runner:
-    """A Runner that shares the work among the machines of a Ray cluster, or starts one here."""
-
-    def run(model: LayeredModel, batches: Sequence[Batch], shards: Sequence[Shard]) -> Iterator[tuple[Shard, bytes]]:
-        try:
-            import ray
-        except ImportError:
-            from fathom.errors import MissingExtraError
-
-            raise MissingExtraError("ray", "ray") from None
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-        model_there, batches_there = ray.put(model), ray.put(list(batches))
-        task = ray.remote(num_cpus=1)(compute)
-        waiting = {task.remote(model_there, batches_there, shard): shard for shard in shards}
-        while waiting:
-            for done in ray.wait(list(waiting))[0]:
-                yield waiting.pop(done), ray.get(done)
-
-    return run
-
-
-_work: tuple[LayeredModel, Sequence[Batch]] | None = None
-
-
-def _remember(model: LayeredModel, batches: Sequence[Batch]) -> None:
-    global _work
-    _work = (model, batches)
-
-
-def _compute(shard: Shard) -> bytes:
-    assert _work is not None
-    return compute(*_work, shard)
 
 
 def _joined(kept: Path, shards: Sequence[Shard]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

@@ -187,13 +187,14 @@ def rank(
     """
     _need_training()
     from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
-    from fathom.importance.lattice import over_ray
+    from fathom.importance.distribution import over_processes, over_ray
     from fathom.importance.plot import plot_ranking
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     loaded, dataset, truth = Checkpoint.load(checkpoint), Dataset.load(data), None
+    runner = over_ray(ray) if ray else over_processes(workers)
     if lattice is not None:
         with Activity("measure the lattice") as activity:
             truth = measure_checkpoint(
@@ -203,8 +204,7 @@ def rank(
                 users=users,
                 seed=seed,
                 orders=lattice_orders,
-                workers=workers,
-                runner=over_ray(ray) if ray else None,
+                runner=runner,
                 progress=activity.lattice,
             )
     with Activity("rank the layers") as activity:

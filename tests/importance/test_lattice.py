@@ -10,6 +10,7 @@ import torch
 
 from fathom.errors import ArtefactError, ConfigError
 from fathom.importance import lattice as lattice_module
+from fathom.importance.distribution import Runner, over_processes, over_ray
 from fathom.importance.interface import run_skipping
 from fathom.importance.lattice import (
     Lattice,
@@ -119,10 +120,11 @@ def test_shards_of_other_work_are_not_used(toy: GatedToy, batches: list[ToyBatch
     assert seen[0].done == 1
 
 
-def test_processes_share_the_work_and_give_the_same_bits(
-    toy: GatedToy, batches: list[ToyBatch], measured: Lattice, tmp_path: Path
+@pytest.mark.parametrize("runner", [over_processes(2), over_ray()], ids=["processes", "ray"])
+def test_wherever_the_work_is_done_it_gives_the_same_bits(
+    toy: GatedToy, batches: list[ToyBatch], measured: Lattice, tmp_path: Path, runner: Runner
 ) -> None:
-    shared = measure_lattice(toy, batches, tmp_path / "lattice", about={"seed": 0}, workers=2)
+    shared = measure_lattice(toy, batches, tmp_path / "lattice", about={"seed": 0}, runner=runner)
     assert np.array_equal(shared.losses, measured.losses)
     assert np.array_equal(shared.places, measured.places)
 

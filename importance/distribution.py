@@ -1,0 +1,105 @@
+"""Where pieces of work run: here, in processes of this machine, or on the machines of a Ray cluster.
+
+A piece is always computed alone and in one thread, so that all of these give the same bits.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from fathom.errors import MissingExtraError
+
+Shared = TypeVar("Shared")
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Computes function(shared, piece) for every piece, and yields each with its result when it is there."""
+
+    def __call__(
+        self, function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
+    ) -> Iterator[tuple[Piece, Result]]: ...
+
+
+def in_one_thread(function: Callable[[Shared, Piece], Result], shared: Shared, piece: Piece) -> Result:
+    """function(shared, piece) while torch has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(shared, piece)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def one_after_the_other(
+    function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
+) -> Iterator[tuple[Piece, Result]]:
+    """The Runner of this process, in the order of the pieces."""
+    for piece in pieces:
+        yield piece, in_one_thread(function, shared, piece)
+
+
+def over_processes(workers: int) -> Runner:
+    """A Runner of so many processes of this machine; with one, this process."""
+    if workers == 1:
+        return one_after_the_other
+
+    def run(
+        function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
+    ) -> Iterator[tuple[Piece, Result]]:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(function, shared)) as pool:
+            waiting: dict[Future[Result], Piece] = {pool.submit(_compute, piece): piece for piece in pieces}
+            try:
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        yield waiting.pop(future), future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    return run
+
+
+def over_ray(address: str | None = None) -> Runner:
+    """A Runner of the Ray cluster at this address, or of one as large as this machine that lasts as long as the work.
+
+    "auto" is the cluster that this machine belongs to; its machines need Fathom with the extra ``train``. Raises
+    MissingExtraError without ray.
+    """
+
+    def run(
+        function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
+    ) -> Iterator[tuple[Piece, Result]]:
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError("ray", "ray") from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
+            task: Any = ray.remote(num_cpus=1)(in_one_thread)
+            there = ray.put(shared)
+            waiting = {task.remote(function, there, piece): piece for piece in pieces}
+            while waiting:
+                for done in ray.wait(list(waiting))[0]:
+                    yield waiting.pop(done), ray.get(done)
+
+    return run
+
+
+_work: tuple[Callable[[Any, Any], Any], Any] | None = None
+
+
+def _remember(function: Callable[[Any, Any], Any], shared: object) -> None:
+    global _work
+    _work = (function, shared)
+
+
+def _compute(piece: object) -> Any:
+    assert _work is not None
+    return in_one_thread(*_work, piece)
