@@ -23,7 +23,7 @@ CAPTIONS = {
     "quality-cost": "NDCG@10 against the measured time of a request",
     "learning-curves": "Validation NDCG@10 of each exit over the epochs, the mean over seeds",
 }
-PUBLISHED_ML_1M = ["SASRec, 3,000 negatives (arXiv 2309.07602), best figure we know", ".3159", ".1857", "", ""]
+PUBLISHED_ML_1M = ["SASRec, 3,000 negatives (arXiv 2309.07602), best figure we know", ".3159", ".1857", "", "", ""]
 CLAIMS = (("1.35x", "87.3"), ("1.8x", "84.6"), ("2.5x", "78.3"))  # compression, percent of quality kept
 SYSTEMS = tuple(f"depth {depth}" for depth in DEPTHS)
 NON_INFERIORITY, KEPT = -0.02, 0.95
@@ -139,10 +139,12 @@ def _beside_others(pool: Pool) -> str:
         ndcg = pool.mean((arm, system))
         if ndcg is not None:
             name = f"RecTools {system}" if arm.startswith("rectools-") else system
-            rows.append([name, decimal(mean_hr(pool, arm, system)), interval(ndcg), *_effort(pool, arm)])
+            less = None if arm == "ladder" else pool.difference(("ladder", SYSTEMS[-1]), (arm, system))
+            cells = [decimal(mean_hr(pool, arm, system)), interval(ndcg), interval(less, signed=True)]
+            rows.append([name, *cells, *_effort(pool, arm)])
     if pool.dataset == "ml-1m":
         rows.append(PUBLISHED_ML_1M)
-    return table(["test item", "HR@10", "NDCG@10", "seeds", "hours each"], rows)
+    return table(["test item", "HR@10", "NDCG@10", "depth 16 less this", "seeds", "hours each"], rows)
 
 
 def mean_hr(pool: Pool, arm: str, system: str) -> float:
