@@ -1,8 +1,9 @@
 """Chooses the strategy to ship: the plan whose healed checkpoint is best on validation data.
 
 The rule, fixed before any result is seen: of the plans whose mean over depths of NDCG@10 on the validation items (full
-ranking) is not measurably below the best, the simplest: prefix, then permuted-prefix, then nested, which alone holds
-layers more than once. Every plan's figures stay in the manifest, each with its paired difference to the winner.
+ranking) is not measurably below the best, the simplest: prefix, then permuted-prefix, then those that hold layers more
+than once, in the order of what it takes to choose them: nested, greedy, lattice. Every plan's figures stay in the
+manifest, each with its paired difference to the winner.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from fathom.training.scorer import depth_name
 from fathom.training.splits import split
 
 METRIC = "ndcg@10"
-SIMPLEST_FIRST: tuple[Strategy, ...] = ("prefix", "permuted-prefix", "nested")
+SIMPLEST_FIRST: tuple[Strategy, ...] = ("prefix", "permuted-prefix", "nested", "greedy", "lattice")
 MEAN = f"{METRIC}/mean"
 DIFFERENCE = f"{METRIC}/mean-difference"
 

@@ -4,6 +4,9 @@
 ``nested``            layer 0 and the d-1 most important others, in original order
 ``permuted-prefix``   layer 0 and the most important others up to the first depth, in original order; then the next
                       most important up to the second depth, in original order; and so on
+``greedy``            layer 0 and the d-1 others that are left when layers are removed one by one, always the one that
+                      is missed least; in original order
+``lattice``           the nested sets that hold layer 0 whose measured utilities sum highest, in original order
 """
 
 import json
@@ -11,23 +14,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fathom.errors import ArtefactError, PlanError
 from fathom.files import read_json, sha256_bytes, write_json
+from fathom.importance.lattice_values import best_chain, layers_of
 from fathom.importance.layer_ranking import LayerRanking
+
+if TYPE_CHECKING:
+    from fathom.importance.lattice import Lattice
 
 SCHEMA_VERSION = 1
 MAX_DEPTH = 32
 DEFAULT_DEPTHS = (4, 8, 12, 16)
 
-Strategy = Literal["prefix", "nested", "permuted-prefix"]
+Strategy = Literal["prefix", "nested", "permuted-prefix", "greedy", "lattice"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+#: The strategies that execute layers in their original order.
+ORIGINAL_ORDER: tuple[Strategy, ...] = ("prefix", "nested", "greedy", "lattice")
+
+#: The method whose ranks are the order of a greedy plan: what was removed last comes first.
+GREEDY_METHOD = "greedy_elimination"
+
+#: The metric of a lattice that a plan is chosen by. Log p moves with every layer for every user, while NDCG@10 stays 0
+#: for most of them, so that among a few hundred users a handful would choose the best chain.
+DEFAULT_METRIC = "loss"
 
 
 @dataclass(frozen=True)
 class DepthPlan:
-    """For each depth, the layers in execution order; ``ranking`` is the sha256 of the LayerRanking it came from.
+    """For each depth, the layers in execution order; ``ranking`` is the sha256 of the LayerRanking it came from, or for
+    ``lattice`` of the one that ranks the same checkpoint.
 
     Every plan holds these rules, checked when it is made: a depth d executes d distinct layers, layer 0 first, and a
     deeper path executes every layer of a shallower one. Raises PlanError when they are broken.
@@ -48,16 +65,27 @@ class DepthPlan:
         depths: Sequence[int] = DEFAULT_DEPTHS,
         *,
         layers: int | None = None,
+        lattice: "Lattice | None" = None,
+        metric: str = DEFAULT_METRIC,
         ranking_sha256: str | None = None,
     ) -> "DepthPlan":
-        """Apply a strategy to the consensus order of a ranking; ``prefix`` needs ``layers`` only.
+        """Apply a strategy to the order of a ranking: its consensus, or for ``greedy`` that of its greedy elimination.
 
-        Raises PlanError for an unknown strategy, impossible depths, or a strategy that lacks its ranking.
+        ``prefix`` needs ``layers`` only; ``lattice`` also needs the ``lattice`` of the ranking's checkpoint, and is the
+        best by ``metric``, "loss" (log p) or "ndcg@10". Raises PlanError for an unknown strategy, impossible depths, or
+        a strategy that lacks what it follows; ArtefactError for a lattice that does not fit, see ``check_lattice``.
         """
-        count = ranking.layers if ranking is not None else layers
-        if count is None or (ranking is None and strategy != "prefix"):
-            raise PlanError(f"the {strategy} plan needs a ranking; run `fathom rank` first")
-        order = ranking.consensus_order if ranking is not None else range(count)
+        if ranking is None:
+            if strategy != "prefix" or layers is None:
+                raise PlanError(f"the {strategy} plan needs a ranking; run `fathom rank` first")
+            return DepthPlan.from_order(range(layers), strategy, depths)
+        if strategy == "lattice" and lattice is not None:
+            check_lattice(lattice, ranking)
+            wanted = _depths(depths, ranking.layers)
+            chain = best_chain(lattice.mean(metric), wanted, keep=(0,))
+            paths = {depth: layers_of(subset) for depth, subset in zip(wanted, chain, strict=True)}
+            return DepthPlan("lattice", ranking.layers, paths, ranking_sha256)
+        order = _last_removed_first(ranking) if strategy == "greedy" else ranking.consensus_order
         return DepthPlan.from_order(order, strategy, depths, ranking_sha256=ranking_sha256)
 
     @staticmethod
@@ -70,16 +98,17 @@ class DepthPlan:
     ) -> "DepthPlan":
         """Apply a strategy to layers ordered by importance, the most important first; ``prefix`` ignores the order.
 
-        Raises PlanError for an unknown strategy or impossible depths.
+        ``greedy`` takes the layer that was removed last first. Raises PlanError for an unknown strategy, for
+        ``lattice``, which follows no order, or for impossible depths.
         """
         wanted, order = _depths(depths, len(order)), _layer_0_first(order)
         paths: dict[int, tuple[int, ...]]
         match strategy:
             case "prefix":
                 return DepthPlan("prefix", len(order), {depth: tuple(range(depth)) for depth in wanted})
-            case "nested":
+            case "nested" | "greedy":
                 paths = {depth: tuple(sorted(order[:depth])) for depth in wanted}
-                return DepthPlan("nested", len(order), paths, ranking_sha256)
+                return DepthPlan(strategy, len(order), paths, ranking_sha256)
             case "permuted-prefix":
                 executed: tuple[int, ...] = ()
                 paths = {}
@@ -87,6 +116,11 @@ class DepthPlan:
                     executed += tuple(sorted(order[len(executed) : depth]))
                     paths[depth] = executed
                 return DepthPlan("permuted-prefix", len(order), paths, ranking_sha256)
+            case "lattice":
+                raise PlanError(
+                    "the lattice plan needs a lattice; measure it with `fathom rank --lattice FOLDER`,"
+                    " then give it with --lattice FOLDER"
+                )
         raise PlanError(f"unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
 
     @property
@@ -143,6 +177,37 @@ def is_chain(paths: Mapping[int, Sequence[int]]) -> bool:
     return all(long[: len(short)] == short for short, long in pairwise(ordered))
 
 
+def check_lattice(lattice: "Lattice", ranking: LayerRanking) -> None:
+    """Raise ArtefactError unless the lattice holds every subset of the ranking's checkpoint, run in original order."""
+    known = lattice.about.get("checkpoint")
+    if (lattice.layers, known) != (ranking.layers, ranking.checkpoint):
+        raise ArtefactError(
+            f"the lattice was measured on checkpoint {_name(known)} of {lattice.layers} layers, the ranking on"
+            f" {_name(ranking.checkpoint)} of {ranking.layers}; measure both with one `fathom rank --lattice FOLDER`"
+        )
+    if not lattice.is_whole:
+        raise ArtefactError(
+            f"a plan needs every subset of the layers; this lattice is a sample of {len(lattice.masks):,}:"
+            " measure it without --lattice-orders"
+        )
+    if not lattice.in_original_order:
+        raise ArtefactError(
+            "the lattice was measured on a checkpoint that executes its layers in another order than a plan would;"
+            " rank the checkpoint that was not healed, with --lattice FOLDER"
+        )
+
+
+def _name(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "unknown"
+
+
+def _last_removed_first(ranking: LayerRanking) -> list[int]:
+    if GREEDY_METHOD not in ranking.methods:
+        names = ",".join([GREEDY_METHOD, *ranking.methods])
+        raise PlanError(f"the greedy plan needs a ranking by {GREEDY_METHOD}; run `fathom rank --methods {names}`")
+    return sorted(range(ranking.layers), key=ranking.methods[GREEDY_METHOD].ranks.__getitem__)
+
+
 def _depths(depths: Sequence[int], layers: int) -> tuple[int, ...]:
     if not depths or list(depths) != sorted(set(depths)):
         raise PlanError(f"depths must rise without repeats, as 4,8,12,16; got {','.join(map(str, depths))!r}")
@@ -169,8 +234,8 @@ def _check(plan: DepthPlan) -> None:
             raise PlanError(f"depth {depth} names a layer outside 0..{plan.layers - 1}: {list(path)}")
         if plan.strategy == "prefix" and path != tuple(range(depth)):
             raise PlanError(f"a prefix plan executes the first layers; depth {depth} has {list(path)}")
-        if plan.strategy == "nested" and path != tuple(sorted(path)):
-            raise PlanError(f"a nested plan keeps the original order; depth {depth} has {list(path)}")
+        if plan.strategy in ORIGINAL_ORDER and path != tuple(sorted(path)):
+            raise PlanError(f"a {plan.strategy} plan keeps the original order; depth {depth} has {list(path)}")
     for shallow, deep in pairwise(plan.depths):
         if not set(plan.paths[shallow]) <= set(plan.paths[deep]):
             raise PlanError(f"depth {deep} does not execute every layer of depth {shallow}")

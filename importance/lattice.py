@@ -46,6 +46,7 @@ class Lattice:
 
     masks: int64 (subsets,), ascending; bit i is layer i. losses: float32 (users, subsets), -log p(true label); places:
     int32 (users, subsets), that of the true label, from 0. about: where it came from, for the reader of the file.
+    executed: the layers in the order in which they ran.
     """
 
     layers: int
@@ -53,6 +54,12 @@ class Lattice:
     losses: NDArray[np.float32]
     places: NDArray[np.int32]
     about: dict[str, Any]
+    executed: tuple[int, ...]
+
+    @property
+    def in_original_order(self) -> bool:
+        """Whether the layers ran in the order of their index."""
+        return list(self.executed) == sorted(self.executed)
 
     @property
     def is_whole(self) -> bool:
@@ -79,7 +86,8 @@ class Lattice:
         with new_folder(folder) as new:
             for name in ("masks", "losses", "places"):
                 np.save(new / f"{name}.npy", getattr(self, name))
-            write_json(new / "lattice.json", {"schema_version": SCHEMA_VERSION, "layers": self.layers, **self.about})
+            head = {"schema_version": SCHEMA_VERSION, "layers": self.layers, "executed": self.executed}
+            write_json(new / "lattice.json", {**head, **self.about})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -87,13 +95,13 @@ class Lattice:
         about = read_json(folder / "lattice.json", kind="lattice", schema_version=SCHEMA_VERSION)
         try:
             masks, losses, places = (np.load(folder / f"{name}.npy") for name in ("masks", "losses", "places"))
-            layers = int(about.pop("layers"))
-        except (OSError, ValueError, KeyError) as error:
+            layers, executed = int(about.pop("layers")), tuple(map(int, about.pop("executed")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtefactError(f"{folder}: not a lattice: {error}; measure it again") from None
         if losses.shape != places.shape or losses.shape[1:] != masks.shape:
             raise ArtefactError(f"{folder}: losses, places and masks do not fit together; measure the lattice again")
         about.pop("schema_version")
-        return cls(layers, masks, losses, places, about)
+        return cls(layers, masks, losses, places, about, executed)
 
 
 def all_masks(layers: int) -> Masks:
@@ -200,7 +208,7 @@ def measure_lattice(
         write_bytes(kept / shard.name, data)
         left = (len(missing) - done) * (time.monotonic() - started) / done
         progress(LatticeProgress(before + done, len(shards), left))
-    lattice = Lattice(layers, masks, *_joined(kept, shards), about)
+    lattice = Lattice(layers, masks, *_joined(kept, shards), about, tuple(model.layers))
     if not np.isfinite(lattice.losses).all():
         raise ArtefactError("the loss of some subset of layers is NaN or infinite; the model cannot be ranked")
     lattice.save(out)

@@ -6,12 +6,15 @@ bit i says whether layer i runs.
 
 from collections.abc import Sequence
 from math import comb, factorial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fathom.errors import ConfigError
-from fathom.importance.lattice import Lattice
+
+if TYPE_CHECKING:  # it loads torch, which a plan does without
+    from fathom.importance.lattice import Lattice
 
 Floats = NDArray[np.float64]
 
@@ -110,7 +113,7 @@ def best_chain(utilities: ArrayLike, depths: Sequence[int], *, keep: Sequence[in
     return chain[::-1]
 
 
-def sampled_shapley_values(lattice: Lattice, metric: str) -> Floats:
+def sampled_shapley_values(lattice: "Lattice", metric: str) -> Floats:
     """Estimated Shapley values of each user, (users, L), from the orders that a sampled lattice followed.
 
     Every chain of measured subsets from none to all, one layer more each, counts as one order: the mean of a layer's

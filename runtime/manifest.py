@@ -86,7 +86,7 @@ class Manifest(_Frozen):
     name: str
     version: str
     created: str
-    strategy: Literal["prefix", "nested", "permuted-prefix"]
+    strategy: Literal["prefix", "nested", "permuted-prefix", "greedy", "lattice"]
     strategy_evidence: dict[str, dict[str, Interval]] = Field(
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
     )

@@ -59,6 +59,28 @@ def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
     assert "contents" in fathom("bundle", "verify", bundle)
 
 
+def test_plans_are_compared_by_a_lattice_and_made_from_it(dataset: Path, tmp_path: Path) -> None:
+    shape = ["--set", "model.layers=4", "--set", "model.depths=2,3,4", "--set", "train.epochs=1"]
+    fathom("train", dataset, "--out", tmp_path / "checkpoint", "--preset", "tiny", "--seed", "3", *shape)
+    ranking, lattice = tmp_path / "ranking.json", ["--lattice", tmp_path / "lattice"]
+    measured = ["--methods", "block_influence,ablation", "--users", "20"]
+    fathom("rank", tmp_path / "checkpoint", "--data", dataset, "--out", ranking, *measured, *lattice)
+    asked = ["plan", ranking, *lattice, "--depths", "2,3,4"]
+    printed = fathom(*asked, "--compare")
+    for expected in ("NDCG@10", "log p", "best", "not in a lattice: it changes the order", "on 20 users"):
+        assert expected in printed
+    found = json.loads(fathom(*asked, "--compare", "--json"))
+    assert found["left_out"]["permuted-prefix"] == "not in a lattice: it changes the order"
+    assert "fathom rank --methods greedy_elimination,block_influence,ablation" in found["left_out"]["greedy"]
+    predicted = found["predictions"]["log_p"]
+    assert list(predicted) == ["prefix", "nested", "lattice", "best"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "lattice", "ranking.json"]
+    printed = fathom(*asked, "--strategy", "lattice", "--out", tmp_path / "plan.json")
+    assert "lattice plan" in printed
+    plan = json.loads((tmp_path / "plan.json").read_bytes())
+    assert plan["paths"] == {depth: figures["layers"] for depth, figures in predicted["lattice"].items()}
+
+
 def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_path: Path) -> None:
     with running_server(tiny_build / "bundle") as target:
         answer = json.loads(fathom("recommend", "--target", target, "--items", "i1,i4,nobody", "-k", "3", "--json"))

@@ -24,7 +24,7 @@ from fathom.training.blocks import (
     position_buckets,
 )
 
-Strategy = Literal["prefix", "nested", "permuted-prefix"]
+Strategy = Literal["prefix", "nested", "permuted-prefix", "greedy", "lattice"]
 
 
 def prefix_paths(depths: Sequence[int]) -> dict[int, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from fathom.errors import ConfigError
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.compare import compare
 from fathom.exporter.heal import heal
-from fathom.exporter.plan import STRATEGIES, DepthPlan, Strategy
+from fathom.exporter.plan import DepthPlan, Strategy
 from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
@@ -32,6 +32,9 @@ from fathom.training.splits import split
 from fathom.training.train import fit
 
 COMPARISON_SCHEMA_VERSION = 1
+
+#: The plans that are healed and compared: those that follow from the consensus, which every build measures.
+COMPARED: tuple[Strategy, ...] = ("prefix", "nested", "permuted-prefix")
 
 _READING = [
     "training/data.py",
@@ -84,7 +87,7 @@ class Build:
         data, folder, config = self.dataset, self.folder, self.config.model_dump()
         checkpoint, plans = folder / "checkpoint", folder / "plans"
         ranking, comparison, evaluation = (folder / f"{n}.json" for n in ("ranking", "comparison", "evaluation"))
-        healed = [folder / "healed" / strategy for strategy in STRATEGIES]
+        healed = [folder / "healed" / strategy for strategy in COMPARED]
         measured = [data, *healed, comparison]
         first = [] if self.is_prepared else [self._prepare_stage()]
         return [
@@ -94,7 +97,7 @@ class Build:
             Stage("plan", plans, self._plan, [ranking], None, ["exporter/plan.py"]),
             *(
                 Stage(f"heal {name}", path, self._healer(name), [data, checkpoint, plans], config, ["training"])
-                for name, path in zip(STRATEGIES, healed, strict=True)
+                for name, path in zip(COMPARED, healed, strict=True)
             ),
             Stage("compare", comparison, self._compare, [data, *healed], None, ["training", "exporter/compare.py"]),
             Stage("evaluate", evaluation, self._evaluate, measured, None, ["training"]),
@@ -131,7 +134,7 @@ class Build:
         path, depths = self.folder / "ranking.json", self.config.model.depths
         ranking = LayerRanking.load(path)
         with Activity("plan the depths"), new_folder(self.folder / "plans") as plans:
-            for strategy in STRATEGIES:
+            for strategy in COMPARED:
                 DepthPlan.make(ranking, strategy, depths, ranking_sha256=sha256_file(path)).save(
                     plans / f"{strategy}.json"
                 )
@@ -152,7 +155,7 @@ class Build:
     def _compare(self) -> None:
         dataset = Dataset.load(self.dataset)
         with Activity("compare the plans on validation items") as activity:
-            comparison = compare({name: self._healed(name) for name in STRATEGIES}, dataset, progress=activity.update)
+            comparison = compare({name: self._healed(name) for name in COMPARED}, dataset, progress=activity.update)
         evidence = {
             name: {key: value.model_dump() for key, value in figures.items()}
             for name, figures in comparison.evidence.items()

@@ -17,6 +17,7 @@ from fathom.errors import ConfigError, MissingExtraError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
+    from fathom.importance.lattice import Lattice
     from fathom.importance.layer_ranking import LayerRanking
     from fathom.training.presets import TrainConfig
 
@@ -258,14 +259,30 @@ def show_grades(ranking: "LayerRanking") -> None:
 
 def plan(
     ranking: Annotated[Path, typer.Argument(help="ranking.json, made by `fathom rank`.")],
-    out: Out,
-    strategy: Annotated[str, typer.Option(help="prefix, nested or permuted-prefix.")] = "permuted-prefix",
+    out: Annotated[Path | None, typer.Option(help="The plan to write; --compare writes none.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="prefix, nested, permuted-prefix, greedy or lattice.")
+    ] = "permuted-prefix",
     depths: Annotated[str, typer.Option(help="Depths with commas between them.")] = "4,8,12,16",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print what a lattice predicts for each strategy.")
+    ] = False,
+    lattice: Annotated[
+        Path | None, typer.Option(help="Every subset's quality, for --strategy lattice and --compare.")
+    ] = None,
+    metric: Annotated[
+        Literal["loss", "ndcg@10"],
+        typer.Option(help="What the lattice plan is the best by; loss is log p, less noisy."),
+    ] = "loss",
     as_json: AsJson = False,
 ) -> None:
-    """Turn a ranking into a DepthPlan: which layers each depth executes, in which order.
+    """Turn a ranking into a DepthPlan, which layers each depth executes in which order; or compare the strategies.
 
     Example: fathom plan ranking.json --strategy nested --depths 4,8,12,16 --out plan.json
+
+    Example: fathom plan ranking.json --strategy lattice --lattice lattice --out plan.json
+
+    Example: fathom plan ranking.json --compare --lattice lattice
     """
     _need_training()
     from fathom.exporter.plan import DepthPlan
@@ -277,13 +294,58 @@ def plan(
         wanted = tuple(int(depth) for depth in depths.split(","))
     except ValueError:
         raise ConfigError(f"--depths {depths}: whole numbers with commas between them, as 4,8,12,16") from None
-    made = DepthPlan.make(LayerRanking.load(ranking), strategy, wanted, ranking_sha256=sha256_file(ranking))
+    if compare:
+        _compare_plans(ranking, lattice, out, wanted, metric, as_json=as_json)
+        return
+    if out is None:
+        raise ConfigError("--out is missing: say where to write the plan, as --out plan.json")
+    if lattice is not None and strategy != "lattice":
+        raise ConfigError(f"the {strategy} plan reads no lattice; use --strategy lattice or --compare with --lattice")
+    loaded = LayerRanking.load(ranking)
+    truth = None if lattice is None else _load_lattice(lattice)
+    made = DepthPlan.make(loaded, strategy, wanted, lattice=truth, metric=metric, ranking_sha256=sha256_file(ranking))
     made.save(out)
     if as_json:
         show.as_json(_read(out))
     else:
         rows = [["depth", "layers in order"], *([str(d), format_layers(path)] for d, path in made.paths.items())]
         show.table(f"{made.strategy} plan", rows)
+
+
+def _compare_plans(
+    ranking: Path, lattice: Path | None, out: Path | None, depths: tuple[int, ...], metric: str, *, as_json: bool
+) -> None:
+    from fathom.exporter.predict import TITLES, predict
+    from fathom.importance.layer_ranking import LayerRanking
+
+    if out is not None:
+        raise ConfigError("--compare writes no plan: leave out --out, or leave out --compare")
+    if lattice is None:
+        raise ConfigError(
+            "--compare needs --lattice FOLDER, every subset's quality; `fathom rank --lattice FOLDER` measures it"
+        )
+    found = predict(LayerRanking.load(ranking), _load_lattice(lattice), depths, metric=metric)
+    if as_json:
+        show.as_json({"metric": metric, **found.as_dict()})
+        return
+    for name, title in TITLES.items():
+        show.table(f"{title} that the lattice predicts", found.rows(name))
+    notes = [
+        ("measured", f"on {found.users:,} users, before healing, all read at the deepest exit"),
+        ("second line", "the difference to prefix over the same users, 95 % bootstrap interval"),
+        ("lattice, best", f"chosen on these very users, which flatters their figures; lattice by {TITLES[metric]}"),
+        (
+            "best",
+            "the best subset of each size with layer 0, by each metric: a bound and no plan, for they need not nest",
+        ),
+    ]
+    show.facts("", [*notes, *found.left_out.items()])
+
+
+def _load_lattice(folder: Path) -> "Lattice":
+    from fathom.importance.lattice import Lattice
+
+    return Lattice.load(folder)
 
 
 def heal(

@@ -11,6 +11,7 @@ import torch
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.pieces import Pieces
 from fathom.exporter.segments import assemble, segment_specs
+from fathom.importance.lattice import Lattice, all_masks
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset, Sequences
@@ -103,23 +104,40 @@ def bundle_path(checkpoint: Checkpoint, dataset: Dataset, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def make_ranking() -> Callable[[list[int]], LayerRanking]:
-    """A function that makes the LayerRanking whose consensus is a given order."""
+def make_ranking() -> Callable[..., LayerRanking]:
+    """A function that makes the LayerRanking whose consensus is a given order; ``greedy``: that of its elimination."""
 
-    def make(order: list[int]) -> LayerRanking:
-        layers = len(order)
-        scores = tuple(1 - order.index(layer) / layers for layer in range(layers))
-        ranks = tuple(order.index(layer) + 1 for layer in range(layers))
+    def method(order: list[int]) -> MethodScores:
+        scores = tuple(1 - order.index(layer) / len(order) for layer in range(len(order)))
+        ranks = tuple(order.index(layer) + 1 for layer in range(len(order)))
+        return MethodScores(scores, scores, scores, ranks, 0.0)
+
+    def make(order: list[int], *, greedy: list[int] | None = None, checkpoint: str | None = None) -> LayerRanking:
+        methods = {"one": method(order), **({"greedy_elimination": method(greedy)} if greedy else {})}
         return LayerRanking(
-            layers=layers,
-            checkpoint=None,
+            layers=len(order),
+            checkpoint=checkpoint,
             dataset=None,
             users=1,
             seed=0,
-            methods={"one": MethodScores(scores, scores, scores, ranks, 0.0)},
-            kendall_tau={"one": {"one": 1.0}},
-            consensus_scores=scores,
+            methods=methods,
+            kendall_tau={a: dict.fromkeys(methods, 1.0) for a in methods},
+            consensus_scores=methods["one"].scores,
             consensus_order=tuple(order),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_lattice() -> Callable[..., Lattice]:
+    """A function that makes a whole Lattice of random losses and places: ``make_lattice(6, seed=1)``."""
+
+    def make(layers: int, *, seed: int = 0, users: int = 40, checkpoint: str | None = None) -> Lattice:
+        random = np.random.default_rng(seed)
+        shape = (users, 2**layers)
+        losses = random.normal(5, 1, shape).astype(np.float32)
+        places = random.integers(0, 30, shape, dtype=np.int32)
+        return Lattice(layers, all_masks(layers), losses, places, {"checkpoint": checkpoint}, tuple(range(layers)))
 
     return make

@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from fathom.errors import ArtefactError, PlanError
+from fathom.exporter import bundle_writer
 from fathom.exporter.compare import choose, compare
 from fathom.exporter.heal import heal
-from fathom.exporter.plan import DepthPlan
+from fathom.exporter.plan import DepthPlan, Strategy
+from fathom.exporter.segments import export_segments
+from fathom.importance.adapter import measure_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
@@ -34,6 +39,35 @@ def healed(
     small: Checkpoint, plan: DepthPlan, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Checkpoint:
     return heal(small, plan, dataset, out=tmp_path_factory.mktemp("heal") / "healed")
+
+
+def test_greedy_and_lattice_plans_are_healed_compared_and_exported_as_whole_engines(
+    small: Checkpoint,
+    dataset: Dataset,
+    make_ranking: Callable[..., LayerRanking],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lattice = measure_checkpoint(small, dataset, tmp_path / "lattice", users=20)
+    lattice.losses[:, 0b0101] -= 100  # layers 0 and 2: the best chain is no prefix
+    ranking = make_ranking([0, 1, 2, 3], greedy=[2, 0, 3, 1], checkpoint=small.sha256)
+    strategies: tuple[Strategy, ...] = ("greedy", "lattice")
+    plans = {name: DepthPlan.make(ranking, name, (2, 4), lattice=lattice) for name in strategies}
+    healed = {name: heal(small, plan, dataset, out=tmp_path / name) for name, plan in plans.items()}
+    found = compare({"prefix": small, **healed}, dataset)
+    assert set(found.evidence) == {"prefix", "greedy", "lattice"}
+    engines = export_segments(healed["greedy"].model)  # equal paths were healed to equal weights: tracing one is enough
+    monkeypatch.setattr(bundle_writer, "export_segments", lambda _: engines)
+    for name, plan in plans.items():
+        out = tmp_path / f"{name}-bundle"
+        bundle_writer.export(healed[name], dataset, out, name="tiny", plan=plan, evidence=found.evidence)
+        with Bundle.open(out) as bundle:
+            assert bundle.manifest.strategy == name
+            assert {depth: (info.layers, info.segments) for depth, info in bundle.manifest.depths.items()} == {
+                2: ((0, 2), ("engines/depth-02.onnx",)),
+                4: ((0, 1, 2, 3), ("engines/depth-04.onnx",)),
+            }
+            assert open_engine(bundle).run(np.array([[3, 1, 2]]), None, 2).shape == (1, 16)
 
 
 def test_a_healed_checkpoint_executes_the_plan(healed: Checkpoint, plan: DepthPlan) -> None:
@@ -82,6 +116,8 @@ def test_a_plan_wins_over_a_simpler_one_only_where_it_is_measurably_better() -> 
     assert choose({"prefix": users, "nested": users + 0.1 + noise}) == "nested"
     assert choose({"prefix": users, "nested": users + 0.001 + noise - noise.mean()}) == "prefix"
     assert choose({"nested": users, "permuted-prefix": users, "prefix": users - 0.1}) == "permuted-prefix"
+    assert choose({"lattice": users, "greedy": users, "nested": users, "prefix": users - 0.1}) == "nested"
+    assert choose({"lattice": users, "greedy": users, "prefix": users - 0.1}) == "greedy"
 
 
 def test_equal_plans_go_to_the_simpler_one(small: Checkpoint, dataset: Dataset) -> None:

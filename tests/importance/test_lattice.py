@@ -72,7 +72,7 @@ def test_a_whole_lattice_runs_each_layer_boundary_once(batches: list[ToyBatch]) 
     assert model.passes == 2**5 - 1
 
 
-def test_the_execution_order_may_differ_from_the_index(batches: list[ToyBatch]) -> None:
+def test_the_execution_order_may_differ_from_the_index(batches: list[ToyBatch], tmp_path: Path) -> None:
     class Turned(GatedToy):
         @property
         def layers(self) -> tuple[int, ...]:
@@ -85,6 +85,9 @@ def test_the_execution_order_may_differ_from_the_index(batches: list[ToyBatch]) 
         skip = set(range(5)) - set(layers_of(mask))
         expected = model.losses(batches[0], run_skipping(model, batches[0], skip)).detach()
         np.testing.assert_allclose(losses[:, column], expected, atol=1e-6)
+    measure_lattice(model, batches, tmp_path / "turned", about={})
+    assert (turned := Lattice.load(tmp_path / "turned")).executed == (3, 0, 4, 1, 2)
+    assert not turned.in_original_order
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(
@@ -135,6 +138,8 @@ def test_it_is_read_as_it_was_written(measured: Lattice, tmp_path: Path) -> None
     assert again.about == {"seed": 0}
     assert again.layers == 5
     assert again.is_whole
+    assert again.executed == (0, 1, 2, 3, 4)
+    assert again.in_original_order
     assert np.array_equal(again.losses, measured.losses)
     np.save(tmp_path / "l" / "masks.npy", measured.masks[1:])
     with pytest.raises(ArtefactError, match="do not fit together"):
