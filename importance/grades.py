@@ -15,7 +15,7 @@ from fathom.importance.lattice_values import (
     shapley_values,
 )
 from fathom.importance.layer_ranking import Grade
-from fathom.importance.statistics import CONFIDENCE, RESAMPLES, kendall_tau, order_by
+from fathom.importance.statistics import CONFIDENCE, RESAMPLES, kendall_tau, kendall_taus, order_by
 
 #: The name under which the consensus is graded beside the methods.
 CONSENSUS = "consensus"
@@ -43,13 +43,14 @@ def grade(rows: Floats, truth: Truth, sizes: Sequence[int], *, seed: int, resamp
     """
     random = np.random.default_rng(seed)
     users = len(truth.values)
-    taus = []
+    found, true = [], []
     for _ in range(resamples):
         drawn = random.integers(users, size=users)
         own = drawn if len(rows) == users else random.integers(len(rows), size=len(rows))
-        taus.append(kendall_tau(rows[own].mean(0), truth.values[drawn].mean(0)))
+        found.append(rows[own].mean(0))
+        true.append(truth.values[drawn].mean(0))
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(taus, [tail, 1 - tail])
+    low, high = np.quantile(kendall_taus(np.array(found), np.array(true)), [tail, 1 - tail])
     scores = rows.mean(0)
     tau = kendall_tau(scores, truth.values.mean(0))
     return Grade(tau, float(low), float(high), regret(scores, truth, sizes))

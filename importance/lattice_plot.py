@@ -10,7 +10,7 @@ import numpy as np
 from fathom.errors import ConfigError, MissingExtraError
 from fathom.files import write_bytes
 from fathom.importance.lattice import Lattice
-from fathom.importance.lattice_values import Floats, best_chain, layers_of, mask_of, sizes
+from fathom.importance.lattice_values import Floats, along, best_chain, frontier, layers_of
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.plot import DOTS_PER_INCH, GREY, INK
 from fathom.importance.statistics import order_by
@@ -46,19 +46,22 @@ def plot_lattice(lattice: Lattice, ranking: LayerRanking, depths: Sequence[int],
     write_bytes(path, buffer.getvalue())
 
 
+def best_graded(ranking: LayerRanking, count: int = len(COLOURS)) -> list[str]:
+    """The methods with the highest grades by the loss, the best first; none where none was graded."""
+    grades = ranking.grades.get("loss", {})
+    return sorted((name for name in ranking.methods if name in grades), key=lambda name: -grades[name].tau)[:count]
+
+
 def _panel(axes: "Axes", utilities: Floats, ranking: LayerRanking, depths: Sequence[int]) -> None:
     layers = ranking.layers
-    places, size = np.arange(layers + 1), sizes(layers)
-    of_size = [utilities[size == count] for count in places]
-    best, median, worst = (np.array([pick(values) for values in of_size]) for pick in (np.max, np.median, np.min))
+    places = np.arange(layers + 1)
+    best, median, worst = frontier(utilities)
     axes.fill_between(places, worst, best, color="#e8edf1", label="from the worst subset to the best")
     axes.plot(places, median, color=GREY, linestyle=":", linewidth=1.5, label="median subset")
     axes.plot(places, best, color=INK, linewidth=2, label="best subset")
-    grades = ranking.grades.get("loss", {})
-    named = sorted(grades.keys() & ranking.methods.keys(), key=lambda name: -grades[name].tau)[: len(COLOURS)]
+    named = best_graded(ranking)
     for name, method in ranking.methods.items():
-        order = order_by(method.scores)
-        chosen = [utilities[mask_of(order[:count])] for count in places]
+        chosen = along(utilities, order_by(method.scores))
         if name in named:
             colour, label = COLOURS[named.index(name)], f"top layers by {name.replace('_', ' ')}"
             axes.plot(places, chosen, color=colour, linewidth=1.4, marker="o", markersize=3.5, label=label, zorder=3)

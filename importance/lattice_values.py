@@ -79,6 +79,22 @@ def best_subsets(utilities: ArrayLike, *, keep: Sequence[int] = ()) -> list[int]
     ]
 
 
+def frontier(utilities: ArrayLike) -> Floats:
+    """The utility of the best, the median and the worst subset of each size, (3, L+1)."""
+    values = np.asarray(utilities, dtype=np.float64)
+    size = sizes(_layers(values))
+    of_size = [values[size == count] for count in range(_layers(values) + 1)]
+    return np.array([[pick(some) for some in of_size] for pick in (np.max, np.median, np.min)])
+
+
+def along(utilities: ArrayLike, order: Sequence[int]) -> Floats:
+    """The utility of the first k layers of an order, for k = 0..L: (L+1,)."""
+    chosen: Floats = np.asarray(utilities, dtype=np.float64)[
+        [mask_of(order[:count]) for count in range(len(order) + 1)]
+    ]
+    return chosen
+
+
 def best_chain(utilities: ArrayLike, depths: Sequence[int], *, keep: Sequence[int] = ()) -> list[int]:
     """Nested subsets of the sizes ``depths`` (ascending), each holding the one before, whose utilities sum highest.
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from fathom.errors import ArtefactError
 from fathom.files import read_json, write_json
+from fathom.importance.statistics import TIERS, tier_of
 
 SCHEMA_VERSION = 1
 
@@ -17,7 +18,8 @@ SCHEMA_VERSION = 1
 class MethodScores:
     """One method's scores per layer, entry i for layer i; higher is more important.
 
-    low, high: 95 % bootstrap interval over users; ranks: 1 = most important; seconds: what measuring took.
+    low, high: 95 % bootstrap interval over users; ranks: 1 = most important; seconds: what measuring took; stability:
+    mean Kendall's tau between these scores and those of a bootstrap resample, None in files that do not say.
     """
 
     scores: tuple[float, ...]
@@ -25,6 +27,7 @@ class MethodScores:
     high: tuple[float, ...]
     ranks: tuple[int, ...]
     seconds: float
+    stability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class LayerRanking:
     consensus_order: layers, most important first, ties by the lower index; grades: metric -> method or "consensus" ->
     Grade against a lattice of the same users, empty where none was measured.
 
+    kemeny_order: the order that disagrees least with the methods' ranks, None for more than 20 layers; tiers: tier ->
+    probability of each layer. Tiers go by the place in the consensus: "critical" is the first quarter of the places (of
+    16 layers, what depth 4 keeps), "redundant" the last quarter (what only depth 16 runs), "middle" what lies between.
+    The probability is the share of 2,000 bootstrap resamples in which the consensus puts the layer there: methods with
+    a row for each user are drawn with the same users, methods with folds draw folds. consensus_stability: as that of a
+    method. left_out: method -> why it was not measured. Older files have none of these: None, or empty.
+
     Raises ArtefactError when the parts contradict each other or a number is not finite.
     """
 
@@ -63,20 +73,34 @@ class LayerRanking:
     consensus_scores: tuple[float, ...]
     consensus_order: tuple[int, ...]
     grades: dict[str, dict[str, Grade]] = field(default_factory=dict)
+    kemeny_order: tuple[int, ...] | None = None
+    tiers: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    consensus_stability: float | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
         if problem:
             raise ArtefactError(f"not a usable layer ranking: {problem}; rank the layers again")
 
+    def tier(self, layer: int) -> str:
+        """The tier that a layer's place in the consensus gives it."""
+        return tier_of(self.consensus_order.index(layer) + 1, self.layers)
+
     def save(self, path: Path) -> None:
         """Write ``ranking.json``, whole or not at all."""
         methods = {name: asdict(method) for name, method in self.methods.items()}
-        consensus = {"scores": self.consensus_scores, "order": self.consensus_order}
+        consensus = {
+            "scores": self.consensus_scores,
+            "order": self.consensus_order,
+            "kemeny_order": self.kemeny_order,
+            "tiers": self.tiers,
+            "stability": self.consensus_stability,
+        }
         head = {key: getattr(self, key) for key in ("layers", "checkpoint", "dataset", "users", "seed")}
         grades = {metric: {name: asdict(grade) for name, grade in row.items()} for metric, row in self.grades.items()}
         body = {"methods": methods, "kendall_tau": self.kendall_tau, "consensus": consensus, "grades": grades}
-        write_json(path, {"schema_version": SCHEMA_VERSION, **head, **body})
+        write_json(path, {"schema_version": SCHEMA_VERSION, **head, **body, "left_out": self.left_out})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -91,6 +115,8 @@ class LayerRanking:
 
     @classmethod
     def _from_json(cls, value: dict[str, Any]) -> Self:
+        consensus = value["consensus"]
+        kemeny = consensus.get("kemeny_order")
         return cls(
             layers=int(value["layers"]),
             checkpoint=value["checkpoint"],
@@ -99,17 +125,26 @@ class LayerRanking:
             seed=int(value["seed"]),
             methods={name: _method(scores) for name, scores in value["methods"].items()},
             kendall_tau={a: {b: float(tau) for b, tau in row.items()} for a, row in value["kendall_tau"].items()},
-            consensus_scores=tuple(map(float, value["consensus"]["scores"])),
-            consensus_order=tuple(map(int, value["consensus"]["order"])),
+            consensus_scores=tuple(map(float, consensus["scores"])),
+            consensus_order=tuple(map(int, consensus["order"])),
             grades={
                 metric: {name: _grade(g) for name, g in row.items()} for metric, row in value.get("grades", {}).items()
             },
+            kemeny_order=None if kemeny is None else tuple(map(int, kemeny)),
+            tiers={tier: tuple(map(float, shares)) for tier, shares in consensus.get("tiers", {}).items()},
+            consensus_stability=_known(consensus.get("stability")),
+            left_out={name: str(reason) for name, reason in value.get("left_out", {}).items()},
         )
 
 
 def _method(value: dict[str, Any]) -> MethodScores:
     scores, low, high = (tuple(map(float, value[key])) for key in ("scores", "low", "high"))
-    return MethodScores(scores, low, high, tuple(map(int, value["ranks"])), float(value["seconds"]))
+    ranks = tuple(map(int, value["ranks"]))
+    return MethodScores(scores, low, high, ranks, float(value["seconds"]), _known(value.get("stability")))
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _grade(value: dict[str, Any]) -> Grade:
@@ -124,7 +159,9 @@ def _problems(ranking: LayerRanking) -> Iterator[str]:
     for name, method in ranking.methods.items():
         if {len(method.scores), len(method.low), len(method.high), len(method.ranks)} != {layers}:
             yield f"method {name} does not have {layers} scores, intervals and ranks"
-        if not all(map(isfinite, chain(method.scores, method.low, method.high, [method.seconds]))):
+        if not all(
+            map(isfinite, chain(method.scores, method.low, method.high, [method.seconds, method.stability or 0]))
+        ):
             yield f"method {name} has a value that is NaN or infinite"
         if sorted(method.ranks) != list(range(1, layers + 1)):
             yield f"the ranks of method {name} are not 1..{layers}"
@@ -136,3 +173,11 @@ def _problems(ranking: LayerRanking) -> Iterator[str]:
         yield f"the consensus does not have {layers} finite scores"
     if sorted(ranking.consensus_order) != list(range(layers)):
         yield f"the consensus order is not each of the layers 0..{layers - 1} once"
+    if ranking.kemeny_order is not None and sorted(ranking.kemeny_order) != list(range(layers)):
+        yield f"the Kemeny order is not each of the layers 0..{layers - 1} once"
+    if ranking.tiers and (
+        set(ranking.tiers) != set(TIERS) or any(len(row) != layers for row in ranking.tiers.values())
+    ):
+        yield f"the tiers are not {', '.join(TIERS)} with {layers} probabilities each"
+    if not all(isfinite(share) for share in chain(*ranking.tiers.values(), [ranking.consensus_stability or 0])):
+        yield "a tier or the stability has a value that is NaN or infinite"

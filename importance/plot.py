@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL_WIDTH_INCH, CELL_HEIGHT_INCH = 0.78, 0.72
-LABEL_WIDTH_INCH = 1.6
+#: Of the table of agreement, where the names of many methods stand upright below it.
+NARROW_INCH, FEW_METHODS = 0.55, 6
+LABEL_WIDTH_INCH, LETTER_INCH = 1.6, 0.09
 HEAD_INCH, FOOT_INCH = 1.15, 0.65
 DOTS_PER_INCH = 150
 INK, GREY = "#1b2733", "#5c6873"
@@ -30,17 +32,20 @@ def plot_ranking(ranking: LayerRanking, path: Path) -> None:
     methods = len(ranking.methods)
     # Few layers or methods get wider cells, so that the words above them still fit.
     layers_inch = max(ranking.layers, 11) * CELL_WIDTH_INCH
-    agreement_inch = max(methods, 2) * CELL_WIDTH_INCH
-    width = LABEL_WIDTH_INCH + layers_inch + LABEL_WIDTH_INCH + agreement_inch + 0.3
-    height = HEAD_INCH + (methods + 1.25) * CELL_HEIGHT_INCH + FOOT_INCH
+    few = methods <= FEW_METHODS
+    agreement_inch = max(methods, 2) * (CELL_WIDTH_INCH if few else NARROW_INCH)
+    label_inch = max(LABEL_WIDTH_INCH, LETTER_INCH * max(map(len, ranking.methods)) + 0.2)
+    foot_inch = FOOT_INCH if few else label_inch
+    width = label_inch + layers_inch + label_inch + agreement_inch + 0.3
+    height = HEAD_INCH + (methods + 1.25) * CELL_HEIGHT_INCH + foot_inch
     figure = Figure(figsize=(width, height), facecolor="white")
-    bottom, rows_high = FOOT_INCH / height, (methods + 1.25) * CELL_HEIGHT_INCH / height
-    heat = figure.add_axes((LABEL_WIDTH_INCH / width, bottom, layers_inch / width, rows_high))
+    bottom, rows_high = foot_inch / height, (methods + 1.25) * CELL_HEIGHT_INCH / height
+    heat = figure.add_axes((label_inch / width, bottom, layers_inch / width, rows_high))
     _heat_map(heat, ranking)
-    left = (2 * LABEL_WIDTH_INCH + layers_inch) / width
+    left = (2 * label_inch + layers_inch) / width
     agreement = figure.add_axes((left, bottom, agreement_inch / width, methods * CELL_HEIGHT_INCH / height))
     _agreement(agreement, ranking)
-    _titles(figure, ranking, LABEL_WIDTH_INCH / width, height)
+    _titles(figure, ranking, label_inch / width, height)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     write_bytes(path, buffer.getvalue())
@@ -65,7 +70,7 @@ def _heat_map(axes: "Axes", ranking: LayerRanking) -> None:
     _row(axes, 0.0, ranks, notes)
     places = [0.5]
     for place, method in enumerate(ranking.methods.values()):
-        _row(axes, place + 1.25, method.ranks, _notes(method))
+        _row(axes, place + 1.25, method.ranks, [f"{score}\n{low} to {high}" for score, low, high in in_percent(method)])
         places.append(place + 1.75)
     axes.set_xlim(0, ranking.layers)
     axes.set_ylim(len(ranking.methods) + 1.25, 0)
@@ -76,11 +81,11 @@ def _heat_map(axes: "Axes", ranking: LayerRanking) -> None:
     _bare(axes)
 
 
-def _notes(method: MethodScores) -> list[str]:
-    """Each score and its interval as a percentage of the method's largest score."""
+def in_percent(method: MethodScores) -> list[tuple[str, str, str]]:
+    """Each score and its interval (low, high) as a percentage of the method's largest score, as text."""
     unit = max(map(abs, method.scores)) / 100 or 1.0
     triples = zip(method.scores, method.low, method.high, strict=True)
-    return [f"{_short(s / unit)}\n{_short(low / unit)} to {_short(high / unit)}" for s, low, high in triples]
+    return [(_short(score / unit), _short(low / unit), _short(high / unit)) for score, low, high in triples]
 
 
 def _short(percent: float) -> str:
@@ -112,7 +117,10 @@ def _agreement(axes: "Axes", ranking: LayerRanking) -> None:
     axes.set_ylim(len(names), 0)
     axes.set_title("Kendall's tau\nbetween methods", loc="left", size=10, color=INK)
     labels = [name.replace("_", " ") for name in names]
-    axes.set_xticks(np.arange(len(names)) + 0.5, [label.replace(" ", "\n") for label in labels])
+    if len(names) <= FEW_METHODS:
+        axes.set_xticks(np.arange(len(names)) + 0.5, [label.replace(" ", "\n") for label in labels])
+    else:
+        axes.set_xticks(np.arange(len(names)) + 0.5, labels, rotation=90)
     axes.set_yticks(np.arange(len(names)) + 0.5, labels)
     _bare(axes)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
@@ -12,7 +13,19 @@ from fathom.importance.grades import CONSENSUS, Truth, grade
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
 from fathom.importance.lattice import METRICS, Lattice
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
-from fathom.importance.statistics import Floats, bootstrap_interval, borda, kendall_tau, order_by, ranks_of
+from fathom.importance.statistics import (
+    Floats,
+    bootstrap_interval,
+    borda,
+    kemeny,
+    kendall_tau,
+    order_by,
+    ranks_of,
+    resampled_borda,
+    resampled_means,
+    stability,
+    tier_probabilities,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called as (method, batches done, batches in all)."""
@@ -49,7 +62,11 @@ def rank_layers(
     for name, method in methods.items():
         measured[name], rows[name] = _measure(name, method, model, batches, seed, progress)
     agreement = {a: {b: kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured}
-    consensus = borda([method.ranks for method in measured.values()])
+    rankings = [method.ranks for method in measured.values()]
+    consensus, least_disagreeing = borda(rankings), kemeny(rankings)
+    drawn = {name: resampled_means(values, seed=seed) for name, values in rows.items()}
+    measured = {name: replace(m, stability=stability(drawn[name], m.scores)) for name, m in measured.items()}
+    drawn_consensus = resampled_borda(list(drawn.values()))
     graded = rows | {CONSENSUS: np.array([consensus])}
     truths = {} if lattice is None else {metric: Truth.of(lattice, metric) for metric in METRICS}
     sizes = range(1, layers)
@@ -67,6 +84,9 @@ def rank_layers(
             metric: {name: grade(scores, truth, sizes, seed=seed) for name, scores in graded.items()}
             for metric, truth in truths.items()
         },
+        kemeny_order=None if least_disagreeing is None else tuple(least_disagreeing),
+        tiers=tier_probabilities(drawn_consensus),
+        consensus_stability=stability(drawn_consensus, consensus),
     )
 
 

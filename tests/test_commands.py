@@ -39,13 +39,21 @@ def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
     assert {"depth 4", "depth 16", "popularity", "EASE", "transitions"} <= set(report["systems"])
     ranking = folder / "ranking.json"
     methods = ["--methods", "block_influence,ablation", "--users", "20", "--plot", folder / "ranking.png"]
+    methods += ["--page", folder / "ranking.html"]
     printed = fathom("rank", folder / "checkpoint", "--data", dataset, "--out", ranking, *methods)
     assert "ablation and block_influence" in printed or "block_influence and ablation" in printed
+    assert "critical" in printed
     assert (folder / "ranking.png").stat().st_size > 10_000
+    other = folder / "other.json"
+    ranking.rename(other)
     sampled = ["--lattice", folder / "lattice", "--lattice-orders", "2", "--workers", "2"]
     printed = fathom("rank", folder / "checkpoint", "--data", dataset, "--out", ranking, *methods, *sampled)
     assert "tau with the Shapley values" in printed
     assert json.loads(ranking.read_bytes())["grades"]["loss"].keys() == {"ablation", "block_influence", "consensus"}
+    assert "were sampled" in (folder / "ranking.html").read_text()
+    assert "top 4 shared" in fathom("stability", ranking, other)
+    alike = json.loads(fathom("stability", ranking, other, "--json"))
+    assert alike["methods"]["ablation"] == alike["consensus"] == {"mean": 1.0, "lowest": 1.0, "overlap": 1.0}
     plan = folder / "plan.json"
     printed = fathom("plan", ranking, "--strategy", "nested", "--depths", "2,16", "--out", plan)
     assert "nested plan" in printed

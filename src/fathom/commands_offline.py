@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fathom.training.presets import TrainConfig
 
 DEFAULT_PRESET = "ml-100k"
+#: More methods than these have too many pairs to print.
+MANY_METHODS = 6
 SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-retail-ii": "retail"}
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -37,7 +39,7 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.add_typer(data_app, name="data")
-    for command in (train, evaluate, rank, plan, heal, export, build):
+    for command in (train, evaluate, rank, stability, plan, heal, export, build):
         app.command()(command)
 
 
@@ -174,25 +176,35 @@ def rank(
     users: Annotated[int, typer.Option(min=1, help="Users to measure on.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the users and of sampled labels.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also draw the ranking as PNG.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write ranking and lattice as one HTML page.")] = None,
     lattice: Annotated[Path | None, typer.Option(help="Folder for every subset's quality; grades the methods.")] = None,
     lattice_orders: Annotated[int, typer.Option(min=0, help="Sample so many orders; 0: every subset.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that measure the lattice.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Ray cluster that measures it: its address, or auto.")] = None,
+    lattice_plot: Annotated[
+        Path | None, typer.Option(help="Also draw the lattice as PNG: every subset, each choice.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each layer matters, by several methods, and what they agree on.
 
     Example: fathom rank build/ml-100k/checkpoint --data build/ml-100k/dataset --out ranking.json --plot ranking.png
 
-    Example: fathom rank CHECKPOINT --data DATASET --out ranking.json --lattice lattice --workers 2
+    Example: fathom rank CHECKPOINT --data DATASET --out ranking.json --lattice lattice --workers 2 --page ranking.html
     """
     _need_training()
     from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
     from fathom.importance.distribution import over_processes, over_ray
+    from fathom.importance.lattice_plot import plot_lattice
+    from fathom.importance.page import write_page
     from fathom.importance.plot import plot_ranking
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
+    if lattice_plot and (lattice is None or lattice_orders):
+        raise ConfigError(
+            "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
+        )
     names = [name.strip() for name in methods.split(",") if name.strip()]
     loaded, dataset, truth = Checkpoint.load(checkpoint), Dataset.load(data), None
     runner = over_ray(ray) if ray else over_processes(workers)
@@ -221,28 +233,73 @@ def rank(
     ranking.save(out)
     if plot:
         plot_ranking(ranking, plot)
+    if page:
+        write_page(ranking, page, lattice=truth, depths=loaded.model.depths)
+    if lattice_plot and truth is not None:
+        plot_lattice(truth, ranking, loaded.model.depths, lattice_plot)
     if as_json:
         show.as_json(_read(out))
     else:
         show_ranking(out)
 
 
+def stability(
+    rankings: Annotated[list[Path], typer.Argument(help="Two ranking.json or more.")], as_json: AsJson = False
+) -> None:
+    """How alike rankings are, of several training seeds, draws of users or data sets: by method and by consensus.
+
+    Example: fathom stability seed-0/ranking.json seed-1/ranking.json seed-2/ranking.json
+    """
+    from fathom.importance.layer_ranking import LayerRanking
+    from fathom.importance.stability import compare_rankings
+    from fathom.importance.statistics import quarter
+
+    found = compare_rankings({str(path): LayerRanking.load(path) for path in rankings})
+    if as_json:
+        show.as_json(found.as_dict())
+        return
+    rows = [["method", "mean tau", "lowest tau", f"top {quarter(found.layers)} shared"]]
+    named = dict(sorted(found.methods.items(), key=lambda item: -item[1].mean))
+    named |= {"consensus (Borda)": found.consensus} | ({"consensus (Kemeny)": found.kemeny} if found.kemeny else {})
+    for name, alike in named.items():
+        rows.append([name, f"{alike.mean:+.2f}", f"{alike.lowest:+.2f}", f"{alike.overlap:.0%}"])
+    show.table(f"How alike {found.rankings} rankings of {found.layers} layers are: Kendall's tau over all pairs", rows)
+    if found.only_in_some:
+        show.facts("", [("not in every ranking", ", ".join(found.only_in_some))])
+
+
 def show_ranking(path: Path) -> None:
-    """Print a LayerRanking: rank of each layer by each method, agreement, consensus."""
+    """Print a LayerRanking: rank of each layer by each method, consensus, tiers, agreement, grades."""
     from fathom.importance.layer_ranking import LayerRanking
 
     ranking = LayerRanking.load(path)
-    names = list(ranking.methods)
-    rows = [["layer", *names, "consensus"]]
-    place = {layer: number for number, layer in enumerate(ranking.consensus_order, 1)}
-    for layer in range(ranking.layers):
-        rows.append([str(layer), *(str(ranking.methods[name].ranks[layer]) for name in names), str(place[layer])])
+    layers = range(ranking.layers)
+    rows = [["layer", *map(str, layers), "stability"]]
+    ranked = [(name, method.ranks, method.stability) for name, method in ranking.methods.items()]
+    places = tuple(ranking.consensus_order.index(layer) + 1 for layer in layers)
+    for name, ranks, stable in [*ranked, ("consensus", places, ranking.consensus_stability)]:
+        rows.append([name, *map(str, ranks), "" if stable is None else f"{stable:.2f}"])
     show.table(f"Layer importance, rank 1 = matters most ({ranking.users:,} users)", rows)
-    pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
-    taus = ", ".join(f"{a} and {b} {ranking.kendall_tau[a][b]:+.2f}" for a, b in pairs)
-    show.facts("", [("Kendall tau", taus or "one method only")])
+    facts = []
+    for tier, shares in ranking.tiers.items():
+        those = [f"{layer} ({shares[layer]:.2f})" for layer in ranking.consensus_order if ranking.tier(layer) == tier]
+        facts.append((tier, ", ".join(those)))
+    if ranking.kemeny_order:
+        facts.append(("Kemeny order", " ".join(map(str, ranking.kemeny_order))))
+    show.facts("", [*facts, ("Kendall tau", _agreement(ranking))])
     if ranking.grades:
         show_grades(ranking)
+
+
+def _agreement(ranking: "LayerRanking") -> str:
+    """Kendall's tau of each pair of methods, or of each method with all others where there are many."""
+    names = list(ranking.methods)
+    if len(names) <= MANY_METHODS:
+        pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
+        taus = [f"{a} and {b} {ranking.kendall_tau[a][b]:+.2f}" for a, b in pairs]
+        return ", ".join(taus) or "one method only"
+    means = {a: fmean(ranking.kendall_tau[a][b] for b in names if b != a) for a in names}
+    return "mean with the others: " + ", ".join(f"{name} {mean:+.2f}" for name, mean in means.items())
 
 
 def show_grades(ranking: "LayerRanking") -> None:

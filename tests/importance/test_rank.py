@@ -16,7 +16,8 @@ GATES = [0.05, 2.0, 0.0, 0.3]
 
 def without_seconds(ranking: LayerRanking) -> list[object]:
     methods = [(name, m.scores, m.low, m.high, m.ranks) for name, m in ranking.methods.items()]
-    return [methods, ranking.kendall_tau, ranking.consensus_scores, ranking.consensus_order]
+    consensus = [ranking.consensus_scores, ranking.consensus_order, ranking.kemeny_order, ranking.tiers]
+    return [methods, ranking.kendall_tau, *consensus]
 
 
 def test_the_default_methods_put_the_decisive_layer_first_and_the_irrelevant_one_last() -> None:
@@ -42,6 +43,24 @@ def test_equal_seeds_give_equal_results_whichever_other_methods_run() -> None:
     assert alone.methods["fisher"].scores == first.methods["fisher"].scores
     other = rank_layers(model, batches, load_methods(["fisher"]), seed=6)
     assert other.methods["fisher"].scores != first.methods["fisher"].scores
+
+
+def test_tiers_draw_the_same_users_for_every_method_with_a_row_per_user() -> None:
+    rows = torch.arange(4.0) + torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    tilted = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(8, 1)
+    model, batches = GatedToy(GATES), toy_batches(1, 8)
+    # Two methods that always disagree on the order: every resample is a tie, and equal layers go by the lower index.
+    opposed = rank_layers(model, batches, {"one": Fixed(rows), "opposite": Fixed(-rows)})
+    assert opposed.tiers["critical"] == (1, 0, 0, 0)
+    assert opposed.tiers["redundant"] == (0, 0, 0, 1)
+    assert opposed.methods["one"].stability == pytest.approx(opposed.methods["opposite"].stability)
+    assert opposed.methods["one"].stability != 1
+    # Folds, which are not users, are drawn by themselves.
+    folds = rank_layers(model, batches, {"one": Fixed(rows), "opposite": Fixed(-rows[:5])})
+    assert folds.tiers["critical"] != (1, 0, 0, 0)
+    steady = rank_layers(model, batches, {"one": Fixed(tilted)})
+    assert (steady.methods["one"].stability, steady.consensus_stability) == (1, 1)
+    assert steady.kemeny_order == steady.consensus_order == (3, 0, 1, 2)
 
 
 def test_progress_counts_the_batches_of_each_method() -> None:
