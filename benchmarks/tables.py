@@ -38,8 +38,8 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
     engine = _load(folder, "engine_depth")
     parts = [
         "# Results\n\nWritten by `make results` from the stored runs in `results/`; each names its command, config,"
-        " seed, commit and machine. Quality: full ranking, seen items left out, 95 % bootstrap intervals over users and"
-        " seeds together, differences user by user over the seeds that both sides have.",
+        " seed, commit and machine. Quality: full ranking, seen items left out, 95 % intervals over users and seeds"
+        " (crossed random effects), differences user by user over the seeds that both sides have.",
         *quality_sections(quality, engine, pictures),
         training_section(folder),
         _parity_section(_load(folder, "parity")),

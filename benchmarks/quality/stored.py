@@ -5,15 +5,17 @@ user later, from the stored files alone.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from fathom.benchmarks.record import RESULTS
 from fathom.errors import ArtefactError
@@ -93,20 +95,16 @@ Of = tuple[str, ...]
 class Pool:
     """All runs of one data set, and figures of their NDCG@10 with 95 % intervals over users and seeds.
 
-    Users and seeds are resampled together (two-way bootstrap, Owen 2007), so that an interval speaks about other users
-    and other seeds; with one seed it is that over users. Two systems are compared user by user over the seeds that
-    both have. A figure that no run gives is None. Raises ArtefactError for runs that cannot be compared.
+    An interval speaks about other users and other seeds, see ``margin``; with one seed, about other users. Two systems
+    are compared user by user over the seeds that both have. A figure that no run gives is None. Raises ArtefactError
+    for runs that cannot be compared.
     """
 
-    def __init__(self, dataset: str, found: Iterable[Run], *, seed: int = 0) -> None:
+    def __init__(self, dataset: str, found: Iterable[Run]) -> None:
         self.dataset = dataset
         self.runs = {(run.arm, run.seed): run for run in found}
-        self._seed = seed
         _check_comparable(dataset, self.runs.values())
-        columns = {(arm, name, s): run.ndcg(name) for (arm, s), run in self.runs.items() for name in run.systems}
-        self._column = {key: index for index, key in enumerate(columns)}
-        self._means = metrics.bootstrap_means(np.stack(list(columns.values()), axis=1), seed=seed)
-        self._values = np.array([values.mean() for values in columns.values()])
+        self._users = {(arm, name, s): run.ndcg(name) for (arm, s), run in self.runs.items() for name in run.systems}
 
     @property
     def arms(self) -> list[str]:
@@ -119,30 +117,61 @@ class Pool:
 
     def mean(self, system: Of) -> Pooled | None:
         """NDCG@10."""
-        return self._figure(lambda ours: ours, system)
+        found = self._cells(system)
+        return None if found is None else _pooled(found[0])
 
     def difference(self, ours: Of, theirs: Of) -> Pooled | None:
         """NDCG@10 of ours less that of theirs."""
-        return self._figure(lambda ours, theirs: ours - theirs, ours, theirs)
+        found = self._cells(ours, theirs)
+        return None if found is None else _pooled(found[0] - found[1])
 
     def share(self, ours: Of, theirs: Of) -> Pooled | None:
-        """NDCG@10 of ours divided by that of theirs."""
-        return self._figure(lambda ours, theirs: ours / theirs, ours, theirs)
+        """NDCG@10 of ours divided by that of theirs; the interval by the delta method."""
+        found = self._cells(ours, theirs)
+        if found is None:
+            return None
+        share = found[0].mean() / found[1].mean()
+        return _pooled(share + (found[0] - share * found[1]) / found[1].mean())
 
-    def _figure(self, combine: Callable[..., Any], *wanted: Of) -> Pooled | None:
+    def _cells(self, *wanted: Of) -> Floats | None:
+        """NDCG@10 of each user under each seed that all systems have, (wanted, seeds, users); None without one."""
         systems = [(arm, name) for arm, *names in wanted for name in names]
-        seeds = [s for s in sorted({s for _, s in self.runs}) if all((*each, s) in self._column for each in systems)]
+        seeds = [s for s in sorted({s for _, s in self.runs}) if all((*each, s) in self._users for each in systems)]
         if not seeds:
             return None
-        drawn = np.random.default_rng(self._seed).integers(len(seeds), size=(len(self._means), len(seeds)))
-        values, means = [], []
-        for arm, *names in wanted:
-            columns = np.array([[self._column[arm, name, s] for name in names] for s in seeds])
-            values.append(self._values[columns].mean())
-            by_seed = self._means[:, columns].mean(2)
-            means.append(np.take_along_axis(by_seed, drawn, axis=1).mean(1))
-        bounds = metrics.percentile(combine(*values), combine(*means))
-        return Pooled(bounds.value, bounds.low, bounds.high, len(seeds))
+        return np.array(
+            [[np.mean([self._users[arm, name, s] for name in names], axis=0) for s in seeds] for arm, *names in wanted]
+        )
+
+
+def _pooled(cells: Floats) -> Pooled:
+    value, half = float(cells.mean()), margin(cells)
+    return Pooled(value, value - half, value + half, len(cells))
+
+
+def margin(cells: Floats) -> float:
+    """Half the 95 % interval of the mean over users and seeds, for cells (seeds, users).
+
+    Users and seeds are crossed random effects: the mean squares of both and of what is left give the variance of the
+    mean, and its degrees of freedom (Satterthwaite 1946). Resampling both together (Owen 2007) would count what is
+    left three times.
+    """
+    seeds, users = cells.shape
+    by_user, by_seed = cells.mean(0), cells.mean(1)
+    rest = cells - by_user - by_seed[:, None] + cells.mean()
+    user_square = seeds * float(by_user.var(ddof=1))
+    parts = [(user_square, users - 1)]
+    if seeds > 1:
+        rest_square, rest_freedom = float((rest**2).sum()) / ((seeds - 1) * (users - 1)), (seeds - 1) * (users - 1)
+        seed_square = users * float(by_seed.var(ddof=1))
+        # An effect's mean square holds what is left too; one below it says that the effect is none.
+        parts = [(max(user_square, rest_square), users - 1), (max(seed_square, rest_square), seeds - 1)]
+        parts.append((-rest_square, rest_freedom))
+    square = sum(part for part, _ in parts)
+    if square <= 0:
+        return 0.0
+    freedom = square**2 / sum(part**2 / degrees for part, degrees in parts)
+    return float(student_t.ppf(0.5 + metrics.CONFIDENCE / 2, freedom)) * math.sqrt(square / cells.size)
 
 
 def pools(folder: Path = RESULTS) -> list[Pool]:

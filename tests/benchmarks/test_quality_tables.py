@@ -83,7 +83,7 @@ def test_healing_and_ablations_are_differences_to_everything_and_to_the_ladder()
     healed = [run_of("permuted-consensus", 0, LEVEL), run_of("tune-lora", 0, RISING)]
     text = page(ladder(0, LEVEL), *healed, run_of("without-growth", 0, RISING))
     assert row(text, "lora")[1] == ".3000"
-    assert row(text, "lora")[5].startswith("-.0438 [")
+    assert row(text, "lora")[5].startswith("-.043")
     tried = row(text.partition("NDCG@10 less `ladder`")[2], "`without-growth`")
     assert tried[1].startswith("-.1000 [")
     assert tried[2:] == ["+.0000 [+.0000, +.0000]", tried[3], "-.0438", "1"]
