@@ -18,7 +18,7 @@ from fathom.importance.lattice import Lattice, masks_on_the_way, measure_lattice
 from fathom.importance.lattice import Progress as LatticeProgressReport
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.rank import Progress, rank_layers
-from fathom.importance.registry import DEFAULT, load_methods
+from fathom.importance.registry import ALL, DEFAULT, load_methods
 from fathom.training.batches import pad_histories
 from fathom.training.blocks import Context
 from fathom.training.checkpoint import Checkpoint
@@ -41,16 +41,18 @@ def rank_checkpoint(
     users: int = 256,
     seed: int = 0,
     lattice: Lattice | None = None,
+    runner: Runner = one_after_the_other,
     progress: Progress | None = None,
 ) -> LayerRanking:
     """Rank the layers of a checkpoint on the validation cases of ``users`` users, drawn by ``seed``.
 
-    ``lattice``, of the same checkpoint, users and seed, grades the methods.
+    ``lattice``, of the same checkpoint, users and seed, grades the methods. Of ``all`` methods, one that does not apply
+    to this model or this installation is left out.
     Raises ConfigError for unknown methods, fewer than two layers or layers that no exit uses; ArtefactError when the
     checkpoint was trained on another dataset or its activations are not finite; DataError without validation cases.
     """
     chosen = load_methods(methods)
-    model, batches = _opened(checkpoint, dataset, users=users, seed=seed)
+    model, batches = validation_users(checkpoint, dataset, users=users, seed=seed)
     if lattice is not None and not _same_users(lattice, _about(checkpoint, dataset, batches, seed)):
         raise ArtefactError("the lattice was measured on another checkpoint, data set or users; measure it again")
     return rank_layers(
@@ -58,6 +60,8 @@ def rank_checkpoint(
         batches,
         chosen,
         seed=seed,
+        skip_inapplicable=ALL in methods,
+        runner=runner,
         progress=progress,
         lattice=lattice,
         checkpoint=checkpoint.sha256,
@@ -81,7 +85,7 @@ def measure_checkpoint(
     With ``orders``, only the subsets on the way through so many random orders and their reverses. An interrupted run
     goes on where it was. Raises as rank_checkpoint and measure_lattice do.
     """
-    model, batches = _opened(checkpoint, dataset, users=users, seed=seed)
+    model, batches = validation_users(checkpoint, dataset, users=users, seed=seed)
     about = _about(checkpoint, dataset, batches, seed)
     masks = None
     if orders:
@@ -102,9 +106,10 @@ def _same_users(lattice: Lattice, about: dict[str, Any]) -> bool:
     return {key: lattice.about.get(key) for key in about} == about
 
 
-def _opened(
+def validation_users(
     checkpoint: Checkpoint, dataset: Dataset, *, users: int, seed: int
 ) -> tuple["ElasticLayers", list["Histories"]]:
+    """A checkpoint's layers and the batches on which they are ranked; raises as rank_checkpoint does."""
     if dataset.sha256 != checkpoint.config.dataset:
         raise ArtefactError("this checkpoint was trained on another dataset; give the one it was trained on")
     keep_freed_memory()

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fathom.errors import ConfigError
-from fathom.importance.correlation import newest_positions
-from fathom.importance.interface import Batch, LayeredModel, hidden_states
+from fathom.errors import NotApplicableError
+from fathom.importance.interface import Batch, LayeredModel, hidden_states, newest_positions
 
 
 class Attention:
@@ -28,7 +27,7 @@ class Attention:
     def scores(self, model: LayeredModel, batches: Iterable[Batch], generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Per sample: the share of the rollout that each layer moves, (samples, layers).
 
-        Raises ConfigError when a layer has no attention weights.
+        Raises NotApplicableError when a layer has no attention weights.
         """
         with torch.no_grad():
             return torch.cat([self._batch(model, batch) for batch in batches])
@@ -55,6 +54,6 @@ def _step(model: LayeredModel, batch: Batch, layer: int, hidden: Tensor, real: T
     """One layer's factor of the rollout, (samples, positions, positions); 0 from and to padding but for itself."""
     attention = model.attention(batch, layer, hidden)
     if attention is None:
-        raise ConfigError(f"the attention method needs a model with attention weights; layer {layer} has none")
+        raise NotApplicableError(f"the attention method needs a model with attention weights; layer {layer} has none")
     weights = torch.where(real[:, :, None] & real[:, None, :], attention.mean(1), 0.0)
     return (weights + torch.eye(real.shape[1], dtype=weights.dtype, device=weights.device)) / 2

@@ -1,4 +1,4 @@
-"""CKA: how much of the similarity between samples a layer rearranges; and the jackknife over folds of samples."""
+"""CKA: how much of the similarity between samples a layer rearranges."""
 
 from collections.abc import Iterable
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
-from fathom.importance.interface import Batch, LayeredModel, hidden_states
+from fathom.importance.interface import Batch, LayeredModel, newest_states
+from fathom.importance.jackknife import pseudo_values, without_each_fold
 
-FOLDS = 10
 FEWEST_SAMPLES = 5
 """An unbiased HSIC needs 4 samples, also when a fold is left out."""
 
@@ -32,12 +32,10 @@ class CKA:
 
         Raises DataError for fewer than 5 samples.
         """
-        with torch.no_grad():
-            states = torch.cat([_newest_states(model, batch) for batch in batches])
+        states = torch.cat([newest_states(model, batch) for batch in batches])
         if len(states) < FEWEST_SAMPLES:
             raise DataError(f"the cka method needs at least {FEWEST_SAMPLES} samples, not {len(states)}")
-        fold = folds_of(0, len(states))
-        without = [_change(states[fold != left_out], model.layers) for left_out in range(int(fold.max()) + 1)]
+        without = [_change(states[kept], model.layers) for kept in without_each_fold(len(states))]
         return pseudo_values(_change(states, model.layers), torch.stack(without))
 
 
@@ -53,34 +51,6 @@ def debiased_hsic(x: Tensor, y: Tensor) -> Tensor:
     products = (x.T @ y).square().sum() - own_x @ own_y
     totals = own_x.sum() * own_y.sum() / ((n - 1) * (n - 2))
     return (products + totals - 2 / (n - 2) * (own_x @ own_y)) / (n * (n - 3))
-
-
-def newest_positions(real: Tensor) -> Tensor:
-    """The last real position of each sample, int64 (samples,), for ``real`` bool (samples, positions)."""
-    return (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
-
-
-def folds_of(first: int, samples: int) -> Tensor:
-    """The fold of each of the next samples, int64 (samples,), when ``first`` samples came before them.
-
-    Every tenth sample belongs together, because batches are often sorted.
-    """
-    return torch.arange(first, first + samples) % FOLDS
-
-
-def pseudo_values(whole: Tensor, without: Tensor) -> Tensor:
-    """The jackknife pseudo-values (folds, layers) of an estimate (layers,), given it without each fold (folds, layers).
-
-    Their mean is the estimate less its bias to first order; their spread is the estimate's uncertainty.
-    """
-    return len(without) * whole - (len(without) - 1) * without
-
-
-def _newest_states(model: LayeredModel, batch: Batch) -> Tensor:
-    """Each sample's state at its newest position, at every boundary, (samples, boundaries, width) float64."""
-    newest = newest_positions(model.real_positions(batch))
-    rows = torch.arange(len(newest), device=newest.device)
-    return torch.stack([state[rows, newest] for state in hidden_states(model, batch)], dim=1).double()
 
 
 def _change(states: Tensor, layers: tuple[int, ...]) -> Tensor:

@@ -121,6 +121,19 @@ def hidden_states(model: LayeredModel, batch: Batch) -> list[Tensor]:
     return states
 
 
+def newest_positions(real: Tensor) -> Tensor:
+    """The last real position of each sample, int64 (samples,), for ``real`` bool (samples, positions)."""
+    return (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
+
+
+def newest_states(model: LayeredModel, batch: Batch) -> Tensor:
+    """Each sample's state at its newest real position, at every boundary, (samples, boundaries, width) float64."""
+    newest = newest_positions(model.real_positions(batch))
+    rows = torch.arange(len(newest), device=newest.device)
+    with torch.no_grad():
+        return torch.stack([state[rows, newest] for state in hidden_states(model, batch)], dim=1).double()
+
+
 def per_sample_gradients(
     loss: Callable[..., Tensor], parameters: Mapping[str, Tensor], samples: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:

@@ -51,14 +51,15 @@ class LayerRanking:
     checkpoint, dataset: sha256, or None when unknown; users: how many were measured; kendall_tau: method -> method ->
     -1..1; consensus_scores: Borda score per layer, 1 when all methods put it first and 0 when all put it last;
     consensus_order: layers, most important first, ties by the lower index; grades: metric -> method or "consensus" ->
-    Grade against a lattice of the same users, empty where none was measured.
+    Grade against a lattice of the same users, empty where none was measured; left_out: method -> why it could not judge
+    this model, in one line.
 
     kemeny_order: the order that disagrees least with the methods' ranks, None for more than 20 layers; tiers: tier ->
     probability of each layer. Tiers go by the place in the consensus: "critical" is the first quarter of the places (of
     16 layers, what depth 4 keeps), "redundant" the last quarter (what only depth 16 runs), "middle" what lies between.
     The probability is the share of 2,000 bootstrap resamples in which the consensus puts the layer there: methods with
     a row for each user are drawn with the same users, methods with folds draw folds. consensus_stability: as that of a
-    method. left_out: method -> why it was not measured. Older files have none of these: None, or empty.
+    method. Older files have none of these: None, or empty.
 
     Raises ArtefactError when the parts contradict each other or a number is not finite.
     """

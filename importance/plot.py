@@ -123,6 +123,7 @@ def _agreement(axes: "Axes", ranking: LayerRanking) -> None:
         axes.set_xticks(np.arange(len(names)) + 0.5, labels, rotation=90)
     axes.set_yticks(np.arange(len(names)) + 0.5, labels)
     _bare(axes)
+    axes.tick_params(axis="x", labelsize=8)
 
 
 def _bare(axes: "Axes") -> None:

@@ -1,14 +1,15 @@
 """Measure every layer with every method, and put the results together as a LayerRanking."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
 import torch
 
-from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
+from fathom.importance.distribution import Runner, one_after_the_other
 from fathom.importance.grades import CONSENSUS, Truth, grade
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
 from fathom.importance.lattice import METRICS, Lattice
@@ -27,8 +28,24 @@ from fathom.importance.statistics import (
     tier_probabilities,
 )
 
-Progress = Callable[[str, int, int], None]
-"""Called as (method, batches done, batches in all)."""
+
+@dataclass(frozen=True)
+class RankProgress:
+    """A method, which is number ``number`` of ``methods``, has done with ``batch`` of ``batches``.
+
+    A method may go through the batches more than once. share: of the whole work, 0 to 1, never falling; every method
+    counts alike, and its batches count the first time.
+    """
+
+    method: str
+    number: int
+    methods: int
+    batch: int
+    batches: int
+    share: float
+
+
+Progress = Callable[[RankProgress], None]
 
 
 def rank_layers(
@@ -37,16 +54,19 @@ def rank_layers(
     methods: Mapping[str, ImportanceMethod],
     *,
     seed: int = 0,
+    skip_inapplicable: bool = False,
+    runner: Runner = one_after_the_other,
     progress: Progress | None = None,
     lattice: Lattice | None = None,
     checkpoint: str | None = None,
     dataset: str | None = None,
 ) -> LayerRanking:
-    """Score every layer of a model by each method on the same batches; equal seeds give equal results.
+    """Score every layer of a model by each method on the same batches; equal seeds give equal results, by any runner.
 
-    lattice: the truth about the same batches, to grade the methods by. checkpoint, dataset: sha256 to note in the
-    result. Raises ConfigError when there is nothing to rank, DataError without data, ArtefactError when activations or
-    scores are not finite.
+    skip_inapplicable: leave out a method that cannot judge this model or lacks a library, and note why, instead of
+    stopping. lattice: the truth about the same batches, to grade the methods by. checkpoint, dataset: sha256 to note in
+    the result. Raises ConfigError when there is nothing to rank or to rank by, MissingExtraError without a library,
+    DataError without data, ArtefactError when activations or scores are not finite.
     """
     layers = len(model.layers)
     if sorted(model.layers) != list(range(layers)):
@@ -58,9 +78,24 @@ def rank_layers(
     users = sum(len(model.real_positions(batch)) for batch in batches)
     if users == 0:
         raise DataError("no users to rank layers on: the data holds no history")
-    measured, rows = {}, {}
-    for name, method in methods.items():
-        measured[name], rows[name] = _measure(name, method, model, batches, seed, progress)
+    here = runner is one_after_the_other
+    work = _Work(model, batches, seed, skip_inapplicable, len(methods), progress if here else None)
+    pieces = [_Piece(number, name, method) for number, (name, method) in enumerate(methods.items(), 1)]
+    found: dict[str, tuple[MethodScores, Floats] | str] = {}
+    for piece, result in runner(_score, work, pieces):
+        found[piece.name] = result
+        if progress and not here:
+            done = len(found)
+            progress(RankProgress(piece.name, done, len(pieces), len(batches), len(batches), done / len(pieces)))
+    measured, rows, left_out = {}, {}, {}
+    for name in methods:
+        match found[name]:
+            case str(reason):
+                left_out[name] = reason
+            case scores, own_rows:
+                measured[name], rows[name] = scores, own_rows
+    if not measured:
+        raise ConfigError(f"nothing to rank by: no method can judge this model here; {'; '.join(left_out.values())}")
     agreement = {a: {b: kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured}
     rankings = [method.ranks for method in measured.values()]
     consensus, least_disagreeing = borda(rankings), kemeny(rankings)
@@ -87,34 +122,67 @@ def rank_layers(
         kemeny_order=None if least_disagreeing is None else tuple(least_disagreeing),
         tiers=tier_probabilities(drawn_consensus),
         consensus_stability=stability(drawn_consensus, consensus),
+        left_out=left_out,
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all methods share; ``progress`` only where it can be called from."""
+
+    model: LayeredModel
+    batches: Sequence[Batch]
+    seed: int
+    skip_inapplicable: bool
+    methods: int
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    number: int
+    name: str
+    method: ImportanceMethod
+
+
+def _score(work: _Work, piece: _Piece) -> tuple[MethodScores, Floats] | str:
+    """A method's scores and rows, or why it was left out."""
+    try:
+        return _measure(piece.name, piece.method, work.model, _Watched(work, piece), work.seed)
+    except (NotApplicableError, MissingExtraError) as error:
+        if not work.skip_inapplicable:
+            raise
+        return str(error)
 
 
 class _Watched:
     """The batches, reporting progress whenever a method has done with one."""
 
-    def __init__(self, batches: Sequence[Batch], name: str, progress: Progress | None) -> None:
-        self._batches, self._name, self._progress = batches, name, progress
+    def __init__(self, work: _Work, piece: _Piece) -> None:
+        self._work, self._piece = work, piece
+        self._most = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for done, batch in enumerate(self._batches):
+        work, piece, batches = self._work, self._piece, len(self._work.batches)
+        for done, batch in enumerate(work.batches, 1):
             yield batch
-            if self._progress:
-                self._progress(self._name, done + 1, len(self._batches))
+            self._most = max(self._most, done)
+            if work.progress:
+                share = (piece.number - 1 + self._most / batches) / work.methods
+                work.progress(RankProgress(piece.name, piece.number, work.methods, done, batches, share))
 
 
 def _measure(
-    name: str,
-    method: ImportanceMethod,
-    model: LayeredModel,
-    batches: Sequence[Batch],
-    seed: int,
-    progress: Progress | None,
+    name: str, method: ImportanceMethod, model: LayeredModel, batches: Iterable[Batch], seed: int
 ) -> tuple[MethodScores, Floats]:
     # The stream depends on the method's name, so that adding a method does not change the others' results.
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
     started = time.perf_counter()
-    rows = method.scores(model, _Watched(batches, name, progress), generator).detach().cpu().double().numpy()
+    try:
+        rows = method.scores(model, batches, generator).detach().cpu().double().numpy()
+    except (ValueError, RuntimeError):  # libraries refuse NaN in their own words
+        _check_model(model, batches)
+        raise
     seconds = time.perf_counter() - started
     _check(name, rows, model, batches)
     low, high = bootstrap_interval(rows, seed=seed)
@@ -127,18 +195,22 @@ def _floats(values: Floats) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _check(name: str, rows: Floats, model: LayeredModel, batches: Sequence[Batch]) -> None:
+def _check(name: str, rows: Floats, model: LayeredModel, batches: Iterable[Batch]) -> None:
     layers = len(model.layers)
     if rows.ndim != 2 or rows.shape[1] != layers or len(rows) == 0:
         raise ConfigError(f"importance method {name!r} returned shape {rows.shape}, not (samples, {layers} layers)")
     if np.isfinite(rows).all():
         return
+    _check_model(model, batches)
+    bad = np.flatnonzero(~np.isfinite(rows).all(0))
+    raise ArtefactError(f"importance method {name!r} gave NaN or infinity for layers {bad.tolist()}; leave it out")
+
+
+def _check_model(model: LayeredModel, batches: Iterable[Batch]) -> None:
     with torch.no_grad():
         cause = next((cause for batch in batches if (cause := _not_finite(model, batch))), None)
     if cause:
         raise ArtefactError(f"{cause} is NaN or infinite; the model cannot be ranked, train it again")
-    bad = np.flatnonzero(~np.isfinite(rows).all(0))
-    raise ArtefactError(f"importance method {name!r} gave NaN or infinity for layers {bad.tolist()}; leave it out")
 
 
 def _not_finite(model: LayeredModel, batch: Batch) -> str | None:

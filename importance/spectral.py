@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
-from fathom.importance.correlation import FOLDS, folds_of, pseudo_values
 from fathom.importance.interface import Batch, LayeredModel, hidden_states
+from fathom.importance.jackknife import FOLDS, folds_of, pseudo_values
 
 
 class Spectral:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fathom.errors import ConfigError
+from fathom.errors import NotApplicableError
 from fathom.importance.interface import Batch, LayeredModel
 
 
@@ -25,7 +25,7 @@ class ZeroShot:
     def scores(self, model: LayeredModel, batches: Iterable[Batch], generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Per sample the same: the mean gain of each layer's matrices, (samples, layers).
 
-        Raises ConfigError when a layer has no weight matrix.
+        Raises NotApplicableError when a layer has no weight matrix.
         """
         gains = torch.stack([self._gain(model, layer) for layer in range(len(model.layers))])
         return gains.repeat(sum(len(model.real_positions(batch)) for batch in batches), 1)
@@ -35,5 +35,5 @@ class ZeroShot:
         wide = [value.flatten(1) for value in model.layer_parameters(layer).values() if value.dim() > 1]
         gains = [matrix.norm() / len(matrix) ** 0.5 for matrix in wide if matrix.shape[1] > 1]
         if not gains:
-            raise ConfigError(f"the zero_shot method needs weight matrices; layer {layer} has none")
+            raise NotApplicableError(f"the zero_shot method needs weight matrices; layer {layer} has none")
         return torch.stack(gains).log().mean().exp()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fathom.commands_offline import show_ranking
 from fathom.demo import running_server
+from fathom.importance.layer_ranking import LayerRanking, MethodScores
 
 
 def fathom(*arguments: str | Path) -> str:
@@ -87,6 +89,23 @@ def test_plans_are_compared_by_a_lattice_and_made_from_it(dataset: Path, tmp_pat
     assert "lattice plan" in printed
     plan = json.loads((tmp_path / "plan.json").read_bytes())
     assert plan["paths"] == {depth: figures["layers"] for depth, figures in predicted["lattice"].items()}
+
+
+def test_many_methods_are_shown_with_their_mean_agreement_and_those_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"method_{number}" for number in range(7)]
+    scores = MethodScores((0.5, 0.1), (0.4, 0.0), (0.6, 0.2), (1, 2), 1.0)
+    tau = {a: {b: 1.0 if a == b else 0.5 for b in names} for a in names}
+    left_out = {"conductance": "captum is not installed; run: pip install 'fathom[importance]'"}
+    ranking = LayerRanking(
+        2, None, None, 9, 0, dict.fromkeys(names, scores), tau, (1.0, 0.0), (0, 1), left_out=left_out
+    )
+    ranking.save(tmp_path / "ranking.json")
+    show_ranking(tmp_path / "ranking.json")
+    printed = capsys.readouterr().out
+    assert "mean with the others: method_0 +0.50, method_1 +0.50" in printed
+    assert "left out     conductance: captum is not installed; run: pip install 'fathom[importance]'" in printed
 
 
 def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.name for path in (ROOT / "src" / "fathom").iterdir() if path.is_symlink())
-DATA_SUFFIXES = {".py", ".pyi", ".yaml", ".proto", ".typed"}
+DATA_SUFFIXES = {".py", ".pyi", ".yaml", ".proto", ".typed", ".json"}
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ class Build:
                 checkpoint,
                 dataset,
                 users=self.users,
-                progress=lambda method, done, total: activity.update(f"{method} {done}/{total}", done / total),
+                progress=activity.ranking,
             )
             ranking.save(self.folder / "ranking.json")
             plot_ranking(ranking, self.folder / "ranking.png")

@@ -179,8 +179,8 @@ def rank(
     page: Annotated[Path | None, typer.Option(help="Also write ranking and lattice as one HTML page.")] = None,
     lattice: Annotated[Path | None, typer.Option(help="Folder for every subset's quality; grades the methods.")] = None,
     lattice_orders: Annotated[int, typer.Option(min=0, help="Sample so many orders; 0: every subset.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that measure the lattice.")] = 1,
-    ray: Annotated[str | None, typer.Option(help="Ray cluster that measures it: its address, or auto.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Ray cluster that shares it: its address, or auto.")] = None,
     lattice_plot: Annotated[
         Path | None, typer.Option(help="Also draw the lattice as PNG: every subset, each choice.")
     ] = None,
@@ -228,7 +228,8 @@ def rank(
             users=users,
             seed=seed,
             lattice=truth,
-            progress=lambda method, done, total: activity.update(f"{method} {done}/{total}", done / total),
+            runner=runner,
+            progress=activity.ranking,
         )
     ranking.save(out)
     if plot:
@@ -286,7 +287,8 @@ def show_ranking(path: Path) -> None:
         facts.append((tier, ", ".join(those)))
     if ranking.kemeny_order:
         facts.append(("Kemeny order", " ".join(map(str, ranking.kemeny_order))))
-    show.facts("", [*facts, ("Kendall tau", _agreement(ranking))])
+    left_out = [("left out", f"{name}: {reason}") for name, reason in ranking.left_out.items()]
+    show.facts("", [*facts, ("Kendall tau", _agreement(ranking)), *left_out])
     if ranking.grades:
         show_grades(ranking)
 

@@ -3,6 +3,7 @@
 FathomError                     one line: what is wrong, where, what to do; the program exits with 2
 ├── DataError                   interactions or a dataset folder that cannot be used
 ├── ConfigError                 an unknown key or an impossible value in settings, presets or profiles
+│   └── NotApplicableError      an importance method that cannot judge this model, or not yet
 ├── PlanError                   a DepthPlan that the model cannot run
 ├── MissingExtraError           an optional library is not installed
 ├── ArtefactError               a stored artefact (dataset, checkpoint, ranking, plan) cannot be used
@@ -32,6 +33,10 @@ class DataError(FathomError):
 
 class ConfigError(FathomError):
     """An unknown key or an impossible value in settings, presets or profiles."""
+
+
+class NotApplicableError(ConfigError):
+    """An importance method that cannot judge this model, or not yet."""
 
 
 class PlanError(FathomError):

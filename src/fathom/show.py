@@ -15,6 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fathom.importance.lattice import LatticeProgress
+    from fathom.importance.rank import RankProgress
     from fathom.training.train import TrainProgress
 
 PLAIN_EVERY_S = 5.0
@@ -66,6 +67,11 @@ class Activity:
         """Show how many shards of a lattice are done, and the time left."""
         left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
         self.update(f"shard {progress.done}/{progress.total}{left}", progress.done / progress.total)
+
+    def ranking(self, progress: "RankProgress") -> None:
+        """Show which method of how many is at which batch."""
+        place = f"method {progress.number} of {progress.methods}"
+        self.update(f"{place}, {progress.method}, batch {progress.batch}/{progress.batches}", progress.share)
 
     def __enter__(self) -> Self:
         if self._live:

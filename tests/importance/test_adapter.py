@@ -1,5 +1,6 @@
 """rank_checkpoint on a small dataset and an untrained model."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError
 from fathom.importance.adapter import (
     ElasticLayers,
     drawn_cases,
@@ -15,6 +16,7 @@ from fathom.importance.adapter import (
     rank_checkpoint,
     validation_batches,
 )
+from fathom.importance.registry import method_names
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel, ModelSettings
@@ -48,11 +50,23 @@ def checkpoint_of(*, layers: int = 4, depth: int | None = None, time_bias: bool 
 
 
 @pytest.mark.parametrize("time_bias", [False, True])
-def test_a_checkpoint_is_ranked_by_all_methods(dataset: Dataset, time_bias: bool, tmp_path: Path) -> None:
+def test_a_checkpoint_is_ranked_by_the_default_methods(dataset: Dataset, time_bias: bool, tmp_path: Path) -> None:
     ranking = rank_checkpoint(checkpoint_of(time_bias=time_bias), dataset, users=20)
     assert {"fisher", "gradient", "ablation", "block_influence"} <= ranking.methods.keys()
     assert (ranking.checkpoint, ranking.dataset, ranking.users, ranking.layers) == ("c" * 64, "d" * 64, 20, 4)
     ranking.save(tmp_path / "ranking.json")
+
+
+def test_all_means_every_method_that_can_judge_the_model_here(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    ranking = rank_checkpoint(checkpoint_of(layers=2), dataset, ["all"], users=12)
+    assert ranking.methods.keys() | ranking.left_out.keys() == set(method_names())
+    assert "captum is not installed" in ranking.left_out["layer_conductance"]
+    assert ranking.left_out.keys() <= {"layer_conductance", "meta_learning"}
+    with pytest.raises(MissingExtraError, match="captum"):
+        rank_checkpoint(checkpoint_of(layers=2), dataset, ["layer_conductance"], users=12)
 
 
 def test_a_layer_that_became_the_identity_does_not_matter(dataset: Dataset) -> None:

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
+from fathom.importance.attention import Attention
+from fathom.importance.distribution import over_processes
 from fathom.importance.layer_ranking import LayerRanking
-from fathom.importance.rank import rank_layers
-from fathom.importance.registry import load_methods
+from fathom.importance.rank import RankProgress, rank_layers
+from fathom.importance.registry import load_methods, method_names
 from fathom.importance.toy import GatedToy, toy_batches
 
 GATES = [0.05, 2.0, 0.0, 0.3]
@@ -64,14 +66,23 @@ def test_tiers_draw_the_same_users_for_every_method_with_a_row_per_user() -> Non
 
 
 def test_progress_counts_the_batches_of_each_method() -> None:
-    seen: list[tuple[str, int, int]] = []
-    rank_layers(
-        GatedToy(GATES),
-        toy_batches(2, 4),
-        load_methods(["gradient", "ablation"]),
-        progress=lambda *step: seen.append(step),
-    )
-    assert seen == [("gradient", 1, 2), ("gradient", 2, 2), ("ablation", 1, 2), ("ablation", 2, 2)]
+    seen: list[RankProgress] = []
+    rank_layers(GatedToy(GATES), toy_batches(2, 4), load_methods(["gradient", "ablation"]), progress=seen.append)
+    assert seen == [
+        RankProgress("gradient", 1, 2, 1, 2, 0.25),
+        RankProgress("gradient", 1, 2, 2, 2, 0.5),
+        RankProgress("ablation", 2, 2, 1, 2, 0.75),
+        RankProgress("ablation", 2, 2, 2, 2, 1.0),
+    ]
+
+
+def test_progress_never_falls_when_a_method_goes_through_the_batches_again() -> None:
+    seen: list[RankProgress] = []
+    methods = load_methods(["greedy_elimination", "ablation"])
+    rank_layers(GatedToy(GATES), toy_batches(2, 4), methods, progress=seen.append)
+    assert [step.share for step in seen] == sorted(step.share for step in seen)
+    assert len(seen) > 6
+    assert seen[-1].share == 1
 
 
 @pytest.mark.parametrize("gates", [[], [1.0]])
@@ -99,12 +110,44 @@ def test_layers_that_never_run_are_refused() -> None:
         rank_layers(Partial(GATES), toy_batches(1, 4), load_methods())
 
 
-@pytest.mark.parametrize("method", ["fisher", "gradient", "ablation", "block_influence"])
+class Broken:
+    """A method whose library is not there."""
+
+    def scores(self, *_: object) -> Tensor:
+        raise MissingExtraError("captum", "importance")
+
+
+def test_methods_that_do_not_apply_are_left_out_when_all_were_asked_for() -> None:
+    methods = {"attention": Attention(), "broken": Broken(), **load_methods(["ablation"])}
+    model, batches = GatedToy(GATES), toy_batches(1, 4)
+    ranking = rank_layers(model, batches, methods, skip_inapplicable=True)
+    assert list(ranking.methods) == ["ablation"]
+    assert ranking.left_out == {
+        "attention": "the attention method needs a model with attention weights; layer 0 has none",
+        "broken": "captum is not installed; run: pip install 'fathom[importance]'",
+    }
+    assert rank_layers(model, batches, load_methods(["ablation"])).left_out == {}
+
+
+def test_a_method_asked_for_by_name_stops_when_it_does_not_apply() -> None:
+    with pytest.raises(NotApplicableError, match="the attention method needs"):
+        rank_layers(GatedToy(GATES), toy_batches(1, 4), {"attention": Attention(), **load_methods(["ablation"])})
+    with pytest.raises(MissingExtraError, match="captum is not installed"):
+        rank_layers(GatedToy(GATES), toy_batches(1, 4), {"broken": Broken()})
+
+
+def test_when_every_method_is_left_out_there_is_nothing_to_rank_by() -> None:
+    with pytest.raises(ConfigError, match=r"^nothing to rank by: no method can judge this model here; .*; captum"):
+        methods = {"attention": Attention(), "broken": Broken()}
+        rank_layers(GatedToy(GATES), toy_batches(1, 4), methods, skip_inapplicable=True)
+
+
+@pytest.mark.parametrize("method", sorted(set(method_names()) - {"attention", "meta_learning"}))
 def test_nan_activations_name_the_first_layer_that_made_them(method: str) -> None:
     model = GatedToy(GATES)
     torch.nn.init.constant_(model.blocks[1].weight, float("nan"))
     with pytest.raises(ArtefactError, match=r"^the output of layer 1 is NaN or infinite; the model cannot be ranked"):
-        rank_layers(model, toy_batches(2, 4), load_methods([method]))
+        rank_layers(model, toy_batches(2, 8), load_methods([method]))
 
 
 class Fixed:
@@ -126,3 +169,13 @@ def test_a_method_that_returns_nonsense_is_named() -> None:
         ConfigError, match=r"^importance method 'mine' returned shape \(4, 3\), not \(samples, 4 layers\)"
     ):
         rank_layers(GatedToy(GATES), toy_batches(1, 4), {"mine": Fixed(torch.ones(4, 3))})
+
+
+def test_processes_share_the_methods_and_give_the_same_ranking() -> None:
+    methods = load_methods(["fisher", "gradient", "ablation"])
+    model, batches = GatedToy([1.0, 0.3, 0.0]), toy_batches(2, 6)
+    seen: list[RankProgress] = []
+    alone = rank_layers(model, batches, methods, seed=3)
+    shared = rank_layers(model, batches, methods, seed=3, runner=over_processes(2), progress=seen.append)
+    assert without_seconds(shared) == without_seconds(alone)
+    assert [each.share for each in seen] == [1 / 3, 2 / 3, 1.0]
