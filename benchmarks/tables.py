@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fathom.benchmarks.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
 from fathom.benchmarks.markdown import decimal, table
 from fathom.benchmarks.quality import plots
 from fathom.benchmarks.quality.stored import Pool, pools
@@ -26,8 +27,10 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
     """All that is written, by its path in the repository; raises ArtefactError when a run or a marker is missing."""
     found, engine = in_order(pools(folder)), _load(folder, "engine_depth")
     pictures = {name: plots.svg(figure) for name, figure in plots.figures(found, engine).items()}
+    measured = load_measured(folder)
+    more = {PICTURE: plots.svg(lattice_figure(measured))} if measured else {}
     return {
-        **{f"docs/figures/{name}.svg": picture for name, picture in pictures.items()},
+        **{f"docs/figures/{name}.svg": picture for name, picture in (pictures | more).items()},
         "docs/results.md": results_page(folder, found, pictures).encode(),
         README: with_block(readme, readme_block(folder, found)).encode(),
     }
@@ -41,6 +44,7 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
         " seed, commit and machine. Quality: full ranking, seen items left out, 95 % intervals over users and seeds"
         " (crossed random effects), differences user by user over the seeds that both sides have.",
         *quality_sections(quality, engine, pictures),
+        importance_section(load_measured(folder)),
         training_section(folder),
         _parity_section(_load(folder, "parity")),
         _engine_section(engine),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fathom.errors import ArtefactError, ConfigError
+from fathom.importance.choice import Graded, choose_methods, forward_seconds
 from fathom.importance.distribution import Runner, one_after_the_other
 from fathom.importance.interface import LayerTensors, per_sample_gradients
 from fathom.importance.lattice import Lattice, masks_on_the_way, measure_lattice, random_orders
@@ -38,6 +39,7 @@ def rank_checkpoint(
     dataset: Dataset,
     methods: Sequence[str] = DEFAULT,
     *,
+    budget_seconds: float | None = None,
     users: int = 256,
     seed: int = 0,
     lattice: Lattice | None = None,
@@ -47,12 +49,16 @@ def rank_checkpoint(
     """Rank the layers of a checkpoint on the validation cases of ``users`` users, drawn by ``seed``.
 
     ``lattice``, of the same checkpoint, users and seed, grades the methods. Of ``all`` methods, one that does not apply
-    to this model or this installation is left out.
+    to this model or this installation is left out. With ``budget_seconds``, only those of ``methods`` run that are
+    expected to predict the truth best together within that time on one core, see ``choice``.
     Raises ConfigError for unknown methods, fewer than two layers or layers that no exit uses; ArtefactError when the
     checkpoint was trained on another dataset or its activations are not finite; DataError without validation cases.
     """
     chosen = load_methods(methods)
     model, batches = validation_users(checkpoint, dataset, users=users, seed=seed)
+    if budget_seconds is not None:
+        best = choose_methods(Graded.load(), chosen, forward_seconds(model, batches), budget_seconds)
+        chosen = {name: chosen[name] for name in best}
     if lattice is not None and not _same_users(lattice, _about(checkpoint, dataset, batches, seed)):
         raise ArtefactError("the lattice was measured on another checkpoint, data set or users; measure it again")
     return rank_layers(

@@ -47,7 +47,7 @@ def figures(pools: Sequence[Pool], engine: Mapping[str, Any]) -> dict[str, Figur
 
 def _quality_depth(pools: Sequence[Pool]) -> Figure:
     """Ladder and separately trained networks by depth; the best counting baseline as a line."""
-    figure, panels = _panels(len(pools))
+    figure, panels = new_panels(len(pools))
     for axes, pool in zip(panels, pools, strict=True):
         ladder = {depth: pool.mean(("ladder", f"depth {depth}")) for depth in DEPTHS}
         alone = {depth: pool.mean((f"alone-{depth}", f"depth {depth}")) for depth in DEPTHS}
@@ -80,7 +80,7 @@ def _bars(values: Any) -> list[list[float]]:
 
 def _quality_cost(pool: Pool, engine: Mapping[str, Any]) -> Figure:
     """NDCG@10 of each exit against the measured time of a request inside the engine."""
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = new_panels(1)
     milliseconds = {r["depth"]: r["median_us"] / 1e3 for r in engine["result"]["rows"] if r["history"] == 50}
     found = {depth: value for depth in DEPTHS if (value := pool.mean(("ladder", f"depth {depth}"))) is not None}
     places, heights = [milliseconds[depth] for depth in found], [value.value for value in found.values()]
@@ -97,7 +97,7 @@ def _quality_cost(pool: Pool, engine: Mapping[str, Any]) -> Figure:
 
 def _learning_curves(pools: Sequence[Pool]) -> Figure:
     """Validation NDCG@10 of each exit over epochs, the mean over seeds; a line where the next stage starts."""
-    figure, panels = _panels(len(pools))
+    figure, panels = new_panels(len(pools))
     for axes, pool in zip(panels, pools, strict=True):
         curves, starts = learning_curves(pool)
         for depth, colour in zip(DEPTHS, SHADES, strict=True):
@@ -141,7 +141,7 @@ def _explained(figure: Figure, panels: Sequence[Axes], what: str) -> Figure:
     return figure
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def new_panels(count: int) -> tuple[Figure, list[Axes]]:
     """Panels side by side, COLUMNS in a row."""
     columns = min(count, COLUMNS)
     rows = -(-count // columns)

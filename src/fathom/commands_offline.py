@@ -171,8 +171,11 @@ def rank(
     data: Data,
     out: Out,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between them, or all.")
+        str, typer.Option(help="Names with commas between them, all, or auto: the best of all within --budget.")
     ] = "fisher,gradient,ablation,block_influence",
+    budget: Annotated[
+        str | None, typer.Option(help="Of --methods, run what predicts best within this time, as 60s or 5m; auto: 60s.")
+    ] = None,
     users: Annotated[int, typer.Option(min=1, help="Users to measure on.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the users and of sampled labels.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also draw the ranking as PNG.")] = None,
@@ -206,6 +209,9 @@ def rank(
             "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
         )
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if names == ["auto"]:
+        names, budget = ["all"], budget or "60s"
+    budget_seconds = None if budget is None else _seconds(budget)
     loaded, dataset, truth = Checkpoint.load(checkpoint), Dataset.load(data), None
     runner = over_ray(ray) if ray else over_processes(workers)
     if lattice is not None:
@@ -225,6 +231,7 @@ def rank(
             loaded,
             dataset,
             names,
+            budget_seconds=budget_seconds,
             users=users,
             seed=seed,
             lattice=truth,
@@ -267,6 +274,18 @@ def stability(
     show.table(f"How alike {found.rankings} rankings of {found.layers} layers are: Kendall's tau over all pairs", rows)
     if found.only_in_some:
         show.facts("", [("not in every ranking", ", ".join(found.only_in_some))])
+
+
+def _seconds(budget: str) -> float:
+    """60s, 5m, or a number of seconds."""
+    number, unit = (budget[:-1], budget[-1]) if budget[-1:] in ("s", "m") else (budget, "s")
+    try:
+        seconds = float(number) * (60 if unit == "m" else 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"--budget {budget}: a time above 0, as 60s or 5m")
+    return seconds
 
 
 def show_ranking(path: Path) -> None:

@@ -1,0 +1,230 @@
+"""Every importance method against the truth: all subsets of layers of the networks of the quality study.
+
+    python -m fathom.benchmarks.importance_grades ml-100k retail --seeds 0 1 2
+
+For each data set and seed: the whole lattice of the network ``ladder`` (which ``python -m fathom.benchmarks.quality
+DATASET --arms main`` trains), all methods on the same users, their grades, and the time of all of it. Meta-learning is
+graded as trained on the other data sets only, and left out where they are fewer than two networks. Then what Fathom
+ships is learned from all of them: the file of meta-learning, and that of ``fathom rank --methods auto``. Lattices lie
+in build/importance and are measured once; interrupted ones go on where they were. Writes
+``results/importance/DATASET-seed-S.json``.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fathom.benchmarks.importance_tables import graded
+from fathom.benchmarks.quality.study import WORK as NETWORKS
+from fathom.benchmarks.record import RESULTS, run, save_run
+from fathom.files import write_json
+from fathom.importance import choice, meta_learning
+from fathom.importance.adapter import ElasticLayers, Histories, measure_checkpoint, validation_users
+from fathom.importance.distribution import in_one_thread, over_processes
+from fathom.importance.interface import run_skipping
+from fathom.importance.lattice import METRICS, Lattice
+from fathom.importance.lattice_values import best_chain, best_subsets, interactions, layers_of, shapley_values, sizes
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.rank import rank_layers
+from fathom.importance.registry import ALL, load_methods
+from fathom.importance.statistics import Floats, bootstrap_interval
+from fathom.show import Activity
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset
+
+WORK = Path("build/importance")
+#: Subsets that are evaluated one by one, to compare.
+SAMPLE = 200
+META = "meta_learning"
+
+Network = tuple[ElasticLayers, list[Histories]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network of the quality study and the users on which its layers are ranked."""
+
+    dataset: str
+    seed: int
+    users: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}-seed-{self.seed}"
+
+    @property
+    def stored(self) -> Path:
+        return RESULTS / "importance" / f"{self.name}.json"
+
+    @property
+    def work(self) -> Path:
+        return WORK / self.name
+
+    def load(self) -> tuple[Checkpoint, Dataset]:
+        folder = NETWORKS / self.dataset
+        return Checkpoint.load(folder / f"seed-{self.seed}" / "ladder"), Dataset.load(folder / "dataset")
+
+    def network(self) -> Network:
+        return validation_users(*self.load(), users=self.users, seed=self.seed)
+
+
+def measure(case: Case, workers: int) -> Lattice:
+    """The lattice of a case; the seconds that all attempts took together are kept beside it."""
+    checkpoint, dataset = case.load()
+    clock, started = case.work / "seconds.json", time.monotonic()
+    before = json.loads(clock.read_bytes()) if clock.exists() else 0.0
+    done = (case.work / "lattice").exists()
+    try:
+        with Activity(f"{case.name}: lattice") as activity:
+            return measure_checkpoint(
+                checkpoint,
+                dataset,
+                case.work / "lattice",
+                users=case.users,
+                seed=case.seed,
+                runner=over_processes(workers),
+                progress=activity.lattice,
+            )
+    finally:
+        if not done:
+            write_json(clock, before + time.monotonic() - started)
+
+
+def truth(lattice: Lattice, depths: Sequence[int]) -> dict[str, Any]:
+    """What is stored of a lattice, by metric; best, mean, median and worst of all subsets of each size, from none."""
+    size = sizes(lattice.layers)
+    found = {}
+    for metric in METRICS:
+        mean = lattice.mean(metric)
+        values = shapley_values(lattice.utilities(metric).astype(np.float64))
+        low, high = bootstrap_interval(values, seed=0)
+        best = best_subsets(mean)
+        of_size = [mean[size == count] for count in range(lattice.layers + 1)]
+        found[metric] = {
+            "shapley": {"value": _list(values.mean(0)), "low": _list(low), "high": _list(high)},
+            "sum_error": abs(float(values.mean(0).sum() - (mean[-1] - mean[0]))),
+            "interactions": [_list(row) for row in interactions(mean)],
+            "best": [_number(mean[mask]) for mask in best],
+            "mean": [_number(values.mean()) for values in of_size],
+            "median": [_number(np.median(values)) for values in of_size],
+            "worst": [_number(values.min()) for values in of_size],
+            "prefix": [_number(mean[(1 << count) - 1]) for count in range(lattice.layers + 1)],
+            "best_subsets": [layers_of(mask) for mask in best],
+            "chain": [layers_of(mask) for mask in best_chain(mean, depths, keep=[0])],
+        }
+    return found
+
+
+def one_by_one(network: Network, lattice: Lattice, seconds: float, workers: int) -> dict[str, Any]:
+    """Evaluate some subsets alone: how far they are from the lattice's values, and how much longer one takes."""
+    model, batches = network
+    masks = np.random.default_rng(0).choice(len(lattice.masks), min(SAMPLE, len(lattice.masks)), replace=False)
+    started = time.monotonic()
+    losses, places = zip(*(in_one_thread(_directly, (model, batches), int(mask)) for mask in masks), strict=True)
+    alone = (time.monotonic() - started) / len(masks)
+    shared = seconds * workers / len(lattice.masks)
+    return {
+        "subsets": len(masks),
+        "largest_difference": float(np.abs(np.stack(losses, 1) - lattice.losses[:, masks]).max()),
+        "other_places": int((np.stack(places, 1) != lattice.places[:, masks]).sum()),
+        "ms_alone": round(alone * 1e3, 2),
+        "ms_in_the_lattice": round(shared * 1e3, 2),
+        "ratio": round(alone / shared, 1),
+    }
+
+
+def _directly(network: Network, mask: int) -> tuple[Floats, Floats]:
+    model, batches = network
+    skipped = [layer for layer in model.layers if not mask >> layer & 1]
+    with torch.no_grad():
+        judged = [model.judge(batch, run_skipping(model, batch, skipped)) for batch in batches]
+    loss, place = (torch.cat(parts).double().numpy() for parts in zip(*judged, strict=True))
+    return loss, place
+
+
+def rank(case: Case, lattice: Lattice, workers: int) -> LayerRanking:
+    """All methods on the users of a case; meta-learning as trained on the other data sets, if there are any."""
+    model, batches = case.network()
+    methods = load_methods([ALL])
+    methods[META] = meta_learning.MetaLearning(case.work / "meta_learning.json")
+    with Activity(f"{case.name}: all methods") as activity:
+        return rank_layers(
+            model,
+            batches,
+            methods,
+            seed=case.seed,
+            lattice=lattice,
+            skip_inapplicable=True,
+            runner=over_processes(workers),
+            progress=activity.ranking,
+        )
+
+
+def examples(cases: Sequence[Case], lattices: Mapping[str, Lattice]) -> dict[str, tuple[Floats, Floats]]:
+    """What meta-learning learns from: the features and the exact values of each network's layers."""
+    found = {}
+    for case in cases:
+        model, batches = case.network()
+        generator = torch.Generator().manual_seed(case.seed)
+        values = shapley_values(lattices[case.name].mean("loss"))
+        found[case.name] = meta_learning.features(model, batches, generator), values
+    return found
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--users", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2)
+    chosen = parser.parse_args()
+    cases = [Case(name, seed, chosen.users) for name in chosen.datasets for seed in chosen.seeds]
+    lattices = {case.name: measure(case, chosen.workers) for case in cases}
+    known = examples(cases, lattices)
+    for case in cases:
+        others = {other.name: known[other.name] for other in cases if other.dataset != case.dataset}
+        if len(others) > 1:
+            write_json(case.work / "meta_learning.json", meta_learning.train_on(list(others.values()), list(others)))
+        _store(case, lattices[case.name], chosen.workers)
+    write_json(meta_learning.TRAINED, meta_learning.train_on(list(known.values()), list(known)))
+    stored = [json.loads(case.stored.read_bytes())["result"] for case in cases]
+    write_json(choice.GRADED, {"models": [asdict(graded(result)) for result in stored]})
+
+
+def _store(case: Case, lattice: Lattice, workers: int) -> None:
+    network = case.network()
+    started = time.monotonic()
+    ranking = rank(case, lattice, workers)
+    methods_seconds = time.monotonic() - started
+    lattice_seconds = float(json.loads((case.work / "seconds.json").read_bytes()))
+    ranking.save(case.work / "ranking.json")
+    checked = one_by_one(network, lattice, lattice_seconds, workers)
+    forward = round(choice.forward_seconds(*network), 4)
+    result = {
+        "seconds": {"lattice": round(lattice_seconds), "methods": round(methods_seconds), "forward": forward},
+        "one_by_one": checked,
+        "truth": truth(lattice, case.load()[0].model.depths),
+        "ranking": json.loads((case.work / "ranking.json").read_bytes()),
+    }
+    config = {"dataset": case.dataset, "users": case.users, "workers": workers}
+    print(f"stored in {save_run(f'importance/{case.name}', config=config, result=result, seed=case.seed)}: {checked}")
+
+
+def _number(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _list(values: Floats) -> list[float]:
+    return [_number(value) for value in values]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,243 @@
+"""The section of docs/results.md about layer importance, and its picture, from ``results/importance/*.json``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from fathom.benchmarks.markdown import decimal, table
+from fathom.benchmarks.quality.plots import ALONE, FAINT, GREY, INK, LADDER, STYLE, new_panels
+from fathom.benchmarks.quality.tables import TITLES, seeds
+from fathom.importance.choice import Graded, choose_methods
+from fathom.importance.grades import CONSENSUS
+from fathom.importance.registry import DEFAULT
+from fathom.importance.statistics import kendall_tau
+
+PICTURE = "lattice-frontier"
+GREEN = "#009e73"
+FIRST = "the first layers (no method)"
+SHALLOW = 4  # layers; the size whose regret is shown
+BUDGETS_S = (10, 60)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network whose every subset of layers was measured: its data set, seed, and what is stored of it."""
+
+    dataset: str
+    seed: int
+    result: dict[str, Any]
+
+    @property
+    def graded(self) -> Graded:
+        """What the choice of methods is made from."""
+        return graded(self.result)
+
+    def tau(self, name: str) -> float | None:
+        """Kendall's tau of a method, or of the order of execution, with the exact values; None where it did not run."""
+        if name == FIRST:
+            truth = self.graded.truth
+            return kendall_tau([-place for place in range(len(truth))], truth)
+        grade = self.result["ranking"]["grades"]["loss"].get(name)
+        return None if grade is None else float(grade["tau"])
+
+    def lacks(self, name: str) -> float | None:
+        """NDCG@10 of the best SHALLOW layers less that of a method's top SHALLOW layers; None where it did not run."""
+        truth = self.result["truth"]["ndcg@10"]
+        if name == FIRST:
+            return float(truth["best"][SHALLOW] - truth["prefix"][SHALLOW])
+        grade = self.result["ranking"]["grades"]["ndcg@10"].get(name)
+        return None if grade is None else float(grade["regret"][str(SHALLOW)])
+
+
+def graded(result: dict[str, Any]) -> Graded:
+    """A stored network as the choice of methods sees it."""
+    methods = result["ranking"]["methods"]
+    return Graded(
+        truth=result["truth"]["loss"]["shapley"]["value"],
+        scores={name: method["scores"] for name, method in methods.items()},
+        seconds={name: method["seconds"] for name, method in methods.items()},
+        forward_seconds=result["seconds"]["forward"],
+    )
+
+
+def load_measured(folder: Path) -> list[Measured]:
+    """All networks that are stored, in the order of the page."""
+    runs = [json.loads(path.read_bytes()) for path in sorted((folder / "importance").glob("*.json"))]
+    found = [Measured(run["config"]["dataset"], run["seed"], run["result"]) for run in runs]
+    order = [*TITLES]
+    return sorted(found, key=lambda one: (order.index(one.dataset) if one.dataset in order else 99, one.seed))
+
+
+def importance_section(measured: Sequence[Measured]) -> str:
+    """All of the section, "" without runs."""
+    if not measured:
+        return ""
+    ranking = measured[0].result["ranking"]
+    about = (
+        f"The truth: the quality of all {2 ** ranking['layers']:,} subsets of the {ranking['layers']} layers, on"
+        f" {ranking['users']} users for each network (`ladder`, not healed: a subset runs as it is). A method's grade"
+        " is Kendall's tau between its scores and the exact Shapley values of the layers (log p of the right item), the"
+        f" mean over seeds with the range. What {SHALLOW} layers lack: NDCG@10 of the best {SHALLOW} less that of the"
+        f" method's top {SHALLOW}. Stability: tau between the scores of all users and those of a bootstrap resample."
+        " Seconds: on one core."
+    )
+    parts = ["## Layer importance: every method against the truth", _conclusion(measured), about, _methods(measured)]
+    return "\n\n".join([*parts, _choices(measured), f"![{_CAPTION}](figures/{PICTURE}.svg)", _lattices(measured)])
+
+
+_CAPTION = "NDCG@10 by the number of layers that run: best, median and worst subset, and what is chosen"
+
+
+def _title(dataset: str) -> str:
+    return TITLES.get(dataset, dataset)
+
+
+def _by_dataset(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+    return {one.dataset: [other for other in measured if other.dataset == one.dataset] for one in measured}
+
+
+def _taus(measured: Sequence[Measured], name: str) -> list[float]:
+    return [tau for one in measured if (tau := one.tau(name)) is not None]
+
+
+def _lacks(measured: Sequence[Measured], name: str) -> str:
+    return decimal(fmean(lack for one in measured if (lack := one.lacks(name)) is not None))
+
+
+def _best_first(measured: Sequence[Measured]) -> list[str]:
+    """Methods, consensus and the first layers, the best mean grade first."""
+    names = {name for one in measured for name in one.result["ranking"]["grades"]["loss"]} | {FIRST}
+    return sorted(names, key=lambda name: (-fmean(_taus(measured, name)), name))
+
+
+def _methods_best_first(measured: Sequence[Measured]) -> list[str]:
+    return [name for name in _best_first(measured) if name not in (CONSENSUS, FIRST)]
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _two(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    """The mean, and the lowest and highest."""
+    return f"{_two(fmean(values))} ({_two(min(values))} to {_two(max(values))})" if values else ""
+
+
+def _conclusion(measured: Sequence[Measured]) -> str:
+    methods = _methods_best_first(measured)
+    best, second = methods[:2]
+    mean = {name: fmean(_taus(measured, name)) for name in _best_first(measured)}
+    right = sum(min(_taus(measured, name)) > 0 for name in methods)
+    ahead = sum(mean[name] > mean[FIRST] for name in methods)
+    return (
+        f"Over {len(measured)} networks, {_readable(best)} orders the layers best (mean tau {_two(mean[best])}), before"
+        f" {_readable(second)} ({_two(mean[second])}); {right} of {len(methods)} methods agree with the truth in every"
+        f" network (tau above 0), and {ahead} order better than taking the layers as they run ({_two(mean[FIRST])})."
+        f" The consensus of all methods reaches {_two(mean[CONSENSUS])}, and its top {SHALLOW} layers lack"
+        f" {_lacks(measured, CONSENSUS)} of NDCG@10 against the best {SHALLOW}, where those of {_readable(best)} lack"
+        f" {_lacks(measured, best)} and the first {SHALLOW} lack {_lacks(measured, FIRST)}."
+    )
+
+
+def _methods(measured: Sequence[Measured]) -> str:
+    head = ["method"]
+    for dataset, own in _by_dataset(measured).items():
+        head += [f"tau, {_title(dataset)}, {seeds(len(own))}", f"{SHALLOW} layers lack"]
+    rows = []
+    for name in _best_first(measured):
+        cells = [_readable(name)]
+        for own in _by_dataset(measured).values():
+            taus = _taus(own, name)
+            cells += [_range(taus), _lacks(own, name) if taus else ""]
+        known = [found for one in measured if (found := one.result["ranking"]["methods"].get(name)) is not None]
+        if known:
+            cells.append(_two(fmean(found["stability"] for found in known)))
+            cells.append(f"{median(found['seconds'] for found in known):.1f}")
+        rows.append(cells if known else [*cells, "", ""])
+    return table([*head, "stability", "seconds"], rows)
+
+
+def _choices(measured: Sequence[Measured]) -> str:
+    rows = []
+    for dataset, own in _by_dataset(measured).items():
+        networks, others = [one.graded for one in own], [one.graded for one in measured if one.dataset != dataset]
+        forward_s = median(network.forward_seconds for network in networks)
+        available = set.intersection(*(set(network.scores) for network in networks))
+        sets: dict[str, Sequence[str]] = {"the default": DEFAULT}
+        for budget_s in BUDGETS_S if others else ():
+            sets[f"auto, {budget_s} s"] = choose_methods(others, available, forward_s, budget_s)
+        for name, chosen in sets.items():
+            said = _range([network.tau(chosen) for network in networks])
+            rows.append([_title(dataset), name, ", ".join(map(_readable, chosen)), said])
+    about = (
+        "What `--methods auto` chooses for a time on one core, from the grades on the other data sets alone, and the"
+        " grade of the consensus of those methods:"
+    )
+    return f"{about}\n\n{table(['', 'methods', 'which', 'tau'], rows)}"
+
+
+def _lattices(measured: Sequence[Measured]) -> str:
+    rows = []
+    for one in measured:
+        truth, alone, seconds = one.result["truth"]["ndcg@10"], one.result["one_by_one"], one.result["seconds"]
+        sum_error = max(metric["sum_error"] for metric in one.result["truth"].values())
+        values = [truth["best"][-1], *(truth[of][SHALLOW] for of in ("best", "mean", "prefix"))]
+        cells = [f"{_title(one.dataset)}, seed {one.seed}", *map(decimal, values)]
+        cells += [" ".join(map(str, truth["best_subsets"][SHALLOW]))]
+        cells += [f"{alone['largest_difference']:.0e}", f"{sum_error:.0e}", f"{alone['ratio']:.1f}"]
+        cells += [f"{seconds[what] / 60:.0f}" for what in ("lattice", "methods")]
+        rows.append(cells)
+    head = ["NDCG@10", "all layers", f"best {SHALLOW}", f"mean of all {SHALLOW}", f"first {SHALLOW}"]
+    head += [f"the best {SHALLOW}", "largest difference", "Shapley sum: error", "times faster"]
+    about = (
+        "The lattices, measured by two processes side by side. A sample of"
+        f" {measured[0].result['one_by_one']['subsets']} subsets was also evaluated one by one: the largest difference"
+        " of a user's loss, and how many times faster a subset is in the lattice. Shapley values must sum to full less"
+        " empty."
+    )
+    return f"{about}\n\n{table([*head, 'minutes: lattice', 'all methods'], rows)}"
+
+
+def lattice_figure(measured: Sequence[Measured]) -> Figure:
+    """NDCG@10 against the number of layers, a panel for the first seed of each data set."""
+    with mpl.rc_context(STYLE):
+        shown = [own[0] for own in _by_dataset(measured).values()]
+        figure, axes = new_panels(len(shown))
+        best_method = _methods_best_first(measured)[0]
+        for one, panel in zip(shown, axes, strict=True):
+            truth, grades = one.result["truth"]["ndcg@10"], one.result["ranking"]["grades"]["ndcg@10"]
+            places = range(len(truth["best"]))
+            panel.fill_between(places, truth["worst"], truth["best"], color=FAINT, label="worst to best subset")
+            panel.plot(places, truth["median"], color=GREY, linestyle=":", linewidth=1.2, label="median subset")
+            panel.plot(places, truth["best"], color=INK, linewidth=1.6, label="best subset")
+            for name, grade in grades.items():
+                if name not in (best_method, CONSENSUS):
+                    panel.plot(*_chosen(truth["best"], grade["regret"]), color=GREY, linewidth=0.4)
+            for name, colour, line in ((best_method, LADDER, "o-"), (CONSENSUS, ALONE, "s-")):
+                if name in grades:
+                    chosen, label = _chosen(truth["best"], grades[name]["regret"]), f"top layers by {_readable(name)}"
+                    panel.plot(*chosen, line, color=colour, markersize=3, linewidth=1.2, label=label)
+            panel.plot(places, truth["prefix"], color=GREEN, linewidth=1.2, linestyle="--", label="the first layers")
+            panel.set_title(f"{_title(one.dataset)}, seed {one.seed}", loc="left", size=10, color=INK)
+            panel.set_xlabel("layers that run")
+            panel.set_xticks([place for place in places if place % 4 == 0])
+        axes[0].set_ylabel("NDCG@10, not healed")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _chosen(best: Sequence[float], regret: dict[str, float]) -> tuple[list[int], list[float]]:
+    """The number of layers, and the quality of so many chosen by a method."""
+    counts = sorted(map(int, regret))
+    return counts, [best[count] - regret[str(count)] for count in counts]
