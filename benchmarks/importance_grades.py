@@ -1,6 +1,6 @@
 """Every importance method against the truth: all subsets of layers of the networks of the quality study.
 
-    python -m fathom.benchmarks.importance_grades ml-100k retail --seeds 0 1 2
+    python -m fathom.benchmarks.importance_grades ml-100k retail --seeds 0 1 2 --users 256 128
 
 For each data set and seed: the whole lattice of the network ``ladder`` (which ``python -m fathom.benchmarks.quality
 DATASET --arms main`` trains), all methods on the same users, their grades, and the time of all of it. Meta-learning is
@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from fathom.importance import choice, meta_learning
 from fathom.importance.adapter import ElasticLayers, Histories, measure_checkpoint, validation_users
 from fathom.importance.distribution import in_one_thread, over_processes
 from fathom.importance.interface import run_skipping
-from fathom.importance.lattice import METRICS, Lattice
+from fathom.importance.lattice import METRICS, Lattice, Masks, judge_subsets
 from fathom.importance.lattice_values import best_chain, best_subsets, interactions, layers_of, shapley_values, sizes
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.rank import rank_layers
@@ -42,6 +43,8 @@ from fathom.training.dataset import Dataset
 WORK = Path("build/importance")
 #: Subsets that are evaluated one by one, to compare.
 SAMPLE = 200
+#: Layers that are both kept and left out in the walk that they are compared with.
+WALKED = 9
 META = "meta_learning"
 
 Network = tuple[ElasticLayers, list[Histories]]
@@ -122,31 +125,50 @@ def truth(lattice: Lattice, depths: Sequence[int]) -> dict[str, Any]:
     return found
 
 
-def one_by_one(network: Network, lattice: Lattice, seconds: float, workers: int) -> dict[str, Any]:
-    """Evaluate some subsets alone: how far they are from the lattice's values, and how much longer one takes."""
+def one_by_one(network: Network, lattice: Lattice) -> dict[str, Any]:
+    """Evaluate some subsets alone: how far they are from the lattice's values, and how much longer one takes.
+
+    Compared with a walk over all subsets that agree about their first layers, on the same batch right after; the whole
+    lattice shares more.
+    """
     model, batches = network
-    masks = np.random.default_rng(0).choice(len(lattice.masks), min(SAMPLE, len(lattice.masks)), replace=False)
-    started = time.monotonic()
-    losses, places = zip(*(in_one_thread(_directly, (model, batches), int(mask)) for mask in masks), strict=True)
-    alone = (time.monotonic() - started) / len(masks)
-    shared = seconds * workers / len(lattice.masks)
+    random = np.random.default_rng(0)
+    masks = random.choice(len(lattice.masks), min(SAMPLE, len(lattice.masks)), replace=False)
+    decided = max(0, lattice.layers - WALKED)
+    first = sum(1 << layer for layer in model.layers[:decided])
+    walked = lattice.masks[(lattice.masks & first) == (random.integers(len(lattice.masks)) & first)]
+    losses, places, alone_s, walk_s = [], [], 0.0, 0.0
+    for batch in batches:
+        started = time.monotonic()
+        alone = [in_one_thread(_directly, (model, batch), int(mask)) for mask in masks]
+        between = time.monotonic()
+        in_one_thread(_walk, (model, batch), walked)
+        alone_s += between - started
+        walk_s += time.monotonic() - between
+        loss, place = zip(*alone, strict=True)
+        losses.append(np.stack(loss, 1))
+        places.append(np.stack(place, 1))
+    alone_ms, walk_ms = alone_s / len(masks) * 1e3, walk_s / len(walked) * 1e3
     return {
         "subsets": len(masks),
-        "largest_difference": float(np.abs(np.stack(losses, 1) - lattice.losses[:, masks]).max()),
-        "other_places": int((np.stack(places, 1) != lattice.places[:, masks]).sum()),
-        "ms_alone": round(alone * 1e3, 2),
-        "ms_in_the_lattice": round(shared * 1e3, 2),
-        "ratio": round(alone / shared, 1),
+        "largest_difference": float(np.abs(np.concatenate(losses) - lattice.losses[:, masks]).max()),
+        "other_places": int((np.concatenate(places) != lattice.places[:, masks]).sum()),
+        "ms_alone": round(alone_ms, 2),
+        "ms_in_the_lattice": round(walk_ms, 2),
+        "ratio": round(alone_ms / walk_ms, 1),
     }
 
 
-def _directly(network: Network, mask: int) -> tuple[Floats, Floats]:
-    model, batches = network
+def _directly(work: tuple[ElasticLayers, Histories], mask: int) -> tuple[Floats, Floats]:
+    model, batch = work
     skipped = [layer for layer in model.layers if not mask >> layer & 1]
     with torch.no_grad():
-        judged = [model.judge(batch, run_skipping(model, batch, skipped)) for batch in batches]
-    loss, place = (torch.cat(parts).double().numpy() for parts in zip(*judged, strict=True))
-    return loss, place
+        loss, place = model.judge(batch, run_skipping(model, batch, skipped))
+    return loss.double().numpy(), place.double().numpy()
+
+
+def _walk(work: tuple[ElasticLayers, Histories], masks: Masks) -> None:
+    judge_subsets(*work, masks)
 
 
 def rank(case: Case, lattice: Lattice, workers: int) -> LayerRanking:
@@ -183,10 +205,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--users", type=int, default=256)
+    parser.add_argument("--users", type=int, nargs="+", default=[256], help="of each seed; the last for those left")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
-    cases = [Case(name, seed, chosen.users) for name in chosen.datasets for seed in chosen.seeds]
+    users = list(zip(chosen.seeds, chain(chosen.users, repeat(chosen.users[-1])), strict=False))
+    cases = [Case(name, seed, count) for name in chosen.datasets for seed, count in users]
     lattices = {case.name: measure(case, chosen.workers) for case in cases}
     known = examples(cases, lattices)
     for case in cases:
@@ -206,7 +229,7 @@ def _store(case: Case, lattice: Lattice, workers: int) -> None:
     methods_seconds = time.monotonic() - started
     lattice_seconds = float(json.loads((case.work / "seconds.json").read_bytes()))
     ranking.save(case.work / "ranking.json")
-    checked = one_by_one(network, lattice, lattice_seconds, workers)
+    checked = one_by_one(network, lattice)
     forward = round(choice.forward_seconds(*network), 4)
     result = {
         "seconds": {"lattice": round(lattice_seconds), "methods": round(methods_seconds), "forward": forward},

@@ -5,9 +5,10 @@ A piece is always computed alone and in one thread, so that all of these give th
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -98,6 +99,15 @@ _work: tuple[Callable[[Any, Any], Any], Any] | None = None
 def _remember(function: Callable[[Any, Any], Any], shared: object) -> None:
     global _work
     _work = (function, shared)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers wait for work forever when the process that had them is killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _compute(piece: object) -> Any:
