@@ -128,16 +128,16 @@ def masks_on_the_way(orders: Iterable[Sequence[int]]) -> Masks:
 
 def judge_subsets(model: LayeredModel, batch: Batch, masks: Masks) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """The loss and the place of every sample under each of the subsets ``masks``, both (samples, subsets)."""
-    losses: list[Tensor] = []
-    places: list[Tensor] = []
-    visited: list[int] = []
+    with torch.no_grad():
+        start = model.embed(batch)
+    # Arrays from the start: thousands of small tensors between large ones that are freed would tear memory to pieces.
+    losses = np.empty((len(start), len(masks)), dtype=np.float32)
+    places = np.empty((len(start), len(masks)), dtype=np.int32)
 
     def visit(place: int, hidden: Tensor, rows: NDArray[np.intp]) -> None:
         if place == len(model.layers):
             loss, rank = model.judge(batch, hidden)
-            losses.append(loss)
-            places.append(rank)
-            visited.append(int(rows[0]))
+            losses[:, rows[0]], places[:, rows[0]] = loss.float().cpu().numpy(), rank.int().cpu().numpy()
             return
         layer = model.layers[place]
         runs = (masks[rows] >> layer) & 1 == 1
@@ -150,10 +150,8 @@ def judge_subsets(model: LayeredModel, batch: Batch, masks: Masks) -> tuple[NDAr
             visit(place + 1, run(batch, layer, hidden), rows)
 
     with torch.no_grad():
-        visit(0, model.embed(batch), np.arange(len(masks)))
-        order = np.argsort(visited)
-        loss, rank = torch.stack(losses, 1)[:, order], torch.stack(places, 1)[:, order]
-    return loss.float().cpu().numpy(), rank.int().cpu().numpy()
+        visit(0, start, np.arange(len(masks)))
+    return losses, places
 
 
 @dataclass(frozen=True)
