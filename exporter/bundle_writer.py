@@ -190,6 +190,7 @@ def _source(checkpoint: Checkpoint, plan: DepthPlan) -> Source:
         plan=plan.sha256,
         fathom=version("fathom"),
         commit=fathom_commit(),
+        split=checkpoint.config.split,
     )
 
 

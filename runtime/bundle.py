@@ -24,6 +24,7 @@ from fathom.errors import (
 from fathom.files import sha256_file
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
+    CERTIFICATE_FILE,
     MANIFEST_NAME,
     POPULARITY_FILE,
     SCHEMA_VERSION,
@@ -33,6 +34,7 @@ from fathom.runtime.manifest import (
     Manifest,
     bundle_version,
 )
+from fathom.selector.certificate import Certificate
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables
 
@@ -89,7 +91,7 @@ class Bundle:
     """An opened bundle: everything the online half needs, already checked; arrays are read-only.
 
     ``vectors``: float32 (n, width), unit rows. ``popularity``: int64 (n,), training counts. ``tables`` and
-    ``complexity`` are what the selector needs.
+    ``complexity`` are what the selector needs. ``certificate``: None where the bundle was not certified.
     """
 
     path: Path
@@ -99,6 +101,7 @@ class Bundle:
     popularity: NDArray[np.int64]
     tables: SelectorTables
     complexity: ComplexityModel
+    certificate: Certificate | None
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Self:
@@ -119,7 +122,8 @@ class Bundle:
         _check_contents(path, manifest, catalogue, vectors, popularity)
         tables = SelectorTables.build(popularity, vectors)
         complexity = _read_selector(path / SELECTOR_FILE)
-        return cls(path, manifest, catalogue, vectors, popularity, tables, complexity)
+        certificate = _read_certificate(path, manifest)
+        return cls(path, manifest, catalogue, vectors, popularity, tables, complexity, certificate)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -273,6 +277,20 @@ def _read_selector(file: Path) -> ComplexityModel:
         return ComplexityModel.from_json(_read_json(file), where=str(file))
     except ArtefactError as error:
         raise BundleError(str(error)) from None
+
+
+def _read_certificate(path: Path, manifest: Manifest) -> Certificate | None:
+    """The certificate, if there is one; a promise about other files than these is refused."""
+    if CERTIFICATE_FILE not in manifest.files:
+        return None
+    try:
+        certificate = Certificate.load(path / CERTIFICATE_FILE)
+    except ArtefactError as error:
+        raise BundleError(str(error)) from None
+    files = {name: entry.sha256 for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}
+    if (other := certificate.differing(files)) is not None:
+        raise BundleError(f"{path / CERTIFICATE_FILE}: certifies another {other}; run `fathom certify` on this bundle")
+    return certificate
 
 
 def _check_contents(

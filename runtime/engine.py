@@ -1,6 +1,6 @@
 """Runs a bundle's segments: the Engine interface, and onnxruntime on the CPU behind it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +34,15 @@ class Engine(Protocol):
 
         ``items``: int64 (batch, history) input ids, item index + 1, padded on the left with 0, at least one item a row.
         ``timestamps``: seconds, of the same shape and padding, or None when unknown; a model without them ignores them.
+        """
+        ...
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """Like ``run`` at each of ``depths``, ascending, going on from what the depth before has computed.
+
+        Rows that are sent back are the only ones that go on, counted among those of the vectors just given.
         """
         ...
 
@@ -82,13 +91,38 @@ class OnnxEngine:
 
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``; KeyError for a depth that it does not have."""
-        feeds: dict[str, NDArray[Any]] = {"items": items}
-        if self._timestamps:
-            feeds["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        feeds = self._feeds(items, timestamps)
         *passed, last = self._chains[depth]
         for segment in passed:
-            feeds["hidden_in"] = segment.run("hidden_out", feeds)
-        return last.run("user_vector", feeds)
+            feeds["hidden_in"] = segment.run(["hidden_out"], feeds)[0]
+        return last.run(["user_vector"], feeds)[0]
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``; depths that share no segment start from the history again."""
+        feeds = self._feeds(items, timestamps)
+        done: list[_Segment] = []
+        for place, depth in enumerate(depths):
+            chain = self._chains[depth]
+            if done != chain[: len(done)]:
+                feeds.pop("hidden_in", None)
+                done = []
+            for segment in chain[len(done) : -1]:
+                feeds["hidden_in"] = segment.run(["hidden_out"], feeds)[0]
+            if place + 1 < len(depths) and self._chains[depths[place + 1]][: len(chain)] == chain:
+                vectors, feeds["hidden_in"] = chain[-1].run(["user_vector", "hidden_out"], feeds)
+                done = chain
+            else:
+                vectors, done = chain[-1].run(["user_vector"], feeds)[0], chain[:-1]
+            rows = yield vectors
+            if rows is not None:
+                feeds = {name: value[rows] for name, value in feeds.items()}
+
+    def _feeds(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
+        if not self._timestamps:
+            return {"items": items}
+        return {"items": items, "timestamps": np.zeros_like(items) if timestamps is None else timestamps}
 
     def close(self) -> None:
         """See ``Engine.close``."""
@@ -135,11 +169,11 @@ class _Segment:
         # Without this, a segment that is only passed through would also compute its exit.
         self._options = _run_options()
 
-    def run(self, output: str, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         # Plain arrays: OrtValue and IO binding were measured and gain nothing on the CPU.
         inputs = {name: feeds[name] for name in self._inputs}
-        result: NDArray[np.float32] = self._session.run([output], inputs, self._options)[0]
-        return result
+        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs, self._options)
+        return results
 
     def check(self, *, first: bool, last: bool, timestamps: bool) -> None:
         """Inputs and outputs are those that docs/bundle-format.md gives this place in a chain."""

@@ -1,6 +1,6 @@
 """An engine in ten lines of numpy, for tests and for trying the server without a trained model."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ class FakeEngine:
             self._on_run(len(items), depth)
         total = self._table[items[:, -depth:]].sum(axis=1)
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``."""
+        for depth in depths:
+            rows = yield self.run(items, timestamps, depth)
+            if rows is not None:
+                items = items[rows]
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -15,6 +15,7 @@ CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
 POPULARITY_FILE = "items/popularity.npy"
 SELECTOR_FILE = "selector/selector.json"
+CERTIFICATE_FILE = "selector/certificate.json"
 
 Depth = Annotated[int, Field(ge=1, le=32)]
 
@@ -67,13 +68,14 @@ class DepthInfo(_Frozen):
 
 
 class Source(_Frozen):
-    """Where the bundle came from: sha256 of its inputs, Fathom's version, the commit when known."""
+    """Where the bundle came from: sha256 of its inputs, how data were split, Fathom's version, the commit if known."""
 
     dataset: str
     checkpoint: str
     plan: str
     fathom: str
     commit: str | None
+    split: str | None = None
 
 
 class Manifest(_Frozen):

@@ -5,7 +5,7 @@ docs/operating.md lists them. Each server has its own registry, so that several 
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Self
 from wsgiref.simple_server import WSGIServer
 
@@ -100,6 +100,18 @@ class MeteredEngine:
         if self.recording:
             self._metrics.ran(depth, len(items), time.perf_counter() - started)
         return users
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``; each part of the way counts as a run at the depth that it reaches."""
+        walk, rows = self._engine.walk(items, timestamps, depths), None
+        for depth in depths:
+            started = time.perf_counter()
+            users = walk.send(rows)
+            if self.recording:
+                self._metrics.ran(depth, len(users), time.perf_counter() - started)
+            rows = yield users
 
     def close(self) -> None:
         """See ``Engine.close``."""

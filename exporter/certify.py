@@ -1,0 +1,220 @@
+"""Certifies a bundle: the cheapest routing whose loss of quality is shown to be below eps, per set of depths.
+
+The routings of the family ``mixture`` and ``rule`` owe nothing to any outcome, so all test users speak for them.
+``learned`` is learned from a third of the users, and the others certify it.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.exporter.outcomes import Costs, Outcomes, Progress, measure_costs, measure_outcomes
+from fathom.files import new_folder, sha256_file, write_json
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.selector.certificate import (
+    SCHEMA_VERSION,
+    Certificate,
+    Claim,
+    at_least,
+    buckets,
+    certified,
+    users_needed,
+)
+from fathom.selector.features import Features
+from fathom.selector.learned import LossModel
+from fathom.selector.routing import Learned, Mixture, Rule, neighbours_mixed, priced, thresholds
+from fathom.training.dataset import Dataset
+from fathom.training.splits import split
+
+Family = Literal["mixture", "rule", "learned"]
+FAMILIES: tuple[Family, ...] = ("mixture", "rule", "learned")
+
+#: Steps of a family between two neighbouring depths, or in all.
+STEPS = 20
+#: The share of users that a learned family learns from.
+LEARNING = 1 / 3
+#: The part of delta that the bound of the agreement may fail with.
+AGREEMENT_PART = 0.1
+
+Floats = NDArray[np.float64]
+Member = Mixture | Rule | Learned
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The cases of a bundle's data set, asked at every depth: validation to learn from, test to judge by."""
+
+    validation: Outcomes
+    test: Outcomes
+    costs: Costs
+    part: str
+
+
+def measure_bundle(bundle: Bundle, dataset: Dataset, *, progress: Progress = lambda _: None) -> Measured:
+    """Ask everything. Raises ArtefactError for another data set, DataError without cases."""
+    source = bundle.manifest.source
+    if dataset.sha256 != source.dataset:
+        raise ArtefactError("the bundle was made from another data set; give the one it was made from")
+    if source.split is None:
+        raise ArtefactError(f"{bundle.path}: does not say how its data were split; export it again")
+    cut = split(dataset, source.split)
+    with open_engine(bundle) as engine:
+        costs = measure_costs(bundle, engine)
+        parts = {}
+        for name in ("validation", "test"):
+            cases = getattr(cut, name)
+            if not len(cases):
+                raise DataError(f"no user has enough events for a {name} case; there is nothing to certify with")
+            parts[name] = measure_outcomes(
+                bundle,
+                engine,
+                cases,
+                progress=lambda text, name=name: progress(f"{name}: {text}"),  # type: ignore[misc]
+            )
+    return Measured(parts["validation"], parts["test"], costs, source.split)
+
+
+def certify(
+    bundle: Bundle,
+    measured: Measured,
+    *,
+    eps: float,
+    delta: float,
+    family: Family = "mixture",
+    depth_sets: Sequence[tuple[int, ...]],
+    seed: int = 0,
+) -> Certificate:
+    """Claims for every set of depths, wrong anywhere with probability at most delta.
+
+    Raises ConfigError for eps or delta outside (0, 1), or a set of fewer than two depths or of others than the
+    bundle's.
+    """
+    if not (0 < eps < 1 and 0 < delta < 1):
+        raise ConfigError(f"eps is {eps} and delta {delta}; both lie between 0 and 1, as 0.05")
+    for depths in depth_sets:
+        if len(depths) < 2 or not set(depths) <= set(bundle.depths):
+            raise ConfigError(f"depths {depths} cannot be certified: the bundle has {bundle.depths}; give two or more")
+    # Users in random order: betting reads them one after the other.
+    order = np.random.default_rng(seed).permutation(len(measured.test))
+    test = measured.test.select(order)
+    claims = [
+        _claim(measured, test, tuple(sorted(depths)), family, eps=eps, level=delta / len(depth_sets), seed=seed)
+        for depths in depth_sets
+    ]
+    means = measured.costs.of(test.lengths).mean(0)
+    return Certificate(
+        schema_version=SCHEMA_VERSION,
+        metric="ndcg@10",
+        eps=eps,
+        delta=delta,
+        created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        seed=seed,
+        dataset=bundle.manifest.source.dataset,
+        part=f"{measured.part}, test",
+        files=answering_files(bundle.manifest),
+        costs_ms={d: round(float(ms), 4) for d, ms in zip(measured.costs.depths, means, strict=True)},
+        claims=tuple(claims),
+    )
+
+
+def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
+    """Put a certificate into the bundle's folder, which is replaced as a whole and gets a new version."""
+    manifest = bundle.manifest
+    with new_folder(bundle.path) as folder:
+        for name in manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / name, folder / name)
+        path = folder / CERTIFICATE_FILE
+        write_json(path, certificate.to_json())
+        entry = FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
+        files = dict(sorted({**manifest.files, CERTIFICATE_FILE: entry}.items()))
+        changed = manifest.model_copy(update={"files": files, "version": bundle_version(files)})
+        write_json(folder / MANIFEST_NAME, changed.model_dump(mode="json"))
+        Bundle.open(folder).close()
+    return changed
+
+
+def _claim(
+    measured: Measured, test: Outcomes, depths: tuple[int, ...], family: Family, *, eps: float, level: float, seed: int
+) -> Claim:
+    costs = measured.costs.at_depths(depths)
+    test = test.at_depths(depths)
+    if family == "learned":
+        learners = _learners(test.users, seed)
+        members: Sequence[Member] = _learned(_learning(measured, test, learners, depths), costs)
+        test = test.select(~learners)
+    else:
+        members = neighbours_mixed(depths, STEPS) if family == "mixture" else thresholds(depths, STEPS)
+    full = test.quality[:, -1]
+    chances = [member.probabilities(test.features, test.complexity) for member in members]
+    routed = [(chance * test.quality).sum(1) for chance in chances]
+    count = certified(full, routed, eps=eps, level=level)
+    if count == 0:
+        needed = users_needed(full, routed[0], eps=eps, level=level)
+        return Claim(depths, family, level, len(test), needed=needed)
+    chance, quality = chances[count - 1], routed[count - 1]
+    ms = costs.of(test.lengths)
+    return Claim(
+        depths,
+        family,
+        level,
+        len(test),
+        routing=members[count - 1],
+        kept=round(float(quality.mean() / full.mean()), 6),
+        saved=round(1 - float((chance * ms).sum() / ms[:, -1].sum()), 6),
+        agreement=_agreement(test, chance, level=level * AGREEMENT_PART),
+        buckets=buckets(full, quality, _by(test), level=level),
+    )
+
+
+def _agreement(test: Outcomes, chance: Floats, *, level: float) -> float | None:
+    """A bound of the mean agreement of requests that are not routed to the deepest depth."""
+    elsewhere = chance[:, :-1].sum(1)
+    if not elsewhere.any():
+        return None
+    # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
+    weighted = (chance[:, :-1] * test.agreement[:, :-1]).sum(1)
+    return round(at_least(weighted[elsewhere > 0] / elsewhere[elsewhere > 0], level=level), 6)
+
+
+def _by(test: Outcomes) -> Mapping[str, Floats]:
+    names = Features._fields
+    return {name: test.features[:, names.index(name)] for name in ("length", "popularity")}
+
+
+def _learners(users: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Which rows belong to users that are learned from."""
+    known = np.unique(users)
+    chosen = np.random.default_rng([seed, 1]).permutation(known)[: int(len(known) * LEARNING)]
+    return np.isin(users, chosen)
+
+
+def _learning(
+    measured: Measured, test: Outcomes, learners: NDArray[np.bool_], depths: tuple[int, ...]
+) -> list[Outcomes]:
+    validation = measured.validation.at_depths(depths)
+    return [test.select(learners), validation.select(np.isin(validation.users, test.users[learners]))]
+
+
+def _learned(known: Sequence[Outcomes], costs: Costs) -> list[Learned]:
+    features = np.concatenate([each.features for each in known])
+    quality = np.concatenate([each.quality for each in known])
+    ms = np.concatenate([costs.of(each.lengths) for each in known])
+    if len(features) < 50:
+        raise DataError(f"{len(features)} requests are too few to learn a routing from; use the mixture")
+    model = LossModel.fit(features, quality[:, -1:] - quality[:, :-1])
+    relative = ms.mean(0) / ms[:, -1].mean()
+    return priced(model, costs.depths, relative.tolist(), features, 3 * STEPS)
+
+
+def answering_files(manifest: Manifest) -> dict[str, str]:
+    """Path -> sha256 of every file that answers depend on: all but the certificate."""
+    return {name: entry.sha256 for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}

@@ -1,0 +1,164 @@
+"""How requests are spread over depths: one member of a family of policies, as a certificate names it.
+
+Every routing can be asked twice: online for the depth of one request, offline for the probability of each depth for
+many requests, which is what a certificate is about. Both give the same.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from fathom.selector.features import Features
+from fathom.selector.learned import Finite, LossModel
+
+Floats = NDArray[np.float64]
+Depth = Annotated[int, Field(ge=1, le=32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+#: What an exit says about its own answer: the best cosine, and how far the second and the tenth lie below it.
+CONFIDENCE = ("best", "to_second", "to_tenth")
+
+
+def coin(items: NDArray[np.int64]) -> float:
+    """A number in [0, 1) that follows from a history: equal requests are routed alike."""
+    return crc32(items.tobytes()) / 2**32
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Mixture:
+    """Each depth gets its share of the requests, whatever they are; a hash of the history decides."""
+
+    policy: Literal["mixture"]
+    depths: tuple[Depth, ...]
+    shares: tuple[Share, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.shares) or abs(sum(self.shares) - 1) > 1e-9:
+            raise ValueError("a mixture needs one share per depth, 1 in all")
+
+    def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
+        """The depth of one request."""
+        for depth, share in zip(self.depths, self.shares, strict=True):
+            coin -= share
+            if coin < 0:
+                return depth
+        return self.depths[-1]
+
+    def probabilities(self, rows: Floats, complexity: Floats) -> Floats:  # noqa: ARG002
+        """Probability of each depth, (n, depths), for rows of Features (n, features) and complexities (n,)."""
+        return np.tile(np.array(self.shares), (len(rows), 1))
+
+    @property
+    def words(self) -> str:
+        """For people, as ``85 % depth 4, 15 % depth 8``."""
+        parts = [f"{share:.0%} depth {d}" for d, share in zip(self.depths, self.shares, strict=True) if share]
+        return ", ".join(parts).replace("%", " %")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Rule:
+    """The shallowest depth for requests below a threshold of complexity, the deepest for the others."""
+
+    policy: Literal["rule"]
+    depths: tuple[Depth, ...]
+    threshold: Share
+
+    def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
+        """The depth of one request."""
+        return self.depths[0 if complexity < self.threshold else -1]
+
+    def probabilities(self, rows: Floats, complexity: Floats) -> Floats:
+        """Probability of each depth, (n, depths); see Mixture."""
+        chosen = np.where(complexity < self.threshold, 0, len(self.depths) - 1)
+        return _one_hot(chosen[: len(rows)], len(self.depths))
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"depth {self.depths[0]} below complexity {self.threshold:.2f}, else depth {self.depths[-1]}"
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Learned:
+    """The depth with the least expected loss + price x cost; ``costs`` are relative to the deepest depth.
+
+    ``model`` predicts the loss of every depth but the deepest.
+    """
+
+    policy: Literal["learned"]
+    depths: tuple[Depth, ...]
+    price: Annotated[float, Field(ge=0, le=1e6)]
+    costs: tuple[Finite, ...]
+    model: LossModel
+
+    def __post_init__(self) -> None:
+        if len(self.costs) != len(self.depths) or len(self.model.intercept) != len(self.depths) - 1:
+            raise ValueError("costs, losses and depths do not fit together")
+
+    def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
+        """The depth of one request."""
+        losses = self.model.predict(features).tolist()
+        best, depth = self.price * self.costs[-1], self.depths[-1]
+        for other, loss, cost in zip(self.depths, losses, self.costs, strict=False):
+            if (total := loss + self.price * cost) < best:
+                best, depth = total, other
+        return depth
+
+    def probabilities(self, rows: Floats, complexity: Floats) -> Floats:  # noqa: ARG002
+        """Probability of each depth, (n, depths); see Mixture."""
+        losses = np.column_stack([self.model.predict(rows), np.zeros(len(rows))])
+        totals = losses + self.price * np.array(self.costs)
+        # Of two equal totals the deepest goes, then the shallowest: as online.
+        order = np.roll(np.arange(len(self.depths)), 1)
+        return _one_hot(order[totals[:, order].argmin(1)], len(self.depths))
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"least expected loss + {self.price:.2g} x cost, over depths {', '.join(map(str, self.depths))}"
+
+
+Routing = Annotated[Mixture | Rule | Learned, Field(discriminator="policy")]
+
+
+def neighbours_mixed(depths: Sequence[int], steps: int) -> list[Mixture]:
+    """From all requests at the deepest depth to all at the shallowest, moving them one depth further at a time.
+
+    ``steps`` per pair of neighbours; each routing is a little cheaper than the one before, and nothing is learned.
+    """
+    path = []
+    count = len(depths)
+    for deep in range(count - 1, 0, -1):
+        for step in range(1, steps + 1):
+            shares = [0.0] * count
+            shares[deep], shares[deep - 1] = 1 - step / steps, step / steps
+            path.append(Mixture("mixture", tuple(depths), tuple(shares)))
+    return path
+
+
+def thresholds(depths: Sequence[int], steps: int) -> list[Rule]:
+    """From no request at the shallowest depth to nearly all."""
+    return [Rule("rule", tuple(depths), step / steps) for step in range(1, steps + 1)]
+
+
+def priced(model: LossModel, depths: Sequence[int], costs: Sequence[float], rows: Floats, steps: int) -> list[Learned]:
+    """From free computation to prices at which everything is shallow, about evenly spaced in what they cost.
+
+    ``rows``: requests, as those that the model has learned from.
+    """
+    prices = np.concatenate([[0.0], np.geomspace(1e-6, 10.0, 400)])
+    path = [Learned("learned", tuple(depths), float(price), tuple(costs), model) for price in prices]
+    spent = [float((each.probabilities(rows, np.empty(0)) @ np.array(costs)).mean()) for each in path]
+    wanted = np.linspace(spent[0], spent[-1], steps)
+    nearest = sorted({int(np.abs(np.array(spent) - level).argmin()) for level in wanted})
+    return [path[i] for i in nearest]
+
+
+def _one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
+    return np.eye(count)[chosen]
