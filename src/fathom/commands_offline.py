@@ -39,7 +39,7 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.add_typer(data_app, name="data")
-    for command in (train, evaluate, rank, stability, plan, heal, export, build):
+    for command in (train, evaluate, rank, stability, plan, heal, export, certify, build):
         app.command()(command)
 
 
@@ -503,6 +503,65 @@ def export(
         show.as_json(manifest.model_dump(mode="json"))
     else:
         show_bundle(manifest)
+
+
+def certify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; the certificate is written into it.")],
+    data: Data,
+    eps: Annotated[
+        float, typer.Option(help="The loss of NDCG@10 that is allowed, relative to the deepest depth.")
+    ] = 0.05,
+    delta: Annotated[float, typer.Option(help="The probability that the certificate may be wrong with.")] = 0.05,
+    policy: Annotated[Literal["mixture", "rule", "learned"], typer.Option(help="Family of routings.")] = "mixture",
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="A profile's name or file, or a tier; repeatable. Default: all that come with Fathom."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the report: JSON, PNG and a page.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Certify the cheapest routing over depths that loses less than eps against the deepest depth.
+
+    Tested on the data set's test items through the bundle's own engines; the server then uses it. All claims of one
+    certificate share delta, so name the profiles that matter.
+
+    Example: fathom certify build/ml-1m/bundle --data build/ml-1m/dataset --profile cloud
+    """
+    _need_training()
+    from fathom.edge_profiles.profile import load_profile, profile_names
+    from fathom.exporter.certify import certify as run
+    from fathom.exporter.certify import measure_bundle, write_certificate
+    from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_report, write_report
+    from fathom.runtime.bundle import Bundle
+    from fathom.training.dataset import Dataset
+
+    opened, dataset = Bundle.open(bundle), Dataset.load(data)
+    profiles = [load_profile(name) for name in profile or profile_names()]
+    served = [tuple(depth for depth in each.depths if depth in opened.depths) for each in profiles]
+    depth_sets = sorted({depths for depths in served if len(depths) > 1}, key=len, reverse=True)
+    if not depth_sets:
+        raise ConfigError(f"{bundle}: no profile given has two of its depths; there is nothing to choose from")
+    with Activity("certify") as activity:
+        measured = measure_bundle(opened, dataset, progress=activity.update)
+        activity.update("testing routings")
+        certificate = run(opened, measured, eps=eps, delta=delta, family=policy, depth_sets=depth_sets, seed=seed)
+        if report is not None:
+            activity.update("judging every policy against static depths")
+            write_report(make_report(opened.manifest.name, measured, seed=seed), certificate, report)
+        write_certificate(opened, certificate)
+    if as_json:
+        show.as_json(certificate.to_json())
+        return
+    show.table(
+        f"At least {1 - eps:.0%} of the deepest depth's NDCG@10, confidence {1 - delta:.0%}",
+        certificate_rows(certificate),
+    )
+    for claim in certificate.claims:
+        if claim.buckets:
+            show.table(
+                f"Depths {', '.join(map(str, claim.depths))}: bounds that hold together", bucket_rows(claim, eps)
+            )
 
 
 def build(

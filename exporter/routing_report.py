@@ -1,0 +1,230 @@
+"""The report of a certification: what routing gains over static depths, as JSON, a picture and one page."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fathom.errors import MissingExtraError
+from fathom.exporter.certify import Measured
+from fathom.exporter.routing_curves import (
+    Judged,
+    explained,
+    feature_correlations,
+    hull,
+    judge,
+    needs_more,
+    policies,
+    static_curve,
+)
+from fathom.files import new_folder, write_json
+from fathom.importance.page_style import STYLE
+from fathom.selector.certificate import Certificate, Claim
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCHEMA_VERSION = 1
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
+WHAT = {
+    "length": "short histories go to the shallowest depth",
+    "rule": "requests of low complexity go to the shallowest depth",
+    "learned": "the least expected loss + price x cost, learned from the features",
+    "cascade": "a learned gate at every exit decides whether to go on",
+    "hindsight": "knows the answer; no policy can reach it",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Policies on the test cases, learned on the validation cases; costs in milliseconds of a request alone."""
+
+    name: str
+    depths: tuple[int, ...]
+    users: int
+    static: list[tuple[float, float]]
+    hull: list[tuple[float, float]]
+    policies: list[Judged]
+    needs_more: Mapping[str, float]
+    features: Mapping[str, tuple[float, float, float]]
+    explained: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def make_report(name: str, measured: Measured, *, seed: int = 0) -> Report:
+    """Judge every policy."""
+    known, test, costs = measured.validation, measured.test, measured.costs
+    static = static_curve(test, costs)
+    cost, quality = static.cost.mean(0), static.quality.mean(0)
+    return Report(
+        name=name,
+        depths=test.depths,
+        users=len(test),
+        static=_pairs(cost, quality),
+        hull=_pairs(*hull(cost, quality)),
+        policies=[judge(curve, static, seed=seed) for curve in policies(known, test, costs)],
+        needs_more=needs_more(known, test),
+        features=feature_correlations(test),
+        explained=explained(known),
+    )
+
+
+def write_report(report: Report, certificate: Certificate, folder: Path) -> None:
+    """Write routing.json, routing.png and routing.html into a new folder."""
+    picture = plot(report)
+    with new_folder(folder) as new:
+        write_json(new / "routing.json", report.as_dict())
+        (new / "routing.png").write_bytes(picture)
+        (new / "routing.html").write_text(page(report, certificate, picture), encoding="utf-8")
+
+
+def plot(report: Report) -> bytes:
+    """Quality against cost, and how far each policy lies above the hull, as PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "train") from None
+    figure = Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
+    curves, areas = figure.subplots(1, 2, width_ratios=(3, 2))
+    _curves(curves, report)
+    _areas(areas, report)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _curves(axes: "Axes", report: Report) -> None:
+    for policy in report.policies:
+        if policy.name != "hindsight":
+            x, y = zip(*sorted(policy.points), strict=True)
+            axes.plot(x, y, color=COLOURS[policy.name], linewidth=1.5, label=policy.name)
+    x, y = zip(*report.hull, strict=True)
+    axes.plot(x, y, color="#14202b", linewidth=1, linestyle="--", label="hull of static depths")
+    for depth, (cost, quality) in zip(report.depths, report.static, strict=True):
+        axes.plot(cost, quality, "o", color="#14202b", markersize=6)
+        axes.annotate(str(depth), (cost, quality), xytext=(5, 5), textcoords="offset points")
+    axes.set_xlabel("milliseconds per request")
+    axes.set_ylabel("NDCG@10")
+    axes.set_title(f"{report.name}: quality against measured cost", loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _areas(axes: "Axes", report: Report) -> None:
+    shown = [policy for policy in report.policies if policy.name != "hindsight"]
+    for place, policy in enumerate(reversed(shown)):
+        axes.plot([policy.low, policy.high], [place, place], color=COLOURS[policy.name], linewidth=3)
+        axes.plot(policy.area, place, "o", color=COLOURS[policy.name], markersize=8)
+    axes.axvline(0, color="#14202b", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(shown)), [policy.name for policy in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel("mean NDCG@10 above the hull, 95 % interval over users")
+    axes.set_title("What knowing the request is worth", loc="left", fontsize=11)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def page(report: Report, certificate: Certificate, picture: bytes) -> str:
+    """One HTML file that needs nothing else."""
+    claims = "".join(_claim_row(claim) for claim in certificate.claims)
+    rows = "".join(
+        f"<tr><th scope=row>{escape(each.name)}</th><td>{each.area:+.5f} [{each.low:+.5f}, {each.high:+.5f}]</td>"
+        f"<td style='text-align:left'>{escape(WHAT[each.name])}</td></tr>"
+        for each in report.policies
+    )
+    features = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{r:+.3f} [{low:+.3f}, {high:+.3f}]</td></tr>"
+        for name, (r, low, high) in report.features.items()
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>Routing of {escape(report.name)}</title>
+<style>{STYLE} img {{ max-width: 100%; background: white; border-radius: 6px; }}</style>
+</head>
+<body>
+<main>
+<h1>Routing of {escape(report.name)}</h1>
+<p>{_verdict(report)}</p>
+<h2>Certified: at least {1 - certificate.eps:.0%} of the deepest depth's NDCG@10, wrong with probability at most
+{certificate.delta:.0%}</h2>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
+<th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
+<h2>Policies against random mixing</h2>
+<img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
+<p>Area: mean NDCG@10 above the convex hull of the static depths, {report.users:,} test users. Learned on validation
+items, judged on test items.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>policy</th><th>area [95 %]</th>
+<th style="text-align:left">what it does</th></tr></thead><tbody>{rows}</tbody></table></div>
+<h2>Features and what the shallowest depth loses</h2>
+<p>Correlation with NDCG@10 at depth {report.depths[-1]} less that at depth {report.depths[0]}. Cross-fitted R&sup2; of
+all of them: {report.explained:+.4f}.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>feature</th><th>r [95 %]</th></tr></thead>
+<tbody>{features}</tbody></table></div>
+</main>
+</body>
+</html>
+"""
+
+
+def _verdict(report: Report) -> str:
+    above = [each.name for each in report.policies if each.name != "hindsight" and each.low > 0]
+    if above:
+        return f"Above the hull of static depths: {escape(', '.join(above))}."
+    return (
+        "No policy is shown to lie above the hull of static depths: on these data, mixing depths at random is as good."
+    )
+
+
+def _claim_row(claim: Claim) -> str:
+    depths = ", ".join(map(str, claim.depths))
+    if claim.routing is None or claim.kept is None or claim.saved is None:
+        return f"<tr><th scope=row>{depths}</th><td>{escape(not_certified(claim))}</td><td>{claim.users:,}</td></tr>"
+    return (
+        f"<tr><th scope=row>{depths}</th><td>{escape(claim.routing.words)}</td><td>{claim.users:,}</td>"
+        f"<td>{claim.kept:.1%}</td><td>{claim.saved:.1%}</td></tr>"
+    )
+
+
+def not_certified(claim: Claim) -> str:
+    """Why, in a few words."""
+    if claim.needed is None:
+        return "not certified: the first step down already loses too much here"
+    return f"not certified: about {claim.needed:,} users are needed, there are {claim.users:,}"
+
+
+def certificate_rows(certificate: Certificate) -> list[list[str]]:
+    """A row of text per claim, the header first."""
+    rows = [["depths", "routing", "users", "quality kept", "compute saved"]]
+    for claim in certificate.claims:
+        depths = " ".join(map(str, claim.depths))
+        if claim.routing is None or claim.kept is None or claim.saved is None:
+            rows.append([depths, not_certified(claim), f"{claim.users:,}", "", ""])
+        else:
+            figures = [f"{claim.users:,}", f"{claim.kept:.1%}", f"{claim.saved:.1%}"]
+            rows.append([depths, claim.routing.words, *figures])
+    return rows
+
+
+def bucket_rows(claim: Claim, eps: float) -> list[list[str]]:
+    """A row of text per bucket, the header first."""
+    rows = [["users with", "users", "kept", "at least", f"loss below {eps:.0%}"]]
+    for each in claim.buckets:
+        shown = "shown" if each.low >= 1 - eps else "not shown"
+        rows.append([each.name, f"{each.users:,}", f"{each.kept:.1%}", f"{each.low:.1%}", shown])
+    return rows
+
+
+def _pairs(cost: Sequence[float] | np.ndarray, quality: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a, b in zip(cost, quality, strict=True)]

@@ -1,0 +1,217 @@
+"""From a bundle and its data to a certificate and a report, through the bundle's own engines."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fathom.edge_profiles.profile import load_profile
+from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
+from fathom.exporter.certify import FAMILIES, Family, Measured, certify, measure_bundle, write_certificate
+from fathom.exporter.outcomes import Costs, Outcomes
+from fathom.exporter.report import fact_rows
+from fathom.exporter.routing_curves import auc, hull, judge, policies, static_curve
+from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_report, write_report
+from fathom.exporter.slice import slice_bundle
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME
+from fathom.selector.features import Features
+from fathom.training.dataset import Dataset
+from fathom.training.evaluate import evaluate_model
+from fathom.training.splits import split
+
+DEPTHS = (4, 8, 12, 16)
+
+
+@pytest.fixture(scope="module")
+def measured(bundle_path: Path, dataset: Dataset) -> Measured:
+    return measure_bundle(Bundle.open(bundle_path), dataset)
+
+
+def outcomes(count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 0) -> Outcomes:
+    """Requests whose shallow depths lose ``loss`` of what they find, and more where the first feature is large."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(0, 1, (count, len(Features._fields)))
+    found = np.where(rng.random(count) < 0.5, 1 / np.log2(rng.integers(0, 10, count) + 2), 0.0)
+    quality = np.repeat(found[:, None], 4, axis=1)
+    for column in range(3):
+        chance = np.clip(loss + signal * (features[:, 0] > 1), 0, 1) * (3 - column) / 3
+        quality[:, column] = np.where(rng.random(count) < chance, 0.0, found)
+    return Outcomes(
+        DEPTHS,
+        users=np.arange(count),
+        lengths=rng.integers(1, 200, count),
+        features=features,
+        complexity=rng.random(count),
+        quality=quality,
+        agreement=np.where(quality == quality[:, -1:], 1.0, 0.4),
+        confidence=rng.random((count, 4, 3)),
+    )
+
+
+def simulated(*, signal: float = 0.0, loss: float = 0.0, count: int = 6000) -> Measured:
+    lengths = np.array([1, 200])
+    ms = np.array([[0.5, 0.8, 1.1, 1.4], [3.0, 6.0, 9.0, 12.0]])
+    return Measured(
+        outcomes(count, signal=signal, loss=loss, seed=1),
+        outcomes(count, signal=signal, loss=loss, seed=2),
+        Costs(DEPTHS, lengths, ms, ms * 1.05),
+        "leave-one-out",
+    )
+
+
+def test_the_engines_answer_as_the_evaluation_of_the_checkpoint_says(measured, checkpoint, dataset) -> None:
+    report = evaluate_model(checkpoint.model, dataset, split(dataset, "leave-one-out"), baselines=())
+    for column, depth in enumerate(DEPTHS):
+        mean = report.systems[f"depth {depth}"].metrics["ndcg@10"].value
+        assert measured.test.quality[:, column].mean() == pytest.approx(mean, abs=1e-6)
+    assert (measured.test.agreement[:, -1] == 1).all()
+    assert (measured.test.agreement <= 1).all()
+    assert (measured.costs.alone > 0).all()
+    between = measured.costs.of(np.array([18]))
+    assert between.shape == (1, 4)
+
+
+def test_walking_the_exits_gives_what_each_depth_gives_alone(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    items = np.random.default_rng(0).integers(1, 41, (5, 9))
+    times = np.sort(np.random.default_rng(1).integers(1, 10**9, (5, 9)), axis=1)
+    with open_engine(bundle) as engine:
+        alone = {depth: engine.run(items, times, depth) for depth in DEPTHS}
+        for depths in (DEPTHS, (4, 16), (8,)):
+            for depth, vectors in zip(depths, engine.walk(items, times, depths), strict=True):
+                np.testing.assert_allclose(vectors, alone[depth], atol=1e-5)
+        walk = engine.walk(items, times, DEPTHS)
+        next(walk)
+        np.testing.assert_allclose(walk.send(np.array([0, 3])), alone[8][[0, 3]], atol=1e-5)
+        np.testing.assert_allclose(walk.send(np.array([1])), alone[12][[3]], atol=1e-5)
+        np.testing.assert_allclose(next(walk), alone[16][[3]], atol=1e-5)
+
+
+def test_a_mixture_that_loses_less_than_eps_is_certified_and_one_that_loses_more_is_not(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    work = simulated(loss=0.09)
+    claim = certify(bundle, work, eps=0.05, delta=0.05, depth_sets=[DEPTHS]).claims[0]
+    assert claim.routing is not None
+    assert claim.kept is not None
+    shares = dict(zip(DEPTHS, claim.routing.shares, strict=True))
+    # Depth 8 loses 6 %, depth 12 3 %: about a half may go to depth 8.
+    assert 0.1 < shares[8] < 0.7
+    assert shares[8] + shares[12] == pytest.approx(1)
+    assert 0.95 < claim.kept < 0.97
+    assert claim.saved is not None
+    assert 0.2 < claim.saved < 0.5
+    # 0.4 for the 2 % or so that are lost, 1 for the others: the bound lies a little below that mean.
+    assert claim.agreement is not None
+    assert 0.97 < claim.agreement < 0.99
+    free = certify(bundle, simulated(), eps=0.05, delta=0.05, depth_sets=[DEPTHS, (4, 8)])
+    assert [each.routing.shares[0] for each in free.claims if each.routing] == [1.0, 1.0]
+    assert [each.level for each in free.claims] == [0.025, 0.025]
+
+
+def test_too_few_users_certify_nothing_and_are_told_so(bundle_path: Path, measured: Measured) -> None:
+    certificate = certify(Bundle.open(bundle_path), measured, eps=0.05, delta=0.05, depth_sets=[DEPTHS])
+    claim = certificate.claims[0]
+    assert claim.routing is None
+    assert claim.users == len(measured.test)
+    assert "not certified" in certificate_rows(certificate)[1][1]
+    few = simulated(count=40)
+    assert certify(Bundle.open(bundle_path), few, eps=0.05, delta=0.05, depth_sets=[DEPTHS]).claims[0].needed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_certified_and_learned_ones_by_users_they_did_not_learn_from(
+    bundle_path: Path, family: Family
+) -> None:
+    work = simulated(signal=0.5)
+    certificate = certify(Bundle.open(bundle_path), work, eps=0.05, delta=0.05, family=family, depth_sets=[DEPTHS])
+    claim = certificate.claims[0]
+    assert claim.users == (4000 if family == "learned" else 6000)
+    assert claim.routing is not None
+    assert claim.saved is not None
+    if family == "learned":
+        # It knows whom the shallow depth fails: nearly nothing is lost by nearly all requests at depth 4.
+        assert claim.saved > 0.5
+
+
+def test_learned_routing_lies_above_the_hull_where_features_tell_and_on_it_where_they_do_not() -> None:
+    for signal, above in ((0.5, True), (0.0, False)):
+        work = simulated(signal=signal, loss=0.05)
+        static = static_curve(work.test, work.costs)
+        judged = {
+            curve.name: judge(curve, static, resamples=100)
+            for curve in policies(work.validation, work.test, work.costs)
+        }
+        assert (judged["learned"].low > 0) == above
+        assert judged["hindsight"].low > 0
+        assert judged["learned"].area <= judged["hindsight"].area
+
+
+def test_hull_and_auc_are_what_their_definitions_say() -> None:
+    cost, quality = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.15, 0.3, 0.2])
+    corners, heights = hull(cost, quality)
+    assert corners.tolist() == [1.0, 3.0, 4.0]
+    assert heights.tolist() == [0.1, 0.3, 0.2]
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[positive] for b in score[~positive]]
+    assert auc(score, positive) == pytest.approx(np.mean(pairs))
+
+
+def test_a_certificate_becomes_part_of_the_bundle_and_only_of_that_one(bundle_path: Path, tmp_path: Path) -> None:
+    home = tmp_path / "bundle"
+    shutil.copytree(bundle_path, home)
+    bundle = Bundle.open(home)
+    certificate = certify(bundle, simulated(loss=0.05), eps=0.05, delta=0.05, depth_sets=[DEPTHS, (4, 8)])
+    manifest = write_certificate(bundle, certificate)
+    assert manifest.version != bundle.manifest.version
+    assert Bundle.open(home).certificate == certificate
+    assert write_certificate(Bundle.open(home), certificate).version == manifest.version
+    assert fact_rows(manifest)
+    slice_bundle(home, load_profile("mobile"), tmp_path / "mobile")
+    assert Bundle.open(tmp_path / "mobile").certificate == certificate
+    # A certificate of other engines is refused, however well the manifest lists it.
+    other = replace(certificate, files=dict.fromkeys(certificate.files, "0" * 64))
+    with pytest.raises(BundleError, match=r"certifies another .*; run `fathom certify` on this bundle"):
+        write_certificate(Bundle.open(home), other)
+    assert Bundle.open(home).certificate == certificate
+    (home / CERTIFICATE_FILE).unlink()
+    with pytest.raises(BundleError, match="missing"):
+        Bundle.open(home)
+
+
+def test_the_report_holds_the_figures_and_needs_nothing_else(bundle_path: Path, tmp_path: Path) -> None:
+    work = simulated(loss=0.05, count=1500)
+    certificate = certify(Bundle.open(bundle_path), work, eps=0.05, delta=0.05, depth_sets=[DEPTHS])
+    report = make_report("<name>", work)
+    write_report(report, certificate, tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"routing.json", "routing.png", "routing.html"}
+    stored = json.loads((tmp_path / "report" / "routing.json").read_bytes())
+    assert [each["name"] for each in stored["policies"]] == ["length", "rule", "learned", "cascade", "hindsight"]
+    page = (tmp_path / "report" / "routing.html").read_text()
+    assert "<name>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert (tmp_path / "report" / "routing.png").read_bytes().startswith(b"\x89PNG")
+    assert len(bucket_rows(certificate.claims[0], 0.05)) == 7
+
+
+def test_bad_input_gets_one_line(bundle_path: Path, dataset: Dataset, measured: Measured, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    with pytest.raises(ArtefactError, match="another data set"):
+        measure_bundle(bundle, replace(dataset, sha256="e" * 64))
+    for wrong in ({"eps": 0.0}, {"delta": 1.0}, {"depth_sets": [(4,)]}, {"depth_sets": [(4, 5)]}):
+        with pytest.raises(ConfigError, match=r"^[^\n]+$"):
+            certify(bundle, measured, **({"eps": 0.05, "delta": 0.05, "depth_sets": [DEPTHS]} | wrong))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="too few"):
+        certify(bundle, simulated(count=30), eps=0.05, delta=0.05, family="learned", depth_sets=[DEPTHS])
+    older = tmp_path / "older"
+    shutil.copytree(bundle_path, older)
+    manifest = json.loads((older / MANIFEST_NAME).read_text())
+    del manifest["source"]["split"]
+    (older / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="export it again"):
+        measure_bundle(Bundle.open(older), dataset)
