@@ -59,12 +59,12 @@ def policies(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Curve]:
     length = judged.features[:, Features._fields.index("length")]
     levels = np.unique(np.quantile(length, np.linspace(0, 1, STEPS + 1)))
     ends = len(judged.depths) - 1
-    by_length = [_one_hot(np.where(length <= level, 0, ends), ends + 1) for level in levels]
+    by_length = [one_hot(np.where(length <= level, 0, ends), ends + 1) for level in levels]
     rules = [rule.probabilities(judged.features, judged.complexity) for rule in thresholds(judged.depths, STEPS)]
     return [
-        _routed("length", by_length, judged, costs),
-        _routed("rule", rules, judged, costs),
-        _routed("learned", _learned(known, judged, costs), judged, costs),
+        routed("length", by_length, judged, costs),
+        routed("rule", rules, judged, costs),
+        routed("learned", _learned(known, judged, costs), judged, costs),
         cascade(known, judged, costs),
         hindsight(judged, costs),
     ]
@@ -74,8 +74,8 @@ def hindsight(judged: Outcomes, costs: Costs) -> Curve:
     """The depth that turns out best, cost considered: knows the answer, so nothing can reach it."""
     ms = costs.of(judged.lengths)
     relative = ms / ms[:, -1:].mean()
-    chances = [_one_hot((price * relative - judged.quality).argmin(1), ms.shape[1]) for price in _prices()]
-    return _routed("hindsight", chances, judged, costs)
+    chances = [one_hot((price * relative - judged.quality).argmin(1), ms.shape[1]) for price in prices()]
+    return routed("hindsight", chances, judged, costs)
 
 
 def cascade(known: Outcomes, judged: Outcomes, costs: Costs) -> Curve:
@@ -84,14 +84,14 @@ def cascade(known: Outcomes, judged: Outcomes, costs: Costs) -> Curve:
     relative = ms.mean(0) / ms[:, -1].mean()
     gates = [_gate(known, exit_).predict(_seen_at(judged, exit_)) for exit_ in range(ms.shape[1] - 1)]
     chances = []
-    for price in _prices():
+    for price in prices():
         stopped = np.full(len(judged), ms.shape[1] - 1)
         for exit_ in reversed(range(ms.shape[1] - 1)):
             # The gain of going on to each deeper exit, less what it costs.
             worth = gates[exit_] - price * (relative[exit_ + 1 :] - relative[exit_])
             stopped[worth.max(1) <= 0] = exit_
-        chances.append(_one_hot(stopped, ms.shape[1]))
-    return _routed("cascade", chances, judged, costs, walked=True)
+        chances.append(one_hot(stopped, ms.shape[1]))
+    return routed("cascade", chances, judged, costs, walked=True)
 
 
 def judge(curve: Curve, static: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> Judged:
@@ -119,23 +119,24 @@ def hull(cost: Floats, quality: Floats) -> tuple[Floats, Floats]:
     return cost[corners], quality[corners]
 
 
-def needs_more(known: Outcomes, judged: Outcomes) -> Mapping[str, float]:
-    """How well complexity, and a learned model, tell requests that the deepest depth answers better from the others.
+def needs_more(known: Outcomes, judged: Outcomes, *, shallow: int, deep: int, threshold: float) -> Mapping[str, float]:
+    """How well complexity, and a learned model, tell requests that ``deep`` answers better than ``shallow``.
 
-    AUC of each for quality(deepest) > quality(shallowest) among all requests, and the accuracy of the best threshold
-    that ``known`` chooses, next to that of always giving the commoner answer.
+    ``share``: of such requests. AUC among all requests; accuracy of complexity >= ``threshold``, of the best threshold
+    on ``known``, and of always giving the commoner answer.
     """
-    wanted = judged.quality[:, -1] > judged.quality[:, 0]
-    before = known.quality[:, -1] > known.quality[:, 0]
+    low, high = judged.depths.index(shallow), judged.depths.index(deep)
+    wanted = judged.quality[:, high] > judged.quality[:, low]
+    before = known.quality[:, high] > known.quality[:, low]
     model = LossModel.fit(known.features, before[:, None].astype(np.float64))
     levels = np.append(np.unique(np.quantile(known.complexity, np.linspace(0, 1, 101))), np.inf)
-    right = [np.mean((known.complexity >= level) == before) for level in levels]
-    threshold = levels[int(np.argmax(right))]
+    best = levels[int(np.argmax([np.mean((known.complexity >= level) == before) for level in levels]))]
     return {
         "share": float(wanted.mean()),
         "auc_complexity": auc(judged.complexity, wanted),
         "auc_learned": auc(model.predict(judged.features)[:, 0], wanted),
-        "accuracy_complexity": float(np.mean((judged.complexity >= threshold) == wanted)),
+        "accuracy_threshold": float(np.mean((judged.complexity >= threshold) == wanted)),
+        "accuracy_best_threshold": float(np.mean((judged.complexity >= best) == wanted)),
         "accuracy_constant": float(max(wanted.mean(), 1 - wanted.mean())),
     }
 
@@ -175,7 +176,8 @@ def explained(known: Outcomes) -> float:
     return 1 - float((error[:, 0] ** 2).sum() / ((losses[:, 0] - losses[:, 0].mean()) ** 2).sum())
 
 
-def _routed(name: str, chances: Sequence[Floats], judged: Outcomes, costs: Costs, *, walked: bool = False) -> Curve:
+def routed(name: str, chances: Sequence[Floats], judged: Outcomes, costs: Costs, *, walked: bool = False) -> Curve:
+    """A curve from the probabilities (n, depths) that each of a policy's settings gives the depths."""
     ms = costs.of(judged.lengths, walked=walked)
     quality = np.column_stack([(chance * judged.quality).sum(1) for chance in chances])
     cost = np.column_stack([(chance * ms).sum(1) for chance in chances])
@@ -200,11 +202,13 @@ def _seen_at(outcomes: Outcomes, exit_: int) -> Floats:
     return np.column_stack([outcomes.features, outcomes.confidence[:, exit_]])
 
 
-def _prices() -> Floats:
+def prices() -> Floats:
+    """From free computation to more than any answer is worth, in NDCG@10 per request at the deepest depth."""
     return np.concatenate([[0.0], np.geomspace(1e-5, 3.0, STEPS)])
 
 
-def _one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
+def one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
+    """Probability 1 for the chosen column, (n, count)."""
     return np.eye(count)[chosen]
 
 

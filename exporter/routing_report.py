@@ -18,7 +18,6 @@ from fathom.exporter.routing_curves import (
     feature_correlations,
     hull,
     judge,
-    needs_more,
     policies,
     static_curve,
 )
@@ -51,7 +50,6 @@ class Report:
     static: list[tuple[float, float]]
     hull: list[tuple[float, float]]
     policies: list[Judged]
-    needs_more: Mapping[str, float]
     features: Mapping[str, tuple[float, float, float]]
     explained: float
 
@@ -72,7 +70,6 @@ def make_report(name: str, measured: Measured, *, seed: int = 0) -> Report:
         static=_pairs(cost, quality),
         hull=_pairs(*hull(cost, quality)),
         policies=[judge(curve, static, seed=seed) for curve in policies(known, test, costs)],
-        needs_more=needs_more(known, test),
         features=feature_correlations(test),
         explained=explained(known),
     )

@@ -1,0 +1,256 @@
+"""What routing saves, and what the deadline saves, measured through real servers.
+
+    python -m fathom.benchmarks.routing_server build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
+
+Needs a certified bundle. Requests are the test histories of the data set, so that every answer has a right one.
+
+Compute: CPU seconds of the server's process per request, of a server that follows the certificate and one that answers
+everything at the deepest depth, in alternating rounds over the same requests. Load: Poisson arrivals at twice the rate
+that the deepest depth can answer, each of which wants its answer within 50 ms. Writes results/routing_server.json.
+"""
+
+import argparse
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+
+from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.server_start import Started, started
+from fathom.errors import ConfigError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime.bundle import Bundle
+from fathom.training.dataset import Dataset
+from fathom.training.splits import split
+
+SEED = 0
+ROUNDS = 12
+REQUESTS = 400
+CONCURRENCY = (1, 8)
+DEADLINE_S = 0.05
+OVERLOAD = 2.0
+LOAD_S = 20.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and the id that answers it."""
+
+    items: list[str]
+    target: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request under load: seconds from the moment it was due, and what came; None for no answer."""
+
+    seconds: float
+    depth: int | None
+    gain: float
+
+
+def read_cases(bundle: Bundle, dataset: Dataset) -> list[Case]:
+    """The test cases of the bundle's split, in random order."""
+    if bundle.certificate is None or bundle.manifest.source.split is None:
+        raise ConfigError(f"{bundle.path}: not certified; run `fathom certify` first")
+    cases = split(dataset, bundle.manifest.source.split).test
+    ids, longest = dataset.item_ids, bundle.manifest.model.max_history
+    found = [
+        Case([ids[i] for i in cases.histories[row][-longest:].tolist()], ids[int(cases.targets[row])])
+        for row in range(len(cases))
+    ]
+    order = np.random.default_rng(SEED).permutation(len(found))
+    return [found[i] for i in order]
+
+
+async def ask_all(
+    stub: Any, cases: Sequence[Case], concurrency: int, depth: int | None = None
+) -> list[pb.RecommendResponse]:
+    """Every case, so many at a time."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def one(case: Case) -> pb.RecommendResponse:
+        async with slots:
+            answer: pb.RecommendResponse = await stub.Recommend(pb.RecommendRequest(item_ids=case.items, depth=depth))
+            return answer
+
+    return await asyncio.gather(*(one(case) for case in cases))
+
+
+async def offer(stub: Any, cases: Sequence[Case], rate: float, seconds: float, *, deadline: bool) -> list[Answered]:
+    """Poisson arrivals; with ``deadline`` the server is told it, else only the watch of the client knows."""
+    random = np.random.default_rng(SEED)
+    moments = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
+    begin = time.perf_counter()
+    found: list[Answered] = []
+
+    async def one(case: Case, due_s: float) -> None:
+        left = DEADLINE_S - (time.perf_counter() - begin - due_s)
+        depth, gain = None, 0.0
+        try:
+            if deadline and left <= 0:
+                raise TimeoutError
+            answer = await stub.Recommend(
+                pb.RecommendRequest(item_ids=case.items), timeout=left if deadline else 10 * seconds
+            )
+            depth, gain = answer.depth, _gain(answer, case)
+        except (grpc.aio.AioRpcError, TimeoutError):
+            pass
+        found.append(Answered(time.perf_counter() - begin - due_s, depth, gain))
+
+    tasks = []
+    for place, moment in enumerate(moments.tolist()):
+        await asyncio.sleep(max(0.0, moment - (time.perf_counter() - begin)))
+        tasks.append(asyncio.create_task(one(cases[place % len(cases)], moment)))
+    await asyncio.gather(*tasks)
+    return found
+
+
+def _gain(answer: pb.RecommendResponse, case: Case) -> float:
+    places = [place for place, item in enumerate(answer.items) if item.id == case.target]
+    return float(1 / np.log2(places[0] + 2)) if places else 0.0
+
+
+def summarise_load(found: Sequence[Answered]) -> dict[str, Any]:
+    """Shares of all requests that were due, and the quality of those that came in time."""
+    timely = [each for each in found if each.depth is not None and each.seconds <= DEADLINE_S]
+    depths = Counter(each.depth for each in timely)
+    return {
+        "requests": len(found),
+        "in_time": round(len(timely) / len(found), 4),
+        "answered": round(sum(each.depth is not None for each in found) / len(found), 4),
+        "ndcg_in_time": round(float(np.mean([each.gain for each in timely])), 4) if timely else None,
+        "ndcg_of_all": round(sum(each.gain for each in timely) / len(found), 4),
+        "depths": {str(depth): round(count / len(timely), 4) for depth, count in sorted(depths.items())},
+        "median_ms": round(median(each.seconds for each in found) * 1e3, 2),
+    }
+
+
+def cpu_s(server: Started) -> float:
+    """User and system time of the server's process."""
+    times = psutil.Process(server.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+async def measure_compute(servers: dict[str, Started], cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+    """CPU milliseconds per request of each server, rounds alternating, and the share saved."""
+    rows = []
+    async with AsyncStubs(servers) as stubs:
+        for concurrency in CONCURRENCY:
+            spent: dict[str, list[float]] = {name: [] for name in servers}
+            wall: dict[str, list[float]] = {name: [] for name in servers}
+            gains: dict[str, list[float]] = {name: [] for name in servers}
+            for turn in range(rounds):
+                block = [cases[i % len(cases)] for i in range(turn * REQUESTS, (turn + 1) * REQUESTS)]
+                for name in sorted(servers, reverse=bool(turn % 2)):
+                    before, start_s = cpu_s(servers[name]), time.perf_counter()
+                    answers = await ask_all(stubs[name], block, concurrency)
+                    wall[name].append((time.perf_counter() - start_s) / len(block) * 1e3)
+                    spent[name].append((cpu_s(servers[name]) - before) / len(block) * 1e3)
+                    gains[name] += [_gain(answer, case) for answer, case in zip(answers, block, strict=True)]
+            saved = 1 - np.array(spent["certified"]) / np.array(spent["deepest"])
+            drawn = np.random.default_rng(SEED).choice(saved, (2000, len(saved)))
+            low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+            rows.append(
+                {
+                    "concurrency": concurrency,
+                    "cpu_ms": {name: round(median(values), 3) for name, values in spent.items()},
+                    "wall_ms": {name: round(median(values), 3) for name, values in wall.items()},
+                    "ndcg": {name: round(float(np.mean(values)), 4) for name, values in gains.items()},
+                    "saved": {
+                        "value": round(float(np.median(saved)), 4),
+                        "low": round(float(low), 4),
+                        "high": round(float(high), 4),
+                    },
+                }
+            )
+    return rows
+
+
+class AsyncStubs:
+    """One channel per server."""
+
+    def __init__(self, servers: dict[str, Started]) -> None:
+        self._channels = {name: grpc.aio.insecure_channel(server.address) for name, server in servers.items()}
+
+    async def __aenter__(self) -> dict[str, Any]:
+        return {
+            name: recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+            for name, channel in self._channels.items()
+        }
+
+    async def __aexit__(self, *_: object) -> None:
+        for channel in self._channels.values():
+            await channel.close(None)
+
+
+async def measure_load(
+    servers: dict[str, Started], cases: Sequence[Case], deepest: int, seconds: float
+) -> dict[str, Any]:
+    """Capacity at the deepest depth, then every arm at twice that rate."""
+    async with AsyncStubs(servers) as stubs:
+        start_s = time.perf_counter()
+        await ask_all(stubs["deepest"], cases[: 4 * REQUESTS], 64, deepest)
+        capacity = 4 * REQUESTS / (time.perf_counter() - start_s)
+        arms = {}
+        for name, server, deadline in (
+            ("deepest, deadline unknown to the server", "deepest", False),
+            ("deepest, deadline", "deepest", True),
+            ("certified, deadline", "certified", True),
+        ):
+            arms[name] = summarise_load(
+                await offer(stubs[server], cases, OVERLOAD * capacity, seconds, deadline=deadline)
+            )
+    return {"capacity_per_s": round(capacity, 1), "offered_per_s": round(OVERLOAD * capacity, 1), "arms": arms}
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=LOAD_S)
+    chosen = parser.parse_args()
+    bundle = Bundle.open(chosen.bundle)
+    cases = read_cases(bundle, Dataset.load(chosen.data))
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(started(chosen.bundle, "--policy", name, "--feedback-share", "0"))
+            for name in ("certified", "deepest")
+        }
+        compute = asyncio.run(measure_compute(servers, cases, chosen.rounds))
+        load = asyncio.run(measure_load(servers, cases, bundle.depths[-1], chosen.seconds))
+    assert bundle.certificate is not None
+    claim = bundle.certificate.claim(bundle.depths)
+    words = claim.routing.words if claim and claim.routing else None
+    for row in compute:
+        print(row)
+    for name, arm in load["arms"].items():
+        print(f"{name}: {arm}")
+    config = {
+        "bundle": bundle.manifest.name,
+        "routing": words,
+        "eps": bundle.certificate.eps,
+        "rounds": chosen.rounds,
+        "requests_per_round": REQUESTS,
+        "deadline_ms": DEADLINE_S * 1e3,
+        "load_s": chosen.seconds,
+    }
+    print(
+        f"stored in {save_run('routing_server', config=config, result={'compute': compute, 'load': load}, seed=SEED)}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
