@@ -74,6 +74,11 @@ def load_measured(folder: Path) -> list[Measured]:
     return sorted(found, key=lambda one: (order.index(one.dataset) if one.dataset in order else 99, one.seed))
 
 
+def _users(measured: Sequence[Measured]) -> str:
+    counts = sorted({one.result["ranking"]["users"] for one in measured})
+    return " or ".join(map(str, counts))
+
+
 def importance_section(measured: Sequence[Measured]) -> str:
     """All of the section, "" without runs."""
     if not measured:
@@ -81,7 +86,7 @@ def importance_section(measured: Sequence[Measured]) -> str:
     ranking = measured[0].result["ranking"]
     about = (
         f"The truth: the quality of all {2 ** ranking['layers']:,} subsets of the {ranking['layers']} layers, on"
-        f" {ranking['users']} users for each network (`ladder`, not healed: a subset runs as it is). A method's grade"
+        f" {_users(measured)} users for each network (`ladder`, not healed: a subset runs as it is). A method's grade"
         " is Kendall's tau between its scores and the exact Shapley values of the layers (log p of the right item), the"
         f" mean over seeds with the range. What {SHALLOW} layers lack: NDCG@10 of the best {SHALLOW} less that of the"
         f" method's top {SHALLOW}. Stability: tau between the scores of all users and those of a bootstrap resample."

@@ -14,6 +14,8 @@ from fathom.benchmarks.quality import plots
 from fathom.benchmarks.quality.stored import Pool, pools
 from fathom.benchmarks.quality.tables import in_order, mean_hr, quality_sections, seeds
 from fathom.benchmarks.record import RESULTS, run
+from fathom.benchmarks.routing_tables import PICTURE as ROUTING_PICTURE
+from fathom.benchmarks.routing_tables import areas_figure, load_routed, routing_sections
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -29,6 +31,8 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
     pictures = {name: plots.svg(figure) for name, figure in plots.figures(found, engine).items()}
     measured = load_measured(folder)
     more = {PICTURE: plots.svg(lattice_figure(measured))} if measured else {}
+    if routed := load_routed(folder):
+        more[ROUTING_PICTURE] = plots.svg(areas_figure(routed))
     return {
         **{f"docs/figures/{name}.svg": picture for name, picture in (pictures | more).items()},
         "docs/results.md": results_page(folder, found, pictures).encode(),
@@ -45,6 +49,7 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
         " (crossed random effects), differences user by user over the seeds that both sides have.",
         *quality_sections(quality, engine, pictures),
         importance_section(load_measured(folder)),
+        *routing_sections(folder),
         training_section(folder),
         _parity_section(_load(folder, "parity")),
         _engine_section(engine),

@@ -1,0 +1,199 @@
+"""The sections of docs/results.md about routing and its certificate, from the stored runs, and their picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from fathom.benchmarks.markdown import decimal, table
+from fathom.benchmarks.quality.plots import GREY, INK, LADDER, STYLE
+from fathom.benchmarks.quality.tables import TITLES
+
+PICTURE = "routing-areas"
+COMPARED = ("length", "rule", "learned", "cascade", "boosted")
+WHAT = {
+    "length": "length alone",
+    "rule": "complexity rule",
+    "learned": "learned",
+    "cascade": "cascade",
+    "boosted": "boosted trees (reference)",
+    "hindsight": "hindsight (unreachable)",
+}
+
+Run = Mapping[str, Any]
+
+
+def load_routed(folder: Path) -> list[Run]:
+    """All stored networks, in the order of the page."""
+    runs = [json.loads(path.read_bytes()) for path in sorted((folder / "routing").glob("*.json"))]
+    order = [*TITLES]
+    return sorted(runs, key=lambda run: (order.index(run["config"]["dataset"]), run["seed"]))
+
+
+def routing_sections(folder: Path) -> list[str]:
+    """All of it; a part that was not measured is left out."""
+    runs = load_routed(folder)
+    parts = [_policies(runs), _needs_more(runs), _certified(runs)] if runs else []
+    parts += [_kept_word(run)] if (run := _stored(folder, "certificate")) else []
+    parts += [_server(run)] if (run := _stored(folder, "routing_server")) else []
+    return parts
+
+
+def areas_figure(runs: Sequence[Run]) -> Figure:
+    """Each policy's area above the hull, as a share of what separates the deepest depth from the shallowest."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 1.2 + 0.55 * len(COMPARED) * ((len(runs) + 2) // 3)), layout="constrained")
+        columns = min(3, len(runs))
+        panels = figure.subplots((len(runs) + columns - 1) // columns, columns, squeeze=False).ravel()
+        for panel, run in zip(panels, runs, strict=False):
+            areas = {each["name"]: each for each in run["result"]["report"]["policies"]}
+            for place, name in enumerate(reversed(COMPARED)):
+                each = areas[name]
+                panel.plot([1e3 * each["low"], 1e3 * each["high"]], [place, place], color=LADDER, linewidth=2)
+                panel.plot(1e3 * each["area"], place, "o", color=LADDER, markersize=5)
+            panel.axvline(0, color=INK, linewidth=0.8)
+            panel.set_yticks(range(len(COMPARED)), [WHAT[name] for name in reversed(COMPARED)])
+            panel.set_ylim(-0.6, len(COMPARED) - 0.4)
+            panel.set_title(f"{TITLES[run['config']['dataset']]}, seed {run['seed']}", loc="left", fontsize=9)
+        for panel in panels[len(runs) :]:
+            panel.set_visible(False)
+        figure.supxlabel("mean NDCG@10 above the hull of static depths, in thousandths", fontsize=9, color=GREY)
+        return figure
+
+
+def _policies(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        report = run["result"]["report"]
+        areas = {each["name"]: each for each in report["policies"]}
+        gap = report["static"][-1][1] - report["static"][0][1]
+        rows.append(
+            [_name(run), decimal(gap, signed=True), f"{report['explained']:+.4f}"]
+            + [_thousandths(areas[name]) for name in (*COMPARED, "hindsight")]
+        )
+    above = sorted({_name(run) for run in runs for each in run["result"]["report"]["policies"] if _beats(each)})
+    verdict = (
+        f"Shown above the hull by some servable policy: {', '.join(above)}."
+        if above
+        else "No servable policy is shown to lie above the hull on any of these data: where static depths differ at"
+        " all, which request needs more depth cannot be told from the request. The certificate mixes depths instead."
+    )
+    head = ["network", "NDCG@10, deepest less shallowest", "R² of the loss, cross-fitted", *WHAT.values()]
+    about = (
+        "Area: mean NDCG@10 above the convex hull of the static depths (random mixing reaches every point of the hull),"
+        " over the hull's range of measured cost, in thousandths, with a 95 % interval over users. Learned on"
+        " validation items, judged on test items."
+    )
+    picture = f"![What knowing the request is worth](figures/{PICTURE}.svg)"
+    return "\n\n".join(["## Routing against random mixing", verdict, about, table(head, rows), picture])
+
+
+def _beats(policy: Run) -> bool:
+    return policy["name"] in ("length", "rule", "learned", "cascade") and policy["low"] > 0
+
+
+def _needs_more(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        for tier, each in run["result"]["needs_more"].items():
+            figures = [f"{each[key]:.1%}" for key in ("share", "accuracy_threshold", "accuracy_best_threshold")]
+            aucs = [f"{each[key]:.3f}" for key in ("auc_complexity", "auc_learned")]
+            rows.append(
+                [
+                    _name(run),
+                    tier,
+                    f"{each['shallow']} / {each['deep']}",
+                    *figures,
+                    f"{each['accuracy_constant']:.1%}",
+                    *aucs,
+                ]
+            )
+    head = ["network", "profile", "shallow / deep", "need more", "accuracy of the rule", "of the best threshold"]
+    head += ["of a constant", "AUC of complexity", "AUC, learned"]
+    about = (
+        "A request needs more when the deep depth answers it better than the shallow one. The research this began from"
+        " claimed 95 % agreement and never measured it; an accuracy says little beside that of a constant."
+    )
+    return "\n\n".join(["### Does complexity tell which requests need more?", about, table(head, rows)])
+
+
+def _certified(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        for claim in run["result"]["claims"]:
+            said = [_name(run), f"{claim['eps']:.0%}", claim["policy"], f"{claim['users']:,}"]
+            if claim["routing"] is None:
+                needed = f"about {claim['needed']:,} users needed" if claim["needed"] else "too much is lost"
+                rows.append([*said, f"not certified: {needed}", "", ""])
+            else:
+                rows.append([*said, claim["routing"], f"{claim['kept']:.1%}", f"{claim['saved']:.1%}"])
+    head = ["network", "eps", "family", "users", "certified routing", "quality kept", "compute saved"]
+    about = (
+        "The cheapest routing whose NDCG@10 is shown to be at least (1 - eps) of the deepest depth's, wrong with"
+        " probability at most 5 %. Kept: estimate. Saved: by the measured cost of a request alone, by its length."
+    )
+    return "\n\n".join(["### What is certified", about, table(head, rows)])
+
+
+def _kept_word(run: Run) -> str:
+    rows = [
+        [f"{r['eps']:.0%}", f"{r['changed']:.0%}", f"{r['users']:,}", f"{r['wrong']:.1%}", f"{r['power']:.1%}"]
+        for r in run["result"]["rows"]
+    ]
+    head = ["eps", "users answered differently", "users", "certified at a loss of exactly eps", "certified at no loss"]
+    about = (
+        f"{run['config']['replications']:,} simulated replications each, delta {run['config']['delta']:.0%}: the first"
+        " share must stay below delta, the second is the power."
+    )
+    return "\n\n".join(["### Does the certificate keep its word?", about, table(head, rows)])
+
+
+def _server(run: Run) -> str:
+    config, compute, load = run["config"], run["result"]["compute"], run["result"]["load"]
+    rows = [
+        [
+            str(r["concurrency"]),
+            *(f"{r['cpu_ms'][name]:.2f}" for name in ("deepest", "certified")),
+            "{:.1%} [{:.1%}, {:.1%}]".format(*(r["saved"][key] for key in ("value", "low", "high"))),
+            *(decimal(r["ndcg"][name]) for name in ("deepest", "certified")),
+        ]
+        for r in compute
+    ]
+    head = ["concurrency", "CPU ms, deepest", "CPU ms, certified", "saved", "NDCG@10, deepest", "NDCG@10, certified"]
+    arms = [
+        [
+            name,
+            *(f"{arm[key]:.1%}" for key in ("in_time", "answered")),
+            *(decimal(arm[key] or 0.0) for key in ("ndcg_in_time", "ndcg_of_all")),
+            ", ".join(f"{depth}: {share:.0%}" for depth, share in arm["depths"].items()),
+        ]
+        for name, arm in load["arms"].items()
+    ]
+    arms_head = ["server", "in time", "answered", "NDCG@10 of those in time", "of all requests", "depths"]
+    return "\n\n".join(
+        [
+            "### Through the server",
+            f"{config['bundle']}, certified at eps {config['eps']:.0%}: {config['routing']}. CPU time of the server's"
+            " process per request, gRPC included.",
+            table(head, rows),
+            f"Poisson arrivals at {load['offered_per_s']:,.0f} requests/s, twice what the deepest depth answers"
+            f" ({load['capacity_per_s']:,.0f}/s), each wanted within {config['deadline_ms']:.0f} ms.",
+            table(arms_head, arms),
+        ]
+    )
+
+
+def _name(run: Run) -> str:
+    return f"{TITLES[run['config']['dataset']]}, seed {run['seed']}"
+
+
+def _thousandths(area: Run) -> str:
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(1e3 * area[key] for key in ("area", "low", "high")))
+
+
+def _stored(folder: Path, name: str) -> Run | None:
+    path = folder / f"{name}.json"
+    return json.loads(path.read_bytes()) if path.exists() else None
