@@ -1,0 +1,107 @@
+"""Does the server notice that its certificate no longer fits? Streams with and without drift.
+
+    python -m fathom.benchmarks.feedback build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
+
+Needs a certified bundle. Each value of a stream is what the server's feedback sees: of a random test history that the
+certificate routes below the deepest depth, the share of the deepest depth's top 10 that it gets too. Drifted: the same
+histories after the popularity of all items was shuffled (item i is replaced by item p(i), for a random permutation p).
+Writes results/feedback.json.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.benchmarks.record import run, save_run
+from fathom.errors import ConfigError
+from fathom.exporter.outcomes import measure_outcomes
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import Engine, open_engine
+from fathom.selector.betting import Evidence
+from fathom.selector.certificate import Claim
+from fathom.show import Activity
+from fathom.training.dataset import Dataset, Sequences
+from fathom.training.splits import Cases, split
+
+SEED = 0
+ALPHA = 0.01
+REPLICATIONS = 100
+#: Feedback values of one replication: at 1 % of the requests, what a million requests give.
+LENGTH = 10_000
+USERS = 2_000
+
+Floats = NDArray[np.float64]
+
+
+def shuffled(cases: Cases, items: int, seed: int) -> Cases:
+    """The same histories of other items."""
+    permutation = np.random.default_rng(seed).permutation(items).astype(np.int32)
+    old = cases.histories
+    histories = Sequences(permutation[old.items], old.offsets, old.timestamps)
+    return replace(cases, histories=histories, targets=permutation[cases.targets])
+
+
+def agreements(bundle: Bundle, engine: Engine, claim: Claim, cases: Cases) -> tuple[Floats, Floats]:
+    """Agreement of each request and depth below the deepest, flat, and the chance that it is the next to be seen."""
+    assert claim.routing is not None
+    with Activity("ask every depth") as activity:
+        found = measure_outcomes(bundle, engine, cases, progress=activity.update).at_depths(claim.depths)
+    chance = claim.routing.probabilities(found.features, found.complexity)[:, :-1]
+    return found.agreement[:, :-1].ravel(), (chance / chance.sum()).ravel()
+
+
+def until_alarm(values: Floats, expected: float) -> int | None:
+    """Feedback values until the alarm; None when it is not raised."""
+    evidence = Evidence(expected)
+    for count, value in enumerate(values.tolist(), 1):
+        evidence.add(value)
+        if evidence.capital >= 1 / ALPHA:
+            return count
+    return None
+
+
+def replicate(seen: tuple[Floats, Floats], expected: float, replications: int, seed: int) -> dict[str, Any]:
+    """Streams drawn with replacement: how many raise the alarm, and after how many values."""
+    random = np.random.default_rng(seed)
+    values, chance = seen
+    drawn = (until_alarm(random.choice(values, LENGTH, p=chance), expected) for _ in range(replications))
+    alarms = [count for count in drawn if count is not None]
+    return {
+        "mean_agreement": round(float(values @ chance), 4),
+        "replications": replications,
+        "alarms": len(alarms),
+        "median_values_until_alarm": median(alarms) if alarms else None,
+    }
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--replications", type=int, default=REPLICATIONS)
+    chosen = parser.parse_args()
+    bundle, dataset = Bundle.open(chosen.bundle), Dataset.load(chosen.data)
+    claim = bundle.certificate.claim(bundle.depths) if bundle.certificate else None
+    if claim is None or claim.routing is None or claim.agreement is None or bundle.manifest.source.split is None:
+        raise ConfigError(f"{chosen.bundle}: routes nothing below the deepest depth; certify it first")
+    cases = split(dataset, bundle.manifest.source.split).test
+    rows = np.random.default_rng(SEED).permutation(len(cases))[:USERS]
+    cases = Cases(cases.histories.select(rows), cases.targets[rows], cases.users[rows])
+    result: dict[str, Any] = {"expected": claim.agreement}
+    with open_engine(bundle) as engine:
+        for name, given in (("no drift", cases), ("drift", shuffled(cases, bundle.manifest.items, SEED))):
+            seen = agreements(bundle, engine, claim, given)
+            result[name] = replicate(seen, claim.agreement, chosen.replications, SEED)
+            print(f"{name}: {result[name]}")
+    config = {"bundle": bundle.manifest.name, "routing": claim.routing.words, "alpha": ALPHA, "values": LENGTH}
+    print(f"stored in {save_run('feedback', config={**config, 'users': len(cases)}, result=result, seed=SEED)}")
+
+
+if __name__ == "__main__":
+    run(main)
