@@ -170,10 +170,11 @@ def feature_correlations(outcomes: Outcomes) -> Mapping[str, tuple[float, float,
 
 
 def explained(known: Outcomes) -> float:
-    """R^2 of the cross-fitted loss of the shallowest depth: below zero, a constant predicts better."""
+    """R^2 of the cross-fitted loss of the shallowest depth: below 0, a constant predicts better; 0 without losses."""
     losses = known.quality[:, -1:] - known.quality[:, :-1]
-    error = losses - cross_fitted(known.features, losses)
-    return 1 - float((error[:, 0] ** 2).sum() / ((losses[:, 0] - losses[:, 0].mean()) ** 2).sum())
+    error = (losses - cross_fitted(known.features, losses))[:, 0]
+    spread = losses[:, 0] - losses[:, 0].mean()
+    return 1 - float(error @ error / (spread @ spread)) if spread.any() else 0.0
 
 
 def routed(name: str, chances: Sequence[Floats], judged: Outcomes, costs: Costs, *, walked: bool = False) -> Curve:

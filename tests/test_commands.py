@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,22 @@ def test_many_methods_are_shown_with_their_mean_agreement_and_those_left_out(
     printed = capsys.readouterr().out
     assert "mean with the others: method_0 +0.50, method_1 +0.50" in printed
     assert "left out     conductance: captum is not installed; run: pip install 'fathom[importance]'" in printed
+
+
+def test_a_bundle_is_certified_as_far_as_its_users_allow(tiny_build: Path, tmp_path: Path) -> None:
+    bundle, report = tmp_path / "bundle", tmp_path / "report"
+    shutil.copytree(tiny_build / "bundle", bundle)
+    asked = ["certify", bundle, "--data", tiny_build / "dataset"]
+    printed = fathom(*asked)
+    assert printed.count("not certified") == 3
+    printed = fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--report", report)
+    assert "depth 4" in printed
+    assert "bounds that hold together" in printed
+    assert sorted(path.name for path in report.iterdir()) == ["routing.html", "routing.json", "routing.png"]
+    found = json.loads(fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--json"))
+    assert [claim["depths"] for claim in found["claims"]] == [[4, 8, 12, 16]]
+    assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
+    assert "certificate.json" in fathom("bundle", "verify", bundle)
 
 
 def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_path: Path) -> None:
