@@ -124,7 +124,7 @@ def _areas(axes: "Axes", report: Report) -> None:
     axes.axvline(0, color="#14202b", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(shown)), [policy.name for policy in reversed(shown)])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("mean NDCG@10 above the hull, 95 % interval over users")
+    axes.set_xlabel("NDCG@10 above the hull: mean, 95 % interval")
     axes.set_title("What knowing the request is worth", loc="left", fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
