@@ -59,7 +59,8 @@ def random_tables(rng: np.random.Generator, n_items: int) -> SelectorTables:
     """Tables of a catalogue with Zipf-like training counts and random unit vectors."""
     counts = (100_000 / np.arange(1, n_items + 1)).astype(np.int64)
     vectors = rng.standard_normal((n_items, WIDTH)).astype(np.float32)
-    return SelectorTables.build(counts, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    entropy = rng.uniform(0, 5, n_items).astype(np.float32)
+    return SelectorTables.build(counts, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), entropy)
 
 
 def measure_latency(n_items: int, length: int, decisions: int) -> Latency:

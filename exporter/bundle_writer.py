@@ -26,6 +26,7 @@ from fathom.runtime.manifest import (
     MANIFEST_NAME,
     POPULARITY_FILE,
     SELECTOR_FILE,
+    TRANSITIONS_FILE,
     VECTORS_FILE,
     DepthInfo,
     FileEntry,
@@ -138,14 +139,29 @@ def _item_files(checkpoint: Checkpoint, cut: Split) -> dict[str, bytes]:
     vectors = np.ascontiguousarray(checkpoint.model.item_vectors().detach().cpu().numpy(), dtype=np.float32)
     popularity = np.bincount(cut.train.items, minlength=len(vectors)).astype(np.int64)
     longest = checkpoint.model.config.max_history
-    tables = SelectorTables.build(popularity, vectors)
+    transitions = transition_entropy(cut.train, len(vectors))
+    tables = SelectorTables.build(popularity, vectors, transitions)
     selector = ComplexityModel.fit(measure_all(_requests(cut.train, longest), tables))
     return {
         CATALOGUE_FILE: _compact_json(catalogue),
         VECTORS_FILE: _npy(vectors),
         POPULARITY_FILE: _npy(popularity),
+        TRANSITIONS_FILE: _npy(transitions),
         SELECTOR_FILE: _compact_json(selector.to_json()),
     }
+
+
+def transition_entropy(train: Sequences, items: int) -> NDArray[np.float32]:
+    """Entropy in nats of what followed each item, (items,); NaN for an item that nothing followed."""
+    follows = train.owners[1:] == train.owners[:-1]
+    pairs = train.items[:-1][follows].astype(np.int64) * items + train.items[1:][follows]
+    known, counts = np.unique(pairs, return_counts=True)
+    first = known // items
+    total = np.bincount(first, weights=counts, minlength=items)
+    spread = np.bincount(first, weights=counts * np.log(counts), minlength=items)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.where(total > 0, np.log(total) - spread / total, np.nan)
+    return np.maximum(entropy, 0.0).astype(np.float32)
 
 
 def _requests(train: Sequences, longest: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64] | None]]:

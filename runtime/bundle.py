@@ -29,6 +29,7 @@ from fathom.runtime.manifest import (
     POPULARITY_FILE,
     SCHEMA_VERSION,
     SELECTOR_FILE,
+    TRANSITIONS_FILE,
     VECTORS_FILE,
     FileEntry,
     Manifest,
@@ -120,7 +121,10 @@ class Bundle:
         vectors = _read_array(path / VECTORS_FILE, np.dtype(np.float32), (manifest.items, width))
         popularity = _read_array(path / POPULARITY_FILE, np.dtype(np.int64), (manifest.items,))
         _check_contents(path, manifest, catalogue, vectors, popularity)
-        tables = SelectorTables.build(popularity, vectors)
+        transitions = _read_array(path / TRANSITIONS_FILE, np.dtype(np.float32), (manifest.items,))
+        if np.isinf(transitions).any() or (transitions < 0).any():
+            raise BundleError(f"{path / TRANSITIONS_FILE}: an entropy that is negative or infinite; {_REBUILD}")
+        tables = SelectorTables.build(popularity, vectors, transitions)
         complexity = _read_selector(path / SELECTOR_FILE)
         certificate = _read_certificate(path, manifest)
         return cls(path, manifest, catalogue, vectors, popularity, tables, complexity, certificate)
@@ -205,7 +209,7 @@ def _check_listing(file: Path, manifest: Manifest) -> None:
     """The manifest lists every file that will be used, and its version follows from that list."""
     if not manifest.depths or manifest.items < 1:
         raise BundleSchemaError(f"{file}: not a manifest: it has no depths or no items; {_REBUILD}")
-    used = [CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, SELECTOR_FILE]
+    used = [CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, TRANSITIONS_FILE, SELECTOR_FILE]
     for depth, info in manifest.depths.items():
         if not info.segments:
             raise BundleSchemaError(f"{file}: not a manifest: depth {depth} has no segments; {_REBUILD}")

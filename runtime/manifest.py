@@ -14,6 +14,7 @@ MANIFEST_NAME = "manifest.json"
 CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
 POPULARITY_FILE = "items/popularity.npy"
+TRANSITIONS_FILE = "items/transition_entropy.npy"
 SELECTOR_FILE = "selector/selector.json"
 CERTIFICATE_FILE = "selector/certificate.json"
 

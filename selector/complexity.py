@@ -84,7 +84,11 @@ class Scale:
 
 @dataclass(frozen=True, config=_CONFIG)
 class ComplexityModel:
-    """Normalisation learned on training histories; a feature that was never known there has no scale and no say."""
+    """Normalisation learned on training histories.
+
+    ``weights`` and ``scales`` name the features that have a say, at least one; the rest of Features is not looked at.
+    One that was never known in training has the scale None, and no say after all.
+    """
 
     schema_version: Literal[1]
     weights: dict[str, Bounded]
@@ -93,18 +97,23 @@ class ComplexityModel:
     histories: Annotated[int, Field(ge=1)]
 
     def __post_init__(self) -> None:
-        names = Features._fields
-        if set(self.weights) != set(names) or set(self.scales) != set(names):
-            raise ValueError(f"weights and scales must be for {', '.join(names)}")
+        if not self.weights or not self.weights.keys() <= set(Features._fields):
+            raise ValueError(f"weights must be for some of {', '.join(Features._fields)}")
+        if self.weights.keys() != self.scales.keys():
+            raise ValueError("weights and scales are for different features")
 
     @classmethod
     def fit(cls, features: ArrayLike, *, weights: Mapping[str, float] = WEIGHTS) -> "ComplexityModel":
-        """Learn from rows of Features (histories, 5); NaN is unknown. Raises ValueError for no rows or infinities."""
+        """Learn from rows of Features (histories, 11), NaN where unknown, what the features in ``weights`` are like.
+
+        Raises ValueError for no rows, infinities, and weights that name no feature or something else.
+        """
         rows = np.asarray(features, dtype=np.float64)
         names = Features._fields
         if rows.ndim != 2 or rows.shape[1] != len(names) or not len(rows) or np.isinf(rows).any():
             raise ValueError(f"features must be finite or NaN, (histories, {len(names)}), at least one history")
-        known = {name: column[~np.isnan(column)] for name, column in zip(names, rows.T, strict=True)}
+        columns = zip(names, rows.T, strict=True)
+        known = {name: column[~np.isnan(column)] for name, column in columns if name in weights}
         scales = {name: Scale.fit(sample) if len(sample) else None for name, sample in known.items()}
         mixture = _Mixture.of(weights, scales)
         raw = np.array([mixture.mean_rank(row) for row in rows.tolist()])
@@ -166,7 +175,7 @@ class _Mixture(NamedTuple):
         used = [
             (i, weights[name], scale)
             for i, name in enumerate(Features._fields)
-            if (scale := scales[name]) is not None and weights[name]
+            if (scale := scales.get(name)) is not None and weights[name]
         ]
         total = math.fsum(abs(weight) for _, weight, _ in used)
         parts = tuple((i, weight / total, scale) for i, weight, scale in used)

@@ -16,6 +16,7 @@ from fathom.runtime.manifest import (
     MANIFEST_NAME,
     POPULARITY_FILE,
     SELECTOR_FILE,
+    TRANSITIONS_FILE,
     VECTORS_FILE,
     DepthInfo,
     FileEntry,
@@ -104,11 +105,17 @@ def _segment(vectors: np.ndarray, depth: int, *, first: bool, last: bool, timest
     return bytes(model.SerializeToString())
 
 
+def _transitions(items: int) -> np.ndarray:
+    entropy = np.linspace(0, 3, items, dtype=np.float32)
+    entropy[::7] = np.nan
+    return entropy
+
+
 def _selector(vectors: np.ndarray, popularity: np.ndarray) -> dict[str, Any]:
     from fathom.selector.complexity import ComplexityModel
     from fathom.selector.features import SelectorTables, measure
 
-    tables = SelectorTables.build(popularity, vectors)
+    tables = SelectorTables.build(popularity, vectors, _transitions(len(popularity)))
     rng = np.random.default_rng(3)
     rows = [measure(rng.integers(0, ITEMS, n), None, tables) for n in range(1, MAX_HISTORY + 1)]
     return ComplexityModel.fit(rows).to_json()
@@ -135,6 +142,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool) -> Path:
         )
     np.save(path / VECTORS_FILE, vectors)
     np.save(path / POPULARITY_FILE, popularity)
+    np.save(path / TRANSITIONS_FILE, _transitions(len(popularity)))
     catalogue = {
         "ids": [f"item-{i}" for i in range(ITEMS)],
         "titles": [f"Title {i}" if i % 7 else "" for i in range(ITEMS)],

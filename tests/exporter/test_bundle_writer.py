@@ -1,6 +1,8 @@
 """An exported bundle opens, says where it came from, and appears whole or not at all."""
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from fathom.errors import ArtefactError, ConfigError, ParityError, PlanError
 from fathom.exporter import bundle_writer
-from fathom.exporter.bundle_writer import export
+from fathom.exporter.bundle_writer import export, transition_entropy
 from fathom.exporter.plan import DepthPlan
 from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engine import open_engine
@@ -133,3 +135,20 @@ def test_a_plan_that_the_checkpoint_was_not_healed_for_is_refused(
     with pytest.raises(PlanError, match="run `fathom heal`"):
         export(checkpoint, dataset, tmp_path / "bundle", name="tiny", plan=plan)
     assert not list(tmp_path.iterdir())
+
+
+def test_transition_entropy_is_that_of_what_followed_in_training(dataset: Dataset) -> None:
+    train = leave_one_out(dataset).train
+    followers: dict[int, list[int]] = {}
+    for user in range(len(train)):
+        history = train[user].tolist()
+        for item, after in pairwise(history):
+            followers.setdefault(item, []).append(after)
+    found = transition_entropy(train, dataset.n_items + 1)
+    assert np.isnan(found[-1])
+    for item in range(dataset.n_items):
+        if item not in followers:
+            assert np.isnan(found[item])
+            continue
+        shares = [followers[item].count(after) / len(followers[item]) for after in set(followers[item])]
+        assert found[item] == pytest.approx(-sum(share * math.log(share) for share in shares), abs=1e-6)

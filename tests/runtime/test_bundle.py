@@ -210,6 +210,8 @@ def _array(array: np.ndarray) -> Callable[[Path], None]:
         ("items/vectors.npy", _array(np.full((50, 8), np.nan, np.float32)), "unit"),
         ("items/vectors.npy", lambda file: file.write_bytes(b"no array"), "not an array"),
         ("items/popularity.npy", _array(np.full(50, -1)), "negative"),
+        ("items/transition_entropy.npy", _array(np.full(50, -1, np.float32)), "negative"),
+        ("items/transition_entropy.npy", _array(np.full(50, np.inf, np.float32)), "infinite"),
         ("selector/selector.json", lambda file: file.write_text("{}"), "not a selector"),
     ],
 )
@@ -226,11 +228,12 @@ def test_opening_twelve_thousand_items_is_quick(bundle: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     np.save(bundle / "items/vectors.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     np.save(bundle / "items/popularity.npy", np.ones(n, np.int64))
+    np.save(bundle / "items/transition_entropy.npy", np.ones(n, np.float32))
     names = [f"item number {i}" for i in range(n)]
     catalogue = {"ids": names, "titles": names, "categories": [["a", f"c{i % 300}"] for i in range(n)]}
     (bundle / "items/catalogue.json").write_text(json.dumps(catalogue))
-    for name in ("items/vectors.npy", "items/popularity.npy", "items/catalogue.json"):
-        relist(bundle, name)
+    for name in ("vectors.npy", "popularity.npy", "transition_entropy.npy", "catalogue.json"):
+        relist(bundle, f"items/{name}")
     edit_manifest(bundle, lambda value: value.update(items=n))
     start = time.perf_counter()
     Bundle.open(bundle)

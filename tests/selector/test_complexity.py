@@ -15,10 +15,11 @@ from fathom.selector.complexity import WEIGHTS, ComplexityModel, Scale
 from fathom.selector.features import Features
 
 NAMES = Features._fields
+UNWEIGHED = [math.nan] * (len(NAMES) - len(WEIGHTS))
 fast = settings(deadline=None, max_examples=200)
 bounded = st.floats(-1e9, 1e9, allow_subnormal=False)
 anything = st.floats(allow_nan=True, allow_infinity=True)
-rows = st.lists(st.tuples(*[bounded | st.just(math.nan)] * 5), min_size=1, max_size=30)
+rows = st.lists(st.tuples(*[bounded | st.just(math.nan)] * len(NAMES)), min_size=1, max_size=30)
 
 
 def training_rows(n: int = 2_000) -> np.ndarray:
@@ -30,8 +31,14 @@ def training_rows(n: int = 2_000) -> np.ndarray:
             rng.normal(4, 1, n),
             rng.random(n),
             rng.normal(0.3, 0.1, n),
+            *np.full((len(UNWEIGHED), n), math.nan),
         ]
     )
+
+
+def request_of(*weighed: float) -> Features:
+    """A request of which only the features with a say are known."""
+    return Features(*weighed, *UNWEIGHED)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def model() -> ComplexityModel:
 
 
 @fast
-@given(rows, st.tuples(*[anything] * 5))
+@given(rows, st.tuples(*[anything] * len(NAMES)))
 def test_the_score_is_between_0_and_1_for_any_training_data_and_any_request(
     training: list[tuple[float, ...]], request_row: tuple[float, ...]
 ) -> None:
@@ -48,7 +55,7 @@ def test_the_score_is_between_0_and_1_for_any_training_data_and_any_request(
 
 
 @fast
-@given(rows, st.tuples(*[anything] * 5), st.integers(0, 4), bounded, bounded)
+@given(rows, st.tuples(*[anything] * len(NAMES)), st.integers(0, 4), bounded, bounded)
 def test_the_score_rises_with_complex_features_and_falls_with_simple_ones(
     training: list[tuple[float, ...]], row: tuple[float, ...], column: int, one: float, other: float
 ) -> None:
@@ -75,8 +82,8 @@ def test_a_threshold_is_the_share_of_training_traffic_below_it(model: Complexity
 
 
 def test_an_unknown_feature_counts_like_the_middle_of_the_training_data(model: ComplexityModel) -> None:
-    middle = Features(*np.median(training_rows(), axis=0).tolist())
-    unknown = Features(*[math.nan] * 5)
+    middle = request_of(*np.median(training_rows()[:, : len(WEIGHTS)], axis=0).tolist())
+    unknown = Features(*[math.nan] * len(NAMES))
     assert model.score(unknown) == pytest.approx(model.score(middle), abs=0.01)
     assert model.score(unknown) == pytest.approx(0.5, abs=0.05)
 
@@ -86,7 +93,7 @@ def test_a_feature_that_training_never_knew_has_no_say() -> None:
     training[:, NAMES.index("recency")] = math.nan
     model = ComplexityModel.fit(training)
     assert model.scales["recency"] is None
-    request = Features(50, 1, 4, 0.1, 0.3)
+    request = request_of(50, 1, 4, 0.1, 0.3)
     assert model.score(request) == model.score(request._replace(recency=0.9))
 
 
@@ -94,16 +101,18 @@ def test_a_constant_feature_changes_nothing() -> None:
     training = training_rows()
     training[:, NAMES.index("distinct_ratio")] = 1.0
     model = ComplexityModel.fit(training)
-    request = Features(50, 1, 4, 0.1, 0.3)
+    request = request_of(50, 1, 4, 0.1, 0.3)
     assert model.score(request) == model.score(request._replace(distinct_ratio=0.2))
 
 
 def test_weights_of_zero_leave_a_feature_out() -> None:
     only_length = {name: float(name == "length") for name in NAMES}
     model = ComplexityModel.fit(training_rows(), weights=only_length)
-    assert model.score(Features(1, 0, 0, 0, 0)) < 0.02
-    assert model.score(Features(199, 0, 0, 0, 0)) > 0.98
-    assert ComplexityModel.fit(training_rows(), weights=dict.fromkeys(NAMES, 0.0)).score(Features(1, 1, 1, 1, 1)) == 0.5
+    assert model.score(request_of(1, 0, 0, 0, 0)) < 0.02
+    assert model.score(request_of(199, 0, 0, 0, 0)) > 0.98
+    assert (
+        ComplexityModel.fit(training_rows(), weights=dict.fromkeys(NAMES, 0.0)).score(request_of(1, 1, 1, 1, 1)) == 0.5
+    )
 
 
 def test_values_that_many_histories_share_have_the_middle_of_their_ranks() -> None:
@@ -137,7 +146,8 @@ def test_a_model_survives_its_file(model: ComplexityModel, tmp_path: Path) -> No
         ({"schema_version": None}, "not a selector"),
         ({"surprise": 1}, "not a selector: surprise"),
         ({"histories": 0}, "not a selector: histories"),
-        ({"weights": {"length": 1.0}}, "weights and scales must be for length, distinct_ratio"),
+        ({"weights": {"length": 1.0}}, "weights and scales are for different features"),
+        ({"weights": {}, "scales": {}}, "weights must be for some of length, distinct_ratio"),
         ({"weights": {**WEIGHTS, "length": math.nan}}, "not a selector: weights.length"),
         ({"combined": {"values": [0.0, math.nan], "ranks": [0.0, 1.0]}}, "not a selector: combined.values.1"),
         ({"combined": {"values": [0.0, math.inf], "ranks": [0.0, 1.0]}}, "not a selector: combined.values.1"),
