@@ -111,7 +111,7 @@ class Batcher(Generic[Work, Result]):
             self._note_idle()
             raise
 
-    async def drain(self) -> None:
+    async def idle(self) -> None:
         """Return when nothing waits and nothing runs."""
         self._idle.clear()
         self._note_idle()

@@ -1,6 +1,7 @@
 """A request's life: select a depth, fit it to the deadline, wait in a lane, run, retrieve, answer."""
 
 import asyncio
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import ConfigError, DeadlineError, InvalidRequestError, UnavailableError
+from fathom.errors import ConfigError, DeadlineError, InvalidRequestError, OverloadError, UnavailableError
 from fathom.runtime.batcher import Batcher
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
@@ -18,8 +19,13 @@ from fathom.runtime.cost import measure
 from fathom.runtime.engine import Engine
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
+from fathom.runtime.router import Monitor, Policy, Router
 from fathom.selector.features import measure as measure_features
-from fathom.selector.policy import Decision, choose, fit_deadline
+from fathom.selector.policy import Decision, DepthReason, fit_deadline
+
+#: Items of two answers that are compared, and requests that may wait for their second run.
+COMPARED_ITEMS = 10
+MOST_SECOND_RUNS = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,9 @@ class Settings:
     ``threads``: of numpy's products, and the number to give to ``open_engine``. ``max_queue``: waiting requests.
     ``max_batch``: requests; ``max_batch_tokens``: requests x padded length. ``patience_ms``: no request lets later
     ones pass for longer. ``calibration_ms``: time for measuring costs at the start, beyond the least that it takes.
-    ``retrieval_floats``: scores that one search holds at a time.
+    ``retrieval_floats``: scores that one search holds at a time. ``policy``: see ``Router``. ``feedback_share``: of the
+    requests that a certificate routes elsewhere, the share that is run at the deepest depth too, when the engine is
+    idle. ``feedback_alpha``: the probability of a false alarm, ever.
     """
 
     threads: int = 1
@@ -39,6 +47,9 @@ class Settings:
     patience_ms: float = 1000.0
     calibration_ms: float = 200.0
     retrieval_floats: int = 4_000_000
+    policy: Policy = "auto"
+    feedback_share: float = 0.01
+    feedback_alpha: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("threads", "max_queue", "max_batch", "max_batch_tokens", "patience_ms", "retrieval_floats"):
@@ -46,6 +57,11 @@ class Settings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.calibration_ms >= 0:
             raise ConfigError(f"calibration_ms is {self.calibration_ms}; it must not be negative")
+        if not (0 <= self.feedback_share <= 1 and 0 < self.feedback_alpha < 1):
+            raise ConfigError(
+                f"feedback_share is {self.feedback_share} and feedback_alpha {self.feedback_alpha};"
+                " the one lies in [0, 1], the other in (0, 1)"
+            )
 
     @classmethod
     def for_profile(cls, profile: DeviceProfile, **changes: Any) -> Self:
@@ -107,6 +123,15 @@ class _Work(NamedTuple):
     keep: ItemFilter
 
 
+class _SecondRun(NamedTuple):
+    """A routed request, the items that it was given first, and where it is to be run again."""
+
+    work: _Work
+    first: Indices
+    depth: int
+    monitor: Monitor
+
+
 class _Result(NamedTuple):
     indices: Indices
     scores: Scores
@@ -125,6 +150,12 @@ class Pipeline:
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._batcher: Batcher[_Work, _Result] | None = None
         self._accepting = False
+        self.router = Router(
+            bundle.certificate, engine.depths, policy=self.settings.policy, alpha=self.settings.feedback_alpha
+        )
+        self._second_runs: asyncio.Queue[_SecondRun] = asyncio.Queue(MOST_SECOND_RUNS)
+        self._feedback: asyncio.Task[None] | None = None
+        self._random = random.Random(0)
 
     async def start(self) -> None:
         """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
@@ -149,6 +180,7 @@ class Pipeline:
         )
         self._batcher = Batcher(lanes, cost, self._serve)
         self._batcher.start()
+        self._feedback = asyncio.create_task(self._run_again())
         self._accepting = True
 
     @property
@@ -177,6 +209,7 @@ class Pipeline:
         result, began_s = await batcher.run(
             work, depth=decision.depth, length=len(items), arrival_s=queued_s, deadline_s=query.deadline_s
         )
+        self._sample(query, work, decision, result)
         timing = Timing(
             select_us=int((queued_s - start_s) * 1e6),
             queue_us=int((began_s - queued_s) * 1e6),
@@ -190,11 +223,13 @@ class Pipeline:
         """Take no new requests and return when those inside are answered."""
         self._accepting = False
         if self._batcher:
-            await self._batcher.drain()
+            await self._batcher.idle()
 
     def close(self) -> None:
         """Stop at once: what still waits gets UnavailableError. May be called twice."""
         self._accepting = False
+        if self._feedback:
+            self._feedback.cancel()
         if self._batcher:
             self._batcher.close()
         self.engine.close()
@@ -215,9 +250,10 @@ class Pipeline:
         now_s: float,
     ) -> Decision:
         bundle = self.bundle
-        complexity = bundle.complexity.score(measure_features(items, timestamps, bundle.tables))
+        features = measure_features(items, timestamps, bundle.tables)
+        complexity = bundle.complexity.score(features)
         served = self.engine.depths
-        decision = choose(complexity, query.profile, served, query.depth)
+        decision = self.router.decide(query.profile, features, complexity, items, query.depth)
         if query.deadline_s is None:
             return decision
         queue_s, cost_p99_s = batcher.outlook(len(items), served, now_s=now_s, deadline_s=query.deadline_s)
@@ -234,6 +270,35 @@ class Pipeline:
             if query.deadline_s > now_s:
                 batcher.refused(now_s)
             raise
+
+    def _sample(self, query: Query, work: "_Work", decision: Decision, result: "_Result") -> None:
+        """Perhaps note a routed request, to be run at the deepest depth too; what does not fit in is forgotten."""
+        if decision.reason is not DepthReason.CERTIFIED or query.k < COMPARED_ITEMS:
+            return
+        route = self.router.route(query.profile)
+        if route is None or route.monitor is None or route.monitor.alarm or decision.depth == route.deepest:
+            return
+        if self._random.random() < self.settings.feedback_share and not self._second_runs.full():
+            first = result.indices[:COMPARED_ITEMS]
+            self._second_runs.put_nowait(_SecondRun(work, first, route.deepest, route.monitor))
+
+    async def _run_again(self) -> None:
+        """Run what was noted at the deepest depth, one at a time, whenever the engine has nothing else to do."""
+        batcher = self._batcher
+        assert batcher is not None
+        while True:
+            second = await self._second_runs.get()
+            await batcher.idle()
+            work = second.work._replace(k=COMPARED_ITEMS)
+            try:
+                result, _ = await batcher.run(
+                    work, depth=second.depth, length=len(work.ids), arrival_s=time.monotonic(), deadline_s=None
+                )
+            except (OverloadError, UnavailableError):
+                continue
+            if len(result.indices):
+                same = np.intersect1d(second.first, result.indices, assume_unique=True)
+                second.monitor.add(len(same) / len(result.indices))
 
     def _timestamps(self, query: Query, given: int) -> NDArray[np.int64] | None:
         if query.timestamps is None:

@@ -13,12 +13,19 @@ from fathom.errors import DeadlineError, NotFoundError
 
 
 class DepthReason(StrEnum):
-    """Why a depth was chosen: asked for, simple request, complex request, or all that the deadline allows."""
+    """Why a depth was chosen.
+
+    Asked for; a simple or a complex request; as certified; always the deepest; the certificate no longer fits; or all
+    that the deadline allows.
+    """
 
     FIXED = "fixed"
     SIMPLE = "simple"
     COMPLEX = "complex"
     DEADLINE = "deadline"
+    CERTIFIED = "certified"
+    DEEPEST = "deepest"
+    FALLBACK = "fallback"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,16 @@ class ServerSettings(BaseModel):
         default=None, ge=0, le=65535, description="HTTP port of /metrics; 0 takes a free one, off serves none"
     )
     profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
+    policy: Literal["auto", "certified", "rule", "deepest"] = Field(
+        default="auto", description="auto: as certified, else by the profile's rule"
+    )
+    feedback_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of certified requests that are run at the deepest depth too, when idle",
+    )
+    feedback_alpha: float = Field(default=0.01, gt=0, lt=1, description="probability that feedback ever alarms wrongly")
     threads: int | None = Field(
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
     )

@@ -7,6 +7,8 @@ from fathom.edge_profiles.profile import TIER_DEFAULTS, DeviceProfile, load_prof
 from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.router import Router
+from fathom.selector.certificate import Certificate
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class ServerInfo:
     depths: tuple[int, ...]
     profile: str
     engine: str
+    policy: str
     started_s: float
 
     def __str__(self) -> str:
         metrics = f", metrics http://{self.metrics_address}/metrics" if self.metrics_address else ""
         return (
             f"ready on {self.address}: bundle {self.bundle} {self.version} ({self.items} items),"
-            f" profile {self.profile}, depths {', '.join(map(str, self.depths))}, {self.engine}{metrics}"
+            f" profile {self.profile}, depths {', '.join(map(str, self.depths))}, {self.policy}, {self.engine}{metrics}"
             f" (warmed up in {self.started_s:.1f} s)"
         )
 
@@ -81,6 +84,20 @@ def bundle_message(
         ],
         engine=engine,
     )
+
+
+def routing_message(router: Router, profile: DeviceProfile, certificate: Certificate | None) -> pb.Routing:
+    """How the requests of a profile are routed now, and what feedback has found."""
+    message = pb.Routing(policy=router.words(profile))
+    route = router.route(profile)
+    if route is None or route.routing is None or certificate is None:
+        return message
+    message.certified, message.eps, message.delta = True, certificate.eps, certificate.delta
+    if route.monitor is not None:
+        evidence = route.monitor.evidence
+        message.feedback_samples, message.feedback_agreement = evidence.count, evidence.mean
+        message.expected_agreement, message.alarm = evidence.expected, route.monitor.alarm
+    return message
 
 
 def _listed(depths: tuple[int, ...]) -> str:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from fathom.errors import ConfigError
 from fathom.runtime.engine import Engine
 from fathom.runtime.pipeline import Answer
+from fathom.runtime.router import Monitor
 
 # From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.
 SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -58,6 +59,21 @@ class Metrics:
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Publish a value that is read whenever somebody looks."""
         Gauge(name, text, registry=self.registry).set_function(read)
+
+    def feedback(self, monitor: Monitor) -> None:
+        """Publish what the feedback of the server's own profile has found."""
+        evidence = monitor.evidence
+        self.gauge(
+            "fathom_feedback_samples", "Requests that were run at the deepest depth too.", lambda: evidence.count
+        )
+        self.gauge(
+            "fathom_feedback_agreement", "Share of the deepest depth's top 10 that they got.", lambda: evidence.mean
+        )
+        self.gauge(
+            "fathom_feedback_expected", "The least share that the certificate expects.", lambda: evidence.expected
+        )
+        self.gauge("fathom_feedback_capital", "Evidence that it no longer holds.", lambda: evidence.capital)
+        self.gauge("fathom_feedback_alarm", "1 once the certificate no longer fits.", lambda: monitor.alarm)
 
     def called(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         """A gRPC call has ended."""

@@ -24,7 +24,7 @@ from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.pipeline import Settings as PipelineSettings
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
-from fathom.serving.describe import ServerInfo, bundle_message, own_profile, served_profiles
+from fathom.serving.describe import ServerInfo, bundle_message, own_profile, routing_message, served_profiles
 from fathom.serving.gate import Gate
 from fathom.serving.guard import Guard
 from fathom.serving.logs import logging_to
@@ -55,9 +55,15 @@ class Server:
         self._profile = own_profile(settings.profile, bundle)
         self._engine = MeteredEngine(engine, self._metrics)
         limits = PipelineSettings.for_profile(
-            self._profile, max_queue=settings.max_queue, threads=settings.threads or self._profile.threads
+            self._profile,
+            max_queue=settings.max_queue,
+            threads=settings.threads or self._profile.threads,
+            policy=settings.policy,
+            feedback_share=settings.feedback_share,
+            feedback_alpha=settings.feedback_alpha,
         )
         self._pipeline = Pipeline(bundle, self._engine, settings=limits)
+        self._pipeline.router.require(self._profile)
         self._grpc: grpc.aio.Server | None = None
         self._metrics_http: MetricsServer | None = None
 
@@ -85,6 +91,7 @@ class Server:
             depths=self._engine.depths,
             profile=self._profile.name,
             engine=self._engine.name,
+            policy=self._pipeline.router.words(self._profile),
             started_s=time.perf_counter() - started,
         )
 
@@ -159,10 +166,19 @@ class Server:
         )
         self._metrics.gauge("fathom_queue_depth", "Requests waiting for the engine.", lambda: self._pipeline.waiting)
         self._metrics.gauge("fathom_in_flight", "Calls being answered.", lambda: self._gate.in_flight)
+        router = self._pipeline.router
+        if (route := router.route(self._profile)) is not None and (monitor := route.monitor) is not None:
+            self._metrics.feedback(monitor)
+        message = bundle_message(self._bundle, self._engine.name, profiles, self._profile)
+
+        def describe() -> pb.GetBundleResponse:
+            message.routing.CopyFrom(routing_message(router, self._profile, self._bundle.certificate))
+            return message
+
         return RecommenderService(
             self._pipeline,
             Converter(self._bundle, profiles, self._profile),
-            bundle_message(self._bundle, self._engine.name, profiles, self._profile),
+            describe,
             gate=self._gate,
             metrics=self._metrics,
             stream_in_flight=self._settings.stream_in_flight,

@@ -6,7 +6,7 @@ request in a batch or stream into its RecommendError.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -30,7 +30,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self,
         pipeline: Pipeline,
         converter: Converter,
-        description: pb.GetBundleResponse,
+        describe: Callable[[], pb.GetBundleResponse],
         *,
         gate: Gate,
         metrics: Metrics,
@@ -38,7 +38,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     ) -> None:
         self._pipeline = pipeline
         self._converter = converter
-        self._description = description
+        self._describe = describe
         self._gate = gate
         self._metrics = metrics
         self._stream_in_flight = stream_in_flight
@@ -98,7 +98,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
         with self._gate.enter():
-            return self._description
+            return self._describe()
 
     async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResponse:
         query, unknown = self._converter.query(request, deadline_s)

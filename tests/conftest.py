@@ -1,6 +1,7 @@
 """Shared fixtures: a small real Bundle whose engines are written by hand to the engine contract."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,6 +198,27 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
 def synthetic_bundle(make_bundle: MakeBundle) -> Path:
     """A chain of four segments over 50 items (``item-0``..), width 8, history 20. Shared: copy it before editing."""
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic bundle whose certificate sends 75 % of the requests of a cloud profile to depth 4, the others to 16.
+
+    It expects the answers to share 90 % of their items: of histories up to 4 items they share all, else far less.
+    """
+    from fathom.exporter.certify import answering_files, write_certificate
+    from fathom.runtime.bundle import Bundle
+    from fathom.selector.certificate import Certificate, Claim
+    from fathom.selector.routing import Mixture
+
+    path = tmp_path_factory.mktemp("certified") / "bundle"
+    shutil.copytree(make_bundle(), path)
+    bundle = Bundle.open(path)
+    routing = Mixture("mixture", DEPTHS, (0.75, 0.0, 0.0, 0.25))
+    claim = Claim(DEPTHS, "mixture", 0.05, 1000, routing=routing, kept=0.98, saved=0.6, agreement=0.9)
+    about = (1, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", 0, "d" * 64, "leave-one-out, test")
+    write_certificate(bundle, Certificate(*about, answering_files(bundle.manifest), {4: 1.0, 16: 4.0}, (claim,)))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What a server serves; ``quality`` maps depth to metric (as ndcg@10) to its value on held-out items."""
+    """What a server serves; ``quality`` maps depth to metric (as ndcg@10) to its value on held-out items.
+
+    ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
+    """
 
     name: str
     version: str
@@ -146,6 +149,9 @@ class BundleInfo:
     default_profile: str
     profiles: tuple[str, ...]
     quality: Mapping[int, Mapping[str, Interval]] = field(default_factory=dict)
+    policy: str = ""
+    certified: bool = False
+    alarm: bool = False
 
 
 class Client:
@@ -299,4 +305,7 @@ def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
             each.depth: {name: Interval(q.value, q.low, q.high) for name, q in each.quality.items()}
             for each in message.depths
         },
+        policy=message.routing.policy,
+        certified=message.routing.certified,
+        alarm=message.routing.alarm,
     )

@@ -192,6 +192,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 takes a free one. Default: 50051.")] = None,
     metrics_port: Annotated[str | None, typer.Option(help="HTTP port of /metrics. Default: off.")] = None,
+    policy: Annotated[
+        Literal["auto", "certified", "rule", "deepest"] | None,
+        typer.Option(help="How depths are chosen. Default: auto, as certified, else by the profile's rule."),
+    ] = None,
+    feedback_share: Annotated[
+        float | None, typer.Option(help="Certified requests that run twice. Default: 0.01.")
+    ] = None,
+    feedback_alpha: Annotated[float | None, typer.Option(help="Chance of a false alarm, ever. Default: 0.01.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
     max_message_mb: Annotated[int | None, typer.Option(help="Largest message in and out.")] = None,

@@ -143,11 +143,11 @@ async def test_the_outlook_counts_what_runs_and_what_goes_first(bench: Bench) ->
 
 
 async def test_drain_returns_when_all_is_answered(bench: Bench) -> None:
-    await bench.batcher.drain()
+    await bench.batcher.idle()
     first = await bench.hold()
     second = bench.ask(2)
     await bench.until_waiting(1)
-    drained = asyncio.create_task(bench.batcher.drain())
+    drained = asyncio.create_task(bench.batcher.idle())
     await asyncio.sleep(0)
     assert not drained.done()
     bench.free.set()
@@ -160,7 +160,7 @@ async def test_cancelling_the_last_one_ends_a_drain(bench: Bench) -> None:
     first = await bench.hold()
     second = bench.ask(2)
     await bench.until_waiting(1)
-    drained = asyncio.create_task(bench.batcher.drain())
+    drained = asyncio.create_task(bench.batcher.idle())
     bench.free.set()
     second.cancel()
     await drained

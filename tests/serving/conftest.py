@@ -103,11 +103,14 @@ LocalServer = Callable[..., AbstractAsyncContextManager[Local]]
 
 @pytest.fixture
 def local(synthetic_bundle: Path) -> LocalServer:
-    """``async with local(max_queue=4) as it``: a started server in this event loop and a client for it."""
+    """``async with local(max_queue=4) as it``: a started server in this event loop and a client for it.
+
+    ``path``: another bundle than the synthetic one.
+    """
 
     @asynccontextmanager
-    async def running(**settings: Any) -> AsyncIterator[Local]:
-        bundle = Bundle.open(synthetic_bundle)
+    async def running(path: Path = synthetic_bundle, **settings: Any) -> AsyncIterator[Local]:
+        bundle = Bundle.open(path)
         held = Held(bundle)
         async with Server(ServerSettings(**{"port": 0, **settings}), bundle, held.engine) as server:
             info = await server.start()

@@ -287,3 +287,34 @@ async def test_a_taken_port_is_an_error_of_one_line(synthetic_bundle: Path) -> N
             async with Server(settings, bundle, engine) as server:
                 with pytest.raises(ConfigError, match=f"127.0.0.1:{port}[^\n]*; choose another"):
                     await server.start()
+
+
+async def test_a_certified_server_says_so_everywhere_and_tells_of_the_alarm(
+    local: LocalServer, certified_bundle: Path
+) -> None:
+    async with local(certified_bundle, metrics_port=0, feedback_share=1.0) as it:
+        assert "certified: 75 % depth 4, 25 % depth 16" in str(it.info)
+        said = (await it.stub.GetBundle(pb.GetBundleRequest())).routing
+        assert (said.policy, said.certified, said.eps) == ("certified: 75 % depth 4, 25 % depth 16", True, 0.05)
+        ids = Bundle.open(certified_bundle).catalogue.ids
+        async with asyncio.timeout(30):
+            number = 0
+            while not said.alarm:
+                history = [ids[(number * 7 + step * step) % len(ids)] for step in range(18)]
+                number += 1
+                answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=history))
+                assert answer.reason in (pb.DEPTH_REASON_CERTIFIED, pb.DEPTH_REASON_FALLBACK)
+                said = (await it.stub.GetBundle(pb.GetBundleRequest())).routing
+        assert said.feedback_samples > 0
+        assert said.feedback_agreement < said.expected_agreement == 0.9
+        answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=[ids[0]]))
+        assert (answer.depth, answer.reason) == (16, pb.DEPTH_REASON_FALLBACK)
+        shown = await metrics_of(it)
+        assert "fathom_feedback_alarm 1.0" in shown
+        assert "fathom_feedback_expected 0.9" in shown
+
+
+async def test_a_server_that_must_be_certified_does_not_start_without(local: LocalServer) -> None:
+    with pytest.raises(ConfigError, match="nothing is certified for the depths of profile"):
+        async with local(policy="certified"):
+            pass

@@ -14,11 +14,17 @@ class DepthReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEPTH_REASON_SIMPLE: _ClassVar[DepthReason]
     DEPTH_REASON_COMPLEX: _ClassVar[DepthReason]
     DEPTH_REASON_DEADLINE: _ClassVar[DepthReason]
+    DEPTH_REASON_CERTIFIED: _ClassVar[DepthReason]
+    DEPTH_REASON_DEEPEST: _ClassVar[DepthReason]
+    DEPTH_REASON_FALLBACK: _ClassVar[DepthReason]
 DEPTH_REASON_UNSPECIFIED: DepthReason
 DEPTH_REASON_FIXED: DepthReason
 DEPTH_REASON_SIMPLE: DepthReason
 DEPTH_REASON_COMPLEX: DepthReason
 DEPTH_REASON_DEADLINE: DepthReason
+DEPTH_REASON_CERTIFIED: DepthReason
+DEPTH_REASON_DEEPEST: DepthReason
+DEPTH_REASON_FALLBACK: DepthReason
 
 class RecommendRequest(_message.Message):
     __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles")
@@ -135,7 +141,7 @@ class GetBundleRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetBundleResponse(_message.Message):
-    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine")
+    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +153,7 @@ class GetBundleResponse(_message.Message):
     DEFAULT_PROFILE_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     strategy: str
@@ -158,7 +165,28 @@ class GetBundleResponse(_message.Message):
     default_profile: str
     profiles: _containers.RepeatedCompositeFieldContainer[ProfileInfo]
     engine: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ...) -> None: ...
+    routing: Routing
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+
+class Routing(_message.Message):
+    __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CERTIFIED_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    certified: bool
+    eps: float
+    delta: float
+    feedback_samples: int
+    feedback_agreement: float
+    expected_agreement: float
+    alarm: bool
+    def __init__(self, policy: _Optional[str] = ..., certified: _Optional[bool] = ..., eps: _Optional[float] = ..., delta: _Optional[float] = ..., feedback_samples: _Optional[int] = ..., feedback_agreement: _Optional[float] = ..., expected_agreement: _Optional[float] = ..., alarm: _Optional[bool] = ...) -> None: ...
 
 class DepthQuality(_message.Message):
     __slots__ = ("depth", "quality")

@@ -1,0 +1,193 @@
+"""Depths follow the certificate where there is one, and feedback notices when it no longer fits."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fathom.edge_profiles.profile import load_profile
+from fathom.errors import ConfigError, NotFoundError
+from fathom.runtime import pipeline as pipeline_module
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.cost import CostModel, Line
+from fathom.runtime.fake import FakeEngine
+from fathom.runtime.pipeline import Pipeline, Query, Settings
+from fathom.runtime.router import Policy, Router
+from fathom.selector.features import Features
+from fathom.selector.policy import DepthReason
+from fathom.selector.routing import coin
+
+DEPTHS = (4, 8, 12, 16)
+CLOUD, EDGE = load_profile("cloud"), load_profile("edge")
+NOTHING = Features(*[math.nan] * len(Features._fields))
+ITEMS = np.array([1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def bundle(certified_bundle: Path) -> Bundle:
+    return Bundle.open(certified_bundle)
+
+
+@pytest.fixture(autouse=True)
+def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 ms per layer and request, instead of measuring: this machine's speed must not decide a test."""
+
+    def measure(*_: Any, depths: Any, lengths: Any, **__: Any) -> CostModel:
+        return CostModel({(d, n): Line(0.0, d * 1e-3) for d in depths for n in lengths}, tail=0.0)
+
+    monkeypatch.setattr(pipeline_module, "measure", measure)
+
+
+@asynccontextmanager
+async def running(
+    bundle: Bundle, *, on_run: Callable[[int, int], None] | None = None, **settings: Any
+) -> AsyncIterator[Pipeline]:
+    engine = FakeEngine(bundle.vectors, DEPTHS, on_run=on_run)
+    async with Pipeline(bundle, engine, settings=Settings(**settings)) as pipeline:
+        yield pipeline
+
+
+def histories(count: int, length: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(7)
+    return [rng.integers(0, 50, length) for _ in range(count)]
+
+
+async def ask(pipeline: Pipeline, items: np.ndarray, **changes: Any) -> Any:
+    return await pipeline.recommend(Query(items, k=10, profile=CLOUD, **changes))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "profile", "reasons"),
+    [
+        ("auto", CLOUD, {DepthReason.CERTIFIED}),
+        ("auto", EDGE, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
+        ("certified", CLOUD, {DepthReason.CERTIFIED}),
+        ("certified", EDGE, {DepthReason.DEEPEST}),
+        ("rule", CLOUD, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
+        ("deepest", CLOUD, {DepthReason.DEEPEST}),
+    ],
+)
+def test_every_policy_decides_as_it_says(
+    bundle: Bundle, policy: Policy, profile: Any, reasons: set[DepthReason]
+) -> None:
+    router = Router(bundle.certificate, DEPTHS, policy=policy, alpha=0.01)
+    decisions = [
+        router.decide(profile, NOTHING, complexity, items, None)
+        for complexity, items in zip(np.linspace(0, 1, 50), histories(50, 5), strict=True)
+    ]
+    assert {each.reason for each in decisions} == reasons
+    if reasons == {DepthReason.DEEPEST}:
+        assert {each.depth for each in decisions} == {profile.depths[-1]}
+    assert all(each.why for each in decisions)
+    assert router.words(profile)
+    fixed = router.decide(profile, NOTHING, 0.5, ITEMS, 8)
+    assert (fixed.depth, fixed.reason) == (8, DepthReason.FIXED)
+
+
+def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    auto, certified = (Router(bundle.certificate, DEPTHS, policy=p, alpha=0.01) for p in ("auto", "certified"))
+    assert auto.decide(CLOUD, NOTHING, 0.1, ITEMS, None).reason is DepthReason.SIMPLE
+    auto.require(CLOUD)
+    with pytest.raises(ConfigError, match="nothing is certified for the depths of profile cloud-cpu"):
+        certified.require(CLOUD)
+    with pytest.raises(NotFoundError, match="allows depths"):
+        Router(None, (1, 2), policy="deepest", alpha=0.01).decide(CLOUD, NOTHING, 0.1, ITEMS, None)
+
+
+def test_a_claim_is_only_for_exactly_its_depths(bundle: Bundle) -> None:
+    router = Router(bundle.certificate, (4, 8, 12), policy="auto", alpha=0.01)
+    assert router.route(CLOUD) is None
+
+
+async def test_requests_get_their_shares_and_equal_ones_the_same_depth(bundle: Bundle) -> None:
+    async with running(bundle, feedback_share=0.0) as pipeline:
+        asked = histories(2000, 6)
+        first = [(await ask(pipeline, items)).decision for items in asked]
+        share = sum(each.depth == 4 for each in first) / len(first)
+        assert abs(share - 0.75) <= 4 * math.sqrt(0.75 * 0.25 / len(first))
+        assert {each.depth for each in first} == {4, 16}
+        assert [(await ask(pipeline, items)).decision.depth for items in asked[:50]] == [d.depth for d in first[:50]]
+        assert first[0].why.endswith("as certified: 75 % depth 4, 25 % depth 16")
+
+
+async def test_the_deadline_still_has_the_last_word(bundle: Bundle) -> None:
+    async with running(bundle) as pipeline:
+        deep = next(items for items in histories(50, 6) if coin(items) >= 0.75)
+        late = await ask(pipeline, deep, deadline_s=time.monotonic() + 0.0135)
+        assert late.decision.reason is DepthReason.DEADLINE
+        assert late.decision.depth in (8, 12)
+
+
+async def test_answers_that_agree_raise_no_alarm(bundle: Bundle) -> None:
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        for items in histories(300, 4):
+            await ask(pipeline, items)
+        monitor = pipeline.router.route(CLOUD).monitor
+        await until(lambda: pipeline._second_runs.empty() and monitor.evidence.count > 50)
+        assert monitor.evidence.mean == 1.0
+        assert not monitor.alarm
+
+
+async def test_answers_that_no_longer_agree_raise_it_and_requests_fall_back(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        monitor = pipeline.router.route(CLOUD).monitor
+        with caplog.at_level(logging.WARNING, logger="fathom.runtime"):
+            for items in histories(400, 18):
+                answer = await ask(pipeline, items)
+                if monitor.alarm:
+                    break
+                await until(pipeline._second_runs.empty)
+            answer = await ask(pipeline, histories(1, 3)[0])
+        assert (answer.decision.depth, answer.decision.reason) == (16, DepthReason.FALLBACK)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "no longer fits" in caplog.text
+        count = monitor.evidence.count
+        await ask(pipeline, histories(1, 18)[0])
+        assert monitor.evidence.count == count
+
+
+async def test_second_runs_wait_until_the_engine_is_idle_and_end_with_the_pipeline(bundle: Bundle) -> None:
+    depths: list[int] = []
+    async with running(bundle, feedback_share=1.0, on_run=lambda _, depth: depths.append(depth)) as pipeline:
+        shallow = [items for items in histories(60, 4) if coin(items) < 0.75]
+        depths.clear()
+        await asyncio.gather(*(ask(pipeline, items) for items in shallow))
+        # One run may have slipped in before the others were all in the queue.
+        assert depths.count(16) <= 1
+        monitor = pipeline.router.route(CLOUD).monitor
+        await until(lambda: monitor.evidence.count == len(shallow))
+        assert depths.count(16) == len(shallow)
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_nothing_runs_twice_unless_it_is_asked_for(bundle: Bundle) -> None:
+    async with running(bundle, feedback_share=0.0) as pipeline:
+        for items in histories(50, 6):
+            await ask(pipeline, items)
+        await ask(pipeline, ITEMS, depth=4)
+        assert pipeline._second_runs.empty()
+    for wrong in ({"feedback_share": 1.5}, {"feedback_alpha": 0.0}):
+        with pytest.raises(ConfigError, match="feedback_share"):
+            Settings(**wrong)
+    assert bundle.certificate is not None
+    claim = replace(bundle.certificate.claims[0], agreement=None)
+    unwatched = replace(bundle.certificate, claims=(claim,))
+    assert Router(unwatched, DEPTHS, policy="auto", alpha=0.01).route(CLOUD).monitor is None
