@@ -31,8 +31,8 @@ class Outcomes:
     """One row per request. ``depths``: those of the bundle, ascending, D of them.
 
     users int (n,): whose request. lengths int (n,): items that the engine sees. features (n, features): as
-    ``selector.features``. complexity (n,). quality (n, D): NDCG@10. agreement (n, D): share of the top 10 that the
-    deepest depth gives too. confidence (n, D, 3): see ``routing.CONFIDENCE``.
+    ``selector.features``. complexity (n,). quality (n, D): NDCG@10. best int (n, D, 10): the items given, -1 where
+    there are fewer. confidence (n, D, 3): see ``routing.CONFIDENCE``.
     """
 
     depths: tuple[int, ...]
@@ -41,11 +41,19 @@ class Outcomes:
     features: Floats
     complexity: Floats
     quality: Floats
-    agreement: Floats
+    best: NDArray[np.int64]
     confidence: Floats
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def agreement(self) -> Floats:
+        """The share of the top 10 at the deepest depth that each depth gives too, (n, D)."""
+        deepest = self.best[:, -1]
+        given = (self.best[:, :, :, None] == deepest[:, None, None, :]) & (deepest >= 0)[:, None, None, :]
+        share: Floats = given.any(2).sum(-1) / np.maximum((deepest >= 0).sum(-1), 1)[:, None]
+        return share
 
     def select(self, rows: NDArray[Any]) -> Self:
         """Some rows, by index or mask."""
@@ -53,9 +61,9 @@ class Outcomes:
         return type(self)(self.depths, *(part[rows] for part in parts))
 
     def at_depths(self, depths: tuple[int, ...]) -> Self:
-        """The columns of some depths. Agreement stays that with the bundle's deepest."""
+        """The columns of some depths."""
         columns = [self.depths.index(depth) for depth in depths]
-        by_depth = (self.quality[:, columns], self.agreement[:, columns], self.confidence[:, columns])
+        by_depth = (self.quality[:, columns], self.best[:, columns], self.confidence[:, columns])
         return type(self)(depths, self.users, self.lengths, self.features, self.complexity, *by_depth)
 
 
@@ -89,7 +97,7 @@ def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: 
     uses_timestamps = bundle.manifest.model.uses_timestamps
     lengths = np.minimum(cases.histories.lengths, longest)
     depths, count = engine.depths, len(cases)
-    quality, agreement = np.zeros((count, len(depths))), np.ones((count, len(depths)))
+    quality, given = np.zeros((count, len(depths))), np.full((count, len(depths), K), -1)
     confidence = np.zeros((count, len(depths), 3))
     features = np.empty((count, len(Features._fields)))
     complexity = np.empty(count)
@@ -104,17 +112,16 @@ def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: 
         walk = engine.walk(items, timestamps, depths)
         found = [retriever.search(vectors, [K] * len(rows), filters) for vectors in walk]
         for place, row in enumerate(rows):
-            deepest = found[-1][place][0]
             for column, answers in enumerate(found):
                 best, scores = answers[place]
                 quality[row, column] = _ndcg(best, int(cases.targets[row]))
-                agreement[row, column] = len(np.intersect1d(best, deepest)) / max(1, len(deepest))
+                given[row, column, : len(best)] = best
                 if len(scores) > 1:
                     confidence[row, column] = scores[0], scores[0] - scores[1], scores[0] - scores[-1]
         done += len(rows)
         progress(f"{done:,} of {count:,} requests at every depth")
     users = np.asarray(cases.users, dtype=np.int64)
-    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, agreement, confidence)
+    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, confidence)
 
 
 def measure_costs(bundle: Bundle, engine: Engine) -> Costs:

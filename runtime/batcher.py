@@ -112,10 +112,10 @@ class Batcher(Generic[Work, Result]):
             raise
 
     async def idle(self) -> None:
-        """Return when nothing waits and nothing runs."""
-        self._idle.clear()
-        self._note_idle()
-        await self._idle.wait()
+        """Return when nothing waits and nothing runs: at once where that is so. May be awaited by several."""
+        while not self._is_idle():
+            self._idle.clear()
+            await self._idle.wait()
 
     def close(self) -> None:
         """Stop after the batch that runs now; what still waits gets UnavailableError. May be called twice."""
@@ -126,8 +126,13 @@ class Batcher(Generic[Work, Result]):
             self._thread.join()
             self._thread = None
 
+    def _is_idle(self) -> bool:
+        # Locked: between the lanes and the count of what runs, a batch on its way to the engine is in neither.
+        with self._changed:
+            return not self._running and not len(self._lanes)
+
     def _note_idle(self) -> None:
-        if not self._running and not len(self._lanes):
+        if not self._idle.is_set() and self._is_idle():
             self._idle.set()
 
     def _work(self) -> None:

@@ -91,6 +91,11 @@ class Query:
     categories: frozenset[str] = frozenset()
     include_seen: bool = False
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether other items may be returned than every one that the user has not had."""
+        return bool(len(self.exclude) or self.allow is not None or self.categories or self.include_seen)
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -272,8 +277,11 @@ class Pipeline:
             raise
 
     def _sample(self, query: Query, work: "_Work", decision: Decision, result: "_Result") -> None:
-        """Perhaps note a routed request, to be run at the deepest depth too; what does not fit in is forgotten."""
-        if decision.reason is not DepthReason.CERTIFIED or query.k < COMPARED_ITEMS:
+        """Perhaps note a routed request, to be run at the deepest depth too; what does not fit in is forgotten.
+
+        Only requests such as were certified: without filters.
+        """
+        if decision.reason is not DepthReason.CERTIFIED or query.k < COMPARED_ITEMS or query.is_filtered:
             return
         route = self.router.route(query.profile)
         if route is None or route.monitor is None or route.monitor.alarm or decision.depth == route.deepest:

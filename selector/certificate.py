@@ -64,6 +64,12 @@ class Claim:
     needed: int | None = None
     buckets: tuple[Bucket, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.depths) < 2 or list(self.depths) != sorted(set(self.depths)):
+            raise ValueError("depths must be two or more, ascending")
+        if self.routing is not None and self.routing.depths != self.depths:
+            raise ValueError("the routing is for other depths than the claim")
+
 
 @dataclass(frozen=True, config=_CONFIG)
 class Certificate:

@@ -41,6 +41,9 @@ def outcomes(count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 
     for column in range(3):
         chance = np.clip(loss + signal * (features[:, 0] > 1), 0, 1) * (3 - column) / 3
         quality[:, column] = np.where(rng.random(count) < chance, 0.0, found)
+    # Of ten items, the six last ones are others where the right one was lost.
+    answers = np.tile(np.arange(10), (count, 4, 1))
+    answers[quality != quality[:, -1:], 4:] += 100
     return Outcomes(
         DEPTHS,
         users=np.arange(count),
@@ -48,7 +51,7 @@ def outcomes(count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 
         features=features,
         complexity=rng.random(count),
         quality=quality,
-        agreement=np.where(quality == quality[:, -1:], 1.0, 0.4),
+        best=answers,
         confidence=rng.random((count, 4, 3)),
     )
 

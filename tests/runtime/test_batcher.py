@@ -142,7 +142,7 @@ async def test_the_outlook_counts_what_runs_and_what_goes_first(bench: Bench) ->
     await asyncio.gather(first, *others)
 
 
-async def test_drain_returns_when_all_is_answered(bench: Bench) -> None:
+async def test_idle_returns_when_all_is_answered(bench: Bench) -> None:
     await bench.batcher.idle()
     first = await bench.hold()
     second = bench.ask(2)
@@ -156,7 +156,7 @@ async def test_drain_returns_when_all_is_answered(bench: Bench) -> None:
     assert second.done()
 
 
-async def test_cancelling_the_last_one_ends_a_drain(bench: Bench) -> None:
+async def test_cancelling_the_last_one_makes_it_idle(bench: Bench) -> None:
     first = await bench.hold()
     second = bench.ask(2)
     await bench.until_waiting(1)

@@ -184,6 +184,12 @@ async def test_nothing_runs_twice_unless_it_is_asked_for(bundle: Bundle) -> None
             await ask(pipeline, items)
         await ask(pipeline, ITEMS, depth=4)
         assert pipeline._second_runs.empty()
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        for items in histories(20, 6):
+            await ask(pipeline, items, exclude=[3])
+            await pipeline.recommend(Query(items, k=5, profile=CLOUD))
+        assert pipeline._second_runs.empty()
+        assert pipeline.router.route(CLOUD).monitor.evidence.count == 0
     for wrong in ({"feedback_share": 1.5}, {"feedback_alpha": 0.0}):
         with pytest.raises(ConfigError, match="feedback_share"):
             Settings(**wrong)

@@ -99,8 +99,21 @@ def test_it_reads_what_it_wrote_and_knows_its_files(tmp_path: Path) -> None:
     assert loaded.differing({"b": "1"}) == "b"
 
 
+def claim_for(depths: tuple[int, ...], *, routed: tuple[int, ...]) -> dict[str, object]:
+    routing = {"policy": "mixture", "depths": routed, "shares": [0.5, 0.5]}
+    return {"depths": depths, "policy": "mixture", "level": 0.05, "users": 9, "routing": routing}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("eps", 1.5), ("claims", [{"depths": [4]}]), ("extra", 1), ("schema_version", 2)]
+    ("key", "value"),
+    [
+        ("eps", 1.5),
+        ("claims", [{"depths": [4]}]),
+        ("claims", [{"depths": [8, 4], "policy": "mixture", "level": 0.05, "users": 9}]),
+        ("claims", [claim_for((4, 16), routed=(4, 8))]),
+        ("extra", 1),
+        ("schema_version", 2),
+    ],
 )
 def test_what_is_no_certificate_is_refused_in_one_line(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "certificate.json"
