@@ -20,6 +20,7 @@ COMMANDS = [
         "plan",
         "heal",
         "export",
+        "certify",
         "build",
         "serve",
         "recommend",
