@@ -148,9 +148,9 @@ def _conclusion(measured: Sequence[Measured]) -> str:
         f"Over {len(measured)} networks, {_readable(best)} orders the layers best (mean tau {_two(mean[best])}), before"
         f" {_readable(second)} ({_two(mean[second])}); {right} of {len(methods)} methods agree with the truth in every"
         f" network (tau above 0), and {ahead} order better than taking the layers as they run ({_two(mean[FIRST])})."
-        f" The consensus of all methods reaches {_two(mean[CONSENSUS])}, and its top {SHALLOW} layers lack"
-        f" {_lacks(measured, CONSENSUS)} of NDCG@10 against the best {SHALLOW}, where those of {_readable(best)} lack"
-        f" {_lacks(measured, best)} and the first {SHALLOW} lack {_lacks(measured, FIRST)}."
+        f" The consensus of all methods reaches {_two(mean[CONSENSUS])}; against the best {SHALLOW} layers its top"
+        f" {SHALLOW} lack {_lacks(measured, CONSENSUS)} of NDCG@10, those of {_readable(best)}"
+        f" {_lacks(measured, best)} and simply the first {SHALLOW} {_lacks(measured, FIRST)}."
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from fathom.commands_offline import show_ranking
 from fathom.demo import running_server
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
+from fathom.importance.registry import method_names
 
 
 def fathom(*arguments: str | Path) -> str:
@@ -57,6 +58,9 @@ def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
     assert "top 4 shared" in fathom("stability", ranking, other)
     alike = json.loads(fathom("stability", ranking, other, "--json"))
     assert alike["methods"]["ablation"] == alike["consensus"] == {"mean": 1.0, "lowest": 1.0, "overlap": 1.0}
+    chosen = ["--methods", "auto", "--budget", "2s", "--users", "20", "--out", folder / "auto.json"]
+    fathom("rank", folder / "checkpoint", "--data", dataset, *chosen)
+    assert 0 < len(json.loads((folder / "auto.json").read_bytes())["methods"]) < len(method_names())
     plan = folder / "plan.json"
     printed = fathom("plan", ranking, "--strategy", "nested", "--depths", "2,16", "--out", plan)
     assert "nested plan" in printed
