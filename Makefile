@@ -42,7 +42,7 @@ bench: setup
 	@$(BIN)/python -m fathom.benchmarks.training_throughput ml-100k=build/ml-100k/dataset
 	@$(BIN)/python -m fathom.benchmarks.parity $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.engine_depth $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.selector_latency
+	@$(BIN)/python -m fathom.benchmarks.selector_latency $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
 	@$(MAKE) --no-print-directory results

@@ -23,9 +23,10 @@ from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.certify import FAMILIES, Measured, certify, measure_bundle
 from fathom.exporter.outcomes import Outcomes
-from fathom.exporter.routing_curves import Curve, judge, needs_more, one_hot, prices, routed, static_curve
+from fathom.exporter.routing_curves import Curve, judge, needs_more, prices, routed, static_curve
 from fathom.exporter.routing_report import make_report
 from fathom.runtime.bundle import Bundle
+from fathom.selector.routing import one_hot
 from fathom.show import Activity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

@@ -1,19 +1,26 @@
 """Time of one selector decision, features included, on this machine.
 
-    python -m fathom.benchmarks.selector_latency [--decisions 20000]
+    python -m fathom.benchmarks.selector_latency build/ml-100k/bundle [--decisions 20000]
 
 Random histories of a popularity-skewed catalogue; each decision is timed alone, on its own history, so that caches
-see what a server's would. Writes results/selector_latency.json.
+see what a server's would. Then its share of a whole request at depth 4, alone in the server's pipeline on the bundle.
+Writes results/selector_latency.json.
 """
 
 import argparse
+import asyncio
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+from fathom.runtime.pipeline import Pipeline, Query, Settings, Timing
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure, measure_all
 from fathom.selector.policy import choose
@@ -24,6 +31,7 @@ CATALOGUES = (1_682, 12_000)
 WIDTH = 64
 HISTORIES = 1_000
 WARM_UP = 500
+REQUESTS = 2_000
 SERVED_DEPTHS = (4, 8, 12, 16)
 
 History = tuple[NDArray[np.int32], NDArray[np.int64]]
@@ -89,6 +97,34 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
     return Latency(n_items, length, *figures)
 
 
+@dataclass(frozen=True)
+class Request:
+    """Medians of whole requests at depth 4, in microseconds, and the part of the selector in them."""
+
+    history: int
+    select_us: float
+    total_us: float
+    share: float
+
+
+async def measure_requests(bundle: Bundle, requests: int) -> list[Request]:
+    """One request after the other, from a history's indices to the best ten, per length."""
+    rng = np.random.default_rng(SEED)
+    profile = load_profile("cloud")
+    found = []
+    async with Pipeline(bundle, open_engine(bundle), settings=Settings(policy="rule")) as pipeline:
+        for length in LENGTHS:
+            timings: list[Timing] = []
+            for items, seconds in random_histories(rng, len(bundle.vectors), np.full(WARM_UP + requests, length)):
+                answer = await pipeline.recommend(Query(items, 10, profile, timestamps=seconds, depth=4))
+                timings.append(answer.timing)
+            select, total = (
+                median(getattr(timing, name) for timing in timings[WARM_UP:]) for name in ("select_us", "total_us")
+            )
+            found.append(Request(length, select, total, round(select / total, 4)))
+    return found
+
+
 def run(decisions: int) -> list[Latency]:
     """Every catalogue with every length."""
     return [measure_latency(n_items, length, decisions) for n_items in CATALOGUES for length in LENGTHS]
@@ -99,14 +135,19 @@ def main(argv: list[str] | None = None) -> None:
     from fathom.benchmarks.record import save_run
 
     parser = argparse.ArgumentParser(description="Time of one selector decision.")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--decisions", type=int, default=20_000, help="decisions per case (default 20000)")
-    decisions = parser.parse_args(argv).decisions
+    given = parser.parse_args(argv)
+    decisions = given.decisions
     rows = run(decisions)
+    requests = asyncio.run(measure_requests(Bundle.open(given.bundle), REQUESTS))
     print("microseconds of one decision")
     print(" items  history   median    p99   p99.9  features  complexity  policy")
     for r in rows:
         whole = f"{r.items:>6}{r.history:>9}{r.median_us:>9.1f}{r.p99_us:>7.1f}{r.p999_us:>8.1f}"
         print(f"{whole}{r.features_us:>10.1f}{r.complexity_us:>12.1f}{r.policy_us:>8.1f}")
+    for each in requests:
+        print(f"request at depth 4, history {each.history}: {each.total_us:.0f} us, selector {each.share:.1%} of it")
     path = save_run(
         "selector_latency",
         config={
@@ -115,8 +156,9 @@ def main(argv: list[str] | None = None) -> None:
             "lengths": LENGTHS,
             "catalogues": CATALOGUES,
             "timestamps": True,
+            "requests": REQUESTS,
         },
-        result={"rows": [asdict(row) for row in rows]},
+        result={"rows": [asdict(row) for row in rows], "requests": [asdict(each) for each in requests]},
         seed=SEED,
     )
     print(f"stored in {path}")

@@ -153,7 +153,10 @@ def _selector_section(selector: Run) -> str:
         for r in selector["result"]["rows"]
     ]
     head = ["items", "history", "median µs", "p99 µs", "p99.9 µs"]
-    return "## One decision of the selector, features included\n\n" + table(head, rows)
+    parts = ["## One decision of the selector, features included", table(head, rows)]
+    requests = selector["result"].get("requests", [])
+    said = [f"{r['share']:.1%} of {r['total_us']:,.0f} µs at history {r['history']}" for r in requests]
+    return "\n\n".join([*parts, f"Its share of a whole request at depth 4, alone in the pipeline: {', '.join(said)}."])
 
 
 def _server_section(start: Run, echo: Run) -> str:

@@ -1,7 +1,7 @@
 """Certifies a bundle: the cheapest routing whose loss of quality is shown to be below eps, per set of depths.
 
 The routings of the family ``mixture`` and ``rule`` owe nothing to any outcome, so all test users speak for them.
-``learned`` is learned from a third of the users, and the others certify it.
+``learned`` and ``cascade`` are learned from a third of the users, and the others certify them.
 """
 
 import shutil
@@ -30,12 +30,22 @@ from fathom.selector.certificate import (
 )
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import Learned, Mixture, Rule, neighbours_mixed, priced, thresholds
+from fathom.selector.routing import (
+    Asked,
+    Cascade,
+    Learned,
+    Mixture,
+    Rule,
+    gated,
+    neighbours_mixed,
+    priced,
+    thresholds,
+)
 from fathom.training.dataset import Dataset
 from fathom.training.splits import split
 
-Family = Literal["mixture", "rule", "learned"]
-FAMILIES: tuple[Family, ...] = ("mixture", "rule", "learned")
+Family = Literal["mixture", "rule", "learned", "cascade"]
+FAMILIES: tuple[Family, ...] = ("mixture", "rule", "learned", "cascade")
 
 #: Steps of a family between two neighbouring depths, or in all.
 STEPS = 20
@@ -45,7 +55,9 @@ LEARNING = 1 / 3
 AGREEMENT_PART = 0.1
 
 Floats = NDArray[np.float64]
-Member = Mixture | Rule | Learned
+Member = Mixture | Rule | Learned | Cascade
+#: Requests that something is learned from, at least.
+FEWEST = 50
 
 
 @dataclass(frozen=True)
@@ -147,21 +159,25 @@ def _claim(
 ) -> Claim:
     costs = measured.costs.at_depths(depths)
     test = test.at_depths(depths)
-    if family == "learned":
+    if family in ("learned", "cascade"):
         learners = _learners(test.users, seed)
-        members: Sequence[Member] = _learned(_learning(measured, test, learners, depths), costs)
+        known = [test.select(learners), _validation(measured, test.users[learners], depths)]
+        members: Sequence[Member] = (
+            learned_members(known, costs) if family == "learned" else cascade_members(known, costs)
+        )
         test = test.select(~learners)
     else:
         members = neighbours_mixed(depths, STEPS) if family == "mixture" else thresholds(depths, STEPS)
     full = test.quality[:, -1]
-    chances = [member.probabilities(test.features, test.complexity) for member in members]
+    chances = [member.probabilities(test.asked) for member in members]
     routed = [(chance * test.quality).sum(1) for chance in chances]
     count = certified(full, routed, eps=eps, level=level)
     if count == 0:
         needed = users_needed(full, routed[0], eps=eps, level=level)
         return Claim(depths, family, level, len(test), needed=needed)
     chance, quality = chances[count - 1], routed[count - 1]
-    ms = costs.of(test.lengths)
+    alone = costs.of(test.lengths)
+    ms = costs.of(test.lengths, walked=True) if family == "cascade" else alone
     return Claim(
         depths,
         family,
@@ -169,7 +185,7 @@ def _claim(
         len(test),
         routing=members[count - 1],
         kept=round(float(quality.mean() / full.mean()), 6),
-        saved=round(1 - float((chance * ms).sum() / ms[:, -1].sum()), 6),
+        saved=round(1 - float((chance * ms).sum() / alone[:, -1].sum()), 6),
         agreement=_agreement(test, chance, level=level * AGREEMENT_PART),
         buckets=buckets(full, quality, _by(test), level=level),
     )
@@ -197,22 +213,36 @@ def _learners(users: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     return np.isin(users, chosen)
 
 
-def _learning(
-    measured: Measured, test: Outcomes, learners: NDArray[np.bool_], depths: tuple[int, ...]
-) -> list[Outcomes]:
+def _validation(measured: Measured, users: NDArray[np.int64], depths: tuple[int, ...]) -> Outcomes:
     validation = measured.validation.at_depths(depths)
-    return [test.select(learners), validation.select(np.isin(validation.users, test.users[learners]))]
+    return validation.select(np.isin(validation.users, users))
 
 
-def _learned(known: Sequence[Outcomes], costs: Costs) -> list[Learned]:
-    features = np.concatenate([each.features for each in known])
-    quality = np.concatenate([each.quality for each in known])
-    ms = np.concatenate([costs.of(each.lengths) for each in known])
-    if len(features) < 50:
-        raise DataError(f"{len(features)} requests are too few to learn a routing from; use the mixture")
-    model = LossModel.fit(features, quality[:, -1:] - quality[:, :-1])
-    relative = ms.mean(0) / ms[:, -1].mean()
-    return priced(model, costs.depths, relative.tolist(), features, 3 * STEPS)
+def learned_members(known: Sequence[Outcomes], costs: Costs) -> list[Learned]:
+    """The family ``learned``, from requests whose answers are known; raises DataError for too few."""
+    asked, quality, relative = _together(known, costs, walked=False)
+    model = LossModel.fit(asked.features, quality[:, -1:] - quality[:, :-1])
+    return priced(model, costs.depths, relative, asked, 3 * STEPS)
+
+
+def cascade_members(known: Sequence[Outcomes], costs: Costs) -> list[Cascade]:
+    """The family ``cascade``, from requests whose answers are known; raises DataError for too few."""
+    asked, quality, relative = _together(known, costs, walked=True)
+    gates = [
+        LossModel.fit(asked.at_exit(place), quality[:, place + 1 :] - quality[:, place, None])
+        for place in range(len(costs.depths) - 1)
+    ]
+    return gated(gates, costs.depths, relative, asked, 3 * STEPS)
+
+
+def _together(known: Sequence[Outcomes], costs: Costs, *, walked: bool) -> tuple[Asked, Floats, list[float]]:
+    """Requests, their quality (n, D), and the mean cost of each depth relative to the deepest."""
+    asked = Asked(*(np.concatenate(parts) for parts in zip(*(each.asked for each in known), strict=True)))
+    if len(asked.features) < FEWEST:
+        raise DataError(f"{len(asked.features)} requests are too few to learn a routing from; use the mixture")
+    ms = np.concatenate([costs.of(each.lengths, walked=walked) for each in known])
+    relative: list[float] = (ms.mean(0) / ms[:, -1].mean()).tolist()
+    return asked, np.concatenate([each.quality for each in known]), relative
 
 
 def answering_files(manifest: Manifest) -> dict[str, str]:

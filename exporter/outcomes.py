@@ -13,6 +13,7 @@ from fathom.runtime.engine import Engine
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 from fathom.selector.features import Features, measure
+from fathom.selector.routing import CONFIDENCE, Asked, confidence
 from fathom.training.splits import Cases
 
 Floats = NDArray[np.float64]
@@ -54,6 +55,11 @@ class Outcomes:
         given = (self.best[:, :, :, None] == deepest[:, None, None, :]) & (deepest >= 0)[:, None, None, :]
         share: Floats = given.any(2).sum(-1) / np.maximum((deepest >= 0).sum(-1), 1)[:, None]
         return share
+
+    @property
+    def asked(self) -> Asked:
+        """What a routing may know of the requests."""
+        return Asked(self.features, self.complexity, self.confidence)
 
     def select(self, rows: NDArray[Any]) -> Self:
         """Some rows, by index or mask."""
@@ -98,7 +104,7 @@ def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: 
     lengths = np.minimum(cases.histories.lengths, longest)
     depths, count = engine.depths, len(cases)
     quality, given = np.zeros((count, len(depths))), np.full((count, len(depths), K), -1)
-    confidence = np.zeros((count, len(depths), 3))
+    certainty = np.zeros((count, len(depths), len(CONFIDENCE)))
     features = np.empty((count, len(Features._fields)))
     complexity = np.empty(count)
     for row in range(count):
@@ -116,12 +122,11 @@ def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: 
                 best, scores = answers[place]
                 quality[row, column] = _ndcg(best, int(cases.targets[row]))
                 given[row, column, : len(best)] = best
-                if len(scores) > 1:
-                    confidence[row, column] = scores[0], scores[0] - scores[1], scores[0] - scores[-1]
+                certainty[row, column] = confidence(scores)
         done += len(rows)
         progress(f"{done:,} of {count:,} requests at every depth")
     users = np.asarray(cases.users, dtype=np.int64)
-    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, confidence)
+    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, certainty)
 
 
 def measure_costs(bundle: Bundle, engine: Engine) -> Costs:

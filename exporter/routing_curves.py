@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.exporter.certify import cascade_members, learned_members
 from fathom.exporter.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel, cross_fitted
-from fathom.selector.routing import Learned, priced, thresholds
+from fathom.selector.routing import one_hot, thresholds
 
 Floats = NDArray[np.float64]
 
@@ -60,12 +61,14 @@ def policies(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Curve]:
     levels = np.unique(np.quantile(length, np.linspace(0, 1, STEPS + 1)))
     ends = len(judged.depths) - 1
     by_length = [one_hot(np.where(length <= level, 0, ends), ends + 1) for level in levels]
-    rules = [rule.probabilities(judged.features, judged.complexity) for rule in thresholds(judged.depths, STEPS)]
+    rules = [rule.probabilities(judged.asked) for rule in thresholds(judged.depths, STEPS)]
+    learned = [each.probabilities(judged.asked) for each in learned_members([known], costs)]
+    cascaded = [each.probabilities(judged.asked) for each in cascade_members([known], costs)]
     return [
         routed("length", by_length, judged, costs),
         routed("rule", rules, judged, costs),
-        routed("learned", _learned(known, judged, costs), judged, costs),
-        cascade(known, judged, costs),
+        routed("learned", learned, judged, costs),
+        routed("cascade", cascaded, judged, costs, walked=True),
         hindsight(judged, costs),
     ]
 
@@ -76,22 +79,6 @@ def hindsight(judged: Outcomes, costs: Costs) -> Curve:
     relative = ms / ms[:, -1:].mean()
     chances = [one_hot((price * relative - judged.quality).argmin(1), ms.shape[1]) for price in prices()]
     return routed("hindsight", chances, judged, costs)
-
-
-def cascade(known: Outcomes, judged: Outcomes, costs: Costs) -> Curve:
-    """At every exit a gate decides whether going on is worth its price, by what the exit says about its answer."""
-    ms = costs.of(judged.lengths, walked=True)
-    relative = ms.mean(0) / ms[:, -1].mean()
-    gates = [_gate(known, exit_).predict(_seen_at(judged, exit_)) for exit_ in range(ms.shape[1] - 1)]
-    chances = []
-    for price in prices():
-        stopped = np.full(len(judged), ms.shape[1] - 1)
-        for exit_ in reversed(range(ms.shape[1] - 1)):
-            # The gain of going on to each deeper exit, less what it costs.
-            worth = gates[exit_] - price * (relative[exit_ + 1 :] - relative[exit_])
-            stopped[worth.max(1) <= 0] = exit_
-        chances.append(one_hot(stopped, ms.shape[1]))
-    return routed("cascade", chances, judged, costs, walked=True)
 
 
 def judge(curve: Curve, static: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> Judged:
@@ -185,32 +172,9 @@ def routed(name: str, chances: Sequence[Floats], judged: Outcomes, costs: Costs,
     return Curve(name, quality, cost, np.array([chance.mean(0) for chance in chances]))
 
 
-def _learned(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Floats]:
-    model = LossModel.fit(known.features, known.quality[:, -1:] - known.quality[:, :-1])
-    ms = costs.of(known.lengths)
-    members: list[Learned] = priced(
-        model, known.depths, (ms.mean(0) / ms[:, -1].mean()).tolist(), known.features, STEPS
-    )
-    return [member.probabilities(judged.features, judged.complexity) for member in members]
-
-
-def _gate(known: Outcomes, exit_: int) -> LossModel:
-    gains = known.quality[:, exit_ + 1 :] - known.quality[:, exit_, None]
-    return LossModel.fit(_seen_at(known, exit_), gains)
-
-
-def _seen_at(outcomes: Outcomes, exit_: int) -> Floats:
-    return np.column_stack([outcomes.features, outcomes.confidence[:, exit_]])
-
-
 def prices() -> Floats:
     """From free computation to more than any answer is worth, in NDCG@10 per request at the deepest depth."""
     return np.concatenate([[0.0], np.geomspace(1e-5, 3.0, STEPS)])
-
-
-def one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
-    """Probability 1 for the chosen column, (n, count)."""
-    return np.eye(count)[chosen]
 
 
 def _area(cost: Floats, quality: Floats, static_cost: Floats, static_quality: Floats) -> float:

@@ -28,8 +28,9 @@ class _Job(Generic[Work, Result]):
 class Batcher(Generic[Work, Result]):
     """Work-conserving batching: whenever the engine is free and something waits, it runs.
 
-    ``serve(depth, works)`` returns one result per work, or the error of that one, in the engine's thread. ``clock``:
-    seconds, as ``time.monotonic``. Everything but ``serve`` is called from one event loop.
+    ``serve(depth, works)`` returns one result per work, or the error of that one, in the engine's thread. ``typical``:
+    whether such a batch takes as long as any of its depth, so that something is learned from its time. ``clock``:
+    seconds, as ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one event loop.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Batcher(Generic[Work, Result]):
         cost: CostModel,
         serve: Callable[[int, list[Work]], Sequence[Result | UnavailableError]],
         *,
+        typical: Callable[[list[Work]], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lanes = lanes
         self._cost = cost
         self._serve = serve
+        self._typical = typical
         self._clock = clock
         # Guards the lanes, the cost model and the fields below; held for microseconds, never during a run.
         self._changed = threading.Condition(threading.Lock())
@@ -159,15 +162,17 @@ class Batcher(Generic[Work, Result]):
         return None
 
     def _run(self, taken: "Taken[_Job[Work, Result]]", began_s: float) -> Sequence[Result | UnavailableError]:
+        works = [entry.payload.work for entry in taken.batch]
         try:
-            results = self._serve(taken.depth, [entry.payload.work for entry in taken.batch])
+            results = self._serve(taken.depth, works)
         except Exception:
             # A backend may raise anything; its batch fails, the thread and the server go on.
             log.exception("the engine failed at depth %d, %d requests", taken.depth, len(taken.batch))
             return [UnavailableError(f"the engine failed at depth {taken.depth}; try again") for _ in taken.batch]
         now_s = self._clock()
-        with self._changed:
-            self._cost.observe(taken.depth, taken.length, len(taken.batch), now_s - began_s, now_s)
+        if self._typical(works):
+            with self._changed:
+                self._cost.observe(taken.depth, taken.length, len(taken.batch), now_s - began_s, now_s)
         return results
 
     def _post(

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,8 +20,10 @@ from fathom.runtime.engine import Engine
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
 from fathom.runtime.router import Monitor, Policy, Router
+from fathom.selector.features import Features
 from fathom.selector.features import measure as measure_features
 from fathom.selector.policy import Decision, DepthReason, fit_deadline
+from fathom.selector.routing import Cascade, confidence
 
 #: Items of two answers that are compared, and requests that may wait for their second run.
 COMPARED_ITEMS = 10
@@ -120,12 +122,20 @@ class Answer:
 
 
 class _Work(NamedTuple):
-    """What the engine's thread needs of one request: input ids (index + 1), seconds, k and filter."""
+    """What the engine's thread needs of one request: input ids (index + 1), seconds, k, filter, and its gate if any."""
 
     ids: NDArray[np.int64]
     timestamps: NDArray[np.int64] | None
     k: int
     keep: ItemFilter
+    gate: "_Gate | None" = None
+
+
+class _Gate(NamedTuple):
+    """What decides at every exit whether a request goes on."""
+
+    cascade: Cascade
+    features: Features
 
 
 class _SecondRun(NamedTuple):
@@ -140,6 +150,7 @@ class _SecondRun(NamedTuple):
 class _Result(NamedTuple):
     indices: Indices
     scores: Scores
+    depth: int
     engine_s: float
     retrieval_s: float
 
@@ -183,7 +194,7 @@ class Pipeline:
             batch_limit=lanes.batch_limit,
             budget_s=settings.calibration_ms / 1e3,
         )
-        self._batcher = Batcher(lanes, cost, self._serve)
+        self._batcher = Batcher(lanes, cost, self._serve, typical=_all_go_to_the_end)
         self._batcher.start()
         self._feedback = asyncio.create_task(self._run_again())
         self._accepting = True
@@ -208,12 +219,15 @@ class Pipeline:
         timestamps = self._timestamps(query, len(seen))
         if query.k < 1 or not seen.size:
             raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
-        decision = self._select(query, items, timestamps, batcher, start_s)
-        work = _Work(items + 1, timestamps if self._uses_timestamps else None, query.k, self._filter(query, seen))
+        decision, gate = self._select(query, items, timestamps, batcher, start_s)
+        times = timestamps if self._uses_timestamps else None
+        work = _Work(items + 1, times, query.k, self._filter(query, seen), gate)
         queued_s = time.monotonic()
         result, began_s = await batcher.run(
             work, depth=decision.depth, length=len(items), arrival_s=queued_s, deadline_s=query.deadline_s
         )
+        if gate is not None:
+            decision = replace(decision, depth=result.depth, why=f"depth {result.depth}, {decision.why}")
         self._sample(query, work, decision, result)
         timing = Timing(
             select_us=int((queued_s - start_s) * 1e6),
@@ -253,17 +267,19 @@ class Pipeline:
         timestamps: NDArray[np.int64] | None,
         batcher: Batcher[_Work, _Result],
         now_s: float,
-    ) -> Decision:
+    ) -> tuple[Decision, "_Gate | None"]:
         bundle = self.bundle
         features = measure_features(items, timestamps, bundle.tables)
         complexity = bundle.complexity.score(features)
         served = self.engine.depths
         decision = self.router.decide(query.profile, features, complexity, items, query.depth)
+        route = self.router.route(query.profile) if decision.reason is DepthReason.CERTIFIED else None
+        gate = _Gate(route.routing, features) if route and isinstance(route.routing, Cascade) else None
         if query.deadline_s is None:
-            return decision
+            return decision, gate
         queue_s, cost_p99_s = batcher.outlook(len(items), served, now_s=now_s, deadline_s=query.deadline_s)
         try:
-            return fit_deadline(
+            fitted = fit_deadline(
                 decision,
                 now_s=now_s,
                 deadline_s=query.deadline_s,
@@ -275,6 +291,7 @@ class Pipeline:
             if query.deadline_s > now_s:
                 batcher.refused(now_s)
             raise
+        return fitted, gate if fitted is decision else None
 
     def _sample(self, query: Query, work: "_Work", decision: Decision, result: "_Result") -> None:
         """Perhaps note a routed request, to be run at the deepest depth too; what does not fit in is forgotten.
@@ -297,7 +314,7 @@ class Pipeline:
         while True:
             second = await self._second_runs.get()
             await batcher.idle()
-            work = second.work._replace(k=COMPARED_ITEMS)
+            work = second.work._replace(k=COMPARED_ITEMS, gate=None)
             try:
                 result, _ = await batcher.run(
                     work, depth=second.depth, length=len(work.ids), arrival_s=time.monotonic(), deadline_s=None
@@ -329,13 +346,18 @@ class Pipeline:
 
     def _serve(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
         """One batch, in the engine's thread: pad, run, retrieve."""
-        longest = max(len(work.ids) for work in works)
-        items = np.zeros((len(works), longest), dtype=np.int64)
-        timestamps = np.zeros_like(items) if self._uses_timestamps else None
-        for row, work in enumerate(works):
-            items[row, longest - len(work.ids) :] = work.ids
-            if timestamps is not None and work.timestamps is not None:
-                timestamps[row, longest - len(work.ids) :] = work.timestamps
+        if _all_go_to_the_end(works):
+            return self._run(depth, works)
+        results: list[_Result | UnavailableError | None] = [None] * len(works)
+        paths = [work.gate.cascade.depths if work.gate else (depth,) for work in works]
+        for path in set(paths):
+            rows = [row for row, each in enumerate(paths) if each == path]
+            for row, result in zip(rows, self._walk(path, [works[row] for row in rows]), strict=True):
+                results[row] = result
+        return [result for result in results if result is not None]
+
+    def _run(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
+        items, timestamps = self._padded(works)
         start_s = time.monotonic()
         users = self.engine.run(items, timestamps, depth)
         engine_s = time.monotonic()
@@ -344,14 +366,68 @@ class Pipeline:
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(users.sum(axis=1)).tolist()
         return [
-            _Result(*pair, engine_s - start_s, end_s - engine_s) if ok else _broken(depth)
+            _Result(*pair, depth, engine_s - start_s, end_s - engine_s) if ok else _broken(depth)
             for pair, ok in zip(found, finite, strict=True)
         ]
+
+    def _walk(self, path: tuple[int, ...], works: list[_Work]) -> Sequence[_Result | UnavailableError]:
+        """Exit by exit; a request leaves where its gate says so, or at the last."""
+        results: dict[int, _Result | UnavailableError] = {}
+        walk = self.engine.walk(*self._padded(works), path)
+        active, rows = np.arange(len(works)), None
+        spent = np.zeros(2)
+        for place, depth in enumerate(path):
+            start_s = time.monotonic()
+            users = walk.send(rows)
+            engine_s = time.monotonic()
+            waiting = [works[i] for i in active.tolist()]
+            ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
+            found = self._retriever.search(users, ks, [work.keep for work in waiting])
+            spent += engine_s - start_s, time.monotonic() - engine_s
+            finite = np.isfinite(users.sum(axis=1))
+            rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
+            for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
+                k, (indices, scores) = waiting[i].k, found[i]
+                ok = _Result(indices[:k], scores[:k], depth, *spent.tolist())
+                results[int(active[i])] = ok if finite[i] else _broken(depth)
+            active = active[rows]
+            if not len(active):
+                break
+        return [results[row] for row in range(len(works))]
+
+    def _padded(self, works: Sequence[_Work]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        longest = max(len(work.ids) for work in works)
+        items = np.zeros((len(works), longest), dtype=np.int64)
+        timestamps = np.zeros_like(items) if self._uses_timestamps else None
+        for row, work in enumerate(works):
+            items[row, longest - len(work.ids) :] = work.ids
+            if timestamps is not None and work.timestamps is not None:
+                timestamps[row, longest - len(work.ids) :] = work.timestamps
+        return items, timestamps
 
     def _trial_run(self, depth: int, length: int, requests: int) -> None:
         """What one batch of ordinary requests costs, from padding to the best ten."""
         ids = np.arange(length, dtype=np.int64) % len(self.bundle.vectors) + 1
         self._serve(depth, [_Work(ids, None, 10, ItemFilter(exclude=ids - 1))] * requests)
+
+
+def _all_go_to_the_end(works: Sequence[_Work]) -> bool:
+    return all(work.gate is None for work in works)
+
+
+def _going_on(
+    place: int, path: tuple[int, ...], works: Sequence[_Work], found: Sequence[tuple[Indices, Scores]]
+) -> NDArray[np.bool_]:
+    """Which requests go on after this exit, (n,)."""
+    gate = works[0].gate
+    if gate is None or place == len(path) - 1:
+        return np.zeros(len(works), dtype=np.bool_)
+    rows = [
+        (*work.gate.features, *confidence(scores[:COMPARED_ITEMS]))
+        for work, (_, scores) in zip(works, found, strict=True)
+        if work.gate is not None
+    ]
+    return gate.cascade.goes_on(place, np.array(rows))
 
 
 def _broken(depth: int) -> UnavailableError:

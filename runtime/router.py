@@ -13,7 +13,7 @@ from fathom.selector.betting import Evidence
 from fathom.selector.certificate import Certificate, Claim
 from fathom.selector.features import Features
 from fathom.selector.policy import Decision, DepthReason, choose
-from fathom.selector.routing import Routing, coin
+from fathom.selector.routing import Cascade, Routing, coin
 
 Policy = Literal["auto", "certified", "rule", "deepest"]
 
@@ -102,6 +102,8 @@ class Router:
             why = f"depth {route.deepest}: routed answers no longer agree with it as certified"
             return Decision(route.deepest, DepthReason.FALLBACK, why, complexity)
         depth = route.routing.depth(features, complexity, coin(items))
+        if isinstance(route.routing, Cascade):
+            return Decision(depth, DepthReason.CERTIFIED, f"as certified: {route.routing.words}", complexity)
         return Decision(depth, DepthReason.CERTIFIED, f"depth {depth}, as certified: {route.routing.words}", complexity)
 
     def route(self, profile: DeviceProfile) -> Route | None:

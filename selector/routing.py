@@ -5,7 +5,7 @@ many requests, which is what a certificate is about. Both give the same.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -50,9 +50,9 @@ class Mixture:
                 return depth
         return self.depths[-1]
 
-    def probabilities(self, rows: Floats, complexity: Floats) -> Floats:  # noqa: ARG002
-        """Probability of each depth, (n, depths), for rows of Features (n, features) and complexities (n,)."""
-        return np.tile(np.array(self.shares), (len(rows), 1))
+    def probabilities(self, asked: "Asked") -> Floats:
+        """Probability of each depth, (n, depths), for many requests."""
+        return np.tile(np.array(self.shares), (len(asked.features), 1))
 
     @property
     def words(self) -> str:
@@ -73,10 +73,9 @@ class Rule:
         """The depth of one request."""
         return self.depths[0 if complexity < self.threshold else -1]
 
-    def probabilities(self, rows: Floats, complexity: Floats) -> Floats:
+    def probabilities(self, asked: "Asked") -> Floats:
         """Probability of each depth, (n, depths); see Mixture."""
-        chosen = np.where(complexity < self.threshold, 0, len(self.depths) - 1)
-        return _one_hot(chosen[: len(rows)], len(self.depths))
+        return one_hot(np.where(asked.complexity < self.threshold, 0, len(self.depths) - 1), len(self.depths))
 
     @property
     def words(self) -> str:
@@ -110,13 +109,13 @@ class Learned:
                 best, depth = total, other
         return depth
 
-    def probabilities(self, rows: Floats, complexity: Floats) -> Floats:  # noqa: ARG002
+    def probabilities(self, asked: "Asked") -> Floats:
         """Probability of each depth, (n, depths); see Mixture."""
-        losses = np.column_stack([self.model.predict(rows), np.zeros(len(rows))])
+        losses = np.column_stack([self.model.predict(asked.features), np.zeros(len(asked.features))])
         totals = losses + self.price * np.array(self.costs)
         # Of two equal totals the deepest goes, then the shallowest: as online.
         order = np.roll(np.arange(len(self.depths)), 1)
-        return _one_hot(order[totals[:, order].argmin(1)], len(self.depths))
+        return one_hot(order[totals[:, order].argmin(1)], len(self.depths))
 
     @property
     def words(self) -> str:
@@ -124,7 +123,61 @@ class Learned:
         return f"least expected loss + {self.price:.2g} x cost, over depths {', '.join(map(str, self.depths))}"
 
 
-Routing = Annotated[Mixture | Rule | Learned, Field(discriminator="policy")]
+@dataclass(frozen=True, config=_CONFIG)
+class Cascade:
+    """At every exit a gate decides whether to go on: while some deeper depth is expected to gain more than it costs.
+
+    ``costs``: of reaching each exit and reading all before it, relative to the deepest. ``gates``: for every exit but
+    the deepest, what each deeper depth gains, from the features and what the exit says of its own answer (CONFIDENCE).
+    """
+
+    policy: Literal["cascade"]
+    depths: tuple[Depth, ...]
+    price: Annotated[float, Field(ge=0, le=1e6)]
+    costs: tuple[Finite, ...]
+    gates: tuple[LossModel, ...]
+
+    def __post_init__(self) -> None:
+        deeper = [len(self.depths) - 1 - place for place in range(len(self.depths) - 1)]
+        if len(self.costs) != len(self.depths) or [len(gate.intercept) for gate in self.gates] != deeper:
+            raise ValueError("costs, gates and depths do not fit together")
+
+    def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
+        """The depth of one request at most; ``goes_on`` says where it stops."""
+        return self.depths[-1]
+
+    def goes_on(self, place: int, rows: Floats) -> NDArray[np.bool_]:
+        """Whether requests go on after exit ``place``, (n,), from features and confidence there, (n, features + 3)."""
+        further = np.array(self.costs[place + 1 :]) - self.costs[place]
+        worth = self.gates[place].predict(rows) > self.price * further
+        return np.asarray(worth.any(axis=-1))
+
+    def probabilities(self, asked: "Asked") -> Floats:
+        """Probability of each depth, (n, depths); see Mixture."""
+        stopped = np.full(len(asked.features), len(self.depths) - 1)
+        for place in reversed(range(len(self.depths) - 1)):
+            stopped[~self.goes_on(place, asked.at_exit(place))] = place
+        return one_hot(stopped, len(self.depths))
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"on from exit to exit while the expected gain exceeds {self.price:.2g} x cost"
+
+
+Routing = Annotated[Mixture | Rule | Learned | Cascade, Field(discriminator="policy")]
+
+
+class Asked(NamedTuple):
+    """Many requests: ``features`` (n, features), ``complexity`` (n,), ``confidence`` (n, depths, 3) at every exit."""
+
+    features: Floats
+    complexity: Floats
+    confidence: Floats
+
+    def at_exit(self, place: int) -> Floats:
+        """What a gate sees, (n, features + 3)."""
+        return np.column_stack([self.features, self.confidence[:, place]])
 
 
 def neighbours_mixed(depths: Sequence[int], steps: int) -> list[Mixture]:
@@ -147,18 +200,41 @@ def thresholds(depths: Sequence[int], steps: int) -> list[Rule]:
     return [Rule("rule", tuple(depths), step / steps) for step in range(1, steps + 1)]
 
 
-def priced(model: LossModel, depths: Sequence[int], costs: Sequence[float], rows: Floats, steps: int) -> list[Learned]:
+def priced(model: LossModel, depths: Sequence[int], costs: Sequence[float], asked: Asked, steps: int) -> list[Learned]:
     """From free computation to prices at which everything is shallow, about evenly spaced in what they cost.
 
-    ``rows``: requests, as those that the model has learned from.
+    ``asked``: requests, as those that the model has learned from.
     """
-    prices = np.concatenate([[0.0], np.geomspace(1e-6, 10.0, 400)])
-    path = [Learned("learned", tuple(depths), float(price), tuple(costs), model) for price in prices]
-    spent = [float((each.probabilities(rows, np.empty(0)) @ np.array(costs)).mean()) for each in path]
+    path = [Learned("learned", tuple(depths), price, tuple(costs), model) for price in _PRICES]
+    return _evenly(path, costs, asked, steps)
+
+
+def gated(
+    gates: Sequence[LossModel], depths: Sequence[int], costs: Sequence[float], asked: Asked, steps: int
+) -> list[Cascade]:
+    """As ``priced``, for cascades."""
+    path = [Cascade("cascade", tuple(depths), price, tuple(costs), tuple(gates)) for price in _PRICES]
+    return _evenly(path, costs, asked, steps)
+
+
+_PRICES: Sequence[float] = (0.0, *np.geomspace(1e-6, 10.0, 400).tolist())
+_Priced = TypeVar("_Priced", Learned, Cascade)
+
+
+def _evenly(path: Sequence[_Priced], costs: Sequence[float], asked: Asked, steps: int) -> list[_Priced]:
+    spent = np.array([float((each.probabilities(asked) @ np.array(costs)).mean()) for each in path])
     wanted = np.linspace(spent[0], spent[-1], steps)
-    nearest = sorted({int(np.abs(np.array(spent) - level).argmin()) for level in wanted})
-    return [path[i] for i in nearest]
+    return [path[i] for i in sorted({int(np.abs(spent - level).argmin()) for level in wanted})]
 
 
-def _one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
+def confidence(scores: Sequence[float] | NDArray[np.floating]) -> tuple[float, float, float]:
+    """CONFIDENCE of an answer, from the scores of its best ten items, best first; zeros for fewer than two."""
+    if len(scores) < 2:
+        return 0.0, 0.0, 0.0
+    best = float(scores[0])
+    return best, best - float(scores[1]), best - float(scores[-1])
+
+
+def one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
+    """Probability 1 for the chosen column, (n, count)."""
     return np.eye(count)[chosen]

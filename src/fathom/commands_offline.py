@@ -512,7 +512,9 @@ def certify(
         float, typer.Option(help="The loss of NDCG@10 that is allowed, relative to the deepest depth.")
     ] = 0.05,
     delta: Annotated[float, typer.Option(help="The probability that the certificate may be wrong with.")] = 0.05,
-    policy: Annotated[Literal["mixture", "rule", "learned"], typer.Option(help="Family of routings.")] = "mixture",
+    policy: Annotated[
+        Literal["mixture", "rule", "learned", "cascade"], typer.Option(help="Family of routings.")
+    ] = "mixture",
     profile: Annotated[
         list[str] | None,
         typer.Option(help="A profile's name or file, or a tier; repeatable. Default: all that come with Fathom."),

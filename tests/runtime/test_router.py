@@ -15,6 +15,7 @@ import pytest
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError, NotFoundError
+from fathom.exporter.outcomes import measure_outcomes
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
@@ -22,8 +23,11 @@ from fathom.runtime.fake import FakeEngine
 from fathom.runtime.pipeline import Pipeline, Query, Settings
 from fathom.runtime.router import Policy, Router
 from fathom.selector.features import Features
+from fathom.selector.learned import LossModel
 from fathom.selector.policy import DepthReason
-from fathom.selector.routing import coin
+from fathom.selector.routing import Cascade, coin
+from fathom.training.dataset import Sequences
+from fathom.training.splits import Cases
 
 DEPTHS = (4, 8, 12, 16)
 CLOUD, EDGE = load_profile("cloud"), load_profile("edge")
@@ -176,6 +180,34 @@ async def test_second_runs_wait_until_the_engine_is_idle_and_end_with_the_pipeli
         assert depths.count(16) == len(shallow)
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_cascade_stops_online_where_the_certificate_assumed(bundle: Bundle) -> None:
+    asked = histories(120, 12)
+    offsets = np.arange(len(asked) + 1) * 12
+    targets = np.zeros(len(asked), dtype=np.int32)
+    cases = Cases(Sequences(np.concatenate(asked).astype(np.int32), offsets, None), targets, targets)
+    outcomes = measure_outcomes(bundle, FakeEngine(bundle.vectors, DEPTHS), cases)
+    # Going on is said to gain where the best answer is not far ahead of the second.
+    gates = [
+        LossModel.fit(outcomes.asked.at_exit(place), 0.1 - np.repeat(outcomes.confidence[:, place, 1:2], 3 - place, 1))
+        for place in range(3)
+    ]
+    cascade = Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), tuple(gates))
+    expected = [DEPTHS[place] for place in cascade.probabilities(outcomes.asked).argmax(1)]
+    assert bundle.certificate is not None
+    claim = replace(bundle.certificate.claims[0], policy="cascade", routing=cascade)
+    certified = replace(bundle, certificate=replace(bundle.certificate, claims=(claim,)))
+    async with running(certified, feedback_share=0.0) as pipeline:
+        alone = [await ask(pipeline, items) for items in asked]
+        together = await asyncio.gather(*(ask(pipeline, items) for items in asked))
+        fixed = {depth: [await ask(pipeline, items, depth=depth) for items in asked] for depth in DEPTHS}
+    for answers in (alone, together):
+        for row, answer in enumerate(answers):
+            assert answer.decision.depth == expected[row]
+            assert answer.indices.tolist() == fixed[answer.decision.depth][row].indices.tolist()
+            assert answer.decision.why.startswith(f"depth {answer.decision.depth}, as certified")
+    assert len(set(expected)) > 1
 
 
 async def test_nothing_runs_twice_unless_it_is_asked_for(bundle: Bundle) -> None:
