@@ -51,14 +51,16 @@ def boosted(measured: Measured) -> Curve:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     known, test, costs = measured.validation, measured.test, measured.costs
+    seen, asked = _everything(known), _everything(test)
+    told_of = np.isfinite(seen).any(0)
     losses = known.quality[:, -1:] - known.quality[:, :-1]
     trees = [
         HistGradientBoostingRegressor(
             max_iter=100, learning_rate=0.05, max_depth=3, min_samples_leaf=100, random_state=0
-        ).fit(_everything(known), loss)
+        ).fit(seen[:, told_of], loss)
         for loss in losses.T
     ]
-    told = np.column_stack([*(tree.predict(_everything(test)) for tree in trees), np.zeros(len(test))])
+    told = np.column_stack([*(tree.predict(asked[:, told_of]) for tree in trees), np.zeros(len(test))])
     relative = costs.of(test.lengths).mean(0)
     relative = relative / relative[-1]
     chances = [one_hot((told + price * relative).argmin(1), len(relative)) for price in prices()]

@@ -6,7 +6,8 @@ Needs a certified bundle. Requests are the test histories of the data set, so th
 
 Compute: CPU seconds of the server's process per request, of a server that follows the certificate and one that answers
 everything at the deepest depth, in alternating rounds over the same requests. Load: Poisson arrivals at twice the rate
-that the deepest depth can answer, each of which wants its answer within 50 ms. Writes results/routing_server.json.
+that the deepest depth can answer, each of which wants its answer within 50 ms. Writes
+results/routing_server/NAME-eps-EPS.json.
 """
 
 import argparse
@@ -247,9 +248,8 @@ def main() -> None:
         "deadline_ms": DEADLINE_S * 1e3,
         "load_s": chosen.seconds,
     }
-    print(
-        f"stored in {save_run('routing_server', config=config, result={'compute': compute, 'load': load}, seed=SEED)}"
-    )
+    name = f"routing_server/{bundle.manifest.name}-eps-{bundle.certificate.eps:g}"
+    print(f"stored in {save_run(name, config=config, result={'compute': compute, 'load': load}, seed=SEED)}")
 
 
 if __name__ == "__main__":

@@ -65,3 +65,25 @@ def test_the_certificates_word_is_measured_and_told(tmp_path: Path, monkeypatch:
     run = {"config": {"replications": 50, "delta": 0.05}, "result": {"rows": rows}}
     (tmp_path / "certificate.json").write_text(json.dumps(run))
     assert "### Does the certificate keep its word?" in routing_sections(tmp_path)[0]
+
+
+def test_servers_and_feedback_are_told_as_stored(tmp_path: Path) -> None:
+    row = {"concurrency": 1, "cpu_ms": {"deepest": 8.0, "certified": 3.0}, "ndcg": {"deepest": 0.2, "certified": 0.19}}
+    arm = {"in_time": 0.97, "answered": 1.0, "ndcg_in_time": None, "ndcg_of_all": 0.1, "depths": {"4": 0.75, "8": 0.25}}
+    load = {"capacity_per_s": 100.0, "offered_per_s": 200.0, "arms": {"certified, deadline": arm}}
+    result = {"compute": [{**row, "saved": {"value": 0.6, "low": 0.55, "high": 0.65}}], "load": load}
+    (tmp_path / "routing_server").mkdir()
+    for eps in (0.01, 0.05):
+        config = {"bundle": "ml-1m", "eps": eps, "routing": "all at depth 4", "deadline_ms": 50.0}
+        stored_run = json.dumps({"config": config, "result": result})
+        (tmp_path / "routing_server" / f"ml-1m-eps-{eps:g}.json").write_text(stored_run)
+    stream = {"mean_agreement": 0.73, "alarms": 0, "replications": 100, "median_values_until_alarm": None}
+    drift = stream | {"mean_agreement": 0.61, "alarms": 100, "median_values_until_alarm": 26.0}
+    config = {"bundle": "ml-1m", "routing": "all at depth 4", "values": 10_000, "alpha": 0.01}
+    run = {"config": config, "result": {"expected": 0.7, "no drift": stream, "drift": drift}}
+    (tmp_path / "feedback.json").write_text(json.dumps(run))
+    server, feedback = routing_sections(tmp_path)
+    assert server.index("eps 5%") < server.index("eps 1%")
+    assert "| 1 | 8.00 | 3.00 | 60.0% [55.0%, 65.0%] | .2000 | .1900 |" in server
+    assert "| certified, deadline | 97.0% | 100.0% | .0000 | .1000 | 4: 75%, 8: 25% |" in server
+    assert "| drift | 0.610 | 100 of 100 | 26 |" in feedback
