@@ -13,7 +13,8 @@ from fathom.benchmarks.quality.plots import GREY, INK, LADDER, STYLE
 from fathom.benchmarks.quality.tables import TITLES
 
 PICTURE = "routing-areas"
-COMPARED = ("length", "rule", "learned", "cascade", "boosted")
+SERVABLE = ("length", "rule", "learned", "cascade")
+COMPARED = (*SERVABLE, "boosted")
 WHAT = {
     "length": "length alone",
     "rule": "complexity rule",
@@ -49,7 +50,7 @@ def areas_figure(runs: Sequence[Run]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 1.2 + 0.55 * len(COMPARED) * ((len(runs) + 2) // 3)), layout="constrained")
         columns = min(3, len(runs))
-        panels = figure.subplots((len(runs) + columns - 1) // columns, columns, squeeze=False).ravel()
+        panels = figure.subplots((len(runs) + columns - 1) // columns, columns, squeeze=False, sharey=True).ravel()
         for panel, run in zip(panels, runs, strict=False):
             areas = {each["name"]: each for each in run["result"]["report"]["policies"]}
             for place, name in enumerate(reversed(COMPARED)):
@@ -76,12 +77,12 @@ def _policies(runs: Sequence[Run]) -> str:
             [_name(run), decimal(gap, signed=True), f"{report['explained']:+.4f}"]
             + [_thousandths(areas[name]) for name in (*COMPARED, "hindsight")]
         )
-    above = sorted({_name(run) for run in runs for each in run["result"]["report"]["policies"] if _beats(each)})
+    servable = [(run, each) for run in runs for each in run["result"]["report"]["policies"] if each["name"] in SERVABLE]
+    above = [f"{WHAT[each['name']]} ({_name(run)})" for run, each in servable if each["low"] > 0]
     verdict = (
-        f"Shown above the hull by some servable policy: {', '.join(above)}."
-        if above
-        else "No servable policy is shown to lie above the hull on any of these data: where static depths differ at"
-        " all, which request needs more depth cannot be told from the request. The certificate mixes depths instead."
+        f"Of {len(servable)} servable policies, those above the hull with their whole interval: {len(above)}"
+        f"{': ' if above else ''}{', '.join(above)}; by chance alone {0.025 * len(servable):.1f}. Where static depths"
+        " differ, which request needs more depth can hardly be told from the request; so the certificate mixes depths."
     )
     head = ["network", "NDCG@10, deepest less shallowest", "R² of the loss, cross-fitted", *WHAT.values()]
     about = (
@@ -91,10 +92,6 @@ def _policies(runs: Sequence[Run]) -> str:
     )
     picture = f"![What knowing the request is worth](figures/{PICTURE}.svg)"
     return "\n\n".join(["## Routing against random mixing", verdict, about, table(head, rows), picture])
-
-
-def _beats(policy: Run) -> bool:
-    return policy["name"] in ("length", "rule", "learned", "cascade") and policy["low"] > 0
 
 
 def _needs_more(runs: Sequence[Run]) -> str:

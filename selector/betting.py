@@ -44,13 +44,17 @@ def is_negative(values: Floats, *, largest: float, delta: float) -> bool:
     return bool(len(values) and log_capital(values, largest=largest, delta=delta).max() >= math.log(1 / delta))
 
 
-def values_needed(values: Floats, *, delta: float) -> int | None:
+def values_needed(values: Floats, *, largest: float, delta: float) -> int | None:
     """About how many such values would show it; None when these are not below zero on average."""
     mean = float(values.mean()) if len(values) else 0.0
     if mean >= 0:
         return None
-    # Capital grows by half of the squared signal-to-noise ratio a value; with luck as it comes, twice that is enough.
-    return math.ceil(2 * 2 * math.log(1 / delta) * float(values.var()) / mean**2)
+    # The stake at which the logarithm of the capital grows fastest, to second order, and that growth for one value.
+    square = float((values**2).mean())
+    stake = min(-mean / square, MOST_AT_STAKE / largest)
+    growth = -stake * mean - stake**2 * square / 2
+    # With luck as it comes, twice as many are enough.
+    return math.ceil(2 * math.log(1 / delta) / growth)
 
 
 def largest_shown(shown: Callable[[float], bool], *, low: float = 0.0, high: float = 1.0, steps: int = 20) -> float:

@@ -135,7 +135,7 @@ def certified(full: Floats, routed: Iterable[Floats], *, eps: float, level: floa
 
 def users_needed(full: Floats, routed: Floats, *, eps: float, level: float) -> int | None:
     """About how many users such as these would certify a routing; None where it loses eps or more."""
-    return values_needed((1 - eps) * full - routed, delta=level)
+    return values_needed((1 - eps) * full - routed, largest=1 - eps, delta=level)
 
 
 def kept_at_least(full: Floats, routed: Floats, *, level: float) -> float:

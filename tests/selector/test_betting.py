@@ -45,11 +45,23 @@ def test_a_mean_clearly_below_zero_is_shown_and_one_above_never() -> None:
 def test_as_many_values_as_are_said_to_be_needed_do() -> None:
     rng = np.random.default_rng(3)
     few = noisy(rng, -0.02, 200)
-    needed = values_needed(few - few.mean() - 0.02, delta=0.05)
+    needed = values_needed(few - few.mean() - 0.02, largest=0.95, delta=0.05)
     assert needed is not None
     shown = [is_negative(noisy(rng, -0.02, needed), largest=0.95, delta=0.05) for _ in range(100)]
     assert np.mean(shown) > 0.5
-    assert values_needed(few - few.mean() + 0.01, delta=0.05) is None
+    assert values_needed(few - few.mean() + 0.01, largest=0.95, delta=0.05) is None
+
+
+def test_values_that_hardly_differ_are_still_needed_in_numbers_as_stakes_are_bounded() -> None:
+    rng = np.random.default_rng(5)
+
+    def values(count: int) -> np.ndarray:
+        return -0.01 * (rng.random(count) < 0.2) * rng.random(count)
+
+    needed = values_needed(values(1_000), largest=0.99, delta=0.05)
+    assert needed is not None
+    assert not is_negative(values(needed // 4), largest=0.99, delta=0.05)
+    assert is_negative(values(needed), largest=0.99, delta=0.05)
 
 
 def test_the_largest_shown_is_found_by_bisection() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
 from fathom.errors import DeadlineError, NotFoundError
-from fathom.selector.policy import Decision, DepthReason, choose, fit_deadline
+from fathom.selector.policy import QUEUE_WEIGHT, Decision, DepthReason, choose, fit_deadline
 
 fast = settings(deadline=None, max_examples=300)
 PROFILES = [load_profile(name) for name in profile_names()]
@@ -101,19 +101,29 @@ def test_without_a_deadline_the_decision_stands() -> None:
 
 
 def test_a_decision_that_fits_stands() -> None:
-    assert fit(SHALLOW) is SHALLOW
+    assert fit(SHALLOW, queue_s=0.001) is SHALLOW
 
 
 def test_a_decision_that_is_too_deep_becomes_the_deepest_that_fits() -> None:
-    decision = fit(DEEP)
+    decision = fit(DEEP, queue_s=0.001)
     assert (decision.depth, decision.reason) == (8, DepthReason.DEADLINE)
-    assert decision.why == "depth 12 would miss the deadline: 8.0 ms left after the queue, depth 8 needs 6.0 ms"
+    assert decision.why == "10.0 ms left, 1.0 ms of it in the queue: too little for depth 12, depth 8 needs 6.0 ms"
     assert decision.complexity == DEEP.complexity
 
 
 def test_a_deadline_never_makes_a_request_deeper() -> None:
     with pytest.raises(DeadlineError):
         fit(SHALLOW, cost_p99_s={8: 1.0, 12: 0.001}, allowed=(8, 12))
+
+
+def test_while_others_wait_only_the_shallowest_depth_may_use_all_the_time() -> None:
+    # Depth 8 would end at 8 ms of 10, but 2 ms of queue count four times for it.
+    assert fit(DEEP, queue_s=0.002).depth == 4
+    assert fit(DEEP, queue_s=0.007).depth == 4
+    with pytest.raises(DeadlineError):
+        fit(DEEP, queue_s=0.0071)
+    fixed = choose(0.0, EDGE, ALL, fixed=8)
+    assert fit(fixed, queue_s=0.003) is fixed
 
 
 def test_a_fixed_depth_is_never_replaced() -> None:
@@ -148,7 +158,8 @@ def test_the_deadline_rule_picks_the_deepest_depth_that_fits(
     decision = Decision(wanted, DepthReason.COMPLEX, "because", 0.7)
     now_s = 1_000.0
     candidates = {depth for depth in allowed | {wanted} if depth <= wanted and depth in cost_p99_s}
-    fitting = [depth for depth in candidates if now_s + queue_s + cost_p99_s[depth] <= now_s + left_s]
+    weights = {depth: 1 if depth == min(candidates) else QUEUE_WEIGHT for depth in candidates}
+    fitting = [depth for depth in candidates if cost_p99_s[depth] + weights[depth] * queue_s <= left_s]
     arguments: dict[str, Any] = {"now_s": now_s, "deadline_s": now_s + left_s, "queue_s": queue_s}
     if not fitting:
         with pytest.raises(DeadlineError):
