@@ -107,8 +107,8 @@ def _certified_fact(folder: Path) -> list[str]:
     result = _load(folder / "routing_server", "ml-1m-eps-0.05")["result"]
     saved, under_load = result["compute"][0]["saved"], result["load"]["arms"]["certified, deadline"]
     return [
-        f"ML-1M, certified to keep 95 % of depth 16's NDCG@10: {saved['value']:.0%} of the server's CPU time per request"
-        f" saved; at twice the load that depth 16 can bear, {under_load['in_time']:.1%} answered within 50 ms"
+        f"ML-1M, certified to keep 95 % of depth 16's NDCG@10: {saved['value']:.0%} of the server's CPU time per"
+        f" request saved; at twice the load that depth 16 can bear, {under_load['in_time']:.1%} answered within 50 ms"
     ]
 
 
