@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from fathom.errors import DeadlineError, UnavailableError
+from fathom.errors import DeadlineError, OverloadError, UnavailableError
 from fathom.runtime.cost import CostModel
 from fathom.runtime.lanes import Entry, Lanes, Taken
 
@@ -104,6 +105,8 @@ class Batcher(Generic[Work, Result]):
         with self._changed:
             if self._closed:
                 raise UnavailableError("the engine is closed; call another server")
+            if self._lanes.full:
+                raise self._overload()
             self._lanes.push(entry)
             self._changed.notify()
         try:
@@ -128,6 +131,11 @@ class Batcher(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _overload(self) -> OverloadError:
+        queue_s = self._cost.queue_s(self._lanes.ahead(math.inf), self._lanes.batch_limit)
+        text = f"{len(self._lanes)} requests are waiting, which is the most; try again in {queue_s * 1e3:.0f} ms"
+        return OverloadError(text, retry_after_s=queue_s)
 
     def _is_idle(self) -> bool:
         # Locked: between the lanes and the count of what runs, a batch on its way to the engine is in neither.

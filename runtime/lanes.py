@@ -13,8 +13,6 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
-from fathom.errors import OverloadError
-
 Payload = TypeVar("Payload")
 
 SHORTEST_BUCKET = 16
@@ -104,6 +102,11 @@ class Lanes(Generic[Payload]):
         """Entries that wait."""
         return self._live
 
+    @property
+    def full(self) -> bool:
+        """Whether no further entry may wait."""
+        return self._live >= self._max_queue
+
     def bucket(self, length: int) -> int:
         """The upper end of the bucket that a history of this length belongs to."""
         return self._buckets[bisect_left(self._buckets, length)]
@@ -118,9 +121,8 @@ class Lanes(Generic[Payload]):
         return patient if deadline_s is None else min(deadline_s, patient)
 
     def push(self, entry: Entry[Payload]) -> None:
-        """Add an entry; raises OverloadError when the queue is full."""
-        if self._live >= self._max_queue:
-            raise OverloadError(f"{self._live} requests are waiting, which is the most; try again later")
+        """Add an entry to a queue that is not full."""
+        assert not self.full
         key = (entry.depth, self.bucket(entry.length))
         lane = self._lanes.get(key)
         if lane is None:

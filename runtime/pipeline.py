@@ -287,7 +287,7 @@ class Pipeline:
                 cost_p99_s=cost_p99_s,
                 allowed=query.profile.depths,
             )
-        except DeadlineError:
+        except (DeadlineError, OverloadError):
             if query.deadline_s > now_s:
                 batcher.refused(now_s)
             raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import DeadlineError, NotFoundError
+from fathom.errors import DeadlineError, NotFoundError, OverloadError
 
 #: How many times a deeper depth than the shallowest must leave time for the queue. At twice the load that the deepest
 #: depth can bear, 1 answered 71 % of the requests in time and 4 answers 94 % (docs/log.md).
@@ -84,7 +84,8 @@ def fit_deadline(
     The shallowest depth fits when ``now_s + queue_s + cost_p99_s[depth] <= deadline_s``; every other must fit with
     QUEUE_WEIGHT times the queue, so that under overload a queue is worked off by shallow answers long before requests
     must be refused. A depth without a measured cost never fits. All times are seconds, of one clock. A fixed depth is
-    never replaced. Raises DeadlineError when nothing fits.
+    never replaced. When nothing fits, raises OverloadError where the shallowest would fit without the queue, else
+    DeadlineError.
     """
     if deadline_s is None:
         return decision
@@ -96,7 +97,12 @@ def fit_deadline(
     fitting = [d for d, weight in zip(known, weights, strict=False) if cost_p99_s[d] + weight * queue_s <= time_s]
     if not fitting:
         tried = known[0] if known else wanted
-        raise DeadlineError(_too_late(time_s, queue_s, tried, cost_p99_s.get(tried)))
+        cost_s = cost_p99_s.get(tried)
+        if cost_s is not None and cost_s <= time_s:
+            wait_s = queue_s + cost_s - time_s
+            text = f"{_left(time_s, queue_s)}, which is too full for depth {tried}; try again in {_ms(wait_s)}"
+            raise OverloadError(text, retry_after_s=wait_s)
+        raise DeadlineError(_too_late(time_s, tried, cost_s))
     depth = fitting[-1]
     if depth == wanted:
         return decision
@@ -112,11 +118,11 @@ def _nearest(wanted: int, profile: DeviceProfile, served: Collection[int]) -> in
     return min(common, key=lambda depth: (abs(depth - wanted), -depth))
 
 
-def _too_late(time_s: float, queue_s: float, depth: int, cost_s: float | None) -> str:
+def _too_late(time_s: float, depth: int, cost_s: float | None) -> str:
     if time_s <= 0:
         return "the deadline has passed"
     cost = "has no measured cost" if cost_s is None else f"needs {_ms(cost_s)}"
-    return f"{_left(time_s, queue_s)}: depth {depth} {cost}; allow more time"
+    return f"{_ms(time_s)} left: depth {depth} {cost}; allow more time"
 
 
 def _left(time_s: float, queue_s: float) -> str:

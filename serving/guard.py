@@ -7,6 +7,7 @@ So the bytes are decoded by ``decoder``, which never raises, and errors are mapp
 import asyncio
 import inspect
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 import grpc
 
 from fathom.errors import InvalidRequestError
-from fathom.serving.status import INTERNAL_TEXT, status_of
+from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
 
 # method, status, seconds of the whole call
 Observe = Callable[[str, grpc.StatusCode, float], None]
@@ -112,8 +113,14 @@ class Guard:
             raise error  # grpc.aio has already ended this call
         if text is INTERNAL_TEXT:
             log.error("unexpected error in %s", name, exc_info=error)
-        await context.abort(code, text)
+        await context.abort(code, text, _pushback(error))
         raise AssertionError("abort raises")
+
+
+def _pushback(error: Exception) -> tuple[tuple[str, str], ...]:
+    """When to try again, as gRPC's own retries read it (gRFC A6)."""
+    seconds = retry_after_s(error)
+    return () if seconds is None else (("grpc-retry-pushback-ms", str(math.ceil(seconds * 1e3))),)
 
 
 def _undecodable() -> InvalidRequestError:

@@ -6,6 +6,7 @@ request in a batch or stream into its RecommendError.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from fathom.runtime.pipeline import Pipeline
 from fathom.serving.convert import LARGEST_BATCH, Converter, deadline_of
 from fathom.serving.gate import Gate
 from fathom.serving.metrics import Metrics
-from fathom.serving.status import code_number, status_of
+from fathom.serving.status import code_number, retry_after_s, status_of
 
 log = logging.getLogger("fathom.serving")
 
@@ -115,4 +116,6 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             if code is grpc.StatusCode.INTERNAL:
                 log.error("unexpected error in one request of many", exc_info=error)
             failure = pb.RecommendError(request_id=request.request_id, code=code_number(code), message=text)
+            if (seconds := retry_after_s(error)) is not None:
+                failure.retry_after_ms = math.ceil(seconds * 1e3)
             return pb.RecommendResult(error=failure)

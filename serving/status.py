@@ -24,6 +24,11 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, INTERNAL_TEXT
 
 
+def retry_after_s(error: Exception) -> float | None:
+    """In how many seconds it is worth trying again, where the server can say."""
+    return error.retry_after_s if isinstance(error, OverloadError) else None
+
+
 def code_number(code: grpc.StatusCode) -> int:
     """A status as the number of google.rpc.Code."""
     number: int = code.value[0]  # grpc declares the value as int, and makes it (number, name)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,11 +20,19 @@ from fathom.errors import (
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
+#: Attempts at requests that a full server refuses, by request_id.
+asked: Counter[str] = Counter()
+
 
 class Echo(recommender_pb2_grpc.RecommenderServicer):
     """Answers with what it was asked; a profile that is a status name is answered with that status."""
 
     def Recommend(self, request, context):  # type: ignore[no-untyped-def]
+        if request.profile == "FULL":
+            asked[request.request_id] += 1
+            if asked[request.request_id] < request.k:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", "3"),))
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
         if request.profile in grpc.StatusCode.__members__:
             context.abort(grpc.StatusCode[request.profile], "two\nlines")
         return pb.RecommendResponse(
@@ -113,6 +122,15 @@ def test_each_status_is_one_of_our_errors_in_one_line(
     with pytest.raises(kind) as caught:
         client.recommend(["a"], profile=status)
     assert str(caught.value) == text.format(target=client.target)
+
+
+def test_a_full_server_is_asked_again_when_it_says_so_but_not_for_ever(client: Client) -> None:
+    assert client.recommend(["a"], profile="FULL", k=3, request_id="third").items
+    assert asked["third"] == 3
+    with pytest.raises(OverloadError, match="full") as caught:
+        client.recommend(["a"], profile="FULL", k=9, request_id="never")
+    assert asked["never"] == 3
+    assert caught.value.retry_after_s == 0.003
 
 
 def test_a_batch_gives_an_answer_or_an_error_for_each(client: Client) -> None:

@@ -5,8 +5,12 @@
         print(answer.depth, answer.why, [item.title for item in answer.items])
 
 ``AsyncClient`` is the same with ``async with`` and ``await``.
+
+Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to three times
+in all, when the server says it is worth it, within the timeout, and only while most calls to that server succeed.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,11 +33,28 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 5.0
 
+#: gRPC's own retries (gRFC A6); the throttling is the budget: ten failures in a row stop them.
+_CALLS = {
+    "methodConfig": [
+        {
+            "name": [{"service": pb.DESCRIPTOR.services_by_name["Recommender"].full_name}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.05s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+_OPTIONS = (("grpc.service_config", json.dumps(_CALLS)),)
+
 _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
@@ -163,7 +184,7 @@ class Client:
 
     def __init__(self, target: str = DEFAULT_TARGET) -> None:
         self.target = target
-        self._channel = grpc.insecure_channel(target)
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
 
     def recommend(
@@ -208,7 +229,7 @@ class AsyncClient:
 
     def __init__(self, target: str = DEFAULT_TARGET) -> None:
         self.target = target
-        self._channel = grpc.aio.insecure_channel(target)
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def recommend(
@@ -260,6 +281,9 @@ def _error(target: str, error: grpc.RpcError) -> FathomError:
     if code is grpc.StatusCode.CANCELLED:
         # Nobody cancels a call here: gRPC itself refuses calls so when too many wait to be accepted.
         return OverloadError(f"{target}: the call was refused before it was read ({details}); try again later")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        pushback = dict(call.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
+        return OverloadError(details, retry_after_s=None if pushback is None else int(pushback) / 1e3)
     kind = _ERRORS.get(code)
     return kind(details) if kind else ConnectError(f"{target}: {code.name}: {details}")
 
@@ -268,6 +292,9 @@ def _result(result: pb.RecommendResult) -> Recommendation | FathomError:
     if result.WhichOneof("outcome") == "response":
         return _recommendation(result.response)
     code = _BY_NUMBER.get(result.error.code, grpc.StatusCode.UNKNOWN)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        hint = result.error.retry_after_ms / 1e3 if result.error.HasField("retry_after_ms") else None
+        return OverloadError(result.error.message, retry_after_s=hint)
     kind = _ERRORS.get(code)
     return kind(result.error.message) if kind else ConnectError(f"{code.name}: {result.error.message}")
 

@@ -99,7 +99,11 @@ class DeadlineError(RequestError):
 
 
 class OverloadError(RequestError):
-    """The server is full; try again later."""
+    """The server is full; try again after ``retry_after_s`` seconds (None: it cannot say)."""
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(RequestError):

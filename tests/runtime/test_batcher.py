@@ -76,8 +76,10 @@ async def test_a_full_queue_refuses_at_once_and_recovers(bench: Bench) -> None:
     first = await bench.hold()
     others = [bench.ask(work) for work in (2, 3, 4)]
     await bench.until_waiting(3)
-    with pytest.raises(OverloadError):
+    with pytest.raises(OverloadError, match="3 requests are waiting, which is the most; try again in") as refused:
         await bench.ask(5)
+    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s > 0
     bench.free.set()
     await asyncio.gather(first, *others)
     assert await bench.ask(6) == (12, 100.0)

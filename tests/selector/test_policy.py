@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
-from fathom.errors import DeadlineError, NotFoundError
+from fathom.errors import DeadlineError, NotFoundError, OverloadError
 from fathom.selector.policy import QUEUE_WEIGHT, Decision, DepthReason, choose, fit_deadline
 
 fast = settings(deadline=None, max_examples=300)
@@ -120,8 +120,9 @@ def test_while_others_wait_only_the_shallowest_depth_may_use_all_the_time() -> N
     # Depth 8 would end at 8 ms of 10, but 2 ms of queue count four times for it.
     assert fit(DEEP, queue_s=0.002).depth == 4
     assert fit(DEEP, queue_s=0.007).depth == 4
-    with pytest.raises(DeadlineError):
+    with pytest.raises(OverloadError) as refused:
         fit(DEEP, queue_s=0.0071)
+    assert refused.value.retry_after_s == pytest.approx(0.0001)
     fixed = choose(0.0, EDGE, ALL, fixed=8)
     assert fit(fixed, queue_s=0.003) is fixed
 
@@ -138,8 +139,11 @@ def test_a_depth_without_a_measured_cost_never_fits() -> None:
 
 
 def test_the_error_says_what_was_left_and_what_it_would_take() -> None:
-    with pytest.raises(DeadlineError, match=r"^4\.0 ms left, 2\.0 ms of it in the queue: depth 4 needs 3\.0 ms"):
+    full = r"^4\.0 ms left, 2\.0 ms of it in the queue, which is too full for depth 4; try again in 1\.0 ms$"
+    with pytest.raises(OverloadError, match=full):
         fit(DEEP, deadline_s=100.004)
+    with pytest.raises(DeadlineError, match=r"^2\.0 ms left: depth 4 needs 3\.0 ms; allow more time$"):
+        fit(DEEP, deadline_s=100.002)
     with pytest.raises(DeadlineError, match="the deadline has passed"):
         fit(DEEP, deadline_s=99.0)
 
@@ -162,7 +166,8 @@ def test_the_deadline_rule_picks_the_deepest_depth_that_fits(
     fitting = [depth for depth in candidates if cost_p99_s[depth] + weights[depth] * queue_s <= left_s]
     arguments: dict[str, Any] = {"now_s": now_s, "deadline_s": now_s + left_s, "queue_s": queue_s}
     if not fitting:
-        with pytest.raises(DeadlineError):
+        in_time_alone = bool(candidates) and cost_p99_s[min(candidates)] <= left_s
+        with pytest.raises(OverloadError if in_time_alone else DeadlineError):
             fit_deadline(decision, **arguments, cost_p99_s=cost_p99_s, allowed=allowed)
         return
     found = fit_deadline(decision, **arguments, cost_p99_s=cost_p99_s, allowed=allowed)

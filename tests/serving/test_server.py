@@ -97,10 +97,13 @@ async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer) ->
         await reached(it.held)
         waiting = [it.stub.Recommend(REQUEST, timeout=30) for _ in range(3)]
         await until(lambda: it.server._pipeline.waiting == 3)
-        code, _ = await status(it.stub.Recommend(REQUEST, timeout=30))
+        refused = it.stub.Recommend(REQUEST, timeout=30)
+        code, _ = await status(refused)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert int(dict(await refused.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
         batch = await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=[REQUEST] * 2), timeout=30)
         assert {result.error.code for result in batch.results} == {code.value[0]}
+        assert all(result.error.retry_after_ms > 0 for result in batch.results)
         it.held.go.set()
         answers = await asyncio.gather(running, *waiting)
         assert all(len(answer.items) == 10 for answer in answers)
