@@ -53,9 +53,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Answered:
-    """One request under load: seconds from the moment it was due, and what came; None for no answer."""
+    """One request under load: seconds from the moment it was due, its status, and what came; None for no answer.
+
+    ``called_s``: of the call alone, without what a busy client adds.
+    """
 
     seconds: float
+    called_s: float
+    status: str
     depth: int | None
     gain: float
 
@@ -97,17 +102,21 @@ async def offer(stub: Any, cases: Sequence[Case], rate: float, seconds: float, *
 
     async def one(case: Case, due_s: float) -> None:
         left = DEADLINE_S - (time.perf_counter() - begin - due_s)
-        depth, gain = None, 0.0
+        depth, gain, status = None, 0.0, "TOO_LATE"
+        called = time.perf_counter()
         try:
             if deadline and left <= 0:
                 raise TimeoutError
             answer = await stub.Recommend(
                 pb.RecommendRequest(item_ids=case.items), timeout=left if deadline else 10 * seconds
             )
-            depth, gain = answer.depth, _gain(answer, case)
-        except (grpc.aio.AioRpcError, TimeoutError):
+            depth, gain, status = answer.depth, _gain(answer, case), "OK"
+        except grpc.aio.AioRpcError as error:
+            status = error.code().name
+        except TimeoutError:
             pass
-        found.append(Answered(time.perf_counter() - begin - due_s, depth, gain))
+        ended = time.perf_counter()
+        found.append(Answered(ended - begin - due_s, ended - called, status, depth, gain))
 
     tasks = []
     for place, moment in enumerate(moments.tolist()):

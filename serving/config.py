@@ -29,6 +29,7 @@ class ServerSettings(BaseModel):
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="HTTP port of /metrics; 0 takes a free one, off serves none"
     )
+    workers: int = Field(default=1, ge=1, le=256, description="server processes on the port")
     profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
     policy: Literal["auto", "certified", "rule", "deepest"] = Field(
         default="auto", description="auto: as certified, else by the profile's rule"
@@ -50,7 +51,7 @@ class ServerSettings(BaseModel):
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("port", "metrics_port", "threads", "max_queue", "max_message_mb", mode="before")
+    @field_validator("port", "metrics_port", "workers", "threads", "max_queue", "max_message_mb", mode="before")
     @classmethod
     def _off_or_number(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads a bare `off` as False; the command line and the environment give the word.

@@ -25,13 +25,15 @@ class ServerInfo:
     engine: str
     policy: str
     started_s: float
+    workers: int = 1
 
     def __str__(self) -> str:
         metrics = f", metrics http://{self.metrics_address}/metrics" if self.metrics_address else ""
+        processes = f", {self.workers} processes" if self.workers > 1 else ""
         return (
             f"ready on {self.address}: bundle {self.bundle} {self.version} ({self.items} items),"
-            f" profile {self.profile}, depths {', '.join(map(str, self.depths))}, {self.policy}, {self.engine}{metrics}"
-            f" (warmed up in {self.started_s:.1f} s)"
+            f" profile {self.profile}, depths {', '.join(map(str, self.depths))}, {self.policy}, {self.engine}"
+            f"{processes}{metrics} (warmed up in {self.started_s:.1f} s)"
         )
 
 

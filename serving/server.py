@@ -6,6 +6,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 import fathom
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, FathomError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
@@ -30,6 +32,7 @@ from fathom.serving.guard import Guard
 from fathom.serving.logs import logging_to
 from fathom.serving.metrics import MeteredEngine, Metrics, MetricsServer
 from fathom.serving.service import RecommenderService
+from fathom.serving.workers import supervise
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 # After the drain only answers on the wire and health watchers are left.
@@ -46,8 +49,9 @@ class Server:
     Belongs to the event loop it is started in; keeps neither bundle nor engine open after ``close``.
     """
 
-    def __init__(self, settings: ServerSettings, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, settings: ServerSettings, bundle: Bundle, engine: Engine, *, shares_port: bool = False) -> None:
         self._settings = settings
+        self._shares_port = shares_port
         self._bundle = bundle
         self._gate = Gate()
         self._metrics = Metrics()
@@ -127,7 +131,7 @@ class Server:
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
                 # Otherwise a second server on the same port would silently take half of the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._shares_port)),
                 # By default gRPC refuses calls that wait to be accepted with CANCELLED, some beyond 1,000 and all
                 # beyond 3,000. With a larger backlog our own queue refuses first, with RESOURCE_EXHAUSTED.
                 ("grpc.server.max_pending_requests", backlog),
@@ -144,7 +148,8 @@ class Server:
         wanted = _address(host, port)
         try:
             # gRPC would only say that it failed, and log it; the socket says why.
-            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+            if not self._shares_port:
+                socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
             port = self._grpc.add_insecure_port(wanted)
         except (OSError, RuntimeError) as error:
             reason = f": {error.strerror}" if isinstance(error, OSError) else ""
@@ -196,25 +201,54 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     Raises BundleError or ConfigError before anything listens.
     """
     with logging_to(log_format=settings.log_format, level=settings.log_level):
-        asyncio.run(_serve(settings, bundle_path, ready or _print))
+        if settings.workers > 1:
+            asyncio.run(supervise(settings, bundle_path, _work, ready=ready or _print))
+        else:
+            asyncio.run(_serve(settings, bundle_path, ready or _print))
 
 
-async def _serve(settings: ServerSettings, bundle_path: Path, ready: Callable[[ServerInfo], None]) -> None:
+def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None:
+    """One of several workers: tells the parent that it is ready, or why not, and drains when the pipe ends."""
+    # Ctrl-C goes to the whole group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def say(message: ServerInfo | str) -> None:
+        with suppress(BrokenPipeError):
+            pipe.send(message)
+
+    with logging_to(log_format=settings.log_format, level=settings.log_level):
+        try:
+            asyncio.run(_serve(settings, bundle_path, say, pipe))
+        except FathomError as error:
+            say(str(error))
+
+
+async def _serve(
+    settings: ServerSettings,
+    bundle_path: Path,
+    ready: Callable[[ServerInfo], None],
+    pipe: Connection | None = None,
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    signals = (signal.SIGTERM,) if pipe else (signal.SIGTERM, signal.SIGINT)
 
-    def stopped(number: signal.Signals) -> None:
-        log.info("%s: draining", number.name)
+    def stopped(reason: str) -> None:
+        log.info("%s: draining", reason)
         stop.set()
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in signals:
             loop.remove_signal_handler(each)
+        if pipe:
+            loop.remove_reader(pipe.fileno())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped, number)
+    for number in signals:
+        loop.add_signal_handler(number, stopped, number.name)
+    if pipe:
+        loop.add_reader(pipe.fileno(), stopped, "the parent has let go")
     with Bundle.open(bundle_path) as bundle:
         profile = own_profile(settings.profile, bundle)
         engine = open_engine(bundle, threads=settings.threads or profile.threads)
-        async with Server(settings, bundle, engine) as server:
+        async with Server(settings, bundle, engine, shares_port=pipe is not None) as server:
             info = await server.start()
             log.info("ready", extra={"fields": {"server": str(info)}})
             ready(info)

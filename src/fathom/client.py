@@ -6,13 +6,14 @@
 
 ``AsyncClient`` is the same with ``async with`` and ``await``.
 
-Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to three times
+Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to four times
 in all, when the server says it is worth it, within the timeout, and only while most calls to that server succeed.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,17 +40,24 @@ _CALLS = {
         {
             "name": [{"service": pb.DESCRIPTOR.services_by_name["Recommender"].full_name}],
             "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "0.5s",
-                "backoffMultiplier": 2,
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 3,
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
             },
         }
     ],
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
-_OPTIONS = (("grpc.service_config", json.dumps(_CALLS)),)
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_CALLS)),
+    # Without a pool of its own, a channel would share the connection of every other one to the same target.
+    ("grpc.use_local_subchannel_pool", 1),
+    # By default a connection that fails is not tried again for a second, in which every retry would fail too.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+)
 
 _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -176,16 +184,18 @@ class BundleInfo:
 
 
 class Client:
-    """A blocking client; one connection, safe to share between threads.
+    """A blocking client, safe to share between threads; calls take turns on its ``channels`` connections.
+
+    A server of several workers is spread over by several connections.
 
     Every method raises ConnectError when no server answers, or a RequestError of ``fathom.errors`` that says what
     the server did not accept.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, channels: int = 1) -> None:
         self.target = target
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
-        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
+        self._channels = [grpc.insecure_channel(target, options=_OPTIONS) for _ in range(channels)]
+        self._stubs = cycle([_stub(channel) for channel in self._channels])
 
     def recommend(
         self, items: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
@@ -205,6 +215,10 @@ class Client:
         """What the server serves."""
         return _bundle_info(self._call(self._stub.GetBundle, pb.GetBundleRequest(), timeout_s))
 
+    @property
+    def _stub(self) -> Any:
+        return next(self._stubs)
+
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         try:
             return method(request, timeout=timeout_s)
@@ -212,8 +226,9 @@ class Client:
             raise _error(self.target, error) from None
 
     def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        """Close the connections."""
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -227,10 +242,10 @@ class Client:
 class AsyncClient:
     """``Client`` for asyncio: the same methods, awaited."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, *, channels: int = 1) -> None:
         self.target = target
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
+        self._channels = [grpc.aio.insecure_channel(target, options=_OPTIONS) for _ in range(channels)]
+        self._stubs = cycle([_stub(channel) for channel in self._channels])
 
     async def recommend(
         self, items: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
@@ -250,6 +265,10 @@ class AsyncClient:
         """What the server serves."""
         return _bundle_info(await self._call(self._stub.GetBundle, pb.GetBundleRequest(), timeout_s))
 
+    @property
+    def _stub(self) -> Any:
+        return next(self._stubs)
+
     async def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         try:
             return await method(request, timeout=timeout_s)
@@ -257,8 +276,9 @@ class AsyncClient:
             raise _error(self.target, error) from None
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._channel.close(None)
+        """Close the connections."""
+        for channel in self._channels:
+            await channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -267,6 +287,10 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _stub(channel: Any) -> Any:
+    return recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
 
 
 def _error(target: str, error: grpc.RpcError) -> FathomError:

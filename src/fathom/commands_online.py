@@ -192,6 +192,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 takes a free one. Default: 50051.")] = None,
     metrics_port: Annotated[str | None, typer.Option(help="HTTP port of /metrics. Default: off.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Server processes on the port. Default: 1.")] = None,
     policy: Annotated[
         Literal["auto", "certified", "rule", "deepest"] | None,
         typer.Option(help="How depths are chosen. Default: auto, as certified, else by the profile's rule."),

@@ -1,0 +1,91 @@
+"""Several worker processes on one port: real processes, killed for real."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fathom.client import Client
+
+SECONDS = 60
+
+
+def command(bundle: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "fathom", "serve", str(bundle), "--workers", "2", "--json", *options]
+
+
+@contextmanager
+def serving(bundle: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command(bundle, "--port", "0"), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())["address"], process
+        finally:
+            process.kill()
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children()
+    return [each for each in found if "spawn_main" in " ".join(each.cmdline())]
+
+
+def test_a_killed_worker_costs_no_answer_and_is_replaced(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(synthetic_bundle, log) as (address, process), Client(address, channels=8) as client:
+        ids = json.loads((synthetic_bundle / "items" / "catalogue.json").read_bytes())["ids"][:8]
+        expected = client.recommend(ids, depth=4).items
+        first = workers(process)
+        assert len(first) == 2
+        os.kill(first[0].pid, signal.SIGKILL)
+        while log.read_text().count('"message": "ready"') < 3:
+            assert client.recommend(ids, depth=4).items == expected
+        assert len(workers(process)) == 2
+        assert "worker 0 ended with code -9; starting another" in log.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+        assert log.read_text().count("drained; 0 calls cut off") == 2
+
+
+def test_workers_do_not_outlive_a_killed_parent(synthetic_bundle: Path, tmp_path: Path) -> None:
+    with serving(synthetic_bundle, tmp_path / "log") as (_, process):
+        children = workers(process)
+        process.kill()
+        process.wait(SECONDS)
+        _, alive = psutil.wait_procs(children, timeout=SECONDS)
+        assert not alive
+
+
+def test_what_keeps_workers_from_starting_is_one_line(synthetic_bundle: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for bundle, options, expected in (
+            (synthetic_bundle, ["--port", str(port)], f"127.0.0.1:{port} cannot be listened on"),
+            (tmp_path / "none", ["--port", "0"], str(tmp_path / "none")),
+        ):
+            ended = subprocess.run(
+                command(bundle, *options), capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+            assert ended.returncode == 2
+            assert len(ended.stderr.strip().splitlines()) == 1
+            assert expected in ended.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "many"])
+def test_an_impossible_number_of_workers_is_refused(synthetic_bundle: Path, value: str) -> None:
+    arguments = [*command(synthetic_bundle)[:-3], "--workers", value]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 2
+    assert "workers" in ended.stderr
