@@ -41,6 +41,13 @@ class ServerSettings(BaseModel):
         description="share of certified requests that are run at the deepest depth too, when idle",
     )
     feedback_alpha: float = Field(default=0.01, gt=0, lt=1, description="probability that feedback ever alarms wrongly")
+    history: str = Field(
+        default="off",
+        min_length=1,
+        description="off, memory, sqlite:PATH or a redis URL",
+    )
+    history_max_events: int = Field(default=1_000, ge=1, le=10_000, description="events kept of a user, the newest")
+    history_days: int | None = Field(default=None, ge=1, description="events that are older are forgotten")
     threads: int | None = Field(
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
     )

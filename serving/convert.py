@@ -14,8 +14,10 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.pipeline import Answer, Query
 from fathom.selector.policy import DepthReason
+from fathom.serving.history import Event
 
-LONGEST_REQUEST_ID_BYTES = 128
+LONGEST_ID_BYTES = 128
+MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 DEFAULT_K = 10
 LARGEST_K = 1_000
@@ -43,7 +45,7 @@ class Converter:
 
         ``deadline_s``: on the clock of ``time.monotonic``. Raises InvalidRequestError or NotFoundError.
         """
-        check_request_id(request.request_id)
+        _check_id("request_id", request.request_id, least=0)
         items, timestamps, unknown = self._history(request)
         wanted = request.filter
         query = Query(
@@ -89,7 +91,7 @@ class Converter:
     def _history(self, request: pb.RecommendRequest) -> tuple[np.ndarray, np.ndarray | None, int]:
         given = len(request.item_ids)
         if given == 0:
-            raise InvalidRequestError("item_ids is empty; send at least one item of the user's history")
+            raise InvalidRequestError("item_ids is empty; send at least one item of the user's history, or a user_id")
         if given > LONGEST_HISTORY:
             raise InvalidRequestError(f"item_ids has {given} items, at most {LONGEST_HISTORY}; send the newest ones")
         timestamps = _checked_timestamps(request.timestamps, given) if request.timestamps else None
@@ -129,11 +131,31 @@ class Converter:
         return wanted
 
 
-def check_request_id(request_id: str) -> None:
-    """Raises InvalidRequestError for a request_id that is longer than the contract allows."""
-    size = len(request_id.encode())
-    if size > LONGEST_REQUEST_ID_BYTES:
-        raise InvalidRequestError(f"request_id has {size} bytes, at most {LONGEST_REQUEST_ID_BYTES}")
+def user_of(request: pb.RecommendRequest | pb.AppendEventsRequest | pb.DeleteUserRequest) -> str:
+    """The user_id of a message; raises InvalidRequestError when there is none or it is too long."""
+    _check_id("user_id", request.user_id)
+    return request.user_id
+
+
+def events_of(request: pb.AppendEventsRequest) -> list[Event]:
+    """The events of a message; raises InvalidRequestError for the first that contradicts the contract."""
+    if len(request.events) > MOST_EVENTS:
+        raise InvalidRequestError(f"the message has {len(request.events)} events, at most {MOST_EVENTS}; send several")
+    events = [Event(each.event_id, each.item_id, each.timestamp) for each in request.events]
+    for event_id, item_id, timestamp in events:
+        _check_id("event_id", event_id)
+        _check_id("item_id", item_id)
+        if not 0 <= timestamp <= LAST_SECOND_OF_9999:
+            raise InvalidRequestError(_bad_second("timestamp", timestamp))
+    return events
+
+
+def use_history(request: pb.RecommendRequest, events: Sequence[Event]) -> None:
+    """Put what is known of a request's user in the place of a history; raises NotFoundError when it is nothing."""
+    if not events:
+        raise NotFoundError(f"nothing is known of user {_echo(request.user_id)}; send item_ids, or append events first")
+    request.item_ids.extend(event.item_id for event in events)
+    request.timestamps.extend(event.timestamp for event in events)
 
 
 def deadline_of(time_remaining_s: float | None) -> float | None:
@@ -147,15 +169,24 @@ def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:
     times = np.fromiter(values, np.int64, given)
     if times.min() < 0 or times.max() > LAST_SECOND_OF_9999:
         worst = int(times.min()) if times.min() < 0 else int(times.max())
-        raise InvalidRequestError(
-            f"timestamps has {worst}; send seconds since 1970 (not milliseconds), none negative or after the year 9999"
-        )
+        raise InvalidRequestError(_bad_second("timestamps", worst))
     falls = np.flatnonzero(times[1:] < times[:-1])
     if falls.size:
         raise InvalidRequestError(
             f"timestamps fall at position {int(falls[0]) + 1}; send the history oldest first, with its own times"
         )
     return times
+
+
+def _check_id(name: str, value: str, *, least: int = 1) -> None:
+    size = len(value.encode())
+    if not least <= size <= LONGEST_ID_BYTES:
+        limit = f"at most {LONGEST_ID_BYTES}" if size else f"at least {least}"
+        raise InvalidRequestError(f"{name} has {size} bytes, {limit}")
+
+
+def _bad_second(name: str, value: int) -> str:
+    return f"{name} has {value}; send seconds since 1970 (not milliseconds), none negative or after the year 9999"
 
 
 def _echo(text: str) -> str:

@@ -6,7 +6,8 @@ docs/operating.md lists them. Each server has its own registry, so that several 
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Self
+from contextlib import AbstractContextManager
+from typing import Any, Self
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -41,6 +42,9 @@ class Metrics:
         )
         self._queue_seconds = self._histogram("fathom_queue_seconds", "Time answered requests waited in a lane.", ())
         self._engine_seconds = self._histogram("fathom_engine_seconds", "Time of one engine run.", ("depth",))
+        self._history_seconds = self._histogram(
+            "fathom_history_seconds", "Time of one use of the users' histories.", ("operation",)
+        )
         self._unknown = self._counter("fathom_unknown_items", "Items of histories that are not in the catalogue.", ())
         self._batch_size = Histogram(
             "fathom_batch_size", "Requests per engine run.", ("depth",), buckets=BATCH_SIZES, registry=self.registry
@@ -88,6 +92,10 @@ class Metrics:
         self._queue_seconds.observe(timing.queue_us / 1e6)
         if unknown_items:
             self._unknown.inc(unknown_items)
+
+    def using_history(self, operation: str) -> AbstractContextManager[Any]:
+        """Time what is done inside."""
+        return self._history_seconds.labels(operation).time()
 
     def failed(self, code: grpc.StatusCode) -> None:
         """A request got an error instead."""

@@ -29,6 +29,7 @@ from fathom.serving.convert import Converter
 from fathom.serving.describe import ServerInfo, bundle_message, own_profile, routing_message, served_profiles
 from fathom.serving.gate import Gate
 from fathom.serving.guard import Guard
+from fathom.serving.history import HistoryStore, Retention, open_history
 from fathom.serving.logs import logging_to
 from fathom.serving.metrics import MeteredEngine, Metrics, MetricsServer
 from fathom.serving.service import RecommenderService
@@ -68,6 +69,7 @@ class Server:
         )
         self._pipeline = Pipeline(bundle, self._engine, settings=limits)
         self._pipeline.router.require(self._profile)
+        self._history = _history(settings)
         self._grpc: grpc.aio.Server | None = None
         self._metrics_http: MetricsServer | None = None
 
@@ -112,6 +114,8 @@ class Server:
         if self._grpc:
             await self._grpc.stop(None)
         self._pipeline.close()
+        if self._history:
+            await self._history.close()
         if self._metrics_http:
             self._metrics_http.close()
 
@@ -184,6 +188,7 @@ class Server:
             self._pipeline,
             Converter(self._bundle, profiles, self._profile),
             describe,
+            self._history,
             gate=self._gate,
             metrics=self._metrics,
             stream_in_flight=self._settings.stream_in_flight,
@@ -202,6 +207,8 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     """
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
+            if settings.history == "memory":
+                raise ConfigError("history: workers share nothing in memory; choose sqlite:PATH, or one worker")
             asyncio.run(supervise(settings, bundle_path, _work, ready=ready or _print))
         else:
             asyncio.run(_serve(settings, bundle_path, ready or _print))
@@ -255,6 +262,10 @@ async def _serve(
             await stop.wait()
             left = await server.drain()
             log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
+
+
+def _history(settings: ServerSettings) -> HistoryStore | None:
+    return open_history(settings.history, Retention(settings.history_max_events, settings.history_days))
 
 
 def _print(info: ServerInfo) -> None:

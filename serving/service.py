@@ -1,4 +1,4 @@
-"""The four RPCs of ``fathom.v1.Recommender`` on top of a Pipeline.
+"""The RPCs of ``fathom.v1.Recommender`` on top of a Pipeline.
 
 They raise our own errors; ``guard.py`` turns those of a whole call into its status, and ``_result`` those of one
 request in a batch or stream into its RecommendError.
@@ -16,8 +16,9 @@ from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.pipeline import Pipeline
-from fathom.serving.convert import LARGEST_BATCH, Converter, deadline_of
+from fathom.serving.convert import LARGEST_BATCH, Converter, deadline_of, events_of, use_history, user_of
 from fathom.serving.gate import Gate
+from fathom.serving.history import HistoryStore
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
 
@@ -32,6 +33,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         pipeline: Pipeline,
         converter: Converter,
         describe: Callable[[], pb.GetBundleResponse],
+        history: HistoryStore | None,
         *,
         gate: Gate,
         metrics: Metrics,
@@ -40,6 +42,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self._pipeline = pipeline
         self._converter = converter
         self._describe = describe
+        self._history = history
         self._gate = gate
         self._metrics = metrics
         self._stream_in_flight = stream_in_flight
@@ -96,12 +99,51 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         if failure is not None:
             raise failure
 
+    async def AppendEvents(self, request: pb.AppendEventsRequest, context: Any) -> pb.AppendEventsResponse:  # noqa: ARG002
+        """Add events to what is known of a user."""
+        with self._gate.enter():
+            return pb.AppendEventsResponse(appended=await self._append(request))
+
+    async def AppendEventStream(
+        self,
+        requests: AsyncIterator[pb.AppendEventsRequest],
+        context: Any,  # noqa: ARG002
+    ) -> pb.AppendEventsResponse:
+        """The same for many messages."""
+        with self._gate.enter():
+            async with self._gate.until_closing():
+                return pb.AppendEventsResponse(appended=sum([await self._append(each) async for each in requests]))
+
+    async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
+        """Forget a user."""
+        with self._gate.enter():
+            history, user_id = self._known(), user_of(request)
+            with self._metrics.using_history("delete"):
+                return pb.DeleteUserResponse(deleted=await history.delete(user_id))
+
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
         with self._gate.enter():
             return self._describe()
 
+    def _known(self) -> HistoryStore:
+        if self._history is None:
+            raise InvalidRequestError("this server keeps no histories (`fathom serve --history`); send item_ids")
+        return self._history
+
+    async def _append(self, request: pb.AppendEventsRequest) -> int:
+        history, user_id, events = self._known(), user_of(request), events_of(request)
+        with self._metrics.using_history("append"):
+            return await history.append(user_id, events)
+
     async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResponse:
+        if request.user_id:
+            if request.item_ids or request.timestamps:
+                raise InvalidRequestError("the request has a user_id and a history; send one of them")
+            history, user_id = self._known(), user_of(request)
+            with self._metrics.using_history("read"):
+                events = await history.read(user_id)
+            use_history(request, events)
         query, unknown = self._converter.query(request, deadline_s)
         answer = await self._pipeline.recommend(query)
         self._metrics.answered(answer, unknown)

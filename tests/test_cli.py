@@ -29,7 +29,7 @@ COMMANDS = [
         "doctor",
     ),
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle quality"),
-    *("profiles list", "profiles show", "profiles check"),
+    *("profiles list", "profiles show", "profiles check", "history import"),
 ]
 
 

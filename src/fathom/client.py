@@ -74,11 +74,12 @@ _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in
 class Query:
     """One request: the user's items, oldest first, and what is wanted; empty and None mean the server's own choice.
 
-    ``timestamps``: seconds since 1970, none or one per item. ``profile``: a device profile or a tier.
-    ``depth``: run exactly this one. ``allow``: when not empty, only these items are returned.
+    ``user_id``: in place of items, a user whose history the server keeps. ``timestamps``: seconds since 1970, none or
+    one per item. ``profile``: a device profile or a tier. ``depth``: run exactly this one. ``allow``: when not empty,
+    only these items are returned.
     """
 
-    items: Sequence[str]
+    items: Sequence[str] = ()
     k: int = 10
     timestamps: Sequence[int] = ()
     profile: str = ""
@@ -89,6 +90,7 @@ class Query:
     categories: Iterable[str] = ()
     titles: bool = True
     request_id: str = ""
+    user_id: str = ""
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -109,9 +111,19 @@ class Query:
                     categories=self.categories,
                 ),
                 include_titles=self.titles,
+                user_id=self.user_id,
             )
         except (TypeError, ValueError) as error:
             raise InvalidRequestError(f"not a request: {error}") from None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a user did: an id of its own among the user's events, the item, seconds since 1970."""
+
+    event_id: str
+    item_id: str
+    timestamp: int
 
 
 @dataclass(frozen=True)
@@ -198,9 +210,9 @@ class Client:
         self._stubs = cycle([_stub(channel) for channel in self._channels])
 
     def recommend(
-        self, items: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
+        self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
     ) -> Recommendation:
-        """The best items for one history; ``options`` are the other fields of Query."""
+        """The best items for one history, or one ``user_id``; ``options`` are the other fields of Query."""
         request = Query(items, **options).message()
         return _recommendation(self._call(self._stub.Recommend, request, timeout_s))
 
@@ -210,6 +222,18 @@ class Client:
         """Up to 1,024 queries in one message; the answer or the error of each, in order."""
         request = pb.RecommendBatchRequest(requests=[query.message() for query in queries])
         return [_result(each) for each in self._call(self._stub.RecommendBatch, request, timeout_s).results]
+
+    def append_events(self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Add up to 10,000 events to the history that the server keeps of a user; returns how many were new.
+
+        An event whose id is known already is ignored, so the same events may be sent again.
+        """
+        return int(self._call(self._stub.AppendEvents, _append(user_id, events), timeout_s).appended)
+
+    def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Let the server forget a user; returns how many events that were."""
+        request = pb.DeleteUserRequest(user_id=user_id)
+        return int(self._call(self._stub.DeleteUser, request, timeout_s).deleted)
 
     def bundle(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
         """What the server serves."""
@@ -248,9 +272,9 @@ class AsyncClient:
         self._stubs = cycle([_stub(channel) for channel in self._channels])
 
     async def recommend(
-        self, items: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
+        self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
     ) -> Recommendation:
-        """The best items for one history; ``options`` are the other fields of Query."""
+        """The best items for one history, or one ``user_id``; ``options`` are the other fields of Query."""
         request = Query(items, **options).message()
         return _recommendation(await self._call(self._stub.Recommend, request, timeout_s))
 
@@ -260,6 +284,20 @@ class AsyncClient:
         """Up to 1,024 queries in one message; the answer or the error of each, in order."""
         request = pb.RecommendBatchRequest(requests=[query.message() for query in queries])
         return [_result(each) for each in (await self._call(self._stub.RecommendBatch, request, timeout_s)).results]
+
+    async def append_events(
+        self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> int:
+        """Add up to 10,000 events to the history that the server keeps of a user; returns how many were new.
+
+        An event whose id is known already is ignored, so the same events may be sent again.
+        """
+        return int((await self._call(self._stub.AppendEvents, _append(user_id, events), timeout_s)).appended)
+
+    async def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Let the server forget a user; returns how many events that were."""
+        request = pb.DeleteUserRequest(user_id=user_id)
+        return int((await self._call(self._stub.DeleteUser, request, timeout_s)).deleted)
 
     async def bundle(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
         """What the server serves."""
@@ -287,6 +325,14 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _append(user_id: str, events: Iterable[Event]) -> pb.AppendEventsRequest:
+    try:
+        messages = [pb.Event(event_id=e.event_id, item_id=e.item_id, timestamp=e.timestamp) for e in events]
+        return pb.AppendEventsRequest(user_id=user_id, events=messages)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"not events: {error}") from None
 
 
 def _stub(channel: Any) -> Any:

@@ -20,12 +20,14 @@ Target = Annotated[str, typer.Option(help="host:port of the server.")]
 
 bundle_app = typer.Typer(help="Look at, check and cut bundles.", no_args_is_help=True)
 profiles_app = typer.Typer(help="Device profiles: what a device may run.", no_args_is_help=True)
+history_app = typer.Typer(help="Histories of users that a server keeps.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.add_typer(bundle_app, name="bundle")
     app.add_typer(profiles_app, name="profiles")
+    app.add_typer(history_app, name="history")
     for command in (serve, recommend, demo, loadtest, doctor):
         app.command()(command)
 
@@ -201,6 +203,11 @@ def serve(
         float | None, typer.Option(help="Certified requests that run twice. Default: 0.01.")
     ] = None,
     feedback_alpha: Annotated[float | None, typer.Option(help="Chance of a false alarm, ever. Default: 0.01.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Users' histories: off, memory, sqlite:PATH, redis://HOST:PORT/DB. Default: off.")
+    ] = None,
+    history_max_events: Annotated[int | None, typer.Option(help="Events kept of a user. Default: 1000.")] = None,
+    history_days: Annotated[int | None, typer.Option(help="Older events are forgotten. Default: never.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
     max_message_mb: Annotated[int | None, typer.Option(help="Largest message in and out.")] = None,
@@ -226,8 +233,30 @@ def serve(
         run(settings, bundle)
 
 
+@history_app.command("import")
+def history_import(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder, as `fathom data prepare` writes it.")],
+    to: Annotated[str, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB, as for `fathom serve --history`.")],
+    max_events: Annotated[int, typer.Option(min=1, max=10_000, help="Events kept of a user, the newest.")] = 1_000,
+    as_json: AsJson = False,
+) -> None:
+    """Put the interactions of a dataset into a store; doing it again adds only what is new. Servers may be running.
+
+    Example: fathom history import build/ml-100k/dataset --to sqlite:build/history.db
+    """
+    from fathom.history_import import import_dataset
+    from fathom.serving.history import Retention
+
+    imported = import_dataset(dataset, to, Retention(max_events))
+    if as_json:
+        show.as_json(asdict(imported))
+    else:
+        show.out.print(f"{imported.added} new events of {imported.users} users", highlight=False)
+
+
 def recommend(
-    items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")],
+    items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")] = "",
+    user: Annotated[str, typer.Option(help="In place of items: a user whose history the server keeps.")] = "",
     target: Target = "127.0.0.1:50051",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     profile: Annotated[str, typer.Option(help="A device profile or tier; default: the server's own.")] = "",
@@ -246,6 +275,7 @@ def recommend(
     with Client(target) as client:
         answer = client.recommend(
             _ids(items),
+            user_id=user,
             k=k,
             profile=profile,
             depth=depth,

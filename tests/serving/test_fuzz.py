@@ -3,6 +3,7 @@
 import random
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ SEEDS = [
     REQUEST.SerializeToString(),
     pb.RecommendRequest(item_ids=["item-7"]).SerializeToString(),
     pb.RecommendBatchRequest(requests=[REQUEST] * 3).SerializeToString(),
+    pb.AppendEventsRequest(
+        user_id="anna", events=[pb.Event(event_id=f"e{i}", item_id=f"item-{i}", timestamp=i) for i in range(3)]
+    ).SerializeToString(),
+    pb.RecommendRequest(user_id="anna").SerializeToString(),
 ]
+UNARY_METHODS = {"Recommend": 6, "RecommendBatch": 3, "GetBundle": 1, "AppendEvents": 3, "DeleteUser": 1}
 
 
 def random_message(rng: random.Random) -> bytes:
@@ -60,11 +66,11 @@ def random_message(rng: random.Random) -> bytes:
 
 
 def statuses_of_unary_calls(channel: grpc.Channel, rng: random.Random, count: int) -> Counter[grpc.StatusCode]:
-    methods = [channel.unary_unary(SERVICE + name) for name in ("Recommend", "RecommendBatch", "GetBundle")]
+    methods = [channel.unary_unary(SERVICE + name) for name in UNARY_METHODS]
     statuses: Counter[grpc.StatusCode] = Counter()
     open_calls: deque[Any] = deque()
     for _ in range(count):
-        method = rng.choices(methods, (6, 3, 1))[0]
+        method = rng.choices(methods, list(UNARY_METHODS.values()))[0]
         open_calls.append(method.future(random_message(rng), timeout=30))
         if len(open_calls) == IN_FLIGHT:
             statuses[open_calls.popleft().code()] += 1
@@ -73,15 +79,19 @@ def statuses_of_unary_calls(channel: grpc.Channel, rng: random.Random, count: in
 
 
 def statuses_of_streams(channel: grpc.Channel, rng: random.Random, count: int) -> Counter[grpc.StatusCode]:
-    method = channel.stream_stream(SERVICE + "RecommendStream")
+    answers = channel.stream_stream(SERVICE + "RecommendStream")
+    uploads = channel.stream_unary(SERVICE + "AppendEventStream")
     statuses: Counter[grpc.StatusCode] = Counter()
-    for _ in range(count // 4):
-        call = method(iter([random_message(rng) for _ in range(4)]), timeout=30)
-        try:
-            for _ in call:
-                pass
-        except grpc.RpcError:
-            pass
+    for number in range(count // 4):
+        messages = iter([random_message(rng) for _ in range(4)])
+        if number % 2:
+            call = uploads.future(messages, timeout=30)
+            call.exception()
+        else:
+            call = answers(messages, timeout=30)
+            with suppress(grpc.RpcError):
+                for _ in call:
+                    pass
         statuses[call.code()] += 1
     return statuses
 

@@ -27,7 +27,7 @@ DEPTH_REASON_DEEPEST: DepthReason
 DEPTH_REASON_FALLBACK: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class RecommendRequest(_message.Message):
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TITLES_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -44,7 +45,44 @@ class RecommendRequest(_message.Message):
     depth: int
     filter: Filter
     include_titles: bool
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ...) -> None: ...
+    user_id: str
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class AppendEventsRequest(_message.Message):
+    __slots__ = ("user_id", "events")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("event_id", "item_id", "timestamp")
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    item_id: str
+    timestamp: int
+    def __init__(self, event_id: _Optional[str] = ..., item_id: _Optional[str] = ..., timestamp: _Optional[int] = ...) -> None: ...
+
+class AppendEventsResponse(_message.Message):
+    __slots__ = ("appended",)
+    APPENDED_FIELD_NUMBER: _ClassVar[int]
+    appended: int
+    def __init__(self, appended: _Optional[int] = ...) -> None: ...
+
+class DeleteUserRequest(_message.Message):
+    __slots__ = ("user_id",)
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+
+class DeleteUserResponse(_message.Message):
+    __slots__ = ("deleted",)
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deleted: int
+    def __init__(self, deleted: _Optional[int] = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("include_seen", "exclude_item_ids", "allow_item_ids", "categories")

@@ -51,6 +51,21 @@ class RecommenderStub:
                 request_serializer=fathom_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
                 response_deserializer=fathom_dot_v1_dot_recommender__pb2.RecommendResult.FromString,
                 _registered_method=True)
+        self.AppendEvents = channel.unary_unary(
+                '/fathom.v1.Recommender/AppendEvents',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsResponse.FromString,
+                _registered_method=True)
+        self.AppendEventStream = channel.stream_unary(
+                '/fathom.v1.Recommender/AppendEventStream',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsResponse.FromString,
+                _registered_method=True)
+        self.DeleteUser = channel.unary_unary(
+                '/fathom.v1.Recommender/DeleteUser',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserResponse.FromString,
+                _registered_method=True)
         self.GetBundle = channel.unary_unary(
                 '/fathom.v1.Recommender/GetBundle',
                 request_serializer=fathom_dot_v1_dot_recommender__pb2.GetBundleRequest.SerializeToString,
@@ -88,6 +103,29 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AppendEvents(self, request, context):
+        """Add events to the history that the server keeps of a user. An event whose id the history holds already is ignored,
+        so the same message may be sent again. What is answered is on the disk. INVALID_ARGUMENT where the server keeps no
+        histories, UNAVAILABLE while they cannot be reached; the same holds for the next two.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendEventStream(self, request_iterator, context):
+        """The same for many messages, of any users; one answer at the end. After an error, send all of them again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUser(self, request, context):
+        """Forget a user: nothing of theirs is left in the server's files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBundle(self, request, context):
         """What is being served: depths, catalogue, quality, profiles.
         """
@@ -112,6 +150,21 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.RecommendStream,
                     request_deserializer=fathom_dot_v1_dot_recommender__pb2.RecommendRequest.FromString,
                     response_serializer=fathom_dot_v1_dot_recommender__pb2.RecommendResult.SerializeToString,
+            ),
+            'AppendEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendEvents,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsResponse.SerializeToString,
+            ),
+            'AppendEventStream': grpc.stream_unary_rpc_method_handler(
+                    servicer.AppendEventStream,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.AppendEventsResponse.SerializeToString,
+            ),
+            'DeleteUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUser,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserResponse.SerializeToString,
             ),
             'GetBundle': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBundle,
@@ -202,6 +255,87 @@ class Recommender:
             '/fathom.v1.Recommender/RecommendStream',
             fathom_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
             fathom_dot_v1_dot_recommender__pb2.RecommendResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/AppendEvents',
+            fathom_dot_v1_dot_recommender__pb2.AppendEventsRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.AppendEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendEventStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/fathom.v1.Recommender/AppendEventStream',
+            fathom_dot_v1_dot_recommender__pb2.AppendEventsRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.AppendEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/DeleteUser',
+            fathom_dot_v1_dot_recommender__pb2.DeleteUserRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.DeleteUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

