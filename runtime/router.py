@@ -41,7 +41,7 @@ class Monitor:
             self.alarm = True
             log.warning(
                 "the certificate for depths %s no longer fits: of %d requests run twice, %.1f %% of the top 10 agree,"
-                " at least %.1f %% were promised; their requests now get depth %d, until the server is restarted",
+                " at least %.1f %% were promised; their requests now get depth %d, until the bundle is exchanged",
                 ", ".join(map(str, self._depths)),
                 evidence.count,
                 100 * evidence.mean,

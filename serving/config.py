@@ -30,6 +30,8 @@ class ServerSettings(BaseModel):
         default=None, ge=0, le=65535, description="HTTP port of /metrics; 0 takes a free one, off serves none"
     )
     workers: int = Field(default=1, ge=1, le=256, description="server processes on the port")
+    default_bundle: str | None = Field(default=None, min_length=1, description="bundle of requests that name none")
+    watch_s: float = Field(default=0, ge=0, le=86_400, description="how often to look for new bundles; 0: never")
     profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
     policy: Literal["auto", "certified", "rule", "deepest"] = Field(
         default="auto", description="auto: as certified, else by the profile's rule"

@@ -99,7 +99,7 @@ class Converter:
         known = found >= 0
         count = int(np.count_nonzero(known))
         if count == 0:
-            raise NotFoundError(f"no item of the history is in the catalogue, as {_echo(request.item_ids[0])}")
+            raise NotFoundError(f"no item of the history is in the catalogue, as {echo(request.item_ids[0])}")
         if count == given:
             return found, timestamps, 0
         return found[known], None if timestamps is None else timestamps[known], given - count
@@ -116,7 +116,7 @@ class Converter:
         profile = self._profiles.get(name)
         if profile is None:
             known = _listed(sorted(filter(None, self._profiles)))
-            raise NotFoundError(f"profile {_echo(name)} is not served; served: {known}")
+            raise NotFoundError(f"profile {echo(name)} is not served; served: {known}")
         return profile
 
     def _known(self, ids: Iterable[str]) -> np.ndarray:
@@ -127,7 +127,7 @@ class Converter:
         wanted = frozenset(names)
         for name in names:
             if name not in self._categories:
-                raise NotFoundError(f"category {_echo(name)} is not in the catalogue")
+                raise NotFoundError(f"category {echo(name)} is not in the catalogue")
         return wanted
 
 
@@ -153,7 +153,7 @@ def events_of(request: pb.AppendEventsRequest) -> list[Event]:
 def use_history(request: pb.RecommendRequest, events: Sequence[Event]) -> None:
     """Put what is known of a request's user in the place of a history; raises NotFoundError when it is nothing."""
     if not events:
-        raise NotFoundError(f"nothing is known of user {_echo(request.user_id)}; send item_ids, or append events first")
+        raise NotFoundError(f"nothing is known of user {echo(request.user_id)}; send item_ids, or append events first")
     request.item_ids.extend(event.item_id for event in events)
     request.timestamps.extend(event.timestamp for event in events)
 
@@ -189,7 +189,8 @@ def _bad_second(name: str, value: int) -> str:
     return f"{name} has {value}; send seconds since 1970 (not milliseconds), none negative or after the year 9999"
 
 
-def _echo(text: str) -> str:
+def echo(text: str) -> str:
+    """A client's own text, as an error may repeat it."""
     return ascii(text if len(text) <= LONGEST_ECHO else text[:LONGEST_ECHO] + "...")
 
 

@@ -12,29 +12,39 @@ from fathom.selector.certificate import Certificate
 
 
 @dataclass(frozen=True)
-class ServerInfo:
-    """A server that is ready; ``metrics_address`` is None when it shows no metrics."""
+class BundleInfo:
+    """A bundle in service."""
 
-    address: str
-    metrics_address: str | None
-    bundle: str
+    name: str
     version: str
     items: int
     depths: tuple[int, ...]
     profile: str
     engine: str
     policy: str
+
+    def __str__(self) -> str:
+        return (
+            f"bundle {self.name} {self.version} ({self.items} items), profile {self.profile},"
+            f" depths {', '.join(map(str, self.depths))}, {self.policy}, {self.engine}"
+        )
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """A server that is ready; ``metrics_address`` is None when it shows no metrics."""
+
+    address: str
+    metrics_address: str | None
+    bundles: tuple[BundleInfo, ...]
     started_s: float
     workers: int = 1
 
     def __str__(self) -> str:
         metrics = f", metrics http://{self.metrics_address}/metrics" if self.metrics_address else ""
         processes = f", {self.workers} processes" if self.workers > 1 else ""
-        return (
-            f"ready on {self.address}: bundle {self.bundle} {self.version} ({self.items} items),"
-            f" profile {self.profile}, depths {', '.join(map(str, self.depths))}, {self.policy}, {self.engine}"
-            f"{processes}{metrics} (warmed up in {self.started_s:.1f} s)"
-        )
+        bundles = "; ".join(map(str, self.bundles))
+        return f"ready on {self.address}: {bundles}{processes}{metrics} (warmed up in {self.started_s:.1f} s)"
 
 
 def served_profiles(bundle: Bundle) -> dict[str, DeviceProfile]:

@@ -5,24 +5,48 @@ docs/operating.md lists them. Each server has its own registry, so that several 
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from itertools import groupby
+from typing import Any, NamedTuple, Self
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from fathom.errors import ConfigError
 from fathom.runtime.engine import Engine
 from fathom.runtime.pipeline import Answer
-from fathom.runtime.router import Monitor
 
 # From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.
 SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Reading(NamedTuple):
+    """The present value of a gauge under its labels; readings of one name come one after the other."""
+
+    name: str
+    text: str
+    labels: Mapping[str, str]
+    value: float
+
+
+class _Readings(Collector):
+    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for (name, text), readings in groupby(self._read(), key=lambda each: each[:2]):
+            found = list(readings)
+            family = GaugeMetricFamily(name, text, labels=tuple(found[0].labels))
+            for each in found:
+                family.add_metric(tuple(each.labels.values()), each.value)
+            yield family
 
 
 class Metrics:
@@ -35,19 +59,23 @@ class Metrics:
         self._requests = self._counter(
             "fathom_requests",
             "Requests answered or refused, each one of a batch or stream counted; depth and reason when answered.",
-            ("status", "depth", "reason"),
+            ("bundle", "status", "depth", "reason"),
         )
         self._request_seconds = self._histogram(
-            "fathom_request_seconds", "From a request's arrival in the pipeline to its answer.", ("depth",)
+            "fathom_request_seconds", "From a request's arrival in the pipeline to its answer.", ("bundle", "depth")
         )
         self._queue_seconds = self._histogram("fathom_queue_seconds", "Time answered requests waited in a lane.", ())
-        self._engine_seconds = self._histogram("fathom_engine_seconds", "Time of one engine run.", ("depth",))
+        self._engine_seconds = self._histogram("fathom_engine_seconds", "Time of one engine run.", ("bundle", "depth"))
         self._history_seconds = self._histogram(
             "fathom_history_seconds", "Time of one use of the users' histories.", ("operation",)
         )
         self._unknown = self._counter("fathom_unknown_items", "Items of histories that are not in the catalogue.", ())
         self._batch_size = Histogram(
-            "fathom_batch_size", "Requests per engine run.", ("depth",), buckets=BATCH_SIZES, registry=self.registry
+            "fathom_batch_size",
+            "Requests per engine run.",
+            ("bundle", "depth"),
+            buckets=BATCH_SIZES,
+            registry=self.registry,
         )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
@@ -56,39 +84,20 @@ class Metrics:
     def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
         return Histogram(name, text, labels, buckets=SECONDS, registry=self.registry)
 
-    def describe(self, labels: dict[str, str]) -> None:
-        """Publish what is running as ``fathom_build_info{...} 1``."""
-        Gauge("fathom_build_info", "What is running.", tuple(labels), registry=self.registry).labels(**labels).set(1)
-
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Publish a value that is read whenever somebody looks."""
-        Gauge(name, text, registry=self.registry).set_function(read)
-
-    def feedback(self, monitor: Monitor) -> None:
-        """Publish what the feedback of the server's own profile has found."""
-        evidence = monitor.evidence
-        self.gauge(
-            "fathom_feedback_samples", "Requests that were run at the deepest depth too.", lambda: evidence.count
-        )
-        self.gauge(
-            "fathom_feedback_agreement", "Share of the deepest depth's top 10 that they got.", lambda: evidence.mean
-        )
-        self.gauge(
-            "fathom_feedback_expected", "The least share that the certificate expects.", lambda: evidence.expected
-        )
-        self.gauge("fathom_feedback_capital", "Evidence that it no longer holds.", lambda: evidence.capital)
-        self.gauge("fathom_feedback_alarm", "1 once the certificate no longer fits.", lambda: monitor.alarm)
+    def show(self, read: Callable[[], Iterable[Reading]]) -> None:
+        """Publish values that are read whenever somebody looks, from another thread."""
+        self.registry.register(_Readings(read))
 
     def called(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         """A gRPC call has ended."""
         self._calls.labels(method, code.name).inc()
         self._call_seconds.labels(method).observe(seconds)
 
-    def answered(self, answer: Answer, unknown_items: int) -> None:
+    def answered(self, bundle: str, answer: Answer, unknown_items: int) -> None:
         """A request has its answer."""
         depth, timing = str(answer.decision.depth), answer.timing
-        self._requests.labels("OK", depth, answer.decision.reason.value).inc()
-        self._request_seconds.labels(depth).observe(timing.total_us / 1e6)
+        self._requests.labels(bundle, "OK", depth, answer.decision.reason.value).inc()
+        self._request_seconds.labels(bundle, depth).observe(timing.total_us / 1e6)
         self._queue_seconds.observe(timing.queue_us / 1e6)
         if unknown_items:
             self._unknown.inc(unknown_items)
@@ -99,20 +108,21 @@ class Metrics:
 
     def failed(self, code: grpc.StatusCode) -> None:
         """A request got an error instead."""
-        self._requests.labels(code.name, "", "").inc()
+        self._requests.labels("", code.name, "", "").inc()
 
-    def ran(self, depth: int, size: int, seconds: float) -> None:
-        """The engine has run a batch; called from its thread."""
-        self._engine_seconds.labels(str(depth)).observe(seconds)
-        self._batch_size.labels(str(depth)).observe(size)
+    def ran(self, bundle: str, depth: int, size: int, seconds: float) -> None:
+        """An engine has run a batch; called from its thread."""
+        self._engine_seconds.labels(bundle, str(depth)).observe(seconds)
+        self._batch_size.labels(bundle, str(depth)).observe(size)
 
 
 class MeteredEngine:
     """An Engine that counts the runs of the one inside, once ``recording`` is set (so not those of the warm-up)."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, bundle: str) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._bundle = bundle
         self.name = engine.name
         self.depths = engine.depths
         self.recording = False
@@ -122,7 +132,7 @@ class MeteredEngine:
         started = time.perf_counter()
         users = self._engine.run(items, timestamps, depth)
         if self.recording:
-            self._metrics.ran(depth, len(items), time.perf_counter() - started)
+            self._metrics.ran(self._bundle, depth, len(items), time.perf_counter() - started)
         return users
 
     def walk(
@@ -134,7 +144,7 @@ class MeteredEngine:
             started = time.perf_counter()
             users = walk.send(rows)
             if self.recording:
-                self._metrics.ran(depth, len(users), time.perf_counter() - started)
+                self._metrics.ran(self._bundle, depth, len(users), time.perf_counter() - started)
             rows = yield users
 
     def close(self) -> None:

@@ -16,22 +16,21 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-import fathom
 from fathom.errors import ConfigError, FathomError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine, open_engine
-from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.pipeline import Settings as PipelineSettings
+from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
-from fathom.serving.convert import Converter
-from fathom.serving.describe import ServerInfo, bundle_message, own_profile, routing_message, served_profiles
+from fathom.serving.deployment import MakeEngine
+from fathom.serving.describe import ServerInfo
 from fathom.serving.gate import Gate
+from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
-from fathom.serving.history import HistoryStore, Retention, open_history
+from fathom.serving.history import Retention, open_history
 from fathom.serving.logs import logging_to
-from fathom.serving.metrics import MeteredEngine, Metrics, MetricsServer
+from fathom.serving.metrics import Metrics, MetricsServer
 from fathom.serving.service import RecommenderService
 from fathom.serving.workers import supervise
 
@@ -44,60 +43,55 @@ BACKLOG_PER_QUEUE = 10
 log = logging.getLogger("fathom.serving")
 
 
-class Server:
-    """A gRPC server over one opened bundle; ``async with`` closes it at once, ``drain`` first lets calls finish.
+def _onnx_engine(bundle: Bundle, threads: int) -> Engine:
+    return open_engine(bundle, threads=threads)
 
-    Belongs to the event loop it is started in; keeps neither bundle nor engine open after ``close``.
+
+class Server:
+    """A gRPC server over a bundle or a repository; ``async with`` closes it at once, ``drain`` first lets calls finish.
+
+    Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
+    with other processes. ``on_reload``: called with the name (empty for all) after each Reload call.
     """
 
-    def __init__(self, settings: ServerSettings, bundle: Bundle, engine: Engine, *, shares_port: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        path: Path,
+        *,
+        make_engine: MakeEngine = _onnx_engine,
+        shares_port: bool = False,
+        on_reload: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._shares_port = shares_port
-        self._bundle = bundle
+        self._on_reload = on_reload
         self._gate = Gate()
         self._metrics = Metrics()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-        self._profile = own_profile(settings.profile, bundle)
-        self._engine = MeteredEngine(engine, self._metrics)
-        limits = PipelineSettings.for_profile(
-            self._profile,
-            max_queue=settings.max_queue,
-            threads=settings.threads or self._profile.threads,
-            policy=settings.policy,
-            feedback_share=settings.feedback_share,
-            feedback_alpha=settings.feedback_alpha,
-        )
-        self._pipeline = Pipeline(bundle, self._engine, settings=limits)
-        self._pipeline.router.require(self._profile)
-        self._history = _history(settings)
+        self.bundles = Bundles(path, settings, self._metrics, make_engine)
+        self._history = open_history(settings.history, Retention(settings.history_max_events, settings.history_days))
+        self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight))
         self._grpc: grpc.aio.Server | None = None
         self._metrics_http: MetricsServer | None = None
 
     async def start(self) -> ServerInfo:
         """Listen, warm up, and serve; until it returns, health says NOT_SERVING and calls get UNAVAILABLE.
 
-        Raises ConfigError when a port cannot be used.
+        Raises ConfigError when a port cannot be used or a bundle not be served so, BundleError for one that is refused.
         """
         started = time.perf_counter()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         address = await self._listen()
         if self._settings.metrics_port is not None:
             self._metrics_http = MetricsServer(self._metrics, self._settings.host, self._settings.metrics_port).start()
-        await self._pipeline.start()
-        self._engine.recording = True
+        await self.bundles.start()
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        manifest = self._bundle.manifest
         return ServerInfo(
             address=address,
             metrics_address=_address(self._settings.host, self._metrics_http.port) if self._metrics_http else None,
-            bundle=manifest.name,
-            version=manifest.version,
-            items=manifest.items,
-            depths=self._engine.depths,
-            profile=self._profile.name,
-            engine=self._engine.name,
-            policy=self._pipeline.router.words(self._profile),
+            bundles=tuple(each.info() for each in self.bundles),
             started_s=time.perf_counter() - started,
         )
 
@@ -113,7 +107,7 @@ class Server:
         """Stop at once: calls in flight are cut off, ports and engine are given back."""
         if self._grpc:
             await self._grpc.stop(None)
-        self._pipeline.close()
+        await self.bundles.close()
         if self._history:
             await self._history.close()
         if self._metrics_http:
@@ -162,36 +156,13 @@ class Server:
         return _address(host, port)
 
     def _service(self) -> RecommenderService:
-        profiles = served_profiles(self._bundle)
-        manifest = self._bundle.manifest
-        self._metrics.describe(
-            {
-                "version": fathom.__version__,
-                "bundle": manifest.name,
-                "bundle_version": manifest.version,
-                "precision": manifest.precision,
-                "engine": self._engine.name,
-            }
-        )
-        self._metrics.gauge("fathom_queue_depth", "Requests waiting for the engine.", lambda: self._pipeline.waiting)
-        self._metrics.gauge("fathom_in_flight", "Calls being answered.", lambda: self._gate.in_flight)
-        router = self._pipeline.router
-        if (route := router.route(self._profile)) is not None and (monitor := route.monitor) is not None:
-            self._metrics.feedback(monitor)
-        message = bundle_message(self._bundle, self._engine.name, profiles, self._profile)
-
-        def describe() -> pb.GetBundleResponse:
-            message.routing.CopyFrom(routing_message(router, self._profile, self._bundle.certificate))
-            return message
-
         return RecommenderService(
-            self._pipeline,
-            Converter(self._bundle, profiles, self._profile),
-            describe,
+            self.bundles,
             self._history,
             gate=self._gate,
             metrics=self._metrics,
             stream_in_flight=self._settings.stream_in_flight,
+            on_reload=self._on_reload,
         )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
@@ -203,7 +174,7 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     """Serve a bundle until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
 
     ``ready`` is called once, when requests are answered; without it the information is printed as one line.
-    Raises BundleError or ConfigError before anything listens.
+    Raises BundleError or ConfigError when it cannot serve.
     """
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
@@ -248,24 +219,37 @@ async def _serve(
         if pipe:
             loop.remove_reader(pipe.fileno())
 
+    reloads: set[asyncio.Task[None]] = set()
+
+    def heard(pipe: Connection, server: Server) -> None:
+        try:
+            task = asyncio.create_task(_reload(server, pipe.recv()))
+        except EOFError:
+            stopped("the parent has let go")
+        else:
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
     for number in signals:
         loop.add_signal_handler(number, stopped, number.name)
-    if pipe:
-        loop.add_reader(pipe.fileno(), stopped, "the parent has let go")
-    with Bundle.open(bundle_path) as bundle:
-        profile = own_profile(settings.profile, bundle)
-        engine = open_engine(bundle, threads=settings.threads or profile.threads)
-        async with Server(settings, bundle, engine, shares_port=pipe is not None) as server:
-            info = await server.start()
-            log.info("ready", extra={"fields": {"server": str(info)}})
-            ready(info)
-            await stop.wait()
-            left = await server.drain()
-            log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
+    tell = pipe.send if pipe else lambda _: None
+    async with Server(settings, bundle_path, shares_port=pipe is not None, on_reload=tell) as server:
+        if pipe:
+            loop.add_reader(pipe.fileno(), heard, pipe, server)
+        info = await server.start()
+        log.info("ready", extra={"fields": {"server": str(info)}})
+        ready(info)
+        await stop.wait()
+        left = await server.drain()
+        log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
 
 
-def _history(settings: ServerSettings) -> HistoryStore | None:
-    return open_history(settings.history, Retention(settings.history_max_events, settings.history_days))
+async def _reload(server: Server, name: str) -> None:
+    """Another worker has been told to reload."""
+    try:
+        await server.bundles.reload(name)
+    except FathomError as error:
+        log.error("cannot reload: %s", error)
 
 
 def _print(info: ServerInfo) -> None:

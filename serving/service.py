@@ -1,4 +1,4 @@
-"""The RPCs of ``fathom.v1.Recommender`` on top of a Pipeline.
+"""The RPCs of ``fathom.v1.Recommender`` on top of the bundles in service.
 
 They raise our own errors; ``guard.py`` turns those of a whole call into its status, and ``_result`` those of one
 request in a batch or stream into its RecommendError.
@@ -15,8 +15,8 @@ import grpc
 from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-from fathom.runtime.pipeline import Pipeline
-from fathom.serving.convert import LARGEST_BATCH, Converter, deadline_of, events_of, use_history, user_of
+from fathom.serving.bundles import Bundles, Reloaded
+from fathom.serving.convert import LARGEST_BATCH, deadline_of, events_of, use_history, user_of
 from fathom.serving.gate import Gate
 from fathom.serving.history import HistoryStore
 from fathom.serving.metrics import Metrics
@@ -30,22 +30,21 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        converter: Converter,
-        describe: Callable[[], pb.GetBundleResponse],
+        bundles: Bundles,
         history: HistoryStore | None,
         *,
         gate: Gate,
         metrics: Metrics,
         stream_in_flight: int,
+        on_reload: Callable[[str], None],
     ) -> None:
-        self._pipeline = pipeline
-        self._converter = converter
-        self._describe = describe
+        self._bundles = bundles
         self._history = history
         self._gate = gate
         self._metrics = metrics
         self._stream_in_flight = stream_in_flight
+        self._on_reload = on_reload
+        self._reloads: set[asyncio.Task[list[Reloaded]]] = set()
 
     async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
         """One history in, the k best items out."""
@@ -124,7 +123,29 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
         with self._gate.enter():
-            return self._describe()
+            answer = pb.GetBundleResponse()
+            answer.CopyFrom(self._bundles.choose(request.bundle).describe())
+            answer.bundles.extend(each.name for each in self._bundles)
+            return answer
+
+    async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadResponse:  # noqa: ARG002
+        """Serve the newest bundles; goes on to its end even if the caller does not wait for it."""
+        with self._gate.enter():
+            task = asyncio.create_task(self._reload(request.bundle))
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+            reloaded = await asyncio.shield(task)
+            return pb.ReloadResponse(
+                bundles=[
+                    pb.Reloaded(bundle=each.name, version=each.version, previous=each.previous, error=each.error)
+                    for each in reloaded
+                ]
+            )
+
+    async def _reload(self, name: str) -> list[Reloaded]:
+        reloaded = await self._bundles.reload(name)
+        self._on_reload(name)
+        return reloaded
 
     def _known(self) -> HistoryStore:
         if self._history is None:
@@ -144,10 +165,12 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             with self._metrics.using_history("read"):
                 events = await history.read(user_id)
             use_history(request, events)
-        query, unknown = self._converter.query(request, deadline_s)
-        answer = await self._pipeline.recommend(query)
-        self._metrics.answered(answer, unknown)
-        return self._converter.response(request, answer, unknown)
+        # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
+        deployment = self._bundles.choose(request.bundle)
+        query, unknown = deployment.converter.query(request, deadline_s)
+        answer = await deployment.pipeline.recommend(query)
+        self._metrics.answered(deployment.name, answer, unknown)
+        return deployment.converter.response(request, answer, unknown)
 
     async def _result(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResult:
         try:

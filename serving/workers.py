@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,8 +48,15 @@ async def supervise(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped)
     with _reserved(settings.host, settings.port) as port:
+
+        def relay(speaker: "_Worker", message: str) -> None:
+            for worker in workers:
+                if worker is not speaker:
+                    worker.tell(message)
+
         workers += [
-            _Worker(_own(settings, port, number), bundle_path, work, number) for number in range(settings.workers)
+            _Worker(_own(settings, port, number), bundle_path, work, number, relay)
+            for number in range(settings.workers)
         ]
         try:
             # What keeps the first from starting would keep all of them, and is said once.
@@ -75,11 +82,19 @@ def _own(settings: ServerSettings, port: int, number: int) -> ServerSettings:
 class _Worker:
     """One process, and its successors."""
 
-    def __init__(self, settings: ServerSettings, bundle_path: Path, work: Work, number: int) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        bundle_path: Path,
+        work: Work,
+        number: int,
+        relay: Callable[["_Worker", str], None],
+    ) -> None:
         self._settings = settings
         self._bundle_path = bundle_path
         self._work = work
         self._number = number
+        self._relay = relay
         self._pipe: Connection | None = None
         self._process: multiprocessing.context.SpawnProcess | None = None
 
@@ -96,6 +111,7 @@ class _Worker:
         except EOFError:
             raise ConfigError(f"worker {self._number} ended before it was ready; its log says why") from None
         if isinstance(said, ServerInfo):
+            asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._heard, self._pipe)
             return said
         raise ConfigError(said)
 
@@ -112,9 +128,24 @@ class _Worker:
                 log.error("worker %d: %s", self._number, error)
                 pause_s = min(MOST_PAUSE_S, 2 * pause_s or 1.0)
 
+    def tell(self, message: str) -> None:
+        """Say to it which bundles to reload, if it still listens."""
+        if self._pipe is not None:
+            with suppress(OSError):
+                self._pipe.send(message)
+
+    def _heard(self, pipe: Connection) -> None:
+        """It has reloaded, or it has ended."""
+        try:
+            self._relay(self, pipe.recv())
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(pipe.fileno())
+            pipe.close()
+
     def release(self) -> None:
         """Let it drain and end."""
-        if self._pipe is not None:
+        if self._pipe is not None and not self._pipe.closed:
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             self._pipe.close()
 
     def kill(self) -> None:

@@ -23,6 +23,7 @@ COMMANDS = [
         "certify",
         "build",
         "serve",
+        "reload",
         "recommend",
         "demo",
         "loadtest",

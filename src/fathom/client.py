@@ -33,6 +33,7 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 5.0
+RELOAD_TIMEOUT_S = 120.0
 
 #: gRPC's own retries (gRFC A6); the throttling is the budget: ten failures in a row stop them.
 _CALLS = {
@@ -76,7 +77,7 @@ class Query:
 
     ``user_id``: in place of items, a user whose history the server keeps. ``timestamps``: seconds since 1970, none or
     one per item. ``profile``: a device profile or a tier. ``depth``: run exactly this one. ``allow``: when not empty,
-    only these items are returned.
+    only these items are returned. ``bundle``: one of several that the server has.
     """
 
     items: Sequence[str] = ()
@@ -91,6 +92,7 @@ class Query:
     titles: bool = True
     request_id: str = ""
     user_id: str = ""
+    bundle: str = ""
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -112,6 +114,7 @@ class Query:
                 ),
                 include_titles=self.titles,
                 user_id=self.user_id,
+                bundle=self.bundle,
             )
         except (TypeError, ValueError) as error:
             raise InvalidRequestError(f"not a request: {error}") from None
@@ -176,6 +179,7 @@ class BundleInfo:
     """What a server serves; ``quality`` maps depth to metric (as ndcg@10) to its value on held-out items.
 
     ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
+    ``bundles``: every name that a request may give to this server.
     """
 
     name: str
@@ -193,6 +197,17 @@ class BundleInfo:
     policy: str = ""
     certified: bool = False
     alarm: bool = False
+    bundles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A bundle after a reload: the version that serves now, the one before, and why a newer one was refused, if so."""
+
+    bundle: str
+    version: str
+    previous: str
+    error: str
 
 
 class Client:
@@ -235,9 +250,14 @@ class Client:
         request = pb.DeleteUserRequest(user_id=user_id)
         return int(self._call(self._stub.DeleteUser, request, timeout_s).deleted)
 
-    def bundle(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
-        """What the server serves."""
-        return _bundle_info(self._call(self._stub.GetBundle, pb.GetBundleRequest(), timeout_s))
+    def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
+        """What the server serves under this name, or by default."""
+        return _bundle_info(self._call(self._stub.GetBundle, pb.GetBundleRequest(bundle=name), timeout_s))
+
+    def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
+        """Let the server exchange this bundle, or all, for the newest in its folder; returns when it has."""
+        answer = self._call(self._stub.Reload, pb.ReloadRequest(bundle=name), timeout_s)
+        return [Reloaded(each.bundle, each.version, each.previous, each.error) for each in answer.bundles]
 
     @property
     def _stub(self) -> Any:
@@ -299,9 +319,14 @@ class AsyncClient:
         request = pb.DeleteUserRequest(user_id=user_id)
         return int((await self._call(self._stub.DeleteUser, request, timeout_s)).deleted)
 
-    async def bundle(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
-        """What the server serves."""
-        return _bundle_info(await self._call(self._stub.GetBundle, pb.GetBundleRequest(), timeout_s))
+    async def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
+        """What the server serves under this name, or by default."""
+        return _bundle_info(await self._call(self._stub.GetBundle, pb.GetBundleRequest(bundle=name), timeout_s))
+
+    async def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
+        """Let the server exchange this bundle, or all, for the newest in its folder; returns when it has."""
+        answer = await self._call(self._stub.Reload, pb.ReloadRequest(bundle=name), timeout_s)
+        return [Reloaded(each.bundle, each.version, each.previous, each.error) for each in answer.bundles]
 
     @property
     def _stub(self) -> Any:
@@ -405,4 +430,5 @@ def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
         policy=message.routing.policy,
         certified=message.routing.certified,
         alarm=message.routing.alarm,
+        bundles=tuple(message.bundles),
     )

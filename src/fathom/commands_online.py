@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bundle_app, name="bundle")
     app.add_typer(profiles_app, name="profiles")
     app.add_typer(history_app, name="history")
-    for command in (serve, recommend, demo, loadtest, doctor):
+    for command in (serve, reload, recommend, demo, loadtest, doctor):
         app.command()(command)
 
 
@@ -189,7 +189,15 @@ def profiles_check(path: Annotated[Path, typer.Argument(help="A profile YAML.")]
 
 
 def serve(
-    bundle: BundlePath,
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or a folder with NAME/NUMBER/ bundles in it.")
+    ],
+    default_bundle: Annotated[
+        str | None, typer.Option(help="Bundle of requests that name none. Default: the only one.")
+    ] = None,
+    watch_s: Annotated[
+        float | None, typer.Option(help="Seconds between looks for newer bundles. Default: never.")
+    ] = None,
     profile: Annotated[str | None, typer.Option(help="Profile of requests that name none. Default: cloud.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 takes a free one. Default: 50051.")] = None,
@@ -233,6 +241,29 @@ def serve(
         run(settings, bundle)
 
 
+def reload(
+    name: Annotated[str, typer.Argument(help="Only this bundle. Default: all.")] = "",
+    target: Target = "127.0.0.1:50051",
+    as_json: AsJson = False,
+) -> None:
+    """Let a running server exchange its bundles for the newest in its folder; exit code 2 when one is refused.
+
+    Example: fathom reload --target 127.0.0.1:50051
+    """
+    from fathom.client import Client
+
+    with Client(target) as client:
+        reloaded = client.reload(name)
+    if as_json:
+        show.as_json([asdict(each) for each in reloaded])
+    else:
+        rows = [["bundle", "serves", "before", ""]]
+        rows += [[e.bundle, e.version or "-", e.previous or "-", e.error and f"refused: {e.error}"] for e in reloaded]
+        show.table(f"Bundles of {target}", rows)
+    if any(each.error for each in reloaded):
+        raise typer.Exit(2)
+
+
 @history_app.command("import")
 def history_import(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder, as `fathom data prepare` writes it.")],
@@ -263,6 +294,7 @@ def recommend(
     depth: Annotated[int | None, typer.Option(help="Run exactly this depth.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only items of this category. Repeatable.")] = None,
     exclude: Annotated[str, typer.Option(help="Ids never to return, with commas between them.")] = "",
+    bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
     timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
     as_json: AsJson = False,
 ) -> None:
@@ -276,6 +308,7 @@ def recommend(
         answer = client.recommend(
             _ids(items),
             user_id=user,
+            bundle=bundle,
             k=k,
             profile=profile,
             depth=depth,

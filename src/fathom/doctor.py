@@ -15,6 +15,7 @@ EXTRAS = {
     "locust": "load",
     "tensorrt_rtx": "rtx",
     "ray": "ray",
+    "redis": "redis",
     "opentelemetry": "otel",
 }
 

@@ -15,6 +15,7 @@ import pytest
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.fake import FakeEngine
+from fathom.runtime.pipeline import Pipeline
 from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo
 from fathom.serving.server import Server
@@ -70,15 +71,17 @@ def stub(channel: grpc.Channel) -> recommender_pb2_grpc.RecommenderStub:
 
 
 class Held:
-    """An engine that stands still at each run until the test lets it go on, or fails as told."""
+    """Engines that stand still at each run until the test lets them go on, or fail as told."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self) -> None:
         self.go = threading.Event()
         self.go.set()
         self.reached = threading.Semaphore(0)
         self.failure: Exception | None = None
         self.batches: list[int] = []
-        self.engine = FakeEngine(bundle.vectors, bundle.depths, on_run=self._on_run)
+
+    def engine(self, bundle: Bundle, threads: int) -> FakeEngine:  # noqa: ARG002
+        return FakeEngine(bundle.vectors, bundle.depths, on_run=self._on_run)
 
     def _on_run(self, batch: int, depth: int) -> None:  # noqa: ARG002
         if not self.go.is_set():
@@ -97,6 +100,10 @@ class Local:
     stub: recommender_pb2_grpc.RecommenderStub
     channel: grpc.aio.Channel
 
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.server.bundles.choose("").pipeline
+
 
 LocalServer = Callable[..., AbstractAsyncContextManager[Local]]
 
@@ -110,9 +117,8 @@ def local(synthetic_bundle: Path) -> LocalServer:
 
     @asynccontextmanager
     async def running(path: Path = synthetic_bundle, **settings: Any) -> AsyncIterator[Local]:
-        bundle = Bundle.open(path)
-        held = Held(bundle)
-        async with Server(ServerSettings(**{"port": 0, **settings}), bundle, held.engine) as server:
+        held = Held()
+        async with Server(ServerSettings(**{"port": 0, **settings}), path, make_engine=held.engine) as server:
             info = await server.start()
             async with grpc.aio.insecure_channel(info.address) as opened:
                 stub = recommender_pb2_grpc.RecommenderStub(opened)  # type: ignore[no-untyped-call]

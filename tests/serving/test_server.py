@@ -70,7 +70,7 @@ async def test_a_request_that_can_no_longer_make_it_does_not_reach_the_engine(lo
         await reached(it.held)
         code, _ = await status(it.stub.Recommend(REQUEST, timeout=0.05))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: it.server._pipeline.waiting == 0)
+        await until(lambda: it.pipeline.waiting == 0)
         it.held.go.set()
         assert (await first).depth
         assert it.held.batches == [1]
@@ -82,9 +82,9 @@ async def test_a_cancelled_request_leaves_its_lane(local: LocalServer) -> None:
         first = it.stub.Recommend(REQUEST, timeout=30)
         await reached(it.held)
         second = it.stub.Recommend(REQUEST, timeout=30)
-        await until(lambda: it.server._pipeline.waiting == 1)
+        await until(lambda: it.pipeline.waiting == 1)
         second.cancel()
-        await until(lambda: it.server._pipeline.waiting == 0)
+        await until(lambda: it.pipeline.waiting == 0)
         it.held.go.set()
         assert (await first).depth
         assert it.held.batches == [1]
@@ -96,7 +96,7 @@ async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer) ->
         running = it.stub.Recommend(REQUEST, timeout=30)
         await reached(it.held)
         waiting = [it.stub.Recommend(REQUEST, timeout=30) for _ in range(3)]
-        await until(lambda: it.server._pipeline.waiting == 3)
+        await until(lambda: it.pipeline.waiting == 3)
         refused = it.stub.Recommend(REQUEST, timeout=30)
         code, _ = await status(refused)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -115,10 +115,10 @@ async def test_a_stream_has_a_bounded_number_of_requests_waiting(local: LocalSer
         it.held.go.clear()
         stream = it.stub.RecommendStream(iter([REQUEST] * 50), timeout=30)
         await reached(it.held)
-        await until(lambda: it.server._pipeline.waiting + sum(it.held.batches) == 4)
+        await until(lambda: it.pipeline.waiting + sum(it.held.batches) == 4)
         for _ in range(100):
             await asyncio.sleep(0)
-            assert it.server._pipeline.waiting + sum(it.held.batches) == 4
+            assert it.pipeline.waiting + sum(it.held.batches) == 4
         it.held.go.set()
         assert [result.HasField("response") async for result in stream] == [True] * 50
 
@@ -142,7 +142,7 @@ async def test_what_nobody_foresaw_is_internal_says_nothing_and_is_logged(
             raise KeyError("secret")
 
         with monkeypatch.context() as patched:
-            patched.setattr(it.server._pipeline, "recommend", broken)
+            patched.setattr(it.pipeline, "recommend", broken)
             code, text = await status(it.stub.Recommend(REQUEST, timeout=10))
             assert code is grpc.StatusCode.INTERNAL
             assert "secret" not in text
@@ -153,7 +153,6 @@ async def test_what_nobody_foresaw_is_internal_says_nothing_and_is_logged(
 
 
 async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_bundle: Path) -> None:
-    bundle = Bundle.open(synthetic_bundle)
     warming, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -164,9 +163,12 @@ async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    engine = FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
+
+    def make_engine(bundle: Bundle, threads: int) -> FakeEngine:  # noqa: ARG001
+        return FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
+
     async with (
-        Server(ServerSettings(port=port), bundle, engine) as server,
+        Server(ServerSettings(port=port), synthetic_bundle, make_engine=make_engine) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         starting = asyncio.create_task(server.start())
@@ -192,7 +194,7 @@ async def test_draining_finishes_what_is_inside_and_lets_nobody_in(local: LocalS
         await reached(it.held)
         stream = it.stub.RecommendStream(timeout=30)
         await stream.write(REQUEST)
-        await until(lambda: it.server._pipeline.waiting == 1)
+        await until(lambda: it.pipeline.waiting == 1)
         draining = asyncio.create_task(it.server.drain())
         await until(lambda: it.server._gate.state == "draining")
         assert await health_of(it) == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -254,14 +256,14 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
         'fathom_calls_total{method="Recommend",status="INVALID_ARGUMENT"} 2.0',
         'fathom_calls_total{method="RecommendBatch",status="OK"} 1.0',
         'fathom_call_seconds_count{method="Recommend"} 3.0',
-        'fathom_requests_total{depth="8",reason="fixed",status="OK"} 1.0',
-        'fathom_requests_total{depth="",reason="",status="INVALID_ARGUMENT"} 1.0',
-        'fathom_requests_total{depth="",reason="",status="NOT_FOUND"} 1.0',
-        'fathom_request_seconds_count{depth="8"} 1.0',
-        'fathom_engine_seconds_count{depth="8"} 1.0',
-        'fathom_batch_size_sum{depth="8"} 1.0',
+        'fathom_requests_total{bundle="synthetic",depth="8",reason="fixed",status="OK"} 1.0',
+        'fathom_requests_total{bundle="",depth="",reason="",status="INVALID_ARGUMENT"} 1.0',
+        'fathom_requests_total{bundle="",depth="",reason="",status="NOT_FOUND"} 1.0',
+        'fathom_request_seconds_count{bundle="synthetic",depth="8"} 1.0',
+        'fathom_engine_seconds_count{bundle="synthetic",depth="8"} 1.0',
+        'fathom_batch_size_sum{bundle="synthetic",depth="8"} 1.0',
         "fathom_queue_seconds_count 2.0",
-        "fathom_queue_depth 0.0",
+        'fathom_queue_depth{bundle="synthetic"} 0.0',
         "fathom_in_flight 0.0",
         "fathom_unknown_items_total 2.0",
         'fathom_calls_total{method="Check",status="NOT_FOUND"} 1.0',
@@ -272,22 +274,18 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
 
 @pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
 async def test_a_host_that_is_not_ours_is_an_error_of_one_line(synthetic_bundle: Path, host: str) -> None:
-    bundle = Bundle.open(synthetic_bundle)
-    settings = ServerSettings(host=host, port=0)
-    async with Server(settings, bundle, FakeEngine(bundle.vectors, bundle.depths)) as server:
+    async with Server(ServerSettings(host=host, port=0), synthetic_bundle) as server:
         with pytest.raises(ConfigError, match=f"^{host}:0 cannot be listened on: [^\n]*; choose another"):
             await server.start()
 
 
 async def test_a_taken_port_is_an_error_of_one_line(synthetic_bundle: Path) -> None:
-    bundle = Bundle.open(synthetic_bundle)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for settings in (ServerSettings(port=port), ServerSettings(port=0, metrics_port=port)):
-            engine = FakeEngine(bundle.vectors, bundle.depths)
-            async with Server(settings, bundle, engine) as server:
+            async with Server(settings, synthetic_bundle) as server:
                 with pytest.raises(ConfigError, match=f"127.0.0.1:{port}[^\n]*; choose another"):
                     await server.start()
 
@@ -313,8 +311,8 @@ async def test_a_certified_server_says_so_everywhere_and_tells_of_the_alarm(
         answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=[ids[0]]))
         assert (answer.depth, answer.reason) == (16, pb.DEPTH_REASON_FALLBACK)
         shown = await metrics_of(it)
-        assert "fathom_feedback_alarm 1.0" in shown
-        assert "fathom_feedback_expected 0.9" in shown
+        assert 'fathom_feedback_alarm{bundle="synthetic"} 1.0' in shown
+        assert 'fathom_feedback_expected{bundle="synthetic"} 0.9' in shown
 
 
 async def test_a_server_that_must_be_certified_does_not_start_without(local: LocalServer) -> None:

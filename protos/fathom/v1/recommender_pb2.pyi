@@ -27,7 +27,7 @@ DEPTH_REASON_DEEPEST: DepthReason
 DEPTH_REASON_FALLBACK: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class RecommendRequest(_message.Message):
     FILTER_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TITLES_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -46,7 +47,32 @@ class RecommendRequest(_message.Message):
     filter: Filter
     include_titles: bool
     user_id: str
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ...) -> None: ...
+    bundle: str
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ...) -> None: ...
+
+class ReloadRequest(_message.Message):
+    __slots__ = ("bundle",)
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    def __init__(self, bundle: _Optional[str] = ...) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("bundles",)
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    bundles: _containers.RepeatedCompositeFieldContainer[Reloaded]
+    def __init__(self, bundles: _Optional[_Iterable[_Union[Reloaded, _Mapping]]] = ...) -> None: ...
+
+class Reloaded(_message.Message):
+    __slots__ = ("bundle", "version", "previous", "error")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    version: str
+    previous: str
+    error: str
+    def __init__(self, bundle: _Optional[str] = ..., version: _Optional[str] = ..., previous: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
     __slots__ = ("user_id", "events")
@@ -177,11 +203,13 @@ class RecommendError(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class GetBundleRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("bundle",)
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    def __init__(self, bundle: _Optional[str] = ...) -> None: ...
 
 class GetBundleResponse(_message.Message):
-    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing")
+    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +222,7 @@ class GetBundleResponse(_message.Message):
     PROFILES_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     strategy: str
@@ -206,7 +235,8 @@ class GetBundleResponse(_message.Message):
     profiles: _containers.RepeatedCompositeFieldContainer[ProfileInfo]
     engine: str
     routing: Routing
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+    bundles: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Routing(_message.Message):
     __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm")

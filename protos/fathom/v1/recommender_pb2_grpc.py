@@ -71,6 +71,11 @@ class RecommenderStub:
                 request_serializer=fathom_dot_v1_dot_recommender__pb2.GetBundleRequest.SerializeToString,
                 response_deserializer=fathom_dot_v1_dot_recommender__pb2.GetBundleResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/fathom.v1.Recommender/Reload',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.ReloadResponse.FromString,
+                _registered_method=True)
 
 
 class RecommenderServicer:
@@ -133,6 +138,15 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Serve the newest bundles of the server's folder, for operators. Each is opened, warmed up and tested beside the one
+        that serves, and takes its place without a failed request; one that cannot be served is refused and changes nothing.
+        Waits until that is done, which takes seconds. Of several workers the caller's is done first, the others follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommenderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -170,6 +184,11 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.GetBundle,
                     request_deserializer=fathom_dot_v1_dot_recommender__pb2.GetBundleRequest.FromString,
                     response_serializer=fathom_dot_v1_dot_recommender__pb2.GetBundleResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.ReloadRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.ReloadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -363,6 +382,33 @@ class Recommender:
             '/fathom.v1.Recommender/GetBundle',
             fathom_dot_v1_dot_recommender__pb2.GetBundleRequest.SerializeToString,
             fathom_dot_v1_dot_recommender__pb2.GetBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/Reload',
+            fathom_dot_v1_dot_recommender__pb2.ReloadRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

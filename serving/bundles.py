@@ -1,0 +1,146 @@
+"""Which bundles a server serves: found in a repository, exchanged while requests go on."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fathom.errors import ConfigError, FathomError, InvalidRequestError, NotFoundError
+from fathom.runtime.bundle import read_manifest
+from fathom.serving.config import ServerSettings
+from fathom.serving.convert import echo
+from fathom.serving.deployment import Deployment, MakeEngine
+from fathom.serving.metrics import Metrics
+from fathom.serving.repository import Repository, State, state_of
+from fathom.serving.status import INTERNAL_TEXT
+
+#: By name: the folder to serve, and what is in it.
+_Look = dict[str, tuple[Path, State]]
+
+log = logging.getLogger("fathom.serving")
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A name, the version that it is served in now and the one before, and why a newer one is not used, if so."""
+
+    name: str
+    version: str
+    previous: str
+    error: str = ""
+
+
+class Bundles:
+    """One Deployment per name of a repository; belongs to one event loop."""
+
+    def __init__(self, path: Path, settings: ServerSettings, metrics: Metrics, make_engine: MakeEngine) -> None:
+        self._repository = Repository(path)
+        self._settings = settings
+        self._metrics = metrics
+        self._make_engine = make_engine
+        self._serving: dict[str, Deployment] = {}
+        self._reloading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
+
+    def __iter__(self) -> Iterator[Deployment]:
+        """What is served now, by name."""
+        return iter(sorted(self._serving.values(), key=lambda each: each.name))
+
+    async def start(self) -> None:
+        """Open all; raises BundleError or ConfigError for the first that cannot be served."""
+        async with self._reloading:
+            before = await asyncio.to_thread(self._look)
+            for name, (path, _) in before.items():
+                self._serving[name] = await self._open(name, path)
+        if self._settings.default_bundle is not None and self._settings.default_bundle not in self._serving:
+            raise ConfigError(f"default bundle {self._settings.default_bundle!r} is not among {self._names()}")
+        if self._settings.watch_s:
+            self._watching = asyncio.create_task(self._watch(self._settings.watch_s, before))
+
+    def choose(self, name: str) -> Deployment:
+        """The bundle that a request asks for; raises NotFoundError, or InvalidRequestError where it must say which."""
+        if not name:
+            if self._settings.default_bundle is not None:
+                name = self._settings.default_bundle
+            elif len(self._serving) == 1:
+                return next(iter(self._serving.values()))
+            else:
+                raise InvalidRequestError(f"the request names no bundle; served: {self._names()}")
+        deployment = self._serving.get(name)
+        if deployment is None:
+            raise NotFoundError(f"bundle {echo(name)} is not served; served: {self._names()}")
+        return deployment
+
+    async def reload(self, name: str = "") -> list[Reloaded]:
+        """Serve the newest version of one name, or of all: opened, warm and tested first, while the old one serves.
+
+        A version that cannot be served is refused and the old one stays. What has vanished stays too, until a restart.
+        Raises NotFoundError for a name that is neither served nor in the repository, BundleError for an empty one.
+        """
+        async with self._reloading:
+            found = await asyncio.to_thread(self._repository.find)
+            if name and name not in found:
+                raise NotFoundError(f"bundle {echo(name)} is not in the repository; it has {', '.join(sorted(found))}")
+            return [await self._renew(each, path) for each, path in found.items() if name in ("", each)]
+
+    async def close(self) -> None:
+        """Stop at once."""
+        if self._watching:
+            self._watching.cancel()
+        for task in self._retiring:
+            task.cancel()
+        for deployment in self._serving.values():
+            deployment.close()
+
+    async def _open(self, name: str, path: Path) -> Deployment:
+        return await Deployment.open(name, path, self._settings, self._metrics, self._make_engine)
+
+    async def _renew(self, name: str, path: Path) -> Reloaded:
+        old = self._serving.get(name)
+        previous = old.version if old else ""
+        try:
+            if (await asyncio.to_thread(read_manifest, path)).version == previous:
+                return Reloaded(name, previous, previous)
+            new = await self._open(name, path)
+        except Exception as error:
+            # A backend may raise anything.
+            unforeseen = None if isinstance(error, FathomError) else error
+            text = INTERNAL_TEXT if unforeseen else str(error)
+            serving = previous or "nothing"
+            log.error("bundle %s: %s is refused, %s serves on: %s", name, path, serving, text, exc_info=unforeseen)
+            return Reloaded(name, previous, previous, text)
+        self._serving[name] = new
+        log.info("bundle %s: %s serves now, in place of %s", name, new.version, previous or "nothing")
+        if old:
+            retiring = asyncio.create_task(self._retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+        return Reloaded(name, new.version, previous)
+
+    async def _retire(self, old: Deployment) -> None:
+        try:
+            await old.retire()
+        except asyncio.CancelledError:
+            old.close()
+            raise
+
+    async def _watch(self, every_s: float, seen: _Look) -> None:
+        """Reload what has changed since it was seen; what was refused is tried again when it changes once more."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                now = await asyncio.to_thread(self._look)
+                changed = [name for name, state in now.items() if seen.get(name) != state]
+                for name in changed:
+                    await self.reload(name)
+                seen = seen | now
+            except FathomError as error:
+                log.warning("bundles cannot be looked at: %s", error)
+
+    def _look(self) -> _Look:
+        return {name: (path, state_of(path)) for name, path in self._repository.find().items()}
+
+    def _names(self) -> str:
+        return ", ".join(sorted(self._serving))

@@ -1,0 +1,118 @@
+"""One bundle in service: opened, warm, tested, with everything that answers from it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from fathom.errors import BundleError, RequestError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import Engine
+from fathom.runtime.pipeline import Pipeline, Query
+from fathom.runtime.pipeline import Settings as PipelineSettings
+from fathom.serving.config import ServerSettings
+from fathom.serving.convert import Converter
+from fathom.serving.describe import BundleInfo, bundle_message, own_profile, routing_message, served_profiles
+from fathom.serving.metrics import MeteredEngine, Metrics
+
+#: Loads a bundle's engine with so many threads.
+MakeEngine = Callable[[Bundle, int], Engine]
+
+
+class Deployment:
+    """A bundle under the name it is asked for; ``engine`` belongs to it and is closed with it."""
+
+    def __init__(self, name: str, bundle: Bundle, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
+        self.name = name
+        self.bundle = bundle
+        self.profile = own_profile(settings.profile, bundle)
+        self._engine = MeteredEngine(engine, metrics, name)
+        limits = PipelineSettings.for_profile(
+            self.profile,
+            max_queue=settings.max_queue,
+            threads=settings.threads or self.profile.threads,
+            policy=settings.policy,
+            feedback_share=settings.feedback_share,
+            feedback_alpha=settings.feedback_alpha,
+        )
+        self.pipeline = Pipeline(bundle, self._engine, settings=limits)
+        self.pipeline.router.require(self.profile)
+        profiles = served_profiles(bundle)
+        self.converter = Converter(bundle, profiles, self.profile)
+        self._message = bundle_message(bundle, engine.name, profiles, self.profile)
+
+    @classmethod
+    async def open(
+        cls, name: str, path: Path, settings: ServerSettings, metrics: Metrics, make_engine: MakeEngine
+    ) -> Self:
+        """Open a bundle, warm it up in every shape and test it, beside whatever the event loop serves meanwhile.
+
+        Raises BundleError or ConfigError, and then leaves nothing open.
+        """
+
+        def load() -> tuple[Bundle, Engine]:
+            bundle = Bundle.open(path)
+            profile = own_profile(settings.profile, bundle)
+            return bundle, make_engine(bundle, settings.threads or profile.threads)
+
+        bundle, engine = await asyncio.to_thread(load)
+        try:
+            deployment = cls(name, bundle, engine, settings, metrics)
+        except BaseException:
+            engine.close()
+            raise
+        try:
+            await deployment.pipeline.start()
+            await deployment._test()
+        except BaseException:
+            deployment.close()
+            raise
+        deployment._engine.recording = True
+        return deployment
+
+    @property
+    def version(self) -> str:
+        """12 digits over the bundle's contents."""
+        return self.bundle.manifest.version
+
+    def info(self) -> BundleInfo:
+        """For the line that a server prints when it is ready."""
+        return BundleInfo(
+            name=self.name,
+            version=self.version,
+            items=self.bundle.manifest.items,
+            depths=self._engine.depths,
+            profile=self.profile.name,
+            engine=self._engine.name,
+            policy=self.pipeline.router.words(self.profile),
+        )
+
+    def describe(self) -> pb.GetBundleResponse:
+        """GetBundle's answer, as it is now."""
+        self._message.routing.CopyFrom(routing_message(self.pipeline.router, self.profile, self.bundle.certificate))
+        return self._message
+
+    async def retire(self) -> None:
+        """Answer what is inside, then close; nobody may choose it any more."""
+        await self.pipeline.drain()
+        self.close()
+
+    def close(self) -> None:
+        """Stop at once, and give everything back."""
+        self.pipeline.close()
+
+    async def _test(self) -> None:
+        """Each depth answers the shortest and the longest history."""
+        n, longest = len(self.bundle.vectors), self.bundle.manifest.model.max_history
+        for depth in self._engine.depths:
+            for length in (1, longest):
+                query = Query(np.arange(length) % n, min(10, n), self.profile, depth=depth, include_seen=True)
+                try:
+                    answer = await self.pipeline.recommend(query)
+                except RequestError as error:
+                    raise BundleError(f"{self.bundle.path}: it fails its self-test: {error}") from None
+                if not np.all(np.abs(answer.scores) < 1.01):
+                    raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives no cosines")

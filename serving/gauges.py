@@ -1,0 +1,40 @@
+"""What a server shows of its state whenever somebody asks for its metrics."""
+
+from collections.abc import Iterable, Iterator
+
+import fathom
+from fathom.serving.deployment import Deployment
+from fathom.serving.metrics import Reading
+
+_FEEDBACK = (
+    ("samples", "Requests that were run at the deepest depth too.", "count"),
+    ("agreement", "Share of the deepest depth's top 10 that they got.", "mean"),
+    ("expected", "The least share that the certificate expects.", "expected"),
+    ("capital", "Evidence that it no longer holds.", "capital"),
+    ("alarm", "1 once the certificate no longer fits.", "alarm"),
+)
+
+
+def readings(deployments: Iterable[Deployment], in_flight: int) -> Iterator[Reading]:
+    """The gauges of docs/operating.md; those about feedback where a bundle's own profile is certified."""
+    yield Reading("fathom_in_flight", "Calls being answered.", {}, in_flight)
+    served = list(deployments)
+    for each in served:
+        manifest = each.bundle.manifest
+        labels = {
+            "version": fathom.__version__,
+            "bundle": each.name,
+            "bundle_version": manifest.version,
+            "precision": manifest.precision,
+            "engine": each.pipeline.engine.name,
+        }
+        yield Reading("fathom_build_info", "What is running.", labels, 1)
+    for each in served:
+        text = "Requests waiting for the engine."
+        yield Reading("fathom_queue_depth", text, {"bundle": each.name}, each.pipeline.waiting)
+    routes = {each.name: each.pipeline.router.route(each.profile) for each in served}
+    monitors = {name: route.monitor for name, route in routes.items() if route is not None and route.monitor}
+    for name, text, field in _FEEDBACK:
+        for bundle, monitor in monitors.items():
+            value = monitor.alarm if field == "alarm" else getattr(monitor.evidence, field)
+            yield Reading(f"fathom_feedback_{name}", text, {"bundle": bundle}, value)
