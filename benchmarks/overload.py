@@ -3,8 +3,9 @@
     python -m fathom.benchmarks.overload build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
 
 Poisson arrivals at multiples of the rate that the deepest depth can answer; each request wants its answer within 50 ms
-and the server, which wants the deepest depth for all, is told so. Goodput: requests/s that are answered in time. The
-client runs beside the server and takes its part of the processor. Writes results/overload.json.
+and the server, which wants the deepest depth for all, is told so. Goodput: requests/s that are answered in time. Once
+with the backlog that a server has by default, once with a small one. The client runs beside the server and takes its
+part of the processor. Writes results/overload.json.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from fathom.training.dataset import Dataset
 
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
 LOAD_S = 15.0
+#: Calls that gRPC holds unread; None: as by default.
+BACKLOGS = (None, 8)
 
 
 def summarise(found: list[Answered], seconds: float) -> dict[str, Any]:
@@ -49,6 +52,7 @@ def summarise(found: list[Answered], seconds: float) -> dict[str, Any]:
         "answered_p99_ms": _quantile(found, "OK", 0.99),
         "refused_p50_ms": _quantile(found, "RESOURCE_EXHAUSTED", 0.5),
         "refused_p99_ms": _quantile(found, "RESOURCE_EXHAUSTED", 0.99),
+        "cancelled_p99_ms": _quantile(found, "CANCELLED", 0.99),
         "depths": {
             str(depth): count for depth, count in sorted(Counter(each.depth for each in timely).items()) if depth
         },
@@ -86,8 +90,12 @@ def main() -> None:
     chosen = parser.parse_args()
     bundle = Bundle.open(chosen.bundle)
     cases = read_cases(bundle, Dataset.load(chosen.data))
-    with started(chosen.bundle, "--policy", "deepest", "--feedback-share", "0") as server:
-        result = asyncio.run(measure(server, cases, bundle.depths[-1], chosen.seconds))
+    result = {}
+    for backlog in BACKLOGS:
+        options = ["--policy", "deepest", "--feedback-share", "0"] + (["--backlog", str(backlog)] if backlog else [])
+        with started(chosen.bundle, *options) as server:
+            found = asyncio.run(measure(server, cases, bundle.depths[-1], chosen.seconds))
+        result[f"backlog_{backlog or 'default'}"] = found
     config = {"bundle": bundle.manifest.name, "deadline_ms": DEADLINE_S * 1e3, "load_s": chosen.seconds}
     print(f"stored in {save_run('overload', config=config, result=result, seed=SEED)}")
 

@@ -54,13 +54,16 @@ class ServerSettings(BaseModel):
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
     )
     max_queue: int = Field(default=1024, ge=1, le=1_000_000, description="waiting requests before the server is full")
+    backlog: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="calls held unread; default: ten times max_queue"
+    )
     max_message_mb: int = Field(default=4, ge=1, le=1024, description="largest message in and out")
     stream_in_flight: int = Field(default=64, ge=1, le=65536, description="requests one stream may have waiting")
     drain_s: float = Field(default=20.0, ge=0, le=3600, description="time that requests in flight get to finish")
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("port", "metrics_port", "workers", "threads", "max_queue", "max_message_mb", mode="before")
+    @field_validator("port", "metrics_port", "workers", "threads", "max_queue", "backlog", "max_message_mb", mode="before")
     @classmethod
     def _off_or_number(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads a bare `off` as False; the command line and the environment give the word.

@@ -123,7 +123,7 @@ class Server:
 
     async def _listen(self) -> str:
         size = self._settings.max_message_mb * 1024 * 1024
-        backlog = BACKLOG_PER_QUEUE * self._settings.max_queue
+        backlog = self._settings.backlog or BACKLOG_PER_QUEUE * self._settings.max_queue
         self._grpc = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", size),

@@ -218,6 +218,7 @@ def serve(
     history_days: Annotated[int | None, typer.Option(help="Older events are forgotten. Default: never.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
+    backlog: Annotated[int | None, typer.Option(help="Calls held unread. Default: ten times --max-queue.")] = None,
     max_message_mb: Annotated[int | None, typer.Option(help="Largest message in and out.")] = None,
     stream_in_flight: Annotated[int | None, typer.Option(help="Requests one stream may have waiting.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Time for requests in flight at SIGTERM.")] = None,
