@@ -155,7 +155,8 @@ def compare(bundle: Path, seconds: float, repetitions: int) -> dict[str, Any]:
     """Take turns ``repetitions`` times at concurrency 32 and 1, each time in the other order."""
     requests = make_requests(bundle)
     turns: dict[int, list[Turn]] = {CONCURRENT: [], 1: []}
-    with started(bundle) as server:
+    # The same histories come again and again; that they are remembered is not what this is about.
+    with started(bundle, "--reuse-mb", "0") as server:
         answer, timings = stages(server.address, requests)
         with running_echo(answer) as (echo_address, echo_pid):
             targets = {"server": (server.address, server.pid), "echo": (echo_address, echo_pid)}

@@ -64,21 +64,26 @@ def _quantile(found: list[Answered], status: str, share: float) -> float | None:
     return round(float(np.quantile(times, share)) * 1e3, 2) if times else None
 
 
-async def measure(server: Started, cases: list[Case], deepest: int, seconds: float) -> dict[str, Any]:
-    """The capacity at the deepest depth, then every factor of it."""
+async def capacity_of(server: Started, cases: list[Case], depth: int) -> float:
+    """Requests/s that a closed loop gets answered at one depth."""
+    async with AsyncStubs({"server": server}) as stubs:
+        begin = time.perf_counter()
+        await ask_all(stubs["server"], cases[: 4 * REQUESTS], 64, depth)
+        return 4 * REQUESTS / (time.perf_counter() - begin)
+
+
+async def measure(server: Started, cases: list[Case], capacity: float, seconds: float) -> list[dict[str, Any]]:
+    """Every factor of the capacity."""
     process = psutil.Process(server.pid)
     rows = []
     async with AsyncStubs({"server": server}) as stubs:
-        begin = time.perf_counter()
-        await ask_all(stubs["server"], cases[: 4 * REQUESTS], 64, deepest)
-        capacity = 4 * REQUESTS / (time.perf_counter() - begin)
         for factor in FACTORS:
             before = process.memory_info().rss
             found = await offer(stubs["server"], cases, factor * capacity, seconds, deadline=True)
             grown = (process.memory_info().rss - before) / 1e6
             rows.append({"factor": factor, **summarise(found, seconds), "memory_grown_mb": round(grown, 2)})
             print(rows[-1], flush=True)
-    return {"capacity_per_s": round(capacity, 1), "rows": rows}
+    return rows
 
 
 def main() -> None:
@@ -90,12 +95,15 @@ def main() -> None:
     chosen = parser.parse_args()
     bundle = Bundle.open(chosen.bundle)
     cases = read_cases(bundle, Dataset.load(chosen.data))
-    result = {}
+    # Each history comes several times; that they are remembered is not what this is about.
+    options = ["--policy", "deepest", "--feedback-share", "0", "--reuse-mb", "0"]
+    with started(chosen.bundle, *options) as server:
+        capacity = asyncio.run(capacity_of(server, cases, bundle.depths[-1]))
+    result: dict[str, Any] = {"capacity_per_s": round(capacity, 1)}
     for backlog in BACKLOGS:
-        options = ["--policy", "deepest", "--feedback-share", "0"] + (["--backlog", str(backlog)] if backlog else [])
-        with started(chosen.bundle, *options) as server:
-            found = asyncio.run(measure(server, cases, bundle.depths[-1], chosen.seconds))
-        result[f"backlog_{backlog or 'default'}"] = found
+        with started(chosen.bundle, *options, *(["--backlog", str(backlog)] if backlog else [])) as server:
+            rows = asyncio.run(measure(server, cases, capacity, chosen.seconds))
+        result[f"backlog_{backlog or 'default'}"] = rows
     config = {"bundle": bundle.manifest.name, "deadline_ms": DEADLINE_S * 1e3, "load_s": chosen.seconds}
     print(f"stored in {save_run('overload', config=config, result=result, seed=SEED)}")
 

@@ -236,7 +236,9 @@ def main() -> None:
     cases = read_cases(bundle, Dataset.load(chosen.data))
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(started(chosen.bundle, "--policy", name, "--feedback-share", "0"))
+            name: stack.enter_context(
+                started(chosen.bundle, "--policy", name, "--feedback-share", "0", "--reuse-mb", "0")
+            )
             for name in ("certified", "deepest")
         }
         compute = asyncio.run(measure_compute(servers, cases, chosen.rounds))

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.compare import Evidence
+from fathom.exporter.extension_parity import extension_error
 from fathom.exporter.heal import check_dataset
 from fathom.exporter.parity import DepthParity, check_parity, measure_parity
 from fathom.exporter.plan import DepthPlan
 from fathom.exporter.provenance import fathom_commit
-from fathom.exporter.segments import depth_segments, export_segments
+from fathom.exporter.segments import CONTEXT_FILE, depth_segments, export_extension, export_segments, extension_file
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import (
@@ -29,6 +30,7 @@ from fathom.runtime.manifest import (
     TRANSITIONS_FILE,
     VECTORS_FILE,
     DepthInfo,
+    Extension,
     FileEntry,
     Interval,
     Manifest,
@@ -74,10 +76,11 @@ def export(
     executed = _plan_of(checkpoint, plan)
     cut = split(dataset, checkpoint.config.split)
     engines, parity = _checked_engines(checkpoint, cut, every_length=every_length, progress=progress)
+    extended, extension = _checked_extension(checkpoint, engines, cut, progress)
     if report is None:
         report = evaluate_model(checkpoint.model, dataset, cut, baselines=(), progress=progress)
     progress("fitting the selector")
-    files = engines | _item_files(checkpoint, cut)
+    files = engines | extended | _item_files(checkpoint, cut)
     entries = {path: FileEntry(bytes=len(data), sha256=sha256_bytes(data)) for path, data in sorted(files.items())}
     manifest = Manifest(
         name=name,
@@ -90,6 +93,7 @@ def export(
         model=_model_info(checkpoint),
         items=len(checkpoint.item_ids),
         depths=_depth_infos(executed, parity, report),
+        extension=extension,
         files=entries,
         source=_source(checkpoint, executed),
     )
@@ -114,6 +118,20 @@ def _checked_engines(
     )
     check_parity(parity)
     return engines, parity
+
+
+def _checked_extension(
+    checkpoint: Checkpoint, engines: Mapping[str, bytes], cut: Split, progress: Progress
+) -> tuple[dict[str, bytes], Extension | None]:
+    """The second form of a chain, checked against the first."""
+    progress("tracing the engines' second form")
+    files = export_extension(checkpoint.model)
+    if not files:
+        return {}, None
+    config = checkpoint.model.config
+    segments = {depth: extension_file(depth) for depth in sorted(config.paths)}
+    error = extension_error(checkpoint.model, engines, files, cut.test.histories)
+    return files, Extension(span=config.span, context=CONTEXT_FILE, segments=segments, max_abs_error=error)
 
 
 def _write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:

@@ -43,9 +43,13 @@ class SegmentRunner:
 
     def run(self, items: Tensor, timestamps: Tensor | None) -> dict[int, Vectors]:
         """Input ids (B, L) [and seconds (B, L)] -> depth -> user vectors (B, width)."""
-        feeds: dict[str, NDArray[Any]] = {"items": items.numpy()}
+        return self.run_arrays(items.numpy(), None if timestamps is None else timestamps.numpy())
+
+    def run_arrays(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[int, Vectors]:
+        """The same for arrays."""
+        feeds: dict[str, NDArray[Any]] = {"items": items}
         if timestamps is not None:
-            feeds["timestamps"] = timestamps.numpy()
+            feeds["timestamps"] = timestamps
         users = {}
         for spec in self.specs:
             users[spec.depth], *hidden = self.sessions[spec.depth].run(None, feeds)

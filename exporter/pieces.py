@@ -4,7 +4,8 @@ Tracing costs seconds per layer, and all layers of a model compute one function 
 traced once, without folding its weights into the graph, and an engine is laid out from copies of it.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxscript import opset18
 from torch import Tensor, nn
 
@@ -32,6 +33,18 @@ _AXES = {
     "mask": {0: "batch", 3: "history"},
     "positions": {0: "history", 1: "history"},
     "time": {0: "batch", 2: "history", 3: "history"},
+}
+#: The same where only new positions are computed. That known = past + new is left to the exporter to find.
+_EXTENSION_AXES = {
+    "items": (0, 1),
+    "timestamps": (0, 1),
+    "new_items": (0, 1),
+    "hidden": (0, 1),
+    "past": (0, 2),
+    "keep": (0, 1),
+    "mask": (0, 3),
+    "positions": (0, 1),
+    "time": (0, 2, 3),
 }
 
 
@@ -75,6 +88,39 @@ class Pieces:
         names = ("hidden", *self.context_names)
         return self._piece((last_only, *_build(block)), _LayerPiece(block, last_only), names, ("hidden_next",))
 
+    def extension_context(self) -> Piece:
+        """items [, timestamps], new_items -> keep, mask, positions [, time], where only new items ask."""
+        names = (*self.request_names, "new_items")
+        return self._extension("context", _ExtensionContextPiece(self.model), names, self.context_names)
+
+    def extension_layer(self, index: int, *, last_only: bool) -> Piece:
+        """hidden, past and the context -> hidden_next and made, what the layer must keep; weights as in ``layer``."""
+        block = self.model.block(index)
+        names = ("hidden", "past", *self.context_names)
+        module = _ExtensionLayerPiece(block, last_only)
+        return self._extension((last_only, *_build(block)), module, names, ("hidden_next", "made"))
+
+    def _extension(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
+        key = ("extension", key)
+        if key not in self._traced:
+            # Batch 2, 3 new positions after 5.
+            config = self.model.config
+            width, heads = config.width, config.heads
+            examples = {
+                "items": torch.zeros(2, 8, dtype=torch.int64),
+                "timestamps": torch.zeros(2, 8, dtype=torch.int64),
+                "new_items": torch.zeros(2, 3, dtype=torch.int64),
+                "hidden": torch.ones(2, 3, width),
+                "past": torch.ones(2, 2 * heads, 5, width // heads),
+                "keep": torch.ones(2, 3, 1),
+                "mask": torch.ones(2, 1, 1, 8),
+                "positions": torch.zeros(3, 8, dtype=torch.int64),
+                "time": torch.ones(2, heads, 3, 8),
+            }
+            axes = {name: dict.fromkeys(_EXTENSION_AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
+            self._traced[key] = _trace(module, {name: examples[name] for name in inputs}, outputs, axes)
+        return self._traced[key]
+
     def exit(self, depth: int) -> Piece:
         """newest (batch, 1, width) -> user_vector (batch, width); its weights are those of the first exit traced."""
         exit_ = self.model.exits[str(depth)]
@@ -82,7 +128,8 @@ class Pieces:
 
     def _piece(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
         if key not in self._traced:
-            self._traced[key] = _trace(module, {name: self._example(name) for name in inputs}, outputs)
+            examples = {name: self._example(name) for name in inputs}
+            self._traced[key] = _trace(module, examples, outputs, _plain_axes(inputs))
         return self._traced[key]
 
     def _example(self, name: str) -> Tensor:
@@ -139,6 +186,29 @@ class _LayerPiece(nn.Module):
         return out
 
 
+class _ExtensionContextPiece(nn.Module):
+    def __init__(self, model: ElasticModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, new_items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
+        context = self.model.context(items, timestamps, new_items.shape[1])
+        parts = (context.keep, context.mask, context.positions)
+        return parts if context.time is None else (*parts, context.time)
+
+
+class _ExtensionLayerPiece(nn.Module):
+    def __init__(self, block: Block, last_only: bool) -> None:
+        super().__init__()
+        self.block = block
+        self.last_only = last_only
+
+    def forward(
+        self, hidden: Tensor, past: Tensor, keep: Tensor, mask: Tensor, positions: Tensor, time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.block.extend(hidden, past, Context(keep, mask, positions, time), self.last_only)
+
+
 class _ExitPiece(nn.Module):
     def __init__(self, exit_: nn.Module) -> None:
         super().__init__()
@@ -167,15 +237,21 @@ def _index(values: Any, indices: Sequence[Any]) -> Any:
     return opset18.Gather(values, index, axis=axis)
 
 
-def _trace(module: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> Piece:
+def _plain_axes(names: Iterable[str]) -> dict[str, dict[int, Any]]:
     axes = {name: torch.export.Dim(name, min=1) for name in ("batch", "history")}
+    return {name: {i: axes[axis] for i, axis in _AXES[name].items()} for name in names}
+
+
+def _trace(
+    module: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str], axes: Mapping[str, Mapping[int, Any]]
+) -> Piece:
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             kwargs=dict(example),
             input_names=list(example),
             output_names=list(outputs),
-            dynamic_shapes={name: {i: axes[axis] for i, axis in _AXES[name].items()} for name in example},
+            dynamic_shapes=dict(axes),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -225,3 +301,24 @@ class Assembly:
             made.output.extend(named(value) for value in node.output)
             self.nodes.append(made)
         return {name: named(name) for name in piece.outputs}
+
+    def split(self, value: str, parts: int, *, axis: int) -> list[str]:
+        """The names of equal parts of a value along an axis."""
+        names = [f"{value}.{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [value], names, f"{value}.split", axis=axis, num_outputs=parts))
+        return names
+
+    def concat(self, name: str, values: Sequence[str], *, axis: int) -> str:
+        """The name of values put one after the other along an axis."""
+        joined = f"{name}.joined"
+        self.nodes.append(helper.make_node("Concat", list(values), [joined], joined, axis=axis))
+        return joined
+
+    def newest(self, value: str, most: int, *, axis: int) -> str:
+        """The name of the last ``most`` entries of a value along an axis, or of all that there are."""
+        name = f"{value}.newest"
+        ends = {"start": -most or sys.maxsize, "end": sys.maxsize, "axis": axis}
+        for end, number in ends.items():
+            self.constants.append(numpy_helper.from_array(np.array([number], np.int64), f"{name}.{end}"))
+        self.nodes.append(helper.make_node("Slice", [value, *(f"{name}.{end}" for end in ends)], [name], name))
+        return name

@@ -19,6 +19,11 @@ from fathom.exporter.pieces import OPSET, Assembly, Pieces, exit_weights, layer_
 from fathom.exporter.plan import is_chain
 from fathom.training.model import ElasticModel
 
+Shape = list[str | int]
+
+CONTEXT_FILE = "engines/extend-context.onnx"
+_WHOLE_NUMBERS = {"items", "timestamps", "new_items", "positions"}
+
 #: The oldest ONNX file format that holds OPSET: the widest choice of engines that can read it.
 IR_VERSION = 8
 
@@ -85,21 +90,102 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     newest = graph.add(f"last-{spec.last_layer:02d}", piece, {"hidden": hidden, **context}, weights)["hidden_next"]
     user = graph.add("exit", pieces.exit(spec.depth), {"newest": newest}, exit_weights(model, spec.depth))
     results = {"user_vector": user["user_vector"], **({"hidden_out": hidden} if spec.feeds_next else {})}
-    return _finish(graph, spec, model, results)
+    return _plain(graph, spec, model, results)
 
 
-def _finish(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Mapping[str, str]) -> bytes:
-    width = model.config.width
-    ids: list[str | int] = ["batch", "history"]
-    inputs = [helper.make_tensor_value_info("items", TensorProto.INT64, ids)]
-    if model.uses_timestamps:
-        inputs.append(helper.make_tensor_value_info("timestamps", TensorProto.INT64, ids))
-    if not spec.first:
-        inputs.append(helper.make_tensor_value_info("hidden_in", TensorProto.FLOAT, [*ids, width]))
-    shapes: dict[str, list[str | int]] = {"user_vector": ["batch", width], "hidden_out": [*ids, width]}
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in results]
-    ends = [helper.make_node("Identity", [value], [name], name=name) for name, value in results.items()]
-    whole = helper.make_graph([*graph.nodes, *ends], f"depth-{spec.depth:02d}", inputs, outputs, graph.constants)
+def extension_file(depth: int) -> str:
+    """Path inside the bundle of the second form of the segment that ends at this depth."""
+    return f"engines/extend-{depth:02d}.onnx"
+
+
+def export_extension(model: ElasticModel) -> dict[str, bytes]:
+    """The second form of a chain: each segment on new positions alone, and the context that all of them read.
+
+    Files by path, CONTEXT_FILE first; none for a model whose depths are no chain. docs/bundle-format.md has their
+    inputs and outputs.
+    """
+    if not is_chain(model.config.paths):
+        return {}
+    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    pieces = Pieces(model)
+    files = {CONTEXT_FILE: _extension_context(pieces)}
+    return files | {extension_file(spec.depth): _extension(pieces, spec) for spec in segment_specs(model.config.paths)}
+
+
+def _extension_context(pieces: Pieces) -> bytes:
+    graph = Assembly()
+    names = (*pieces.request_names, "new_items")
+    made = graph.add("context", pieces.extension_context(), {name: name for name in names})
+    return _finish(graph, "extend-context", _shapes(pieces.model), names, made)
+
+
+def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
+    model = pieces.model
+    graph = Assembly()
+    context = {name: name for name in pieces.context_names}
+    layers = (*spec.full_layers, spec.last_layer)
+    pasts = graph.split("past", len(layers), axis=1)
+    hidden, kept = "hidden_in", []
+    for layer, past in zip(spec.full_layers, pasts, strict=False):
+        piece, weights = pieces.extension_layer(layer, last_only=False), layer_weights(model, layer)
+        reads = {"hidden": hidden, "past": past, **context}
+        made = graph.add(f"layer-{layer:02d}", piece, reads, weights)
+        hidden = made["hidden_next"]
+        kept.append(made["made"])
+    piece, weights = pieces.extension_layer(spec.last_layer, last_only=True), layer_weights(model, spec.last_layer)
+    reads = {"hidden": hidden, "past": pasts[-1], **context}
+    last = graph.add(f"last-{spec.last_layer:02d}", piece, reads, weights)
+    user = graph.add("exit", pieces.exit(spec.depth), {"newest": last["hidden_next"]}, exit_weights(model, spec.depth))
+    # No layer will ever look further back.
+    newest = model.config.span - 1
+    results = {"user_vector": user["user_vector"], "last_made": graph.newest(last["made"], newest, axis=2)}
+    if kept:
+        results["made"] = graph.newest(graph.concat("made", kept, axis=1), newest, axis=2)
+    if spec.feeds_next:
+        results["hidden_out"] = hidden
+    shapes = _shapes(model, len(layers))
+    return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results)
+
+
+def _plain(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Mapping[str, str]) -> bytes:
+    inputs = ["items", *(["timestamps"] if model.uses_timestamps else []), *([] if spec.first else ["hidden_in"])]
+    ids: Shape = ["batch", "history"]
+    shapes = _shapes(model) | {"items": ids, "timestamps": ids}
+    shapes |= {name: [*ids, model.config.width] for name in ("hidden_in", "hidden_out")}
+    return _finish(graph, f"depth-{spec.depth:02d}", shapes, inputs, results)
+
+
+def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:
+    """Of everything that goes into and comes out of the second form; ``known`` is ``seen`` + ``new``."""
+    width, heads = model.config.width, model.config.heads
+    each, size = 2 * heads, width // heads
+    return {
+        "items": ["batch", "known"],
+        "timestamps": ["batch", "known"],
+        "new_items": ["batch", "new"],
+        "hidden_in": ["batch", "new", width],
+        "past": ["batch", layers * each, "seen", size],
+        "keep": ["batch", "new", 1],
+        "mask": ["batch", 1, 1, "known"],
+        "positions": ["new", "known"],
+        "time": ["batch", heads, "new", "known"],
+        "user_vector": ["batch", width],
+        "hidden_out": ["batch", "new", width],
+        "made": ["batch", (layers - 1) * each, "newest", size],
+        "last_made": ["batch", each, "newest", size],
+    }
+
+
+def _finish(
+    graph: Assembly, name: str, shapes: Mapping[str, Shape], reads: Sequence[str], results: Mapping[str, str]
+) -> bytes:
+    def info(value: str) -> onnx.ValueInfoProto:
+        kind = TensorProto.INT64 if value in _WHOLE_NUMBERS else TensorProto.FLOAT
+        return helper.make_tensor_value_info(value, kind, shapes[value])
+
+    ends = [helper.make_node("Identity", [value], [result], name=result) for result, value in results.items()]
+    inputs, outputs = [info(value) for value in reads], [info(result) for result in results]
+    whole = helper.make_graph([*graph.nodes, *ends], name, inputs, outputs, graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fathom")
     proto = optimizer.optimize(proto)

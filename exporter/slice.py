@@ -1,14 +1,14 @@
 """Cuts a smaller Bundle for one device profile out of a bundle; runs without torch, on the device if need be."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import MANIFEST_NAME, Manifest, bundle_version
+from fathom.runtime.manifest import MANIFEST_NAME, DepthInfo, Extension, Manifest, bundle_version
 
 
 def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
@@ -27,10 +27,19 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         raise ConfigError(
             f"{source}: has depths {_listed(manifest.depths)} but profile {profile.name} runs {_listed(profile.depths)}"
         )
-    engines = {segment for info in manifest.depths.values() for segment in info.segments}
-    needed = {segment for info in kept.values() for segment in info.segments}
+    extension = manifest.extension
+    if extension is not None:
+        segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
+        extension = extension.model_copy(update={"segments": segments})
+    engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
     files = {name: entry for name, entry in manifest.files.items() if name not in engines - needed}
-    changed = {"version": bundle_version(files), "depths": kept, "files": files, "profile": profile.name}
+    changed = {
+        "version": bundle_version(files),
+        "depths": kept,
+        "extension": extension,
+        "files": files,
+        "profile": profile.name,
+    }
     sliced = manifest.model_copy(update=changed)
     with new_folder(out) as folder:
         for name in files:
@@ -39,6 +48,11 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         write_json(folder / MANIFEST_NAME, sliced.model_dump(mode="json"))
         Bundle.open(folder).close()  # the source may have changed under our hands
     return sliced
+
+
+def _engines(depths: Mapping[int, DepthInfo], extension: Extension | None) -> set[str]:
+    engines = {segment for info in depths.values() for segment in info.segments}
+    return engines | (set(extension.segments.values()) if extension else set())
 
 
 def _listed(depths: Iterable[int]) -> str:

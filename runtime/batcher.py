@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, UnavailableError
@@ -74,14 +74,16 @@ class Batcher(Generic[Work, Result]):
         return self._running
 
     def outlook(
-        self, length: int, depths: Sequence[int], *, now_s: float, deadline_s: float | None
+        self, lengths: Mapping[int, int], *, now_s: float, deadline_s: float | None
     ) -> tuple[float, dict[int, float]]:
-        """What a new request would meet: median seconds until it starts, and p99 seconds of a run by depth."""
+        """What a new request would meet: median seconds until it starts, and p99 seconds of a run by depth.
+
+        ``lengths``: depth -> items that would have to be computed.
+        """
         with self._changed:
             urgency_s = self._lanes.urgency_s(now_s, deadline_s)
             queue_s = self._cost.queue_s(self._lanes.ahead(urgency_s), self._lanes.batch_limit)
-            bucket = self._lanes.bucket(length)
-            costs = {depth: self._cost.p99_s(depth, bucket) for depth in depths}
+            costs = {depth: self._cost.p99_s(depth, self._lanes.bucket(length)) for depth, length in lengths.items()}
         if self._running:
             queue_s += max(0.0, self._busy_until_s - now_s)
         return queue_s, costs

@@ -214,6 +214,10 @@ def _check_listing(file: Path, manifest: Manifest) -> None:
         if not info.segments:
             raise BundleSchemaError(f"{file}: not a manifest: depth {depth} has no segments; {_REBUILD}")
         used += info.segments
+    if manifest.extension is not None:
+        used += [manifest.extension.context, *manifest.extension.segments.values()]
+        if not set(manifest.depths) <= set(manifest.extension.segments):
+            raise BundleSchemaError(f"{file}: not a manifest: its extension lacks a depth; {_REBUILD}")
     for name in used:
         if name not in manifest.files:
             raise BundleSchemaError(f"{file}: not a manifest: it does not list {name}; {_REBUILD}")

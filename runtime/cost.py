@@ -106,7 +106,7 @@ def measure(
     because a busy machine only ever adds; how busy it is, is then the median over all samples, and the tail their 99th
     percentile.
     """
-    sizes = {length: max(2, min(batch_limit(length), PROBE_TOKENS // length)) for length in lengths}
+    sizes = {length: max(2, min(batch_limit(length), PROBE_TOKENS // max(1, length))) for length in lengths}
     samples: dict[tuple[int, int, int], list[float]] = {
         (depth, length, n): [] for depth in depths for length in lengths for n in (1, sizes[length])
     }

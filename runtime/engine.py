@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import BundleError, ConfigError
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.extension import Extender, Form, History, Kept
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,16 +47,28 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def resumes(self) -> bool:
+        """Whether ``resume`` can be called."""
+        ...
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:
+        """User vectors (batch, width) as ``run``, computing only what is not kept, and what is to be kept now."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds; ``run`` must not be called afterwards."""
         ...
 
 
-def open_engine(bundle: Bundle, *, threads: int = 1, depths: Collection[int] | None = None) -> "OnnxEngine":
+def open_engine(
+    bundle: Bundle, *, threads: int = 1, depths: Collection[int] | None = None, extends: bool = False
+) -> "OnnxEngine":
     """The engine that this bundle's format asks for, with the given depths (all of the bundle when None).
 
-    ``threads``: threads inside one run. Raises ConfigError for a depth or format that cannot be served here and
-    BundleError for an engine file that breaks the contract.
+    ``threads``: threads inside one run. ``extends``: with the second form too, where the bundle has it. Raises
+    ConfigError for a depth or format that cannot be served here and BundleError for an engine file that breaks the
+    contract.
     """
     if bundle.manifest.format != "onnx":
         raise ConfigError(f"{bundle.path}: engines are {bundle.manifest.format}; this machine runs onnx bundles only")
@@ -64,18 +77,18 @@ def open_engine(bundle: Bundle, *, threads: int = 1, depths: Collection[int] | N
     if missing or not wanted:
         asked = f"no depth {missing[0]}" if missing else "no depth asked for"
         raise ConfigError(f"{bundle.path}: {asked}; the bundle has {', '.join(map(str, bundle.depths))}")
-    return OnnxEngine(bundle, depths=wanted, threads=threads)
+    return OnnxEngine(bundle, depths=wanted, threads=threads, extends=extends)
 
 
 class OnnxEngine:
     """onnxruntime on the CPU; segments that several depths share are loaded once.
 
-    A context manager; holds a session per segment and no state between runs.
+    A context manager; holds a session per segment, with ``extends`` two, and no state between runs.
     """
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int, extends: bool = False) -> None:
         self.depths = depths
         self._timestamps = bundle.manifest.model.uses_timestamps
         segments: dict[Path, _Segment] = {}
@@ -88,6 +101,19 @@ class OnnxEngine:
             self._chains[depth] = [segments[path] for path in paths]
             for place, segment in enumerate(self._chains[depth]):
                 segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
+        self._extender = None
+        if extends and (form := Form.of(bundle.manifest)) is not None:
+            self._extender = Extender(form, bundle.vectors, lambda file: _Segment(bundle.path / file, threads), depths)
+
+    @property
+    def resumes(self) -> bool:
+        """See ``Engine.resumes``."""
+        return self._extender is not None
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:
+        """See ``Engine.resume``."""
+        assert self._extender is not None, "only where ``resumes``"
+        return self._extender.resume(histories, depth)
 
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``; KeyError for a depth that it does not have."""
@@ -127,6 +153,7 @@ class OnnxEngine:
     def close(self) -> None:
         """See ``Engine.close``."""
         self._chains.clear()
+        self._extender = None
 
     def __enter__(self) -> "OnnxEngine":
         return self
@@ -168,6 +195,11 @@ class _Segment:
         self._outputs = tuple(o.name for o in self._session.get_outputs())
         # Without this, a segment that is only passed through would also compute its exit.
         self._options = _run_options()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what it can give."""
+        return self._outputs
 
     def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         # Plain arrays: OrtValue and IO binding were measured and gain nothing on the CPU.

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Generator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.runtime.extension import History, Kept
+
 
 class FakeEngine:
     """The user vector at depth d is the unit mean of the newest d items' vectors: deeper looks further back.
@@ -48,6 +50,12 @@ class FakeEngine:
             rows = yield self.run(items, timestamps, depth)
             if rows is not None:
                 items = items[rows]
+
+    resumes = False
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:
+        """It keeps nothing."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Nothing to give back."""

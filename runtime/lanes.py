@@ -67,9 +67,12 @@ class _Lane(Generic[Payload]):
             heappop(self.heap)
 
 
-def length_buckets(max_history: int) -> tuple[int, ...]:
-    """Upper ends of the length buckets: 16, 32, 64, ... and the longest history itself."""
-    ends = []
+def length_buckets(max_history: int, *, remembered: bool = False) -> tuple[int, ...]:
+    """Upper ends of the length buckets: 16, 32, 64, ... and the longest history itself.
+
+    ``remembered``: with a bucket 0 for histories of which next to nothing has to be computed.
+    """
+    ends = [0] if remembered else []
     end = SHORTEST_BUCKET
     while end < max_history:
         ends.append(end)
@@ -113,7 +116,7 @@ class Lanes(Generic[Payload]):
 
     def batch_limit(self, length: int) -> int:
         """The most requests of one batch, padded to ``length``; at least one."""
-        return max(1, min(self._max_batch, self._max_batch_tokens // length))
+        return max(1, min(self._max_batch, self._max_batch_tokens // max(1, length)))
 
     def urgency_s(self, arrival_s: float, deadline_s: float | None) -> float:
         """When an entry should be answered: what the order of service follows."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
@@ -68,6 +68,19 @@ class DepthInfo(_Frozen):
     quality: dict[str, Interval] = Field(description="metric (as ndcg@10) -> value on the test items")
 
 
+class Extension(_Frozen):
+    """The second form of a chain of segments, which computes new positions only (docs/bundle-format.md).
+
+    ``segments``: depth -> engine file. ``context``: the file that all of them read. ``span``: positions that a layer
+    looks back over, its own included. ``max_abs_error``: of the user vector, against computing afresh.
+    """
+
+    span: int = Field(ge=1)
+    context: str
+    segments: dict[Depth, str]
+    max_abs_error: float
+
+
 class Source(_Frozen):
     """Where the bundle came from: sha256 of its inputs, how data were split, Fathom's version, the commit if known."""
 
@@ -85,7 +98,7 @@ class Manifest(_Frozen):
     ``version`` is the first 12 hex digits of the sha256 over all file entries, so equal bundles have equal versions.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     name: str
     version: str
     created: str
@@ -98,6 +111,7 @@ class Manifest(_Frozen):
     model: ModelInfo
     items: int
     depths: dict[Depth, DepthInfo]
+    extension: Extension | None = None
     files: dict[str, FileEntry]
     source: Source
     profile: str | None = Field(default=None, description="the profile that `slice` made this bundle for")

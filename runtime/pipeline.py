@@ -17,8 +17,10 @@ from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import measure
 from fathom.runtime.engine import Engine
+from fathom.runtime.extension import History, Kept
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
+from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Reused, Start, Starts
 from fathom.runtime.router import Monitor, Policy, Router
 from fathom.selector.features import Features
 from fathom.selector.features import measure as measure_features
@@ -28,6 +30,8 @@ from fathom.selector.routing import Cascade, confidence
 #: Items of two answers that are compared, and requests that may wait for their second run.
 COMPARED_ITEMS = 10
 MOST_SECOND_RUNS = 64
+#: Items of the history whose extension by one is measured at the start.
+TRIAL_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Settings:
     ones pass for longer. ``calibration_ms``: time for measuring costs at the start, beyond the least that it takes.
     ``retrieval_floats``: scores that one search holds at a time. ``policy``: see ``Router``. ``feedback_share``: of the
     requests that a certificate routes elsewhere, the share that is run at the deepest depth too, when the engine is
-    idle. ``feedback_alpha``: the probability of a false alarm, ever.
+    idle. ``feedback_alpha``: the probability of a false alarm, ever. ``reuse_mb``: memory for what is kept of
+    histories, so that returning ones cost only what is new; 0 for none, and where the engine cannot resume.
     """
 
     threads: int = 1
@@ -52,13 +57,15 @@ class Settings:
     policy: Policy = "auto"
     feedback_share: float = 0.01
     feedback_alpha: float = 0.01
+    reuse_mb: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("threads", "max_queue", "max_batch", "max_batch_tokens", "patience_ms", "retrieval_floats"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.calibration_ms >= 0:
-            raise ConfigError(f"calibration_ms is {self.calibration_ms}; it must not be negative")
+        for name in ("calibration_ms", "reuse_mb"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not (0 <= self.feedback_share <= 1 and 0 < self.feedback_alpha < 1):
             raise ConfigError(
                 f"feedback_share is {self.feedback_share} and feedback_alpha {self.feedback_alpha};"
@@ -112,23 +119,31 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``indices`` int64 and ``scores`` float32 (cosines), best first; fewer than k when the filter leaves fewer."""
+    """``indices`` int64 and ``scores`` float32 (cosines), best first; fewer than k when the filter leaves fewer.
+
+    ``reused``: what of the request was known already.
+    """
 
     indices: Indices
     scores: Scores
     decision: Decision
     history_used: int
     timing: Timing
+    reused: Reused = "nothing"
 
 
 class _Work(NamedTuple):
-    """What the engine's thread needs of one request: input ids (index + 1), seconds, k, filter, and its gate if any."""
+    """What the engine's thread needs of one request.
+
+    Input ids (index + 1), seconds, k, filter, its gate if any, and where it can begin.
+    """
 
     ids: NDArray[np.int64]
     timestamps: NDArray[np.int64] | None
     k: int
     keep: ItemFilter
     gate: "_Gate | None" = None
+    start: Start = NOTHING
 
 
 class _Gate(NamedTuple):
@@ -153,6 +168,8 @@ class _Result(NamedTuple):
     depth: int
     engine_s: float
     retrieval_s: float
+    user: NDArray[np.float32] | None = None
+    kept: Kept | None = None
 
 
 class Pipeline:
@@ -172,13 +189,16 @@ class Pipeline:
         self._second_runs: asyncio.Queue[_SecondRun] = asyncio.Queue(MOST_SECOND_RUNS)
         self._feedback: asyncio.Task[None] | None = None
         self._random = random.Random(0)
+        remembers = self.settings.reuse_mb and engine.resumes and self._max_history > 1
+        self._memory = Memory(int(self.settings.reuse_mb * 2**20)) if remembers else None
+        self._trials: dict[int, Kept] = {}
 
     async def start(self) -> None:
         """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
         settings = self.settings
         limit_blas_threads(settings.threads)
         self._retriever = FlatRetriever(self.bundle.vectors, block_floats=settings.retrieval_floats)
-        buckets = length_buckets(self._max_history)
+        buckets = length_buckets(self._max_history, remembered=self._memory is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
             max_queue=settings.max_queue,
@@ -194,7 +214,8 @@ class Pipeline:
             batch_limit=lanes.batch_limit,
             budget_s=settings.calibration_ms / 1e3,
         )
-        self._batcher = Batcher(lanes, cost, self._serve, typical=_all_go_to_the_end)
+        self._batcher = Batcher(lanes, cost, self._serve, typical=_typical)
+        self._trials.clear()
         self._batcher.start()
         self._feedback = asyncio.create_task(self._run_again())
         self._accepting = True
@@ -203,6 +224,16 @@ class Pipeline:
     def waiting(self) -> int:
         """Requests that wait for the engine."""
         return self._batcher.waiting if self._batcher else 0
+
+    @property
+    def remembered(self) -> tuple[int, int]:
+        """Histories that are remembered, and the bytes that they take."""
+        return (0, 0) if self._memory is None else (len(self._memory), self._memory.nbytes)
+
+    def forget(self) -> None:
+        """Remember no history any more."""
+        if self._memory is not None:
+            self._memory.clear()
 
     async def recommend(self, query: Query) -> Answer:
         """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
@@ -219,13 +250,21 @@ class Pipeline:
         timestamps = self._timestamps(query, len(seen))
         if query.k < 1 or not seen.size:
             raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
-        decision, gate = self._select(query, items, timestamps, batcher, start_s)
-        times = timestamps if self._uses_timestamps else None
-        work = _Work(items + 1, times, query.k, self._filter(query, seen), gate)
+        ids, times = items + 1, timestamps if self._uses_timestamps else None
+        starts = NO_STARTS if self._memory is None else self._memory.starts(ids, times)
+        decision, gate = self._select(query, items, timestamps, starts, batcher, start_s)
+        start = NOTHING if gate else starts.at(decision.depth)
+        work = _Work(ids, times, query.k, self._filter(query, seen), gate, start)
         queued_s = time.monotonic()
         result, began_s = await batcher.run(
-            work, depth=decision.depth, length=len(items), arrival_s=queued_s, deadline_s=query.deadline_s
+            work,
+            depth=decision.depth,
+            length=start.length(len(items)),
+            arrival_s=queued_s,
+            deadline_s=query.deadline_s,
         )
+        if self._memory is not None and result.user is not None and result.kept is not None:
+            self._memory.put(ids, times, result.user, result.kept)
         if gate is not None:
             decision = replace(decision, depth=result.depth, why=f"depth {result.depth}, {decision.why}")
         self._sample(query, work, decision, result)
@@ -236,7 +275,7 @@ class Pipeline:
             retrieval_us=int(result.retrieval_s * 1e6),
             total_us=int((time.monotonic() - start_s) * 1e6),
         )
-        return Answer(result.indices, result.scores, decision, len(items), timing)
+        return Answer(result.indices, result.scores, decision, len(items), timing, start.reused)
 
     async def drain(self) -> None:
         """Take no new requests and return when those inside are answered."""
@@ -265,6 +304,7 @@ class Pipeline:
         query: Query,
         items: NDArray[np.int64],
         timestamps: NDArray[np.int64] | None,
+        starts: Starts,
         batcher: Batcher[_Work, _Result],
         now_s: float,
     ) -> tuple[Decision, "_Gate | None"]:
@@ -277,7 +317,8 @@ class Pipeline:
         gate = _Gate(route.routing, features) if route and isinstance(route.routing, Cascade) else None
         if query.deadline_s is None:
             return decision, gate
-        queue_s, cost_p99_s = batcher.outlook(len(items), served, now_s=now_s, deadline_s=query.deadline_s)
+        lengths = {depth: (NOTHING if gate else starts.at(depth)).length(len(items)) for depth in served}
+        queue_s, cost_p99_s = batcher.outlook(lengths, now_s=now_s, deadline_s=query.deadline_s)
         try:
             fitted = fit_deadline(
                 decision,
@@ -314,7 +355,7 @@ class Pipeline:
         while True:
             second = await self._second_runs.get()
             await batcher.idle()
-            work = second.work._replace(k=COMPARED_ITEMS, gate=None)
+            work = second.work._replace(k=COMPARED_ITEMS, gate=None, start=NOTHING)
             try:
                 result, _ = await batcher.run(
                     work, depth=second.depth, length=len(work.ids), arrival_s=time.monotonic(), deadline_s=None
@@ -357,18 +398,37 @@ class Pipeline:
         return [result for result in results if result is not None]
 
     def _run(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
-        items, timestamps = self._padded(works)
         start_s = time.monotonic()
-        users = self.engine.run(items, timestamps, depth)
+        users, kept = self._users(depth, works)
         engine_s = time.monotonic()
         found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(users.sum(axis=1)).tolist()
         return [
-            _Result(*pair, depth, engine_s - start_s, end_s - engine_s) if ok else _broken(depth)
-            for pair, ok in zip(found, finite, strict=True)
+            _Result(*pair, depth, engine_s - start_s, end_s - engine_s, user, rest) if ok else _broken(depth)
+            for pair, ok, user, rest in zip(found, finite, users, kept, strict=True)
         ]
+
+    def _users(self, depth: int, works: list[_Work]) -> tuple[NDArray[np.float32], Sequence[Kept | None]]:
+        """User vectors of a batch, and what is to be kept of each that was computed."""
+        if self._memory is None:
+            return self.engine.run(*self._padded(works), depth), [None] * len(works)
+        users = np.empty((len(works), self.bundle.vectors.shape[1]), np.float32)
+        kept: list[Kept | None] = [None] * len(works)
+        rows = []
+        for row, work in enumerate(works):
+            if work.start.user is None:
+                rows.append(row)
+            else:
+                users[row] = work.start.user
+        if rows:
+            chosen = [works[row] for row in rows]
+            histories = [History(work.ids, work.timestamps, work.start.kept) for work in chosen]
+            users[rows], found = self.engine.resume(histories, depth)
+            for row, each in zip(rows, found, strict=True):
+                kept[row] = each
+        return users, kept
 
     def _walk(self, path: tuple[int, ...], works: list[_Work]) -> Sequence[_Result | UnavailableError]:
         """Exit by exit; a request leaves where its gate says so, or at the last."""
@@ -388,7 +448,7 @@ class Pipeline:
             rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
             for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
                 k, (indices, scores) = waiting[i].k, found[i]
-                ok = _Result(indices[:k], scores[:k], depth, *spent.tolist())
+                ok = _Result(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
                 results[int(active[i])] = ok if finite[i] else _broken(depth)
             active = active[rows]
             if not len(active):
@@ -407,12 +467,22 @@ class Pipeline:
 
     def _trial_run(self, depth: int, length: int, requests: int) -> None:
         """What one batch of ordinary requests costs, from padding to the best ten."""
-        ids = np.arange(length, dtype=np.int64) % len(self.bundle.vectors) + 1
-        self._serve(depth, [_Work(ids, None, 10, ItemFilter(exclude=ids - 1))] * requests)
+        ids = np.arange(length or min(TRIAL_LENGTH, self._max_history), dtype=np.int64) % len(self.bundle.vectors) + 1
+        start = NOTHING
+        if length == 0:
+            if depth not in self._trials:
+                self._trials[depth] = self.engine.resume([History(ids[:-1], None, None)], depth)[1][0]
+            start = Start("prefix", self._trials[depth], new=1)
+        self._serve(depth, [_Work(ids, None, 10, ItemFilter(exclude=ids - 1), start=start)] * requests)
 
 
 def _all_go_to_the_end(works: Sequence[_Work]) -> bool:
     return all(work.gate is None for work in works)
+
+
+def _typical(works: Sequence[_Work]) -> bool:
+    """Whether a batch costs what was measured for its lane."""
+    return all(work.gate is None and (work.start is NOTHING or work.start.new == 1) for work in works)
 
 
 def _going_on(

@@ -50,6 +50,7 @@ class ServerSettings(BaseModel):
     )
     history_max_events: int = Field(default=1_000, ge=1, le=10_000, description="events kept of a user, the newest")
     history_days: int | None = Field(default=None, ge=1, description="events that are older are forgotten")
+    reuse_mb: float = Field(default=64, ge=0, le=1_000_000, description="memory for what is kept of histories; 0: none")
     threads: int | None = Field(
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
     )
@@ -63,7 +64,9 @@ class ServerSettings(BaseModel):
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("port", "metrics_port", "workers", "threads", "max_queue", "backlog", "max_message_mb", mode="before")
+    @field_validator(
+        "port", "metrics_port", "workers", "threads", "max_queue", "backlog", "max_message_mb", mode="before"
+    )
     @classmethod
     def _off_or_number(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads a bare `off` as False; the command line and the environment give the word.

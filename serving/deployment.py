@@ -37,6 +37,7 @@ class Deployment:
             policy=settings.policy,
             feedback_share=settings.feedback_share,
             feedback_alpha=settings.feedback_alpha,
+            reuse_mb=settings.reuse_mb,
         )
         self.pipeline = Pipeline(bundle, self._engine, settings=limits)
         self.pipeline.router.require(self.profile)

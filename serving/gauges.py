@@ -32,6 +32,12 @@ def readings(deployments: Iterable[Deployment], in_flight: int) -> Iterator[Read
     for each in served:
         text = "Requests waiting for the engine."
         yield Reading("fathom_queue_depth", text, {"bundle": each.name}, each.pipeline.waiting)
+    for name, text, place in (
+        ("histories", "Histories that are remembered, to go on from.", 0),
+        ("bytes", "Memory that they take.", 1),
+    ):
+        for each in served:
+            yield Reading(f"fathom_reuse_{name}", text, {"bundle": each.name}, each.pipeline.remembered[place])
     routes = {each.name: each.pipeline.router.route(each.profile) for each in served}
     monitors = {name: route.monitor for name, route in routes.items() if route is not None and route.monitor}
     for name, text, field in _FEEDBACK:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from fathom.errors import ConfigError
 from fathom.runtime.engine import Engine
+from fathom.runtime.extension import History, Kept
 from fathom.runtime.pipeline import Answer
 
 # From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.
@@ -69,6 +70,9 @@ class Metrics:
         self._history_seconds = self._histogram(
             "fathom_history_seconds", "Time of one use of the users' histories.", ("operation",)
         )
+        self._reused = self._counter(
+            "fathom_reused", "Answered requests by what of them was known already.", ("bundle", "reused")
+        )
         self._unknown = self._counter("fathom_unknown_items", "Items of histories that are not in the catalogue.", ())
         self._batch_size = Histogram(
             "fathom_batch_size",
@@ -99,6 +103,7 @@ class Metrics:
         self._requests.labels(bundle, "OK", depth, answer.decision.reason.value).inc()
         self._request_seconds.labels(bundle, depth).observe(timing.total_us / 1e6)
         self._queue_seconds.observe(timing.queue_us / 1e6)
+        self._reused.labels(bundle, answer.reused).inc()
         if unknown_items:
             self._unknown.inc(unknown_items)
 
@@ -146,6 +151,19 @@ class MeteredEngine:
             if self.recording:
                 self._metrics.ran(self._bundle, depth, len(users), time.perf_counter() - started)
             rows = yield users
+
+    @property
+    def resumes(self) -> bool:
+        """See ``Engine.resumes``."""
+        return self._engine.resumes
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:
+        """See ``Engine.resume``."""
+        started = time.perf_counter()
+        found = self._engine.resume(histories, depth)
+        if self.recording:
+            self._metrics.ran(self._bundle, depth, len(histories), time.perf_counter() - started)
+        return found
 
     def close(self) -> None:
         """See ``Engine.close``."""

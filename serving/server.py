@@ -43,10 +43,6 @@ BACKLOG_PER_QUEUE = 10
 log = logging.getLogger("fathom.serving")
 
 
-def _onnx_engine(bundle: Bundle, threads: int) -> Engine:
-    return open_engine(bundle, threads=threads)
-
-
 class Server:
     """A gRPC server over a bundle or a repository; ``async with`` closes it at once, ``drain`` first lets calls finish.
 
@@ -59,7 +55,7 @@ class Server:
         settings: ServerSettings,
         path: Path,
         *,
-        make_engine: MakeEngine = _onnx_engine,
+        make_engine: MakeEngine | None = None,
         shares_port: bool = False,
         on_reload: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -69,7 +65,11 @@ class Server:
         self._gate = Gate()
         self._metrics = Metrics()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-        self.bundles = Bundles(path, settings, self._metrics, make_engine)
+
+        def onnx_engine(bundle: Bundle, threads: int) -> Engine:
+            return open_engine(bundle, threads=threads, extends=settings.reuse_mb > 0)
+
+        self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
         self._history = open_history(settings.history, Retention(settings.history_max_events, settings.history_days))
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight))
         self._grpc: grpc.aio.Server | None = None

@@ -118,7 +118,11 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         with self._gate.enter():
             history, user_id = self._known(), user_of(request)
             with self._metrics.using_history("delete"):
-                return pb.DeleteUserResponse(deleted=await history.delete(user_id))
+                deleted = await history.delete(user_id)
+            # What is remembered is known by its items, not by whose they are.
+            for deployment in self._bundles:
+                deployment.pipeline.forget()
+            return pb.DeleteUserResponse(deleted=deleted)
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""

@@ -1,5 +1,6 @@
 """The examples work as their readers find them."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fathom.demo import running_server
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import load_methods
 from fathom.importance.toy import GatedToy, toy_batches
@@ -27,3 +29,29 @@ def test_an_importance_method_of_another_package_appears_in_the_ranking(
     ranking = rank_layers(model, toy_batches(1, 8), load_methods(["weight_norm", "gradient"]))
     assert ranking.methods["weight_norm"].ranks == (3, 1, 4, 2)
     assert set(ranking.kendall_tau) == {"weight_norm", "gradient"}
+
+
+@pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node is not installed")
+def test_a_node_program_needs_nothing_but_the_proto(tmp_path: Path, synthetic_bundle: Path) -> None:
+    folder = shutil.copytree(EXAMPLES / "node", tmp_path / "node")
+    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    if installed.returncode != 0:
+        pytest.skip(f"npm cannot install the packages: {installed.stderr[-200:]}")
+    proto = EXAMPLES.parent / "protos" / "fathom" / "v1" / "recommender.proto"
+
+    def node(target: str, items: str) -> subprocess.CompletedProcess[str]:
+        command = ["node", "recommend.js", target, items]
+        environment = os.environ | {"FATHOM_PROTO": str(proto)}
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, env=environment, timeout=60
+        )
+
+    with running_server(synthetic_bundle) as target:
+        answered = node(target, "item-1,item-2")
+        assert answered.returncode == 0, answered.stderr
+        assert answered.stdout.startswith("depth ")
+        assert len(answered.stdout.splitlines()) == 6
+        refused = node(target, "nothing-known")
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("NOT_FOUND: no item of the history is in the catalogue")

@@ -118,6 +118,20 @@ class Block(nn.Module):
             return first, second
         return F.linear(x[:, -1:], linear.weight[:half]), F.linear(x, linear.weight[half:])
 
+    def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """The block's output at N new positions, whose P predecessors it has seen, and what it must keep of them.
+
+        ``hidden`` (B, N, width); ``past`` (B, 2 heads, P, width / heads): keys, then values. In ``context``, ``keep``
+        has the N new positions, ``mask`` P + N keys, ``positions`` and ``time`` N queries and P + N keys. Returns
+        (B, N, width), with ``last_only`` (B, 1, width), and (B, 2 heads, N, width / heads), to be put after ``past``.
+        A block looks back over the span only, so nothing older is needed.
+        """
+        raise TypeError("Block is abstract")
+
+    def split_pair(self, x: Tensor) -> Tensor:
+        """Keys and values side by side, (B, N, 2 width) -> (B, 2 heads, N, width / heads)."""
+        return x.view(*x.shape[:2], 2 * self.heads, self.width // self.heads).transpose(1, 2)
+
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:  # noqa: ARG002
         """What every query takes from every key, (B, heads, L, L), for the layer's input (B, L, width)."""
         raise TypeError("Block is abstract")
@@ -155,9 +169,20 @@ class HstuBlock(Block):
             k, v = F.silu(kv).chunk(2, dim=-1)
             weights = self._weights(q, k, bias)
             attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
+        return self._leave(hidden[:, -1:] if last_only else hidden, attended, u)
+
+    def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
+        uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
+        u, q = F.silu(uq).chunk(2, dim=-1)
+        new = self.split_pair(F.silu(kv) * context.keep)
+        keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
+        scores = self.split_heads(q) @ keys.transpose(-1, -2) + self.bias(context, last_only=last_only)
+        attended = (F.silu(scores) @ values).transpose(1, 2).flatten(2)
+        return self._leave(hidden[:, -1:] if last_only else hidden, attended, u), new
+
+    def _leave(self, hidden: Tensor, attended: Tensor, u: Tensor) -> Tensor:
         gated = dropout(self.attention_norm(attended) * u, self.dropout, self.training)
-        residual = hidden[:, -1:] if last_only else hidden
-        out: Tensor = residual + self.out(gated)
+        out: Tensor = hidden + self.out(gated)
         return out
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
@@ -194,8 +219,20 @@ class GatedBlock(Block):
         gate, q = gq.chunk(2, dim=-1)
         k, v = kv.chunk(2, dim=-1)
         attended = self._weights(q, k, context, last_only=last_only) @ self.split_heads(v)
+        return self._leave(hidden[:, -1:] if last_only else hidden, attended, gate)
+
+    def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
+        gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
+        gate, q = gq.chunk(2, dim=-1)
+        new = self.split_pair(kv)
+        keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
+        scores = self.split_heads(q * self.scale) @ keys.transpose(-1, -2)
+        weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
+        return self._leave(hidden[:, -1:] if last_only else hidden, weights @ values, gate), new
+
+    def _leave(self, hidden: Tensor, attended: Tensor, gate: Tensor) -> Tensor:
         attended = dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
-        hidden = (hidden[:, -1:] if last_only else hidden) + torch.sigmoid(gate) * attended
+        hidden = hidden + torch.sigmoid(gate) * attended
         gate, a, b = self.ffn_in(self.ffn_norm(hidden)).split((self.width, 2 * self.width, 2 * self.width), dim=-1)
         fed = dropout(self.ffn_out(F.silu(a) * b), self.dropout, self.training)
         return hidden + torch.sigmoid(gate) * fed
@@ -235,13 +272,13 @@ class TimeBias(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(heads, self.BUCKETS + 2))
 
-    def forward(self, timestamps: Tensor) -> Tensor:
-        """Bias (B, heads, L, L) from int64 seconds (B, L)."""
-        apart = (timestamps[:, :, None] - timestamps[:, None, :]).clamp(min=0).to(self.table.dtype)
+    def forward(self, timestamps: Tensor, asking: Tensor | None = None) -> Tensor:
+        """Bias (B, heads, Q, L) from int64 seconds (B, L) of the keys, and (B, Q) of the queries if they are others."""
+        asking = timestamps if asking is None else asking
+        apart = (asking[:, :, None] - timestamps[:, None, :]).clamp(min=0).to(self.table.dtype)
         exponent = torch.log2(apart + 1).clamp(max=self.BUCKETS - 1)
         lower = exponent.floor()
-        known = timestamps != 0
-        unknown = ~(known[:, :, None] & known[:, None, :])
+        unknown = ~((asking != 0)[:, :, None] & (timestamps != 0)[:, None, :])
         index = lower.long().masked_fill(unknown, self.BUCKETS + 1)
         share = (exponent - lower).masked_fill(unknown, 0.0)
         steps = F.pad(self.table[:, 1:] - self.table[:, :-1], (0, 1))

@@ -152,20 +152,25 @@ class ElasticModel(nn.Module):
         vectors = F.normalize(self.embedding(items), dim=-1)
         return dropout(vectors * self.config.width**0.5, self.config.dropout, self.training)
 
-    def context(self, items: Tensor, timestamps: Tensor | None = None) -> Context:
-        """What all layers share; ``timestamps`` int64 seconds (B, L), or None for unknown times."""
+    def context(self, items: Tensor, timestamps: Tensor | None = None, new: int | None = None) -> Context:
+        """What all layers share; ``timestamps`` int64 seconds (B, L), or None for unknown times.
+
+        ``new``: for ``Block.extend``, how many of the newest positions are computed.
+        """
         keep = items != 0
+        newest = slice(None) if new is None else slice(items.shape[1] - new, None)
         steps = torch.arange(items.shape[1], device=items.device)
-        distance = steps[:, None] - steps[None, :]
+        distance = steps[newest, None] - steps[None, :]
         near = distance.clamp(0, self.config.span - 1)
         hidden = (distance < 0) | (distance >= self.config.span)
         positions = self.position_of_distance[near].masked_fill(hidden, POSITION_BUCKETS)
         time = None
         if self.time is not None:
-            time = self.time(torch.zeros_like(items) if timestamps is None else timestamps)
+            known = torch.zeros_like(items) if timestamps is None else timestamps
+            time = self.time(known, None if new is None else known[:, newest])
         dtype = self.embedding.weight.dtype
         mask = (~keep).to(dtype)[:, None, None, :] * MASKED
-        return Context(keep.to(dtype)[:, :, None], mask, positions, time)
+        return Context(keep.to(dtype)[:, newest, None], mask, positions, time)
 
     def run_layer(self, index: int, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
         """Layer ``index`` on (B, L, width); with ``last_only`` only the last position is computed, (B, 1, width)."""

@@ -216,6 +216,7 @@ def serve(
     ] = None,
     history_max_events: Annotated[int | None, typer.Option(help="Events kept of a user. Default: 1000.")] = None,
     history_days: Annotated[int | None, typer.Option(help="Older events are forgotten. Default: never.")] = None,
+    reuse_mb: Annotated[float | None, typer.Option(help="Memory for histories that may return. Default: 64.")] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
     backlog: Annotated[int | None, typer.Option(help="Calls held unread. Default: ten times --max-queue.")] = None,

@@ -130,15 +130,15 @@ async def test_a_failing_run_fails_its_batch_only(bench: Bench, caplog: pytest.L
 
 
 async def test_the_outlook_counts_what_runs_and_what_goes_first(bench: Bench) -> None:
-    queue_s, costs = bench.batcher.outlook(5, (4,), now_s=bench.now_s, deadline_s=None)
+    queue_s, costs = bench.batcher.outlook({4: 5}, now_s=bench.now_s, deadline_s=None)
     assert queue_s == 0
     assert costs[4] >= COST_S
     first = await bench.hold()
     others = [bench.ask(2), bench.ask(3)]
     await bench.until_waiting(2)
-    behind, _ = bench.batcher.outlook(5, (4,), now_s=bench.now_s, deadline_s=bench.now_s + 50)
+    behind, _ = bench.batcher.outlook({4: 5}, now_s=bench.now_s, deadline_s=bench.now_s + 50)
     assert behind == pytest.approx(3 * COST_S, rel=0.1)
-    before, _ = bench.batcher.outlook(5, (4,), now_s=bench.now_s, deadline_s=bench.now_s + 0.5)
+    before, _ = bench.batcher.outlook({4: 5}, now_s=bench.now_s, deadline_s=bench.now_s + 0.5)
     assert before == pytest.approx(COST_S, rel=0.1)
     bench.free.set()
     await asyncio.gather(first, *others)

@@ -32,7 +32,7 @@ def ready(info):
     warm = True
     print(info.address, flush=True)
 
-server.open_engine = lambda bundle, *, threads: FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
+server.open_engine = lambda bundle, **_: FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
 server.serve(load_settings({"port": 0, "log_format": "text"}, environment={}), Path(sys.argv[1]), ready=ready)
 """
 REQUEST = pb.RecommendRequest(item_ids=["item-1"])

@@ -123,3 +123,29 @@ def test_settings_become_a_shape_once_the_catalogue_is_known() -> None:
     assert (config.items, config.width, config.paths) == (11, 8, {2: (0, 1), 6: (0, 1, 2, 3, 4, 5)})
     with pytest.raises(ValidationError, match=r"do not lie in 1..6"):
         ModelSettings(layers=6, depths=(4, 8))
+
+
+@pytest.mark.parametrize("block", ["hstu", "gated"])
+@pytest.mark.parametrize("time_bias", [False, True])
+def test_a_history_that_grows_piece_by_piece_gives_what_it_gives_at_once(block: str, time_bias: bool) -> None:
+    model = some_model(block=block, time_bias=time_bias, span=4, heads=2)
+    if model.time is not None:
+        torch.nn.init.normal_(model.time.table)
+    items = torch.tensor([[0, 0, 5, 7, 9, 3, 2, 2, 8], [1, 2, 3, 4, 30, 6, 7, 8, 9]])
+    seconds = torch.arange(18).reshape(2, 9) ** 2 * 100
+    with torch.no_grad():
+        whole = model.hidden(items, seconds, depths=[4])[4]
+        past = {layer: torch.zeros(2, 4, 0, 8) for layer in range(4)}
+        done = 0
+        for new in (3, 1, 1, 2, 1, 1):
+            known = slice(max(0, done - 3), done + new)
+            context = model.context(items[:, known], seconds[:, known], new)
+            hidden = model.embed(items[:, done : done + new])
+            for layer in range(4):
+                last = model.block(layer).extend(hidden, past[layer], context, last_only=True)[0]
+                hidden, made = model.block(layer).extend(hidden, past[layer], context)
+                torch.testing.assert_close(last, hidden[:, -1:], atol=1e-6, rtol=0)
+                past[layer] = torch.cat((past[layer], made), dim=2)[:, :, -3:]
+            done += new
+            real = items[:, done - new : done] != 0
+            torch.testing.assert_close(hidden[real], whole[:, done - new : done][real], atol=1e-5, rtol=0)

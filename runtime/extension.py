@@ -1,0 +1,229 @@
+"""The second form of a chain of segments: computes new positions only, on top of what is kept of those before.
+
+The model is causal, so a position's state never changes when the history grows; a layer looks back over its span only,
+so keys and values of the newest ``span - 1`` positions are all that a new one needs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.runtime.manifest import Manifest
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a history at a depth.
+
+    ``length``: its items. ``past``: (depth x 2 heads, P, width / heads), keys and values of every layer at its newest
+    P = min(span - 1, length) positions. ``hidden``: (length, width), where the next segment goes on, if known.
+    """
+
+    depth: int
+    length: int
+    past: Floats
+    hidden: Floats | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds."""
+        return self.past.nbytes + (0 if self.hidden is None else self.hidden.nbytes)
+
+
+class History(NamedTuple):
+    """A history of input ids (index + 1) and seconds, and what is kept of its first ``kept.length`` items, if any."""
+
+    ids: Ids
+    timestamps: Ids | None
+    kept: Kept | None
+
+    @property
+    def new(self) -> int:
+        """Items that nothing is kept of."""
+        return len(self.ids) - (self.kept.length if self.kept else 0)
+
+
+class Form(NamedTuple):
+    """What the engine files of a second form need to be run with; ``segments``: depth -> file."""
+
+    span: int
+    heads: int
+    width: int
+    context: str
+    segments: Mapping[int, str]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Form | None":
+        """That of a bundle, if it has one."""
+        model, extension = manifest.model, manifest.extension
+        if extension is None:
+            return None
+        return cls(extension.span, model.heads, model.width, extension.context, extension.segments)
+
+
+class Runs(Protocol):
+    """One engine file, opened."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The names of what it can give."""
+
+    def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """These outputs; ``feeds`` may hold more than it reads."""
+
+
+class Extender:
+    """Goes on from what is kept; ``load`` opens an engine file by its path inside the bundle.
+
+    ``vectors``: unit rows (n, width), whose size the embedding scales.
+    """
+
+    def __init__(self, form: Form, vectors: Floats, load: Callable[[str], Runs], depths: Sequence[int]) -> None:
+        self._span = form.span
+        self._each = 2 * form.heads
+        self._size = form.width // form.heads
+        self._vectors = vectors
+        self._scale = np.float32(form.width**0.5)
+        self._context = load(form.context)
+        chain = [depth for depth in sorted(form.segments) if depth <= max(depths)]
+        self._segments = {depth: load(form.segments[depth]) for depth in chain}
+        # The place in the path of each segment's first layer: the exit before has computed its own for one position.
+        self._starts = dict(zip(chain, [0, *(depth - 1 for depth in chain)], strict=False))
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[Floats, list[Kept]]:
+        """User vectors (B, width) at a depth, and what is now kept of each history at it.
+
+        What is kept must be of this depth or deeper, or have ``hidden`` and cover its whole history. Histories that are
+        new in the same number of items run together.
+        """
+        users = np.empty((len(histories), self._vectors.shape[1]), np.float32)
+        kept: dict[int, Kept] = {}
+        groups: dict[int | None, list[int]] = {}
+        for row, history in enumerate(histories):
+            groups.setdefault(history.new if history.kept else None, []).append(row)
+        for new, rows in groups.items():
+            chosen = [histories[row] for row in rows]
+            if new is None:
+                users[rows], found = self._start(chosen, depth)
+            elif new:
+                users[rows], found = self._extend(chosen, new, depth)
+            else:
+                found = []
+                for row in rows:
+                    users[row], deeper = self._deepen(histories[row], depth)
+                    found.append(deeper)
+            kept |= zip(rows, found, strict=True)
+        return users, [kept[row] for row in range(len(histories))]
+
+    def _start(self, histories: Sequence[History], depth: int) -> tuple[Floats, list[Kept]]:
+        """From nothing, padded on the left to the longest."""
+        longest = max(len(history.ids) for history in histories)
+        items, times = _padded(histories, longest)
+        past = np.empty((len(items), depth * self._each, 0, self._size), np.float32)
+        users, made, hidden = self._run(items, times, longest, self._embed(items), past, 0, depth)
+        kept = []
+        for row, history in enumerate(histories):
+            length = len(history.ids)
+            newest = min(self._span - 1, length)
+            rest = None if hidden is None else hidden[row, longest - length :].copy()
+            kept.append(Kept(depth, length, made[row, :, made.shape[2] - newest :].copy(), rest))
+        return users, kept
+
+    def _extend(self, histories: Sequence[History], new: int, depth: int) -> tuple[Floats, list[Kept]]:
+        """By so many new items each."""
+        olds = [history.kept for history in histories if history.kept is not None]
+        seen = max(old.past.shape[1] for old in olds)
+        items, times = _padded(histories, seen + new)
+        layers = depth * self._each
+        if len(olds) == 1:
+            past = olds[0].past[None, :layers]
+        else:
+            past = np.zeros((len(olds), layers, seen, self._size), np.float32)
+            for row, old in enumerate(olds):
+                past[row, :, seen - old.past.shape[1] :] = old.past[:layers]
+        hidden = self._embed(items[:, seen:])
+        users, made, rest = self._run(items, times, new, hidden, past, 0, depth)
+        kept = []
+        for row, old in enumerate(olds):
+            length = old.length + new
+            whole = None
+            if rest is not None and old.depth == depth and old.hidden is not None:
+                whole = np.concatenate((old.hidden, rest[row]))
+            kept.append(Kept(depth, length, _shifted(old.past[:layers], made[row], self._span - 1), whole))
+        return users, kept
+
+    def _deepen(self, history: History, depth: int) -> tuple[Floats, Kept]:
+        """By the layers between the depth that is kept and this one, for all positions."""
+        old = history.kept
+        assert old is not None
+        assert old.hidden is not None
+        start = old.depth - 1
+        items, times = _padded([history], old.length)
+        past = np.empty((1, (depth - start) * self._each, 0, self._size), np.float32)
+        users, made, rest = self._run(items, times, old.length, old.hidden[None], past, old.depth, depth)
+        new = np.concatenate((old.past[: start * self._each], made[0]))
+        return users[0], Kept(depth, old.length, new, None if rest is None else rest[0])
+
+    def _run(
+        self, items: Ids, times: Ids, new: int, hidden: Floats, past: Floats, known: int, depth: int
+    ) -> tuple[Floats, Floats, Floats | None]:
+        """The segments above depth ``known``, on the newest positions.
+
+        ``past`` begins with the first of their layers. Returns user vectors, what all these layers made (of the newest
+        span - 1 positions), and the last segment's hidden state unless nothing follows it.
+        """
+        feeds: dict[str, NDArray[Any]] = {
+            "items": items,
+            "timestamps": times,
+            "new_items": items[:, items.shape[1] - new :],
+        }
+        names = list(self._context.outputs)
+        feeds |= dict(zip(names, self._context.run(names, feeds), strict=True))
+        chain = [each for each in self._segments if known < each <= depth]
+        base = self._starts[chain[0]]
+        made: list[Floats] = []
+        for each in chain:
+            segment = self._segments[each]
+            feeds["hidden_in"] = hidden
+            feeds["past"] = past[:, (self._starts[each] - base) * self._each : (each - base) * self._each]
+            wanted = ["hidden_out"] if "hidden_out" in segment.outputs else []
+            wanted += ["made"] if "made" in segment.outputs else []
+            wanted += ["last_made", "user_vector"] if each == depth else []
+            found = dict(zip(wanted, segment.run(wanted, feeds), strict=True))
+            made += [found[name] for name in ("made", "last_made") if name in found]
+            hidden = found.get("hidden_out", hidden)
+        return found["user_vector"], np.concatenate(made, axis=1), found.get("hidden_out")
+
+    def _embed(self, items: Ids) -> Floats:
+        """Input ids -> (B, N, width), zero for padding."""
+        hidden: Floats = self._vectors[np.maximum(items, 1) - 1] * self._scale
+        hidden[items == 0] = 0
+        return hidden
+
+
+def _shifted(past: Floats, made: Floats, most: int) -> Floats:
+    """The newest positions of both, (layers, at most ``most``, size)."""
+    new = min(made.shape[1], most)
+    old = min(past.shape[1], most - new)
+    joined = np.empty((past.shape[0], old + new, past.shape[2]), np.float32)
+    joined[:, :old] = past[:, past.shape[1] - old :]
+    joined[:, old:] = made[:, made.shape[1] - new :]
+    return joined
+
+
+def _padded(histories: Sequence[History], length: int) -> tuple[Ids, Ids]:
+    """The newest ``length`` ids and seconds of each, padded on the left with 0."""
+    items = np.zeros((len(histories), length), np.int64)
+    times = np.zeros_like(items)
+    for row, history in enumerate(histories):
+        ids = history.ids[-length:]
+        items[row, length - len(ids) :] = ids
+        if history.timestamps is not None:
+            times[row, length - len(ids) :] = history.timestamps[-length:]
+    return items, times

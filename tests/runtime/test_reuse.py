@@ -1,0 +1,251 @@
+"""Remembered histories: what is computed from them is what would be computed afresh, and memory is bounded."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fathom.edge_profiles.profile import load_profile
+from fathom.exporter.segments import CONTEXT_FILE, export_extension, extension_file
+from fathom.runtime import pipeline as pipeline_module
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.cost import CostModel, Line
+from fathom.runtime.engine import OnnxEngine, open_engine
+from fathom.runtime.extension import Extender, Form, History, Kept
+from fathom.runtime.pipeline import Pipeline, Query, Settings
+from fathom.runtime.reuse import MOST_NEW, Memory
+from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
+
+CLOUD = load_profile("cloud")
+SPAN, DEPTHS = 5, (1, 2, 4)
+ITEMS = 30
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_build: Path) -> Bundle:
+    return Bundle.open(tiny_build / "bundle")
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> Iterator[OnnxEngine]:
+    with open_engine(bundle, extends=True) as opened:
+        yield opened
+
+
+class InMemory:
+    """An engine file that never was a file."""
+
+    def __init__(self, data: bytes) -> None:
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        self._inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = [each.name for each in self._session.get_outputs()]
+
+    def run(self, outputs, feeds):
+        return self._session.run(outputs, {name: feeds[name] for name in self._inputs})
+
+
+@pytest.fixture(scope="module", params=[("hstu", True), ("gated", False)], ids=str)
+def model(request: pytest.FixtureRequest) -> ElasticModel:
+    torch.manual_seed(0)
+    block, time_bias = request.param
+    shape = {"layers": 4, "paths": prefix_paths(DEPTHS), "width": 16, "heads": 2, "max_history": 12, "span": SPAN}
+    model = ElasticModel(ModelConfig(items=ITEMS, block=block, time_bias=time_bias, **shape)).eval()
+    for name, parameter in model.named_parameters():
+        # Off its initial values, which make some parts do nothing.
+        if "embedding" not in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def extender(model: ElasticModel) -> Extender:
+    files = export_extension(model)
+    assert next(iter(files)) == CONTEXT_FILE
+    form = Form(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
+    return Extender(form, model.item_vectors().detach().numpy(), lambda path: InMemory(files[path]), DEPTHS)
+
+
+def afresh(model: ElasticModel, ids: np.ndarray, seconds: np.ndarray, depth: int) -> np.ndarray:
+    with torch.no_grad():
+        return model.user_vectors(torch.from_numpy(ids)[None], torch.from_numpy(seconds)[None], depth=depth)[0].numpy()
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_way_of_growing_gives_what_computing_afresh_gives(
+    model: ElasticModel, extender: Extender, data: st.DataObject
+) -> None:
+    rows = data.draw(st.integers(1, 3), "rows")
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
+    ids = rng.integers(1, ITEMS + 1, (rows, 12))
+    seconds = np.cumsum(rng.integers(0, 10_000, (rows, 12)), axis=1)
+    lengths = [data.draw(st.integers(1, 6)) for _ in range(rows)]
+    kept: list[Kept | None] = [None] * rows
+    for _ in range(4):
+        depth = data.draw(st.sampled_from(DEPTHS), "depth")
+        histories = []
+        for row in range(rows):
+            start = kept[row]
+            if data.draw(st.booleans(), "evicted") or (start is not None and not _possible(start, lengths[row], depth)):
+                start = None
+            length = lengths[row]
+            histories.append(History(ids[row, :length], seconds[row, :length], start))
+        users, found = extender.resume(histories, depth)
+        for row, history in enumerate(histories):
+            np.testing.assert_allclose(
+                users[row], afresh(model, history.ids, seconds[row, : len(history.ids)], depth), atol=1e-5
+            )
+            assert (found[row].depth, found[row].length) == (depth, len(history.ids))
+            assert found[row].past.shape[1] == min(SPAN - 1, len(history.ids))
+        kept = list(found)
+        lengths = [min(12, length + data.draw(st.integers(0, 3), "new")) for length in lengths]
+
+
+def _possible(kept: Kept, length: int, depth: int) -> bool:
+    """As ``Extender.resume`` asks for it."""
+    if length == kept.length:
+        return kept.depth < depth and kept.hidden is not None
+    return kept.depth >= depth
+
+
+def test_depths_that_are_no_chain_have_no_second_form() -> None:
+    paths = {1: (1,), 2: (0, 2)}
+    model = ElasticModel(ModelConfig(items=5, layers=3, width=8, heads=1, paths=paths, strategy="nested"))
+    assert export_extension(model) == {}
+
+
+def vector(value: float) -> np.ndarray:
+    return np.full(4, value, np.float32)
+
+
+def kept(depth: int, length: int, *, hidden: bool = True, size: int = 10) -> Kept:
+    return Kept(depth, length, np.zeros((depth, 2, size), np.float32), np.zeros((length, 4)) if hidden else None)
+
+
+def test_the_cheapest_start_is_chosen() -> None:
+    memory, ids = Memory(10**6), np.arange(1, 11)
+    assert memory.starts(ids, None).at(4).reused == "nothing"
+    memory.put(ids[:8], None, vector(1), kept(8, 8))
+    grown = memory.starts(ids, None)
+    assert [(grown.at(depth).reused, grown.at(depth).new) for depth in (4, 8, 12)] == [
+        ("prefix", 2),
+        ("prefix", 2),
+        ("nothing", 0),
+    ]
+    same = memory.starts(ids[:8], None)
+    assert same.at(8).reused == "vector"
+    assert same.at(12).reused == "layers"
+    assert same.at(4).reused == "nothing"  # its exit lies in the middle of what is kept
+    memory.put(ids[:7], None, vector(2), kept(16, 7, hidden=False))
+    assert (memory.starts(ids[:8], None).at(16).reused, memory.starts(ids[:8], None).at(16).new) == ("layers", 0)
+    assert (memory.starts(ids[:8], None).at(4).reused, memory.starts(ids[:8], None).at(4).new) == ("prefix", 1)
+    assert [start.at(8).length(50) for start in (grown, same, memory.starts(ids[1:], None))] == [0, 0, 50]
+
+
+def test_other_histories_are_no_start() -> None:
+    memory, ids = Memory(10**6), np.arange(1, 21)
+    memory.put(ids, ids * 100, vector(1), kept(8, 20))
+    assert memory.starts(ids, ids * 100).at(8).reused == "vector"
+    for other in (ids[1:], ids[::-1].copy(), np.append(ids[:-1], 99), np.append(ids, range(MOST_NEW + 1))):
+        assert memory.starts(other, np.arange(len(other)) * 100).at(8).reused == "nothing"
+    assert memory.starts(ids, ids * 101).at(8).reused == "nothing"
+    assert memory.starts(ids, None).at(8).reused == "nothing"
+
+
+def test_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
+    memory = Memory(20_000)
+    histories = [np.arange(n, n + 5) for n in range(1, 100)]
+    for ids in histories:
+        memory.put(ids, None, vector(1), kept(8, 5))
+        memory.starts(histories[0], None)
+        assert memory.nbytes <= 20_000
+    assert memory.starts(histories[0], None).at(8).reused == "vector"
+    assert memory.starts(histories[-1], None).at(8).reused == "vector"
+    assert memory.starts(histories[50], None).at(8).reused == "nothing"
+    assert 2 < len(memory) < 99
+    memory.put(np.arange(3), None, vector(1), kept(8, 5, size=10_000))
+    assert len(memory) == memory.nbytes == 0
+    memory.put(histories[0], None, vector(1), kept(8, 5))
+    memory.clear()
+    assert (len(memory), memory.nbytes) == (0, 0)
+
+
+@pytest.fixture
+def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 ms per layer, whatever the length, and a tenth of it for what is remembered."""
+
+    def measure(run, *, depths, lengths, **_) -> CostModel:
+        for depth in depths:
+            for length in lengths:
+                run(depth, length, 2)
+        return CostModel({(d, n): Line(0.0, d * (0.1 if n else 0.01)) for d in depths for n in lengths}, tail=0.0)
+
+    monkeypatch.setattr(pipeline_module, "measure", measure)
+
+
+async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known_costs: None) -> None:  # noqa: ARG001
+    rng = random.Random(1)
+    longest = bundle.manifest.model.max_history
+    # Less than what ten histories take, so that some are evicted.
+    async with (
+        Pipeline(bundle, open_engine(bundle, extends=True), settings=Settings(reuse_mb=0.3)) as reusing,
+        Pipeline(bundle, open_engine(bundle)) as plain,
+    ):
+        users = [[rng.randrange(len(bundle.vectors)) for _ in range(rng.randrange(1, longest))] for _ in range(12)]
+        reused: Counter[str] = Counter()
+        for _ in range(60):
+            queries = []
+            for _ in range(rng.randrange(1, 5)):
+                user = rng.choice(users)
+                # In the end beyond the longest history, where the oldest item falls out and all is computed afresh.
+                user += [rng.randrange(len(bundle.vectors)) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
+                depth = rng.choice(bundle.depths)
+                times = list(range(0, 100 * len(user), 100))
+                queries.append(Query(list(user), 10, CLOUD, timestamps=times, depth=depth))
+            found = await asyncio.gather(*map(reusing.recommend, queries))
+            expected = await asyncio.gather(*map(plain.recommend, queries))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+                reused[one.reused] += 1
+        histories, nbytes = reusing.remembered
+        assert 0 < nbytes <= 0.3 * 2**20
+        assert histories < 60
+        assert min(reused[each] for each in ("nothing", "prefix", "vector", "layers")) >= 2, reused
+        reusing.forget()
+        assert reusing.remembered == (0, 0)
+        assert plain.remembered == (0, 0)
+
+
+async def test_what_is_remembered_counts_as_cheap(bundle: Bundle, known_costs: None) -> None:  # noqa: ARG001
+    deepest = bundle.depths[-1]
+    settings = Settings(reuse_mb=8, policy="deepest")
+    async with Pipeline(bundle, open_engine(bundle, extends=True), settings=settings) as pipeline:
+        hurry_s = 0.06 * deepest
+
+        async def ask(*items: int, hurried: bool) -> tuple[int, str]:
+            deadline_s = time.monotonic() + hurry_s if hurried else None
+            answer = await pipeline.recommend(Query(items, 10, CLOUD, deadline_s=deadline_s))
+            return answer.decision.depth, answer.reused
+
+        assert await ask(1, 2, 3, 4, 5, hurried=False) == (deepest, "nothing")
+        depth, reused = await ask(9, 2, 3, 4, 5, hurried=True)
+        assert depth < deepest
+        assert reused == "nothing"
+        assert await ask(1, 2, 3, 4, 5, 6, hurried=True) == (deepest, "prefix")
+
+
+def test_an_engine_says_whether_it_resumes(bundle: Bundle, engine: OnnxEngine, synthetic_bundle: Path) -> None:
+    assert engine.resumes
+    with open_engine(bundle) as plain, open_engine(Bundle.open(synthetic_bundle), extends=True) as without:
+        assert not plain.resumes
+        assert not without.resumes
