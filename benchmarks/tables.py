@@ -16,6 +16,7 @@ from fathom.benchmarks.quality.tables import in_order, mean_hr, quality_sections
 from fathom.benchmarks.record import RESULTS, run
 from fathom.benchmarks.routing_tables import PICTURE as ROUTING_PICTURE
 from fathom.benchmarks.routing_tables import areas_figure, load_routed, routing_sections
+from fathom.benchmarks.serving_tables import serving_sections
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -55,6 +56,7 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
         _engine_section(engine),
         _selector_section(_load(folder, "selector_latency")),
         _server_section(_load(folder, "server_start"), _load(folder, "grpc_echo")),
+        *serving_sections(folder),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
