@@ -3,8 +3,9 @@
     python -m fathom.benchmarks.soak build/ml-100k/bundle --data build/ml-100k/dataset [--minutes 30]
 
 A quarter each: a history, a user with one item more, a user_id after an append, a batch of three; at
-random moments, at half the rate that a closed loop reaches. Per minute: latency from the moment a request is due,
-resident memory, threads, open files. Writes results/soak.json.
+random moments, at half the rate that a closed loop reaches. Users come and go, so that the last minute is no harder
+than the first: one who has grown by GROWS items is deleted and begins again. Per minute: latency from the moment a
+request is due, resident memory, threads, open files. Writes results/soak.json.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import random
 import tempfile
 import time
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,38 +33,83 @@ SEED = 0
 WARM_UP_S = 60.0
 CONCURRENT = 16
 PROBES = 1_000
+GROWS = 20
+LONGEST = 180
+
+
+class User:
+    """Somebody whose history grows by up to GROWS items, here and, from none, on the server."""
+
+    def __init__(self, user_id: str, history: list[str], rng: random.Random) -> None:
+        self.user_id = user_id
+        self._rng = rng
+        self._items = history
+        self._first = min(len(history), LONGEST)
+        self._here = rng.randrange(GROWS)
+        self._there = rng.randrange(GROWS)
+
+    @property
+    def history(self) -> list[str]:
+        """It as it is now."""
+        return self._items[: self._first] + self._items[: self._here]
+
+    def grow(self) -> list[str]:
+        """It with one item more."""
+        self._here = (self._here + 1) % GROWS
+        return self.history
+
+    def events(self, count: int) -> list[Event]:
+        """New events for the server."""
+        return [Event(uuid(self._rng), self._rng.choice(self._items), number) for number in range(count)]
+
+    async def prepare(self, client: AsyncClient) -> None:
+        """Give the server what it is to know at the beginning."""
+        await client.append_events(self.user_id, self.events(self._there + 1))
+
+    async def append(self, client: AsyncClient) -> None:
+        """One event more on the server, or a new beginning."""
+        self._there += 1
+        if self._there > GROWS:
+            self._there = 0
+            await client.delete_user(self.user_id)
+        await client.append_events(self.user_id, self.events(1))
+
+
+def uuid(rng: random.Random) -> str:
+    """An id that does not come twice."""
+    return f"{rng.getrandbits(128):032x}"
 
 
 class Traffic:
-    """Requests of random users whose histories grow."""
+    """Random requests of all users."""
 
     def __init__(self, client: AsyncClient, histories: list[list[str]]) -> None:
         self._client = client
-        self._histories = histories
         self._random = random.Random(SEED)
-        self._number = 0
+        users = [User(f"user-{number}", history, self._random) for number, history in enumerate(histories) if history]
+        self._random.shuffle(users)
+        # In turn, so that nobody is deleted while an answer for them is on its way.
+        self._turn = cycle(users)
+        self._users = users
+
+    async def prepare(self) -> None:
+        """Give the server its users."""
+        for user in self._users:
+            await user.prepare(self._client)
 
     async def one(self) -> None:
         """Any of the four."""
-        number = self._number = self._number + 1
-        user = self._random.randrange(len(self._histories))
-        history = self._histories[user]
-        kind = number % 4
+        user = next(self._turn)
+        kind = self._random.randrange(4)
         if kind == 0:
-            await self._client.recommend(history[-200:])
+            await self._client.recommend(user.history)
         elif kind == 1:
-            # A user who would grow for ever starts again.
-            if len(history) > 400:
-                del history[200:]
-            history.append(self._random.choice(history))
-            await self._client.recommend(history[-200:])
+            await self._client.recommend(user.grow())
         elif kind == 2:
-            await self._client.append_events(
-                f"user-{user}", [Event(str(number), history[number % len(history)], number)]
-            )
-            await self._client.recommend(user_id=f"user-{user}")
+            await user.append(self._client)
+            await self._client.recommend(user_id=user.user_id)
         else:
-            await self._client.recommend_many([Query(history[-length:]) for length in (5, 20, 50)])
+            await self._client.recommend_many([Query(user.history[-length:]) for length in (5, 20, 50)])
 
 
 async def closed_loop(traffic: Traffic, count: int) -> float:
@@ -107,6 +154,7 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
     rows: list[dict[str, Any]] = []
     async with AsyncClient(server.address) as client:
         traffic = Traffic(client, histories)
+        await traffic.prepare()
         await closed_loop(traffic, PROBES)
         capacity = await closed_loop(traffic, PROBES)
         await open_loop(traffic, capacity / 2, WARM_UP_S)

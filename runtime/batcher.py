@@ -74,15 +74,17 @@ class Batcher(Generic[Work, Result]):
         return self._running
 
     def outlook(
-        self, lengths: Mapping[int, int], *, now_s: float, deadline_s: float | None
+        self, lengths: Mapping[int, int], *, now_s: float, deadline_s: float | None, client: str = ""
     ) -> tuple[float, dict[int, float]]:
         """What a new request would meet: median seconds until it starts, and p99 seconds of a run by depth.
 
         ``lengths``: depth -> items that would have to be computed.
         """
         with self._changed:
-            urgency_s = self._lanes.urgency_s(now_s, deadline_s)
+            cheapest_s = min(self._cost.each_s(depth, self._lanes.bucket(length)) for depth, length in lengths.items())
+            urgency_s = self._lanes.urgency_s(now_s, deadline_s) - self._lanes.lead(client) * cheapest_s
             queue_s = self._cost.queue_s(self._lanes.ahead(urgency_s), self._lanes.batch_limit)
+            queue_s *= self._lanes.share(client)
             costs = {depth: self._cost.p99_s(depth, self._lanes.bucket(length)) for depth, length in lengths.items()}
         if self._running:
             queue_s += max(0.0, self._busy_until_s - now_s)
@@ -94,21 +96,22 @@ class Batcher(Generic[Work, Result]):
             self._cost.refused(now_s)
 
     async def run(
-        self, work: Work, *, depth: int, length: int, arrival_s: float, deadline_s: float | None
+        self, work: Work, *, depth: int, length: int, arrival_s: float, deadline_s: float | None, client: str = ""
     ) -> tuple[Result, float]:
-        """Wait for the engine; returns the result and when its batch began.
+        """Wait for the engine; returns the result and when its batch began. Clients are served in turn.
 
         Raises OverloadError (the queue is full), DeadlineError (it can no longer be met) or UnavailableError (closed,
         or the engine failed). Cancelling takes the request out of its lane.
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[tuple[Result, float]] = self._loop.create_future()
-        entry = Entry(depth, length, arrival_s, deadline_s, _Job(work, future))
+        entry = Entry(depth, length, arrival_s, deadline_s, _Job(work, future), client)
         with self._changed:
             if self._closed:
                 raise UnavailableError("the engine is closed; call another server")
-            if self._lanes.full:
+            if self._lanes.full(client):
                 raise self._overload()
+            entry.credit_s = self._lanes.lead(client) * self._cost.each_s(depth, self._lanes.bucket(length))
             self._lanes.push(entry)
             self._changed.notify()
         try:

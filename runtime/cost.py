@@ -55,6 +55,10 @@ class CostModel:
         """Median seconds of one run."""
         return self._lines[depth, length].at(requests) * self._slowdown
 
+    def each_s(self, depth: int, length: int) -> float:
+        """Median seconds that one request more adds to a run."""
+        return self._lines[depth, length].each_s * self._slowdown
+
     def p99_s(self, depth: int, length: int, requests: int = 1) -> float:
         """Seconds that 99 of 100 runs keep to."""
         p50_s = self.p50_s(depth, length, requests)

@@ -4,6 +4,9 @@ One lane per (depth, length bucket), because one run of an engine has one depth 
 a fixed urgency: its deadline, but never later than its arrival plus the patience. The lane that holds the most urgent
 entry goes next, and within it the most urgent entries. Urgency never changes and what arrives later has a later one
 in the end, so nothing starves, with or without a deadline, however long that deadline.
+
+Clients share: a request goes before those of a client that has more waiting, as if each client were served in turn. So
+one that floods waits behind itself, and the others hardly notice.
 """
 
 from bisect import bisect_left
@@ -31,13 +34,18 @@ class BatchCost(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[Payload]):
-    """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to."""
+    """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to.
+
+    ``credit_s``: how much more urgent it is than its times say.
+    """
 
     depth: int
     length: int
     arrival_s: float
     deadline_s: float | None
     payload: Payload
+    client: str = ""
+    credit_s: float = 0.0
     waiting: bool = False
 
 
@@ -100,15 +108,30 @@ class Lanes(Generic[Payload]):
         self._lanes: dict[Cell, _Lane[Payload]] = {}
         self._order = count()
         self._live = 0
+        self._clients: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Entries that wait."""
         return self._live
 
-    @property
-    def full(self) -> bool:
-        """Whether no further entry may wait."""
-        return self._live >= self._max_queue
+    def full(self, client: str = "") -> bool:
+        """Whether no further entry of a client may wait: the queue is full, and the client has its part of it."""
+        if self._live < self._max_queue:
+            return False
+        own = self._clients.get(client, 0)
+        clients = len(self._clients) + (own == 0)
+        return own >= self._max_queue // clients
+
+    def lead(self, client: str) -> int:
+        """How many more entries wait of the client that has most than of this one."""
+        return max(self._clients.values(), default=0) - self._clients.get(client, 0)
+
+    def share(self, client: str) -> float:
+        """The part of what waits that goes before the next entry of a client, if each is served in turn."""
+        turn = self._clients.get(client, 0) + 1
+        if self.lead(client) <= 1:
+            return 1.0
+        return sum(min(waiting, turn) for waiting in self._clients.values()) / self._live
 
     def bucket(self, length: int) -> int:
         """The upper end of the bucket that a history of this length belongs to."""
@@ -125,15 +148,17 @@ class Lanes(Generic[Payload]):
 
     def push(self, entry: Entry[Payload]) -> None:
         """Add an entry to a queue that is not full."""
-        assert not self.full
+        assert not self.full(entry.client)
         key = (entry.depth, self.bucket(entry.length))
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane([])
         entry.waiting = True
-        heappush(lane.heap, (self.urgency_s(entry.arrival_s, entry.deadline_s), next(self._order), entry))
+        urgency_s = self.urgency_s(entry.arrival_s, entry.deadline_s) - entry.credit_s
+        heappush(lane.heap, (urgency_s, next(self._order), entry))
         lane.live += 1
         self._live += 1
+        self._clients[entry.client] = self._clients.get(entry.client, 0) + 1
 
     def cancel(self, entry: Entry[Payload]) -> bool:
         """Remove an entry; False when it no longer waits."""
@@ -142,8 +167,7 @@ class Lanes(Generic[Payload]):
         entry.waiting = False
         key = (entry.depth, self.bucket(entry.length))
         lane = self._lanes[key]
-        lane.live -= 1
-        self._live -= 1
+        self._forget(lane, entry)
         if lane.live == 0:
             del self._lanes[key]
         elif len(lane.heap) > 2 * lane.live + 16:
@@ -157,6 +181,7 @@ class Lanes(Generic[Payload]):
         for entry in left:
             entry.waiting = False
         self._lanes.clear()
+        self._clients.clear()
         self._live = 0
         return left
 
@@ -196,9 +221,15 @@ class Lanes(Generic[Payload]):
         """Remove the top of a settled lane."""
         entry = heappop(lane.heap)[2]
         entry.waiting = False
+        self._forget(lane, entry)
+        return entry
+
+    def _forget(self, lane: _Lane[Payload], entry: Entry[Payload]) -> None:
         lane.live -= 1
         self._live -= 1
-        return entry
+        self._clients[entry.client] -= 1
+        if not self._clients[entry.client]:
+            del self._clients[entry.client]
 
     def _fill(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> list[Entry[Payload]]:
         """The batch of one lane; what can no longer make it goes to ``late``."""

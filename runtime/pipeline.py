@@ -86,7 +86,7 @@ class Query:
     ``items``: known item indices, oldest first, at least one, of any length. ``timestamps``: seconds, one per item, or
     None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
-    ``include_seen``: items of the history may be returned too.
+    ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -99,6 +99,7 @@ class Query:
     allow: Sequence[int] | NDArray[np.integer] | None = None
     categories: frozenset[str] = frozenset()
     include_seen: bool = False
+    client: str = ""
 
     @property
     def is_filtered(self) -> bool:
@@ -262,6 +263,7 @@ class Pipeline:
             length=start.length(len(items)),
             arrival_s=queued_s,
             deadline_s=query.deadline_s,
+            client=query.client,
         )
         if self._memory is not None and result.user is not None and result.kept is not None:
             self._memory.put(ids, times, result.user, result.kept)
@@ -318,7 +320,7 @@ class Pipeline:
         if query.deadline_s is None:
             return decision, gate
         lengths = {depth: (NOTHING if gate else starts.at(depth)).length(len(items)) for depth in served}
-        queue_s, cost_p99_s = batcher.outlook(lengths, now_s=now_s, deadline_s=query.deadline_s)
+        queue_s, cost_p99_s = batcher.outlook(lengths, now_s=now_s, deadline_s=query.deadline_s, client=query.client)
         try:
             fitted = fit_deadline(
                 decision,
@@ -406,7 +408,7 @@ class Pipeline:
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(users.sum(axis=1)).tolist()
         return [
-            _Result(*pair, depth, engine_s - start_s, end_s - engine_s, user, rest) if ok else _broken(depth)
+            _Result(*pair, depth, engine_s - start_s, end_s - engine_s, user.copy(), rest) if ok else _broken(depth)
             for pair, ok, user, rest in zip(found, finite, users, kept, strict=True)
         ]
 

@@ -5,6 +5,8 @@ The limits are those of the comments in ``recommender.proto``.
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from fathom.runtime.pipeline import Answer, Query
 from fathom.selector.policy import DepthReason
 from fathom.serving.history import Event
 
+#: Metadata that names a client.
+CLIENT_KEY = "fathom-client"
 LONGEST_ID_BYTES = 128
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
@@ -40,8 +44,8 @@ class Converter:
         self._version = bundle.manifest.version
         self._profiles = {**profiles, "": default_profile}
 
-    def query(self, request: pb.RecommendRequest, deadline_s: float | None) -> tuple[Query, int]:
-        """The Query of a request, and the number of unknown items in its history.
+    def query(self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "") -> tuple[Query, int]:
+        """The Query of a client's request, and the number of unknown items in its history.
 
         ``deadline_s``: on the clock of ``time.monotonic``. Raises InvalidRequestError or NotFoundError.
         """
@@ -59,6 +63,7 @@ class Converter:
             allow=self._known(wanted.allow_item_ids) if wanted.allow_item_ids else None,
             categories=self._wanted_categories(wanted.categories),
             include_seen=wanted.include_seen,
+            client=client,
         )
         return query, unknown
 
@@ -95,7 +100,7 @@ class Converter:
         if given > LONGEST_HISTORY:
             raise InvalidRequestError(f"item_ids has {given} items, at most {LONGEST_HISTORY}; send the newest ones")
         timestamps = _checked_timestamps(request.timestamps, given) if request.timestamps else None
-        found = np.fromiter((self._index.get(item, -1) for item in request.item_ids), np.int64, given)
+        found = np.fromiter(map(self._index.get, request.item_ids, repeat(-1)), np.int64, given)
         known = found >= 0
         count = int(np.count_nonzero(known))
         if count == 0:
@@ -161,6 +166,14 @@ def use_history(request: pb.RecommendRequest, events: Sequence[Event]) -> None:
 def deadline_of(time_remaining_s: float | None) -> float | None:
     """The moment on ``time.monotonic``'s clock at which a call's deadline passes; None without one."""
     return None if time_remaining_s is None else time.monotonic() + time_remaining_s
+
+
+def client_of(context: Any) -> str:
+    """Whose call it is: what CLIENT_KEY of its metadata says, else its connection."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CLIENT_KEY:
+            return str(value)
+    return str(context.peer())
 
 
 def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.bundles import Bundles, Reloaded
-from fathom.serving.convert import LARGEST_BATCH, deadline_of, events_of, use_history, user_of
+from fathom.serving.convert import LARGEST_BATCH, client_of, deadline_of, events_of, use_history, user_of
 from fathom.serving.gate import Gate
 from fathom.serving.history import HistoryStore
 from fathom.serving.metrics import Metrics
@@ -50,7 +50,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         """One history in, the k best items out."""
         with self._gate.enter():
             try:
-                return await self._answer(request, deadline_of(context.time_remaining()))
+                return await self._answer(request, deadline_of(context.time_remaining()), client_of(context))
             except Exception as error:
                 self._metrics.failed(status_of(error)[0])
                 raise
@@ -62,7 +62,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             if count > LARGEST_BATCH:
                 raise InvalidRequestError(f"the batch has {count} requests, at most {LARGEST_BATCH}; send several")
             deadline_s = deadline_of(context.time_remaining())
-            results = await asyncio.gather(*(self._result(each, deadline_s) for each in request.requests))
+            client = client_of(context)
+            results = await asyncio.gather(*(self._result(each, deadline_s, client) for each in request.requests))
             return pb.RecommendBatchResponse(results=results)
 
     async def RecommendStream(self, requests: AsyncIterator[pb.RecommendRequest], context: Any) -> None:
@@ -70,12 +71,13 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
         What is in flight is still answered when the server drains or a message cannot be decoded.
         """
+        client = client_of(context)
         slots = asyncio.Semaphore(self._stream_in_flight)
         writing = asyncio.Lock()  # gRPC sends one message of a call at a time
 
         async def answer(request: pb.RecommendRequest) -> None:
             try:
-                result = await self._result(request, deadline_of(context.time_remaining()))
+                result = await self._result(request, deadline_of(context.time_remaining()), client)
                 async with writing:
                     await context.write(result)
             except grpc.aio.BaseError as error:
@@ -161,7 +163,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         with self._metrics.using_history("append"):
             return await history.append(user_id, events)
 
-    async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResponse:
+    async def _answer(
+        self, request: pb.RecommendRequest, deadline_s: float | None, client: str
+    ) -> pb.RecommendResponse:
         if request.user_id:
             if request.item_ids or request.timestamps:
                 raise InvalidRequestError("the request has a user_id and a history; send one of them")
@@ -171,14 +175,14 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             use_history(request, events)
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         deployment = self._bundles.choose(request.bundle)
-        query, unknown = deployment.converter.query(request, deadline_s)
+        query, unknown = deployment.converter.query(request, deadline_s, client)
         answer = await deployment.pipeline.recommend(query)
         self._metrics.answered(deployment.name, answer, unknown)
         return deployment.converter.response(request, answer, unknown)
 
-    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None) -> pb.RecommendResult:
+    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> pb.RecommendResult:
         try:
-            return pb.RecommendResult(response=await self._answer(request, deadline_s))
+            return pb.RecommendResult(response=await self._answer(request, deadline_s, client))
         except Exception as error:
             code, text = status_of(error)
             self._metrics.failed(code)

@@ -41,7 +41,7 @@ SEEDS = [
     ).SerializeToString(),
     pb.RecommendRequest(user_id="anna").SerializeToString(),
 ]
-UNARY_METHODS = {"Recommend": 6, "RecommendBatch": 3, "GetBundle": 1, "AppendEvents": 3, "DeleteUser": 1}
+UNARY_METHODS = {"Recommend": 6, "RecommendBatch": 3, "GetBundle": 1, "AppendEvents": 3, "DeleteUser": 1, "Reload": 1}
 
 
 def random_message(rng: random.Random) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.fake import FakeEngine
 from fathom.serving.config import ServerSettings
 from fathom.serving.server import SERVICE, Server
@@ -108,6 +110,34 @@ async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer) ->
         answers = await asyncio.gather(running, *waiting)
         assert all(len(answer.items) == 10 for answer in answers)
         assert (await it.stub.Recommend(REQUEST, timeout=10)).depth
+
+
+async def test_a_client_that_floods_does_not_make_the_others_wait(
+    local: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_: object, depths: Collection[int], lengths: Collection[int], **__: object) -> CostModel:
+        return CostModel({(depth, length): Line(0.0, 1.0) for depth in depths for length in lengths}, tail=0.0)
+
+    # The requests come faster than the engine works, however busy this machine is.
+    monkeypatch.setattr("fathom.runtime.pipeline.measure", slow)
+    flood = (("fathom-client", "flood"),)
+    async with local(max_queue=100) as it:
+        it.held.go.clear()
+        first = it.stub.Recommend(REQUEST)
+        await reached(it.held)
+        calls = [it.stub.Recommend(REQUEST, metadata=flood) for _ in range(100)]
+        await until(lambda: it.pipeline.waiting == 100)
+        code, _ = await status(it.stub.Recommend(REQUEST, metadata=flood))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        async with grpc.aio.insecure_channel(it.info.address, options=[("grpc.use_local_subchannel_pool", 1)]) as other:
+            # Another connection is another client.
+            patient = recommender_pb2_grpc.RecommenderStub(other).Recommend(REQUEST)  # type: ignore[no-untyped-call]
+            await until(lambda: it.pipeline.waiting == 101)
+            it.held.go.set()
+            # It came last, and is in the first of several batches.
+            answers = await asyncio.gather(*calls)
+            assert (await patient).timings.queue_us < min(answer.timings.queue_us for answer in answers)
+        assert (await first).depth
 
 
 async def test_a_stream_has_a_bounded_number_of_requests_waiting(local: LocalServer) -> None:
