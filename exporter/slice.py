@@ -39,6 +39,7 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         "extension": extension,
         "files": files,
         "profile": profile.name,
+        "fits": {},
     }
     sliced = manifest.model_copy(update=changed)
     with new_folder(out) as folder:

@@ -81,6 +81,35 @@ class Extension(_Frozen):
     max_abs_error: float
 
 
+class Latency(_Frozen):
+    """Milliseconds inside the server of one request alone with so many items; ``depth`` is what it ran."""
+
+    depth: Depth
+    history: int
+    p50_ms: float
+    p99_ms: float
+
+
+class Fit(_Frozen):
+    """What `fathom profiles check` found when it served the bundle under a profile.
+
+    ``peak_mb``: most resident memory of the server's process; None: it did not run within ``memory_limit_mb``, and
+    ``words`` says why.
+    """
+
+    memory_limit_mb: int
+    threads: int
+    peak_mb: float | None
+    latency: tuple[Latency, ...] = ()
+    words: str = ""
+    machine: str
+    created: str
+
+    def fits(self, memory_limit_mb: int) -> bool:
+        """Whether serving stays within so much memory."""
+        return memory_limit_mb > self.memory_limit_mb if self.peak_mb is None else self.peak_mb <= memory_limit_mb
+
+
 class Source(_Frozen):
     """Where the bundle came from: sha256 of its inputs, how data were split, Fathom's version, the commit if known."""
 
@@ -115,6 +144,7 @@ class Manifest(_Frozen):
     files: dict[str, FileEntry]
     source: Source
     profile: str | None = Field(default=None, description="the profile that `slice` made this bundle for")
+    fits: dict[str, Fit] = Field(default={}, description="profile -> what serving under it took")
 
 
 def bundle_version(files: Mapping[str, FileEntry]) -> str:

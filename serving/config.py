@@ -33,6 +33,7 @@ class ServerSettings(BaseModel):
     default_bundle: str | None = Field(default=None, min_length=1, description="bundle of requests that name none")
     watch_s: float = Field(default=0, ge=0, le=86_400, description="how often to look for new bundles; 0: never")
     profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
+    force: bool = Field(default=False, description="serve although the bundle did not fit the profile")
     policy: Literal["auto", "certified", "rule", "deepest"] = Field(
         default="auto", description="auto: as certified, else by the profile's rule"
     )
@@ -50,7 +51,12 @@ class ServerSettings(BaseModel):
     )
     history_max_events: int = Field(default=1_000, ge=1, le=10_000, description="events kept of a user, the newest")
     history_days: int | None = Field(default=None, ge=1, description="events that are older are forgotten")
-    reuse_mb: float = Field(default=64, ge=0, le=1_000_000, description="memory for what is kept of histories; 0: none")
+    reuse_mb: float | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="memory for what is kept of histories; 0: none; default: 1/16 of the profile's memory, at most 64",
+    )
     threads: int | None = Field(
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
     )

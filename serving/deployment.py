@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 
+from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import BundleError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
@@ -28,7 +29,7 @@ class Deployment:
     def __init__(self, name: str, bundle: Bundle, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
         self.name = name
         self.bundle = bundle
-        self.profile = own_profile(settings.profile, bundle)
+        self.profile = own_profile(settings.profile, bundle, force=settings.force)
         self._engine = MeteredEngine(engine, metrics, name)
         limits = PipelineSettings.for_profile(
             self.profile,
@@ -37,7 +38,7 @@ class Deployment:
             policy=settings.policy,
             feedback_share=settings.feedback_share,
             feedback_alpha=settings.feedback_alpha,
-            reuse_mb=settings.reuse_mb,
+            reuse_mb=_reuse_mb(settings, self.profile),
         )
         self.pipeline = Pipeline(bundle, self._engine, settings=limits)
         self.pipeline.router.require(self.profile)
@@ -56,7 +57,7 @@ class Deployment:
 
         def load() -> tuple[Bundle, Engine]:
             bundle = Bundle.open(path)
-            profile = own_profile(settings.profile, bundle)
+            profile = own_profile(settings.profile, bundle, force=settings.force)
             return bundle, make_engine(bundle, settings.threads or profile.threads)
 
         bundle, engine = await asyncio.to_thread(load)
@@ -117,3 +118,8 @@ class Deployment:
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: {error}") from None
                 if not np.all(np.abs(answer.scores) < 1.01):
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives no cosines")
+
+
+def _reuse_mb(settings: ServerSettings, profile: DeviceProfile) -> float:
+    """As told, or a small part of the memory that the profile has."""
+    return min(64.0, profile.memory_limit_mb / 16) if settings.reuse_mb is None else settings.reuse_mb

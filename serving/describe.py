@@ -54,13 +54,23 @@ def served_profiles(bundle: Bundle) -> dict[str, DeviceProfile]:
     return named | {tier: named[name] for tier, name in TIER_DEFAULTS.items() if name in named}
 
 
-def own_profile(name: str, bundle: Bundle) -> DeviceProfile:
-    """The profile of requests that name none; raises ConfigError when the bundle has none of its depths."""
+def own_profile(name: str, bundle: Bundle, *, force: bool = False) -> DeviceProfile:
+    """The profile of requests that name none; raises ConfigError when the bundle has none of its depths.
+
+    Also, without ``force``, when `fathom profiles check` found that it does not fit.
+    """
     profile = load_profile(name)
     if not set(profile.depths) & set(bundle.depths):
         allowed, served = _listed(profile.depths), _listed(bundle.depths)
         raise ConfigError(
             f"profile {profile.name} allows depths {allowed}, but {bundle.path} has {served}; choose another --profile"
+        )
+    fit = bundle.manifest.fits.get(profile.name)
+    if fit is not None and not force and not fit.fits(profile.memory_limit_mb):
+        took = "more than that" if fit.peak_mb is None else f"{fit.peak_mb:.0f} MB"
+        raise ConfigError(
+            f"{bundle.path}: serving it under profile {profile.name} took {took} of {profile.memory_limit_mb} MB; slice"
+            " it, export it in a smaller precision, or serve it with --force"
         )
     return profile
 

@@ -67,7 +67,7 @@ class Server:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
-            return open_engine(bundle, threads=threads, extends=settings.reuse_mb > 0)
+            return open_engine(bundle, threads=threads, extends=settings.reuse_mb != 0)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
         self._history = open_history(settings.history, Retention(settings.history_max_events, settings.history_days))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fathom.client import Client
-from fathom.demo import running_server
 from fathom.exporter.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -100,7 +100,7 @@ def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_bui
 
 
 def test_the_bundle_serves_every_tier_at_its_own_depths(tiny_build: Path) -> None:
-    with running_server(tiny_build / "bundle") as target, Client(target) as client:
+    with running_server(tiny_build / "bundle") as server, Client(server.address) as client:
         assert client.bundle().depths == (4, 8, 12, 16)
         for tier, depths in {"mobile": {4, 8}, "edge": {8, 12}, "cloud": {12, 16}}.items():
             answer = client.recommend(["i1", "i4", "i13"], k=5, profile=tier)

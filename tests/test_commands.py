@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fathom.commands_offline import show_ranking
-from fathom.demo import running_server
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
+from fathom.local import running_server
 
 
 def fathom(*arguments: str | Path) -> str:
@@ -130,7 +130,8 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(tiny_build: Path, tmp_p
 
 
 def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_path: Path) -> None:
-    with running_server(tiny_build / "bundle") as target:
+    with running_server(tiny_build / "bundle") as server:
+        target = server.address
         answer = json.loads(fathom("recommend", "--target", target, "--items", "i1,i4,nobody", "-k", "3", "--json"))
         assert len(answer["items"]) == 3
         assert answer["unknown_items"] == 1

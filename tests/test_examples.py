@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fathom.demo import running_server
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import load_methods
 from fathom.importance.toy import GatedToy, toy_batches
+from fathom.local import running_server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -47,11 +47,11 @@ def test_a_node_program_needs_nothing_but_the_proto(tmp_path: Path, synthetic_bu
             command, cwd=folder, capture_output=True, text=True, check=False, env=environment, timeout=60
         )
 
-    with running_server(synthetic_bundle) as target:
-        answered = node(target, "item-1,item-2")
+    with running_server(synthetic_bundle) as server:
+        answered = node(server.address, "item-1,item-2")
         assert answered.returncode == 0, answered.stderr
         assert answered.stdout.startswith("depth ")
         assert len(answered.stdout.splitlines()) == 6
-        refused = node(target, "nothing-known")
+        refused = node(server.address, "nothing-known")
         assert refused.returncode == 1
         assert refused.stderr.startswith("NOT_FOUND: no item of the history is in the catalogue")

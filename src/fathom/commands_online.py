@@ -168,11 +168,24 @@ def _plain(value: Any) -> str:
 
 
 @profiles_app.command("check")
-def profiles_check(path: Annotated[Path, typer.Argument(help="A profile YAML.")], as_json: AsJson = False) -> None:
-    """Check a profile of your own; every mistake with its line, exit code 2 when there is one.
+def profiles_check(
+    path: Annotated[Path, typer.Argument(help="A profile YAML; or a bundle, followed by the profile.")],
+    profile: Annotated[str | None, typer.Argument(help="A profile's name or file, or a tier.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a profile of your own; or serve a bundle within a profile's memory, and note in it whether it fits.
+
+    Exit code 2 when there is a mistake, or it does not fit.
 
     Example: fathom profiles check my-device.yaml
+    Example: fathom profiles check build/ml-100k/bundle phone-low
     """
+    sound = _check_profile(path, as_json) if profile is None else _check_fit(path, profile, as_json)
+    if not sound:
+        raise typer.Exit(2)
+
+
+def _check_profile(path: Path, as_json: bool) -> bool:
     from fathom.edge_profiles.profile import check
 
     found = check(path)
@@ -184,8 +197,30 @@ def profiles_check(path: Annotated[Path, typer.Argument(help="A profile YAML.")]
             show.out.print(problem, highlight=False, markup=False, soft_wrap=True)
     else:
         show.out.print(f"{path}: ok", highlight=False, markup=False)
-    if problems:
-        raise typer.Exit(2)
+    return not problems
+
+
+def _check_fit(bundle: Path, name: str, as_json: bool) -> bool:
+    from fathom.edge_profiles.profile import load_profile
+    from fathom.fit import check_fit
+
+    profile = load_profile(name)
+    with show.Activity(f"serve {bundle} as {profile.name}"):
+        fit = check_fit(bundle, profile, name)
+    fits = fit.fits(profile.memory_limit_mb)
+    if as_json:
+        show.as_json({"profile": profile.name, "fits": fits, **fit.model_dump(mode="json")})
+        return fits
+    took = "more than that" if fit.peak_mb is None else f"{fit.peak_mb:.1f} MB"
+    facts = [("peak memory", f"{took} of {profile.memory_limit_mb} MB"), ("", fit.words)]
+    show.facts(f"{bundle} {'fits' if fits else 'does not fit'} {profile.name}", [fact for fact in facts if fact[1]])
+    if fit.latency:
+        rows = [["depth", "history", "p50 ms", "p99 ms", f"p99 within {profile.latency_budget_ms:g} ms"]]
+        for each in fit.latency:
+            within = "yes" if each.p99_ms <= profile.latency_budget_ms else "no"
+            rows.append([str(each.depth), str(each.history), f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}", within])
+        show.table(f"Inside the server, {fit.threads} threads, {fit.machine}", rows)
+    return fits
 
 
 def serve(
@@ -203,6 +238,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="gRPC port, 0 takes a free one. Default: 50051.")] = None,
     metrics_port: Annotated[str | None, typer.Option(help="HTTP port of /metrics. Default: off.")] = None,
     workers: Annotated[int | None, typer.Option(help="Server processes on the port. Default: 1.")] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Serve although the bundle did not fit the profile.")
+    ] = None,
     policy: Annotated[
         Literal["auto", "certified", "rule", "deepest"] | None,
         typer.Option(help="How depths are chosen. Default: auto, as certified, else by the profile's rule."),
@@ -216,7 +254,10 @@ def serve(
     ] = None,
     history_max_events: Annotated[int | None, typer.Option(help="Events kept of a user. Default: 1000.")] = None,
     history_days: Annotated[int | None, typer.Option(help="Older events are forgotten. Default: never.")] = None,
-    reuse_mb: Annotated[float | None, typer.Option(help="Memory for histories that may return. Default: 64.")] = None,
+    reuse_mb: Annotated[
+        float | None,
+        typer.Option(help="Memory for histories that may return. Default: by the profile, at most 64."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
     backlog: Annotated[int | None, typer.Option(help="Calls held unread. Default: ten times --max-queue.")] = None,

@@ -25,11 +25,10 @@ _IDENTITY = "CAkSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRI
 
 def examine() -> dict[str, str]:
     """Name and finding of everything that decides what Fathom can do here."""
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {
         "fathom": installed("fathom") or "not installed",
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.1f} GiB",
+        "machine": machine(),
         "onnxruntime": installed("onnxruntime") or installed("onnxruntime-gpu") or "not installed",
     }
     found |= {name: "starts" if works else "listed, but does not start here" for name, works in providers().items()}
@@ -37,6 +36,12 @@ def examine() -> dict[str, str]:
         here = importlib.util.find_spec(module) is not None
         found[module] = installed(module) or "installed" if here else f"missing: pip install 'fathom[{extra}]'"
     return found | {"GPU for training": _gpu()}
+
+
+def machine() -> str:
+    """Architecture, cores and memory."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.1f} GiB"
 
 
 def installed(name: str) -> str | None:
