@@ -179,7 +179,7 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
         "offered_per_s": round(capacity / 2, 1),
         "requests": sum(sum(row["statuses"].values()) for row in rows),
         "statuses": dict(sum((Counter(row["statuses"]) for row in rows), Counter())),
-        "rss_grown": round(rows[-1]["rss_mb"] / rows[0]["rss_mb"] - 1, 4),
+        "rss_grown": round(median(row["rss_mb"] for row in last) / median(row["rss_mb"] for row in first) - 1, 4),
         "p99_ms_first_third": round(median(row["p99_ms"] for row in first), 2),
         "p99_ms_last_third": round(median(row["p99_ms"] for row in last), 2),
         "threads": sorted({row["threads"] for row in rows}),

@@ -31,7 +31,7 @@ _AXES = {
     "newest": {0: "batch"},
     "keep": {0: "batch", 1: "history"},
     "mask": {0: "batch", 3: "history"},
-    "positions": {0: "history", 1: "history"},
+    "positions": {},
     "time": {0: "batch", 2: "history", 3: "history"},
 }
 #: The same where only new positions are computed. That known = past + new is left to the exporter to find.
@@ -43,7 +43,7 @@ _EXTENSION_AXES = {
     "past": (0, 2),
     "keep": (0, 1),
     "mask": (0, 3),
-    "positions": (0, 1),
+    "positions": (),
     "time": (0, 2, 3),
 }
 
@@ -66,8 +66,8 @@ class Pieces:
 
     @property
     def context_names(self) -> tuple[str, ...]:
-        """What every layer reads besides the hidden state."""
-        return ("keep", "mask", "positions", *(("time",) if self.model.uses_timestamps else ()))
+        """What every layer reads besides the hidden state and the positions of the longest history."""
+        return ("keep", "mask", *(("time",) if self.model.uses_timestamps else ()))
 
     @property
     def request_names(self) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class Pieces:
         return ("items", *(("timestamps",) if self.model.uses_timestamps else ()))
 
     def context(self) -> Piece:
-        """items [, timestamps] -> keep, mask, positions [, time]."""
+        """items [, timestamps] -> keep, mask [, time]."""
         return self._piece("context", _ContextPiece(self.model), self.request_names, self.context_names)
 
     def embed(self) -> Piece:
@@ -83,20 +83,20 @@ class Pieces:
         return self._piece("embed", _EmbedPiece(self.model), ("items",), ("hidden_next",))
 
     def layer(self, index: int, *, last_only: bool) -> Piece:
-        """hidden and the context -> hidden_next; its weights are those of the first layer built like this one."""
+        """hidden, positions and the context -> hidden_next; its weights are those of the first layer built so."""
         block = self.model.block(index)
-        names = ("hidden", *self.context_names)
+        names = ("hidden", "positions", *self.context_names)
         return self._piece((last_only, *_build(block)), _LayerPiece(block, last_only), names, ("hidden_next",))
 
     def extension_context(self) -> Piece:
-        """items [, timestamps], new_items -> keep, mask, positions [, time], where only new items ask."""
+        """items [, timestamps], new_items -> keep, mask [, time], where only new items ask."""
         names = (*self.request_names, "new_items")
         return self._extension("context", _ExtensionContextPiece(self.model), names, self.context_names)
 
     def extension_layer(self, index: int, *, last_only: bool) -> Piece:
-        """hidden, past and the context -> hidden_next and made, what the layer must keep; weights as in ``layer``."""
+        """As ``layer``, with past -> hidden_next and made, what the layer must keep."""
         block = self.model.block(index)
-        names = ("hidden", "past", *self.context_names)
+        names = ("hidden", "past", "positions", *self.context_names)
         module = _ExtensionLayerPiece(block, last_only)
         return self._extension((last_only, *_build(block)), module, names, ("hidden_next", "made"))
 
@@ -114,7 +114,7 @@ class Pieces:
                 "past": torch.ones(2, 2 * heads, 5, width // heads),
                 "keep": torch.ones(2, 3, 1),
                 "mask": torch.ones(2, 1, 1, 8),
-                "positions": torch.zeros(3, 8, dtype=torch.int64),
+                "positions": self._positions,
                 "time": torch.ones(2, heads, 3, 8),
             }
             axes = {name: dict.fromkeys(_EXTENSION_AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
@@ -125,6 +125,11 @@ class Pieces:
         """newest (batch, 1, width) -> user_vector (batch, width); its weights are those of the first exit traced."""
         exit_ = self.model.exits[str(depth)]
         return self._piece(_build(exit_), _ExitPiece(exit_), ("newest",), ("user_vector",))
+
+    @property
+    def _positions(self) -> Tensor:
+        longest = self.model.config.max_history
+        return torch.zeros((), dtype=torch.int64).expand(longest, longest)
 
     def _piece(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
         if key not in self._traced:
@@ -140,7 +145,7 @@ class Pieces:
             return torch.ones(floats[name])
         if name == "time":
             return torch.ones(2, heads, 3, 3)
-        return torch.zeros((3, 3) if name == "positions" else (2, 3), dtype=torch.int64)
+        return self._positions if name == "positions" else torch.zeros(2, 3, dtype=torch.int64)
 
 
 def layer_weights(model: ElasticModel, index: int) -> dict[str, NDArray[np.float32]]:
@@ -160,7 +165,7 @@ class _ContextPiece(nn.Module):
 
     def forward(self, items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
         context = self.model.context(items, timestamps)
-        parts = (context.keep, context.mask, context.positions)
+        parts = (context.keep, context.mask)
         return parts if context.time is None else (*parts, context.time)
 
 
@@ -180,7 +185,7 @@ class _LayerPiece(nn.Module):
         self.last_only = last_only
 
     def forward(
-        self, hidden: Tensor, keep: Tensor, mask: Tensor, positions: Tensor, time: Tensor | None = None
+        self, hidden: Tensor, positions: Tensor, keep: Tensor, mask: Tensor, time: Tensor | None = None
     ) -> Tensor:
         out: Tensor = self.block(hidden, Context(keep, mask, positions, time), self.last_only)
         return out
@@ -193,7 +198,7 @@ class _ExtensionContextPiece(nn.Module):
 
     def forward(self, items: Tensor, new_items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
         context = self.model.context(items, timestamps, new_items.shape[1])
-        parts = (context.keep, context.mask, context.positions)
+        parts = (context.keep, context.mask)
         return parts if context.time is None else (*parts, context.time)
 
 
@@ -204,7 +209,7 @@ class _ExtensionLayerPiece(nn.Module):
         self.last_only = last_only
 
     def forward(
-        self, hidden: Tensor, past: Tensor, keep: Tensor, mask: Tensor, positions: Tensor, time: Tensor | None = None
+        self, hidden: Tensor, past: Tensor, positions: Tensor, keep: Tensor, mask: Tensor, time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return self.block.extend(hidden, past, Context(keep, mask, positions, time), self.last_only)
 
@@ -301,6 +306,31 @@ class Assembly:
             made.output.extend(named(value) for value in node.output)
             self.nodes.append(made)
         return {name: named(name) for name in piece.outputs}
+
+    def positions(self, of_distance: NDArray[np.int64], sized_like: str | None) -> str:
+        """The name of the positions of the longest history, (M, M); ``of_distance`` (2 M - 1,) begins with 1 - M.
+
+        Made by operators on small constants, so that an engine works them out once, when it is loaded. ``sized_like``
+        (batch, L): as many as this value has, worked out for every request: where the longest history is very long.
+        """
+        steps = np.arange(len(of_distance) // 2 + 1, dtype=np.int64)
+        named = {"of_distance": of_distance, "rows": steps[:, None] + steps[-1], "columns": steps[None]}
+        for name, value in named.items():
+            self.constants.append(numpy_helper.from_array(value, f"positions.{name}"))
+        rows, columns = "positions.rows", "positions.columns"
+        if sized_like is not None:
+            for end, number in (("start", 0), ("first", 0), ("second", 1)):
+                self.constants.append(numpy_helper.from_array(np.array([number], np.int64), f"positions.{end}"))
+            shape = helper.make_node("Shape", [sized_like], ["positions.length"], start=-1)
+            cut = (
+                helper.make_node("Slice", [value, "positions.start", "positions.length", axis], [f"{value}.cut"])
+                for value, axis in ((rows, "positions.first"), (columns, "positions.second"))
+            )
+            self.nodes += [shape, *cut]
+            rows, columns = f"{rows}.cut", f"{columns}.cut"
+        self.nodes.append(helper.make_node("Sub", [rows, columns], ["positions.distance"]))
+        self.nodes.append(helper.make_node("Gather", ["positions.of_distance", "positions.distance"], ["positions"]))
+        return "positions"
 
     def split(self, value: str, parts: int, *, axis: int) -> list[str]:
         """The names of equal parts of a value along an axis."""

@@ -17,12 +17,17 @@ from onnxscript import optimizer
 
 from fathom.exporter.pieces import OPSET, Assembly, Pieces, exit_weights, layer_weights
 from fathom.exporter.plan import is_chain
+from fathom.training.blocks import POSITION_BUCKETS
 from fathom.training.model import ElasticModel
 
 Shape = list[str | int]
 
 CONTEXT_FILE = "engines/extend-context.onnx"
-_WHOLE_NUMBERS = {"items", "timestamps", "new_items", "positions"}
+_WHOLE_NUMBERS = {"items", "timestamps", "new_items"}
+#: Elements of the largest constant that is worked out when an engine is written rather than when it is loaded.
+_LARGEST_FOLDED = 4_096
+#: The longest history for which each layer's position bias is kept whole: a float per head and pair of items.
+LONGEST_TABLE = 512
 
 #: The oldest ONNX file format that holds OPSET: the widest choice of engines that can read it.
 IR_VERSION = 8
@@ -82,6 +87,7 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     graph = Assembly()
     requests = {name: name for name in pieces.request_names}
     context = graph.add("context", pieces.context(), requests)
+    context["positions"] = _positions(graph, model, context["mask"])
     hidden = graph.add("embed", pieces.embed(), requests)["hidden_next"] if spec.first else "hidden_in"
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
@@ -123,17 +129,18 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
+    reads_always = context | {"positions": _positions(graph, model, context["mask"])}
     layers = (*spec.full_layers, spec.last_layer)
     pasts = graph.split("past", len(layers), axis=1)
     hidden, kept = "hidden_in", []
     for layer, past in zip(spec.full_layers, pasts, strict=False):
         piece, weights = pieces.extension_layer(layer, last_only=False), layer_weights(model, layer)
-        reads = {"hidden": hidden, "past": past, **context}
+        reads = {"hidden": hidden, "past": past, **reads_always}
         made = graph.add(f"layer-{layer:02d}", piece, reads, weights)
         hidden = made["hidden_next"]
         kept.append(made["made"])
     piece, weights = pieces.extension_layer(spec.last_layer, last_only=True), layer_weights(model, spec.last_layer)
-    reads = {"hidden": hidden, "past": pasts[-1], **context}
+    reads = {"hidden": hidden, "past": pasts[-1], **reads_always}
     last = graph.add(f"last-{spec.last_layer:02d}", piece, reads, weights)
     user = graph.add("exit", pieces.exit(spec.depth), {"newest": last["hidden_next"]}, exit_weights(model, spec.depth))
     # No layer will ever look further back.
@@ -145,6 +152,15 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
         results["hidden_out"] = hidden
     shapes = _shapes(model, len(layers))
     return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results)
+
+
+def _positions(graph: Assembly, model: ElasticModel, mask: str) -> str:
+    """The positions that all layers read, and the way to them."""
+    longest, span = model.config.max_history, model.config.span
+    distances = torch.arange(1 - longest, longest)
+    hidden = (distances < 0) | (distances >= span)
+    buckets = model.position_of_distance[distances.clamp(0, span - 1)].masked_fill(hidden, POSITION_BUCKETS)
+    return graph.positions(buckets.numpy(), sized_like=mask if longest > LONGEST_TABLE else None)
 
 
 def _plain(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Mapping[str, str]) -> bytes:
@@ -167,7 +183,6 @@ def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:
         "past": ["batch", layers * each, "seen", size],
         "keep": ["batch", "new", 1],
         "mask": ["batch", 1, 1, "known"],
-        "positions": ["new", "known"],
         "time": ["batch", heads, "new", "known"],
         "user_vector": ["batch", width],
         "hidden_out": ["batch", "new", width],
@@ -188,7 +203,7 @@ def _finish(
     whole = helper.make_graph([*graph.nodes, *ends], name, inputs, outputs, graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fathom")
-    proto = optimizer.optimize(proto)
+    proto = optimizer.optimize(proto, output_size_limit=_LARGEST_FOLDED)
     for node in proto.graph.node:
         del node.metadata_props[:]  # the optimizer's notes to itself
     onnx.checker.check_model(proto)

@@ -1,6 +1,7 @@
 """Runs a bundle's segments: the Engine interface, and onnxruntime on the CPU behind it."""
 
 from collections.abc import Collection, Generator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -162,9 +163,20 @@ class OnnxEngine:
         self.close()
 
 
+@cache
+def _share_memory() -> None:
+    """One arena for the intermediate results of all sessions: an engine runs one of them at a time."""
+    import onnxruntime
+
+    kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    as_by_default = onnxruntime.OrtArenaCfg(0, -1, -1, -1)
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", *kinds), as_by_default)
+
+
 def _open_session(path: Path, threads: int) -> "onnxruntime.InferenceSession":
     import onnxruntime
 
+    _share_memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -173,6 +185,7 @@ def _open_session(path: Path, threads: int) -> "onnxruntime.InferenceSession":
     # Spinning threads hold a core for a second after each run. Patterns are stored per shape, and ours vary.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])

@@ -30,6 +30,7 @@ from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
 from fathom.serving.history import Retention, open_history
 from fathom.serving.logs import logging_to
+from fathom.serving.memory import use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
 from fathom.serving.service import RecommenderService
 from fathom.serving.workers import supervise
@@ -207,6 +208,7 @@ async def _serve(
     ready: Callable[[ServerInfo], None],
     pipe: Connection | None = None,
 ) -> None:
+    use_memory_sparingly()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     signals = (signal.SIGTERM,) if pipe else (signal.SIGTERM, signal.SIGINT)

@@ -28,7 +28,7 @@ class Context:
     """What all layers share for one batch of B histories, padded on the left to L positions.
 
     ``keep`` float (B, L, 1): 1 for a history item, 0 for padding. ``mask`` float (B, 1, 1, L): 0 or MASKED, for
-    the keys. ``positions`` int64 (L, L): bucket of the distance from query i back to key j, or POSITION_BUCKETS
+    the keys. ``positions`` int64 (M, M), M >= L: bucket of the distance from item i back to item j, or POSITION_BUCKETS
     where j lies in the future or beyond the span. ``time`` float (B, heads, L, L): bias by the time between two
     items, or None.
     """
@@ -97,7 +97,10 @@ class Block(nn.Module):
 
     def bias(self, context: Context, *, last_only: bool) -> Tensor:
         """Score added to every (query, key), (heads, Q, L) or with time (B, heads, Q, L)."""
-        bias: Tensor = self.positions(context.positions[-1:] if last_only else context.positions)
+        keys = context.mask.shape[3]
+        queries = 1 if last_only else context.keep.shape[1]
+        # Looked up before it is cut: in an engine, whose positions are those of the longest history, a constant.
+        bias: Tensor = self.positions(context.positions)[:, keys - queries : keys, :keys]
         if self.time_gain is not None and context.time is not None:
             time = context.time[:, :, -1:] if last_only else context.time
             bias = bias + self.time_gain * time
@@ -122,7 +125,7 @@ class Block(nn.Module):
         """The block's output at N new positions, whose P predecessors it has seen, and what it must keep of them.
 
         ``hidden`` (B, N, width); ``past`` (B, 2 heads, P, width / heads): keys, then values. In ``context``, ``keep``
-        has the N new positions, ``mask`` P + N keys, ``positions`` and ``time`` N queries and P + N keys. Returns
+        has the N new positions, ``mask`` P + N keys, ``time`` N queries and P + N keys. Returns
         (B, N, width), with ``last_only`` (B, 1, width), and (B, 2 heads, N, width / heads), to be put after ``past``.
         A block looks back over the span only, so nothing older is needed.
         """

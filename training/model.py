@@ -160,7 +160,7 @@ class ElasticModel(nn.Module):
         keep = items != 0
         newest = slice(None) if new is None else slice(items.shape[1] - new, None)
         steps = torch.arange(items.shape[1], device=items.device)
-        distance = steps[newest, None] - steps[None, :]
+        distance = steps[:, None] - steps[None, :]
         near = distance.clamp(0, self.config.span - 1)
         hidden = (distance < 0) | (distance >= self.config.span)
         positions = self.position_of_distance[near].masked_fill(hidden, POSITION_BUCKETS)

@@ -54,6 +54,13 @@ def test_paths_that_are_no_chain_get_one_whole_engine_each() -> None:
     assert [s.file for s in depth_segments(paths)[3]] == ["engines/depth-03.onnx"]
 
 
+def test_a_model_of_very_long_histories_computes_what_torch_computes(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.exporter.segments.LONGEST_TABLE", 0)
+    check(checkpoint.model, export_segments(checkpoint.model))
+
+
 def test_a_chain_with_timestamps_computes_what_torch_computes(
     checkpoint: Checkpoint, engines: dict[str, bytes]
 ) -> None:

@@ -158,10 +158,14 @@ async def test_no_answer_fails_or_mixes_versions_while_bundles_are_exchanged(
                 assert (reloaded.bundle, reloaded.version, reloaded.error) == ("shop", version, "")
                 expected[version] = (await client.recommend(HISTORY, depth=16)).items
             done.set()
-    assert len(expected) == 2
-    assert len(set(expected.values())) == 2
+    one, two = expected.values()
+    assert [item.id for item in one] != [item.id for item in two]
     assert {answer.bundle_version for answer in answers} == set(expected)
-    assert all(answer.items == expected[answer.bundle_version] for answer in answers)
+    for answer in answers:
+        right = expected[answer.bundle_version]
+        assert [item.id for item in answer.items] == [item.id for item in right]
+        # In a batch of another size sums are rounded otherwise.
+        assert [item.score for item in answer.items] == pytest.approx([item.score for item in right], abs=1e-5)
 
 
 def truncate(path: Path) -> None:
