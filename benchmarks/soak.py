@@ -5,7 +5,7 @@
 A quarter each: a history, a user with one item more, a user_id after an append, a batch of three; at
 random moments, at half the rate that a closed loop reaches. Users come and go, so that the last minute is no harder
 than the first: one who has grown by GROWS items is deleted and begins again. Per minute: latency from the moment a
-request is due, resident memory, threads, open files. Writes results/soak.json.
+request is due, resident memory (the median of a reading per second), threads, open files. Writes results/soak.json.
 """
 
 import argparse
@@ -151,6 +151,14 @@ async def open_loop(traffic: Traffic, rate: float, seconds: float) -> tuple[list
 async def measure(server: Started, histories: list[list[str]], minutes: int) -> dict[str, Any]:
     """The capacity, then half of it, minute by minute."""
     process = psutil.Process(server.pid)
+    resident: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            resident.append(process.memory_info().rss)
+            await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
     rows: list[dict[str, Any]] = []
     async with AsyncClient(server.address) as client:
         traffic = Traffic(client, histories)
@@ -159,6 +167,7 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
         capacity = await closed_loop(traffic, PROBES)
         await open_loop(traffic, capacity / 2, WARM_UP_S)
         for minute in range(minutes):
+            resident.clear()
             took, ends = await open_loop(traffic, capacity / 2, 60.0)
             rows.append(
                 {
@@ -166,12 +175,13 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
                     "statuses": dict(ends),
                     "p50_ms": round(float(np.quantile(took, 0.5)) * 1e3, 2),
                     "p99_ms": round(float(np.quantile(took, 0.99)) * 1e3, 2),
-                    "rss_mb": round(process.memory_info().rss / 2**20, 2),
+                    "rss_mb": round(median(resident) / 2**20, 2),
                     "threads": process.num_threads(),
                     "files": process.num_fds(),
                 }
             )
             print(rows[-1], flush=True)
+    watching.cancel()
     third = max(1, minutes // 3)
     first, last = rows[:third], rows[-third:]
     return {
