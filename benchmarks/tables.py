@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fathom.benchmarks.device_tables import device_sections
 from fathom.benchmarks.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
 from fathom.benchmarks.markdown import decimal, table
 from fathom.benchmarks.quality import plots
@@ -57,6 +58,7 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
         _selector_section(_load(folder, "selector_latency")),
         _server_section(_load(folder, "server_start"), _load(folder, "grpc_echo")),
         *serving_sections(folder),
+        *device_sections(folder),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

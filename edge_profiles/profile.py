@@ -61,7 +61,7 @@ class DeviceProfile(_Frozen):
     ``device`` and ``source`` are facts; everything else is a choice that ``source`` names as ours. A request goes to
     ``shallow`` when its complexity (the share of training histories that are simpler, 0 to 1) is below ``threshold``,
     else to ``deep``; ``depths`` are all the depths that a deadline may fall back to. ``precision`` is the one to
-    prefer where a bundle comes in several. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in requests and
+    export for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in requests and
     in padded tokens.
     """
 
@@ -74,6 +74,7 @@ class DeviceProfile(_Frozen):
     deep: int
     threshold: float = Field(ge=0, le=1)
     precision: Literal["fp32", "fp16", "int8", "int4"]
+    max_loss: float = Field(default=0.01, ge=0, lt=1, description="share of NDCG@10 that the precision may cost")
     memory_limit_mb: Count
     latency_budget_ms: float = Field(gt=0)
     threads: Count

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from fathom.exporter.extension_parity import extension_error
 from fathom.exporter.heal import check_dataset
 from fathom.exporter.parity import DepthParity, check_parity, measure_parity
 from fathom.exporter.plan import DepthPlan
+from fathom.exporter.precision import Bits, Precision, reduce_engines, same_bits
 from fathom.exporter.provenance import fathom_commit
+from fathom.exporter.reduced_quality import MAX_LOSS, check_losses, evaluate_engines, losses
 from fathom.exporter.segments import CONTEXT_FILE, depth_segments, export_extension, export_segments, extension_file
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
@@ -61,24 +63,39 @@ def export(
     plan: DepthPlan | None = None,
     evidence: Evidence | None = None,
     report: EvaluationReport | None = None,
+    precision: Precision = "fp32",
+    layer_bits: Mapping[int, Bits] | None = None,
+    max_loss: float = MAX_LOSS,
     every_length: bool = False,
     progress: Progress = lambda _: None,
 ) -> Manifest:
     """Write the bundle folder and return its manifest; an existing ``out`` is replaced as a whole.
 
     ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found. ``report``: the
-    checkpoint's evaluation on the test items, measured here when None. ``every_length``: check parity at each
-    history length. The same checkpoint gives the same bytes, and so the same version; only ``created`` differs
-    (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError, and ParityError when an engine
-    disagrees with torch: then nothing is written.
+    checkpoint's evaluation on the test items, measured here when None. ``precision``: of the engines; with ``mixed``
+    each layer has its own, ``layer_bits``. ``max_loss``: the share of a depth's NDCG@10 that fewer bits may cost.
+    ``every_length``: check parity at each history length. The same checkpoint gives the same bytes, and so the same
+    version; only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError,
+    and ParityError when an engine disagrees with torch, or fewer bits cost more than is allowed: then nothing is
+    written.
     """
     check_dataset(checkpoint, dataset)
     executed = _plan_of(checkpoint, plan)
     cut = split(dataset, checkpoint.config.split)
     engines, parity = _checked_engines(checkpoint, cut, every_length=every_length, progress=progress)
-    extended, extension = _checked_extension(checkpoint, engines, cut, progress)
     if report is None:
         report = evaluate_model(checkpoint.model, dataset, cut, baselines=(), progress=progress)
+    lost: Mapping[int, Interval] = {}
+    if precision == "fp32":
+        extended, extension = _checked_extension(checkpoint, engines, cut, progress)
+    else:
+        extended, extension = {}, None
+        progress(f"storing the engines in {precision}")
+        engines = reduce_engines(checkpoint.model, engines, _bits(checkpoint, precision, layer_bits), cut.train)
+        parity = measure_parity(checkpoint.model, engines, cut.test.histories, every_length=every_length)
+        full, report = report, evaluate_engines(checkpoint.model, engines, dataset, cut, progress)
+        lost = losses(full, report, checkpoint.model.depths)
+        check_losses(lost, max_loss, precision)
     progress("fitting the selector")
     files = engines | extended | _item_files(checkpoint, cut)
     entries = {path: FileEntry(bytes=len(data), sha256=sha256_bytes(data)) for path, data in sorted(files.items())}
@@ -88,11 +105,12 @@ def export(
         created=_created(),
         strategy=executed.strategy,
         strategy_evidence=evidence or {},
-        precision="fp32",
+        precision=precision,
+        layer_precision=dict(layer_bits or {}) if precision == "mixed" else {},
         format="onnx",
         model=_model_info(checkpoint),
         items=len(checkpoint.item_ids),
-        depths=_depth_infos(executed, parity, report),
+        depths=_depth_infos(executed, parity, report, lost),
         extension=extension,
         files=entries,
         source=_source(checkpoint, executed),
@@ -204,7 +222,20 @@ def _model_info(checkpoint: Checkpoint) -> ModelInfo:
     )
 
 
-def _depth_infos(plan: DepthPlan, parity: Mapping[int, DepthParity], report: EvaluationReport) -> dict[int, DepthInfo]:
+def _bits(
+    checkpoint: Checkpoint, precision: Precision, layer_bits: Mapping[int, Bits] | None
+) -> Mapping[int, Bits] | Literal["fp16"]:
+    if precision == "mixed":
+        if layer_bits is None:
+            raise ConfigError("mixed precision needs the bits of each layer")
+        return layer_bits
+    assert precision != "fp32"
+    return precision if precision == "fp16" else same_bits(checkpoint.model, precision)
+
+
+def _depth_infos(
+    plan: DepthPlan, parity: Mapping[int, DepthParity], report: EvaluationReport, lost: Mapping[int, Interval]
+) -> dict[int, DepthInfo]:
     infos = {}
     for depth, segments in depth_segments(plan.paths).items():
         measured = report.systems[depth_name(depth)].metrics
@@ -213,6 +244,7 @@ def _depth_infos(plan: DepthPlan, parity: Mapping[int, DepthParity], report: Eva
             layers=plan.paths[depth],
             parity=parity[depth].for_manifest(),
             quality={metric: Interval(**value.as_dict()) for metric, value in measured.items()},
+            loss=lost.get(depth),
         )
     return infos
 

@@ -275,6 +275,8 @@ class Assembly:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.position_nodes: list[onnx.NodeProto] = []
+        self.position_constants: list[onnx.TensorProto] = []
 
     def add(
         self,
@@ -310,26 +312,30 @@ class Assembly:
     def positions(self, of_distance: NDArray[np.int64], sized_like: str | None) -> str:
         """The name of the positions of the longest history, (M, M); ``of_distance`` (2 M - 1,) begins with 1 - M.
 
-        Made by operators on small constants, so that an engine works them out once, when it is loaded. ``sized_like``
-        (batch, L): as many as this value has, worked out for every request: where the longest history is very long.
+        Made by operators on small constants, so that an engine works them out once, when it is loaded: they are kept
+        apart, in ``position_nodes`` and ``position_constants``. ``sized_like`` (..., L): as many as this value has,
+        worked out for every request: where the longest history is very long.
         """
         steps = np.arange(len(of_distance) // 2 + 1, dtype=np.int64)
         named = {"of_distance": of_distance, "rows": steps[:, None] + steps[-1], "columns": steps[None]}
         for name, value in named.items():
-            self.constants.append(numpy_helper.from_array(value, f"positions.{name}"))
+            self.position_constants.append(numpy_helper.from_array(value, f"positions.{name}"))
         rows, columns = "positions.rows", "positions.columns"
         if sized_like is not None:
             for end, number in (("start", 0), ("first", 0), ("second", 1)):
-                self.constants.append(numpy_helper.from_array(np.array([number], np.int64), f"positions.{end}"))
+                constant = numpy_helper.from_array(np.array([number], np.int64), f"positions.{end}")
+                self.position_constants.append(constant)
             shape = helper.make_node("Shape", [sized_like], ["positions.length"], start=-1)
             cut = (
                 helper.make_node("Slice", [value, "positions.start", "positions.length", axis], [f"{value}.cut"])
                 for value, axis in ((rows, "positions.first"), (columns, "positions.second"))
             )
-            self.nodes += [shape, *cut]
+            self.position_nodes += [shape, *cut]
             rows, columns = f"{rows}.cut", f"{columns}.cut"
-        self.nodes.append(helper.make_node("Sub", [rows, columns], ["positions.distance"]))
-        self.nodes.append(helper.make_node("Gather", ["positions.of_distance", "positions.distance"], ["positions"]))
+        self.position_nodes += [
+            helper.make_node("Sub", [rows, columns], ["positions.distance"]),
+            helper.make_node("Gather", ["positions.of_distance", "positions.distance"], ["positions"]),
+        ]
         return "positions"
 
     def split(self, value: str, parts: int, *, axis: int) -> list[str]:

@@ -31,8 +31,9 @@ def fact_rows(manifest: Manifest) -> Rows:
 
 
 def depth_rows(manifest: Manifest) -> Rows:
-    """Per depth: layers, engine files and their size, parity with torch, NDCG@10."""
-    rows = [["depth", "layers in order", "engines", "size", "max error", "same top 10", "NDCG@10"]]
+    """Per depth: layers, engine files and their size, parity with torch, NDCG@10, and what fewer bits lose of it."""
+    reduced = manifest.precision != "fp32"
+    rows = [["depth", "layers in order", "engines", "size", "max error", "same top 10", "NDCG@10"] + ["lost"] * reduced]
     for depth, info in sorted(manifest.depths.items()):
         quality = info.quality.get("ndcg@10")
         size = sum(manifest.files[segment].bytes for segment in info.segments)
@@ -45,6 +46,7 @@ def depth_rows(manifest: Manifest) -> Rows:
                 f"{info.parity.max_abs_error:.1e}",
                 f"{info.parity.top10_agreement:.2%}",
                 format_interval(quality) if quality else "",
+                *([_percent(info.loss)] if info.loss else []),
             ]
         )
     return rows
@@ -107,6 +109,10 @@ def _commit(commit: str | None) -> str:
 
 def _cell(figures: Mapping[str, Interval], key: str) -> str:
     return format_interval(figures[key]) if key in figures else ""
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
 
 
 def _decimal(value: float) -> str:

@@ -23,9 +23,7 @@ from fathom.training.model import ElasticModel
 Shape = list[str | int]
 
 CONTEXT_FILE = "engines/extend-context.onnx"
-_WHOLE_NUMBERS = {"items", "timestamps", "new_items"}
-#: Elements of the largest constant that is worked out when an engine is written rather than when it is loaded.
-_LARGEST_FOLDED = 4_096
+_WHOLE_NUMBERS = {"items", "timestamps", "new_items", "positions"}
 #: The longest history for which each layer's position bias is kept whole: a float per head and pair of items.
 LONGEST_TABLE = 512
 
@@ -87,7 +85,7 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     graph = Assembly()
     requests = {name: name for name in pieces.request_names}
     context = graph.add("context", pieces.context(), requests)
-    context["positions"] = _positions(graph, model, context["mask"])
+    context["positions"] = _positions(graph, model, "items")
     hidden = graph.add("embed", pieces.embed(), requests)["hidden_next"] if spec.first else "hidden_in"
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
@@ -129,7 +127,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
-    reads_always = context | {"positions": _positions(graph, model, context["mask"])}
+    reads_always = context | {"positions": _positions(graph, model, "mask")}
     layers = (*spec.full_layers, spec.last_layer)
     pasts = graph.split("past", len(layers), axis=1)
     hidden, kept = "hidden_in", []
@@ -154,13 +152,13 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results)
 
 
-def _positions(graph: Assembly, model: ElasticModel, mask: str) -> str:
-    """The positions that all layers read, and the way to them."""
+def _positions(graph: Assembly, model: ElasticModel, sized_like: str) -> str:
+    """The positions that all layers read; ``sized_like``: an input that ends with the length of the history."""
     longest, span = model.config.max_history, model.config.span
     distances = torch.arange(1 - longest, longest)
     hidden = (distances < 0) | (distances >= span)
     buckets = model.position_of_distance[distances.clamp(0, span - 1)].masked_fill(hidden, POSITION_BUCKETS)
-    return graph.positions(buckets.numpy(), sized_like=mask if longest > LONGEST_TABLE else None)
+    return graph.positions(buckets.numpy(), sized_like=sized_like if longest > LONGEST_TABLE else None)
 
 
 def _plain(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Mapping[str, str]) -> bytes:
@@ -178,6 +176,7 @@ def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:
     return {
         "items": ["batch", "known"],
         "timestamps": ["batch", "known"],
+        "positions": [model.config.max_history, model.config.max_history],
         "new_items": ["batch", "new"],
         "hidden_in": ["batch", "new", width],
         "past": ["batch", layers * each, "seen", size],
@@ -200,10 +199,18 @@ def _finish(
 
     ends = [helper.make_node("Identity", [value], [result], name=result) for result, value in results.items()]
     inputs, outputs = [info(value) for value in reads], [info(result) for result in results]
-    whole = helper.make_graph([*graph.nodes, *ends], name, inputs, outputs, graph.constants)
+    # The optimizer takes the positions for an input, so that each layer's bias, large and made of little, stays out.
+    positions = [info("positions")] if graph.position_nodes else []
+    whole = helper.make_graph([*graph.nodes, *ends], name, inputs + positions, outputs, graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fathom")
-    proto = optimizer.optimize(proto, output_size_limit=_LARGEST_FOLDED)
+    proto = optimizer.optimize(proto)
+    if positions:
+        del proto.graph.input[len(inputs) :]
+        nodes = [*graph.position_nodes, *proto.graph.node]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        proto.graph.initializer.extend(graph.position_constants)
     for node in proto.graph.node:
         del node.metadata_props[:]  # the optimizer's notes to itself
     onnx.checker.check_model(proto)

@@ -66,6 +66,7 @@ class DepthInfo(_Frozen):
     layers: tuple[int, ...]
     parity: Parity
     quality: dict[str, Interval] = Field(description="metric (as ndcg@10) -> value on the test items")
+    loss: Interval | None = Field(default=None, description="share of NDCG@10 lost against fp32, where that is not it")
 
 
 class Extension(_Frozen):
@@ -135,10 +136,13 @@ class Manifest(_Frozen):
     strategy_evidence: dict[str, dict[str, Interval]] = Field(
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
     )
-    precision: Literal["fp32", "fp16", "int8", "int4"]
+    precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
     format: Literal["onnx", "tensorrt", "tensorrt-rtx"]
     model: ModelInfo
     items: int
+    layer_precision: dict[int, Literal["fp32", "int8", "int4"]] = Field(
+        default={}, description="layer -> its own precision, where they are mixed"
+    )
     depths: dict[Depth, DepthInfo]
     extension: Extension | None = None
     files: dict[str, FileEntry]

@@ -33,7 +33,7 @@ class FlatRetriever:
     so the memory of a search does not grow with the catalogue.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], *, block_floats: int = 4_000_000) -> None:
+    def __init__(self, vectors: NDArray[np.float32], *, block_floats: int = 2_000_000) -> None:
         # Transposed once: a batch then takes half the time, at the price of a second copy of the vectors.
         self._columns = np.ascontiguousarray(vectors.T)
         self._block_floats = block_floats
@@ -59,34 +59,38 @@ def _merge(best: tuple[Indices, Scores], scores: Scores, low: int, k: int, keep:
     """The k best of what earlier blocks gave and of this block: ``scores`` of items low.. (overwritten)."""
     if keep.exclude.size:
         scores[_inside(keep.exclude, low, len(scores))] = _NEVER
-    where = _kept(keep, low, len(scores))
-    if where is not None:
-        scores = scores[where]
     items, values = best
     if len(values) >= k:
-        # Strictly more: an item of a later block loses to an earlier one with an equal score.
+        # Strictly more: an item of a later block loses to an earlier one with an equal score. Few are, and only those
+        # few have to pass the filter.
         chosen = np.flatnonzero(scores > values[-1])
+        if chosen.size and (where := _kept(keep, low, len(scores), chosen)) is not None:
+            chosen = where
         if not chosen.size:
             return best
-    elif len(scores) > k:
-        chosen = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
     else:
-        chosen = np.arange(len(scores))
+        where = _kept(keep, low, len(scores), None)
+        left = scores if where is None else scores[where]
+        best_left = np.flatnonzero(left >= np.partition(left, -k)[-k]) if len(left) > k else np.arange(len(left))
+        chosen = best_left if where is None else where[best_left]
     values = np.concatenate((values, scores[chosen]))
     # Stable: equal scores stay in the order of their indices, because both parts are in that order.
     order = np.argsort(-values, kind="stable")[:k]
-    return np.concatenate((items, (chosen if where is None else where[chosen]) + low))[order], values[order]
+    return np.concatenate((items, chosen + low))[order], values[order]
 
 
-def _kept(keep: ItemFilter, low: int, count: int) -> Indices | None:
-    """Ascending positions within the block that pass allow list and mask; None = all of them."""
+def _kept(keep: ItemFilter, low: int, count: int, among: Indices | None) -> Indices | None:
+    """Ascending positions of the block, or of ``among``, that pass allow list and mask; None = all of them."""
     if keep.allow is None:
-        return None if keep.mask is None else np.flatnonzero(keep.mask[low : low + count])
-    shown = np.zeros(count, dtype=np.bool_)
-    shown[_inside(keep.allow, low, count)] = True
-    if keep.mask is not None:
-        shown &= keep.mask[low : low + count]
-    return np.flatnonzero(shown)
+        if keep.mask is None:
+            return None
+        shown = keep.mask[low : low + count]
+    else:
+        shown = np.zeros(count, dtype=np.bool_)
+        shown[_inside(keep.allow, low, count)] = True
+        if keep.mask is not None:
+            shown &= keep.mask[low : low + count]
+    return np.flatnonzero(shown) if among is None else among[shown[among]]
 
 
 def _inside(items: Indices, low: int, count: int) -> Indices:

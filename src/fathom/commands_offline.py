@@ -17,8 +17,10 @@ from fathom.errors import ConfigError, MissingExtraError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
+    from fathom.exporter.precision import Bits
     from fathom.importance.lattice import Lattice
     from fathom.importance.layer_ranking import LayerRanking
+    from fathom.training.checkpoint import Checkpoint
     from fathom.training.presets import TrainConfig
 
 DEFAULT_PRESET = "ml-100k"
@@ -474,28 +476,53 @@ def export(
     out: Out,
     plan: Annotated[Path | None, typer.Argument(help="Refuse a checkpoint that was not healed for this plan.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: the data set's.")] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "int4", "mixed"] | None,
+        typer.Option(help="Of the engines. Default: the profile's, else fp32."),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Take precision and allowed loss from a profile or tier.")] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of NDCG@10 it may cost. Default: the profile's, else 0.01."),
+    ] = None,
+    ranking: Annotated[Path | None, typer.Option(help="For mixed: the more important a layer, the more bits.")] = None,
+    budget_mb: Annotated[
+        float | None, typer.Option(min=0, help="For mixed: what all layers' weights may take.")
+    ] = None,
     every_length: Annotated[bool, typer.Option(help="Check parity at every history length.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a bundle: early-exit engines checked against torch, item index, selector, manifest.
 
-    Example: fathom export build/ml-100k/checkpoint --data build/ml-100k/dataset --out build/ml-100k/bundle
+    In fewer bits than fp32, the engines' quality is measured too, and an export that loses too much is refused.
+
+    Example: fathom export build/ml-100k/healed/prefix --data build/ml-100k/dataset --out small --precision int8
     """
     _need_training()
     from fathom.commands_online import show_bundle
+    from fathom.edge_profiles.profile import load_profile
     from fathom.exporter.bundle_writer import export as run
     from fathom.exporter.plan import DepthPlan
+    from fathom.exporter.reduced_quality import MAX_LOSS
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
-    dataset = Dataset.load(data)
+    dataset, loaded = Dataset.load(data), Checkpoint.load(checkpoint)
+    device = load_profile(profile) if profile else None
+    chosen = precision or (device.precision if device else "fp32")
+    bits = _mixed_bits(loaded, ranking, budget_mb) if chosen == "mixed" else None
+    if max_loss is None:
+        max_loss = device.max_loss if device else MAX_LOSS
     with Activity("export") as activity:
         manifest = run(
-            Checkpoint.load(checkpoint),
+            loaded,
             dataset,
             out,
             name=name or str(dataset.meta["name"]),
             plan=DepthPlan.load(plan) if plan else None,
+            precision=chosen,
+            layer_bits=bits,
+            max_loss=max_loss,
             every_length=every_length,
             progress=activity.update,
         )
@@ -503,6 +530,15 @@ def export(
         show.as_json(manifest.model_dump(mode="json"))
     else:
         show_bundle(manifest)
+
+
+def _mixed_bits(checkpoint: "Checkpoint", ranking: Path | None, budget_mb: float | None) -> "dict[int, Bits]":
+    from fathom.exporter.precision import mixed_bits
+    from fathom.importance.layer_ranking import LayerRanking
+
+    if ranking is None or budget_mb is None:
+        raise ConfigError("--precision mixed needs --ranking and --budget-mb")
+    return mixed_bits(checkpoint.model, LayerRanking.load(ranking).consensus_order, budget_mb)
 
 
 def certify(

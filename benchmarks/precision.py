@@ -1,0 +1,145 @@
+"""What fewer bits give and cost at every depth: size, memory, time of a request, quality.
+
+    python -m fathom.benchmarks.precision build/ml-100k/healed/prefix --data build/ml-100k/dataset
+
+Exports the checkpoint in every precision, and measures on one thread: engine files on disk; the most resident memory
+of a process that opens the engines and runs them, alone and with all depths; milliseconds of one request with 50 items
+and with 200, all engines in a new random order in every round; NDCG@10 on the test items with its interval, and the
+share of it that is lost, paired over users. Writes results/precision.json.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from fathom.benchmarks.record import run, save_run
+from fathom.exporter.bundle_writer import export
+from fathom.exporter.precision import Precision
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import OnnxEngine, open_engine
+from fathom.runtime.manifest import DepthInfo
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset
+from fathom.training.evaluate import evaluate_model
+from fathom.training.splits import split
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+HISTORIES = (50, 200)
+WARM_UP_ROUNDS = 10
+SEED = 0
+
+# Opens engines of a bundle, runs each at its longest history, and tells what that took.
+_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+with Bundle.open(Path(sys.argv[1])) as bundle:
+    import onnxruntime
+    before = peak()
+    with open_engine(bundle, depths=[int(depth) for depth in sys.argv[2:]]) as engine:
+        items = np.ones((1, bundle.manifest.model.max_history), np.int64)
+        for depth in engine.depths:
+            engine.run(items, None, depth)
+        print(before, peak())
+"""
+
+
+def memory_mb(bundle: Path, depths: tuple[int, ...]) -> tuple[float, float]:
+    """Peak memory of a process before it opens the engines of these depths, and after it has run them."""
+    command = [sys.executable, "-c", _MEMORY, str(bundle), *map(str, depths)]
+    before, after = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return round(float(before), 1), round(float(after), 1)
+
+
+def times_ms(
+    engines: Mapping[Precision, OnnxEngine], items: int, repetitions: int
+) -> dict[tuple[Precision, int, int], float]:
+    """(precision, depth, history) -> median milliseconds of one request."""
+    rng = np.random.default_rng(SEED)
+    runs = [
+        (name, depth, length) for name, engine in engines.items() for depth in engine.depths for length in HISTORIES
+    ]
+    spent = np.empty((len(runs), repetitions))
+    for turn in range(-WARM_UP_ROUNDS, repetitions):
+        histories = {length: rng.integers(1, items + 1, (1, length)) for length in HISTORIES}
+        for number in rng.permutation(len(runs)):
+            name, depth, length = runs[number]
+            begin = perf_counter()
+            engines[name].run(histories[length], None, depth)
+            if turn >= 0:
+                spent[number, turn] = perf_counter() - begin
+    return dict(zip(runs, (np.median(spent, axis=1) * 1e3).round(3).tolist(), strict=True))
+
+
+def measure(checkpoint: Checkpoint, dataset: Dataset, repetitions: int) -> dict[str, Any]:
+    """One row per precision and depth."""
+    report = evaluate_model(checkpoint.model, dataset, split(dataset, checkpoint.config.split), baselines=())
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / name for name in PRECISIONS}
+        for name, path in paths.items():
+            export(checkpoint, dataset, path, name="precision", report=report, precision=name, max_loss=1.0)
+        bundles = {name: Bundle.open(path) for name, path in paths.items()}
+        engines = {name: open_engine(bundle) for name, bundle in bundles.items()}
+        took = times_ms(engines, len(dataset.item_ids), repetitions)
+        rows = []
+        for name, bundle in bundles.items():
+            for depth, info in sorted(bundle.manifest.depths.items()):
+                before, peak = memory_mb(paths[name], (depth,))
+                rows.append(
+                    {
+                        "precision": name,
+                        "depth": depth,
+                        "engines_kb": round(sum(bundle.manifest.files[each].bytes for each in info.segments) / 1e3),
+                        "process_mb": before,
+                        "peak_mb": peak,
+                        **{f"history_{length}_ms": took[name, depth, length] for length in HISTORIES},
+                        **_quality(info),
+                    }
+                )
+                print(rows[-1], flush=True)
+        together = {name: memory_mb(path, bundles[name].depths)[1] for name, path in paths.items()}
+    return {"rows": rows, "all_depths_peak_mb": together}
+
+
+def _quality(info: DepthInfo) -> dict[str, Any]:
+    return {
+        "ndcg@10": info.quality["ndcg@10"].model_dump(),
+        "loss": None if info.loss is None else info.loss.model_dump(),
+        "max_abs_error": info.parity.max_abs_error,
+        "top10_agreement": info.parity.top10_agreement,
+    }
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--repetitions", type=int, default=100)
+    chosen = parser.parse_args()
+    checkpoint, dataset = Checkpoint.load(chosen.checkpoint), Dataset.load(chosen.data)
+    result = measure(checkpoint, dataset, chosen.repetitions)
+    print(f"all depths together: {result['all_depths_peak_mb']}")
+    config = {
+        "data": dataset.meta["name"],
+        "model": checkpoint.model.config.model_dump(mode="json", exclude={"paths"}),
+        "threads": 1,
+        "repetitions": chosen.repetitions,
+    }
+    print(f"stored in {save_run('precision', config=config, result=result, seed=SEED)}")
+
+
+if __name__ == "__main__":
+    run(main)

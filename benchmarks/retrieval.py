@@ -1,0 +1,156 @@
+"""The best 100 of a million items: Fathom's retriever beside faiss, and its share of a request.
+
+    python -m fathom.benchmarks.retrieval build/ml-100k/bundle [--items 1000000]
+
+Random unit vectors of width 64, one thread. Fathom without a filter and with one that removes 90 % of the items; faiss
+(IndexFlatIP, which is exact too) without. Every round runs all of them in a new random order. Then requests of
+50 items through the pipeline of a bundle whose catalogue was filled up to 12,000 and to a million items: what part of
+the time is retrieval. Needs the extra bench. Writes results/retrieval.json.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.benchmarks.record import run, save_run
+from fathom.edge_profiles.profile import load_profile
+from fathom.errors import MissingExtraError
+from fathom.runtime.bundle import Bundle, Catalogue
+from fathom.runtime.engine import open_engine
+from fathom.runtime.pipeline import Pipeline, Query
+from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.selector.features import SelectorTables
+
+SEED = 0
+WIDTH = 64
+BEST = 100
+BATCHES = (1, 32)
+REMOVED = 0.9
+REQUESTS = 100
+CATALOGUES = (12_000, 1_000_000)
+
+Floats = NDArray[np.float32]
+
+
+def unit_vectors(rng: np.random.Generator, count: int, width: int = WIDTH) -> Floats:
+    """Random directions, float32 (count, width)."""
+    vectors = rng.standard_normal((count, width), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def searches(vectors: Floats, rng: np.random.Generator) -> dict[str, Callable[[Floats], Any]]:
+    """Name -> a search for the best of each row."""
+    try:
+        import faiss
+    except ImportError:
+        raise MissingExtraError("faiss", "bench") from None
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(vectors)
+    ours = FlatRetriever(vectors)
+    kept = ItemFilter(mask=rng.random(len(vectors)) >= REMOVED)
+    return {
+        "faiss flat": lambda users: index.search(users, BEST),
+        "fathom": lambda users: ours.search(users, [BEST] * len(users), [ItemFilter()] * len(users)),
+        "fathom, 90 % removed": lambda users: ours.search(users, [BEST] * len(users), [kept] * len(users)),
+    }
+
+
+def same_items(found: dict[str, Callable[[Floats], Any]], users: Floats) -> float:
+    """The share of the best items that Fathom and faiss have in common."""
+    theirs, ours = found["faiss flat"](users)[1], found["fathom"](users)
+    return float(np.mean([len(set(a) & set(b[0])) / BEST for a, b in zip(theirs.tolist(), ours, strict=True)]))
+
+
+def rows(found: dict[str, Callable[[Floats], Any]], rng: np.random.Generator, rounds: int) -> list[dict[str, Any]]:
+    """Median milliseconds of a batch."""
+    cells = [(name, batch) for name in found for batch in BATCHES]
+    spent = np.empty((len(cells), rounds))
+    for turn in range(-1, rounds):
+        users = unit_vectors(rng, max(BATCHES))
+        for number in rng.permutation(len(cells)):
+            name, batch = cells[number]
+            begin = perf_counter()
+            found[name](users[:batch])
+            if turn >= 0:
+                spent[number, turn] = perf_counter() - begin
+    median = np.median(spent, axis=1) * 1e3
+    theirs = {batch: took for (name, batch), took in zip(cells, median, strict=True) if name == "faiss flat"}
+    return [
+        {"search": name, "batch": batch, "median_ms": round(took, 2), "of_faiss": round(took / theirs[batch], 3)}
+        for (name, batch), took in zip(cells, median.tolist(), strict=True)
+    ]
+
+
+def enlarged(bundle: Bundle, items: int, rng: np.random.Generator) -> Bundle:
+    """The bundle with random items more, which nobody has ever chosen."""
+    more = items - len(bundle.vectors)
+    vectors = np.concatenate((bundle.vectors, unit_vectors(rng, more, bundle.vectors.shape[1])))
+    popularity = np.concatenate((bundle.popularity, np.zeros(more, np.int64)))
+    transitions = np.full(items, np.nan, np.float32)
+    old = bundle.catalogue
+    names = (*old.ids, *(f"more-{number}" for number in range(more)))
+    catalogue = Catalogue(names, (*old.titles, *[""] * more), (*old.categories, *[()] * more))
+    tables = SelectorTables.build(popularity, vectors, transitions)
+    return replace(bundle, vectors=vectors, popularity=popularity, catalogue=catalogue, tables=tables)
+
+
+async def share(bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Where the time of a request goes, by depth: medians over requests that come one by one."""
+    cloud, found = load_profile("cloud"), []
+    async with Pipeline(bundle, open_engine(bundle)) as pipeline:
+        for depth in bundle.depths:
+            answers = []
+            for _ in range(REQUESTS):
+                history = rng.integers(0, bundle.manifest.items, 50)
+                answers.append(await pipeline.recommend(Query(history, BEST, cloud, depth=depth)))
+            engine_ms = float(np.median([answer.timing.engine_us for answer in answers])) / 1e3
+            retrieval_ms = float(np.median([answer.timing.retrieval_us for answer in answers])) / 1e3
+            total_ms = float(np.median([answer.timing.total_us for answer in answers])) / 1e3
+            found.append(
+                {
+                    "items": len(bundle.vectors),
+                    "depth": depth,
+                    "engine_ms": round(engine_ms, 3),
+                    "retrieval_ms": round(retrieval_ms, 3),
+                    "total_ms": round(total_ms, 3),
+                    "retrieval_share": round(retrieval_ms / total_ms, 3),
+                }
+            )
+            print(found[-1], flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=20)
+    chosen = parser.parse_args()
+    rng = np.random.default_rng(SEED)
+    found = searches(unit_vectors(rng, chosen.items), rng)
+    agreement = same_items(found, unit_vectors(rng, 32))
+    table = rows(found, rng, chosen.rounds)
+    for row in table:
+        print(row)
+    shares = []
+    with Bundle.open(chosen.bundle) as bundle:
+        for items in CATALOGUES:
+            shares += asyncio.run(share(enlarged(bundle, items, rng), rng))
+        config = {"items": chosen.items, "width": WIDTH, "best": BEST, "removed": REMOVED, "rounds": chosen.rounds}
+        config["bundle"] = bundle.manifest.name
+    result = {"rows": table, "same_items_as_faiss": round(agreement, 5), "share_of_a_request": shares}
+    print(f"stored in {save_run('retrieval', config=config, result=result, seed=SEED)}")
+
+
+if __name__ == "__main__":
+    run(main)
