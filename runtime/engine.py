@@ -71,8 +71,8 @@ def open_engine(
     ConfigError for a depth or format that cannot be served here and BundleError for an engine file that breaks the
     contract.
     """
-    if bundle.manifest.format != "onnx":
-        raise ConfigError(f"{bundle.path}: engines are {bundle.manifest.format}; this machine runs onnx bundles only")
+    if bundle.manifest.format not in ("onnx", "ort"):
+        raise ConfigError(f"{bundle.path}: engines are {bundle.manifest.format}; this machine runs onnx and ort only")
     wanted = tuple(sorted(set(bundle.depths if depths is None else depths)))
     missing = [depth for depth in wanted if depth not in bundle.depths]
     if missing or not wanted:

@@ -29,7 +29,7 @@ COMMANDS = [
         "loadtest",
         "doctor",
     ),
-    *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle quality"),
+    *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
     *("profiles list", "profiles show", "profiles check", "history import"),
 ]
 

@@ -112,6 +112,27 @@ def bundle_slice(
         show_bundle(manifest)
 
 
+@bundle_app.command("convert")
+def bundle_convert(
+    bundle: BundlePath,
+    to: Annotated[Literal["ort"], typer.Option(help="ort: for onnxruntime's mobile builds.")],
+    out: Annotated[Path, typer.Option(help="The converted bundle.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the same bundle with engines in another format, checked against the first.
+
+    Example: fathom bundle convert build/ml-100k/mobile --to ort --out build/ml-100k/phone
+    """
+    from fathom.exporter.ort_format import convert_to_ort
+
+    assert to == "ort"
+    manifest = convert_to_ort(bundle, out)
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)
+
+
 @profiles_app.command("list")
 def profiles_list(as_json: AsJson = False) -> None:
     """The profiles that come with Fathom.

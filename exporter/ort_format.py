@@ -1,0 +1,118 @@
+"""A bundle for onnxruntime's mobile builds: engines in the .ort format, and the list of operators that they need."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnxruntime
+
+from fathom.errors import ConfigError, ParityError
+from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, bundle_version
+
+#: Given to onnxruntime's build.py as --include_ops_by_config.
+OPERATORS_FILE = "engines/required_operators.config"
+MAX_ABS_ERROR = 1e-5
+_CHECKED_LENGTHS = (1, 2, 7, 50, 200)
+
+
+def convert_to_ort(source: Path, out: Path) -> Manifest:
+    """Write to ``out`` the bundle with .ort engines and return its manifest; the source stays as it is.
+
+    The engines are optimised for any processor, and checked against the source's. A certificate is left behind: it
+    holds for the files that it was tested on. Raises BundleError for a source that is refused, ConfigError for one
+    whose engines are not ONNX or that is ``out``, ParityError when an engine has changed.
+    """
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
+    with Bundle.open(source) as bundle:
+        manifest = bundle.manifest
+        if manifest.format != "onnx":
+            raise ConfigError(f"{source}: its engines are {manifest.format}; only onnx can be converted")
+        names = {name: _ort(name) for name in manifest.files if name.endswith(".onnx")}
+        files = {
+            name: entry for name, entry in manifest.files.items() if name not in names and name != CERTIFICATE_FILE
+        }
+        with new_folder(out) as folder:
+            for name in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes((source / name).read_bytes())
+            (folder / OPERATORS_FILE).parent.mkdir(parents=True, exist_ok=True)
+            for name, ort in names.items():
+                _convert(source / name, folder / ort)
+            (folder / OPERATORS_FILE).write_bytes(_operators([folder / ort for ort in names.values()]))
+            for name in (*names.values(), OPERATORS_FILE):
+                data = (folder / name).read_bytes()
+                files[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
+            converted = _renamed(manifest, names, dict(sorted(files.items())))
+            write_json(folder / MANIFEST_NAME, converted.model_dump(mode="json"))
+            with Bundle.open(folder) as made:
+                _check(bundle, made)
+    return converted
+
+
+def _ort(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".ort"))
+
+
+def _renamed(manifest: Manifest, names: dict[str, str], files: dict[str, FileEntry]) -> Manifest:
+    depths = {
+        depth: info.model_copy(update={"segments": tuple(names[each] for each in info.segments)})
+        for depth, info in manifest.depths.items()
+    }
+    extension = manifest.extension
+    if extension is not None:
+        segments = {depth: names[each] for depth, each in extension.segments.items()}
+        extension = extension.model_copy(update={"context": names[extension.context], "segments": segments})
+    changed = {"format": "ort", "depths": depths, "extension": extension, "files": files, "fits": {}}
+    return manifest.model_copy(update={**changed, "version": bundle_version(files)})
+
+
+def _convert(source: Path, out: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(out)
+    # One level more would lay tensors out for the processor of this machine.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+def _operators(engines: list[Path]) -> bytes:
+    """The operators of these engines by domain and opset, as onnxruntime's build.py reads them."""
+    from onnxruntime.tools.ort_format_model import create_config_from_models
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "operators"
+        create_config_from_models(engines, path, False)
+        # Without the comment that names the files of this machine.
+        return b"".join(line for line in path.read_bytes().splitlines(keepends=True) if not line.startswith(b"#"))
+
+
+def _check(source: Bundle, made: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    with open_engine(source) as before, open_engine(made) as after:
+        for length in _CHECKED_LENGTHS:
+            items = rng.integers(1, source.manifest.items + 1, (2, min(length, source.manifest.model.max_history)))
+            times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
+            for depth in before.depths:
+                error = np.abs(before.run(items, times, depth) - after.run(items, times, depth)).max()
+                if not error <= MAX_ABS_ERROR:
+                    raise ParityError(f"depth {depth}: the .ort engine is off by {error:.2g}; convert it again")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's tool tells what it does, and leaves files open."""
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
