@@ -55,7 +55,7 @@ class ServerSettings(BaseModel):
         default=None,
         ge=0,
         le=1_000_000,
-        description="memory for what is kept of histories; 0: none; default: 1/16 of the profile's memory, at most 64",
+        description="memory for what is kept of histories; default: a part of the profile's memory, at most 64",
     )
     threads: int | None = Field(
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"

@@ -23,6 +23,10 @@ from fathom.serving.metrics import MeteredEngine, Metrics
 MakeEngine = Callable[[Bundle, int], Engine]
 
 
+#: The second form of a bundle's engines takes about as much.
+LEAST_REUSE_MB = 16
+
+
 class Deployment:
     """A bundle under the name it is asked for; ``engine`` belongs to it and is closed with it."""
 
@@ -38,7 +42,7 @@ class Deployment:
             policy=settings.policy,
             feedback_share=settings.feedback_share,
             feedback_alpha=settings.feedback_alpha,
-            reuse_mb=_reuse_mb(settings, self.profile),
+            reuse_mb=reuse_mb(settings, self.profile),
         )
         self.pipeline = Pipeline(bundle, self._engine, settings=limits)
         self.pipeline.router.require(self.profile)
@@ -120,6 +124,9 @@ class Deployment:
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives no cosines")
 
 
-def _reuse_mb(settings: ServerSettings, profile: DeviceProfile) -> float:
-    """As told, or a small part of the memory that the profile has."""
-    return min(64.0, profile.memory_limit_mb / 16) if settings.reuse_mb is None else settings.reuse_mb
+def reuse_mb(settings: ServerSettings, profile: DeviceProfile) -> float:
+    """As told, or a small part of the memory that the profile has; none where the engines for it would take more."""
+    if settings.reuse_mb is not None:
+        return settings.reuse_mb
+    part = min(64.0, profile.memory_limit_mb / 16)
+    return part if part >= LEAST_REUSE_MB else 0.0

@@ -23,8 +23,8 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine, open_engine
 from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
-from fathom.serving.deployment import MakeEngine
-from fathom.serving.describe import ServerInfo
+from fathom.serving.deployment import MakeEngine, reuse_mb
+from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
@@ -68,7 +68,8 @@ class Server:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
-            return open_engine(bundle, threads=threads, extends=settings.reuse_mb != 0)
+            profile = own_profile(settings.profile, bundle, force=True)
+            return open_engine(bundle, threads=threads, extends=reuse_mb(settings, profile) > 0)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
         self._history = open_history(settings.history, Retention(settings.history_max_events, settings.history_days))

@@ -62,9 +62,10 @@ def test_a_bundle_that_does_not_fit_is_refused_until_it_is_forced(bundle: Path, 
     found = CliRunner().invoke(app, ["profiles", "check", str(bundle), tight])
     assert found.exit_code == 2
     assert "does not fit small-box" in found.output
-    assert "more than that of 40 MB" in found.output
+    assert " of 40 MB" in found.output
+    assert "p99 within 50 ms" in found.output
     with (
-        pytest.raises(UnavailableError, match=r"profile small-box took more than that of 40 MB; slice it"),
+        pytest.raises(UnavailableError, match=r"profile small-box took \d+ MB of 40 MB; slice it"),
         running_server(bundle, "--profile", tight),
     ):
         pass
@@ -73,3 +74,14 @@ def test_a_bundle_that_does_not_fit_is_refused_until_it_is_forced(bundle: Path, 
     # A larger limit under the same name has not been tried yet.
     with running_server(bundle, "--profile", profile(tmp_path, 400)):
         pass
+
+
+def test_a_bundle_that_does_not_even_start_is_refused_with_its_own_words(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.fit.SET_ASIDE_MB", 0)
+    found = CliRunner().invoke(app, ["profiles", "check", str(bundle), profile(tmp_path, 30), "--json"])
+    assert found.exit_code == 2
+    fit = json.loads(found.stdout)
+    assert (fit["fits"], fit["peak_mb"], fit["latency"]) == (False, None, [])
+    assert fit["words"].startswith("the server did not start: ")

@@ -10,16 +10,11 @@ from pathlib import Path
 
 from fathom.errors import UnavailableError
 
-#: Bytes of a thread's stack where memory is short: by default 8 MB are set aside for each.
-STACK_BYTES = 2 << 20
-
-# Sets limits, then becomes the program that follows.
+# Sets a limit, then becomes the program that follows.
 _LIMITED = """
 import os, resource, sys
-data, stack = int(sys.argv[1]), int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-resource.setrlimit(resource.RLIMIT_STACK, (stack, stack))
-os.execv(sys.argv[3], sys.argv[3:])
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]), int(sys.argv[1])))
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -35,13 +30,13 @@ class Local:
 def running_server(bundle: Path, *options: str, data_limit_mb: int | None = None) -> Iterator[Local]:
     """Serve a bundle on a free port, with these options of `fathom serve`; at the end it drains.
 
-    ``data_limit_mb``: the kernel refuses it more memory of its own than this (RLIMIT_DATA). Raises UnavailableError
-    with the server's own words when it does not get ready.
+    ``data_limit_mb``: the kernel lets it set aside no more memory of its own than this (RLIMIT_DATA). Raises
+    UnavailableError with the server's own words when it does not get ready.
     """
     command = [sys.executable, "-m", "fathom", "serve", str(bundle), "--port", "0", "--log-level", "warning", "--json"]
     command += options
     if data_limit_mb is not None:
-        command = [sys.executable, "-c", _LIMITED, str(data_limit_mb << 20), str(STACK_BYTES), *command]
+        command = [sys.executable, "-c", _LIMITED, str(data_limit_mb << 20), *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
