@@ -3,9 +3,9 @@
     python -m fathom.benchmarks.soak build/ml-100k/bundle --data build/ml-100k/dataset [--minutes 30]
 
 A quarter each: a history, a user with one item more, a user_id after an append, a batch of three; at
-random moments, at half the rate that a closed loop reaches. Users come and go, so that the last minute is no harder
-than the first: one who has grown by GROWS items is deleted and begins again. Per minute: latency from the moment a
-request is due, resident memory (the median of a reading per second), threads, open files. Writes results/soak.json.
+random moments, at half the rate that a closed loop reaches. The last minute is no harder than the first: the server
+keeps GROWS events of a user, and a history that has grown by as many begins again. Per minute: latency from the moment
+a request is due, resident memory (the median of a reading per second), threads, open files. Writes results/soak.json.
 """
 
 import argparse
@@ -38,7 +38,7 @@ LONGEST = 180
 
 
 class User:
-    """Somebody whose history grows by up to GROWS items, here and, from none, on the server."""
+    """Somebody whose history grows: here by up to GROWS items, on the server for ever."""
 
     def __init__(self, user_id: str, history: list[str], rng: random.Random) -> None:
         self.user_id = user_id
@@ -46,7 +46,6 @@ class User:
         self._items = history
         self._first = min(len(history), LONGEST)
         self._here = rng.randrange(GROWS)
-        self._there = rng.randrange(GROWS)
 
     @property
     def history(self) -> list[str]:
@@ -62,17 +61,9 @@ class User:
         """New events for the server."""
         return [Event(uuid(self._rng), self._rng.choice(self._items), number) for number in range(count)]
 
-    async def prepare(self, client: AsyncClient) -> None:
-        """Give the server what it is to know at the beginning."""
-        await client.append_events(self.user_id, self.events(self._there + 1))
-
-    async def append(self, client: AsyncClient) -> None:
-        """One event more on the server, or a new beginning."""
-        self._there += 1
-        if self._there > GROWS:
-            self._there = 0
-            await client.delete_user(self.user_id)
-        await client.append_events(self.user_id, self.events(1))
+    async def append(self, client: AsyncClient, count: int) -> None:
+        """So many events more on the server."""
+        await client.append_events(self.user_id, self.events(count))
 
 
 def uuid(rng: random.Random) -> str:
@@ -88,14 +79,13 @@ class Traffic:
         self._random = random.Random(SEED)
         users = [User(f"user-{number}", history, self._random) for number, history in enumerate(histories) if history]
         self._random.shuffle(users)
-        # In turn, so that nobody is deleted while an answer for them is on its way.
         self._turn = cycle(users)
         self._users = users
 
     async def prepare(self) -> None:
         """Give the server its users."""
         for user in self._users:
-            await user.prepare(self._client)
+            await user.append(self._client, GROWS)
 
     async def one(self) -> None:
         """Any of the four."""
@@ -106,7 +96,7 @@ class Traffic:
         elif kind == 1:
             await self._client.recommend(user.grow())
         elif kind == 2:
-            await user.append(self._client)
+            await user.append(self._client, 1)
             await self._client.recommend(user_id=user.user_id)
         else:
             await self._client.recommend_many([Query(user.history[-length:]) for length in (5, 20, 50)])
@@ -207,9 +197,10 @@ def main() -> None:
     chosen = parser.parse_args()
     dataset = Dataset.load(chosen.data)
     histories = [[dataset.item_ids[item] for item in sequence] for sequence in dataset.sequences]
+    options = ("--history-max-events", str(GROWS))
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(chosen.bundle, "--history", f"sqlite:{folder}/h.db") as server,
+        started(chosen.bundle, *options, "--history", f"sqlite:{folder}/h.db") as server,
     ):
         result = asyncio.run(measure(server, histories, chosen.minutes))
     print({name: value for name, value in result.items() if name != "rows"})

@@ -232,9 +232,9 @@ class Pipeline:
         return (0, 0) if self._memory is None else (len(self._memory), self._memory.nbytes)
 
     def forget(self) -> None:
-        """Remember no history any more."""
+        """Remember no history any more, nor those that are being answered."""
         if self._memory is not None:
-            self._memory.clear()
+            self._memory = Memory(self._memory.most_bytes)
 
     async def recommend(self, query: Query) -> Answer:
         """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
@@ -252,7 +252,8 @@ class Pipeline:
         if query.k < 1 or not seen.size:
             raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
         ids, times = items + 1, timestamps if self._uses_timestamps else None
-        starts = NO_STARTS if self._memory is None else self._memory.starts(ids, times)
+        memory = self._memory
+        starts = NO_STARTS if memory is None else memory.starts(ids, times)
         decision, gate = self._select(query, items, timestamps, starts, batcher, start_s)
         start = NOTHING if gate else starts.at(decision.depth)
         work = _Work(ids, times, query.k, self._filter(query, seen), gate, start)
@@ -265,8 +266,8 @@ class Pipeline:
             deadline_s=query.deadline_s,
             client=query.client,
         )
-        if self._memory is not None and result.user is not None and result.kept is not None:
-            self._memory.put(ids, times, result.user, result.kept)
+        if memory is not None and result.user is not None and result.kept is not None:
+            memory.put(ids, times, result.user, result.kept)
         if gate is not None:
             decision = replace(decision, depth=result.depth, why=f"depth {result.depth}, {decision.why}")
         self._sample(query, work, decision, result)

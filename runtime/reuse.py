@@ -47,7 +47,7 @@ class Memory:
     """A bounded store of histories, least recently used first out. Used from one event loop."""
 
     def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self.nbytes = 0
 
@@ -80,14 +80,9 @@ class Memory:
         entry.nbytes = entry.kept.nbytes + vectors + len(key) + OVERHEAD
         self._entries[key] = entry
         self.nbytes += entry.nbytes
-        while self.nbytes > self._most_bytes:
+        while self.nbytes > self.most_bytes:
             _, oldest = self._entries.popitem(last=False)
             self.nbytes -= oldest.nbytes
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
-        self.nbytes = 0
 
 
 class Starts(NamedTuple):

@@ -85,6 +85,11 @@ class Bundles:
                 raise NotFoundError(f"bundle {echo(name)} is not in the repository; it has {', '.join(sorted(found))}")
             return [await self._renew(each, path) for each, path in found.items() if name in ("", each)]
 
+    def forget(self) -> None:
+        """Remember no history any more. What is remembered is known by its items, not by whose they are."""
+        for deployment in self._serving.values():
+            deployment.pipeline.forget()
+
     async def close(self) -> None:
         """Stop at once."""
         if self._watching:

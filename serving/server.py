@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -48,7 +48,8 @@ class Server:
     """A gRPC server over a bundle or a repository; ``async with`` closes it at once, ``drain`` first lets calls finish.
 
     Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
-    with other processes. ``on_reload``: called with the name (empty for all) after each Reload call.
+    with other processes. ``on_reload``: called with the name (empty for all) after each Reload call; ``on_forget``:
+    after each DeleteUser call.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Server:
         make_engine: MakeEngine | None = None,
         shares_port: bool = False,
         on_reload: Callable[[str], None] = lambda _: None,
+        on_forget: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._shares_port = shares_port
         self._on_reload = on_reload
+        self._on_forget = on_forget
         self._gate = Gate()
         self._metrics = Metrics()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
@@ -165,6 +168,7 @@ class Server:
             metrics=self._metrics,
             stream_in_flight=self._settings.stream_in_flight,
             on_reload=self._on_reload,
+            on_forget=self._on_forget,
         )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
@@ -226,17 +230,31 @@ async def _serve(
 
     def heard(pipe: Connection, server: Server) -> None:
         try:
-            task = asyncio.create_task(_reload(server, pipe.recv()))
+            what, name = pipe.recv()
         except EOFError:
             stopped("the parent has let go")
-        else:
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+            return
+        if what == "forget":
+            server.bundles.forget()
+            return
+        task = asyncio.create_task(_reload(server, name))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
 
     for number in signals:
         loop.add_signal_handler(number, stopped, number.name)
-    tell = pipe.send if pipe else lambda _: None
-    async with Server(settings, bundle_path, shares_port=pipe is not None, on_reload=tell) as server:
+
+    def tell(what: Literal["reload", "forget"], name: str = "") -> None:
+        if pipe:
+            pipe.send((what, name))
+
+    async with Server(
+        settings,
+        bundle_path,
+        shares_port=pipe is not None,
+        on_reload=lambda name: tell("reload", name),
+        on_forget=lambda: tell("forget"),
+    ) as server:
         if pipe:
             loop.add_reader(pipe.fileno(), heard, pipe, server)
         info = await server.start()

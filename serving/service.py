@@ -37,6 +37,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         metrics: Metrics,
         stream_in_flight: int,
         on_reload: Callable[[str], None],
+        on_forget: Callable[[], None],
     ) -> None:
         self._bundles = bundles
         self._history = history
@@ -44,6 +45,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self._metrics = metrics
         self._stream_in_flight = stream_in_flight
         self._on_reload = on_reload
+        self._on_forget = on_forget
         self._reloads: set[asyncio.Task[list[Reloaded]]] = set()
 
     async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
@@ -121,9 +123,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             history, user_id = self._known(), user_of(request)
             with self._metrics.using_history("delete"):
                 deleted = await history.delete(user_id)
-            # What is remembered is known by its items, not by whose they are.
-            for deployment in self._bundles:
-                deployment.pipeline.forget()
+            self._bundles.forget()
+            self._on_forget()
             return pb.DeleteUserResponse(deleted=deleted)
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002

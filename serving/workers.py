@@ -22,6 +22,8 @@ from fathom.serving.describe import ServerInfo
 
 #: Runs one worker until the pipe ends: (settings, bundle, pipe, ready).
 Work = Callable[[ServerSettings, Path, Connection], None]
+#: What a call has told one worker and all are to know: ("reload", name of the bundle or "") or ("forget", "").
+Message = tuple[str, str]
 
 MOST_PAUSE_S = 30.0
 _SPAWN = multiprocessing.get_context("spawn")
@@ -49,7 +51,7 @@ async def supervise(
         loop.add_signal_handler(number, stopped)
     with _reserved(settings.host, settings.port) as port:
 
-        def relay(speaker: "_Worker", message: str) -> None:
+        def relay(speaker: "_Worker", message: Message) -> None:
             for worker in workers:
                 if worker is not speaker:
                     worker.tell(message)
@@ -88,7 +90,7 @@ class _Worker:
         bundle_path: Path,
         work: Work,
         number: int,
-        relay: Callable[["_Worker", str], None],
+        relay: Callable[["_Worker", Message], None],
     ) -> None:
         self._settings = settings
         self._bundle_path = bundle_path
@@ -128,14 +130,14 @@ class _Worker:
                 log.error("worker %d: %s", self._number, error)
                 pause_s = min(MOST_PAUSE_S, 2 * pause_s or 1.0)
 
-    def tell(self, message: str) -> None:
-        """Say to it which bundles to reload, if it still listens."""
+    def tell(self, message: Message) -> None:
+        """Say to it what another one has been told, if it still listens."""
         if self._pipe is not None:
             with suppress(OSError):
                 self._pipe.send(message)
 
     def _heard(self, pipe: Connection) -> None:
-        """It has reloaded, or it has ended."""
+        """It has been told what all are to know, or it has ended."""
         try:
             self._relay(self, pipe.recv())
         except (EOFError, OSError):

@@ -140,6 +140,17 @@ async def test_a_client_that_floods_does_not_make_the_others_wait(
         assert (await first).depth
 
 
+async def test_a_deleted_user_is_forgotten_by_all_workers(synthetic_bundle: Path) -> None:
+    told: list[str] = []
+    settings = ServerSettings(port=0, history="memory")
+    async with Server(settings, synthetic_bundle, on_forget=lambda: told.append("forget")) as server:
+        info = await server.start()
+        async with grpc.aio.insecure_channel(info.address) as channel:
+            stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+            await stub.DeleteUser(pb.DeleteUserRequest(user_id="anna"), timeout=10)
+    assert told == ["forget"]
+
+
 async def test_a_stream_has_a_bounded_number_of_requests_waiting(local: LocalServer) -> None:
     async with local(stream_in_flight=4) as it:
         it.held.go.clear()
