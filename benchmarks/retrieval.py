@@ -82,11 +82,11 @@ def rows(found: dict[str, Callable[[Floats], Any]], rng: np.random.Generator, ro
             found[name](users[:batch])
             if turn >= 0:
                 spent[number, turn] = perf_counter() - begin
-    median = np.median(spent, axis=1) * 1e3
+    median = (np.median(spent, axis=1) * 1e3).tolist()
     theirs = {batch: took for (name, batch), took in zip(cells, median, strict=True) if name == "faiss flat"}
     return [
         {"search": name, "batch": batch, "median_ms": round(took, 2), "of_faiss": round(took / theirs[batch], 3)}
-        for (name, batch), took in zip(cells, median.tolist(), strict=True)
+        for (name, batch), took in zip(cells, median, strict=True)
     ]
 
 

@@ -179,16 +179,18 @@ def _server_section(start: Run, echo: Run) -> str:
     rows = []
     for concurrency in (1, 32):
         for side, figures in echo["result"][f"concurrency_{concurrency}"].items():
-            numbers = [f"{figures[key]:,.2f}" for key in ("p50_ms", "p99_ms", "requests_per_s", "server_cpu_us")]
-            rows.append([f"{side}, concurrency {concurrency}", *numbers])
+            numbers = [f"{figures[key]:,.2f}" for key in ("p50_ms", "p99_ms", "requests_per_s")]
+            spent = [f"{figures[key]:,.0f}" for key in ("server_cpu_us", "loop_cpu_us", "second_cpu_us")]
+            rows.append([f"{side}, concurrency {concurrency}", *numbers, *spent])
     low, high = echo["result"]["ratio_range"]
     median = start["result"]["median"]
     return "\n\n".join(
         [
             "## The server, depth 4, against a bare grpc.aio echo of the same messages",
-            table(["", "p50 ms", "p99 ms", "requests/s", "server CPU µs per request"], rows),
+            table(["", "p50 ms", "p99 ms", "requests/s", "CPU µs per request", "event loop", "next thread"], rows),
             f"Requests/s at concurrency 32, server over echo: {echo['result']['ratio_requests_per_s']:.3f}"
-            f" ({low:.3f} to {high:.3f} over the repetitions). Start to ready {median['ready_s']:.2f} s;"
+            f" ({low:.3f} to {high:.3f} over the repetitions). The next thread is the busiest besides the event loop's:"
+            f" of the server the engine's. Start to ready {median['ready_s']:.2f} s;"
             f" resident memory {median['ready_mb']:.0f} MB when ready, {median['served_mb']:.0f} MB after"
             f" {start['config']['requests']:,} requests.",
         ]

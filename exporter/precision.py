@@ -23,7 +23,6 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from fathom.errors import ConfigError
@@ -168,6 +167,8 @@ def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Feeds]) -> o
 
 
 def _int4(proto: onnx.ModelProto, nodes: list[str], _: Sequence[Feeds]) -> onnx.ModelProto:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
     others = [node.name for node in proto.graph.node if node.name not in nodes]
     quantiser = MatMulNBitsQuantizer(
         proto, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
@@ -187,9 +188,13 @@ def _fp16(data: bytes) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers tell every node they touch."""
+    """The quantisers tell every node they touch, and one sets up the program's log when it is imported."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
