@@ -30,6 +30,7 @@ def refusal(call: object) -> tuple[grpc.StatusCode, str]:
         (request(item_ids=[""]), NOT_FOUND, "no item of the history"),
         (request(item_ids=["x" * 100_000]), NOT_FOUND, "no item of the history"),
         (request(item_ids=["item-1"] * 10_001), INVALID, "10001 items, at most 10000"),
+        (request(item_ids=["item-1"] * 100_000), INVALID, "100000 items, at most 10000"),
         (request(k=51), INVALID, "k is 51, at most 50"),
         (request(k=2**32 - 1), INVALID, "k is 4294967295"),
         (request(timestamps=[1]), INVALID, "1 values for 2 items"),
