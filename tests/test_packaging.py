@@ -1,8 +1,10 @@
 """The wheel installs one name, `fathom`, with every module of every folder and nothing else."""
 
+import json
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -54,3 +56,18 @@ def test_every_folder_of_the_design_is_linked_into_the_package() -> None:
     assert expected.split() == FOLDERS
     for folder in FOLDERS:
         assert (ROOT / "src" / "fathom" / folder).readlink() == Path("../..") / folder
+
+
+def test_everything_that_a_server_needs_has_a_wheel_for_arm(tmp_path: Path) -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    platforms = [f"--platform=manylinux{tag}_aarch64" for tag in ("2014", "_2_17", "_2_27", "_2_28")]
+    options = ["--dry-run", "--ignore-installed", "--only-binary=:all:", "--python-version=3.11", *platforms]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path / "arm")]
+    report = tmp_path / "report.json"
+    command = [*pip, *options, "--report", str(report), "-c", str(ROOT / "constraints.txt"), *dependencies]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    installed = json.loads(report.read_bytes())["install"]
+    wheels = {each["metadata"]["name"]: each["download_info"]["url"].rsplit("/", 1)[-1] for each in installed}
+    assert {"numpy", "onnxruntime", "grpcio", "pydantic_core"} <= set(wheels)
+    assert all(wheel.endswith(("-any.whl", "_aarch64.whl")) for wheel in wheels.values()), wheels
