@@ -6,6 +6,7 @@ that layer again, for all positions.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,8 @@ Shape = list[str | int]
 
 CONTEXT_FILE = "engines/extend-context.onnx"
 _WHOLE_NUMBERS = {"items", "timestamps", "new_items", "positions"}
+#: Elements; what is a part of a weight, or turned, is worked out when an engine is written.
+_LARGEST_WEIGHT = 1 << 24
 #: The longest history for which each layer's position bias is kept whole: a float per head and pair of items.
 LONGEST_TABLE = 512
 
@@ -204,7 +207,8 @@ def _finish(
     whole = helper.make_graph([*graph.nodes, *ends], name, inputs + positions, outputs, graph.constants)
     opsets = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fathom")
-    proto = optimizer.optimize(proto)
+    proto = optimizer.optimize(proto, input_size_limit=_LARGEST_WEIGHT, output_size_limit=_LARGEST_WEIGHT)
+    _merge_slices(proto.graph)
     if positions:
         del proto.graph.input[len(inputs) :]
         nodes = [*graph.position_nodes, *proto.graph.node]
@@ -215,3 +219,25 @@ def _finish(
         del node.metadata_props[:]  # the optimizer's notes to itself
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _merge_slices(graph: onnx.GraphProto) -> None:
+    """Two cuts of one value, along two axes, become one: each copies."""
+    made = {node.output[0]: node for node in graph.node if node.op_type == "Slice"}
+    uses = Counter(value for node in graph.node for value in node.input)
+    joined: dict[tuple[str, ...], str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        first = made.get(node.input[0]) if node.op_type == "Slice" else None
+        if first is not None and uses[first.output[0]] == 1:
+            nodes.remove(first)
+            for place in range(1, 5):  # starts, ends, axes, steps
+                pair = (first.input[place], node.input[place])
+                if pair not in joined:
+                    joined[pair] = f"cut.{len(joined)}"
+                    nodes.append(helper.make_node("Concat", pair, [joined[pair]], joined[pair], axis=0))
+                node.input[place] = joined[pair]
+            node.input[0] = first.input[0]
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)

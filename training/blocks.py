@@ -6,6 +6,7 @@ padded length, and positions enter only as distances between two items.
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -71,6 +72,17 @@ def position_buckets(max_distance: int) -> Tensor:
     return torch.tensor(buckets, dtype=torch.int64)
 
 
+def parts_of(linear: nn.Linear, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """The parts of a projection without bias, each (..., size).
+
+    In an engine each is a product of its own: to take one product into its parts would copy all of it.
+    """
+    if torch.onnx.is_in_onnx_export():
+        ends = list(accumulate(sizes))
+        return tuple(F.linear(x, linear.weight[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    return tuple(torch.split(linear(x), sizes, dim=-1))
+
+
 class PositionBias(nn.Module):
     """A learned score per head and distance bucket; the future and what lies beyond the span are masked."""
 
@@ -110,16 +122,15 @@ class Block(nn.Module):
         """(B, L, width) -> (B, heads, L, width / heads)."""
         return x.view(*x.shape[:2], self.heads, self.width // self.heads).transpose(1, 2)
 
-    def project(self, linear: nn.Linear, x: Tensor, *, last_only: bool) -> tuple[Tensor, Tensor]:
-        """One fused projection whose first half serves queries and whose second half serves keys.
+    def project(self, linear: nn.Linear, x: Tensor, *, last_only: bool) -> tuple[Tensor, ...]:
+        """One fused projection to four parts: two of the queries', (B, Q, width), and two of the keys', (B, L, width).
 
-        Returns (B, Q, half) and (B, L, half); with ``last_only`` the first half is computed for the last position.
+        With ``last_only`` those of the queries are computed for the last position.
         """
-        half = linear.out_features // 2
         if not last_only:
-            first, second = linear(x).split(half, dim=-1)
-            return first, second
-        return F.linear(x[:, -1:], linear.weight[:half]), F.linear(x, linear.weight[half:])
+            return parts_of(linear, x, 4 * [self.width])
+        parts = [linear.weight[part * self.width : (part + 1) * self.width] for part in range(4)]
+        return (*(F.linear(x[:, -1:], part) for part in parts[:2]), *(F.linear(x, part) for part in parts[2:]))
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """The block's output at N new positions, whose P predecessors it has seen, and what it must keep of them.
@@ -130,10 +141,6 @@ class Block(nn.Module):
         A block looks back over the span only, so nothing older is needed.
         """
         raise TypeError("Block is abstract")
-
-    def split_pair(self, x: Tensor) -> Tensor:
-        """Keys and values side by side, (B, N, 2 width) -> (B, 2 heads, N, width / heads)."""
-        return x.view(*x.shape[:2], 2 * self.heads, self.width // self.heads).transpose(1, 2)
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:  # noqa: ARG002
         """What every query takes from every key, (B, heads, L, L), for the layer's input (B, L, width)."""
@@ -167,17 +174,14 @@ class HstuBlock(Block):
         if self.training and not last_only:
             u, attended = silu_attention(self.uqkv(self.norm(hidden) * context.keep), bias)
         else:
-            uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
-            u, q = F.silu(uq).chunk(2, dim=-1)
-            k, v = F.silu(kv).chunk(2, dim=-1)
+            u, q, k, v = map(F.silu, self.project(self.uqkv, self.norm(hidden), last_only=last_only))
             weights = self._weights(q, k, bias)
             attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, u)
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=last_only)
-        u, q = F.silu(uq).chunk(2, dim=-1)
-        new = self.split_pair(F.silu(kv) * context.keep)
+        u, q, k, v = map(F.silu, self.project(self.uqkv, self.norm(hidden), last_only=last_only))
+        new = torch.cat((self.split_heads(k), self.split_heads(v)), dim=1) * context.keep[:, None]
         keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
         scores = self.split_heads(q) @ keys.transpose(-1, -2) + self.bias(context, last_only=last_only)
         attended = (F.silu(scores) @ values).transpose(1, 2).flatten(2)
@@ -189,8 +193,7 @@ class HstuBlock(Block):
         return out
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
-        uq, kv = self.project(self.uqkv, self.norm(hidden), last_only=False)
-        q, k = F.silu(uq).chunk(2, dim=-1)[1], F.silu(kv).chunk(2, dim=-1)[0]
+        _, q, k, _ = map(F.silu, self.project(self.uqkv, self.norm(hidden), last_only=False))
         return self._weights(q, k, self.bias(context, last_only=False))
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
@@ -218,16 +221,13 @@ class GatedBlock(Block):
 
     def forward(self, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
         """(B, L, width) -> (B, L, width), or (B, 1, width) for the last position only."""
-        gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
-        gate, q = gq.chunk(2, dim=-1)
-        k, v = kv.chunk(2, dim=-1)
+        gate, q, k, v = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
         attended = self._weights(q, k, context, last_only=last_only) @ self.split_heads(v)
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, gate)
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
-        gate, q = gq.chunk(2, dim=-1)
-        new = self.split_pair(kv)
+        gate, q, k, v = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
+        new = torch.cat((self.split_heads(k), self.split_heads(v)), dim=1)
         keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
         scores = self.split_heads(q * self.scale) @ keys.transpose(-1, -2)
         weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
@@ -236,13 +236,13 @@ class GatedBlock(Block):
     def _leave(self, hidden: Tensor, attended: Tensor, gate: Tensor) -> Tensor:
         attended = dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
         hidden = hidden + torch.sigmoid(gate) * attended
-        gate, a, b = self.ffn_in(self.ffn_norm(hidden)).split((self.width, 2 * self.width, 2 * self.width), dim=-1)
+        gate, a, b = parts_of(self.ffn_in, self.ffn_norm(hidden), [self.width, 2 * self.width, 2 * self.width])
         fed = dropout(self.ffn_out(F.silu(a) * b), self.dropout, self.training)
         return hidden + torch.sigmoid(gate) * fed
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
-        gq, kv = self.project(self.gqkv, self.norm(hidden), last_only=False)
-        return self._weights(gq.chunk(2, dim=-1)[1], kv.chunk(2, dim=-1)[0], context, last_only=False)
+        _, q, k, _ = self.project(self.gqkv, self.norm(hidden), last_only=False)
+        return self._weights(q, k, context, last_only=False)
 
     def _weights(self, q: Tensor, k: Tensor, context: Context, *, last_only: bool) -> Tensor:
         # Not scaled_dot_product_attention: its fused kernels give no gradient to a learned bias.
