@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
 from fathom.exporter.pieces import OPSET, Assembly, Pieces, exit_weights, layer_weights
@@ -209,6 +210,7 @@ def _finish(
     proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fathom")
     proto = optimizer.optimize(proto, input_size_limit=_LARGEST_WEIGHT, output_size_limit=_LARGEST_WEIGHT)
     _merge_slices(proto.graph)
+    _keep_first_axes(proto.graph)
     if positions:
         del proto.graph.input[len(inputs) :]
         nodes = [*graph.position_nodes, *proto.graph.node]
@@ -241,3 +243,30 @@ def _merge_slices(graph: onnx.GraphProto) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _keep_first_axes(graph: onnx.GraphProto) -> None:
+    """Shapes that are put together for every request become constants.
+
+    All that a layer reshapes keeps its first two axes, batch and positions, and the sizes of the others are known.
+    """
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    made = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
+    for node in graph.node:
+        parts = made[node.input[1]].input if node.op_type == "Reshape" and node.input[1] in made else ()
+        if len(parts) > 2 and all((part in constants) == (place >= 2) for place, part in enumerate(parts)):
+            shape = np.concatenate([[0, 0], *(constants[part] for part in parts[2:])]).astype(np.int64)
+            name = f"shape.{'.'.join(map(str, shape))}"
+            if name not in constants:
+                constants[name] = shape
+                graph.initializer.append(numpy_helper.from_array(shape, name))
+            node.input[1] = name
+            del node.attribute[:]  # allowzero: here 0 stands for the axis as it is
+    while unused := _unused(graph):
+        for node in unused:
+            graph.node.remove(node)
+
+
+def _unused(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    read = {value for node in graph.node for value in node.input} | {each.name for each in graph.output}
+    return [node for node in graph.node if not read.intersection(node.output)]

@@ -142,6 +142,10 @@ class Block(nn.Module):
         """
         raise TypeError("Block is abstract")
 
+    def split_pair(self, x: Tensor) -> Tensor:
+        """Keys and values side by side, (B, N, 2 width) -> (B, 2 heads, N, width / heads)."""
+        return x.view(*x.shape[:2], 2 * self.heads, self.width // self.heads).transpose(1, 2)
+
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:  # noqa: ARG002
         """What every query takes from every key, (B, heads, L, L), for the layer's input (B, L, width)."""
         raise TypeError("Block is abstract")
@@ -180,8 +184,11 @@ class HstuBlock(Block):
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, u)
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        u, q, k, v = map(F.silu, self.project(self.uqkv, self.norm(hidden), last_only=last_only))
-        new = torch.cat((self.split_heads(k), self.split_heads(v)), dim=1) * context.keep[:, None]
+        sizes = [self.width, self.width, 2 * self.width]
+        u, q, kv = torch.split(F.silu(self.uqkv(self.norm(hidden))), sizes, dim=-1)
+        if last_only:
+            u, q = u[:, -1:], q[:, -1:]
+        new = self.split_pair(kv * context.keep)
         keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
         scores = self.split_heads(q) @ keys.transpose(-1, -2) + self.bias(context, last_only=last_only)
         attended = (F.silu(scores) @ values).transpose(1, 2).flatten(2)
@@ -226,8 +233,10 @@ class GatedBlock(Block):
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, gate)
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        gate, q, k, v = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
-        new = torch.cat((self.split_heads(k), self.split_heads(v)), dim=1)
+        gate, q, kv = torch.split(self.gqkv(self.norm(hidden)), [self.width, self.width, 2 * self.width], dim=-1)
+        if last_only:
+            gate, q = gate[:, -1:], q[:, -1:]
+        new = self.split_pair(kv)
         keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
         scores = self.split_heads(q * self.scale) @ keys.transpose(-1, -2)
         weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
