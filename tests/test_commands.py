@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fathom.commands_offline import show_ranking
+from fathom.exporter.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
 from fathom.local import running_server
@@ -82,13 +83,16 @@ def test_plans_are_compared_by_a_lattice_and_made_from_it(dataset: Path, tmp_pat
     fathom("rank", tmp_path / "checkpoint", "--data", dataset, "--out", ranking, *measured, *lattice)
     asked = ["plan", ranking, *lattice, "--depths", "2,3,4"]
     printed = fathom(*asked, "--compare")
-    for expected in ("NDCG@10", "log p", "best", "not in a lattice: it changes the order", "on 20 users"):
+    for expected in ("NDCG@10", "log p", "best", "greedy_elimination", "on 20 users"):
         assert expected in printed
     found = json.loads(fathom(*asked, "--compare", "--json"))
-    assert found["left_out"]["permuted-prefix"] == "not in a lattice: it changes the order"
     assert "fathom rank --methods greedy_elimination,block_influence,ablation" in found["left_out"]["greedy"]
     predicted = found["predictions"]["log_p"]
-    assert list(predicted) == ["prefix", "nested", "lattice", "best"]
+    # Which order the layers of this small network are ranked in differs between machines.
+    permuted = DepthPlan.make(LayerRanking.load(ranking), "permuted-prefix", (2, 3, 4)).paths.values()
+    held = all(path == tuple(sorted(path)) for path in permuted)
+    assert list(predicted) == ["prefix", "nested", *(["permuted-prefix"] if held else []), "lattice", "best"]
+    assert set(found["left_out"]) == {"greedy"} | (set() if held else {"permuted-prefix"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "lattice", "ranking.json"]
     printed = fathom(*asked, "--strategy", "lattice", "--out", tmp_path / "plan.json")
     assert "lattice plan" in printed

@@ -350,7 +350,7 @@ class Trainer:
             item_ids=self.dataset.item_ids,
             titles=self.dataset.titles,
             categories=self.dataset.categories,
-            metrics={"training": run.history, "seconds": round(run.seconds, 1)},
+            metrics={"training": run.history, "seconds": round(run.seconds, 3)},
         )
 
 
