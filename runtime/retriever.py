@@ -1,7 +1,8 @@
 """Exact top-k by inner product, batched, with filters that belong to each request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,12 @@ Scores = NDArray[np.float32]
 
 _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
 _NO_SCORES: Scores = np.empty(0, dtype=np.float32)
-_NEVER = np.float32(-np.inf)
+_NEVER, _EVER = np.float32(-np.inf), np.float32(np.inf)
+_LEAST = np.finfo(np.float32).min
+
+
+#: Groups of items for each item that is wanted: the more, the fewer items are looked at twice.
+GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,59 +51,116 @@ class FlatRetriever:
 
         ``users``: float32 (rows, width). Equal scores: the lowest index first. Fewer than k when fewer are left.
         """
-        rows, n = len(users), self._columns.shape[1]
-        block = max(1, self._block_floats // max(1, rows))
-        best = [(_NO_ITEMS, _NO_SCORES)] * rows
+        count, n = len(users), self._columns.shape[1]
+        block = max(1, self._block_floats // max(1, count))
+        shown = {row: mask for row, keep in enumerate(filters) if (mask := _mask(keep, n)) is not None}
+        hidden = _pairs([keep.exclude for keep in filters])
+        best = _Best(count, max(ks, default=1))
         for low in range(0, n, block):
             scores = users @ self._columns[:, low : low + block]
-            for row, (k, keep) in enumerate(zip(ks, filters, strict=True)):
-                best[row] = _merge(best[row], scores[row], low, k, keep)
-        return [_without_hidden(items, values) for items, values in best]
+            _hide(scores, hidden, low, n)
+            best = best.joined(scores, low, shown)
+        return best.split(ks)
 
 
-def _merge(best: tuple[Indices, Scores], scores: Scores, low: int, k: int, keep: ItemFilter) -> tuple[Indices, Scores]:
-    """The k best of what earlier blocks gave and of this block: ``scores`` of items low.. (overwritten)."""
-    if keep.exclude.size:
-        scores[_inside(keep.exclude, low, len(scores))] = _NEVER
-    items, values = best
-    if len(values) >= k:
-        # Strictly more: an item of a later block loses to an earlier one with an equal score. Few are, and only those
-        # few have to pass the filter.
-        chosen = np.flatnonzero(scores > values[-1])
-        if chosen.size and (where := _kept(keep, low, len(scores), chosen)) is not None:
-            chosen = where
-        if not chosen.size:
-            return best
-    else:
-        where = _kept(keep, low, len(scores), None)
-        left = scores if where is None else scores[where]
-        best_left = np.flatnonzero(left >= np.partition(left, -k)[-k]) if len(left) > k else np.arange(len(left))
-        chosen = best_left if where is None else where[best_left]
-    values = np.concatenate((values, scores[chosen]))
-    # Stable: equal scores stay in the order of their indices, because both parts are in that order.
-    order = np.argsort(-values, kind="stable")[:k]
-    return np.concatenate((items, chosen + low))[order], values[order]
+class _Best(NamedTuple):
+    """The best items of each of ``count`` rows so far, at least ``most`` where there are so many.
+
+    Flat: ``rows``, ``items`` and ``values``, sorted by row, score (falling) and index.
+    """
+
+    count: int
+    most: int
+    rows: Indices = _NO_ITEMS
+    items: Indices = _NO_ITEMS
+    values: Scores = _NO_SCORES
+
+    def joined(self, scores: Scores, low: int, shown: Mapping[int, NDArray[np.bool_]]) -> "_Best":
+        """With a block (count, items): scores of items ``low``.. (overwritten); ``shown``: masks of some rows.
+
+        All rows in each step together: what numpy does for one row costs as much to start as for all of them.
+        """
+        if self.rows.size:
+            return self._joined_to_some(scores, low, shown)
+        for row, mask in shown.items():
+            scores[row, ~mask[low : low + scores.shape[1]]] = _NEVER
+        return self._with(scores, low, _bound(scores, self.most))
+
+    def _joined_to_some(self, scores: Scores, low: int, shown: Mapping[int, NDArray[np.bool_]]) -> "_Best":
+        starts = np.searchsorted(self.rows, np.arange(self.count + 1))
+        last = starts[:-1] + self.most - 1
+        full = last < starts[1:]
+        least = np.full(self.count, _LEAST)
+        # Strictly more: an item of a later block loses to an earlier one with an equal score.
+        least[full] = np.nextafter(self.values[last[full]], _EVER)
+        for row in shown.keys() & set(np.flatnonzero(~full).tolist()):
+            scores[row, ~shown[row][low : low + scores.shape[1]]] = _NEVER
+        least[~full] = _bound(scores[~full], self.most)
+        # Few items reach what a full row has already, and only those few have to pass its mask.
+        masks = {row: shown[row] for row in shown.keys() & set(np.flatnonzero(full).tolist())}
+        return self._with(scores, low, least, masks)
+
+    def _with(
+        self, scores: Scores, low: int, least: Scores, masks: Mapping[int, NDArray[np.bool_]] | None = None
+    ) -> "_Best":
+        rows, items = np.nonzero(scores >= least[:, None])
+        values = scores[rows, items]
+        if low:
+            items += low
+        for row, mask in (masks or {}).items():
+            kept = (rows != row) | mask[items]
+            rows, items, values = rows[kept], items[kept], values[kept]
+        if self.rows.size:
+            rows, items = np.concatenate((self.rows, rows)), np.concatenate((self.items, items))
+            values = np.concatenate((self.values, values))
+        # Stable: equal scores stay in the order of their indices, because both parts are in that order.
+        order = np.lexsort((-values, rows))
+        return self._replace(rows=rows[order], items=items[order], values=values[order])
+
+    def split(self, ks: Sequence[int]) -> list[tuple[Indices, Scores]]:
+        """By row, each with its own k."""
+        starts = np.searchsorted(self.rows, np.arange(self.count + 1)).tolist()
+        ends = [min(start + k, end) for start, end, k in zip(starts, starts[1:], ks, strict=False)]
+        return [(self.items[start:end], self.values[start:end]) for start, end in zip(starts, ends, strict=False)]
 
 
-def _kept(keep: ItemFilter, low: int, count: int, among: Indices | None) -> Indices | None:
-    """Ascending positions of the block, or of ``among``, that pass allow list and mask; None = all of them."""
+def _bound(scores: Scores, most: int) -> Scores:
+    """Per row a score that at least ``most`` items reach, if there are so many, and few others: (rows,).
+
+    The best of every group of items are scores of different items, so the ``most``-th best of them is such a score,
+    and much cheaper to find than the ``most``-th best of all. Hidden items never reach it.
+    """
+    groups = min(scores.shape[1], GROUPS * most)
+    if groups < most:
+        return np.full(len(scores), _LEAST)
+    size = scores.shape[1] // groups
+    highest = scores[:, : size * groups].reshape(len(scores), size, groups).max(axis=1)
+    highest.partition(groups - most, axis=1)
+    return np.maximum(highest[:, groups - most], _LEAST)
+
+
+def _mask(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:
+    """The items that pass allow list and mask, (n,); None = all."""
     if keep.allow is None:
-        if keep.mask is None:
-            return None
-        shown = keep.mask[low : low + count]
-    else:
-        shown = np.zeros(count, dtype=np.bool_)
-        shown[_inside(keep.allow, low, count)] = True
-        if keep.mask is not None:
-            shown &= keep.mask[low : low + count]
-    return np.flatnonzero(shown) if among is None else among[shown[among]]
+        return keep.mask
+    shown = np.zeros(n, dtype=np.bool_)
+    shown[keep.allow] = True
+    if keep.mask is not None:
+        shown &= keep.mask
+    return shown
 
 
-def _inside(items: Indices, low: int, count: int) -> Indices:
-    local = items - low
-    return local[(local >= 0) & (local < count)]
+def _pairs(items: Sequence[Indices]) -> tuple[Indices, Indices]:
+    """(row, item) of every list, flat."""
+    sizes = [len(each) for each in items]
+    return np.repeat(np.arange(len(items)), sizes), np.concatenate(items) if items else _NO_ITEMS
 
 
-def _without_hidden(items: Indices, values: Scores) -> tuple[Indices, Scores]:
-    shown = values > _NEVER
-    return (items, values) if shown.all() else (items[shown], values[shown])
+def _hide(scores: Scores, hidden: tuple[Indices, Indices], low: int, total: int) -> None:
+    """Make items of a block of ``total``, known by their row and index, worse than every other."""
+    rows, items = hidden
+    width = scores.shape[1]
+    if width < total:
+        inside = (items >= low) & (items < low + width)
+        rows, items = rows[inside], items[inside] - low
+    scores[rows, items] = _NEVER
