@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, UnavailableError
@@ -73,25 +73,26 @@ class Batcher(Generic[Work, Result]):
         """Requests that the engine has taken and whose results are not yet delivered."""
         return self._running
 
-    def outlook(
-        self, lengths: Mapping[int, int], *, now_s: float, deadline_s: float | None, client: str = ""
-    ) -> tuple[float, dict[int, float]]:
-        """What a new request would meet: median seconds until it starts, and p99 seconds of a run by depth.
-
-        ``lengths``: depth -> items that would have to be computed.
-        """
-        with self._changed:
-            cheapest_s = min(self._cost.each_s(depth, self._lanes.bucket(length)) for depth, length in lengths.items())
-            urgency_s = self._lanes.urgency_s(now_s, deadline_s) - self._lanes.lead(client) * cheapest_s
-            queue_s = self._cost.queue_s(self._lanes.ahead(urgency_s), self._lanes.batch_limit)
-            queue_s *= self._lanes.share(client)
-            costs = {depth: self._cost.p99_s(depth, self._lanes.bucket(length)) for depth, length in lengths.items()}
+    def queue_s(self, depth: int, length: int, *, now_s: float, deadline_s: float | None, client: str = "") -> float:
+        """Median seconds until a new request of this depth and so many items to be computed would start."""
+        queue_s = 0.0
+        if len(self._lanes):
+            with self._changed:
+                lead = self._lanes.lead(client)
+                credit_s = lead * self._cost.each_s(depth, self._lanes.bucket(length)) if lead else 0.0
+                ahead = self._lanes.ahead(self._lanes.urgency_s(now_s, deadline_s) - credit_s)
+                queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)
+                queue_s *= self._lanes.share(client)
         if self._running:
             queue_s += max(0.0, self._busy_until_s - now_s)
-        return queue_s, costs
+        return queue_s
+
+    def p99_s(self, depth: int, length: int) -> float:
+        """Seconds that 99 of 100 runs of one such request take."""
+        return self._cost.p99_s(depth, self._lanes.bucket(length))
 
     def refused(self, now_s: float) -> None:
-        """A request was refused because of ``outlook``."""
+        """A request was refused because of what ``queue_s`` and ``p99_s`` say."""
         with self._changed:
             self._cost.refused(now_s)
 

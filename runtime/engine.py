@@ -1,9 +1,8 @@
 """Runs a bundle's segments: the Engine interface, and onnxruntime on the CPU behind it."""
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +10,7 @@ from numpy.typing import NDArray
 from fathom.errors import BundleError, ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.extension import Extender, Form, History, Kept
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-PROVIDER = "CPUExecutionProvider"
+from fathom.runtime.session import open_session
 
 
 class Engine(Protocol):
@@ -163,51 +158,14 @@ class OnnxEngine:
         self.close()
 
 
-@cache
-def _share_memory() -> None:
-    """One arena for the intermediate results of all sessions: an engine runs one of them at a time."""
-    import onnxruntime
-
-    kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    as_by_default = onnxruntime.OrtArenaCfg(0, -1, -1, -1)
-    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", *kinds), as_by_default)
-
-
-def _open_session(path: Path, threads: int) -> "onnxruntime.InferenceSession":
-    import onnxruntime
-
-    _share_memory()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Spinning threads hold a core for a second after each run. Patterns are stored per shape, and ours vary.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
-    except Exception as error:  # onnxruntime's own classes have no common base but this one
-        text = str(error).splitlines()[0]
-        raise BundleError(f"{path}: onnxruntime refuses this engine: {text}; export the bundle again") from error
-    # Asked for is not got: where a provider cannot load, onnxruntime takes another one and only logs it.
-    if session.get_providers() != [PROVIDER]:
-        raise ConfigError(f"{path}: onnxruntime runs on {session.get_providers()} where {PROVIDER} was asked for")
-    return session
-
-
 class _Segment:
     """One engine file as a session, with the names of its inputs."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._path = path
-        self._session = _open_session(path, threads)
+        self._session = open_session(path, threads)
         self._inputs = tuple(i.name for i in self._session.get_inputs())
         self._outputs = tuple(o.name for o in self._session.get_outputs())
-        # Without this, a segment that is only passed through would also compute its exit.
-        self._options = _run_options()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -217,7 +175,7 @@ class _Segment:
     def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         # Plain arrays: OrtValue and IO binding were measured and gain nothing on the CPU.
         inputs = {name: feeds[name] for name in self._inputs}
-        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs, self._options)
+        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs)
         return results
 
     def check(self, *, first: bool, last: bool, timestamps: bool) -> None:
@@ -231,11 +189,3 @@ class _Segment:
                 f" {', '.join(self._outputs)} where {', '.join(sorted(known))} to {output} is needed;"
                 " export the bundle again"
             )
-
-
-def _run_options() -> "onnxruntime.RunOptions":
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
-    return options

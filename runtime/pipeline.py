@@ -1,6 +1,7 @@
 """A request's life: select a depth, fit it to the deadline, wait in a lane, run, retrieve, answer."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Reused, Start, Star
 from fathom.runtime.router import Monitor, Policy, Router
 from fathom.selector.features import Features
 from fathom.selector.features import measure as measure_features
-from fathom.selector.policy import Decision, DepthReason, fit_deadline
+from fathom.selector.policy import Decision, DepthReason, fit_deadline, fits, refusal
 from fathom.selector.routing import Cascade, confidence
 
 #: Items of two answers that are compared, and requests that may wait for their second run.
@@ -41,7 +42,7 @@ class Settings:
     ``threads``: of numpy's products, and the number to give to ``open_engine``. ``max_queue``: waiting requests.
     ``max_batch``: requests; ``max_batch_tokens``: requests x padded length. ``patience_ms``: no request lets later
     ones pass for longer. ``calibration_ms``: time for measuring costs at the start, beyond the least that it takes.
-    ``retrieval_floats``: scores that one search holds at a time. ``policy``: see ``Router``. ``feedback_share``: of the
+    ``retrieval_items``: items that one search scores at a time. ``policy``: see ``Router``. ``feedback_share``: of the
     requests that a certificate routes elsewhere, the share that is run at the deepest depth too, when the engine is
     idle. ``feedback_alpha``: the probability of a false alarm, ever. ``reuse_mb``: memory for what is kept of
     histories, so that returning ones cost only what is new; 0 for none, and where the engine cannot resume.
@@ -53,14 +54,14 @@ class Settings:
     max_batch_tokens: int = 2048
     patience_ms: float = 1000.0
     calibration_ms: float = 200.0
-    retrieval_floats: int = 4_000_000
+    retrieval_items: int = 65_536
     policy: Policy = "auto"
     feedback_share: float = 0.01
     feedback_alpha: float = 0.01
     reuse_mb: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "max_queue", "max_batch", "max_batch_tokens", "patience_ms", "retrieval_floats"):
+        for name in ("threads", "max_queue", "max_batch", "max_batch_tokens", "patience_ms", "retrieval_items"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("calibration_ms", "reuse_mb"):
@@ -87,6 +88,7 @@ class Query:
     None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
+    ``checked``: all indices are int64 arrays and known to be in the catalogue.
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -100,6 +102,7 @@ class Query:
     categories: frozenset[str] = frozenset()
     include_seen: bool = False
     client: str = ""
+    checked: bool = False
 
     @property
     def is_filtered(self) -> bool:
@@ -198,7 +201,9 @@ class Pipeline:
         """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
         settings = self.settings
         limit_blas_threads(settings.threads)
-        self._retriever = FlatRetriever(self.bundle.vectors, block_floats=settings.retrieval_floats)
+        self._retriever = FlatRetriever(
+            self.bundle.vectors, block_items=settings.retrieval_items, threads=settings.threads
+        )
         buckets = length_buckets(self._max_history, remembered=self._memory is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
@@ -246,7 +251,7 @@ class Pipeline:
         batcher = self._batcher
         if batcher is None or not self._accepting:
             raise UnavailableError("the pipeline is starting or draining; try again later")
-        seen = _indices(query.items, "items", len(self.bundle.vectors))
+        seen = self._indices(query, "items")
         items = seen[-self._max_history :]
         timestamps = self._timestamps(query, len(seen))
         if query.k < 1 or not seen.size:
@@ -311,28 +316,47 @@ class Pipeline:
         batcher: Batcher[_Work, _Result],
         now_s: float,
     ) -> tuple[Decision, "_Gate | None"]:
-        bundle = self.bundle
-        features = measure_features(items, timestamps, bundle.tables)
-        complexity = bundle.complexity.score(features)
-        served = self.engine.depths
-        decision = self.router.decide(query.profile, features, complexity, items, query.depth)
-        route = self.router.route(query.profile) if decision.reason is DepthReason.CERTIFIED else None
-        gate = _Gate(route.routing, features) if route and isinstance(route.routing, Cascade) else None
-        if query.deadline_s is None:
-            return decision, gate
-        lengths = {depth: (NOTHING if gate else starts.at(depth)).length(len(items)) for depth in served}
-        queue_s, cost_p99_s = batcher.outlook(lengths, now_s=now_s, deadline_s=query.deadline_s, client=query.client)
+        """The depth of a request, and the gate that lets it leave at an exit before.
+
+        What cannot be answered in time at all is refused before anybody looks at it: under overload that is most.
+        """
+        deadline_s, seen = query.deadline_s, None
+
+        def p99_s(depth: int) -> float:
+            return batcher.p99_s(depth, (NOTHING if gate else starts.at(depth)).length(len(items)))
+
+        def look() -> tuple[Features, float]:
+            nonlocal seen
+            seen = measure_features(items, timestamps, self.bundle.tables)
+            return seen, self.bundle.complexity.score(seen)
+
+        gate: _Gate | None = None
+        queue_s, time_s = 0.0, math.inf if deadline_s is None else deadline_s - now_s
         try:
+            if deadline_s is not None:
+                least = self.router.least(query.profile, query.depth)
+                length = starts.at(least).length(len(items))
+                queue_s = batcher.queue_s(least, length, now_s=now_s, deadline_s=deadline_s, client=query.client)
+                if queue_s + p99_s(least) > time_s:
+                    raise refusal(least, time_s=time_s, queue_s=queue_s, cost_s=p99_s(least))
+            decision = self.router.decide(query.profile, look, items, query.depth)
+            if decision.reason is DepthReason.CERTIFIED:
+                route = self.router.route(query.profile)
+                if route and seen and isinstance(route.routing, Cascade):
+                    gate = _Gate(route.routing, seen)
+            if deadline_s is None or fits(queue_s, p99_s(decision.depth), time_s):
+                return decision, gate
+            costs = {depth: p99_s(depth) for depth in self.engine.depths}
             fitted = fit_deadline(
                 decision,
                 now_s=now_s,
-                deadline_s=query.deadline_s,
+                deadline_s=deadline_s,
                 queue_s=queue_s,
-                cost_p99_s=cost_p99_s,
+                cost_p99_s=costs,
                 allowed=query.profile.depths,
             )
         except (DeadlineError, OverloadError):
-            if query.deadline_s > now_s:
+            if time_s > 0:
                 batcher.refused(now_s)
             raise
         return fitted, gate if fitted is decision else None
@@ -378,15 +402,23 @@ class Pipeline:
         return timestamps[-self._max_history :]
 
     def _filter(self, query: Query, seen: NDArray[np.int64]) -> ItemFilter:
-        n = len(self.bundle.vectors)
-        exclude = _indices(query.exclude, "exclude", n) if len(query.exclude) else None
+        exclude = self._indices(query, "exclude") if len(query.exclude) else None
         if not query.include_seen:
             exclude = seen if exclude is None else np.concatenate((seen, exclude))
         return ItemFilter(
             exclude=np.empty(0, np.int64) if exclude is None else exclude,
-            allow=None if query.allow is None else _indices(query.allow, "allow", n),
+            allow=None if query.allow is None else self._indices(query, "allow"),
             mask=self.bundle.catalogue.category_mask(query.categories) if query.categories else None,
         )
+
+    def _indices(self, query: Query, name: str) -> NDArray[np.int64]:
+        """One of a query's lists of items; raises InvalidRequestError when it holds anything else."""
+        values, n = getattr(query, name), len(self.bundle.vectors)
+        array: NDArray[np.int64] = np.asarray(values, dtype=np.int64)
+        # Seen as unsigned, a negative index is a huge one: one comparison finds both mistakes.
+        if not query.checked and array.size and int(array.view(np.uint64).max()) >= n:
+            raise InvalidRequestError(f"{name} holds an index outside 0..{n - 1}")
+        return array
 
     def _serve(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
         """One batch, in the engine's thread: pad, run, retrieve."""
@@ -407,10 +439,11 @@ class Pipeline:
         found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
-        finite = np.isfinite(users.sum(axis=1)).tolist()
+        finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
+        own = users if self._memory is None else [user.copy() for user in users]
         return [
-            _Result(*pair, depth, engine_s - start_s, end_s - engine_s, user.copy(), rest) if ok else _broken(depth)
-            for pair, ok, user, rest in zip(found, finite, users, kept, strict=True)
+            _Result(*pair, depth, engine_s - start_s, end_s - engine_s, user, rest) if ok else _broken(depth)
+            for pair, ok, user, rest in zip(found, finite, own, kept, strict=True)
         ]
 
     def _users(self, depth: int, works: list[_Work]) -> tuple[NDArray[np.float32], Sequence[Kept | None]]:
@@ -505,11 +538,3 @@ def _going_on(
 
 def _broken(depth: int) -> UnavailableError:
     return UnavailableError(f"the engine returned NaN or infinity at depth {depth}; check the bundle")
-
-
-def _indices(values: Sequence[int] | NDArray[np.integer], name: str, n: int) -> NDArray[np.int64]:
-    array = np.asarray(values, dtype=np.int64)
-    # Seen as unsigned, a negative index is a huge one: one comparison finds both mistakes.
-    if array.size and int(array.view(np.uint64).max()) >= n:
-        raise InvalidRequestError(f"{name} holds an index outside 0..{n - 1}")
-    return array

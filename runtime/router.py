@@ -1,6 +1,7 @@
 """Which depth a request should get, by the server's policy, and whether the certificate still fits what comes in."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from fathom.errors import ConfigError
 from fathom.selector.betting import Evidence
 from fathom.selector.certificate import Certificate, Claim
 from fathom.selector.features import Features
-from fathom.selector.policy import Decision, DepthReason, choose
+from fathom.selector.policy import Decision, DepthReason, choose, obey
 from fathom.selector.routing import Cascade, Routing, coin
 
 Policy = Literal["auto", "certified", "rule", "deepest"]
@@ -85,26 +86,39 @@ class Router:
     def decide(
         self,
         profile: DeviceProfile,
-        features: Features,
-        complexity: float,
+        look: Callable[[], tuple[Features, float]],
         items: NDArray[np.int64],
         fixed: int | None,
     ) -> Decision:
-        """The depth that a request should get; ``fixed`` overrides the policy. Raises NotFoundError as ``choose``."""
+        """The depth that a request should get; ``fixed`` overrides the policy.
+
+        ``look``: the request's features and complexity, asked for only where they have a say. Raises NotFoundError
+        where neither the fixed depth nor one of the profile's is served.
+        """
+        if fixed is not None:
+            return obey(fixed, self._served)
         route = self.route(profile)
-        if route is None or fixed is not None:
-            return choose(complexity, profile, self._served, fixed)
+        if route is None:
+            return choose(look()[1], profile, self._served)
         if route.routing is None:
             return Decision(
-                route.deepest, DepthReason.DEEPEST, f"depth {route.deepest} is the deepest for {route.tier}", complexity
+                route.deepest, DepthReason.DEEPEST, f"depth {route.deepest} is the deepest for {route.tier}"
             )
         if route.monitor is not None and route.monitor.alarm:
             why = f"depth {route.deepest}: routed answers no longer agree with it as certified"
-            return Decision(route.deepest, DepthReason.FALLBACK, why, complexity)
+            return Decision(route.deepest, DepthReason.FALLBACK, why)
+        features, complexity = look()
         depth = route.routing.depth(features, complexity, coin(items))
         if isinstance(route.routing, Cascade):
             return Decision(depth, DepthReason.CERTIFIED, f"as certified: {route.routing.words}", complexity)
         return Decision(depth, DepthReason.CERTIFIED, f"depth {depth}, as certified: {route.routing.words}", complexity)
+
+    def least(self, profile: DeviceProfile, fixed: int | None) -> int:
+        """The shallowest depth that a request may get; raises NotFoundError where none is served."""
+        if fixed is not None:
+            return obey(fixed, self._served).depth
+        depths = [depth for depth in profile.depths if depth in self._served]
+        return min(depths) if depths else choose(0.0, profile, self._served).depth
 
     def route(self, profile: DeviceProfile) -> Route | None:
         """How this profile's requests are routed; None for its own rule. Raises NotFoundError without a depth."""

@@ -33,27 +33,30 @@ class DepthReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The depth of one request; ``why`` is a sentence for a person, ``complexity`` is 0 (simple) to 1."""
+    """The depth of one request; ``why`` is a sentence for a person.
+
+    ``complexity`` is 0 (simple) to 1, and None where it was not asked for, because it had no say.
+    """
 
     depth: int
     reason: DepthReason
     why: str
-    complexity: float
+    complexity: float | None = None
 
 
-def choose(
-    complexity: float, profile: DeviceProfile, served_depths: Collection[int], fixed: int | None = None
-) -> Decision:
+def obey(depth: int, served_depths: Collection[int]) -> Decision:
+    """The depth that a request asks for; raises NotFoundError when the bundle does not serve it."""
+    if depth not in served_depths:
+        raise NotFoundError(f"depth {depth} is not served here; there are {_list(served_depths)}")
+    return Decision(depth, DepthReason.FIXED, f"depth {depth} was asked for")
+
+
+def choose(complexity: float, profile: DeviceProfile, served_depths: Collection[int]) -> Decision:
     """The depth that a request should get: below the profile's threshold the shallow one, else the deep one.
 
     Where the bundle does not serve that depth, the nearest depth that both bundle and profile know takes its place,
-    the deeper of two equally near. ``fixed`` overrides complexity and profile. Raises NotFoundError when the fixed
-    depth, or every depth of the profile, is missing from the bundle.
+    the deeper of two equally near. Raises NotFoundError when every depth of the profile is missing from the bundle.
     """
-    if fixed is not None:
-        if fixed not in served_depths:
-            raise NotFoundError(f"depth {fixed} is not served here; there are {_list(served_depths)}")
-        return Decision(fixed, DepthReason.FIXED, f"depth {fixed} was asked for", complexity)
     simple = complexity < profile.threshold
     wanted = profile.shallow if simple else profile.deep
     depth = wanted if wanted in served_depths else _nearest(wanted, profile, served_depths)
@@ -97,17 +100,26 @@ def fit_deadline(
     fitting = [d for d, weight in zip(known, weights, strict=False) if cost_p99_s[d] + weight * queue_s <= time_s]
     if not fitting:
         tried = known[0] if known else wanted
-        cost_s = cost_p99_s.get(tried)
-        if cost_s is not None and cost_s <= time_s:
-            wait_s = queue_s + cost_s - time_s
-            text = f"{_left(time_s, queue_s)}, which is too full for depth {tried}; try again in {_ms(wait_s)}"
-            raise OverloadError(text, retry_after_s=wait_s)
-        raise DeadlineError(_too_late(time_s, tried, cost_s))
+        raise refusal(tried, time_s=time_s, queue_s=queue_s, cost_s=cost_p99_s.get(tried))
     depth = fitting[-1]
     if depth == wanted:
         return decision
     why = f"{_left(time_s, queue_s)}: too little for depth {wanted}, depth {depth} needs {_ms(cost_p99_s[depth])}"
     return Decision(depth, DepthReason.DEADLINE, why, decision.complexity)
+
+
+def fits(queue_s: float, cost_s: float, time_s: float) -> bool:
+    """Whether ``fit_deadline`` leaves any depth of this cost as it is."""
+    return cost_s + QUEUE_WEIGHT * queue_s <= time_s
+
+
+def refusal(depth: int, *, time_s: float, queue_s: float, cost_s: float | None) -> OverloadError | DeadlineError:
+    """Why not even this depth can be answered in time: the queue, if it could be without, else its own cost."""
+    if cost_s is not None and cost_s <= time_s:
+        wait_s = queue_s + cost_s - time_s
+        text = f"{_left(time_s, queue_s)}, which is too full for depth {depth}; try again in {_ms(wait_s)}"
+        return OverloadError(text, retry_after_s=wait_s)
+    return DeadlineError(_too_late(time_s, depth, cost_s))
 
 
 def _nearest(wanted: int, profile: DeviceProfile, served: Collection[int]) -> int:

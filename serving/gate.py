@@ -1,8 +1,8 @@
 """Opens when the server is warm, closes when it drains, and knows how many calls are inside."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from fathom.errors import UnavailableError
 
@@ -21,19 +21,17 @@ class Gate:
         """From now on calls are let in."""
         self.state = "serving"
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Count a call as in flight; raises UnavailableError unless the server is serving."""
         if self.state != "serving":
             raise UnavailableError(f"the server is {self.state}; call another one, or this one later")
         self.in_flight += 1
         self._empty.clear()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
-                self._empty.set()
+
+    def __exit__(self, *_: object) -> None:
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self._empty.set()
 
     @asynccontextmanager
     async def until_closing(self) -> AsyncIterator[None]:

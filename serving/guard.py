@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from fathom.errors import InvalidRequestError
+from fathom.errors import InvalidRequestError, OverloadError
 from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
 
 # method, status, seconds of the whole call
@@ -43,6 +43,11 @@ def decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return safe
 
 
+def encoder(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """``encode``, for handlers that may have encoded a message themselves."""
+    return lambda message: message if type(message) is bytes else encode(message)
+
+
 class Guard:
     """Takes handlers from the generated ``add_..._to_server`` functions and hands them, wrapped, to the server."""
 
@@ -63,7 +68,7 @@ class Guard:
     def _wrap(self, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         codec = {
             "request_deserializer": decoder(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
+            "response_serializer": encoder(handler.response_serializer),
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._coroutine(name, handler.unary_unary), **codec)
@@ -86,6 +91,14 @@ class Guard:
                 if request is UNDECODABLE:
                     raise _undecodable()
                 response = await behaviour(request, context)
+            except OverloadError as error:
+                # As ``_fail``, without raising once more: under overload refusing is most of the work.
+                code, text = status_of(error)
+                context.set_code(code)
+                context.set_details(text)
+                context.set_trailing_metadata(_pushback(error))
+                self._observe(name, code, time.perf_counter() - started)
+                return None
             except (Exception, asyncio.CancelledError) as error:
                 await self._fail(name, started, error, context)
             self._observe(name, grpc.StatusCode.OK, time.perf_counter() - started)

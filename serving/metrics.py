@@ -5,8 +5,10 @@ docs/operating.md lists them. Each server has its own registry, so that several 
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache, partial
 from itertools import groupby
 from typing import Any, NamedTuple, Self
 from wsgiref.simple_server import WSGIServer
@@ -15,17 +17,20 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fathom.errors import ConfigError
 from fathom.runtime.engine import Engine
 from fathom.runtime.extension import History, Kept
 from fathom.runtime.pipeline import Answer
+from fathom.selector.policy import DepthReason
 
 # From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.
 SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+#: Calls and answers that are counted together.
+MOST_NOTED = 64
 
 
 class Reading(NamedTuple):
@@ -50,11 +55,31 @@ class _Readings(Collector):
             yield family
 
 
-class Metrics:
-    """What the server counts; all but ``ran`` is called from the event loop."""
+class _Settling(Collector):
+    """Has no metric of its own: lets the others be up to date when they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+
+    def collect(self) -> Iterable[Metric]:
+        self._settle()
+        return ()
+
+
+class Metrics:
+    """What the server counts; all but ``ran`` is called from the event loop.
+
+    Calls and answers are only noted at first, and counted many at a time: that costs a third. Where nobody can read
+    them (``shown`` false) they are not counted at all.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
         self.registry = CollectorRegistry()
+        self._shown = shown
+        self._noted: deque[Callable[[], None]] = deque()
+        self.registry.register(_Settling(self._settle))
+        self._of_call = cache(self._children_of_call)
+        self._of_answer = cache(self._children_of_answer)
         self._calls = self._counter("fathom_calls", "gRPC calls that have ended.", ("method", "status"))
         self._call_seconds = self._histogram("fathom_call_seconds", "Duration of gRPC calls.", ("method",))
         self._requests = self._counter(
@@ -94,18 +119,58 @@ class Metrics:
 
     def called(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
         """A gRPC call has ended."""
-        self._calls.labels(method, code.name).inc()
-        self._call_seconds.labels(method).observe(seconds)
+        if self._shown:
+            self._note(partial(self._count_call, method, code, seconds))
 
     def answered(self, bundle: str, answer: Answer, unknown_items: int) -> None:
         """A request has its answer."""
-        depth, timing = str(answer.decision.depth), answer.timing
-        self._requests.labels(bundle, "OK", depth, answer.decision.reason.value).inc()
-        self._request_seconds.labels(bundle, depth).observe(timing.total_us / 1e6)
-        self._queue_seconds.observe(timing.queue_us / 1e6)
-        self._reused.labels(bundle, answer.reused).inc()
+        if not self._shown:
+            return
+        decision, timing = answer.decision, answer.timing
+        labels = bundle, decision.depth, decision.reason, answer.reused
+        self._note(partial(self._count_answer, labels, timing.total_us / 1e6, timing.queue_us / 1e6, unknown_items))
+
+    def _note(self, count: Callable[[], None]) -> None:
+        self._noted.append(count)
+        if len(self._noted) >= MOST_NOTED:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count what was noted; called by whoever reads, too, from another thread."""
+        while self._noted:
+            try:
+                count = self._noted.popleft()
+            except IndexError:
+                return
+            count()
+
+    def _count_call(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        ended, took = self._of_call(method, code)
+        ended.inc()
+        took.observe(seconds)
+
+    def _children_of_call(self, method: str, code: grpc.StatusCode) -> tuple[Counter, Histogram]:
+        return self._calls.labels(method, code.name), self._call_seconds.labels(method)
+
+    def _count_answer(
+        self, labels: tuple[str, int, DepthReason, str], total_s: float, queue_s: float, unknown_items: int
+    ) -> None:
+        answered, took, reused = self._of_answer(*labels)
+        answered.inc()
+        took.observe(total_s)
+        reused.inc()
+        self._queue_seconds.observe(queue_s)
         if unknown_items:
             self._unknown.inc(unknown_items)
+
+    def _children_of_answer(
+        self, bundle: str, depth: int, reason: DepthReason, reused: str
+    ) -> tuple[Counter, Histogram, Counter]:
+        return (
+            self._requests.labels(bundle, "OK", str(depth), reason.value),
+            self._request_seconds.labels(bundle, str(depth)),
+            self._reused.labels(bundle, reused),
+        )
 
     def using_history(self, operation: str) -> AbstractContextManager[Any]:
         """Time what is done inside."""
@@ -113,12 +178,14 @@ class Metrics:
 
     def failed(self, code: grpc.StatusCode) -> None:
         """A request got an error instead."""
-        self._requests.labels("", code.name, "", "").inc()
+        if self._shown:
+            self._requests.labels("", code.name, "", "").inc()
 
     def ran(self, bundle: str, depth: int, size: int, seconds: float) -> None:
         """An engine has run a batch; called from its thread."""
-        self._engine_seconds.labels(bundle, str(depth)).observe(seconds)
-        self._batch_size.labels(bundle, str(depth)).observe(size)
+        if self._shown:
+            self._engine_seconds.labels(bundle, str(depth)).observe(seconds)
+            self._batch_size.labels(bundle, str(depth)).observe(size)
 
 
 class MeteredEngine:

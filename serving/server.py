@@ -1,6 +1,7 @@
 """Runs a server: ports, warm-up, health, signals, drain. One process = one event loop + one engine thread."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -30,6 +31,7 @@ from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
 from fathom.serving.history import Retention, open_history
 from fathom.serving.logs import logging_to
+from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
 from fathom.serving.service import RecommenderService
@@ -67,7 +69,7 @@ class Server:
         self._on_reload = on_reload
         self._on_forget = on_forget
         self._gate = Gate()
-        self._metrics = Metrics()
+        self._metrics = Metrics(shown=settings.metrics_port is not None)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
@@ -188,7 +190,7 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
                 raise ConfigError("history: workers share nothing in memory; choose sqlite:PATH, or one worker")
             asyncio.run(supervise(settings, bundle_path, _work, ready=ready or _print))
         else:
-            asyncio.run(_serve(settings, bundle_path, ready or _print))
+            run_in_loop(_serve(settings, bundle_path, ready or _print))
 
 
 def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None:
@@ -202,7 +204,7 @@ def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None
 
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         try:
-            asyncio.run(_serve(settings, bundle_path, say, pipe))
+            run_in_loop(_serve(settings, bundle_path, say, pipe))
         except FathomError as error:
             say(str(error))
 
@@ -258,6 +260,8 @@ async def _serve(
         if pipe:
             loop.add_reader(pipe.fileno(), heard, pipe, server)
         info = await server.start()
+        # What is there now stays; looking through all of it for garbage again and again would stop every request.
+        gc.freeze()
         log.info("ready", extra={"fields": {"server": str(info)}})
         ready(info)
         await stop.wait()

@@ -48,9 +48,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self._on_forget = on_forget
         self._reloads: set[asyncio.Task[list[Reloaded]]] = set()
 
-    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
-        """One history in, the k best items out."""
-        with self._gate.enter():
+    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> bytes:
+        """One history in, the k best items out: an encoded RecommendResponse."""
+        with self._gate:
             try:
                 return await self._answer(request, deadline_of(context.time_remaining()), client_of(context))
             except Exception as error:
@@ -59,7 +59,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> pb.RecommendBatchResponse:
         """Many independent requests; results in their order."""
-        with self._gate.enter():
+        with self._gate:
             count = len(request.requests)
             if count > LARGEST_BATCH:
                 raise InvalidRequestError(f"the batch has {count} requests, at most {LARGEST_BATCH}; send several")
@@ -90,7 +90,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 slots.release()
 
         failure: RequestError | None = None
-        with self._gate.enter():
+        with self._gate:
             async with asyncio.TaskGroup() as group:
                 try:
                     async with self._gate.until_closing():
@@ -104,7 +104,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     async def AppendEvents(self, request: pb.AppendEventsRequest, context: Any) -> pb.AppendEventsResponse:  # noqa: ARG002
         """Add events to what is known of a user."""
-        with self._gate.enter():
+        with self._gate:
             return pb.AppendEventsResponse(appended=await self._append(request))
 
     async def AppendEventStream(
@@ -113,13 +113,13 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         context: Any,  # noqa: ARG002
     ) -> pb.AppendEventsResponse:
         """The same for many messages."""
-        with self._gate.enter():
+        with self._gate:
             async with self._gate.until_closing():
                 return pb.AppendEventsResponse(appended=sum([await self._append(each) async for each in requests]))
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
         """Forget a user."""
-        with self._gate.enter():
+        with self._gate:
             history, user_id = self._known(), user_of(request)
             with self._metrics.using_history("delete"):
                 deleted = await history.delete(user_id)
@@ -129,7 +129,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
-        with self._gate.enter():
+        with self._gate:
             answer = pb.GetBundleResponse()
             answer.CopyFrom(self._bundles.choose(request.bundle).describe())
             answer.bundles.extend(each.name for each in self._bundles)
@@ -137,7 +137,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadResponse:  # noqa: ARG002
         """Serve the newest bundles; goes on to its end even if the caller does not wait for it."""
-        with self._gate.enter():
+        with self._gate:
             task = asyncio.create_task(self._reload(request.bundle))
             self._reloads.add(task)
             task.add_done_callback(self._reloads.discard)
@@ -164,9 +164,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         with self._metrics.using_history("append"):
             return await history.append(user_id, events)
 
-    async def _answer(
-        self, request: pb.RecommendRequest, deadline_s: float | None, client: str
-    ) -> pb.RecommendResponse:
+    async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
         if request.user_id:
             if request.item_ids or request.timestamps:
                 raise InvalidRequestError("the request has a user_id and a history; send one of them")
@@ -183,7 +181,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> pb.RecommendResult:
         try:
-            return pb.RecommendResult(response=await self._answer(request, deadline_s, client))
+            encoded = await self._answer(request, deadline_s, client)
+            return pb.RecommendResult(response=pb.RecommendResponse.FromString(encoded))
         except Exception as error:
             code, text = status_of(error)
             self._metrics.failed(code)

@@ -41,7 +41,7 @@ class Echo(recommender_pb2_grpc.RecommenderServicer):
             depth=request.depth if request.HasField("depth") else 12,
             reason=int(request.timestamps[0]) if request.timestamps else pb.DEPTH_REASON_SIMPLE,
             why=str(request.filter).replace("\n", " ").strip(),
-            complexity=0.25,
+            complexity={"without": None, "zero": 0.0}.get(request.profile, 0.25),
             history_used=request.k,
             unknown_items=1,
             timings=pb.Timings(select_us=1, queue_us=2, engine_us=3, retrieval_us=4, total_us=10),
@@ -92,6 +92,11 @@ def test_an_answer_is_a_plain_value(client: Client) -> None:
         bundle_version="abc",
         request_id="r",
     )
+
+
+def test_complexity_is_none_where_the_server_did_not_look(client: Client) -> None:
+    assert client.recommend(["a"], profile="without").complexity is None
+    assert client.recommend(["a"], profile="zero").complexity == 0
 
 
 def test_filters_travel(client: Client) -> None:

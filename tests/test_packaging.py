@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.name for path in (ROOT / "src" / "fathom").iterdir() if path.is_symlink())
-DATA_SUFFIXES = {".py", ".pyi", ".yaml", ".proto", ".typed", ".json"}
+DATA_SUFFIXES = {".onnx", ".py", ".pyi", ".yaml", ".proto", ".typed", ".json"}
 
 
 @pytest.fixture(scope="module")

@@ -151,13 +151,16 @@ class Timings:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An answer: items best first, the depth that made it, and why: ``reason`` in a word, ``why`` in a sentence."""
+    """An answer: items best first, the depth that made it, and why: ``reason`` in a word, ``why`` in a sentence.
+
+    ``complexity``: 0 (simple) to 1; None where it had no say in the depth.
+    """
 
     items: tuple[Item, ...]
     depth: int
     reason: str
     why: str
-    complexity: float
+    complexity: float | None
     history_used: int
     unknown_items: int
     timings: Timings
@@ -401,7 +404,7 @@ def _recommendation(message: pb.RecommendResponse) -> Recommendation:
         depth=message.depth,
         reason=_REASONS.get(message.reason, str(message.reason)),
         why=message.why,
-        complexity=message.complexity,
+        complexity=message.complexity if message.HasField("complexity") else None,
         history_used=message.history_used,
         unknown_items=message.unknown_items,
         timings=Timings(timings.select_us, timings.queue_us, timings.engine_us, timings.retrieval_us, timings.total_us),

@@ -129,17 +129,18 @@ async def test_a_failing_run_fails_its_batch_only(bench: Bench, caplog: pytest.L
     assert await bench.ask(2) == (4, 100.0)
 
 
-async def test_the_outlook_counts_what_runs_and_what_goes_first(bench: Bench) -> None:
-    queue_s, costs = bench.batcher.outlook({4: 5}, now_s=bench.now_s, deadline_s=None)
-    assert queue_s == 0
-    assert costs[4] >= COST_S
+async def test_the_queue_counts_what_runs_and_what_goes_first(bench: Bench) -> None:
+    def queue_s(left_s: float | None) -> float:
+        deadline_s = None if left_s is None else bench.now_s + left_s
+        return bench.batcher.queue_s(4, 5, now_s=bench.now_s, deadline_s=deadline_s)
+
+    assert queue_s(None) == 0
+    assert bench.batcher.p99_s(4, 5) >= COST_S
     first = await bench.hold()
     others = [bench.ask(2), bench.ask(3)]
     await bench.until_waiting(2)
-    behind, _ = bench.batcher.outlook({4: 5}, now_s=bench.now_s, deadline_s=bench.now_s + 50)
-    assert behind == pytest.approx(3 * COST_S, rel=0.1)
-    before, _ = bench.batcher.outlook({4: 5}, now_s=bench.now_s, deadline_s=bench.now_s + 0.5)
-    assert before == pytest.approx(COST_S, rel=0.1)
+    assert queue_s(50) == pytest.approx(3 * COST_S, rel=0.1)
+    assert queue_s(0.5) == pytest.approx(COST_S, rel=0.1)
     bench.free.set()
     await asyncio.gather(first, *others)
 

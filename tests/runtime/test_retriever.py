@@ -31,15 +31,15 @@ def searches(draw: st.DrawFn):
         rng.integers(-2, 3, (rows, width)).astype(np.float32),
         draw(st.lists(st.integers(1, n + 5), min_size=rows, max_size=rows)),
         draw(st.lists(filters, min_size=rows, max_size=rows)),
-        draw(st.sampled_from([1, 7, 50, 4_000_000])),
+        draw(st.sampled_from([1, 7, 50])),
     )
 
 
 @given(searches())
 @settings(max_examples=300, deadline=None)
 def test_top_k_is_exact_for_all_filters_ties_and_block_sizes(search) -> None:
-    vectors, users, ks, filters, block_floats = search
-    found = FlatRetriever(vectors, block_floats=block_floats).search(users, ks, filters)
+    vectors, users, ks, filters, block_items = search
+    found = FlatRetriever(vectors, block_items=block_items).search(users, ks, filters)
     for row, (indices, scores) in enumerate(found):
         exact = vectors @ users[row]
         assert indices.tolist() == brute_force(exact, ks[row], filters[row])
@@ -63,12 +63,12 @@ def test_nothing_left_gives_nothing() -> None:
         assert indices.size == scores.size == 0
 
 
-@pytest.mark.parametrize("block_floats", [3_000, 4_000_000])
-def test_a_large_catalogue_in_blocks_gives_the_same_answer(block_floats: int) -> None:
+@pytest.mark.parametrize("block_items", [1_000, 1_700, 5_000])
+def test_a_large_catalogue_in_blocks_gives_the_same_answer(block_items: int) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.integers(-9, 10, (5_000, 16)).astype(np.float32)
     users = rng.integers(-9, 10, (3, 16)).astype(np.float32)
     keep = [ItemFilter(exclude=rng.integers(0, 5_000, 50)), ItemFilter(mask=rng.random(5_000) < 0.1), ItemFilter()]
-    found = FlatRetriever(vectors, block_floats=block_floats).search(users, [10, 20, 1_000], keep)
+    found = FlatRetriever(vectors, block_items=block_items).search(users, [10, 20, 1_000], keep)
     for row, (indices, _) in enumerate(found):
         assert indices.tolist() == brute_force((users @ vectors.T)[row], (10, 20, 1_000)[row], keep[row])

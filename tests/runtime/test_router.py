@@ -74,6 +74,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
+def never() -> tuple[Features, float]:
+    raise AssertionError("a depth that is asked for needs no look at the request")
+
+
 @pytest.mark.parametrize(
     ("policy", "profile", "reasons"),
     [
@@ -90,7 +94,7 @@ def test_every_policy_decides_as_it_says(
 ) -> None:
     router = Router(bundle.certificate, DEPTHS, policy=policy, alpha=0.01)
     decisions = [
-        router.decide(profile, NOTHING, complexity, items, None)
+        router.decide(profile, lambda c=complexity: (NOTHING, c), items, None)
         for complexity, items in zip(np.linspace(0, 1, 50), histories(50, 5), strict=True)
     ]
     assert {each.reason for each in decisions} == reasons
@@ -98,19 +102,19 @@ def test_every_policy_decides_as_it_says(
         assert {each.depth for each in decisions} == {profile.depths[-1]}
     assert all(each.why for each in decisions)
     assert router.words(profile)
-    fixed = router.decide(profile, NOTHING, 0.5, ITEMS, 8)
+    fixed = router.decide(profile, never, ITEMS, 8)
     assert (fixed.depth, fixed.reason) == (8, DepthReason.FIXED)
 
 
 def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start(synthetic_bundle: Path) -> None:
     bundle = Bundle.open(synthetic_bundle)
     auto, certified = (Router(bundle.certificate, DEPTHS, policy=p, alpha=0.01) for p in ("auto", "certified"))
-    assert auto.decide(CLOUD, NOTHING, 0.1, ITEMS, None).reason is DepthReason.SIMPLE
+    assert auto.decide(CLOUD, lambda: (NOTHING, 0.1), ITEMS, None).reason is DepthReason.SIMPLE
     auto.require(CLOUD)
     with pytest.raises(ConfigError, match="nothing is certified for the depths of profile cloud-cpu"):
         certified.require(CLOUD)
     with pytest.raises(NotFoundError, match="allows depths"):
-        Router(None, (1, 2), policy="deepest", alpha=0.01).decide(CLOUD, NOTHING, 0.1, ITEMS, None)
+        Router(None, (1, 2), policy="deepest", alpha=0.01).decide(CLOUD, lambda: (NOTHING, 0.1), ITEMS, None)
 
 
 def test_a_claim_is_only_for_exactly_its_depths(bundle: Bundle) -> None:

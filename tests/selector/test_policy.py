@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
 from fathom.errors import DeadlineError, NotFoundError, OverloadError
-from fathom.selector.policy import QUEUE_WEIGHT, Decision, DepthReason, choose, fit_deadline
+from fathom.selector.policy import QUEUE_WEIGHT, Decision, DepthReason, choose, fit_deadline, obey
 
 fast = settings(deadline=None, max_examples=300)
 PROFILES = [load_profile(name) for name in profile_names()]
@@ -34,7 +34,7 @@ def test_why_is_a_sentence_with_the_numbers() -> None:
     assert choose(0.2, EDGE, (4, 16)).why == (
         "complexity 0.20 is below 0.50: depth 4 for edge, in place of 8, which is not served here"
     )
-    assert choose(0.2, EDGE, ALL, fixed=16).why == "depth 16 was asked for"
+    assert obey(16, ALL).why == "depth 16 was asked for"
 
 
 def test_the_threshold_itself_is_complex() -> None:
@@ -71,14 +71,14 @@ def test_a_more_complex_request_is_never_answered_shallower(
     assert low <= high
 
 
-def test_a_fixed_depth_overrides_complexity_and_profile() -> None:
-    decision = choose(0.0, load_profile("mobile"), ALL, fixed=16)
-    assert (decision.depth, decision.reason) == (16, DepthReason.FIXED)
+def test_a_depth_that_is_asked_for_needs_no_complexity() -> None:
+    decision = obey(16, ALL)
+    assert (decision.depth, decision.reason, decision.complexity) == (16, DepthReason.FIXED, None)
 
 
 def test_a_fixed_depth_that_is_not_served_is_not_found() -> None:
     with pytest.raises(NotFoundError, match="depth 16 is not served here; there are 4, 8"):
-        choose(0.5, EDGE, (4, 8), fixed=16)
+        obey(16, (4, 8))
 
 
 def fit(decision: Decision, **changes: Any) -> Decision:
@@ -123,13 +123,13 @@ def test_while_others_wait_only_the_shallowest_depth_may_use_all_the_time() -> N
     with pytest.raises(OverloadError) as refused:
         fit(DEEP, queue_s=0.0071)
     assert refused.value.retry_after_s == pytest.approx(0.0001)
-    fixed = choose(0.0, EDGE, ALL, fixed=8)
+    fixed = obey(8, ALL)
     assert fit(fixed, queue_s=0.003) is fixed
 
 
 def test_a_fixed_depth_is_never_replaced() -> None:
     with pytest.raises(DeadlineError, match=r"depth 16 needs 12.0 ms"):
-        fit(choose(0.0, EDGE, ALL, fixed=16))
+        fit(obey(16, ALL))
 
 
 def test_a_depth_without_a_measured_cost_never_fits() -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61thom/v1/recommender.proto\x12\tfathom.v1\"\xe2\x01\n\x10RecommendRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x12\n\ntimestamps\x18\x03 \x03(\x03\x12\t\n\x01k\x18\x04 \x01(\r\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x12\n\x05\x64\x65pth\x18\x06 \x01(\rH\x00\x88\x01\x01\x12!\n\x06\x66ilter\x18\x07 \x01(\x0b\x32\x11.fathom.v1.Filter\x12\x16\n\x0einclude_titles\x18\x08 \x01(\x08\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x0e\n\x06\x62undle\x18\n \x01(\tB\x08\n\x06_depth\"\x1f\n\rReloadRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"6\n\x0eReloadResponse\x12$\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x13.fathom.v1.Reloaded\"L\n\x08Reloaded\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08previous\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"H\n\x13\x41ppendEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12 \n\x06\x65vents\x18\x02 \x03(\x0b\x32\x10.fathom.v1.Event\"=\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x11\n\ttimestamp\x18\x03 \x01(\x03\"(\n\x14\x41ppendEventsResponse\x12\x10\n\x08\x61ppended\x18\x01 \x01(\r\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x12\x44\x65leteUserResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\r\"d\n\x06\x46ilter\x12\x14\n\x0cinclude_seen\x18\x01 \x01(\x08\x12\x18\n\x10\x65xclude_item_ids\x18\x02 \x03(\t\x12\x16\n\x0e\x61llow_item_ids\x18\x03 \x03(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\"\x89\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x05items\x18\x02 \x03(\x0b\x32\x0f.fathom.v1.Item\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\r\x12&\n\x06reason\x18\x04 \x01(\x0e\x32\x16.fathom.v1.DepthReason\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x12\n\ncomplexity\x18\x06 \x01(\x02\x12\x14\n\x0chistory_used\x18\x07 \x01(\r\x12\x15\n\runknown_items\x18\x08 \x01(\r\x12#\n\x07timings\x18\t \x01(\x0b\x32\x12.fathom.v1.Timings\x12\x16\n\x0e\x62undle_version\x18\n \x01(\t\"0\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05title\x18\x03 \x01(\t\"i\n\x07Timings\x12\x11\n\tselect_us\x18\x01 \x01(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x11\n\tengine_us\x18\x03 \x01(\r\x12\x14\n\x0cretrieval_us\x18\x04 \x01(\r\x12\x10\n\x08total_us\x18\x05 \x01(\r\"F\n\x15RecommendBatchRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.fathom.v1.RecommendRequest\"E\n\x16RecommendBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.fathom.v1.RecommendResult\"z\n\x0fRecommendResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.fathom.v1.RecommendResponseH\x00\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.fathom.v1.RecommendErrorH\x00\x42\t\n\x07outcome\"s\n\x0eRecommendError\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"\"\n\x10GetBundleRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"\xc6\x02\n\x11GetBundleResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08strategy\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\r\n\x05items\x18\x05 \x01(\r\x12\x13\n\x0bmax_history\x18\x06 \x01(\r\x12\x17\n\x0fuses_timestamps\x18\x07 \x01(\x08\x12\'\n\x06\x64\x65pths\x18\x08 \x03(\x0b\x32\x17.fathom.v1.DepthQuality\x12\x17\n\x0f\x64\x65\x66\x61ult_profile\x18\t \x01(\t\x12(\n\x08profiles\x18\n \x03(\x0b\x32\x16.fathom.v1.ProfileInfo\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12#\n\x07routing\x18\x0c \x01(\x0b\x32\x12.fathom.v1.Routing\x12\x0f\n\x07\x62undles\x18\r \x03(\t\"\xa9\x01\n\x07Routing\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x11\n\tcertified\x18\x02 \x01(\x08\x12\x0b\n\x03\x65ps\x18\x03 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x04 \x01(\x01\x12\x18\n\x10\x66\x65\x65\x64\x62\x61\x63k_samples\x18\x05 \x01(\x04\x12\x1a\n\x12\x66\x65\x65\x64\x62\x61\x63k_agreement\x18\x06 \x01(\x01\x12\x1a\n\x12\x65xpected_agreement\x18\x07 \x01(\x01\x12\r\n\x05\x61larm\x18\x08 \x01(\x08\"\xa0\x01\n\x0c\x44\x65pthQuality\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x35\n\x07quality\x18\x02 \x03(\x0b\x32$.fathom.v1.DepthQuality.QualityEntry\x1aJ\n\x0cQualityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.fathom.v1.QualityInterval:\x02\x38\x01\";\n\x0fQualityInterval\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"9\n\x0bProfileInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65pths\x18\x03 \x03(\r*\xe2\x01\n\x0b\x44\x65pthReason\x12\x1c\n\x18\x44\x45PTH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x45PTH_REASON_FIXED\x10\x01\x12\x17\n\x13\x44\x45PTH_REASON_SIMPLE\x10\x02\x12\x18\n\x14\x44\x45PTH_REASON_COMPLEX\x10\x03\x12\x19\n\x15\x44\x45PTH_REASON_DEADLINE\x10\x04\x12\x1a\n\x16\x44\x45PTH_REASON_CERTIFIED\x10\x05\x12\x18\n\x14\x44\x45PTH_REASON_DEEPEST\x10\x06\x12\x19\n\x15\x44\x45PTH_REASON_FALLBACK\x10\x07\x32\xf7\x04\n\x0bRecommender\x12\x46\n\tRecommend\x12\x1b.fathom.v1.RecommendRequest\x1a\x1c.fathom.v1.RecommendResponse\x12U\n\x0eRecommendBatch\x12 .fathom.v1.RecommendBatchRequest\x1a!.fathom.v1.RecommendBatchResponse\x12N\n\x0fRecommendStream\x12\x1b.fathom.v1.RecommendRequest\x1a\x1a.fathom.v1.RecommendResult(\x01\x30\x01\x12O\n\x0c\x41ppendEvents\x12\x1e.fathom.v1.AppendEventsRequest\x1a\x1f.fathom.v1.AppendEventsResponse\x12V\n\x11\x41ppendEventStream\x12\x1e.fathom.v1.AppendEventsRequest\x1a\x1f.fathom.v1.AppendEventsResponse(\x01\x12I\n\nDeleteUser\x12\x1c.fathom.v1.DeleteUserRequest\x1a\x1d.fathom.v1.DeleteUserResponse\x12\x46\n\tGetBundle\x12\x1b.fathom.v1.GetBundleRequest\x1a\x1c.fathom.v1.GetBundleResponse\x12=\n\x06Reload\x12\x18.fathom.v1.ReloadRequest\x1a\x19.fathom.v1.ReloadResponseB$\n\x0cio.fathom.v1P\x01Z\x12\x66\x61thom/v1;fathomv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61thom/v1/recommender.proto\x12\tfathom.v1\"\xe2\x01\n\x10RecommendRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x12\n\ntimestamps\x18\x03 \x03(\x03\x12\t\n\x01k\x18\x04 \x01(\r\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x12\n\x05\x64\x65pth\x18\x06 \x01(\rH\x00\x88\x01\x01\x12!\n\x06\x66ilter\x18\x07 \x01(\x0b\x32\x11.fathom.v1.Filter\x12\x16\n\x0einclude_titles\x18\x08 \x01(\x08\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x0e\n\x06\x62undle\x18\n \x01(\tB\x08\n\x06_depth\"\x1f\n\rReloadRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"6\n\x0eReloadResponse\x12$\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x13.fathom.v1.Reloaded\"L\n\x08Reloaded\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08previous\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"H\n\x13\x41ppendEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12 \n\x06\x65vents\x18\x02 \x03(\x0b\x32\x10.fathom.v1.Event\"=\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x11\n\ttimestamp\x18\x03 \x01(\x03\"(\n\x14\x41ppendEventsResponse\x12\x10\n\x08\x61ppended\x18\x01 \x01(\r\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x12\x44\x65leteUserResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\r\"d\n\x06\x46ilter\x12\x14\n\x0cinclude_seen\x18\x01 \x01(\x08\x12\x18\n\x10\x65xclude_item_ids\x18\x02 \x03(\t\x12\x16\n\x0e\x61llow_item_ids\x18\x03 \x03(\t\x12\x12\n\ncategories\x18\x04 \x03(\t\"\x9d\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x05items\x18\x02 \x03(\x0b\x32\x0f.fathom.v1.Item\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\r\x12&\n\x06reason\x18\x04 \x01(\x0e\x32\x16.fathom.v1.DepthReason\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x17\n\ncomplexity\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x0chistory_used\x18\x07 \x01(\r\x12\x15\n\runknown_items\x18\x08 \x01(\r\x12#\n\x07timings\x18\t \x01(\x0b\x32\x12.fathom.v1.Timings\x12\x16\n\x0e\x62undle_version\x18\n \x01(\tB\r\n\x0b_complexity\"0\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05title\x18\x03 \x01(\t\"i\n\x07Timings\x12\x11\n\tselect_us\x18\x01 \x01(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x11\n\tengine_us\x18\x03 \x01(\r\x12\x14\n\x0cretrieval_us\x18\x04 \x01(\r\x12\x10\n\x08total_us\x18\x05 \x01(\r\"F\n\x15RecommendBatchRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.fathom.v1.RecommendRequest\"E\n\x16RecommendBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.fathom.v1.RecommendResult\"z\n\x0fRecommendResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.fathom.v1.RecommendResponseH\x00\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.fathom.v1.RecommendErrorH\x00\x42\t\n\x07outcome\"s\n\x0eRecommendError\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"\"\n\x10GetBundleRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"\xc6\x02\n\x11GetBundleResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08strategy\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\r\n\x05items\x18\x05 \x01(\r\x12\x13\n\x0bmax_history\x18\x06 \x01(\r\x12\x17\n\x0fuses_timestamps\x18\x07 \x01(\x08\x12\'\n\x06\x64\x65pths\x18\x08 \x03(\x0b\x32\x17.fathom.v1.DepthQuality\x12\x17\n\x0f\x64\x65\x66\x61ult_profile\x18\t \x01(\t\x12(\n\x08profiles\x18\n \x03(\x0b\x32\x16.fathom.v1.ProfileInfo\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12#\n\x07routing\x18\x0c \x01(\x0b\x32\x12.fathom.v1.Routing\x12\x0f\n\x07\x62undles\x18\r \x03(\t\"\xa9\x01\n\x07Routing\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x11\n\tcertified\x18\x02 \x01(\x08\x12\x0b\n\x03\x65ps\x18\x03 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x04 \x01(\x01\x12\x18\n\x10\x66\x65\x65\x64\x62\x61\x63k_samples\x18\x05 \x01(\x04\x12\x1a\n\x12\x66\x65\x65\x64\x62\x61\x63k_agreement\x18\x06 \x01(\x01\x12\x1a\n\x12\x65xpected_agreement\x18\x07 \x01(\x01\x12\r\n\x05\x61larm\x18\x08 \x01(\x08\"\xa0\x01\n\x0c\x44\x65pthQuality\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x35\n\x07quality\x18\x02 \x03(\x0b\x32$.fathom.v1.DepthQuality.QualityEntry\x1aJ\n\x0cQualityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.fathom.v1.QualityInterval:\x02\x38\x01\";\n\x0fQualityInterval\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"9\n\x0bProfileInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65pths\x18\x03 \x03(\r*\xe2\x01\n\x0b\x44\x65pthReason\x12\x1c\n\x18\x44\x45PTH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x45PTH_REASON_FIXED\x10\x01\x12\x17\n\x13\x44\x45PTH_REASON_SIMPLE\x10\x02\x12\x18\n\x14\x44\x45PTH_REASON_COMPLEX\x10\x03\x12\x19\n\x15\x44\x45PTH_REASON_DEADLINE\x10\x04\x12\x1a\n\x16\x44\x45PTH_REASON_CERTIFIED\x10\x05\x12\x18\n\x14\x44\x45PTH_REASON_DEEPEST\x10\x06\x12\x19\n\x15\x44\x45PTH_REASON_FALLBACK\x10\x07\x32\xf7\x04\n\x0bRecommender\x12\x46\n\tRecommend\x12\x1b.fathom.v1.RecommendRequest\x1a\x1c.fathom.v1.RecommendResponse\x12U\n\x0eRecommendBatch\x12 .fathom.v1.RecommendBatchRequest\x1a!.fathom.v1.RecommendBatchResponse\x12N\n\x0fRecommendStream\x12\x1b.fathom.v1.RecommendRequest\x1a\x1a.fathom.v1.RecommendResult(\x01\x30\x01\x12O\n\x0c\x41ppendEvents\x12\x1e.fathom.v1.AppendEventsRequest\x1a\x1f.fathom.v1.AppendEventsResponse\x12V\n\x11\x41ppendEventStream\x12\x1e.fathom.v1.AppendEventsRequest\x1a\x1f.fathom.v1.AppendEventsResponse(\x01\x12I\n\nDeleteUser\x12\x1c.fathom.v1.DeleteUserRequest\x1a\x1d.fathom.v1.DeleteUserResponse\x12\x46\n\tGetBundle\x12\x1b.fathom.v1.GetBundleRequest\x1a\x1c.fathom.v1.GetBundleResponse\x12=\n\x06Reload\x12\x18.fathom.v1.ReloadRequest\x1a\x19.fathom.v1.ReloadResponseB$\n\x0cio.fathom.v1P\x01Z\x12\x66\x61thom/v1;fathomv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\014io.fathom.v1P\001Z\022fathom/v1;fathomv1'
   _globals['_DEPTHQUALITY_QUALITYENTRY']._loaded_options = None
   _globals['_DEPTHQUALITY_QUALITYENTRY']._serialized_options = b'8\001'
-  _globals['_DEPTHREASON']._serialized_start=2426
-  _globals['_DEPTHREASON']._serialized_end=2652
+  _globals['_DEPTHREASON']._serialized_start=2446
+  _globals['_DEPTHREASON']._serialized_end=2672
   _globals['_RECOMMENDREQUEST']._serialized_start=43
   _globals['_RECOMMENDREQUEST']._serialized_end=269
   _globals['_RELOADREQUEST']._serialized_start=271
@@ -57,33 +57,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILTER']._serialized_start=694
   _globals['_FILTER']._serialized_end=794
   _globals['_RECOMMENDRESPONSE']._serialized_start=797
-  _globals['_RECOMMENDRESPONSE']._serialized_end=1062
-  _globals['_ITEM']._serialized_start=1064
-  _globals['_ITEM']._serialized_end=1112
-  _globals['_TIMINGS']._serialized_start=1114
-  _globals['_TIMINGS']._serialized_end=1219
-  _globals['_RECOMMENDBATCHREQUEST']._serialized_start=1221
-  _globals['_RECOMMENDBATCHREQUEST']._serialized_end=1291
-  _globals['_RECOMMENDBATCHRESPONSE']._serialized_start=1293
-  _globals['_RECOMMENDBATCHRESPONSE']._serialized_end=1362
-  _globals['_RECOMMENDRESULT']._serialized_start=1364
-  _globals['_RECOMMENDRESULT']._serialized_end=1486
-  _globals['_RECOMMENDERROR']._serialized_start=1488
-  _globals['_RECOMMENDERROR']._serialized_end=1603
-  _globals['_GETBUNDLEREQUEST']._serialized_start=1605
-  _globals['_GETBUNDLEREQUEST']._serialized_end=1639
-  _globals['_GETBUNDLERESPONSE']._serialized_start=1642
-  _globals['_GETBUNDLERESPONSE']._serialized_end=1968
-  _globals['_ROUTING']._serialized_start=1971
-  _globals['_ROUTING']._serialized_end=2140
-  _globals['_DEPTHQUALITY']._serialized_start=2143
-  _globals['_DEPTHQUALITY']._serialized_end=2303
-  _globals['_DEPTHQUALITY_QUALITYENTRY']._serialized_start=2229
-  _globals['_DEPTHQUALITY_QUALITYENTRY']._serialized_end=2303
-  _globals['_QUALITYINTERVAL']._serialized_start=2305
-  _globals['_QUALITYINTERVAL']._serialized_end=2364
-  _globals['_PROFILEINFO']._serialized_start=2366
-  _globals['_PROFILEINFO']._serialized_end=2423
-  _globals['_RECOMMENDER']._serialized_start=2655
-  _globals['_RECOMMENDER']._serialized_end=3286
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1082
+  _globals['_ITEM']._serialized_start=1084
+  _globals['_ITEM']._serialized_end=1132
+  _globals['_TIMINGS']._serialized_start=1134
+  _globals['_TIMINGS']._serialized_end=1239
+  _globals['_RECOMMENDBATCHREQUEST']._serialized_start=1241
+  _globals['_RECOMMENDBATCHREQUEST']._serialized_end=1311
+  _globals['_RECOMMENDBATCHRESPONSE']._serialized_start=1313
+  _globals['_RECOMMENDBATCHRESPONSE']._serialized_end=1382
+  _globals['_RECOMMENDRESULT']._serialized_start=1384
+  _globals['_RECOMMENDRESULT']._serialized_end=1506
+  _globals['_RECOMMENDERROR']._serialized_start=1508
+  _globals['_RECOMMENDERROR']._serialized_end=1623
+  _globals['_GETBUNDLEREQUEST']._serialized_start=1625
+  _globals['_GETBUNDLEREQUEST']._serialized_end=1659
+  _globals['_GETBUNDLERESPONSE']._serialized_start=1662
+  _globals['_GETBUNDLERESPONSE']._serialized_end=1988
+  _globals['_ROUTING']._serialized_start=1991
+  _globals['_ROUTING']._serialized_end=2160
+  _globals['_DEPTHQUALITY']._serialized_start=2163
+  _globals['_DEPTHQUALITY']._serialized_end=2323
+  _globals['_DEPTHQUALITY_QUALITYENTRY']._serialized_start=2249
+  _globals['_DEPTHQUALITY_QUALITYENTRY']._serialized_end=2323
+  _globals['_QUALITYINTERVAL']._serialized_start=2325
+  _globals['_QUALITYINTERVAL']._serialized_end=2384
+  _globals['_PROFILEINFO']._serialized_start=2386
+  _globals['_PROFILEINFO']._serialized_end=2443
+  _globals['_RECOMMENDER']._serialized_start=2675
+  _globals['_RECOMMENDER']._serialized_end=3306
 # @@protoc_insertion_point(module_scope)

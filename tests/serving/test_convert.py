@@ -1,0 +1,51 @@
+"""Answers on the wire: joined from bytes, they are the message that the generated code would have made."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fathom.edge_profiles.profile import load_profile
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.bundle import Bundle, Catalogue
+from fathom.runtime.pipeline import Answer, Timing
+from fathom.selector.policy import Decision, DepthReason
+from fathom.serving.convert import Converter
+
+IDS = ("a", "é" * 60, "x" * 300, "")
+TITLES = ("", "A title", "t" * 200, "日本")
+
+
+@pytest.fixture(scope="module")
+def converter(synthetic_bundle: Path) -> Converter:
+    bundle = Bundle.open(synthetic_bundle)
+    catalogue = Catalogue(IDS, TITLES, ((),) * len(IDS))
+    return Converter(replace(bundle, catalogue=catalogue), {}, load_profile("cloud"))
+
+
+@pytest.mark.parametrize("titles", [False, True])
+@pytest.mark.parametrize("complexity", [None, 0.0, 0.75])
+def test_a_response_is_the_message_of_its_fields(
+    converter: Converter, titles: bool, complexity: float | None, synthetic_bundle: Path
+) -> None:
+    scores = np.array([0.5, 0.0, -0.25, -1.0], np.float32)
+    decision = Decision(8, DepthReason.SIMPLE, "because", complexity)
+    answer = Answer(np.array([2, 1, 0, 3]), scores, decision, 5, Timing(1, 2, 3, 4, 11))
+    request = pb.RecommendRequest(request_id="r", include_titles=titles)
+    expected = pb.RecommendResponse(
+        request_id="r",
+        items=[
+            pb.Item(id=IDS[i], score=score, title=TITLES[i] if titles else "")
+            for i, score in zip((2, 1, 0, 3), scores.tolist(), strict=True)
+        ],
+        depth=8,
+        reason=pb.DEPTH_REASON_SIMPLE,
+        why="because",
+        complexity=complexity,
+        history_used=5,
+        unknown_items=6,
+        timings=pb.Timings(select_us=1, queue_us=2, engine_us=3, retrieval_us=4, total_us=11),
+        bundle_version=Bundle.open(synthetic_bundle).manifest.version,
+    )
+    assert pb.RecommendResponse.FromString(converter.response(request, answer, 6)) == expected
