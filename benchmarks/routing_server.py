@@ -67,8 +67,8 @@ class Answered:
 
 def read_cases(bundle: Bundle, dataset: Dataset) -> list[Case]:
     """The test cases of the bundle's split, in random order."""
-    if bundle.certificate is None or bundle.manifest.source.split is None:
-        raise ConfigError(f"{bundle.path}: not certified; run `fathom certify` first")
+    if bundle.manifest.source.split is None:
+        raise ConfigError(f"{bundle.path}: it does not say how its data were split; export it again")
     cases = split(dataset, bundle.manifest.source.split).test
     ids, longest = dataset.item_ids, bundle.manifest.model.max_history
     found = [

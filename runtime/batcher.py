@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, UnavailableError
-from fathom.runtime.cost import CostModel
+from fathom.runtime.cost import CostModel, Lag
 from fathom.runtime.lanes import Entry, Lanes, Taken
 
 Work = TypeVar("Work")
@@ -19,11 +19,12 @@ log = logging.getLogger("fathom.runtime")
 
 
 class _Job(Generic[Work, Result]):
-    __slots__ = ("future", "work")
+    __slots__ = ("ended_s", "future", "work")
 
     def __init__(self, work: Work, future: "asyncio.Future[tuple[Result, float]]") -> None:
         self.work = work
         self.future = future
+        self.ended_s = 0.0
 
 
 class Batcher(Generic[Work, Result]):
@@ -51,6 +52,7 @@ class Batcher(Generic[Work, Result]):
         # Guards the lanes, the cost model and the fields below; held for microseconds, never during a run.
         self._changed = threading.Condition(threading.Lock())
         self._busy_until_s = 0.0
+        self._lag = Lag()
         self._running = 0
         self._closed = False
         self._idle = asyncio.Event()
@@ -88,8 +90,8 @@ class Batcher(Generic[Work, Result]):
         return queue_s
 
     def p99_s(self, depth: int, length: int) -> float:
-        """Seconds that 99 of 100 runs of one such request take."""
-        return self._cost.p99_s(depth, self._lanes.bucket(length))
+        """Seconds that 99 of 100 answers to one such request take, once it starts."""
+        return self._cost.p99_s(depth, self._lanes.bucket(length)) + self._lag.p99_s
 
     def refused(self, now_s: float) -> None:
         """A request was refused because of what ``queue_s`` and ``p99_s`` say."""
@@ -106,7 +108,10 @@ class Batcher(Generic[Work, Result]):
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[tuple[Result, float]] = self._loop.create_future()
-        entry = Entry(depth, length, arrival_s, deadline_s, _Job(work, future), client)
+        job = _Job(work, future)
+        # What the engine must keep to, for the answer to be back in time.
+        by_s = None if deadline_s is None else deadline_s - self._lag.p99_s
+        entry = Entry(depth, length, arrival_s, by_s, job, client)
         with self._changed:
             if self._closed:
                 raise UnavailableError("the engine is closed; call another server")
@@ -116,7 +121,9 @@ class Batcher(Generic[Work, Result]):
             self._lanes.push(entry)
             self._changed.notify()
         try:
-            return await future
+            found = await future
+            self._lag.observe(self._clock() - job.ended_s)
+            return found
         except asyncio.CancelledError:
             with self._changed:
                 self._lanes.cancel(entry)
@@ -195,7 +202,7 @@ class Batcher(Generic[Work, Result]):
         """Hand a whole batch to the event loop in one call."""
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._deliver, taken, results, began_s)
+            self._loop.call_soon_threadsafe(self._deliver, taken, results, began_s, self._clock())
         except RuntimeError:
             # The loop is closed: nobody is left to wait for these.
             log.debug("results of %d requests came after the event loop was closed", len(taken.batch))
@@ -209,13 +216,17 @@ class Batcher(Generic[Work, Result]):
             self._post(Taken(0, 0, entries, []), closed, 0.0)
 
     def _deliver(
-        self, taken: "Taken[_Job[Work, Result]]", results: Sequence[Result | UnavailableError], began_s: float
+        self,
+        taken: "Taken[_Job[Work, Result]]",
+        results: Sequence[Result | UnavailableError],
+        began_s: float,
+        ended_s: float,
     ) -> None:
         """In the event loop: settle the futures of a batch (one that is done was cancelled)."""
         with self._changed:
             self._running -= len(taken.batch) + len(taken.late)
         for entry, result in zip(taken.batch, results, strict=True):
-            future = entry.payload.future
+            future, entry.payload.ended_s = entry.payload.future, ended_s
             if future.done():
                 continue
             if isinstance(result, UnavailableError):

@@ -20,6 +20,7 @@ STEP_P99 = 0.10
 # as a long one, and a short run's bad luck must not be multiplied into a long one's estimate.
 GRAIN_S = 0.005
 LEAST_TAIL = 0.01
+LEAST_LAG_S = 0.0002
 # After so long without any run, a refusal halves the estimate: what refuses everything would never learn better.
 DOUBT_AFTER_S = 1.0
 # Tokens (requests x length) of the larger of the two batches that are measured per cell.
@@ -40,6 +41,22 @@ class Line:
     def at(self, requests: float) -> float:
         """Seconds for so many requests."""
         return self.fixed_s + requests * self.each_s
+
+
+class Lag:
+    """How long an answer takes from the engine to whoever waits for it: what 99 of 100 keep to.
+
+    Tracked as the tail of a run is. Under load the event loop has other things to do, and an answer that only the
+    engine made in time comes too late.
+    """
+
+    def __init__(self) -> None:
+        self.p99_s = LEAST_LAG_S
+
+    def observe(self, seconds: float) -> None:
+        """Learn from one answer."""
+        step = 0.99 if seconds > self.p99_s else -0.01
+        self.p99_s = max(LEAST_LAG_S, self.p99_s * math.exp(STEP_P99 * step))
 
 
 class CostModel:

@@ -1,7 +1,6 @@
 """A request's life: select a depth, fit it to the deadline, wait in a lane, run, retrieve, answer."""
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -25,12 +24,14 @@ from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Reused, Start, Star
 from fathom.runtime.router import Monitor, Policy, Router
 from fathom.selector.features import Features
 from fathom.selector.features import measure as measure_features
-from fathom.selector.policy import Decision, DepthReason, fit_deadline, fits, refusal
+from fathom.selector.policy import LEAST_WEIGHT, Decision, DepthReason, fit_deadline, fits, refusal
 from fathom.selector.routing import Cascade, confidence
 
 #: Items of two answers that are compared, and requests that may wait for their second run.
 COMPARED_ITEMS = 10
 MOST_SECOND_RUNS = 64
+#: How long after a refusal requests are looked at with suspicion.
+PRESSED_S = 0.1
 #: Items of the history whose extension by one is measured at the start.
 TRIAL_LENGTH = 64
 
@@ -187,6 +188,7 @@ class Pipeline:
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._batcher: Batcher[_Work, _Result] | None = None
         self._accepting = False
+        self._pressed_until_s = 0.0
         self.router = Router(
             bundle.certificate, engine.depths, policy=self.settings.policy, alpha=self.settings.feedback_alpha
         )
@@ -240,6 +242,32 @@ class Pipeline:
         """Remember no history any more, nor those that are being answered."""
         if self._memory is not None:
             self._memory = Memory(self._memory.most_bytes)
+
+    def admit(self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float, client: str) -> None:
+        """Raise OverloadError or DeadlineError where ``recommend`` surely would, before a request is looked at.
+
+        ``items``: of its history. Soon after a refusal others are likely, and this is all that they may cost; at other
+        times it does nothing.
+        """
+        now_s = time.monotonic()
+        if now_s > self._pressed_until_s or self._batcher is None or not self._accepting:
+            return
+        length = 0 if self._memory is not None else min(max(items, 1), self._max_history)
+        least = self.router.least(profile, depth)
+        self._check(least, length, now_s, deadline_s, client, self._batcher)
+
+    def _check(
+        self, depth: int, length: int, now_s: float, deadline_s: float, client: str, batcher: Batcher[_Work, _Result]
+    ) -> float:
+        """Seconds in the queue; raises where not even this depth can be answered in time."""
+        queue_s = batcher.queue_s(depth, length, now_s=now_s, deadline_s=deadline_s, client=client)
+        cost_s, time_s = batcher.p99_s(depth, length), deadline_s - now_s
+        if LEAST_WEIGHT * queue_s + cost_s <= time_s:
+            return queue_s
+        if time_s > 0:
+            batcher.refused(now_s)
+        self._pressed_until_s = now_s + PRESSED_S
+        raise refusal(depth, time_s=time_s, queue_s=queue_s, cost_s=cost_s)
 
     async def recommend(self, query: Query) -> Answer:
         """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
@@ -331,33 +359,30 @@ class Pipeline:
             return seen, self.bundle.complexity.score(seen)
 
         gate: _Gate | None = None
-        queue_s, time_s = 0.0, math.inf if deadline_s is None else deadline_s - now_s
+        queue_s = 0.0
+        if deadline_s is not None:
+            least = self.router.least(query.profile, query.depth)
+            length = starts.at(least).length(len(items))
+            queue_s = self._check(least, length, now_s, deadline_s, query.client, batcher)
+        decision = self.router.decide(query.profile, look, items, query.depth)
+        if decision.reason is DepthReason.CERTIFIED:
+            route = self.router.route(query.profile)
+            if route and seen and isinstance(route.routing, Cascade):
+                gate = _Gate(route.routing, seen)
+        if deadline_s is None or fits(queue_s, p99_s(decision.depth), deadline_s - now_s):
+            return decision, gate
         try:
-            if deadline_s is not None:
-                least = self.router.least(query.profile, query.depth)
-                length = starts.at(least).length(len(items))
-                queue_s = batcher.queue_s(least, length, now_s=now_s, deadline_s=deadline_s, client=query.client)
-                if queue_s + p99_s(least) > time_s:
-                    raise refusal(least, time_s=time_s, queue_s=queue_s, cost_s=p99_s(least))
-            decision = self.router.decide(query.profile, look, items, query.depth)
-            if decision.reason is DepthReason.CERTIFIED:
-                route = self.router.route(query.profile)
-                if route and seen and isinstance(route.routing, Cascade):
-                    gate = _Gate(route.routing, seen)
-            if deadline_s is None or fits(queue_s, p99_s(decision.depth), time_s):
-                return decision, gate
-            costs = {depth: p99_s(depth) for depth in self.engine.depths}
             fitted = fit_deadline(
                 decision,
                 now_s=now_s,
                 deadline_s=deadline_s,
                 queue_s=queue_s,
-                cost_p99_s=costs,
+                cost_p99_s={depth: p99_s(depth) for depth in self.engine.depths},
                 allowed=query.profile.depths,
             )
         except (DeadlineError, OverloadError):
-            if time_s > 0:
-                batcher.refused(now_s)
+            # A cascade starts anew where the depth alone could go on from what is remembered.
+            batcher.refused(now_s)
             raise
         return fitted, gate if fitted is decision else None
 

@@ -13,6 +13,8 @@ from fathom.errors import DeadlineError, NotFoundError, OverloadError
 #: How many times a deeper depth than the shallowest must leave time for the queue. At twice the load that the deepest
 #: depth can bear, 1 answered 71 % of the requests in time and 4 answers 94 % (docs/log.md).
 QUEUE_WEIGHT = 4
+#: The same for the shallowest: the queue is an estimate, and who was let in should not be dropped later.
+LEAST_WEIGHT = 1.25
 
 
 class DepthReason(StrEnum):
@@ -84,11 +86,11 @@ def fit_deadline(
 ) -> Decision:
     """The decision itself when it meets the deadline, else the deepest shallower allowed depth that does.
 
-    The shallowest depth fits when ``now_s + queue_s + cost_p99_s[depth] <= deadline_s``; every other must fit with
-    QUEUE_WEIGHT times the queue, so that under overload a queue is worked off by shallow answers long before requests
-    must be refused. A depth without a measured cost never fits. All times are seconds, of one clock. A fixed depth is
-    never replaced. When nothing fits, raises OverloadError where the shallowest would fit without the queue, else
-    DeadlineError.
+    A depth fits when ``now_s + weight * queue_s + cost_p99_s[depth] <= deadline_s``, with LEAST_WEIGHT for the
+    shallowest and QUEUE_WEIGHT for every other, so that under overload a queue is worked off by shallow answers long
+    before requests must be refused. A depth without a measured cost never fits. All times are seconds, of one clock.
+    A fixed depth is never replaced. When nothing fits, raises OverloadError where the shallowest would fit without the
+    queue, else DeadlineError.
     """
     if deadline_s is None:
         return decision
@@ -96,7 +98,7 @@ def fit_deadline(
     fixed = decision.reason is DepthReason.FIXED
     depths = [wanted] if fixed else [*(d for d in sorted(allowed) if d < wanted), wanted]
     known = [d for d in depths if d in cost_p99_s]
-    weights = [1, *(QUEUE_WEIGHT for _ in known[1:])]
+    weights = [LEAST_WEIGHT, *(QUEUE_WEIGHT for _ in known[1:])]
     fitting = [d for d, weight in zip(known, weights, strict=False) if cost_p99_s[d] + weight * queue_s <= time_s]
     if not fitting:
         tried = known[0] if known else wanted
@@ -116,7 +118,7 @@ def fits(queue_s: float, cost_s: float, time_s: float) -> bool:
 def refusal(depth: int, *, time_s: float, queue_s: float, cost_s: float | None) -> OverloadError | DeadlineError:
     """Why not even this depth can be answered in time: the queue, if it could be without, else its own cost."""
     if cost_s is not None and cost_s <= time_s:
-        wait_s = queue_s + cost_s - time_s
+        wait_s = max(0.0, LEAST_WEIGHT * queue_s + cost_s - time_s)
         text = f"{_left(time_s, queue_s)}, which is too full for depth {depth}; try again in {_ms(wait_s)}"
         return OverloadError(text, retry_after_s=wait_s)
     return DeadlineError(_too_late(time_s, depth, cost_s))

@@ -62,7 +62,7 @@ class Converter:
             items=items,
             timestamps=timestamps,
             k=self._k(request.k),
-            profile=self._profile(request.profile),
+            profile=self.profile(request.profile),
             depth=request.depth if request.HasField("depth") else None,
             deadline_s=deadline_s,
             client=client,
@@ -140,7 +140,8 @@ class Converter:
             raise InvalidRequestError(f"k is {k}, at most {largest} (the catalogue has {len(self._ids)} items)")
         return k
 
-    def _profile(self, name: str) -> DeviceProfile:
+    def profile(self, name: str) -> DeviceProfile:
+        """The profile of a request; raises NotFoundError for one that is not served."""
         profile = self._profiles.get(name)
         if profile is None:
             known = _listed(sorted(filter(None, self._profiles)))

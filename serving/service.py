@@ -174,6 +174,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             use_history(request, events)
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         deployment = self._bundles.choose(request.bundle)
+        if deadline_s is not None:
+            profile, depth = deployment.converter.profile(request.profile), request.depth or None
+            deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
         query, unknown = deployment.converter.query(request, deadline_s, client)
         answer = await deployment.pipeline.recommend(query)
         self._metrics.answered(deployment.name, answer, unknown)

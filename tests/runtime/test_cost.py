@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fathom.runtime.cost import DOUBT_AFTER_S, ROUNDS, CostModel, Line, measure
+from fathom.runtime.cost import DOUBT_AFTER_S, ROUNDS, CostModel, Lag, Line, measure
 
 
 class FakeMachine:
@@ -135,3 +135,14 @@ def test_noise_makes_no_request_free() -> None:
     cost = measure(machine.run, depths=(4,), lengths=(16,), batch_limit=lambda _: 8, budget_s=0, clock=machine.clock)
     assert cost.p50_s(4, 16, 8) > cost.p50_s(4, 16, 1) > 0
     assert math.isfinite(cost.largest(4, 16, 10.0))
+
+
+def test_the_lag_follows_what_all_but_one_in_a_hundred_answers_keep_to() -> None:
+    lag = Lag()
+    rng = np.random.default_rng(0)
+    for seconds in rng.exponential(0.002, 20_000):
+        lag.observe(seconds)
+    assert lag.p99_s == pytest.approx(0.002 * np.log(100), rel=0.5)
+    for _ in range(2_000):
+        lag.observe(0.0)
+    assert lag.p99_s < 0.002

@@ -208,6 +208,21 @@ async def test_the_queue_is_bounded_and_draining_lets_nobody_in_but_all_out(bund
         await pipeline.recommend(query())
 
 
+async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(pipeline: Pipeline) -> None:
+    def admit(left_s: float, items: int = 3) -> None:
+        pipeline.admit(items, CLOUD, None, time.monotonic() + left_s, "somebody")
+
+    admit(0.001)
+    with pytest.raises(DeadlineError):
+        await pipeline.recommend(query(deadline_s=time.monotonic() + 0.001))
+    admit(30)
+    with pytest.raises(DeadlineError, match="depth 4 needs"):
+        admit(0.001)
+    with pytest.raises(DeadlineError, match="passed"):
+        admit(-1)
+    assert (await pipeline.recommend(query(deadline_s=time.monotonic() + 30))).indices.size == 10
+
+
 async def test_nan_from_the_engine_is_that_requests_error_alone(bundle: Bundle) -> None:
     vectors = bundle.vectors.copy()
     vectors[40] = np.nan
