@@ -71,8 +71,6 @@ class Chain:
         self.specs, self.files = segment_specs(model.config.paths), export_segments(model)
         self.flops = sum(flops(model.config, spec) for spec in self.specs)
         self.sessions = [session(self.files[spec.file]) for spec in self.specs]
-        self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = True
 
     def run(self, batch: int, sessions: list[onnxruntime.InferenceSession] | None = None) -> None:
         """Once, as the runtime does it."""
@@ -80,7 +78,7 @@ class Chain:
         for spec, each in zip(self.specs, sessions or self.sessions, strict=True):
             wanted = "hidden_out" if spec.feeds_next else "user_vector"
             read = {one.name: feeds[one.name] for one in each.get_inputs()}
-            feeds["hidden_in"] = each.run([wanted], read, self._options)[0]
+            feeds["hidden_in"] = each.run([wanted], read)[0]
 
     def operators(self, batch: int) -> dict[str, float]:
         """Operator -> its share of the time that all take."""

@@ -15,6 +15,9 @@ def serving_sections(folder: Path) -> list[str]:
     sections: list[tuple[str, Callable[[Run], str]]] = [
         ("returning", _returning),
         ("overload", _overload),
+        ("overload-wide", _overload),
+        ("workers", _workers),
+        ("stages", _stages),
         ("reload", _reload),
         ("history", _history),
         ("soak", _soak),
@@ -66,7 +69,7 @@ def _overload(run: Run) -> str:
         "load",
         "offered/s",
         "goodput/s",
-        "in time",
+        "of its peak",
         "answered p99 ms",
         "refused p50 ms",
         "refused p99 ms",
@@ -74,6 +77,7 @@ def _overload(run: Run) -> str:
     header += ["OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED", "memory MB"]
     rows = []
     for name in ("backlog_default", "backlog_8"):
+        peak = max(row["goodput_per_s"] for row in result[name])
         for row in result[name]:
             statuses = row["statuses"]
             times = [row["answered_p99_ms"], row["refused_p50_ms"], row["refused_p99_ms"]]
@@ -83,24 +87,53 @@ def _overload(run: Run) -> str:
                     f"{row['factor']:g} x",
                     f"{row['offered_per_s']:,.0f}",
                     f"{row['goodput_per_s']:,.0f}",
-                    f"{row['in_time']:.1%}",
+                    f"{row['goodput_per_s'] / peak:.0%}",
                     *("-" if each is None else f"{each:.1f}" for each in times),
                     *(str(statuses.get(each, 0)) for each in ("OK", "RESOURCE_EXHAUSTED", "CANCELLED")),
                     str(statuses.get("DEADLINE_EXCEEDED", 0)),
                     f"{row['memory_grown_mb']:+.1f}",
                 ]
             )
-    peaks = {name: max(row["goodput_per_s"] for row in result[name]) for name in ("backlog_default", "backlog_8")}
-    kept = {name: result[name][-1]["goodput_per_s"] / peak for name, peak in peaks.items()}
     return "\n\n".join(
         [
-            "## More load than the server can bear",
-            f"Bundle {config['bundle']}, Poisson arrivals, each wants its answer within {config['deadline_ms']:g} ms"
-            f" and says so; load as a multiple of the {result['capacity_per_s']:,.0f} requests/s that a closed loop"
-            f" gets at"
-            " the deepest depth. Client and server share two cores. Goodput at ten times the capacity is"
-            f" {kept['backlog_default']:.0%} of its peak with the default backlog, {kept['backlog_8']:.0%} with 8.",
+            f"## More load than the server can bear, width {config['width']}",
+            f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, Poisson arrivals;"
+            f" each request wants its answer within {config['deadline_ms']:g} ms and says so. Load as a multiple of the"
+            f" {result['capacity_per_s']:,.0f} requests/s that a closed loop gets at the deepest depth. Client and"
+            " server share two cores.",
             table(header, rows),
+        ]
+    )
+
+
+def _stages(run: Run) -> str:
+    spent, config = run["result"]["cpu_us"], run["config"]
+    versions = sorted(spent)
+    stages = [*spent["now"], *(stage for stage in spent[versions[0]] if stage not in spent["now"])]
+    rows = [[stage, *(f"{spent[version].get(stage, 0.0):.0f}" for version in versions)] for stage in stages]
+    rows.append(["all", *(f"{sum(spent[version].values()):.0f}" for version in versions)])
+    before = f" Before is commit {config['before'][:7]}." if config["before"] else ""
+    return "\n\n".join(
+        [
+            "## Where the processor time of a request goes",
+            f"Depth {config['depth']}, history {config['history']}, {config['concurrency']} in flight: microseconds of"
+            f" processor time per request by stage.{before}",
+            table(["stage", *versions], rows),
+        ]
+    )
+
+
+def _workers(run: Run) -> str:
+    result, config = run["result"], run["config"]
+    return "\n\n".join(
+        [
+            "## A worker killed under load",
+            f"kill -9 of one of {config['workers']} workers, {result['kills']} times, at {config['rate_per_s']:g}"
+            f" requests/s over {config['channels']} connections, nothing tried again: of {result['requests']:,}"
+            f" requests {result['failed_in_flight']} failed, of {result['in_flight_at_kills']} that were in flight in"
+            f" both workers at those moments, {result['failed_before_it_was_noticed']} that were sent before the client"
+            f" could notice, and {result['failed_otherwise']} others. Another worker was ready"
+            f" after {result['back_s']['median']:g} s (median; at most {result['back_s']['most']:g}).",
         ]
     )
 

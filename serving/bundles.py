@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Bundles:
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        #: Called when a bundle that was exchanged is closed.
+        self.on_retired: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[Deployment]:
         """What is served now, by name."""
@@ -130,6 +132,9 @@ class Bundles:
         except asyncio.CancelledError:
             old.close()
             raise
+        # Or it would be looked at as something that is still needed.
+        del old
+        self.on_retired()
 
     async def _watch(self, every_s: float, seen: _Look) -> None:
         """Reload what has changed since it was seen; what was refused is tried again when it changes once more."""

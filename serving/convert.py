@@ -6,7 +6,7 @@ The limits are those of the comments in ``recommender.proto``.
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Converter:
         self._categories = frozenset(bundle.catalogue.category_items)
         self._version = bundle.manifest.version
         self._profiles = {**profiles, "": default_profile}
-        self._item = lru_cache(KEPT_ITEMS)(self._encoded_item)
+        self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, self._ids, self._titles))
 
     def query(self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "") -> tuple[Query, int]:
         """The Query of a client's request, and the number of unknown items in its history.
@@ -109,12 +109,6 @@ class Converter:
             before, after = self._item(index, titles)
             parts += (before, scores[4 * place : 4 * place + 4], after)
         return b"".join(parts)
-
-    def _encoded_item(self, index: int, titles: bool) -> tuple[bytes, bytes]:
-        """An item in a response, before and after the four bytes of its score."""
-        item = _ID + _text(self._ids[index]) + _SCORE
-        title = _TITLE + _text(self._titles[index]) if titles and self._titles[index] else b""
-        return _ITEM + _varint(len(item) + 4 + len(title)) + item, title
 
     def _history(self, request: pb.RecommendRequest) -> tuple[np.ndarray, np.ndarray | None, int]:
         given = len(request.item_ids)
@@ -213,6 +207,13 @@ def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:
             f"timestamps fall at position {int(falls[0]) + 1}; send the history oldest first, with its own times"
         )
     return times
+
+
+def _encoded_item(ids: Sequence[str], titles: Sequence[str], index: int, titled: bool) -> tuple[bytes, bytes]:
+    """An item in a response, before and after the four bytes of its score."""
+    item = _ID + _text(ids[index]) + _SCORE
+    title = _TITLE + _text(titles[index]) if titled and titles[index] else b""
+    return _ITEM + _varint(len(item) + 4 + len(title)) + item, title
 
 
 def _text(value: str) -> bytes:

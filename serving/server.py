@@ -1,7 +1,6 @@
 """Runs a server: ports, warm-up, health, signals, drain. One process = one event loop + one engine thread."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -32,7 +31,7 @@ from fathom.serving.guard import Guard
 from fathom.serving.history import Retention, open_history
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
-from fathom.serving.memory import use_memory_sparingly
+from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
 from fathom.serving.service import RecommenderService
 from fathom.serving.workers import supervise
@@ -259,9 +258,9 @@ async def _serve(
     ) as server:
         if pipe:
             loop.add_reader(pipe.fileno(), heard, pipe, server)
+        server.bundles.on_retired = tidy
         info = await server.start()
-        # What is there now stays; looking through all of it for garbage again and again would stop every request.
-        gc.freeze()
+        tidy()
         log.info("ready", extra={"fields": {"server": str(info)}})
         ready(info)
         await stop.wait()

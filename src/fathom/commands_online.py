@@ -115,17 +115,32 @@ def bundle_slice(
 @bundle_app.command("convert")
 def bundle_convert(
     bundle: BundlePath,
-    to: Annotated[Literal["ort"], typer.Option(help="ort: for onnxruntime's mobile builds.")],
-    out: Annotated[Path, typer.Option(help="The converted bundle.")],
+    to: Annotated[
+        Literal["ort", "triton"],
+        typer.Option(help="ort: for onnxruntime's mobile builds. triton: a model repository for Triton."),
+    ],
+    out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
+    profile: Annotated[str, typer.Option(help="triton: the profile that depths are chosen for.")] = "cloud",
+    backend: Annotated[
+        Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")
+    ] = "onnxruntime",
     as_json: AsJson = False,
 ) -> None:
-    """Write the same bundle with engines in another format, checked against the first.
+    """Write the same bundle with engines in another format, checked against the first, or for another server.
 
     Example: fathom bundle convert build/ml-100k/mobile --to ort --out build/ml-100k/phone
     """
+    from fathom.edge_profiles.profile import load_profile
     from fathom.exporter.ort_format import convert_to_ort
+    from fathom.exporter.triton import write_triton
 
-    assert to == "ort"
+    if to == "triton":
+        models = write_triton(bundle, out, load_profile(profile), backend=backend)
+        if as_json:
+            show.as_json({"models": models})
+        else:
+            print(f"{out}: {', '.join(models)}; ask {models[0]}")
+        return
     manifest = convert_to_ort(bundle, out)
     if as_json:
         show.as_json(manifest.model_dump(mode="json"))

@@ -1,11 +1,13 @@
 """Bundles are exchanged while requests go on: none fails, none gets a mixture, and a bad bundle changes nothing."""
 
 import asyncio
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -323,3 +325,19 @@ def test_all_workers_follow_and_the_command_says_what_was_refused(
         assert "refused" in done.stdout
         process.terminate()
         assert process.wait(60) == 0
+
+
+async def test_nothing_holds_a_bundle_that_was_exchanged(
+    shop: Publisher, synthetic_bundle: Path, other_bundle: Path
+) -> None:
+    shop.publish(synthetic_bundle)
+    closed = asyncio.Event()
+    async with Server(ServerSettings(port=0), shop.root) as server:
+        await server.start()
+        first = weakref.ref(server.bundles.choose(""))
+        server.bundles.on_retired = closed.set
+        shop.publish(other_bundle)
+        await server.bundles.reload()
+        await asyncio.wait_for(closed.wait(), 30)
+        gc.collect()
+        assert first() is None

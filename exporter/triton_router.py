@@ -1,0 +1,99 @@
+"""The Triton model that picks a request's depth and asks the segments up to it. Copied by ``triton.py``.
+
+Inputs and outputs are those of its config.pbtxt: ``item_ids``, oldest first, and when known ``timestamps``; ``k``, 10
+by default; ``depth``, to run exactly that one. It decides, filters and searches with the code of Fathom's own server,
+so the answers are the same; deadlines, queues and batches are Triton's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # a part of Triton
+from numpy.typing import NDArray
+
+from fathom.edge_profiles.profile import DeviceProfile
+from fathom.errors import RequestError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.router import Router
+from fathom.selector.features import Features, measure
+
+DEFAULT_K = 10
+
+
+class TritonPythonModel:
+    """What Triton looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the bundle for everything but its engines."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._bundle = Bundle.open(folder / "bundle")
+        self._segments = json.loads((folder / "segments.json").read_bytes())
+        self._profile = DeviceProfile.model_validate_json((folder / "profile.json").read_bytes())
+        self._router = Router(self._bundle.certificate, self._bundle.depths, policy="auto", alpha=0.01)
+        self._retriever = FlatRetriever(self._bundle.vectors)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One answer, or one error, for each."""
+        return [self._response(request) for request in requests]
+
+    def _response(self, request: Any) -> Any:
+        try:
+            return triton.InferenceResponse(self._answer(request))
+        except RequestError as error:
+            return triton.InferenceResponse([], triton.TritonError(str(error), triton.TritonError.INVALID_ARG))
+
+    def _answer(self, request: Any) -> list[Any]:
+        index, manifest = self._bundle.catalogue.index, self._bundle.manifest
+        given = [index.get(name.decode(), -1) for name in _input(request, "item_ids")]
+        seen = np.array(given, np.int64)
+        known = seen >= 0
+        seen = seen[known]
+        if not seen.size:
+            raise RequestError("no item of the history is in the catalogue")
+        times = _input(request, "timestamps")
+        timestamps = None if times is None else times[known][-manifest.model.max_history :]
+        items = seen[-manifest.model.max_history :]
+        k, depth = (_input(request, name) for name in ("k", "depth"))
+
+        def look() -> tuple[Features, float]:
+            features = measure(items, timestamps, self._bundle.tables)
+            return features, self._bundle.complexity.score(features)
+
+        decision = self._router.decide(self._profile, look, items, None if depth is None else int(depth[0]))
+        user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], decision.depth)
+        wanted = DEFAULT_K if k is None else int(k[0])
+        ((best, scores),) = self._retriever.search(user, [wanted], [ItemFilter(exclude=seen)])
+        names = np.array([self._bundle.catalogue.ids[item].encode() for item in best], dtype=np.object_)
+        return [
+            triton.Tensor("recommended", names),
+            triton.Tensor("scores", scores),
+            triton.Tensor("depth_used", np.array([decision.depth], np.int32)),
+            triton.Tensor("why", np.array([decision.why.encode()], dtype=np.object_)),
+        ]
+
+    def _run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """The user vector: the segments up to a depth, one model after the other."""
+        tensors: dict[str, NDArray[Any]] = {"items": items}
+        if self._bundle.manifest.model.uses_timestamps:
+            tensors["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        *passed, last = self._bundle.manifest.depths[depth].segments
+        for file in (*passed, last):
+            output = "user_vector" if file == last else "hidden_out"
+            model, names = self._segments[file]
+            inputs = [triton.Tensor(name, tensors[name]) for name in names]
+            asked = triton.InferenceRequest(model_name=model, requested_output_names=[output], inputs=inputs)
+            response = asked.exec()
+            if response.has_error():
+                raise triton.TritonModelException(response.error().message())
+            found: NDArray[np.float32] = triton.get_output_tensor_by_name(response, output).as_numpy()
+            tensors["hidden_in"] = found
+        return found
+
+
+def _input(request: Any, name: str) -> Any:
+    """An input as numpy, None where it is not given."""
+    tensor = triton.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()

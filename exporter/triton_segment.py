@@ -1,0 +1,28 @@
+"""A Triton model (Python backend): one engine file in onnxruntime. Copied into a repository by ``triton.py``."""
+
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # a part of Triton
+
+from fathom.runtime.session import open_session
+
+
+class TritonPythonModel:
+    """What Triton looks for."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the engine."""
+        self._session = open_session(Path(args["model_repository"]) / args["model_version"] / "model.onnx", 1)
+        self._inputs = [each.name for each in self._session.get_inputs()]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Only the outputs that a request asks for."""
+        responses = []
+        for request in requests:
+            feeds = {name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+            wanted = list(request.requested_output_names())
+            found = self._session.run(wanted, feeds)
+            tensors = [triton.Tensor(name, value) for name, value in zip(wanted, found, strict=True)]
+            responses.append(triton.InferenceResponse(tensors))
+        return responses

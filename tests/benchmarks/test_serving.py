@@ -1,0 +1,46 @@
+"""Small twins of the measurements of a server under stress: real servers, few requests."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import grpc
+
+from fathom.benchmarks import overload, workers
+from fathom.benchmarks.grpc_echo import make_requests
+from fathom.benchmarks.server_start import started
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+
+IDS = [f"item-{number}" for number in range(10)]
+
+
+def test_what_is_offered_is_offered_at_its_rate_and_all_of_it_ends(synthetic_bundle: Path) -> None:
+    requests = [pb.RecommendRequest(item_ids=IDS[:length]).SerializeToString() for length in (1, 5, 10)]
+
+    async def measure() -> list[overload.Ended]:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            call = channel.unary_unary(overload.METHOD, request_serializer=None, response_deserializer=None)
+            return await overload.offer(call, requests, rate=200, seconds=0.5)
+
+    with started(synthetic_bundle) as server:
+        assert asyncio.run(overload.capacity_of(server, requests)) > 0
+        found = asyncio.run(measure())
+    assert len(found) == 100
+    assert {each.status for each in found} <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "TOO_LATE"}
+    assert any(each.depth in (4, 8, 12, 16) for each in found)
+    summary = overload.summarise(found, 0.5)
+    assert summary["offered_per_s"] == 200
+    assert sum(summary["statuses"].values()) == 100
+
+
+def test_a_killed_worker_is_counted_and_replaced(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log, requests = tmp_path / "log", make_requests(synthetic_bundle)
+    with workers.serving(synthetic_bundle, log) as process:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        result = asyncio.run(workers.measure(process.pid, log, address, requests, repetitions=1))
+    assert result["kills"] == 1
+    assert result["statuses"]["OK"] > 0
+    assert result["failed_otherwise"] == 0
+    assert result["failed_in_flight"] <= result["in_flight_at_kills"]
+    assert 0 < result["back_s"]["median"] <= result["back_s"]["most"]

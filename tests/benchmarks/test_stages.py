@@ -1,0 +1,30 @@
+"""What a request costs is split by the innermost frame of ours, and nothing of it is lost."""
+
+import pytest
+
+from fathom.benchmarks.grpc_echo import Figures
+from fathom.benchmarks.stages import GRPC, GRPC_THREADS, split
+
+SAMPLES = """\
+MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88);Converter.query (fathom/serving/convert.py:53) 30
+MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88) 10
+MainThread;run (fathom/serving/loop.py:9);Runner.run (asyncio/runners.py:118) 60
+fathom-engine;Batcher._work (fathom/runtime/batcher.py:1);FlatRetriever.search (fathom/runtime/retriever.py:3);run (onnxruntime/x.py:4) 25
+fathom-engine;Batcher._work (fathom/runtime/batcher.py:1);OnnxEngine.run (fathom/runtime/engine.py:3);run (onnxruntime/x.py:4) 75
+fathom-engine;Batcher._next (fathom/runtime/batcher.py:1);Condition.wait (threading.py:3) 900
+"""  # noqa: E501
+
+
+def test_a_request_is_split_by_what_is_ours() -> None:
+    figures = Figures(
+        requests_per_s=1, p50_ms=1, p99_ms=1, server_cpu_us=350, client_cpu_us=9, loop_cpu_us=200, second_cpu_us=100
+    )
+    spent = split(SAMPLES, figures)
+    assert spent == {
+        "read the message": pytest.approx(60),
+        "the rest of the way": pytest.approx(20),
+        GRPC: pytest.approx(120),
+        "search": pytest.approx(25),
+        "engine": pytest.approx(75),
+        GRPC_THREADS: pytest.approx(50),
+    }
