@@ -19,7 +19,7 @@ from fathom.runtime.cost import measure
 from fathom.runtime.engine import Engine
 from fathom.runtime.extension import History, Kept
 from fathom.runtime.lanes import Lanes, length_buckets
-from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
+from fathom.runtime.retriever import BLOCK_ITEMS, FlatRetriever, Indices, ItemFilter, Scores
 from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Reused, Start, Starts
 from fathom.runtime.router import Monitor, Policy, Router
 from fathom.selector.features import Features
@@ -55,7 +55,7 @@ class Settings:
     max_batch_tokens: int = 2048
     patience_ms: float = 1000.0
     calibration_ms: float = 200.0
-    retrieval_items: int = 65_536
+    retrieval_items: int = BLOCK_ITEMS
     policy: Policy = "auto"
     feedback_share: float = 0.01
     feedback_alpha: float = 0.01

@@ -12,10 +12,12 @@ from fathom.runtime.session import open_session
 Indices = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
+#: Items that are scored at a time; fewer cost more sorting.
+BLOCK_ITEMS = 262_144
 #: Made by ``exporter/search_graph.py``, which describes it.
 GRAPH = Path(__file__).with_name("search.onnx")
 _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
-_ALL: NDArray[np.bool_] = np.ones((1, 1), dtype=np.bool_)
+_NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
 _NEVER = np.float32(-np.inf)
 
 
@@ -39,7 +41,7 @@ class FlatRetriever:
     a server hand the interpreter to each other once, and not at every step.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], *, block_items: int = 65_536, threads: int = 1) -> None:
+    def __init__(self, vectors: NDArray[np.float32], *, block_items: int = BLOCK_ITEMS, threads: int = 1) -> None:
         self._n = len(vectors)
         # Transposed once: a batch then takes half the time, at the price of a second copy of the vectors.
         self._blocks = [
@@ -89,12 +91,13 @@ class FlatRetriever:
         k: int,
     ) -> tuple[Scores, Indices]:
         width = columns.shape[1]
-        shown = _ALL
+        shown = _NO_MASK
         if masks:
             shown = np.ones((len(users), width), dtype=np.bool_)
             for row, mask in masks.items():
                 shown[row] = mask[low : low + width]
-        feeds = {"users": users, "columns": columns, "hidden": hidden, "shown": shown, "k": np.array([min(k, width)])}
+        feeds = {"users": users, "columns": columns, "hidden": hidden, "shown": shown}
+        feeds |= {"masked": np.array(bool(masks)), "k": np.array([min(k, width)])}
         values, items = self._session.run(["values", "items"], feeds)
         return values, items + low if low else items
 
