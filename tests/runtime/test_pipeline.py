@@ -208,7 +208,11 @@ async def test_the_queue_is_bounded_and_draining_lets_nobody_in_but_all_out(bund
         await pipeline.recommend(query())
 
 
-async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(pipeline: Pipeline) -> None:
+async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "PRESSED_S", 60.0)
+
     def admit(left_s: float, items: int = 3) -> None:
         pipeline.admit(items, CLOUD, None, time.monotonic() + left_s, "somebody")
 
