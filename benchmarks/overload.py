@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import uvloop
 
+from fathom.benchmarks.grpc_echo import METHOD
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.routing_server import read_cases
 from fathom.benchmarks.server_start import Started, started
@@ -30,7 +31,6 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.training.dataset import Dataset
 
-METHOD = "/fathom.v1.Recommender/Recommend"
 SEED = 0
 DEADLINE_S = 0.05
 FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)

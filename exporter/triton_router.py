@@ -21,6 +21,7 @@ from fathom.runtime.router import Router
 from fathom.selector.features import Features, measure
 
 DEFAULT_K = 10
+LARGEST_K = 1_000
 
 
 class TritonPythonModel:
@@ -47,16 +48,21 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> list[Any]:
         index, manifest = self._bundle.catalogue.index, self._bundle.manifest
-        given = [index.get(name.decode(), -1) for name in _input(request, "item_ids")]
+        given = [index.get(name.decode(errors="replace"), -1) for name in _input(request, "item_ids")]
         seen = np.array(given, np.int64)
         known = seen >= 0
         seen = seen[known]
         if not seen.size:
             raise RequestError("no item of the history is in the catalogue")
         times = _input(request, "timestamps")
+        if times is not None and len(times) != len(given):
+            raise RequestError(f"timestamps has {len(times)} values for {len(given)} items; send one per item, or none")
         timestamps = None if times is None else times[known][-manifest.model.max_history :]
         items = seen[-manifest.model.max_history :]
-        k, depth = (_input(request, name) for name in ("k", "depth"))
+        depth, count, most = _input(request, "depth"), _input(request, "k"), min(LARGEST_K, len(index))
+        k = min(DEFAULT_K, most) if count is None else int(count[0])
+        if not 1 <= k <= most:
+            raise RequestError(f"k is {k}, at least 1 and at most {most}")
 
         def look() -> tuple[Features, float]:
             features = measure(items, timestamps, self._bundle.tables)
@@ -64,8 +70,7 @@ class TritonPythonModel:
 
         decision = self._router.decide(self._profile, look, items, None if depth is None else int(depth[0]))
         user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], decision.depth)
-        wanted = DEFAULT_K if k is None else int(k[0])
-        ((best, scores),) = self._retriever.search(user, [wanted], [ItemFilter(exclude=seen)])
+        ((best, scores),) = self._retriever.search(user, [k], [ItemFilter(exclude=seen)])
         names = np.array([self._bundle.catalogue.ids[item].encode() for item in best], dtype=np.object_)
         return [
             triton.Tensor("recommended", names),

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from fathom.errors import InvalidRequestError, OverloadError
+from fathom.errors import InvalidRequestError, RequestError
 from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
 
 # method, status, seconds of the whole call
@@ -91,7 +91,7 @@ class Guard:
                 if request is UNDECODABLE:
                     raise _undecodable()
                 response = await behaviour(request, context)
-            except OverloadError as error:
+            except RequestError as error:
                 # As ``_fail``, without raising once more: under overload refusing is most of the work.
                 code, text = status_of(error)
                 context.set_code(code)

@@ -154,6 +154,13 @@ def test_triton_answers_the_same_items_as_our_server(triton: str, bundle_path: P
             assert theirs["why"] == [ours.why]
             seen.add(ours.depth)
     assert len(seen) > 1
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        ask(triton, item_ids=["nothing known"])
-    assert "no item of the history is in the catalogue" in refused.value.read().decode()
+    for wrong, words in (
+        ({"item_ids": ["nothing known"]}, "no item of the history is in the catalogue"),
+        ({"item_ids": [ids[0]], "k": [0]}, "k is 0, at least 1 and at most"),
+        ({"item_ids": [ids[0]], "timestamps": [1, 2]}, "timestamps has 2 values for 1 items"),
+        ({"item_ids": [ids[0]], "depth": [5]}, "depth 5 is not served here"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(triton, **wrong)
+        assert words in refused.value.read().decode()
+    assert len(ask(triton, item_ids=[ids[0]])["recommended"]) == 10
