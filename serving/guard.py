@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from fathom.errors import InvalidRequestError, RequestError
+from fathom.errors import InvalidRequestError
 from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
 
 # method, status, seconds of the whole call
@@ -91,14 +91,6 @@ class Guard:
                 if request is UNDECODABLE:
                     raise _undecodable()
                 response = await behaviour(request, context)
-            except RequestError as error:
-                # As ``_fail``, without raising once more: under overload refusing is most of the work.
-                code, text = status_of(error)
-                context.set_code(code)
-                context.set_details(text)
-                context.set_trailing_metadata(_pushback(error))
-                self._observe(name, code, time.perf_counter() - started)
-                return None
             except (Exception, asyncio.CancelledError) as error:
                 await self._fail(name, started, error, context)
             self._observe(name, grpc.StatusCode.OK, time.perf_counter() - started)
