@@ -24,7 +24,8 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
 from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.engine import open_engine
-from fathom.runtime.pipeline import Pipeline, Query
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.query import Query
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 from fathom.selector.features import SelectorTables
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.pipeline import Pipeline, Query, Settings, Timing
+from fathom.runtime.pipeline import Pipeline, Settings
+from fathom.runtime.query import Query, Timing
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure, measure_all
 from fathom.selector.policy import choose

@@ -16,6 +16,7 @@ from fathom.errors import ConfigError, PlanError
 from fathom.exporter.compare import Evidence
 from fathom.exporter.extension_parity import extension_error
 from fathom.exporter.heal import check_dataset
+from fathom.exporter.optional_exit import with_optional_exit
 from fathom.exporter.parity import DepthParity, check_parity, measure_parity
 from fathom.exporter.plan import DepthPlan
 from fathom.exporter.precision import Bits, Precision, reduce_engines, same_bits
@@ -82,7 +83,10 @@ def export(
     check_dataset(checkpoint, dataset)
     executed = _plan_of(checkpoint, plan)
     cut = split(dataset, checkpoint.config.split)
-    engines, parity = _checked_engines(checkpoint, cut, every_length=every_length, progress=progress)
+    progress("tracing the engines")
+    plain = export_segments(checkpoint.model)
+    engines = _optional_exits(plain)
+    parity = _checked_parity(checkpoint, engines, cut, every_length=every_length, progress=progress)
     if report is None:
         report = evaluate_model(checkpoint.model, dataset, cut, baselines=(), progress=progress)
     lost: Mapping[int, Interval] = {}
@@ -91,7 +95,8 @@ def export(
     else:
         extended, extension = {}, None
         progress(f"storing the engines in {precision}")
-        engines = reduce_engines(checkpoint.model, engines, _bits(checkpoint, precision, layer_bits), cut.train)
+        reduced = reduce_engines(checkpoint.model, plain, _bits(checkpoint, precision, layer_bits), cut.train)
+        engines = _optional_exits(reduced)
         parity = measure_parity(checkpoint.model, engines, cut.test.histories, every_length=every_length)
         full, report = report, evaluate_engines(checkpoint.model, engines, dataset, cut, progress)
         lost = losses(full, report, checkpoint.model.depths)
@@ -120,11 +125,13 @@ def export(
     return manifest
 
 
-def _checked_engines(
-    checkpoint: Checkpoint, cut: Split, *, every_length: bool, progress: Progress
-) -> tuple[dict[str, bytes], dict[int, DepthParity]]:
-    progress("tracing the engines")
-    engines = export_segments(checkpoint.model)
+def _optional_exits(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {path: with_optional_exit(data) for path, data in files.items()}
+
+
+def _checked_parity(
+    checkpoint: Checkpoint, engines: Mapping[str, bytes], cut: Split, *, every_length: bool, progress: Progress
+) -> dict[int, DepthParity]:
     text = "comparing the engines with torch"
     progress(text)
     parity = measure_parity(
@@ -135,7 +142,7 @@ def _checked_engines(
         progress=lambda done, total: progress(f"{text}: {done:,} of {total:,}"),
     )
     check_parity(parity)
-    return engines, parity
+    return parity
 
 
 def _checked_extension(
@@ -143,7 +150,7 @@ def _checked_extension(
 ) -> tuple[dict[str, bytes], Extension | None]:
     """The second form of a chain, checked against the first."""
     progress("tracing the engines' second form")
-    files = export_extension(checkpoint.model)
+    files = _optional_exits(export_extension(checkpoint.model))
     if not files:
         return {}, None
     config = checkpoint.model.config

@@ -25,11 +25,11 @@ class _File:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self._inputs = [each.name for each in self._session.get_inputs()]
+        self.inputs: Sequence[str] = [each.name for each in self._session.get_inputs()]
         self.outputs: Sequence[str] = [each.name for each in self._session.get_outputs()]
 
     def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        found: list[NDArray[Any]] = self._session.run(outputs, {name: feeds[name] for name in self._inputs})
+        found: list[NDArray[Any]] = self._session.run(outputs, {name: feeds[name] for name in self.inputs})
         return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxscript import opset18
@@ -29,7 +30,6 @@ _AXES = {
     "timestamps": {0: "batch", 1: "history"},
     "hidden": {0: "batch", 1: "history"},
     "newest": {0: "batch"},
-    "keep": {0: "batch", 1: "history"},
     "mask": {0: "batch", 3: "history"},
     "positions": {},
     "time": {0: "batch", 2: "history", 3: "history"},
@@ -41,7 +41,6 @@ _EXTENSION_AXES = {
     "new_items": (0, 1),
     "hidden": (0, 1),
     "past": (0, 2),
-    "keep": (0, 1),
     "mask": (0, 3),
     "positions": (),
     "time": (0, 2, 3),
@@ -67,7 +66,7 @@ class Pieces:
     @property
     def context_names(self) -> tuple[str, ...]:
         """What every layer reads besides the hidden state and the positions of the longest history."""
-        return ("keep", "mask", *(("time",) if self.model.uses_timestamps else ()))
+        return ("mask", *(("time",) if self.model.uses_timestamps else ()))
 
     @property
     def request_names(self) -> tuple[str, ...]:
@@ -75,7 +74,7 @@ class Pieces:
         return ("items", *(("timestamps",) if self.model.uses_timestamps else ()))
 
     def context(self) -> Piece:
-        """items [, timestamps] -> keep, mask [, time]."""
+        """items [, timestamps] -> mask [, time]."""
         return self._piece("context", _ContextPiece(self.model), self.request_names, self.context_names)
 
     def embed(self) -> Piece:
@@ -89,7 +88,7 @@ class Pieces:
         return self._piece((last_only, *_build(block)), _LayerPiece(block, last_only), names, ("hidden_next",))
 
     def extension_context(self) -> Piece:
-        """items [, timestamps], new_items -> keep, mask [, time], where only new items ask."""
+        """items [, timestamps], new_items -> mask [, time], where only new items ask."""
         names = (*self.request_names, "new_items")
         return self._extension("context", _ExtensionContextPiece(self.model), names, self.context_names)
 
@@ -112,7 +111,6 @@ class Pieces:
                 "new_items": torch.zeros(2, 3, dtype=torch.int64),
                 "hidden": torch.ones(2, 3, width),
                 "past": torch.ones(2, 2 * heads, 5, width // heads),
-                "keep": torch.ones(2, 3, 1),
                 "mask": torch.ones(2, 1, 1, 8),
                 "positions": self._positions,
                 "time": torch.ones(2, heads, 3, 8),
@@ -140,7 +138,7 @@ class Pieces:
     def _example(self, name: str) -> Tensor:
         # Batch 2 and history 3: torch.export takes sizes 0 and 1 for constants.
         width, heads = self.model.config.width, self.model.config.heads
-        floats = {"hidden": (2, 3, width), "newest": (2, 1, width), "keep": (2, 3, 1), "mask": (2, 1, 1, 3)}
+        floats = {"hidden": (2, 3, width), "newest": (2, 1, width), "mask": (2, 1, 1, 3)}
         if name in floats:
             return torch.ones(floats[name])
         if name == "time":
@@ -165,17 +163,19 @@ class _ContextPiece(nn.Module):
 
     def forward(self, items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
         context = self.model.context(items, timestamps)
-        parts = (context.keep, context.mask)
-        return parts if context.time is None else (*parts, context.time)
+        return (context.mask,) if context.time is None else (context.mask, context.time)
 
 
 class _EmbedPiece(nn.Module):
+    """``model.embed`` of every id, looked up."""
+
     def __init__(self, model: ElasticModel) -> None:
         super().__init__()
-        self.model = model
+        with torch.no_grad():
+            self.table = nn.Parameter(model.embed(torch.arange(model.config.items + 1)))
 
     def forward(self, items: Tensor) -> Tensor:
-        return self.model.embed(items)
+        return F.embedding(items, self.table)
 
 
 class _LayerPiece(nn.Module):
@@ -184,10 +184,8 @@ class _LayerPiece(nn.Module):
         self.block = block
         self.last_only = last_only
 
-    def forward(
-        self, hidden: Tensor, positions: Tensor, keep: Tensor, mask: Tensor, time: Tensor | None = None
-    ) -> Tensor:
-        out: Tensor = self.block(hidden, Context(keep, mask, positions, time), self.last_only)
+    def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, time: Tensor | None = None) -> Tensor:
+        out: Tensor = self.block(hidden, Context(mask, positions, time), self.last_only)
         return out
 
 
@@ -198,8 +196,7 @@ class _ExtensionContextPiece(nn.Module):
 
     def forward(self, items: Tensor, new_items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
         context = self.model.context(items, timestamps, new_items.shape[1])
-        parts = (context.keep, context.mask)
-        return parts if context.time is None else (*parts, context.time)
+        return (context.mask,) if context.time is None else (context.mask, context.time)
 
 
 class _ExtensionLayerPiece(nn.Module):
@@ -209,9 +206,9 @@ class _ExtensionLayerPiece(nn.Module):
         self.last_only = last_only
 
     def forward(
-        self, hidden: Tensor, past: Tensor, positions: Tensor, keep: Tensor, mask: Tensor, time: Tensor | None = None
+        self, hidden: Tensor, past: Tensor, positions: Tensor, mask: Tensor, time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self.block.extend(hidden, past, Context(keep, mask, positions, time), self.last_only)
+        return self.block.extend(hidden, past, Context(mask, positions, time), self.last_only)
 
 
 class _ExitPiece(nn.Module):
@@ -277,6 +274,7 @@ class Assembly:
         self.constants: list[onnx.TensorProto] = []
         self.position_nodes: list[onnx.NodeProto] = []
         self.position_constants: list[onnx.TensorProto] = []
+        self._shaped_like: dict[str, str] = {}
 
     def add(
         self,
@@ -305,6 +303,8 @@ class Assembly:
             made = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=f"{prefix}.{node.name}")
             made.attribute.extend(node.attribute)
             made.input.extend(named(value) for value in node.input)
+            if node.op_type == "Shape":
+                made.input[0] = self._shaped_like.get(made.input[0], made.input[0])
             made.output.extend(named(value) for value in node.output)
             self.nodes.append(made)
         return {name: named(name) for name in piece.outputs}
@@ -338,9 +338,15 @@ class Assembly:
         ]
         return "positions"
 
+    def same_shape(self, value: str, other: str) -> None:
+        """Whoever asks for the shape of a value is given that of an earlier one, so that all ask for the same."""
+        self._shaped_like[value] = self._shaped_like.get(other, other)
+
     def split(self, value: str, parts: int, *, axis: int) -> list[str]:
         """The names of equal parts of a value along an axis."""
         names = [f"{value}.{part}" for part in range(parts)]
+        for name in names[1:]:
+            self.same_shape(name, names[0])
         self.nodes.append(helper.make_node("Split", [value], names, f"{value}.split", axis=axis, num_outputs=parts))
         return names
 

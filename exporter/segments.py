@@ -7,7 +7,7 @@ that layer again, for all positions.
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -93,7 +93,9 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     hidden = graph.add("embed", pieces.embed(), requests)["hidden_next"] if spec.first else "hidden_in"
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
-        hidden = graph.add(f"layer-{layer:02d}", piece, {"hidden": hidden, **context}, weights)["hidden_next"]
+        after = graph.add(f"layer-{layer:02d}", piece, {"hidden": hidden, **context}, weights)["hidden_next"]
+        graph.same_shape(after, hidden)
+        hidden = after
     piece, weights = pieces.layer(spec.last_layer, last_only=True), layer_weights(model, spec.last_layer)
     newest = graph.add(f"last-{spec.last_layer:02d}", piece, {"hidden": hidden, **context}, weights)["hidden_next"]
     user = graph.add("exit", pieces.exit(spec.depth), {"newest": newest}, exit_weights(model, spec.depth))
@@ -139,6 +141,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
         piece, weights = pieces.extension_layer(layer, last_only=False), layer_weights(model, layer)
         reads = {"hidden": hidden, "past": past, **reads_always}
         made = graph.add(f"layer-{layer:02d}", piece, reads, weights)
+        graph.same_shape(made["hidden_next"], hidden)
         hidden = made["hidden_next"]
         kept.append(made["made"])
     piece, weights = pieces.extension_layer(spec.last_layer, last_only=True), layer_weights(model, spec.last_layer)
@@ -153,7 +156,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     if spec.feeds_next:
         results["hidden_out"] = hidden
     shapes = _shapes(model, len(layers))
-    return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results)
+    return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
 
 
 def _positions(graph: Assembly, model: ElasticModel, sized_like: str) -> str:
@@ -184,7 +187,6 @@ def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:
         "new_items": ["batch", "new"],
         "hidden_in": ["batch", "new", width],
         "past": ["batch", layers * each, "seen", size],
-        "keep": ["batch", "new", 1],
         "mask": ["batch", 1, 1, "known"],
         "time": ["batch", heads, "new", "known"],
         "user_vector": ["batch", width],
@@ -195,8 +197,15 @@ def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:
 
 
 def _finish(
-    graph: Assembly, name: str, shapes: Mapping[str, Shape], reads: Sequence[str], results: Mapping[str, str]
+    graph: Assembly,
+    name: str,
+    shapes: Mapping[str, Shape],
+    reads: Sequence[str],
+    results: Mapping[str, str],
+    optional: Collection[str] = (),
 ) -> bytes:
+    """The file; ``optional``: inputs that it has only where something reads them."""
+
     def info(value: str) -> onnx.ValueInfoProto:
         kind = TensorProto.INT64 if value in _WHOLE_NUMBERS else TensorProto.FLOAT
         return helper.make_tensor_value_info(value, kind, shapes[value])
@@ -217,6 +226,9 @@ def _finish(
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
         proto.graph.initializer.extend(graph.position_constants)
+    read = {value for node in proto.graph.node for value in node.input}
+    for unread in [each for each in proto.graph.input if each.name not in read and each.name in optional]:
+        proto.graph.input.remove(unread)
     for node in proto.graph.node:
         del node.metadata_props[:]  # the optimizer's notes to itself
     onnx.checker.check_model(proto)
@@ -253,9 +265,9 @@ def _keep_first_axes(graph: onnx.GraphProto) -> None:
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     made = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
     for node in graph.node:
-        parts = made[node.input[1]].input if node.op_type == "Reshape" and node.input[1] in made else ()
-        if len(parts) > 2 and all((part in constants) == (place >= 2) for place, part in enumerate(parts)):
-            shape = np.concatenate([[0, 0], *(constants[part] for part in parts[2:])]).astype(np.int64)
+        parts = list(made[node.input[1]].input) if node.op_type == "Reshape" and node.input[1] in made else []
+        if len(parts) > 2 and parts[0] not in constants and all(part in constants for part in parts[2:]):
+            shape = np.concatenate([constants.get(part, np.zeros(1, np.int64)) for part in parts])
             name = f"shape.{'.'.join(map(str, shape))}"
             if name not in constants:
                 constants[name] = shape

@@ -65,10 +65,13 @@ def _segment(folder: Path, engine: Path, backend: Backend) -> list[str]:
         shutil.copyfile(_SEGMENT_MODEL, version / "model.py")
     graph = onnx.load(str(engine), load_external_data=False).graph
     parts = [f'name: "{folder.name}"', f'backend: "{backend}"', "max_batch_size: 0"]
-    parts += [_tensor("input", each) for each in graph.input] + [_tensor("output", each) for each in graph.output]
+    # An input with a value of its own may be left out.
+    own = {each.name for each in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in own]
+    parts += [_tensor("input", each) for each in inputs] + [_tensor("output", each) for each in graph.output]
     parts += ["instance_group [ { kind: KIND_CPU, count: 1 } ]"]
     (folder / "config.pbtxt").write_text("\n".join(parts) + "\n", encoding="utf-8")
-    return [each.name for each in graph.input]
+    return [each.name for each in inputs]
 
 
 def _tensor(kind: str, value: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # a part of Triton
 
-from fathom.runtime.session import open_session
+from fathom.runtime.segment import Segment
 
 
 class TritonPythonModel:
@@ -13,16 +13,15 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the engine."""
-        self._session = open_session(Path(args["model_repository"]) / args["model_version"] / "model.onnx", 1)
-        self._inputs = [each.name for each in self._session.get_inputs()]
+        self._segment = Segment(Path(args["model_repository"]) / args["model_version"] / "model.onnx", 1)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Only the outputs that a request asks for."""
         responses = []
         for request in requests:
-            feeds = {name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+            feeds = {name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in self._segment.inputs}
             wanted = list(request.requested_output_names())
-            found = self._session.run(wanted, feeds)
+            found = self._segment.run(wanted, feeds)
             tensors = [triton.Tensor(name, value) for name, value in zip(wanted, found, strict=True)]
             responses.append(triton.InferenceResponse(tensors))
         return responses

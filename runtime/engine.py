@@ -1,16 +1,16 @@
 """Runs a bundle's segments: the Engine interface, and onnxruntime on the CPU behind it."""
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.errors import BundleError, ConfigError
+from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.extension import Extender, Form, History, Kept
-from fathom.runtime.session import open_session
+from fathom.runtime.segment import Segment
 
 
 class Engine(Protocol):
@@ -87,19 +87,19 @@ class OnnxEngine:
     def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int, extends: bool = False) -> None:
         self.depths = depths
         self._timestamps = bundle.manifest.model.uses_timestamps
-        segments: dict[Path, _Segment] = {}
-        self._chains: dict[int, list[_Segment]] = {}
+        segments: dict[Path, Segment] = {}
+        self._chains: dict[int, list[Segment]] = {}
         for depth in depths:
             paths = bundle.segments(depth)
             for path in paths:
                 if path not in segments:
-                    segments[path] = _Segment(path, threads)
+                    segments[path] = Segment(path, threads)
             self._chains[depth] = [segments[path] for path in paths]
             for place, segment in enumerate(self._chains[depth]):
                 segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
         self._extender = None
         if extends and (form := Form.of(bundle.manifest)) is not None:
-            self._extender = Extender(form, bundle.vectors, lambda file: _Segment(bundle.path / file, threads), depths)
+            self._extender = Extender(form, bundle.vectors, lambda file: Segment(bundle.path / file, threads), depths)
 
     @property
     def resumes(self) -> bool:
@@ -124,7 +124,7 @@ class OnnxEngine:
     ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
         """See ``Engine.walk``; depths that share no segment start from the history again."""
         feeds = self._feeds(items, timestamps)
-        done: list[_Segment] = []
+        done: list[Segment] = []
         for place, depth in enumerate(depths):
             chain = self._chains[depth]
             if done != chain[: len(done)]:
@@ -156,36 +156,3 @@ class OnnxEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Segment:
-    """One engine file as a session, with the names of its inputs."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        self._path = path
-        self._session = open_session(path, threads)
-        self._inputs = tuple(i.name for i in self._session.get_inputs())
-        self._outputs = tuple(o.name for o in self._session.get_outputs())
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of what it can give."""
-        return self._outputs
-
-    def run(self, outputs: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        # Plain arrays: OrtValue and IO binding were measured and gain nothing on the CPU.
-        inputs = {name: feeds[name] for name in self._inputs}
-        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs)
-        return results
-
-    def check(self, *, first: bool, last: bool, timestamps: bool) -> None:
-        """Inputs and outputs are those that docs/bundle-format.md gives this place in a chain."""
-        known = {"items"} | (set() if first else {"hidden_in"}) | ({"timestamps"} if timestamps else set())
-        needed = "items" if first else "hidden_in"
-        output = "user_vector" if last else "hidden_out"
-        if needed not in self._inputs or not known.issuperset(self._inputs) or output not in self._outputs:
-            raise BundleError(
-                f"{self._path}: not an engine for its place: it maps {', '.join(self._inputs)} to"
-                f" {', '.join(self._outputs)} where {', '.join(sorted(known))} to {output} is needed;"
-                " export the bundle again"
-            )

@@ -71,6 +71,10 @@ class Runs(Protocol):
     """One engine file, opened."""
 
     @property
+    def inputs(self) -> Sequence[str]:
+        """The names of what it reads."""
+
+    @property
     def outputs(self) -> Sequence[str]:
         """The names of what it can give."""
 
@@ -90,9 +94,12 @@ class Extender:
         self._size = form.width // form.heads
         self._vectors = vectors
         self._scale = np.float32(form.width**0.5)
-        self._context = load(form.context)
         chain = [depth for depth in sorted(form.segments) if depth <= max(depths)]
         self._segments = {depth: load(form.segments[depth]) for depth in chain}
+        context = load(form.context)
+        read = {name for segment in self._segments.values() for name in segment.inputs}
+        self._context_names = [name for name in context.outputs if name in read]
+        self._context = context if self._context_names else None
         # The place in the path of each segment's first layer: the exit before has computed its own for one position.
         self._starts = dict(zip(chain, [0, *(depth - 1 for depth in chain)], strict=False))
 
@@ -183,8 +190,9 @@ class Extender:
             "timestamps": times,
             "new_items": items[:, items.shape[1] - new :],
         }
-        names = list(self._context.outputs)
-        feeds |= dict(zip(names, self._context.run(names, feeds), strict=True))
+        if self._context is not None:
+            names = self._context_names
+            feeds |= dict(zip(names, self._context.run(names, feeds), strict=True))
         chain = [each for each in self._segments if known < each <= depth]
         base = self._starts[chain[0]]
         made: list[Floats] = []
@@ -202,8 +210,10 @@ class Extender:
 
     def _embed(self, items: Ids) -> Floats:
         """Input ids -> (B, N, width), zero for padding."""
-        hidden: Floats = self._vectors[np.maximum(items, 1) - 1] * self._scale
-        hidden[items == 0] = 0
+        hidden: Floats = self._vectors[items - 1]
+        hidden *= self._scale
+        if not items.all():
+            hidden[items == 0] = 0
         return hidden
 
 

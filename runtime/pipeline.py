@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -17,23 +16,21 @@ from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import measure
 from fathom.runtime.engine import Engine
-from fathom.runtime.extension import History, Kept
 from fathom.runtime.lanes import Lanes, length_buckets
-from fathom.runtime.retriever import BLOCK_ITEMS, FlatRetriever, Indices, ItemFilter, Scores
-from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Reused, Start, Starts
+from fathom.runtime.query import Answer, Query, Timing
+from fathom.runtime.retriever import BLOCK_ITEMS, FlatRetriever, Indices, ItemFilter
+from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Starts
 from fathom.runtime.router import Monitor, Policy, Router
+from fathom.runtime.runner import COMPARED_ITEMS, Gate, Result, Runner, Work, typical
 from fathom.selector.features import Features
 from fathom.selector.features import measure as measure_features
 from fathom.selector.policy import LEAST_WEIGHT, Decision, DepthReason, fit_deadline, fits, refusal
-from fathom.selector.routing import Cascade, confidence
+from fathom.selector.routing import Cascade
 
-#: Items of two answers that are compared, and requests that may wait for their second run.
-COMPARED_ITEMS = 10
+#: Requests that may wait for their second run.
 MOST_SECOND_RUNS = 64
 #: How long after a refusal requests are looked at with suspicion.
 PRESSED_S = 0.1
-#: Items of the history whose extension by one is measured at the start.
-TRIAL_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -81,100 +78,13 @@ class Settings:
         return cls(**(own | changes))
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One request in the pipeline's terms.
-
-    ``items``: known item indices, oldest first, at least one, of any length. ``timestamps``: seconds, one per item, or
-    None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
-    ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
-    ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
-    ``checked``: all indices are int64 arrays and known to be in the catalogue.
-    """
-
-    items: Sequence[int] | NDArray[np.integer]
-    k: int
-    profile: DeviceProfile
-    timestamps: Sequence[int] | NDArray[np.integer] | None = None
-    depth: int | None = None
-    deadline_s: float | None = None
-    exclude: Sequence[int] | NDArray[np.integer] = ()
-    allow: Sequence[int] | NDArray[np.integer] | None = None
-    categories: frozenset[str] = frozenset()
-    include_seen: bool = False
-    client: str = ""
-    checked: bool = False
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether other items may be returned than every one that the user has not had."""
-        return bool(len(self.exclude) or self.allow is not None or self.categories or self.include_seen)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Microseconds of each stage; ``engine_us`` and ``retrieval_us`` are those of the whole batch."""
-
-    select_us: int
-    queue_us: int
-    engine_us: int
-    retrieval_us: int
-    total_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """``indices`` int64 and ``scores`` float32 (cosines), best first; fewer than k when the filter leaves fewer.
-
-    ``reused``: what of the request was known already.
-    """
-
-    indices: Indices
-    scores: Scores
-    decision: Decision
-    history_used: int
-    timing: Timing
-    reused: Reused = "nothing"
-
-
-class _Work(NamedTuple):
-    """What the engine's thread needs of one request.
-
-    Input ids (index + 1), seconds, k, filter, its gate if any, and where it can begin.
-    """
-
-    ids: NDArray[np.int64]
-    timestamps: NDArray[np.int64] | None
-    k: int
-    keep: ItemFilter
-    gate: "_Gate | None" = None
-    start: Start = NOTHING
-
-
-class _Gate(NamedTuple):
-    """What decides at every exit whether a request goes on."""
-
-    cascade: Cascade
-    features: Features
-
-
 class _SecondRun(NamedTuple):
     """A routed request, the items that it was given first, and where it is to be run again."""
 
-    work: _Work
+    work: Work
     first: Indices
     depth: int
     monitor: Monitor
-
-
-class _Result(NamedTuple):
-    indices: Indices
-    scores: Scores
-    depth: int
-    engine_s: float
-    retrieval_s: float
-    user: NDArray[np.float32] | None = None
-    kept: Kept | None = None
 
 
 class Pipeline:
@@ -186,7 +96,7 @@ class Pipeline:
         self.settings = Settings() if settings is None else settings
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
-        self._batcher: Batcher[_Work, _Result] | None = None
+        self._batcher: Batcher[Work, Result] | None = None
         self._accepting = False
         self._pressed_until_s = 0.0
         self.router = Router(
@@ -197,15 +107,14 @@ class Pipeline:
         self._random = random.Random(0)
         remembers = self.settings.reuse_mb and engine.resumes and self._max_history > 1
         self._memory = Memory(int(self.settings.reuse_mb * 2**20)) if remembers else None
-        self._trials: dict[int, Kept] = {}
 
     async def start(self) -> None:
         """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
         settings = self.settings
         limit_blas_threads(settings.threads)
-        self._retriever = FlatRetriever(
-            self.bundle.vectors, block_items=settings.retrieval_items, threads=settings.threads
-        )
+        items, threads = settings.retrieval_items, settings.threads
+        retriever = FlatRetriever(self.bundle.vectors, block_items=items, threads=threads)
+        runner = Runner(self.bundle, self.engine, retriever, remembers=self._memory is not None)
         buckets = length_buckets(self._max_history, remembered=self._memory is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
@@ -216,14 +125,14 @@ class Pipeline:
         )
         cost = await asyncio.to_thread(
             measure,
-            self._trial_run,
+            runner.try_out,
             depths=self.engine.depths,
             lengths=buckets,
             batch_limit=lanes.batch_limit,
             budget_s=settings.calibration_ms / 1e3,
         )
-        self._batcher = Batcher(lanes, cost, self._serve, typical=_typical)
-        self._trials.clear()
+        runner.end_trials()
+        self._batcher = Batcher(lanes, cost, runner.run, typical=typical)
         self._batcher.start()
         self._feedback = asyncio.create_task(self._run_again())
         self._accepting = True
@@ -257,7 +166,7 @@ class Pipeline:
         self._check(least, length, now_s, deadline_s, client, self._batcher)
 
     def _check(
-        self, depth: int, length: int, now_s: float, deadline_s: float, client: str, batcher: Batcher[_Work, _Result]
+        self, depth: int, length: int, now_s: float, deadline_s: float, client: str, batcher: Batcher[Work, Result]
     ) -> float:
         """Seconds in the queue; raises where not even this depth can be answered in time."""
         queue_s = batcher.queue_s(depth, length, now_s=now_s, deadline_s=deadline_s, client=client)
@@ -289,7 +198,7 @@ class Pipeline:
         starts = NO_STARTS if memory is None else memory.starts(ids, times)
         decision, gate = self._select(query, items, timestamps, starts, batcher, start_s)
         start = NOTHING if gate else starts.at(decision.depth)
-        work = _Work(ids, times, query.k, self._filter(query, seen), gate, start)
+        work = Work(ids, times, query.k, self._filter(query, seen), gate, start)
         queued_s = time.monotonic()
         result, began_s = await batcher.run(
             work,
@@ -341,9 +250,9 @@ class Pipeline:
         items: NDArray[np.int64],
         timestamps: NDArray[np.int64] | None,
         starts: Starts,
-        batcher: Batcher[_Work, _Result],
+        batcher: Batcher[Work, Result],
         now_s: float,
-    ) -> tuple[Decision, "_Gate | None"]:
+    ) -> tuple[Decision, Gate | None]:
         """The depth of a request, and the gate that lets it leave at an exit before.
 
         What cannot be answered in time at all is refused before anybody looks at it: under overload that is most.
@@ -358,7 +267,7 @@ class Pipeline:
             seen = measure_features(items, timestamps, self.bundle.tables)
             return seen, self.bundle.complexity.score(seen)
 
-        gate: _Gate | None = None
+        gate: Gate | None = None
         queue_s = 0.0
         if deadline_s is not None:
             least = self.router.least(query.profile, query.depth)
@@ -368,7 +277,7 @@ class Pipeline:
         if decision.reason is DepthReason.CERTIFIED:
             route = self.router.route(query.profile)
             if route and seen and isinstance(route.routing, Cascade):
-                gate = _Gate(route.routing, seen)
+                gate = Gate(route.routing, seen)
         if deadline_s is None or fits(queue_s, p99_s(decision.depth), deadline_s - now_s):
             return decision, gate
         try:
@@ -386,7 +295,7 @@ class Pipeline:
             raise
         return fitted, gate if fitted is decision else None
 
-    def _sample(self, query: Query, work: "_Work", decision: Decision, result: "_Result") -> None:
+    def _sample(self, query: Query, work: Work, decision: Decision, result: Result) -> None:
         """Perhaps note a routed request, to be run at the deepest depth too; what does not fit in is forgotten.
 
         Only requests such as were certified: without filters.
@@ -444,122 +353,3 @@ class Pipeline:
         if not query.checked and array.size and int(array.view(np.uint64).max()) >= n:
             raise InvalidRequestError(f"{name} holds an index outside 0..{n - 1}")
         return array
-
-    def _serve(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
-        """One batch, in the engine's thread: pad, run, retrieve."""
-        if _all_go_to_the_end(works):
-            return self._run(depth, works)
-        results: list[_Result | UnavailableError | None] = [None] * len(works)
-        paths = [work.gate.cascade.depths if work.gate else (depth,) for work in works]
-        for path in set(paths):
-            rows = [row for row, each in enumerate(paths) if each == path]
-            for row, result in zip(rows, self._walk(path, [works[row] for row in rows]), strict=True):
-                results[row] = result
-        return [result for result in results if result is not None]
-
-    def _run(self, depth: int, works: list[_Work]) -> Sequence[_Result | UnavailableError]:
-        start_s = time.monotonic()
-        users, kept = self._users(depth, works)
-        engine_s = time.monotonic()
-        found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
-        end_s = time.monotonic()
-        # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
-        finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
-        own = users if self._memory is None else [user.copy() for user in users]
-        return [
-            _Result(*pair, depth, engine_s - start_s, end_s - engine_s, user, rest) if ok else _broken(depth)
-            for pair, ok, user, rest in zip(found, finite, own, kept, strict=True)
-        ]
-
-    def _users(self, depth: int, works: list[_Work]) -> tuple[NDArray[np.float32], Sequence[Kept | None]]:
-        """User vectors of a batch, and what is to be kept of each that was computed."""
-        if self._memory is None:
-            return self.engine.run(*self._padded(works), depth), [None] * len(works)
-        users = np.empty((len(works), self.bundle.vectors.shape[1]), np.float32)
-        kept: list[Kept | None] = [None] * len(works)
-        rows = []
-        for row, work in enumerate(works):
-            if work.start.user is None:
-                rows.append(row)
-            else:
-                users[row] = work.start.user
-        if rows:
-            chosen = [works[row] for row in rows]
-            histories = [History(work.ids, work.timestamps, work.start.kept) for work in chosen]
-            users[rows], found = self.engine.resume(histories, depth)
-            for row, each in zip(rows, found, strict=True):
-                kept[row] = each
-        return users, kept
-
-    def _walk(self, path: tuple[int, ...], works: list[_Work]) -> Sequence[_Result | UnavailableError]:
-        """Exit by exit; a request leaves where its gate says so, or at the last."""
-        results: dict[int, _Result | UnavailableError] = {}
-        walk = self.engine.walk(*self._padded(works), path)
-        active, rows = np.arange(len(works)), None
-        spent = np.zeros(2)
-        for place, depth in enumerate(path):
-            start_s = time.monotonic()
-            users = walk.send(rows)
-            engine_s = time.monotonic()
-            waiting = [works[i] for i in active.tolist()]
-            ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
-            found = self._retriever.search(users, ks, [work.keep for work in waiting])
-            spent += engine_s - start_s, time.monotonic() - engine_s
-            finite = np.isfinite(users.sum(axis=1))
-            rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
-            for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
-                k, (indices, scores) = waiting[i].k, found[i]
-                ok = _Result(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
-                results[int(active[i])] = ok if finite[i] else _broken(depth)
-            active = active[rows]
-            if not len(active):
-                break
-        return [results[row] for row in range(len(works))]
-
-    def _padded(self, works: Sequence[_Work]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        longest = max(len(work.ids) for work in works)
-        items = np.zeros((len(works), longest), dtype=np.int64)
-        timestamps = np.zeros_like(items) if self._uses_timestamps else None
-        for row, work in enumerate(works):
-            items[row, longest - len(work.ids) :] = work.ids
-            if timestamps is not None and work.timestamps is not None:
-                timestamps[row, longest - len(work.ids) :] = work.timestamps
-        return items, timestamps
-
-    def _trial_run(self, depth: int, length: int, requests: int) -> None:
-        """What one batch of ordinary requests costs, from padding to the best ten."""
-        ids = np.arange(length or min(TRIAL_LENGTH, self._max_history), dtype=np.int64) % len(self.bundle.vectors) + 1
-        start = NOTHING
-        if length == 0:
-            if depth not in self._trials:
-                self._trials[depth] = self.engine.resume([History(ids[:-1], None, None)], depth)[1][0]
-            start = Start("prefix", self._trials[depth], new=1)
-        self._serve(depth, [_Work(ids, None, 10, ItemFilter(exclude=ids - 1), start=start)] * requests)
-
-
-def _all_go_to_the_end(works: Sequence[_Work]) -> bool:
-    return all(work.gate is None for work in works)
-
-
-def _typical(works: Sequence[_Work]) -> bool:
-    """Whether a batch costs what was measured for its lane."""
-    return all(work.gate is None and (work.start is NOTHING or work.start.new == 1) for work in works)
-
-
-def _going_on(
-    place: int, path: tuple[int, ...], works: Sequence[_Work], found: Sequence[tuple[Indices, Scores]]
-) -> NDArray[np.bool_]:
-    """Which requests go on after this exit, (n,)."""
-    gate = works[0].gate
-    if gate is None or place == len(path) - 1:
-        return np.zeros(len(works), dtype=np.bool_)
-    rows = [
-        (*work.gate.features, *confidence(scores[:COMPARED_ITEMS]))
-        for work, (_, scores) in zip(works, found, strict=True)
-        if work.gate is not None
-    ]
-    return gate.cascade.goes_on(place, np.array(rows))
-
-
-def _broken(depth: int) -> UnavailableError:
-    return UnavailableError(f"the engine returned NaN or infinity at depth {depth}; check the bundle")

@@ -15,7 +15,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.pipeline import Answer, Query
+from fathom.runtime.query import Answer, Query
 from fathom.selector.policy import DepthReason
 from fathom.serving.history import Event
 

@@ -12,8 +12,9 @@ from fathom.errors import BundleError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine
-from fathom.runtime.pipeline import Pipeline, Query
+from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.pipeline import Settings as PipelineSettings
+from fathom.runtime.query import Query
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
 from fathom.serving.describe import BundleInfo, bundle_message, own_profile, routing_message, served_profiles

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from fathom.errors import ConfigError
 from fathom.runtime.engine import Engine
 from fathom.runtime.extension import History, Kept
-from fathom.runtime.pipeline import Answer
+from fathom.runtime.query import Answer
 from fathom.selector.policy import DepthReason
 
 # From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.

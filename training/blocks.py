@@ -1,7 +1,7 @@
 """The two transformer blocks behind one interface, and what every layer of a model shares (Context).
 
-Left padding never changes a history's result: padded keys weigh exactly zero, nothing is normalised by the
-padded length, and positions enter only as distances between two items.
+Left padding never changes a history's result: what it gives to later positions is exactly zero, nothing is normalised
+by the padded length, and positions enter only as distances between two items.
 """
 
 import math
@@ -28,13 +28,11 @@ POSITION_BUCKETS = 32
 class Context:
     """What all layers share for one batch of B histories, padded on the left to L positions.
 
-    ``keep`` float (B, L, 1): 1 for a history item, 0 for padding. ``mask`` float (B, 1, 1, L): 0 or MASKED, for
-    the keys. ``positions`` int64 (M, M), M >= L: bucket of the distance from item i back to item j, or POSITION_BUCKETS
-    where j lies in the future or beyond the span. ``time`` float (B, heads, L, L): bias by the time between two
-    items, or None.
+    ``mask`` float (B, 1, 1, L): 0 for a history item, MASKED for padding. ``positions`` int64 (M, M), M >= L: bucket of
+    the distance from item i back to item j, or POSITION_BUCKETS where j lies in the future or beyond the span. ``time``
+    float (B, heads, L, L): bias by the time between two items, or None.
     """
 
-    keep: Tensor
     mask: Tensor
     positions: Tensor
     time: Tensor | None
@@ -107,10 +105,13 @@ class Block(nn.Module):
         self.positions = PositionBias(heads, first_bias, last_bias)
         self.time_gain = nn.Parameter(torch.ones(heads, 1, 1)) if time_bias else None
 
-    def bias(self, context: Context, *, last_only: bool) -> Tensor:
-        """Score added to every (query, key), (heads, Q, L) or with time (B, heads, Q, L)."""
-        keys = context.mask.shape[3]
-        queries = 1 if last_only else context.keep.shape[1]
+    def bias(self, context: Context, hidden: Tensor, *, past: int = 0, last_only: bool) -> Tensor:
+        """Score added to every (query, key), (heads, Q, L) or with time (B, heads, Q, L).
+
+        The keys are ``past`` positions and those of ``hidden``; the queries are the latter or the last.
+        """
+        keys = past + hidden.shape[1]
+        queries = 1 if last_only else hidden.shape[1]
         # Looked up before it is cut: in an engine, whose positions are those of the longest history, a constant.
         bias: Tensor = self.positions(context.positions)[:, keys - queries : keys, :keys]
         if self.time_gain is not None and context.time is not None:
@@ -135,16 +136,22 @@ class Block(nn.Module):
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """The block's output at N new positions, whose P predecessors it has seen, and what it must keep of them.
 
-        ``hidden`` (B, N, width); ``past`` (B, 2 heads, P, width / heads): keys, then values. In ``context``, ``keep``
-        has the N new positions, ``mask`` P + N keys, ``time`` N queries and P + N keys. Returns
-        (B, N, width), with ``last_only`` (B, 1, width), and (B, 2 heads, N, width / heads), to be put after ``past``.
-        A block looks back over the span only, so nothing older is needed.
+        ``hidden`` (B, N, width); ``past`` (B, 2 heads, P, width / heads): keys, then values. In ``context``, ``mask``
+        has P + N keys, ``time`` N queries and P + N keys. Returns (B, N, width), with ``last_only`` (B, 1, width),
+        and (B, 2 heads, N, width / heads), to be put after ``past``. A block looks back over the span only, so nothing
+        older is needed.
         """
         raise TypeError("Block is abstract")
 
-    def split_pair(self, x: Tensor) -> Tensor:
-        """Keys and values side by side, (B, N, 2 width) -> (B, 2 heads, N, width / heads)."""
-        return x.view(*x.shape[:2], 2 * self.heads, self.width // self.heads).transpose(1, 2)
+    def split_new(self, projected: Tensor, last_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Projections of N new positions, (B, N, 4 width), to what ``extend`` needs of them.
+
+        The gate (B, Q, width), queries (B, heads, Q, size), and keys, then values (B, 2 heads, N, size).
+        """
+        gate, qkv = torch.split(projected, [self.width, 3 * self.width], dim=-1)
+        heads = qkv.view(*qkv.shape[:2], 3 * self.heads, self.width // self.heads).transpose(1, 2)
+        q, new = torch.split(heads, [self.heads, 2 * self.heads], dim=1)
+        return (gate[:, -1:], q[:, :, -1:], new) if last_only else (gate, q, new)
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:  # noqa: ARG002
         """What every query takes from every key, (B, heads, L, L), for the layer's input (B, L, width)."""
@@ -159,7 +166,7 @@ class HstuBlock(Block):
     """Pointwise SiLU attention with a gate (HSTU, arXiv 2402.17152, equations 1 to 3).
 
     The attention output is normalised by its own LayerNorm, so the sum over a history needs no division by its
-    length.
+    length. Nothing has a bias, so padding, which comes in as zero, is zero in every layer and needs no mask.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, *, time_bias: bool) -> None:
@@ -174,23 +181,20 @@ class HstuBlock(Block):
 
     def forward(self, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
         """(B, L, width) -> (B, L, width), or (B, 1, width) for the last position only."""
-        bias = self.bias(context, last_only=last_only)
+        bias = self.bias(context, hidden, last_only=last_only)
         if self.training and not last_only:
-            u, attended = silu_attention(self.uqkv(self.norm(hidden) * context.keep), bias)
+            u, attended = silu_attention(self.uqkv(self.norm(hidden)), bias)
         else:
             u, q, k, v = map(F.silu, self.project(self.uqkv, self.norm(hidden), last_only=last_only))
             weights = self._weights(q, k, bias)
-            attended = (weights @ self.split_heads(v * context.keep)).transpose(1, 2).flatten(2)
+            attended = (weights @ self.split_heads(v)).transpose(1, 2).flatten(2)
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, u)
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        sizes = [self.width, self.width, 2 * self.width]
-        u, q, kv = torch.split(F.silu(self.uqkv(self.norm(hidden))), sizes, dim=-1)
-        if last_only:
-            u, q = u[:, -1:], q[:, -1:]
-        new = self.split_pair(kv * context.keep)
+        u, q, new = self.split_new(F.silu(self.uqkv(self.norm(hidden))), last_only)
         keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
-        scores = self.split_heads(q) @ keys.transpose(-1, -2) + self.bias(context, last_only=last_only)
+        bias = self.bias(context, hidden, past=past.shape[2], last_only=last_only)
+        scores = q @ keys.transpose(-1, -2) + bias
         attended = (F.silu(scores) @ values).transpose(1, 2).flatten(2)
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, u), new
 
@@ -201,7 +205,7 @@ class HstuBlock(Block):
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
         _, q, k, _ = map(F.silu, self.project(self.uqkv, self.norm(hidden), last_only=False))
-        return self._weights(q, k, self.bias(context, last_only=False))
+        return self._weights(q, k, self.bias(context, hidden, last_only=False))
 
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
         return F.silu(self.split_heads(q) @ self.split_heads(k).transpose(-1, -2) + bias)
@@ -229,17 +233,14 @@ class GatedBlock(Block):
     def forward(self, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
         """(B, L, width) -> (B, L, width), or (B, 1, width) for the last position only."""
         gate, q, k, v = self.project(self.gqkv, self.norm(hidden), last_only=last_only)
-        attended = self._weights(q, k, context, last_only=last_only) @ self.split_heads(v)
+        attended = self._weights(q, k, context, hidden, last_only=last_only) @ self.split_heads(v)
         return self._leave(hidden[:, -1:] if last_only else hidden, attended, gate)
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:
-        gate, q, kv = torch.split(self.gqkv(self.norm(hidden)), [self.width, self.width, 2 * self.width], dim=-1)
-        if last_only:
-            gate, q = gate[:, -1:], q[:, -1:]
-        new = self.split_pair(kv)
+        gate, q, new = self.split_new(self.gqkv(self.norm(hidden)), last_only)
         keys, values = torch.cat((past, new), dim=2).chunk(2, dim=1)
-        scores = self.split_heads(q * self.scale) @ keys.transpose(-1, -2)
-        weights = torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
+        bias = self.bias(context, hidden, past=past.shape[2], last_only=last_only)
+        weights = torch.softmax((q * self.scale) @ keys.transpose(-1, -2) + bias + context.mask, dim=-1)
         return self._leave(hidden[:, -1:] if last_only else hidden, weights @ values, gate), new
 
     def _leave(self, hidden: Tensor, attended: Tensor, gate: Tensor) -> Tensor:
@@ -251,12 +252,12 @@ class GatedBlock(Block):
 
     def attention_weights(self, hidden: Tensor, context: Context) -> Tensor:
         _, q, k, _ = self.project(self.gqkv, self.norm(hidden), last_only=False)
-        return self._weights(q, k, context, last_only=False)
+        return self._weights(q, k, context, hidden, last_only=False)
 
-    def _weights(self, q: Tensor, k: Tensor, context: Context, *, last_only: bool) -> Tensor:
+    def _weights(self, q: Tensor, k: Tensor, context: Context, hidden: Tensor, *, last_only: bool) -> Tensor:
         # Not scaled_dot_product_attention: its fused kernels give no gradient to a learned bias.
         scores = self.split_heads(q * self.scale) @ self.split_heads(k).transpose(-1, -2)
-        return torch.softmax(scores + self.bias(context, last_only=last_only) + context.mask, dim=-1)
+        return torch.softmax(scores + self.bias(context, hidden, last_only=last_only) + context.mask, dim=-1)
 
     def become_identity(self) -> None:
         nn.init.zeros_(self.out.weight)

@@ -105,7 +105,10 @@ class Exit(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., width) with L2 norm 1."""
         normed = self.norm(hidden)
-        return F.normalize(normed + self.up(F.silu(self.down(normed))), dim=-1)
+        user: Tensor = normed + self.up(F.silu(self.down(normed)))
+        # As F.normalize, which would have an engine copy the norm to all components first.
+        size: Tensor = torch.linalg.vector_norm(user, dim=-1, keepdim=True)
+        return user / size.clamp_min(1e-12)
 
 
 class ElasticModel(nn.Module):
@@ -148,8 +151,8 @@ class ElasticModel(nn.Module):
         return F.normalize(self.embedding.weight[1:], dim=-1)
 
     def embed(self, items: Tensor) -> Tensor:
-        """Input ids (B, L) -> hidden (B, L, width): the item's unit vector scaled to one per component."""
-        vectors = F.normalize(self.embedding(items), dim=-1)
+        """Input ids (B, L) -> hidden (B, L, width): unit vectors scaled to one per component; zero for padding."""
+        vectors = F.normalize(self.embedding(items), dim=-1).masked_fill((items == 0)[..., None], 0.0)
         return dropout(vectors * self.config.width**0.5, self.config.dropout, self.training)
 
     def context(self, items: Tensor, timestamps: Tensor | None = None, new: int | None = None) -> Context:
@@ -157,7 +160,6 @@ class ElasticModel(nn.Module):
 
         ``new``: for ``Block.extend``, how many of the newest positions are computed.
         """
-        keep = items != 0
         newest = slice(None) if new is None else slice(items.shape[1] - new, None)
         steps = torch.arange(items.shape[1], device=items.device)
         distance = steps[:, None] - steps[None, :]
@@ -169,8 +171,8 @@ class ElasticModel(nn.Module):
             known = torch.zeros_like(items) if timestamps is None else timestamps
             time = self.time(known, None if new is None else known[:, newest])
         dtype = self.embedding.weight.dtype
-        mask = (~keep).to(dtype)[:, None, None, :] * MASKED
-        return Context(keep.to(dtype)[:, newest, None], mask, positions, time)
+        mask = (items == 0).to(dtype)[:, None, None, :] * MASKED
+        return Context(mask, positions, time)
 
     def run_layer(self, index: int, hidden: Tensor, context: Context, last_only: bool = False) -> Tensor:
         """Layer ``index`` on (B, L, width); with ``last_only`` only the last position is computed, (B, 1, width)."""

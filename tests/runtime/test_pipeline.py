@@ -23,7 +23,8 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engine import open_engine
 from fathom.runtime.fake import FakeEngine
-from fathom.runtime.pipeline import Pipeline, Query, Settings
+from fathom.runtime.pipeline import Pipeline, Settings
+from fathom.runtime.query import Query
 from fathom.selector.policy import DepthReason
 
 DEPTHS = (4, 8, 12, 16)

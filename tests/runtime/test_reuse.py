@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.exporter.optional_exit import with_optional_exit
 from fathom.exporter.segments import CONTEXT_FILE, export_extension, extension_file
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engine import OnnxEngine, open_engine
 from fathom.runtime.extension import Extender, Form, History, Kept
-from fathom.runtime.pipeline import Pipeline, Query, Settings
+from fathom.runtime.pipeline import Pipeline, Settings
+from fathom.runtime.query import Query
 from fathom.runtime.reuse import MOST_NEW, Memory
+from fathom.runtime.segment import Segment
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
 
 CLOUD = load_profile("cloud")
@@ -40,21 +43,7 @@ def engine(bundle: Bundle) -> Iterator[OnnxEngine]:
         yield opened
 
 
-class InMemory:
-    """An engine file that never was a file."""
-
-    def __init__(self, data: bytes) -> None:
-        import onnxruntime
-
-        self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        self._inputs = [each.name for each in self._session.get_inputs()]
-        self.outputs = [each.name for each in self._session.get_outputs()]
-
-    def run(self, outputs, feeds):
-        return self._session.run(outputs, {name: feeds[name] for name in self._inputs})
-
-
-@pytest.fixture(scope="module", params=[("hstu", True), ("gated", False)], ids=str)
+@pytest.fixture(scope="module", params=[("hstu", True), ("hstu", False), ("gated", False)], ids=str)
 def model(request: pytest.FixtureRequest) -> ElasticModel:
     torch.manual_seed(0)
     block, time_bias = request.param
@@ -68,11 +57,15 @@ def model(request: pytest.FixtureRequest) -> ElasticModel:
 
 
 @pytest.fixture(scope="module")
-def extender(model: ElasticModel) -> Extender:
+def extender(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> Extender:
     files = export_extension(model)
     assert next(iter(files)) == CONTEXT_FILE
+    folder = tmp_path_factory.mktemp("extension")
+    (folder / "engines").mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(with_optional_exit(data))
     form = Form(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
-    return Extender(form, model.item_vectors().detach().numpy(), lambda path: InMemory(files[path]), DEPTHS)
+    return Extender(form, model.item_vectors().detach().numpy(), lambda path: Segment(folder / path, 1), DEPTHS)
 
 
 def afresh(model: ElasticModel, ids: np.ndarray, seconds: np.ndarray, depth: int) -> np.ndarray:

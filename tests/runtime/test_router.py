@@ -20,7 +20,8 @@ from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.fake import FakeEngine
-from fathom.runtime.pipeline import Pipeline, Query, Settings
+from fathom.runtime.pipeline import Pipeline, Settings
+from fathom.runtime.query import Query
 from fathom.runtime.router import Policy, Router
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel

@@ -9,7 +9,7 @@ import pytest
 from fathom.edge_profiles.profile import load_profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, Catalogue
-from fathom.runtime.pipeline import Answer, Timing
+from fathom.runtime.query import Answer, Timing
 from fathom.selector.policy import Decision, DepthReason
 from fathom.serving.convert import Converter
 

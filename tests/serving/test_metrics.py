@@ -3,7 +3,7 @@
 import grpc
 import numpy as np
 
-from fathom.runtime.pipeline import Answer, Timing
+from fathom.runtime.query import Answer, Timing
 from fathom.selector.policy import Decision, DepthReason
 from fathom.serving.metrics import MOST_NOTED, Metrics
 

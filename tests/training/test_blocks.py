@@ -82,6 +82,16 @@ class TestEveryBlock:
         assert torch.isfinite(model(nothing, nothing)[2]).all()
 
 
+def test_padding_stays_zero_through_hstu_layers_whatever_the_embedding_of_its_id_is() -> None:
+    model = some_model("hstu", time_bias=True)
+    assert model.embedding.weight[0].abs().max() > 0
+    items, times = torch.tensor([[0, 0, 3, 4]]), torch.tensor([[0, 0, 10**9, 10**9 + 5]])
+    context, hidden = model.context(items, times), model.embed(items)
+    for layer in range(2):
+        hidden = model.run_layer(layer, hidden, context)
+        assert torch.equal(hidden[0, :2], torch.zeros(2, 16))
+
+
 def test_make_block_gives_the_kind_that_was_asked_for() -> None:
     blocks = {kind: make_block(kind, 8, 2, 0.0, time_bias=False) for kind in KINDS}
     assert len({type(block) for block in blocks.values()}) == 2

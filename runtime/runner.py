@@ -1,0 +1,191 @@
+"""What happens in the engine's thread: a batch is padded, run, and searched for."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import UnavailableError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import Engine
+from fathom.runtime.extension import History, Kept
+from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
+from fathom.runtime.reuse import NOTHING, Start
+from fathom.selector.features import Features
+from fathom.selector.routing import Cascade, confidence
+
+#: Items of two answers that are compared.
+COMPARED_ITEMS = 10
+#: Items of the history whose extension by one is measured at the start.
+TRIAL_LENGTH = 64
+
+
+class Gate(NamedTuple):
+    """What decides at every exit whether a request goes on."""
+
+    cascade: Cascade
+    features: Features
+
+
+class Work(NamedTuple):
+    """What the engine's thread needs of one request.
+
+    Input ids (index + 1), seconds, k, filter, its gate if any, and where it can begin.
+    """
+
+    ids: NDArray[np.int64]
+    timestamps: NDArray[np.int64] | None
+    k: int
+    keep: ItemFilter
+    gate: Gate | None = None
+    start: Start = NOTHING
+
+
+class Result(NamedTuple):
+    """One answer, the depth that it comes from, seconds of its whole batch, and what can be remembered of it."""
+
+    indices: Indices
+    scores: Scores
+    depth: int
+    engine_s: float
+    retrieval_s: float
+    user: NDArray[np.float32] | None = None
+    kept: Kept | None = None
+
+
+class Runner:
+    """Answers batches with one engine; where it ``remembers``, with what can be kept of every history."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, retriever: FlatRetriever, *, remembers: bool) -> None:
+        self._vectors = bundle.vectors
+        self._max_history = bundle.manifest.model.max_history
+        self._uses_timestamps = bundle.manifest.model.uses_timestamps
+        self._engine = engine
+        self._retriever = retriever
+        self._remembers = remembers
+        self._trials: dict[int, Kept] = {}
+
+    def run(self, depth: int, works: list[Work]) -> Sequence[Result | UnavailableError]:
+        """One batch of requests for a depth, each answered or with an error of its own."""
+        if _all_go_to_the_end(works):
+            return self._to_the_end(depth, works)
+        results: list[Result | UnavailableError | None] = [None] * len(works)
+        paths = [work.gate.cascade.depths if work.gate else (depth,) for work in works]
+        for path in set(paths):
+            rows = [row for row, each in enumerate(paths) if each == path]
+            for row, result in zip(rows, self._walk(path, [works[row] for row in rows]), strict=True):
+                results[row] = result
+        return [result for result in results if result is not None]
+
+    def _to_the_end(self, depth: int, works: list[Work]) -> Sequence[Result | UnavailableError]:
+        start_s = time.monotonic()
+        users, kept = self._users(depth, works)
+        engine_s = time.monotonic()
+        found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
+        end_s = time.monotonic()
+        # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
+        finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
+        own = users if not self._remembers else [user.copy() for user in users]
+        return [
+            Result(*pair, depth, engine_s - start_s, end_s - engine_s, user, rest) if ok else _broken(depth)
+            for pair, ok, user, rest in zip(found, finite, own, kept, strict=True)
+        ]
+
+    def _users(self, depth: int, works: list[Work]) -> tuple[NDArray[np.float32], Sequence[Kept | None]]:
+        """User vectors of a batch, and what is to be kept of each that was computed."""
+        if not self._remembers:
+            return self._engine.run(*self._padded(works), depth), [None] * len(works)
+        users = np.empty((len(works), self._vectors.shape[1]), np.float32)
+        kept: list[Kept | None] = [None] * len(works)
+        rows = []
+        for row, work in enumerate(works):
+            if work.start.user is None:
+                rows.append(row)
+            else:
+                users[row] = work.start.user
+        if rows:
+            chosen = [works[row] for row in rows]
+            histories = [History(work.ids, work.timestamps, work.start.kept) for work in chosen]
+            users[rows], found = self._engine.resume(histories, depth)
+            for row, each in zip(rows, found, strict=True):
+                kept[row] = each
+        return users, kept
+
+    def _walk(self, path: tuple[int, ...], works: list[Work]) -> Sequence[Result | UnavailableError]:
+        """Exit by exit; a request leaves where its gate says so, or at the last."""
+        results: dict[int, Result | UnavailableError] = {}
+        walk = self._engine.walk(*self._padded(works), path)
+        active, rows = np.arange(len(works)), None
+        spent = np.zeros(2)
+        for place, depth in enumerate(path):
+            start_s = time.monotonic()
+            users = walk.send(rows)
+            engine_s = time.monotonic()
+            waiting = [works[i] for i in active.tolist()]
+            ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
+            found = self._retriever.search(users, ks, [work.keep for work in waiting])
+            spent += engine_s - start_s, time.monotonic() - engine_s
+            finite = np.isfinite(users.sum(axis=1))
+            rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
+            for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
+                k, (indices, scores) = waiting[i].k, found[i]
+                ok = Result(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
+                results[int(active[i])] = ok if finite[i] else _broken(depth)
+            active = active[rows]
+            if not len(active):
+                break
+        return [results[row] for row in range(len(works))]
+
+    def _padded(self, works: Sequence[Work]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        longest = max(len(work.ids) for work in works)
+        items = np.zeros((len(works), longest), dtype=np.int64)
+        timestamps = np.zeros_like(items) if self._uses_timestamps else None
+        for row, work in enumerate(works):
+            items[row, longest - len(work.ids) :] = work.ids
+            if timestamps is not None and work.timestamps is not None:
+                timestamps[row, longest - len(work.ids) :] = work.timestamps
+        return items, timestamps
+
+    def try_out(self, depth: int, length: int, requests: int) -> None:
+        """What one batch of ordinary requests costs, from padding to the best ten."""
+        ids = np.arange(length or min(TRIAL_LENGTH, self._max_history), dtype=np.int64) % len(self._vectors) + 1
+        start = NOTHING
+        if length == 0:
+            if depth not in self._trials:
+                self._trials[depth] = self._engine.resume([History(ids[:-1], None, None)], depth)[1][0]
+            start = Start("prefix", self._trials[depth], new=1)
+        self.run(depth, [Work(ids, None, 10, ItemFilter(exclude=ids - 1), start=start)] * requests)
+
+    def end_trials(self) -> None:
+        """Let go of what only ``try_out`` needs."""
+        self._trials.clear()
+
+
+def _all_go_to_the_end(works: Sequence[Work]) -> bool:
+    return all(work.gate is None for work in works)
+
+
+def typical(works: Sequence[Work]) -> bool:
+    """Whether a batch costs what was measured for its lane."""
+    return all(work.gate is None and (work.start is NOTHING or work.start.new == 1) for work in works)
+
+
+def _going_on(
+    place: int, path: tuple[int, ...], works: Sequence[Work], found: Sequence[tuple[Indices, Scores]]
+) -> NDArray[np.bool_]:
+    """Which requests go on after this exit, (n,)."""
+    gate = works[0].gate
+    if gate is None or place == len(path) - 1:
+        return np.zeros(len(works), dtype=np.bool_)
+    rows = [
+        (*work.gate.features, *confidence(scores[:COMPARED_ITEMS]))
+        for work, (_, scores) in zip(works, found, strict=True)
+        if work.gate is not None
+    ]
+    return gate.cascade.goes_on(place, np.array(rows))
+
+
+def _broken(depth: int) -> UnavailableError:
+    return UnavailableError(f"the engine returned NaN or infinity at depth {depth}; check the bundle")
