@@ -15,6 +15,7 @@ def device_sections(folder: Path) -> list[str]:
     """A section for each run that is stored."""
     sections: list[tuple[str, Callable[[Run], str]]] = [
         ("precision", _precision),
+        ("qlora", _qlora),
         ("efficiency", _efficiency),
         ("retrieval", _retrieval),
     ]
@@ -51,6 +52,53 @@ def _precision(run: Run) -> str:
             f"Peak with all depths together, and times that of depth 16 alone: {all_depths}.",
         ]
     )
+
+
+def _qlora(run: Run) -> str:
+    result, model = run["result"], run["config"]["model"]
+    sizes = result["bytes"]
+    forms = [
+        ("fp32", "weights_fp32", "network_fp32"),
+        ("NF4", "weights_nf4", None),
+        (f"NF4, adapters of rank {result['rank']} in fp32", "weights_nf4_and_adapters", "network_nf4_and_adapters"),
+        (
+            f"NF4, adapters of rank {result['rank']} in fp16",
+            "weights_nf4_and_fp16_adapters",
+            "network_nf4_and_fp16_adapters",
+        ),
+    ]
+    files = [
+        [name, *(_file(sizes, form, base) for form, base in ((part, "weights_fp32"), (whole, "network_fp32")))]
+        for name, part, whole in forms
+    ]
+    quality = [
+        [
+            str(row["depth"]),
+            f"{row['ndcg@10']:.4f}",
+            percent(Interval(**row["lost_before_healing"])),
+            ", ".join(percent(Interval(**each)) for each in row["lost_after_healing"]),
+        ]
+        for row in result["rows"]
+    ]
+    return "\n\n".join(
+        [
+            "## Four-bit weights with healed adapters",
+            f"{run['config']['data']}, {model['block']} blocks, width {model['width']}. Of the weights NF4 changes"
+            f" {result['weight_error']['mean']:.1%} of their size (at most {result['weight_error']['largest']:.1%} in a"
+            " layer).",
+            table(["form", "weights of the blocks, KB", "whole network, KB"], files),
+            "Lost: the share of NDCG@10 on the test items against fp32, in %, paired over users; healed with"
+            f" {run['config']['seeds']} seeds.",
+            table(["depth", "NDCG@10 in fp32", "lost before healing", "lost after healing, per seed"], quality),
+        ]
+    )
+
+
+def _file(sizes: Mapping[str, int], form: str | None, base: str) -> str:
+    if form is None:
+        return ""
+    smaller = "" if form == base else f" ({1 - sizes[form] / sizes[base]:.1%} smaller)"
+    return f"{sizes[form] / 1e3:,.0f}{smaller}"
 
 
 def _efficiency(run: Run) -> str:

@@ -23,7 +23,7 @@ from fathom.benchmarks.record import run, save_run
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.precision import Precision
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import OnnxEngine, open_engine
+from fathom.runtime.engine import Engine, open_engine
 from fathom.runtime.manifest import DepthInfo
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -64,7 +64,7 @@ def memory_mb(bundle: Path, depths: tuple[int, ...]) -> tuple[float, float]:
 
 
 def times_ms(
-    engines: Mapping[Precision, OnnxEngine], items: int, repetitions: int
+    engines: Mapping[Precision, Engine], items: int, repetitions: int
 ) -> dict[tuple[Precision, int, int], float]:
     """(precision, depth, history) -> median milliseconds of one request."""
     rng = np.random.default_rng(SEED)

@@ -18,7 +18,7 @@ import numpy as np
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import OnnxEngine, open_engine
+from fathom.runtime.engine import Engine, open_engine
 from fathom.runtime.extension import History
 from fathom.training.dataset import Dataset
 
@@ -41,7 +41,7 @@ def read_histories(bundle: Bundle, dataset: Dataset, length: int) -> tuple[np.nd
     return np.array(ids, np.int64), np.array(seconds, np.int64)
 
 
-def measure(engine: OnnxEngine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray, depth: int) -> dict[str, Any]:
+def measure(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray, depth: int) -> dict[str, Any]:
     """Medians over users of the milliseconds of each way, in turns, and what they find."""
     length = ids.shape[1]
     grown = [History(row[:-1], at[:-1], None) for row, at in zip(ids, seconds, strict=True)]

@@ -37,7 +37,10 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
             raise ConfigError(f"{source}: its engines are {manifest.format}; only onnx can be converted")
         names = {name: _ort(name) for name in manifest.files if name.endswith(".onnx")}
         files = {
-            name: entry for name, entry in manifest.files.items() if name not in names and name != CERTIFICATE_FILE
+            name: entry
+            for name, entry in manifest.files.items()
+            if name
+            not in {*names, CERTIFICATE_FILE, *(file for plan in manifest.plans for file in plan.segments.values())}
         }
         with new_folder(out) as folder:
             for name in files:
@@ -70,7 +73,7 @@ def _renamed(manifest: Manifest, names: dict[str, str], files: dict[str, FileEnt
     if extension is not None:
         segments = {depth: names[each] for depth, each in extension.segments.items()}
         extension = extension.model_copy(update={"context": names[extension.context], "segments": segments})
-    changed = {"format": "ort", "depths": depths, "extension": extension, "files": files, "fits": {}}
+    changed = {"format": "ort", "depths": depths, "extension": extension, "files": files, "fits": {}, "plans": ()}
     return manifest.model_copy(update={**changed, "version": bundle_version(files)})
 
 

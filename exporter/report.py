@@ -15,9 +15,11 @@ def fact_rows(manifest: Manifest) -> Rows:
     """Name and value of what holds for the whole bundle."""
     model, source = manifest.model, manifest.source
     size = sum(entry.bytes for entry in manifest.files.values())
+    gpus = ", ".join(f"{plan.compute_capability} (TensorRT-RTX {plan.version})" for plan in manifest.plans)
     return [
         ["bundle", f"{manifest.name}, version {manifest.version}, created {manifest.created}"],
         ["engines", f"{manifest.format}, {manifest.precision}, {_strategy(manifest)}"],
+        *([["GPU plans", gpus]] if gpus else []),
         ["model", f"{model.block}, {model.layers} layers, width {model.width}, {model.heads} heads"],
         ["history", f"at most {model.max_history} items, {'with' if model.uses_timestamps else 'without'} timestamps"],
         ["items", f"{manifest.items:,}"],

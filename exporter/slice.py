@@ -8,7 +8,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import MANIFEST_NAME, DepthInfo, Extension, Manifest, bundle_version
+from fathom.runtime.manifest import MANIFEST_NAME, DepthInfo, Extension, Manifest, Plan, bundle_version
 
 
 def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
@@ -32,11 +32,15 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
         extension = extension.model_copy(update={"segments": segments})
     engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
+    plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
+    engines |= {file for plan in manifest.plans for file in plan.segments.values()}
+    needed |= {file for plan in plans for file in plan.segments.values()}
     files = {name: entry for name, entry in manifest.files.items() if name not in engines - needed}
     changed = {
         "version": bundle_version(files),
         "depths": kept,
         "extension": extension,
+        "plans": plans,
         "files": files,
         "profile": profile.name,
         "fits": {},
@@ -54,6 +58,12 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
 def _engines(depths: Mapping[int, DepthInfo], extension: Extension | None) -> set[str]:
     engines = {segment for info in depths.values() for segment in info.segments}
     return engines | (set(extension.segments.values()) if extension else set())
+
+
+def _of_plan(plan: Plan, engines: set[str]) -> Plan:
+    segments = {engine: file for engine, file in plan.segments.items() if engine in engines}
+    built_from = {engine: sha256 for engine, sha256 in plan.built_from.items() if engine in engines}
+    return plan.model_copy(update={"segments": segments, "built_from": built_from})
 
 
 def _listed(depths: Iterable[int]) -> str:

@@ -218,6 +218,11 @@ def _check_listing(file: Path, manifest: Manifest) -> None:
         used += [manifest.extension.context, *manifest.extension.segments.values()]
         if not set(manifest.depths) <= set(manifest.extension.segments):
             raise BundleSchemaError(f"{file}: not a manifest: its extension lacks a depth; {_REBUILD}")
+    engines = {name for info in manifest.depths.values() for name in info.segments}
+    for plan in manifest.plans:
+        used += [*plan.built_from, *plan.segments.values()]
+        if not engines <= set(plan.segments):
+            raise BundleSchemaError(f"{file}: not a manifest: a TensorRT plan lacks an engine; {_REBUILD}")
     for name in used:
         if name not in manifest.files:
             raise BundleSchemaError(f"{file}: not a manifest: it does not list {name}; {_REBUILD}")

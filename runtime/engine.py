@@ -1,8 +1,9 @@
 """Runs a bundle's segments: the Engine interface, and onnxruntime on the CPU behind it."""
 
+import logging
 from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,13 @@ from numpy.typing import NDArray
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.extension import Extender, Form, History, Kept
+from fathom.runtime.plans import PlanRefusedError
 from fathom.runtime.segment import Segment
+
+if TYPE_CHECKING:
+    from fathom.runtime.tensorrt_engine import RtxEngine
+
+log = logging.getLogger("fathom.runtime")
 
 
 class Engine(Protocol):
@@ -59,20 +66,25 @@ class Engine(Protocol):
 
 def open_engine(
     bundle: Bundle, *, threads: int = 1, depths: Collection[int] | None = None, extends: bool = False
-) -> "OnnxEngine":
-    """The engine that this bundle's format asks for, with the given depths (all of the bundle when None).
+) -> "OnnxEngine | RtxEngine":
+    """The engine for this bundle and machine, with the given depths (all of the bundle when None).
 
-    ``threads``: threads inside one run. ``extends``: with the second form too, where the bundle has it. Raises
-    ConfigError for a depth or format that cannot be served here and BundleError for an engine file that breaks the
-    contract.
+    Where the bundle has TensorRT plans: that which fits, or onnxruntime and a warning that says why none does.
+    ``threads``: threads inside one run of onnxruntime. ``extends``: with the second form too, where the bundle has it.
+    Raises ConfigError for a depth that cannot be served here, BundleError for an engine file that breaks the contract.
     """
-    if bundle.manifest.format not in ("onnx", "ort"):
-        raise ConfigError(f"{bundle.path}: engines are {bundle.manifest.format}; this machine runs onnx and ort only")
     wanted = tuple(sorted(set(bundle.depths if depths is None else depths)))
     missing = [depth for depth in wanted if depth not in bundle.depths]
     if missing or not wanted:
         asked = f"no depth {missing[0]}" if missing else "no depth asked for"
         raise ConfigError(f"{bundle.path}: {asked}; the bundle has {', '.join(map(str, bundle.depths))}")
+    if bundle.manifest.plans:
+        from fathom.runtime.tensorrt_engine import open_plan
+
+        try:
+            return open_plan(bundle, wanted)
+        except PlanRefusedError as error:
+            log.warning("%s: TensorRT is not used, onnxruntime answers instead: %s", bundle.path, error)
     return OnnxEngine(bundle, depths=wanted, threads=threads, extends=extends)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
@@ -82,6 +82,22 @@ class Extension(_Frozen):
     max_abs_error: float
 
 
+class Plan(_Frozen):
+    """The engines compiled by TensorRT-RTX for one kind of GPU.
+
+    ``version``: of the library. ``compute_capability``: as 8.9. ``max_batch``: most requests in a run. ``histories``:
+    the longest history of each optimization profile, ascending. ``segments``: engine file -> its plan. ``built_from``:
+    engine file -> its sha256 when the plan was built.
+    """
+
+    version: str
+    compute_capability: str = Field(pattern=r"^\d+\.\d$")
+    max_batch: int = Field(ge=1)
+    histories: tuple[int, ...] = Field(min_length=1)
+    segments: dict[str, str]
+    built_from: dict[str, str]
+
+
 class Latency(_Frozen):
     """Milliseconds inside the server of one request alone with so many items; ``depth`` is what it ran."""
 
@@ -128,7 +144,7 @@ class Manifest(_Frozen):
     ``version`` is the first 12 hex digits of the sha256 over all file entries, so equal bundles have equal versions.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     name: str
     version: str
     created: str
@@ -137,7 +153,7 @@ class Manifest(_Frozen):
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
     )
     precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
-    format: Literal["onnx", "ort", "tensorrt", "tensorrt-rtx"]
+    format: Literal["onnx", "ort"]
     model: ModelInfo
     items: int
     layer_precision: dict[int, Literal["fp32", "int8", "int4"]] = Field(
@@ -145,6 +161,7 @@ class Manifest(_Frozen):
     )
     depths: dict[Depth, DepthInfo]
     extension: Extension | None = None
+    plans: tuple[Plan, ...] = ()
     files: dict[str, FileEntry]
     source: Source
     profile: str | None = Field(default=None, description="the profile that `slice` made this bundle for")

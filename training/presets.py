@@ -28,7 +28,9 @@ class TrainSettings(BaseModel):
     learning_rate: float = Field(default=1e-3, gt=0)
     heal_epochs: int = Field(default=3, ge=1, description="epochs after a plan has changed the layers' order")
     heal_learning_rate: float = Field(default=5e-4, gt=0)
-    heal_tune: Tune = Field(default="everything", description="the weights it trains; lora needs the extra peft")
+    heal_tune: Tune = Field(
+        default="everything", description="the weights it trains; lora and qlora need the extra peft"
+    )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of a stage's steps with rising rate")
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)

@@ -9,10 +9,11 @@ from torch import nn
 
 from fathom.errors import MissingExtraError
 from fathom.training.model import ElasticModel
+from fathom.training.nf4 import linear_layers, round_to_nf4
 
-Tune = Literal["everything", "exits", "last-three", "lora"]
+Tune = Literal["everything", "exits", "last-three", "lora", "qlora"]
 
-RANK = 8
+RANKS: dict[Tune, int] = {"lora": 8, "qlora": 16}
 LAST_LAYERS = 3
 
 
@@ -23,13 +24,16 @@ def restrict(model: ElasticModel, tune: Tune) -> None:
     three layers that a depth executes, of every depth, so that each gets what "head + last three layers" gives a
     network of that depth (arXiv 2411.15558). lora: adapters of rank 8 beside every linear layer of the blocks (arXiv
     2106.09685), which draw from torch's random stream and start as no change, besides what ``exits`` trains; they
-    replace those layers until ``restore``. Raises MissingExtraError for lora without peft.
+    replace those layers until ``restore``. qlora: the same of rank 16, beside weights that are rounded to four bits
+    first (NF4, arXiv 2305.14314). Raises MissingExtraError for lora without peft, and qlora without bitsandbytes.
     """
     if tune == "everything":
         return
     model.requires_grad_(False)
-    if tune == "lora":
-        _add_adapters(model)
+    if tune == "qlora":
+        round_to_nf4(model)
+    if tune in RANKS:
+        _add_adapters(model, RANKS[tune])
     model.exits.requires_grad_(True)
     if tune == "last-three":
         for layer in {layer for path in model.config.paths.values() for layer in path[-LAST_LAYERS:]}:
@@ -42,19 +46,19 @@ def restrict(model: ElasticModel, tune: Tune) -> None:
 
 def restore(model: ElasticModel, tune: Tune) -> ElasticModel:
     """The model as an ordinary one whose weights can all be trained; adapters are merged into the layers they adapt."""
-    if tune == "lora":
+    if tune in RANKS:
         model = _merge_adapters(model)
     model.requires_grad_(True)
     return model
 
 
-def _add_adapters(model: ElasticModel) -> None:
+def _add_adapters(model: ElasticModel, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
         raise MissingExtraError("peft", "peft") from None
-    linears = [name for name, module in model.layers.named_modules() if isinstance(module, nn.Linear)]
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=linears), model.layers)
+    linears = [name.removeprefix("layers.") for name in linear_layers(model)]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=linears), model.layers)
 
 
 def _merge_adapters(model: ElasticModel) -> ElasticModel:

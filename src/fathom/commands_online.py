@@ -116,14 +116,18 @@ def bundle_slice(
 def bundle_convert(
     bundle: BundlePath,
     to: Annotated[
-        Literal["ort", "triton"],
-        typer.Option(help="ort: for onnxruntime's mobile builds. triton: a model repository for Triton."),
+        Literal["ort", "tensorrt-rtx", "triton"],
+        typer.Option(
+            help="ort: for onnxruntime's mobile builds. tensorrt-rtx: with plans for NVIDIA GPUs beside the engines."
+            " triton: a model repository for Triton."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
     profile: Annotated[str, typer.Option(help="triton: the profile that depths are chosen for.")] = "cloud",
     backend: Annotated[
         Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")
     ] = "onnxruntime",
+    gpu: Annotated[str, typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs.")] = "8.6,8.9",
     as_json: AsJson = False,
 ) -> None:
     """Write the same bundle with engines in another format, checked against the first, or for another server.
@@ -141,7 +145,12 @@ def bundle_convert(
         else:
             print(f"{out}: {', '.join(models)}; ask {models[0]}")
         return
-    manifest = convert_to_ort(bundle, out)
+    if to == "ort":
+        manifest = convert_to_ort(bundle, out)
+    else:
+        from fathom.exporter.tensorrt_plans import add_plans
+
+        manifest = add_plans(bundle, out, [each.strip() for each in gpu.split(",") if each.strip()])
     if as_json:
         show.as_json(manifest.model_dump(mode="json"))
     else:

@@ -117,15 +117,12 @@ def test_only_the_segments_of_the_asked_depths_are_loaded(synthetic_bundle: Path
     assert open_engine(bundle, depths=[8, 4]).depths == (4, 8)
 
 
-def test_a_depth_or_format_that_cannot_be_served_is_a_config_error(synthetic_bundle: Path) -> None:
+def test_a_depth_that_cannot_be_served_is_a_config_error(synthetic_bundle: Path) -> None:
     bundle = Bundle.open(synthetic_bundle)
     with pytest.raises(ConfigError, match="no depth 5; the bundle has 4, 8, 12, 16"):
         open_engine(bundle, depths=[4, 5])
     with pytest.raises(ConfigError, match="no depth asked for"):
         open_engine(bundle, depths=[])
-    other = Bundle(**{**vars(bundle), "manifest": bundle.manifest.model_copy(update={"format": "tensorrt"})})
-    with pytest.raises(ConfigError, match="tensorrt"):
-        open_engine(other)
 
 
 def test_the_cpu_provider_is_the_one_that_runs(synthetic_bundle: Path) -> None:

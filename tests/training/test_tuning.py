@@ -11,6 +11,7 @@ from fathom.errors import MissingExtraError
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel
+from fathom.training.nf4 import BLOCK, linear_layers, pack, round_to_nf4
 from fathom.training.objectives import partition
 from fathom.training.presets import TrainConfig, apply_settings, preset
 from fathom.training.train import TrainProgress, fit
@@ -18,7 +19,13 @@ from fathom.training.tuning import Tune, restore, restrict
 
 N_ITEMS = 40
 LAYERS = 5
-PARTS: tuple[Tune, ...] = ("exits", "last-three", "lora")
+PARTS: tuple[Tune, ...] = ("exits", "last-three", "lora", "qlora")
+
+
+def needs(tune: Tune) -> None:
+    """Skip where the libraries of ``tune`` are missing."""
+    for library in {"lora": ["peft"], "qlora": ["peft", "bitsandbytes"]}.get(tune, []):
+        pytest.importorskip(library)
 
 
 def config(*settings: str) -> TrainConfig:
@@ -52,8 +59,7 @@ def start(block: str = "hstu") -> ElasticModel:
 
 
 def heal(tune: Tune, out: Path, *settings: str, block: str = "hstu", progress: object = lambda _: None) -> Checkpoint:
-    if tune == "lora":
-        pytest.importorskip("peft")
+    needs(tune)
     chosen = config(f"train.heal_tune={tune}", *settings)
     return fit(chosen, walk(), out=out, model=start(block), progress=progress)
 
@@ -127,9 +133,10 @@ def gradients(model: ElasticModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("block", ["hstu", "gated"])
 @pytest.mark.parametrize("tune", PARTS)
 def test_only_what_is_trained_gets_a_gradient_and_the_same_one(tune: Tune, block: str) -> None:
-    if tune == "lora":
-        pytest.importorskip("peft")
+    needs(tune)
     whole, part = (ElasticModel.of(start(block).config, start(block).state_dict()) for _ in range(2))
+    if tune == "qlora":
+        round_to_nf4(whole)
     restrict(part, tune)
     expected, given = gradients(whole), gradients(part)
     run = {name for name, parameter in part.named_parameters() if parameter.requires_grad and ".2." not in name}
@@ -140,13 +147,31 @@ def test_only_what_is_trained_gets_a_gradient_and_the_same_one(tune: Tune, block
 
 @pytest.mark.parametrize("tune", PARTS)
 def test_a_restored_model_is_the_one_before_and_whole(tune: Tune) -> None:
-    if tune == "lora":
-        pytest.importorskip("peft")
+    needs(tune)
     model = ElasticModel.of(start().config, start().state_dict())
     restrict(model, tune)
     restored = restore(model, tune)
     assert all(parameter.requires_grad for parameter in restored.parameters())
-    assert changed(start(), restored) == set()
+    rounded = {name for name, _ in start().named_parameters() if name.startswith("layers.") and "norm" not in name}
+    rounded -= {name for name in rounded if ".positions." in name or ".time_gain" in name}
+    assert changed(start(), restored) == (rounded if tune == "qlora" else set())
+
+
+def test_nf4_rounds_each_weight_to_one_of_sixteen_values_per_block_and_again_to_itself() -> None:
+    pytest.importorskip("bitsandbytes")
+    model = ElasticModel.of(start().config, start().state_dict())
+    round_to_nf4(model)
+    for name, linear in linear_layers(model).items():
+        before, rounded = start().get_submodule(name).weight.detach(), linear.weight.detach()
+        assert 0.02 < float((rounded - before).norm() / before.norm()) < 0.15
+        for block in rounded.flatten().split(BLOCK):
+            assert len(block.unique()) <= 16
+        stored = sum(value.numel() * value.element_size() for value in pack(before).values())
+        assert stored < before.numel() * before.element_size()
+    again = ElasticModel.of(model.config, model.state_dict())
+    round_to_nf4(again)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=1e-4)
 
 
 def test_merged_adapters_compute_what_they_computed_beside_their_layers() -> None:
@@ -184,6 +209,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, tune: Tune,
     assert seen[0].epoch == where[0]
     assert changed(whole.model, resumed.model) == set()
     assert resumed.metrics["training"] == whole.metrics["training"]
+
+
+def test_qlora_without_bitsandbytes_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtraError, match=r"bitsandbytes .*fathom\[peft\]"):
+        fit(config("train.heal_tune=qlora"), walk(), out=tmp_path / "c", model=start())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lora_without_peft_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,168 @@
+"""Runs a bundle's TensorRT-RTX plan on this machine's GPU."""
+
+from collections.abc import Collection, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import ConfigError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.extension import History, Kept
+from fathom.runtime.manifest import Plan
+from fathom.runtime.plans import PlanRefusedError, choose_plan
+
+
+def open_plan(bundle: Bundle, depths: Collection[int]) -> "RtxEngine":
+    """The engine of the plan that fits this machine; PlanRefusedError where none does."""
+    plan = choose_plan(bundle.manifest, library=library_version(), capability=gpu_capability())
+    return RtxEngine(bundle, plan, depths=tuple(sorted(depths)))
+
+
+def library_version() -> str | None:
+    """Of TensorRT-RTX, or None where it is not installed."""
+    try:
+        import tensorrt_rtx
+    except ImportError:
+        return None
+    return str(tensorrt_rtx.__version__)
+
+
+def gpu_capability() -> str | None:
+    """Of the first GPU, as 8.9, or None where none can be used."""
+    try:
+        from cuda.bindings import runtime as cuda
+    except ImportError:
+        return None
+    kinds = cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor
+    found = [cuda.cudaDeviceGetAttribute(kind, 0) for kind in kinds]
+    return ".".join(str(value) for _, value in found) if all(int(error) == 0 for error, _ in found) else None
+
+
+class RtxEngine:
+    """See ``Engine``: all segments of one plan, on one stream, for one thread.
+
+    The library captures a CUDA graph for each optimization profile, so one per length bucket. A batch beyond the plan's
+    largest is run in parts.
+    """
+
+    name = "tensorrt-rtx"
+    resumes = False
+
+    def __init__(self, bundle: Bundle, plan: Plan, *, depths: tuple[int, ...]) -> None:
+        import tensorrt_rtx as trt
+        from cuda.bindings import runtime as cuda
+
+        self.depths = depths
+        self._cuda = cuda
+        self._plan = plan
+        self._width = bundle.manifest.model.width
+        self._timestamps = bundle.manifest.model.uses_timestamps
+        self._stream = self._got(cuda.cudaStreamCreate())
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        segments: dict[Path, _Segment] = {}
+        self._chains: dict[int, list[_Segment]] = {}
+        for depth in depths:
+            for engine in bundle.segments(depth):
+                if engine not in segments:
+                    name = str(engine.relative_to(bundle.path).as_posix())
+                    segments[engine] = _Segment(trt, runtime, bundle.path / plan.segments[name], plan, self._stream)
+            self._chains[depth] = [segments[engine] for engine in bundle.segments(depth)]
+        positions = plan.max_batch * plan.histories[-1]
+        hidden = positions * self._width * 4
+        sizes = {"items": positions * 8, "timestamps": positions * 8, "user_vector": plan.max_batch * self._width * 4}
+        self._buffers = {name: self._got(cuda.cudaMalloc(size)) for name, size in sizes.items()}
+        self._hidden = [self._got(cuda.cudaMalloc(hidden)) for _ in range(2)]
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``; KeyError for a depth that it does not have."""
+        most = self._plan.max_batch
+        if len(items) > most:
+            parts = [slice(start, start + most) for start in range(0, len(items), most)]
+            times = [None if timestamps is None else timestamps[part] for part in parts]
+            return np.concatenate([self.run(items[part], at, depth) for part, at in zip(parts, times, strict=True)])
+        batch, length = items.shape
+        profile = next(place for place, longest in enumerate(self._plan.histories) if length <= longest)
+        inputs = {"items": items}
+        if self._timestamps:
+            inputs["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        for name, value in inputs.items():
+            self._copy(self._buffers[name], np.ascontiguousarray(value), to_device=True)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(inputs, (batch, length))
+        shapes["hidden_in"] = (batch, length, self._width)
+        for place, segment in enumerate(self._chains[depth]):
+            # A segment has the same addresses in every run: its graph holds them.
+            hidden = {"hidden_in": self._hidden[place % 2], "hidden_out": self._hidden[1 - place % 2]}
+            segment.enqueue(profile, shapes, self._buffers | hidden, self._stream)
+        users = np.empty((batch, self._width), np.float32)
+        self._copy(self._buffers["user_vector"], users, to_device=False)
+        self._got(self._cuda.cudaStreamSynchronize(self._stream))
+        return users
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``; every depth starts from the history again."""
+        for depth in depths:
+            rows = yield self.run(items, timestamps, depth)
+            if rows is not None:
+                items, timestamps = items[rows], None if timestamps is None else timestamps[rows]
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:  # noqa: ARG002
+        """Not here: see ``resumes``."""
+        raise ConfigError("a TensorRT plan has no second form; nothing is remembered of histories")
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._chains.clear()
+        for buffer in (*self._buffers.values(), *self._hidden):
+            self._got(self._cuda.cudaFree(buffer))
+        self._got(self._cuda.cudaStreamDestroy(self._stream))
+
+    def __enter__(self) -> "RtxEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _copy(self, buffer: int, array: NDArray[Any], *, to_device: bool) -> None:
+        kinds = self._cuda.cudaMemcpyKind
+        if to_device:
+            call = (buffer, array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
+        else:
+            call = (array.ctypes.data, buffer, array.nbytes, kinds.cudaMemcpyDeviceToHost, self._stream)
+        self._got(self._cuda.cudaMemcpyAsync(*call))
+
+    def _got(self, answer: tuple[Any, ...]) -> Any:
+        """What a call of CUDA returned besides its error code."""
+        error, *values = answer
+        if int(error) != 0:
+            raise RuntimeError(f"CUDA: {error.name}")
+        return values[0] if values else None
+
+
+class _Segment:
+    """One plan file with a context for each of its optimization profiles."""
+
+    def __init__(self, trt: Any, runtime: Any, path: Path, plan: Plan, stream: Any) -> None:
+        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise PlanRefusedError(f"{path}: TensorRT-RTX {trt.__version__} cannot read this plan on this machine")
+        self._names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
+        self._inputs = {name for name in self._names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._contexts = [self._engine.create_execution_context(config) for _ in plan.histories]
+        for place, context in enumerate(self._contexts):
+            context.set_optimization_profile_async(place, int(stream))
+
+    def enqueue(self, profile: int, shapes: dict[str, tuple[int, ...]], buffers: dict[str, int], stream: Any) -> None:
+        """Start a run; what it reads is in ``buffers``, and what it gives will be."""
+        context = self._contexts[profile]
+        for name in self._names:
+            if name in self._inputs:
+                context.set_input_shape(name, shapes[name])
+            context.set_tensor_address(name, int(buffers[name]))
+        if not context.execute_async_v3(int(stream)):
+            raise RuntimeError("TensorRT-RTX could not run a segment")
