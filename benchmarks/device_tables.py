@@ -15,6 +15,7 @@ def device_sections(folder: Path) -> list[str]:
     """A section for each run that is stored."""
     sections: list[tuple[str, Callable[[Run], str]]] = [
         ("precision", _precision),
+        ("memory", _memory),
         ("qlora", _qlora),
         ("efficiency", _efficiency),
         ("retrieval", _retrieval),
@@ -50,6 +51,32 @@ def _precision(run: Run) -> str:
             " of NDCG@10 on the test items, against fp32, paired over users.",
             table(head, rows),
             f"Peak with all depths together, and times that of depth 16 alone: {all_depths}.",
+        ]
+    )
+
+
+def _memory(run: Run) -> str:
+    rows = [
+        [
+            f"{row['items']:,}",
+            row["profile"],
+            row["precision"],
+            ", ".join(map(str, row["depths"])),
+            f"{row['peak_mb']:.0f}",
+            str(row["enough_mb"]),
+            f"{row['deepest_alone_mb']:.0f}",
+            f"{row['times_the_deepest']:.2f}",
+            f"{row['bundle_mb']:.0f}",
+        ]
+        for row in run["result"]["rows"]
+    ]
+    head = ["items", "profile", "precision", "depths", "peak MB", "at most", "deepest alone", "times that", "bundle MB"]
+    return "\n\n".join(
+        [
+            "## Memory on a device",
+            "The most resident memory of a process without a server that opens a bundle as the profile says and answers"
+            " at every depth; width 64, histories up to 200 items. «At most» is the aim for 12,000 items.",
+            table(head, rows),
         ]
     )
 

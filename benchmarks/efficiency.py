@@ -4,9 +4,9 @@
 
 Engines of untrained models of both block kinds and three widths, history 200, one thread, batch 1 and 32. A FLOP is a
 multiplication or an addition of a matrix product that the engine really does: 15 layers for all positions, the exit's
-for the last one. The peak is the faster of numpy's and onnxruntime's product of two large fp32 matrices, measured in
-turn with the engines. The shares of operators come from onnxruntime's profiler, in a run of their own. Writes
-results/efficiency.json.
+for the last one. The peak is the faster of numpy's and onnxruntime's product of two large fp32 matrices, on one thread
+too, measured in turn with the engines. The shares of operators come from onnxruntime's profiler, in a run of their own.
+Writes results/efficiency.json.
 """
 
 import argparse
@@ -20,13 +20,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from onnx import TensorProto, helper
 
 from fathom.benchmarks.record import run, save_run
-from fathom.exporter.segments import IR_VERSION, SegmentSpec, export_segments, segment_specs
-from fathom.training.model import ElasticModel, ModelConfig
+from fathom.benchmarks.untrained import untrained
+from fathom.exporter.bundle_writer import export
+from fathom.exporter.segments import IR_VERSION, SegmentSpec, segment_specs
+from fathom.runtime.blas import limit_blas_threads
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+from fathom.runtime.segment import READ_EXIT
+from fathom.training.model import ModelConfig
 
+DEPTH = 16
 HISTORY = 200
 BATCHES = (1, 32)
 WIDTHS = (64, 128, 256)
@@ -62,37 +68,48 @@ def flops(config: ModelConfig, spec: SegmentSpec) -> int:
 
 
 class Chain:
-    """The engines of depth 16 of an untrained model."""
+    """Depth 16 of an untrained model, exported into a folder and opened as a server opens it."""
 
-    def __init__(self, block: str, width: int) -> None:
-        torch.manual_seed(SEED)
-        shape = {"block": block, "width": width, "heads": 2, "items": ITEMS, "max_history": HISTORY, "span": HISTORY}
-        model = ElasticModel(ModelConfig.model_validate(shape)).eval()
-        self.specs, self.files = segment_specs(model.config.paths), export_segments(model)
-        self.flops = sum(flops(model.config, spec) for spec in self.specs)
-        self.sessions = [session(self.files[spec.file]) for spec in self.specs]
+    def __init__(self, folder: Path, block: str, width: int) -> None:
+        shape = {"block": block, "width": width, "max_history": HISTORY, "span": HISTORY}
+        checkpoint, dataset = untrained(items=ITEMS, **shape)
+        export(checkpoint, dataset, folder, name="efficiency")
+        bundle = Bundle.open(folder)
+        self._files = bundle.segments(DEPTH)
+        self._engine = open_engine(bundle)
+        config = checkpoint.model.config
+        self.flops = sum(flops(config, spec) for spec in segment_specs(config.paths))
 
-    def run(self, batch: int, sessions: list[onnxruntime.InferenceSession] | None = None) -> None:
-        """Once, as the runtime does it."""
-        feeds: dict[str, Any] = {"items": np.arange(batch * HISTORY).reshape(batch, HISTORY) % ITEMS + 1}
-        for spec, each in zip(self.specs, sessions or self.sessions, strict=True):
-            wanted = "hidden_out" if spec.feeds_next else "user_vector"
-            read = {one.name: feeds[one.name] for one in each.get_inputs()}
-            feeds["hidden_in"] = each.run([wanted], read)[0]
+    def run(self, batch: int) -> None:
+        """Once."""
+        self._engine.run(_histories(batch), None, DEPTH)
 
     def operators(self, batch: int) -> dict[str, float]:
-        """Operator -> its share of the time that all take."""
+        """Operator -> its share of the time that all take, as many histories at once as the runtime runs (8 of 32)."""
+        items = _histories(min(batch, 8))
         spent: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
-            sessions = [session(self.files[spec.file], Path(folder) / str(spec.depth)) for spec in self.specs]
+            sessions = [session(path.read_bytes(), Path(folder) / path.stem) for path in self._files]
             for _ in range(10):
-                self.run(batch, sessions)
+                feeds: dict[str, Any] = {"items": items, READ_EXIT: np.array(False)}
+                for each in sessions[:-1]:
+                    feeds["hidden_in"] = each.run(["hidden_out"], _read(each, feeds))[0]
+                sessions[-1].run(["user_vector"], _read(sessions[-1], feeds))
             for each in sessions:
                 for event in json.loads(Path(each.end_profiling()).read_bytes()):
                     if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                         spent[event["args"]["op_name"]] += event["dur"]
         total = sum(spent.values())
         return {name: round(took / total, 3) for name, took in spent.most_common(8)}
+
+
+def _histories(batch: int) -> Any:
+    return np.arange(batch * HISTORY).reshape(batch, HISTORY) % ITEMS + 1
+
+
+def _read(opened: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    names = [each.name for each in (*opened.get_inputs(), *opened.get_overridable_initializers())]
+    return {name: feeds[name] for name in names}
 
 
 def products() -> dict[str, Callable[[], object]]:
@@ -109,7 +126,14 @@ def products() -> dict[str, Callable[[], object]]:
 
 def measure(rounds: int) -> dict[str, Any]:
     """GFLOP/s of every engine and of the peak, in turn."""
-    chains = {(block, width): Chain(block, width) for block in BLOCKS for width in WIDTHS}
+    limit_blas_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = [(block, width) for block in BLOCKS for width in WIDTHS]
+        chains = {(block, width): Chain(Path(folder) / f"{block}-{width}", block, width) for block, width in kinds}
+        return _measured(chains, rounds)
+
+
+def _measured(chains: Mapping[tuple[str, int], Chain], rounds: int) -> dict[str, Any]:
     work: dict[tuple[Any, ...], tuple[float, Callable[[], object]]] = {
         ("peak", name): (2.0 * SIDE**3, product) for name, product in products().items()
     }
@@ -157,7 +181,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     chosen = parser.parse_args()
     result = measure(chosen.rounds)
-    config = {"depth": 16, "history": HISTORY, "threads": 1, "precision": "fp32", "rounds": chosen.rounds}
+    config = {"depth": DEPTH, "history": HISTORY, "threads": 1, "precision": "fp32", "rounds": chosen.rounds}
     print(f"peak {result['peak_gflops']} GFLOP/s")
     print(f"stored in {save_run('efficiency', config=config, result=result, seed=SEED)}")
 

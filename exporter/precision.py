@@ -24,6 +24,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from fathom.errors import ConfigError
 from fathom.exporter.parity import SegmentRunner
@@ -183,6 +184,7 @@ def _fp16(data: bytes) -> bytes:
     proto = convert_float_to_float16(
         onnx.load_from_string(data), keep_io_types=True, disable_shape_infer=True, op_block_list=blocked
     )
+    OnnxModel(proto).topological_sort()  # it leaves casts behind their readers
     return bytes(proto.SerializeToString(deterministic=True))
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fathom.runtime")
 
+#: Positions that onnxruntime computes at once: with more, what a layer leaves no longer stays in the cache of a core.
+MOST_POSITIONS = 2048
+
 
 class Engine(Protocol):
     """What turns histories into user vectors; one batch has one depth."""
@@ -125,6 +128,11 @@ class OnnxEngine:
 
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``; KeyError for a depth that it does not have."""
+        parts = min(-(-items.size // MOST_POSITIONS), len(items))
+        if parts > 1:
+            times = [None] * parts if timestamps is None else np.array_split(timestamps, parts)
+            pairs = zip(np.array_split(items, parts), times, strict=True)
+            return np.concatenate([self.run(some, at, depth) for some, at in pairs])
         feeds = self._feeds(items, timestamps)
         *passed, last = self._chains[depth]
         for segment in passed:

@@ -110,6 +110,17 @@ def test_timestamps_reach_the_model_and_missing_ones_are_zeros(make_bundle) -> N
     np.testing.assert_array_equal(engine.run(items, np.zeros_like(items), 8), engine.run(items, None, 8))
 
 
+def test_a_batch_with_too_many_positions_is_run_in_parts(
+    synthetic_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = np.random.default_rng(0).integers(1, 9, (7, 5))
+    with Bundle.open(synthetic_bundle) as bundle, open_engine(bundle) as engine:
+        expected = engine.run(items, None, 16)
+        for most in (1, 5, 12, 34):
+            monkeypatch.setattr("fathom.runtime.engine.MOST_POSITIONS", most)
+            np.testing.assert_allclose(engine.run(items, np.zeros_like(items), 16), expected, atol=1e-6)
+
+
 def test_only_the_segments_of_the_asked_depths_are_loaded(synthetic_bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
     bundle = Bundle.open(copy)
