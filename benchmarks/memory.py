@@ -3,9 +3,9 @@
     python -m fathom.benchmarks.memory [--items 12000 1000000]
 
 The network is untrained, of width 64 and 16 layers: what it answers does not matter here. A bundle is exported for
-each catalogue and precision, and sliced for the profile. A process without a server opens it, answers histories of 50
-and 200 items at each depth, one and as many as the profile lets a batch hold, and tells the most memory that was
-resident. For comparison, the deepest depth alone. Writes results/memory.json.
+each catalogue and precision, and sliced for the profile. A process without gRPC, which asks for memory as a server
+does, opens it, answers histories of 50 and 200 items at each depth, one and as many as the profile lets a batch hold, and
+tells the most memory that was resident. For comparison, the deepest depth alone. Writes results/memory.json.
 """
 
 import argparse
@@ -41,6 +41,9 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
+from fathom.serving.memory import use_memory_sparingly
+
+use_memory_sparingly()
 
 async def answer():
     bundle, profile = Bundle.open(Path(sys.argv[1])), load_profile(sys.argv[2])

@@ -229,6 +229,8 @@ def _finish(
     read = {value for node in proto.graph.node for value in node.input}
     for unread in [each for each in proto.graph.input if each.name not in read and each.name in optional]:
         proto.graph.input.remove(unread)
+    for constant in [each for each in proto.graph.initializer if each.name not in read]:
+        proto.graph.initializer.remove(constant)
     for node in proto.graph.node:
         del node.metadata_props[:]  # the optimizer's notes to itself
     onnx.checker.check_model(proto)

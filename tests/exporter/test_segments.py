@@ -108,6 +108,8 @@ def test_engines_hold_standard_operators_and_no_trace_of_where_they_were_made(en
         assert {node.domain for node in model.graph.node} == {""}
         assert not model.metadata_props
         assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        read = {value for node in model.graph.node for value in node.input}
+        assert {each.name for each in model.graph.initializer} <= read
         assert b".py" not in data
 
 
