@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks.markdown import interval, percent, table
+from fathom.benchmarks.markdown import decimal, interval, percent, table
 from fathom.training.metrics import Interval
 
 Run = Mapping[str, Any]
@@ -62,9 +62,9 @@ def _memory(run: Run) -> str:
             row["profile"],
             row["precision"],
             ", ".join(map(str, row["depths"])),
-            f"{row['peak_mb']:.0f}",
+            f"{row['peak_mb']:,.1f}",
             str(row["enough_mb"]),
-            f"{row['deepest_alone_mb']:.0f}",
+            f"{row['deepest_alone_mb']:,.1f}",
             f"{row['times_the_deepest']:.2f}",
             f"{row['bundle_mb']:.0f}",
         ]
@@ -101,7 +101,7 @@ def _qlora(run: Run) -> str:
     quality = [
         [
             str(row["depth"]),
-            f"{row['ndcg@10']:.4f}",
+            decimal(row["ndcg@10"]),
             percent(Interval(**row["lost_before_healing"])),
             ", ".join(percent(Interval(**each)) for each in row["lost_after_healing"]),
         ]

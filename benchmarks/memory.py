@@ -4,8 +4,8 @@
 
 The network is untrained, of width 64 and 16 layers: what it answers does not matter here. A bundle is exported for
 each catalogue and precision, and sliced for the profile. A process without gRPC, which asks for memory as a server
-does, opens it, answers histories of 50 and 200 items at each depth, one and as many as the profile lets a batch hold, and
-tells the most memory that was resident. For comparison, the deepest depth alone. Writes results/memory.json.
+does, opens it, answers histories of 50 and 200 items at each depth, one and as many as the profile lets a batch hold,
+and tells the most memory that was resident. For comparison, the deepest depth alone. Writes results/memory.json.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.extension import Extender, Form, History, Kept
 from fathom.runtime.plans import PlanRefusedError
 from fathom.runtime.segment import Segment
-
-if TYPE_CHECKING:
-    from fathom.runtime.tensorrt_engine import RtxEngine
+from fathom.runtime.tensorrt_engine import RtxEngine, open_plan
 
 log = logging.getLogger("fathom.runtime")
 
@@ -74,16 +72,19 @@ def open_engine(
 
     Where the bundle has TensorRT plans: that which fits, or onnxruntime and a warning that says why none does.
     ``threads``: threads inside one run of onnxruntime. ``extends``: with the second form too, where the bundle has it.
-    Raises ConfigError for a depth that cannot be served here, BundleError for an engine file that breaks the contract.
+    Raises ConfigError for a depth or format that cannot be served here, BundleError for an engine file that breaks the
+    contract.
     """
+    if bundle.manifest.format == "executorch":
+        raise ConfigError(
+            f"{bundle.path}: its engines are .pte files, which phones run; serve the bundle they are from"
+        )
     wanted = tuple(sorted(set(bundle.depths if depths is None else depths)))
     missing = [depth for depth in wanted if depth not in bundle.depths]
     if missing or not wanted:
         asked = f"no depth {missing[0]}" if missing else "no depth asked for"
         raise ConfigError(f"{bundle.path}: {asked}; the bundle has {', '.join(map(str, bundle.depths))}")
     if bundle.manifest.plans:
-        from fathom.runtime.tensorrt_engine import open_plan
-
         try:
             return open_plan(bundle, wanted)
         except PlanRefusedError as error:

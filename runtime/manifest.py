@@ -153,7 +153,7 @@ class Manifest(_Frozen):
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
     )
     precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
-    format: Literal["onnx", "ort"]
+    format: Literal["onnx", "ort", "executorch"]
     model: ModelInfo
     items: int
     layer_precision: dict[int, Literal["fp32", "int8", "int4"]] = Field(

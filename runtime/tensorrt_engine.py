@@ -17,7 +17,10 @@ from fathom.runtime.plans import PlanRefusedError, choose_plan
 def open_plan(bundle: Bundle, depths: Collection[int]) -> "RtxEngine":
     """The engine of the plan that fits this machine; PlanRefusedError where none does."""
     plan = choose_plan(bundle.manifest, library=library_version(), capability=gpu_capability())
-    return RtxEngine(bundle, plan, depths=tuple(sorted(depths)))
+    try:
+        return RtxEngine(bundle, plan, depths=tuple(sorted(depths)))
+    except RuntimeError as error:
+        raise PlanRefusedError(f"the plan for compute capability {plan.compute_capability}: {error}") from error
 
 
 def library_version() -> str | None:

@@ -60,6 +60,8 @@ def test_no_command_is_forgotten_here() -> None:
     ("arguments", "message"),
     [
         (["bundle", "inspect", "nowhere"], "nowhere: no bundle here"),
+        (["bundle", "convert", "nowhere", "--to", "ort", "--out", "x"], "nowhere: no bundle here"),
+        (["bundle", "convert", "nowhere", "--to", "executorch", "--out", "x"], "executorch needs --checkpoint"),
         (["serve", "nowhere", "--port", "0"], "nowhere: no bundle here"),
         (["serve", "nowhere", "--max-queue", "0"], "--max-queue"),
         (["data", "prepare", "nowhere.csv", "--out", "x"], "nowhere.csv"),

@@ -116,10 +116,10 @@ def bundle_slice(
 def bundle_convert(
     bundle: BundlePath,
     to: Annotated[
-        Literal["ort", "tensorrt-rtx", "triton"],
+        Literal["ort", "executorch", "tensorrt-rtx", "triton"],
         typer.Option(
-            help="ort: for onnxruntime's mobile builds. tensorrt-rtx: with plans for NVIDIA GPUs beside the engines."
-            " triton: a model repository for Triton."
+            help="ort: for onnxruntime's mobile builds. executorch: for phones that run .pte files. tensorrt-rtx: with"
+            " plans for NVIDIA GPUs beside the engines. triton: a model repository for Triton."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
@@ -127,6 +127,9 @@ def bundle_convert(
     backend: Annotated[
         Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")
     ] = "onnxruntime",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="executorch: the checkpoint that the bundle was exported from.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs.")] = "8.6,8.9",
     as_json: AsJson = False,
 ) -> None:
@@ -147,6 +150,14 @@ def bundle_convert(
         return
     if to == "ort":
         manifest = convert_to_ort(bundle, out)
+    elif to == "executorch":
+        from fathom.errors import ConfigError
+        from fathom.exporter.executorch_format import convert_to_executorch
+        from fathom.training.checkpoint import Checkpoint
+
+        if checkpoint is None:
+            raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
+        manifest = convert_to_executorch(bundle, Checkpoint.load(checkpoint), out)
     else:
         from fathom.exporter.tensorrt_plans import add_plans
 

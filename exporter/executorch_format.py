@@ -1,0 +1,140 @@
+"""A bundle for phones that run ExecuTorch: one .pte file per depth, computed by XNNPACK wherever it can.
+
+Each file is a whole engine for one history: ``items`` int64 (1, history) [, ``timestamps`` of the same shape] -> user
+vector (1, width), for every length up to ``max_history``.
+"""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fathom.errors import ArtefactError, ConfigError, MissingExtraError, ParityError
+from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engine import open_engine
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.model import ElasticModel
+
+MAX_ABS_ERROR = 1e-4
+_CHECKED_LENGTHS = (1, 2, 7, 50, 200)
+
+
+def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Manifest:
+    """Write to ``out`` the bundle with .pte engines and return its manifest; the source stays as it is.
+
+    ``checkpoint``: the one that the bundle was made from. The engines are checked against the bundle's. A certificate
+    is left behind, and so is the second form. Raises MissingExtraError without ExecuTorch, BundleError for a source
+    that is refused, ArtefactError for another checkpoint, ParityError when an engine computes something else.
+    """
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
+    with Bundle.open(source) as bundle:
+        manifest = bundle.manifest
+        if manifest.source.checkpoint != checkpoint.sha256:
+            raise ArtefactError(
+                f"{source} was made from checkpoint {manifest.source.checkpoint[:12]}, not from"
+                f" {checkpoint.sha256[:12]}; give the one that it was exported from"
+            )
+        kept = {name: entry for name, entry in manifest.files.items() if name.startswith(("items/", "selector/"))}
+        kept.pop(CERTIFICATE_FILE, None)
+        depths = {}
+        with new_folder(out) as folder:
+            for name in kept:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, folder / name)
+            (folder / "engines").mkdir()
+            programs = {}
+            for depth, info in manifest.depths.items():
+                name, data = f"engines/depth-{depth:02d}.pte", build_program(checkpoint.model, depth)
+                (folder / name).write_bytes(data)
+                kept[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
+                depths[depth] = info.model_copy(update={"segments": (name,)})
+                programs[depth] = data
+            _check(bundle, programs)
+            files = dict(sorted(kept.items()))
+            changed = {"format": "executorch", "depths": depths, "files": files, "version": bundle_version(files)}
+            made = manifest.model_copy(update={**changed, "extension": None, "plans": (), "fits": {}})
+            write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
+            Bundle.open(folder).close()
+    return made
+
+
+def build_program(model: ElasticModel, depth: int) -> bytes:
+    """The .pte file of one depth."""
+    length = torch.export.Dim("history", min=1, max=model.config.max_history)
+    inputs = tuple(torch.ones(1, 3, dtype=torch.int64) for _ in range(2 if model.uses_timestamps else 1))
+    with _quiet(), torch.no_grad():
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+        except ModuleNotFoundError:
+            raise MissingExtraError("executorch", "executorch") from None
+        module = _Depth(model, depth).eval()
+        program = torch.export.export(module, inputs, dynamic_shapes=tuple({1: length} for _ in inputs))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        return bytes(lowered.to_executorch().buffer)
+
+
+class Program:
+    """A .pte file that is run here, for checking."""
+
+    def __init__(self, data: bytes) -> None:
+        with _quiet():
+            from executorch.runtime import Runtime
+
+        # The method reads the program, and the program the bytes, for as long as it is run.
+        self._data = data
+        self._program = Runtime.get().load_program(self._data)
+        self._method = self._program.load_method("forward")
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """The user vector (1, width)."""
+        (users,) = self._method.execute(list(inputs))
+        out: Tensor = users
+        return out
+
+
+class _Depth(nn.Module):
+    def __init__(self, model: ElasticModel, depth: int) -> None:
+        super().__init__()
+        self.model = model
+        self.depth = depth
+
+    def forward(self, items: Tensor, timestamps: Tensor | None = None) -> Tensor:
+        return self.model.user_vectors(items, timestamps, depth=self.depth)
+
+
+def _check(source: Bundle, programs: dict[int, bytes]) -> None:
+    rng = np.random.default_rng(0)
+    model = source.manifest.model
+    with open_engine(source) as engine:
+        for depth, data in programs.items():
+            program = Program(data)
+            for length in sorted({min(each, model.max_history) for each in _CHECKED_LENGTHS}):
+                items = rng.integers(1, source.manifest.items + 1, (1, length))
+                times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
+                inputs = (items, times) if model.uses_timestamps else (items,)
+                found = program.run(*map(torch.from_numpy, inputs)).numpy()
+                error = np.abs(found - engine.run(items, times, depth)).max()
+                if not error <= MAX_ABS_ERROR:
+                    raise ParityError(f"depth {depth}: the .pte engine is off by {error:.2g} at {length} items")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Both libraries tell what they do."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
