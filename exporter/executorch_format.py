@@ -19,12 +19,13 @@ from fathom.errors import ArtefactError, ConfigError, MissingExtraError, ParityE
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, Parity, bundle_version
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.model import ElasticModel
 
 MAX_ABS_ERROR = 1e-4
 _CHECKED_LENGTHS = (1, 2, 7, 50, 200)
+_PER_LENGTH = 4
 
 
 def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Manifest:
@@ -58,7 +59,8 @@ def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Ma
                 kept[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
                 depths[depth] = info.model_copy(update={"segments": (name,)})
                 programs[depth] = data
-            _check(bundle, programs)
+            for depth, parity in _parity(bundle, programs).items():
+                depths[depth] = depths[depth].model_copy(update={"parity": parity})
             files = dict(sorted(kept.items()))
             changed = {"format": "executorch", "depths": depths, "files": files, "version": bundle_version(files)}
             made = manifest.model_copy(update={**changed, "extension": None, "plans": (), "fits": {}})
@@ -112,20 +114,30 @@ class _Depth(nn.Module):
         return self.model.user_vectors(items, timestamps, depth=self.depth)
 
 
-def _check(source: Bundle, programs: dict[int, bytes]) -> None:
+def _parity(source: Bundle, programs: dict[int, bytes]) -> dict[int, Parity]:
+    """Each program against the bundle's engine on random histories; ParityError beyond MAX_ABS_ERROR."""
     rng = np.random.default_rng(0)
     model = source.manifest.model
+    lengths = [min(each, model.max_history) for each in _CHECKED_LENGTHS for _ in range(_PER_LENGTH)]
+    found = {}
     with open_engine(source) as engine:
         for depth, data in programs.items():
-            program = Program(data)
-            for length in sorted({min(each, model.max_history) for each in _CHECKED_LENGTHS}):
+            program, worst, same = Program(data), 0.0, 0
+            for length in lengths:
                 items = rng.integers(1, source.manifest.items + 1, (1, length))
                 times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
                 inputs = (items, times) if model.uses_timestamps else (items,)
-                found = program.run(*map(torch.from_numpy, inputs)).numpy()
-                error = np.abs(found - engine.run(items, times, depth)).max()
-                if not error <= MAX_ABS_ERROR:
-                    raise ParityError(f"depth {depth}: the .pte engine is off by {error:.2g} at {length} items")
+                users = program.run(*map(torch.from_numpy, inputs)).numpy()
+                expected = engine.run(items, times, depth)
+                worst = max(worst, float(np.abs(users - expected).max()))
+                one, other = (
+                    np.argsort(-(each @ source.vectors.T)[0], kind="stable")[:10] for each in (users, expected)
+                )
+                same += bool(np.array_equal(one, other))
+            if not worst <= MAX_ABS_ERROR:
+                raise ParityError(f"depth {depth}: the .pte engine is off by {worst:.2g}, more than {MAX_ABS_ERROR:g}")
+            found[depth] = Parity(max_abs_error=worst, top10_agreement=same / len(lengths), histories=len(lengths))
+    return found
 
 
 @contextmanager

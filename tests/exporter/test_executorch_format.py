@@ -33,6 +33,9 @@ def test_a_phone_gets_a_file_per_depth_that_computes_what_onnxruntime_computes(p
         assert bundle.manifest.format == "executorch"
         assert bundle.depths == (4,)
         assert bundle.manifest.extension is None
+        parity = bundle.manifest.depths[4].parity
+        assert 0 < parity.max_abs_error < 1e-4
+        assert (parity.top10_agreement, parity.histories) == (1.0, 20)
         (path,) = bundle.segments(4)
         assert b"XnnpackBackend" in path.read_bytes()
         program = Program(path.read_bytes())
