@@ -5,7 +5,6 @@ vector (1, width), for every length up to ``max_history``.
 """
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fathom.errors import ArtefactError, ConfigError, MissingExtraError, ParityError
+from fathom.errors import ArtefactError, MissingExtraError, ParityError
+from fathom.exporter.another_bundle import copy_files, refuse_same_folder
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
@@ -35,8 +35,7 @@ def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Ma
     is left behind, and so is the second form. Raises MissingExtraError without ExecuTorch, BundleError for a source
     that is refused, ArtefactError for another checkpoint, ParityError when an engine computes something else.
     """
-    if out.resolve() == source.resolve():
-        raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
+    refuse_same_folder(source, out)
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
         if manifest.source.checkpoint != checkpoint.sha256:
@@ -48,9 +47,7 @@ def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Ma
         kept.pop(CERTIFICATE_FILE, None)
         depths = {}
         with new_folder(out) as folder:
-            for name in kept:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, folder / name)
+            copy_files(source, folder, kept)
             (folder / "engines").mkdir()
             programs = {}
             for depth, info in manifest.depths.items():

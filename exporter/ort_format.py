@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 
 from fathom.errors import ConfigError, ParityError
+from fathom.exporter.another_bundle import copy_files, refuse_same_folder
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
@@ -29,8 +30,7 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
     holds for the files that it was tested on. Raises BundleError for a source that is refused, ConfigError for one
     whose engines are not ONNX or that is ``out``, ParityError when an engine has changed.
     """
-    if out.resolve() == source.resolve():
-        raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
+    refuse_same_folder(source, out)
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
         if manifest.format != "onnx":
@@ -43,9 +43,7 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
             not in {*names, CERTIFICATE_FILE, *(file for plan in manifest.plans for file in plan.segments.values())}
         }
         with new_folder(out) as folder:
-            for name in files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes((source / name).read_bytes())
+            copy_files(source, folder, files)
             (folder / OPERATORS_FILE).parent.mkdir(parents=True, exist_ok=True)
             for name, ort in names.items():
                 _convert(source / name, folder / ort)

@@ -1,11 +1,11 @@
 """Cuts a smaller Bundle for one device profile out of a bundle; runs without torch, on the device if need be."""
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
+from fathom.exporter.another_bundle import copy_files, refuse_same_folder
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import MANIFEST_NAME, DepthInfo, Extension, Manifest, Plan, bundle_version
@@ -18,8 +18,7 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     same bundle and profile give the same slice. Raises BundleError for a source that is refused, ConfigError when it
     has none of the profile's depths or ``out`` is the source.
     """
-    if out.resolve() == source.resolve():
-        raise ConfigError(f"{out}: a slice cannot replace the bundle that it is cut from; choose another folder")
+    refuse_same_folder(source, out)
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
     kept = {depth: info for depth, info in manifest.depths.items() if depth in profile.depths}
@@ -47,9 +46,7 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     }
     sliced = manifest.model_copy(update=changed)
     with new_folder(out) as folder:
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+        copy_files(source, folder, files)
         write_json(folder / MANIFEST_NAME, sliced.model_dump(mode="json"))
         Bundle.open(folder).close()  # the source may have changed under our hands
     return sliced

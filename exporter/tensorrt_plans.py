@@ -4,13 +4,13 @@ A plan holds for one compute capability and one version of the library. The ONNX
 plan fits a machine, onnxruntime answers.
 """
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 from fathom.errors import ConfigError, MissingExtraError
+from fathom.exporter.another_bundle import copy_files, refuse_same_folder
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.lanes import length_buckets
@@ -41,8 +41,7 @@ def add_plans(source: Path, out: Path, capabilities: Sequence[str]) -> Manifest:
     if unknown or not capabilities:
         asked = f"unknown compute capability {unknown[0]}" if unknown else "no compute capability given"
         raise ConfigError(f"{asked}; TensorRT-RTX {trt.__version__} builds for {', '.join(sorted(known, key=float))}")
-    if out.resolve() == source.resolve():
-        raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
+    refuse_same_folder(source, out)
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
     if manifest.format != "onnx":
@@ -50,9 +49,7 @@ def add_plans(source: Path, out: Path, capabilities: Sequence[str]) -> Manifest:
     earlier = {file for plan in manifest.plans for file in plan.segments.values()}
     files = {name: entry for name, entry in manifest.files.items() if name not in {CERTIFICATE_FILE, *earlier}}
     with new_folder(out) as folder:
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
+        copy_files(source, folder, files)
         plans = tuple(_plan(trt, folder, manifest, each, known[each]) for each in dict.fromkeys(capabilities))
         for name in (file for plan in plans for file in plan.segments.values()):
             data = (folder / name).read_bytes()
