@@ -19,6 +19,7 @@ def device_sections(folder: Path) -> list[str]:
         ("qlora", _qlora),
         ("efficiency", _efficiency),
         ("retrieval", _retrieval),
+        ("gpu", _gpu),
     ]
     stored = [(folder / f"{name}.json", section) for name, section in sections]
     return [section(json.loads(path.read_bytes())) for path, section in stored if path.exists()]
@@ -176,5 +177,57 @@ def _retrieval(run: Run) -> str:
             table(["search", "batch", "ms", "times faiss"], rows),
             "What part of a request of 50 items it is, by the size of the catalogue:",
             table(["items", "depth", "engine ms", "retrieval ms", "retrieval's part of the request"], shares),
+        ]
+    )
+
+
+def _gpu(run: Run) -> str:
+    result, config = run["result"], run["config"]
+    engines = [
+        [
+            f"{row['width']}, {row['precision']}{'' if row['captured'] else ', no graphs'}",
+            str(row["depth"]),
+            str(row["batch"]),
+            str(row["history"]),
+            f"{row['gpu_ms']:.2f}",
+            f"{row['thread_ms']:.2f}" if "thread_ms" in row else "",
+            f"{row['cores_ms']:.1f}",
+            f"{row['max_abs_error']:.0e}",
+        ]
+        for row in result["engines"]
+    ]
+    rates = [
+        [
+            row["bundle"],
+            "GPU" if row["engine"] == "gpu" else "one thread",
+            str(row["depth"]),
+            f"{row['requests_per_s']:,}",
+        ]
+        for row in result["pipeline"]
+    ]
+    searches = [
+        [
+            f"{row['items']:,}",
+            str(row["batch"]),
+            f"{row['gpu_ms']:.2f}",
+            f"{row['thread_ms']:.2f}",
+            f"{row['cores_ms']:.2f}",
+            f"{row['same_answers']:.0%}",
+        ]
+        for row in result["search"]
+    ]
+    cores = run["machine"]["cores"]
+    head = ["width, precision", "depth", "batch", "history", "GPU ms", "one thread ms", f"{cores} cores ms", "error"]
+    return "\n\n".join(
+        [
+            "## On a GPU",
+            f"{run['machine']['gpu']}, onnxruntime {run['versions']['onnxruntime-gpu']}; the processor is that of the"
+            " same machine. Histories go to the GPU and user vectors come back within the time. Error: the largest of a user"
+            " vector, against the processor with the same engines.",
+            table(head, engines),
+            f"Requests a second through the pipeline, without gRPC, history 50, {config['in_flight']} in flight:",
+            table(["bundle", "engine", "depth", "requests/s"], rates),
+            f"The best {config['best']} by exact search, width 64, without 50 items that each has seen:",
+            table(["items", "batch", "GPU ms", "one thread ms", f"{cores} cores ms", "same answers"], searches),
         ]
     )

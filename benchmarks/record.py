@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from fathom.files import write_json
 
 SCHEMA_VERSION = 1
 RESULTS = Path("results")
-PACKAGES = ("fathom", "numpy", "onnxruntime", "onnx", "torch", "grpcio", "protobuf", "locust")
+PACKAGES = ("fathom", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "grpcio", "protobuf", "locust")
 
 
 def save_run(
@@ -65,8 +66,9 @@ def run(main: Callable[[], object]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, and nothing that names the machine: CPU, cores, memory, load, system."""
+    """What the figures depend on, and nothing that names the machine: CPU, GPU, cores, memory, load, system."""
     return {
+        **({"gpu": gpu} if (gpu := _gpu_model()) else {}),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
@@ -92,6 +94,16 @@ def _cpu_model() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu_model() -> str | None:
+    """The first GPU and its driver, as nvidia-smi tells, None without one."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.splitlines()[0] if told else None
 
 
 def _running_command() -> list[str]:

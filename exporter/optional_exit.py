@@ -55,6 +55,29 @@ def with_optional_exit(data: bytes) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
+def without_optional_exit(data: bytes) -> bytes:
+    """The engine that ``with_optional_exit`` was given, or another of the same computation; the inverse."""
+    proto = onnx.load_from_string(data)
+    graph = proto.graph
+    skip = next((node for node in graph.node if node.op_type == "If" and node.input[0] == READ_EXIT), None)
+    if skip is None:
+        return data
+    branch = next(each.g for each in skip.attribute if each.name == "then_branch")
+    names = {inner.name: outer for inner, outer in zip(branch.output, skip.output, strict=True)}
+    for node in branch.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    nodes = [node for node in graph.node if node != skip]
+    constants = [each for each in graph.initializer if each.name != READ_EXIT]
+    inputs = [each for each in graph.input if each.name != READ_EXIT]
+    whole = helper.make_graph(
+        [*nodes, *branch.node], graph.name, inputs, graph.output, [*constants, *branch.initializer]
+    )
+    proto.graph.CopyFrom(whole)
+    onnx.checker.check_model(proto)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
 def _ancestors(graph: onnx.GraphProto, values: Iterable[str]) -> set[int]:
     """The places of the nodes that these values come from."""
     made = {value: place for place, node in enumerate(graph.node) for value in node.output}

@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.cuda_engine import CudaEngine
 from fathom.runtime.extension import Extender, Form, History, Kept
 from fathom.runtime.plans import PlanRefusedError
 from fathom.runtime.segment import Segment
+from fathom.runtime.session import Device, offers_cuda
 from fathom.runtime.tensorrt_engine import RtxEngine, open_plan
 
 log = logging.getLogger("fathom.runtime")
@@ -27,6 +29,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """For people and metrics, as ``onnxruntime-cpu``."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """Where onnxruntime computes beside it: the search for items is made there."""
         ...
 
     @property
@@ -66,14 +73,21 @@ class Engine(Protocol):
 
 
 def open_engine(
-    bundle: Bundle, *, threads: int = 1, depths: Collection[int] | None = None, extends: bool = False
-) -> "OnnxEngine | RtxEngine":
+    bundle: Bundle,
+    *,
+    threads: int = 1,
+    depths: Collection[int] | None = None,
+    extends: bool = False,
+    device: Device | Literal["auto"] = "auto",
+) -> "OnnxEngine | CudaEngine | RtxEngine":
     """The engine for this bundle and machine, with the given depths (all of the bundle when None).
 
-    Where the bundle has TensorRT plans: that which fits, or onnxruntime and a warning that says why none does.
-    ``threads``: threads inside one run of onnxruntime. ``extends``: with the second form too, where the bundle has it.
-    Raises ConfigError for a depth or format that cannot be served here, BundleError for an engine file that breaks the
-    contract.
+    ``device``: auto takes the GPU where there is one that can be used: by the bundle's TensorRT plan that fits, else by
+    onnxruntime's CUDA provider, and says in a warning why what is installed cannot be used.
+    ``threads``: threads inside one run on the CPU. ``extends``: with the second form too, where the bundle has it and
+    the CPU runs it.
+    Raises ConfigError for a depth, format or device that cannot be served here, BundleError for an engine file that
+    breaks the contract.
     """
     if bundle.manifest.format == "executorch":
         raise ConfigError(
@@ -84,11 +98,18 @@ def open_engine(
     if missing or not wanted:
         asked = f"no depth {missing[0]}" if missing else "no depth asked for"
         raise ConfigError(f"{bundle.path}: {asked}; the bundle has {', '.join(map(str, bundle.depths))}")
-    if bundle.manifest.plans:
+    if device != "cpu" and bundle.manifest.plans:
         try:
             return open_plan(bundle, wanted)
         except PlanRefusedError as error:
             log.warning("%s: TensorRT is not used, onnxruntime answers instead: %s", bundle.path, error)
+    if device == "cuda":
+        return CudaEngine(bundle, depths=wanted)
+    if device == "auto" and offers_cuda():
+        try:
+            return CudaEngine(bundle, depths=wanted)
+        except ConfigError as error:
+            log.warning("%s: the GPU is not used, the CPU answers instead: %s", bundle.path, error)
     return OnnxEngine(bundle, depths=wanted, threads=threads, extends=extends)
 
 
@@ -99,6 +120,7 @@ class OnnxEngine:
     """
 
     name = "onnxruntime-cpu"
+    device: Device = "cpu"
 
     def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int, extends: bool = False) -> None:
         self.depths = depths

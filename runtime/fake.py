@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.extension import History, Kept
+from fathom.runtime.session import Device
 
 
 class FakeEngine:
@@ -16,6 +17,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    device: Device = "cpu"
 
     def __init__(
         self,

@@ -113,7 +113,8 @@ class Pipeline:
         settings = self.settings
         limit_blas_threads(settings.threads)
         items, threads = settings.retrieval_items, settings.threads
-        retriever = FlatRetriever(self.bundle.vectors, block_items=items, threads=threads)
+        device = self.engine.device
+        retriever = FlatRetriever(self.bundle.vectors, block_items=items, threads=threads, device=device)
         runner = Runner(self.bundle, self.engine, retriever, remembers=self._memory is not None)
         buckets = length_buckets(self._max_history, remembered=self._memory is not None)
         lanes: Lanes[Any] = Lanes(

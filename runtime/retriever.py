@@ -3,19 +3,29 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.session import open_session
+from fathom.runtime.session import Device, open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Indices = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 #: Items that are scored at a time; fewer cost more sorting.
 BLOCK_ITEMS = 262_144
-#: Made by ``exporter/search_graph.py``, which describes it.
+#: The same on a GPU; fewer cost more launches.
+BLOCK_ITEMS_CUDA = 4_194_304
+#: Below so many items a GPU takes longer than one thread.
+LEAST_ITEMS_CUDA = 10_000
+#: Made by ``exporter/search_graph.py``, which describes them.
 GRAPH = Path(__file__).with_name("search.onnx")
+GRAPH_IN_CHUNKS = Path(__file__).with_name("search_in_chunks.onnx")
+CHUNK = 256
 _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
 _NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
 _NEVER = np.float32(-np.inf)
@@ -38,16 +48,27 @@ class FlatRetriever:
 
     ``vectors``: float32 (n, width). ``block_items``: items that are scored at a time, so that the memory of a search
     does not grow with the catalogue. A block is scored, filtered and sorted by onnxruntime in one call: the threads of
-    a server hand the interpreter to each other once, and not at every step.
+    a server hand the interpreter to each other once, and not at every step. ``device``: where large catalogues are
+    searched; cuda holds their vectors on the GPU.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], *, block_items: int = BLOCK_ITEMS, threads: int = 1) -> None:
+    def __init__(
+        self,
+        vectors: NDArray[np.float32],
+        *,
+        block_items: int = BLOCK_ITEMS,
+        threads: int = 1,
+        device: Device = "cpu",
+    ) -> None:
         self._n = len(vectors)
+        on_gpu = device == "cuda" and self._n >= LEAST_ITEMS_CUDA
+        size = BLOCK_ITEMS_CUDA if on_gpu else block_items
+        self._session = open_session(GRAPH_IN_CHUNKS if on_gpu else GRAPH, threads, "cuda" if on_gpu else "cpu")
         # Transposed once: a batch then takes half the time, at the price of a second copy of the vectors.
         self._blocks = [
-            (low, np.ascontiguousarray(vectors[low : low + block_items].T)) for low in range(0, self._n, block_items)
+            _Block(self._session, low, np.ascontiguousarray(vectors[low : low + size].T), on_gpu=on_gpu)
+            for low in range(0, self._n, size)
         ]
-        self._session = open_session(GRAPH, threads)
 
     def search(
         self, users: NDArray[np.float32], ks: Sequence[int], filters: Sequence[ItemFilter]
@@ -71,9 +92,9 @@ class FlatRetriever:
     ) -> tuple[Scores, Indices]:
         """Scores and items (rows, k) of the best, hidden ones last."""
         found = []
-        for low, columns in self._blocks:
-            inside = hidden if len(self._blocks) == 1 else _inside(hidden, low, columns.shape[1])
-            found.append(self._best_of(users, low, columns, inside, masks, k))
+        for block in self._blocks:
+            inside = hidden if len(self._blocks) == 1 else _inside(hidden, block.low, block.items)
+            found.append(block.best(users, inside, masks, k))
         if len(found) == 1:
             return found[0]
         values, items = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
@@ -81,25 +102,46 @@ class FlatRetriever:
         order = np.argsort(-values, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(values, order, axis=1), np.take_along_axis(items, order, axis=1)
 
-    def _best_of(
-        self,
-        users: NDArray[np.float32],
-        low: int,
-        columns: NDArray[np.float32],
-        hidden: Indices,
-        masks: Mapping[int, NDArray[np.bool_]],
-        k: int,
+
+class _Block:
+    """Items from ``low`` on, by their vectors (width, items)."""
+
+    def __init__(
+        self, session: "onnxruntime.InferenceSession", low: int, columns: NDArray[np.float32], *, on_gpu: bool
+    ) -> None:
+        self._session = session
+        self.low = low
+        self.items = columns.shape[1]
+        self._columns: Any = columns
+        self._binding = None
+        if on_gpu:
+            import onnxruntime
+
+            self._columns = onnxruntime.OrtValue.ortvalue_from_numpy(columns, "cuda", 0)
+            self._binding = session.io_binding()
+            self._binding.bind_ortvalue_input("columns", self._columns)
+
+    def best(
+        self, users: NDArray[np.float32], hidden: Indices, masks: Mapping[int, NDArray[np.bool_]], k: int
     ) -> tuple[Scores, Indices]:
-        width = columns.shape[1]
+        """Scores and items (rows, at most k) of the best; ``hidden`` counts from the first item of the block."""
         shown = _NO_MASK
         if masks:
-            shown = np.ones((len(users), width), dtype=np.bool_)
+            shown = np.ones((len(users), self.items), dtype=np.bool_)
             for row, mask in masks.items():
-                shown[row] = mask[low : low + width]
-        feeds = {"users": users, "columns": columns, "hidden": hidden, "shown": shown}
-        feeds |= {"masked": np.array(bool(masks)), "k": np.array([min(k, width)])}
-        values, items = self._session.run(["values", "items"], feeds)
-        return values, items + low if low else items
+                shown[row] = mask[self.low : self.low + self.items]
+        feeds: dict[str, NDArray[Any]] = {"users": users, "hidden": hidden, "shown": shown}
+        feeds |= {"masked": np.array(bool(masks)), "k": np.array([min(k, self.items)])}
+        if self._binding is None:
+            values, items = self._session.run(["values", "items"], feeds | {"columns": self._columns})
+        else:
+            for name, value in feeds.items():
+                self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            for name in ("values", "items"):
+                self._binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(self._binding)
+            values, items = self._binding.copy_outputs_to_cpu()
+        return values, items + self.low if self.low else items
 
 
 def _mask(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:

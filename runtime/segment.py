@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import BundleError
-from fathom.runtime.session import open_session
+from fathom.runtime.session import Device, open_session
 
 #: The input that says whether an exit is computed; where it is left out, it is.
 READ_EXIT = "read_exit"
@@ -18,9 +18,9 @@ _NO = np.array(False)
 class Segment:
     """One engine file as a session; ``inputs`` and ``outputs`` are the names of what it reads and can give."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, device: Device = "cpu", *, captured: bool = False) -> None:
         self._path = path
-        self._session = open_session(path, threads)
+        self._session = open_session(path, threads, device, captured=captured)
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self._has_optional_exit = any(i.name == READ_EXIT for i in self._session.get_overridable_initializers())

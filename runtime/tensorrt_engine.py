@@ -12,6 +12,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.extension import History, Kept
 from fathom.runtime.manifest import Plan
 from fathom.runtime.plans import PlanRefusedError, choose_plan
+from fathom.runtime.session import Device
 
 
 def open_plan(bundle: Bundle, depths: Collection[int]) -> "RtxEngine":
@@ -51,6 +52,7 @@ class RtxEngine:
     """
 
     name = "tensorrt-rtx"
+    device: Device = "cpu"
     resumes = False
 
     def __init__(self, bundle: Bundle, plan: Plan, *, depths: tuple[int, ...]) -> None:

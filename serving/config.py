@@ -60,6 +60,9 @@ class ServerSettings(BaseModel):
     threads: int | None = Field(
         default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where engines run; auto: on a GPU if one can be used"
+    )
     max_queue: int = Field(default=1024, ge=1, le=1_000_000, description="waiting requests before the server is full")
     backlog: int | None = Field(
         default=None, ge=1, le=10_000_000, description="calls held unread; default: ten times max_queue"

@@ -196,6 +196,7 @@ class MeteredEngine:
         self._metrics = metrics
         self._bundle = bundle
         self.name = engine.name
+        self.device = engine.device
         self.depths = engine.depths
         self.recording = False
 

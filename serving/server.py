@@ -73,7 +73,8 @@ class Server:
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
             profile = own_profile(settings.profile, bundle, force=True)
-            return open_engine(bundle, threads=threads, extends=reuse_mb(settings, profile) > 0)
+            extends = reuse_mb(settings, profile) > 0
+            return open_engine(bundle, threads=threads, extends=extends, device=settings.device)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
         self._history = open_history(settings.history, Retention(settings.history_max_events, settings.history_days))

@@ -116,10 +116,11 @@ def bundle_slice(
 def bundle_convert(
     bundle: BundlePath,
     to: Annotated[
-        Literal["ort", "executorch", "tensorrt-rtx", "triton"],
+        Literal["ort", "executorch", "cuda", "tensorrt-rtx", "triton"],
         typer.Option(
-            help="ort: for onnxruntime's mobile builds. executorch: for phones that run .pte files. tensorrt-rtx: with"
-            " plans for NVIDIA GPUs beside the engines. triton: a model repository for Triton."
+            help="ort: for onnxruntime's mobile builds. executorch: for phones that run .pte files. cuda: engines that"
+            " become CUDA graphs. tensorrt-rtx: with plans for NVIDIA GPUs beside the engines. triton: a model"
+            " repository for Triton."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
@@ -150,6 +151,10 @@ def bundle_convert(
         return
     if to == "ort":
         manifest = convert_to_ort(bundle, out)
+    elif to == "cuda":
+        from fathom.exporter.cuda_format import convert_for_cuda
+
+        manifest = convert_for_cuda(bundle, out)
     elif to == "executorch":
         from fathom.errors import ConfigError
         from fathom.exporter.executorch_format import convert_to_executorch
@@ -315,6 +320,9 @@ def serve(
         typer.Option(help="Memory for histories that may return. Default: by the profile, at most 64."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads. Default: the profile's.")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where engines run. Default: auto, a GPU if it can.")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
     backlog: Annotated[int | None, typer.Option(help="Calls held unread. Default: ten times --max-queue.")] = None,
     max_message_mb: Annotated[int | None, typer.Option(help="Largest message in and out.")] = None,

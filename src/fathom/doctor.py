@@ -2,9 +2,13 @@
 
 import base64
 import importlib.util
+import io
 import os
 import platform
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+
+from fathom.runtime.session import offers_cuda
 
 EXTRAS = {
     "torch": "train",
@@ -25,11 +29,13 @@ _IDENTITY = "CAkSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRI
 
 def examine() -> dict[str, str]:
     """Name and finding of everything that decides what Fathom can do here."""
+    import onnxruntime
+
     found = {
         "fathom": installed("fathom") or "not installed",
         "python": platform.python_version(),
         "machine": machine(),
-        "onnxruntime": installed("onnxruntime") or installed("onnxruntime-gpu") or "not installed",
+        "onnxruntime": onnxruntime.__version__,
     }
     found |= {name: "starts" if works else "listed, but does not start here" for name, works in providers().items()}
     for module, extra in EXTRAS.items():
@@ -63,8 +69,10 @@ def providers() -> dict[str, bool]:
 def _starts(provider: str) -> bool:
     import onnxruntime
 
+    offers_cuda()
     try:
-        session = onnxruntime.InferenceSession(base64.b64decode(_IDENTITY), providers=[provider])
+        with redirect_stdout(io.StringIO()):  # onnxruntime prints what it cannot load
+            session = onnxruntime.InferenceSession(base64.b64decode(_IDENTITY), providers=[provider])
     except Exception:  # onnxruntime's own classes have no common base but this one
         return False
     return bool(session.get_providers()[0] == provider)

@@ -1,0 +1,145 @@
+"""Engines on a GPU beside the same engines on the processor of the same machine.
+
+    python -m fathom.benchmarks.gpu build/cuda build/ml-100k/bundle [...]
+
+For every bundle, depths 4 and 16: milliseconds of one batch on the GPU, on one thread and on all cores, every round in
+a new random order, and the largest difference between their user vectors. `captured` says whether the bundle's engines
+became CUDA graphs (`fathom bundle convert --to cuda`). Then requests a second through the whole pipeline, without gRPC,
+so many in flight, and the search for the best 100 of random catalogues. Needs the extra gpu. Writes results/gpu.json.
+"""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.retrieval import unit_vectors
+from fathom.edge_profiles.profile import load_profile
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.cuda_engine import CudaEngine
+from fathom.runtime.engine import Engine, OnnxEngine
+from fathom.runtime.pipeline import Pipeline, Settings
+from fathom.runtime.query import Query
+from fathom.runtime.retriever import FlatRetriever, ItemFilter
+
+DEPTHS = (4, 16)
+SHAPES = ((1, 50), (1, 200), (32, 50), (32, 200), (256, 50), (256, 200))
+CATALOGUES = (12_000, 100_000, 1_000_000)
+BATCHES = (1, 32, 256)
+BEST = 100
+IN_FLIGHT = 256
+REQUESTS = 4_000
+SEED = 0
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, in a new random order in every round; the first two rounds do not count."""
+    rng, keys = np.random.default_rng(SEED), list(calls)
+    spent = np.empty((len(keys), rounds))
+    for turn in range(-2, rounds):
+        for number in rng.permutation(len(keys)):
+            begin = perf_counter()
+            calls[keys[number]]()
+            if turn >= 0:
+                spent[number, turn] = (perf_counter() - begin) * 1e3
+    return {f"{key}_ms": round(float(value), 3) for key, value in zip(keys, np.median(spent, axis=1), strict=True)}
+
+
+def engines(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
+    """A row for every depth and shape."""
+    rng, found = np.random.default_rng(SEED), []
+    with (
+        CudaEngine(bundle, depths=DEPTHS) as gpu,
+        OnnxEngine(bundle, depths=DEPTHS, threads=1) as one,
+        OnnxEngine(bundle, depths=DEPTHS, threads=os.cpu_count() or 1) as all_cores,
+    ):
+        for depth in DEPTHS:
+            for batch, length in SHAPES:
+                items = rng.integers(1, bundle.manifest.items + 1, (batch, length))
+                opened: dict[str, Engine] = {"gpu": gpu, "cores": all_cores}
+                if batch <= 32:
+                    opened["thread"] = one
+                calls = {name: partial(each.run, items, None, depth) for name, each in opened.items()}
+                row: dict[str, Any] = {
+                    "bundle": bundle.manifest.name,
+                    "width": bundle.manifest.model.width,
+                    "precision": bundle.manifest.precision,
+                    "captured": gpu.captured,
+                    "depth": depth,
+                    "batch": batch,
+                    "history": length,
+                }
+                row |= interleaved(calls, rounds)
+                error = np.abs(gpu.run(items, None, depth) - all_cores.run(items, None, depth)).max()
+                found.append(row | {"max_abs_error": float(f"{error:.2g}")})
+                print(found[-1], flush=True)
+    return found
+
+
+async def throughput(bundle: Bundle, engine: CudaEngine | OnnxEngine, depth: int) -> float:
+    """Requests a second at a depth, histories of 50."""
+    cloud, rng = load_profile("cloud"), np.random.default_rng(SEED)
+    settings = Settings(max_batch=256, max_batch_tokens=65_536, policy="deepest")
+    async with Pipeline(bundle, engine, settings=settings) as pipeline:
+        waiting = iter([Query(rng.integers(0, bundle.manifest.items, 50), 10, cloud, depth=depth)] * REQUESTS)
+
+        async def client() -> None:
+            for query in waiting:
+                await pipeline.recommend(query)
+
+        begin = perf_counter()
+        await asyncio.gather(*(client() for _ in range(IN_FLIGHT)))
+        return REQUESTS / (perf_counter() - begin)
+
+
+def searches(rounds: int) -> list[dict[str, Any]]:
+    """A row for every catalogue and batch."""
+    rng, table = np.random.default_rng(SEED), []
+    for items in CATALOGUES:
+        vectors = unit_vectors(rng, items)
+        cores = FlatRetriever(vectors, threads=os.cpu_count() or 1)
+        one, gpu = FlatRetriever(vectors), FlatRetriever(vectors, device="cuda")
+        for batch in BATCHES:
+            filters = [ItemFilter(exclude=rng.integers(0, items, 50)) for _ in range(batch)]
+            asked = unit_vectors(rng, batch), [BEST] * batch, filters
+            opened = {"gpu": gpu, "cores": cores, "thread": one}
+            taken = interleaved({name: partial(each.search, *asked) for name, each in opened.items()}, rounds)
+            pairs = zip(gpu.search(*asked), one.search(*asked), strict=True)
+            same = np.mean([np.array_equal(found[0], expected[0]) for found, expected in pairs])
+            table.append({"items": items, "batch": batch} | taken | {"same_answers": round(float(same), 4)})
+            print(table[-1], flush=True)
+    return table
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--rounds", type=int, default=20)
+    chosen = parser.parse_args()
+    rows, rates = [], []
+    for path in chosen.bundles:
+        with Bundle.open(path) as bundle:
+            rows += engines(bundle, chosen.rounds)
+            for depth in DEPTHS:
+                for kind, opened in (("gpu", CudaEngine), ("thread", partial(OnnxEngine, threads=1))):
+                    rate = asyncio.run(throughput(bundle, opened(bundle, depths=DEPTHS), depth))
+                    row = {"bundle": bundle.manifest.name, "engine": kind, "depth": depth}
+                    rates.append(row | {"requests_per_s": round(rate)})
+                    print(rates[-1], flush=True)
+    found = searches(chosen.rounds)
+    names = [path.name for path in chosen.bundles]
+    config = {"bundles": names, "best": BEST, "in_flight": IN_FLIGHT, "rounds": chosen.rounds}
+    result = {"engines": rows, "pipeline": rates, "search": found}
+    print(f"stored in {save_run('gpu', config=config, result=result, seed=SEED)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,153 @@
+"""Runs a bundle's segments with onnxruntime on an NVIDIA GPU."""
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import BundleError, ConfigError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.extension import History, Kept
+from fathom.runtime.lanes import length_buckets
+from fathom.runtime.segment import Segment
+from fathom.runtime.session import Device
+
+
+class CudaEngine:
+    """See ``Engine``: what a segment leaves stays on the device until the user vectors are read.
+
+    Histories are padded to the end of their length bucket and batches to a power of two, so that few shapes occur. For
+    each shape the launches of a segment, some hundred, are captured as a CUDA graph and repeated in one call; the first
+    two batches of a shape are slower. Engines that compute an exit only on demand cannot be captured and run without:
+    `fathom bundle convert --to cuda` makes engines that can.
+    """
+
+    resumes = False
+
+    def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], device: Device = "cuda") -> None:
+        self.depths = depths
+        self.device = device
+        self.name = f"onnxruntime-{device}"
+        self._width = bundle.manifest.model.width
+        self._buckets = length_buckets(bundle.manifest.model.max_history)
+        self._timestamps = bundle.manifest.model.uses_timestamps
+        segments: dict[Path, _CudaSegment] = {}
+        self._chains: dict[int, list[_CudaSegment]] = {}
+        for depth in depths:
+            paths = bundle.segments(depth)
+            for path in paths:
+                if path not in segments:
+                    segments[path] = _CudaSegment(path, device)
+            self._chains[depth] = [segments[path] for path in paths]
+            for place, segment in enumerate(self._chains[depth]):
+                segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
+        self._buffers: dict[tuple[int, int], _Buffers] = {}
+
+    @property
+    def captured(self) -> bool:
+        """Whether batches are repeated as CUDA graphs."""
+        return all(segment.captured for chain in self._chains.values() for segment in chain)
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``; KeyError for a depth that it does not have."""
+        chain = self._chains[depth]
+        batch, length = items.shape
+        shape = 1 << (batch - 1).bit_length(), next(end for end in self._buckets if end >= length)
+        buffers = self._buffers.get(shape)
+        if buffers is None:
+            number = len(self._buffers)
+            buffers = self._buffers[shape] = _Buffers(number, shape, self._width, self.device)
+        buffers.fill("items", items)
+        if self._timestamps:
+            buffers.fill("timestamps", np.zeros_like(items) if timestamps is None else timestamps)
+        for place, segment in enumerate(chain):
+            segment.run_on(buffers, place, last=place == len(chain) - 1)
+        users: NDArray[np.float32] = buffers.values["user_vector"].numpy()[:batch].copy()
+        return users
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``; every depth starts from the history again."""
+        for depth in depths:
+            rows = yield self.run(items, timestamps, depth)
+            if rows is not None:
+                items, timestamps = items[rows], None if timestamps is None else timestamps[rows]
+
+    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:  # noqa: ARG002
+        """Not here: see ``resumes``."""
+        raise ConfigError("nothing is remembered of histories on a GPU")
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._chains.clear()
+        self._buffers.clear()
+
+    def __enter__(self) -> "CudaEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Buffers:
+    """What batches of one shape read and leave, on the device; graphs hold the addresses."""
+
+    def __init__(self, number: int, shape: tuple[int, int], width: int, device: Device) -> None:
+        import onnxruntime
+
+        def reserve(shape: tuple[int, ...], kind: type) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
+
+        self.number = number
+        self._padded = np.zeros(shape, np.int64)
+        self.values = {
+            "items": reserve(shape, np.int64),
+            "timestamps": reserve(shape, np.int64),
+            "user_vector": reserve((shape[0], width), np.float32),
+        }
+        # A segment reads the one and leaves the other.
+        self.hidden = [reserve((*shape, width), np.float32) for _ in range(2)]
+
+    def fill(self, name: str, values: NDArray[np.int64]) -> None:
+        """Copy a batch to the device, with padding on its left and rows of padding below."""
+        batch, length = values.shape
+        self._padded[:] = 0
+        self._padded[:batch, self._padded.shape[1] - length :] = values
+        self.values[name].update_inplace(self._padded)
+
+
+class _CudaSegment(Segment):
+    """An engine file that reads and leaves its values on the device."""
+
+    def __init__(self, path: Path, device: Device) -> None:
+        self.captured = device == "cuda"
+        try:
+            super().__init__(path, 1, device, captured=self.captured)
+        except BundleError:  # it says so of an engine that cannot be captured
+            self.captured = False
+            super().__init__(path, 1, device)
+        self._bindings: dict[tuple[int, int, bool], tuple[Any, Any]] = {}
+
+    def run_on(self, buffers: _Buffers, place: int, *, last: bool) -> None:
+        """Run at a place of a chain; leaves the user vectors at its ``last``, else the hidden state."""
+        key = buffers.number, place, last
+        if key not in self._bindings:
+            self._bindings[key] = self._bind(buffers, place, last=last)
+        binding, options = self._bindings[key]
+        self._session.run_with_iobinding(binding, options)
+
+    def _bind(self, buffers: _Buffers, place: int, *, last: bool) -> tuple[Any, Any]:
+        import onnxruntime
+
+        binding, options = self._session.io_binding(), onnxruntime.RunOptions()
+        values = buffers.values | {"hidden_in": buffers.hidden[place % 2], "hidden_out": buffers.hidden[1 - place % 2]}
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        name = "user_vector" if last else "hidden_out"
+        binding.bind_ortvalue_output(name, values[name])
+        if self.captured:
+            options.add_run_config_entry("gpu_graph_id", str(len(self._bindings) + 1))
+        return binding, options

@@ -1,0 +1,65 @@
+"""A bundle for CUDA graphs: the same answers from engines without a branch, on a GPU and on a CPU."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fathom.errors import ConfigError
+from fathom.exporter.cuda_format import convert_for_cuda
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.cuda_engine import CudaEngine
+from fathom.runtime.engine import OnnxEngine, open_engine
+from fathom.runtime.tensorrt_engine import gpu_capability
+
+
+def same_answers(engine: CudaEngine, bundle: Bundle, *, within: float) -> None:
+    """Against onnxruntime on the CPU, in several shapes, the same shape again, and with a depth in between."""
+    rng = np.random.default_rng(0)
+    with OnnxEngine(bundle, depths=bundle.depths, threads=1) as expected:
+        for batch, length in ((1, 1), (3, 17), (4, 17), (3, 17), (40, 32), (3, 20), (3, 18)):
+            items = rng.integers(1, bundle.manifest.items + 1, (batch, min(length, bundle.manifest.model.max_history)))
+            times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
+            for depth in (16, 4, 8, 12, 4, 16):
+                for at in (times, None):
+                    users = engine.run(items, at, depth)
+                    assert users == pytest.approx(expected.run(items, at, depth), abs=within)
+            walked = engine.walk(items, times, (4, 16))
+            assert next(walked) == pytest.approx(expected.run(items, times, 4), abs=within)
+            rows = np.arange(0, batch, 2)
+            assert walked.send(rows) == pytest.approx(expected.run(items[rows], times[rows], 16), abs=within)
+
+
+def test_a_converted_bundle_answers_as_the_first_does(bundle_path: Path, tmp_path: Path) -> None:
+    convert_for_cuda(bundle_path, tmp_path / "cuda")
+    for each in (bundle_path, tmp_path / "cuda"):
+        with Bundle.open(each) as bundle, CudaEngine(bundle, depths=bundle.depths, device="cpu") as engine:
+            same_answers(engine, bundle, within=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu_capability() is None, reason="there is no CUDA device")
+def test_graphs_compute_what_the_cpu_computes(bundle_path: Path, tmp_path: Path) -> None:
+    convert_for_cuda(bundle_path, tmp_path / "cuda")
+    for each, captured in ((bundle_path, False), (tmp_path / "cuda", True)):
+        with Bundle.open(each) as bundle, open_engine(bundle) as engine:
+            assert isinstance(engine, CudaEngine)
+            assert engine.captured == captured
+            same_answers(engine, bundle, within=1e-5)
+
+
+def test_converted_engines_have_no_branches_and_another_version(bundle_path: Path, tmp_path: Path) -> None:
+    made = convert_for_cuda(bundle_path, tmp_path / "cuda")
+    with Bundle.open(bundle_path) as bundle:
+        assert made.version != bundle.manifest.version
+        assert made.depths == bundle.manifest.depths
+    for info in made.depths.values():
+        for name in info.segments:
+            graph = onnx.load(tmp_path / "cuda" / name).graph
+            assert "If" not in {node.op_type for node in graph.node}
+            assert "read_exit" not in {each.name for each in graph.input}
+    again = convert_for_cuda(tmp_path / "cuda", tmp_path / "again")
+    assert again.version == made.version
+    with pytest.raises(ConfigError, match="cannot replace the one that it is made from"):
+        convert_for_cuda(bundle_path, bundle_path)
