@@ -222,8 +222,8 @@ def _gpu(run: Run) -> str:
         [
             "## On a GPU",
             f"{run['machine']['gpu']}, onnxruntime {run['versions']['onnxruntime-gpu']}; the processor is that of the"
-            " same machine. Histories go to the GPU and user vectors come back within the time. Error: the largest of a user"
-            " vector, against the processor with the same engines.",
+            " same machine. Histories go to the GPU and user vectors come back within the time. Error: the largest of a"
+            " user vector, against the processor with the same engines.",
             table(head, engines),
             f"Requests a second through the pipeline, without gRPC, history 50, {config['in_flight']} in flight:",
             table(["bundle", "engine", "depth", "requests/s"], rates),
