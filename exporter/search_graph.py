@@ -19,7 +19,7 @@ from fathom.runtime.retriever import CHUNK, GRAPH, GRAPH_IN_CHUNKS
 def search_graph(*, chunk: int | None = None) -> bytes:
     """The graph.
 
-    ``users`` (rows, width) and ``columns`` (width, items) give scores. Those at ``hidden`` (pairs, 2: row, item) become
+    ``users`` (rows, width) and ``vectors`` (items, width) give scores. Those at ``hidden`` (pairs, 2: row, item) become
     minus infinity and, where ``masked`` is true, those for which ``shown`` (rows, items) is false. ``values`` and
     ``items`` (rows, k) are the best of each row; equal scores: the lowest index first.
 
@@ -31,7 +31,7 @@ def search_graph(*, chunk: int | None = None) -> bytes:
     masked = _branch("masked", [mask], "masked_scores", chunk)
     plain = _branch("plain", [], "left", chunk)
     nodes = [
-        helper.make_node("MatMul", ["users", "columns"], ["all"]),
+        helper.make_node("Gemm", ["users", "vectors"], ["all"], transB=1),
         helper.make_node("Shape", ["hidden"], ["pairs"], start=0, end=1),
         helper.make_node("Expand", ["never", "pairs"], ["updates"]),
         helper.make_node("ScatterND", ["all", "hidden", "updates"], ["left"]),
@@ -39,7 +39,7 @@ def search_graph(*, chunk: int | None = None) -> bytes:
     ]
     inputs = [
         helper.make_tensor_value_info("users", TensorProto.FLOAT, ["rows", "width"]),
-        helper.make_tensor_value_info("columns", TensorProto.FLOAT, ["width", "n"]),
+        helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", "width"]),
         helper.make_tensor_value_info("hidden", TensorProto.INT64, ["m", 2]),
         helper.make_tensor_value_info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
         helper.make_tensor_value_info("masked", TensorProto.BOOL, []),

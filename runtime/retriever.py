@@ -64,10 +64,8 @@ class FlatRetriever:
         on_gpu = device == "cuda" and self._n >= LEAST_ITEMS_CUDA
         size = BLOCK_ITEMS_CUDA if on_gpu else block_items
         self._session = open_session(GRAPH_IN_CHUNKS if on_gpu else GRAPH, threads, "cuda" if on_gpu else "cpu")
-        # Transposed once: a batch then takes half the time, at the price of a second copy of the vectors.
         self._blocks = [
-            _Block(self._session, low, np.ascontiguousarray(vectors[low : low + size].T), on_gpu=on_gpu)
-            for low in range(0, self._n, size)
+            _Block(self._session, low, vectors[low : low + size], on_gpu=on_gpu) for low in range(0, self._n, size)
         ]
 
     def search(
@@ -104,22 +102,22 @@ class FlatRetriever:
 
 
 class _Block:
-    """Items from ``low`` on, by their vectors (width, items)."""
+    """Items from ``low`` on, by their vectors (items, width)."""
 
     def __init__(
-        self, session: "onnxruntime.InferenceSession", low: int, columns: NDArray[np.float32], *, on_gpu: bool
+        self, session: "onnxruntime.InferenceSession", low: int, vectors: NDArray[np.float32], *, on_gpu: bool
     ) -> None:
         self._session = session
         self.low = low
-        self.items = columns.shape[1]
-        self._columns: Any = columns
+        self.items = len(vectors)
+        self._vectors: Any = vectors
         self._binding = None
         if on_gpu:
             import onnxruntime
 
-            self._columns = onnxruntime.OrtValue.ortvalue_from_numpy(columns, "cuda", 0)
+            self._vectors = onnxruntime.OrtValue.ortvalue_from_numpy(vectors, "cuda", 0)
             self._binding = session.io_binding()
-            self._binding.bind_ortvalue_input("columns", self._columns)
+            self._binding.bind_ortvalue_input("vectors", self._vectors)
 
     def best(
         self, users: NDArray[np.float32], hidden: Indices, masks: Mapping[int, NDArray[np.bool_]], k: int
@@ -133,7 +131,7 @@ class _Block:
         feeds: dict[str, NDArray[Any]] = {"users": users, "hidden": hidden, "shown": shown}
         feeds |= {"masked": np.array(bool(masks)), "k": np.array([min(k, self.items)])}
         if self._binding is None:
-            values, items = self._session.run(["values", "items"], feeds | {"columns": self._columns})
+            values, items = self._session.run(["values", "items"], feeds | {"vectors": self._vectors})
         else:
             for name, value in feeds.items():
                 self._binding.bind_cpu_input(name, np.ascontiguousarray(value))

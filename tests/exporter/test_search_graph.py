@@ -25,7 +25,7 @@ def test_a_search_in_chunks_finds_the_same(items: int, k: int) -> None:
             feeds = {
                 # Whole numbers, so that many scores are equal.
                 "users": rng.integers(-2, 3, (3, 2)).astype(np.float32),
-                "columns": rng.integers(-2, 3, (2, items)).astype(np.float32),
+                "vectors": rng.integers(-2, 3, (items, 2)).astype(np.float32),
                 "hidden": np.unique(np.stack((rng.integers(0, 3, 4), rng.integers(0, items, 4)), axis=1), axis=0),
                 "shown": rng.random((3, items)) < 0.5 if masked else np.empty((0, 0), np.bool_),
                 "masked": np.array(masked),
