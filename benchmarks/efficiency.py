@@ -76,6 +76,7 @@ class Chain:
         export(checkpoint, dataset, folder, name="efficiency")
         bundle = Bundle.open(folder)
         self._files = bundle.segments(DEPTH)
+        self._vectors = bundle.vectors
         self._engine = open_engine(bundle)
         config = checkpoint.model.config
         self.flops = sum(flops(config, spec) for spec in segment_specs(config.paths))
@@ -87,11 +88,12 @@ class Chain:
     def operators(self, batch: int) -> dict[str, float]:
         """Operator -> its share of the time that all take, as many histories at once as the runtime runs (8 of 32)."""
         items = _histories(min(batch, 8))
+        vectors = self._vectors.padded(items)
         spent: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
             sessions = [session(path.read_bytes(), Path(folder) / path.stem) for path in self._files]
             for _ in range(10):
-                feeds: dict[str, Any] = {"items": items, READ_EXIT: np.array(False)}
+                feeds: dict[str, Any] = {"items": items, "item_vectors": vectors, READ_EXIT: np.array(False)}
                 for each in sessions[:-1]:
                     feeds["hidden_in"] = each.run(["hidden_out"], _read(each, feeds))[0]
                 sessions[-1].run(["user_vector"], _read(sessions[-1], feeds))

@@ -25,6 +25,7 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cuda_engine import CudaEngine
 from fathom.runtime.engine import Engine, OnnxEngine
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
@@ -103,7 +104,7 @@ def searches(rounds: int) -> list[dict[str, Any]]:
     """A row for every catalogue and batch."""
     rng, table = np.random.default_rng(SEED), []
     for items in CATALOGUES:
-        vectors = unit_vectors(rng, items)
+        vectors = ItemVectors(unit_vectors(rng, items))
         cores = FlatRetriever(vectors, threads=os.cpu_count() or 1)
         one, gpu = FlatRetriever(vectors), FlatRetriever(vectors, device="cuda")
         for batch in BATCHES:

@@ -24,6 +24,7 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
 from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.engine import open_engine
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import Query
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
@@ -56,7 +57,7 @@ def searches(vectors: Floats, rng: np.random.Generator) -> dict[str, Callable[[F
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(WIDTH)
     index.add(vectors)
-    ours = FlatRetriever(vectors)
+    ours = FlatRetriever(ItemVectors(vectors))
     kept = ItemFilter(mask=rng.random(len(vectors)) >= REMOVED)
     return {
         "faiss flat": lambda users: index.search(users, BEST),
@@ -94,7 +95,7 @@ def rows(found: dict[str, Callable[[Floats], Any]], rng: np.random.Generator, ro
 def enlarged(bundle: Bundle, items: int, rng: np.random.Generator) -> Bundle:
     """The bundle with random items more, which nobody has ever chosen."""
     more = items - len(bundle.vectors)
-    vectors = np.concatenate((bundle.vectors, unit_vectors(rng, more, bundle.vectors.shape[1])))
+    vectors = ItemVectors(np.concatenate((bundle.vectors.rows, unit_vectors(rng, more, bundle.vectors.width))))
     popularity = np.concatenate((bundle.popularity, np.zeros(more, np.int64)))
     transitions = np.full(items, np.nan, np.float32)
     old = bundle.catalogue

@@ -90,7 +90,7 @@ def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def _top(bundle: Bundle, user: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    scores = bundle.vectors @ user
+    scores = np.asarray(bundle.vectors) @ user
     scores[seen - 1] = -np.inf
     return np.argsort(-scores, kind="stable")[:TOP]
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query, Timing
 from fathom.selector.complexity import ComplexityModel
@@ -69,7 +70,7 @@ def random_tables(rng: np.random.Generator, n_items: int) -> SelectorTables:
     counts = (100_000 / np.arange(1, n_items + 1)).astype(np.int64)
     vectors = rng.standard_normal((n_items, WIDTH)).astype(np.float32)
     entropy = rng.uniform(0, 5, n_items).astype(np.float32)
-    return SelectorTables.build(counts, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), entropy)
+    return SelectorTables.build(counts, ItemVectors(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)), entropy)
 
 
 def measure_latency(n_items: int, length: int, decisions: int) -> Latency:

@@ -16,6 +16,7 @@ from fathom.errors import ConfigError, PlanError
 from fathom.exporter.compare import Evidence
 from fathom.exporter.extension_parity import extension_error
 from fathom.exporter.heal import check_dataset
+from fathom.exporter.items import item_vectors
 from fathom.exporter.optional_exit import with_optional_exit
 from fathom.exporter.parity import DepthParity, check_parity, measure_parity
 from fathom.exporter.plan import DepthPlan
@@ -25,6 +26,7 @@ from fathom.exporter.reduced_quality import MAX_LOSS, check_losses, evaluate_eng
 from fathom.exporter.segments import CONTEXT_FILE, depth_segments, export_extension, export_segments, extension_file
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     MANIFEST_NAME,
@@ -66,6 +68,7 @@ def export(
     report: EvaluationReport | None = None,
     precision: Precision = "fp32",
     layer_bits: Mapping[int, Bits] | None = None,
+    item_precision: ItemPrecision = "fp32",
     max_loss: float = MAX_LOSS,
     every_length: bool = False,
     progress: Progress = lambda _: None,
@@ -74,7 +77,8 @@ def export(
 
     ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found. ``report``: the
     checkpoint's evaluation on the test items, measured here when None. ``precision``: of the engines; with ``mixed``
-    each layer has its own, ``layer_bits``. ``max_loss``: the share of a depth's NDCG@10 that fewer bits may cost.
+    each layer has its own, ``layer_bits``. ``item_precision``: of the item vectors, which engines read and answers are
+    found among. ``max_loss``: the share of a depth's NDCG@10 that fewer bits may cost.
     ``every_length``: check parity at each history length. The same checkpoint gives the same bytes, and so the same
     version; only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError,
     and ParityError when an engine disagrees with torch, or fewer bits cost more than is allowed: then nothing is
@@ -89,20 +93,23 @@ def export(
     parity = _checked_parity(checkpoint, engines, cut, every_length=every_length, progress=progress)
     if report is None:
         report = evaluate_model(checkpoint.model, dataset, cut, baselines=(), progress=progress)
-    lost: Mapping[int, Interval] = {}
-    if precision == "fp32":
-        extended, extension = _checked_extension(checkpoint, engines, cut, progress)
-    else:
-        extended, extension = {}, None
+    items = item_vectors(checkpoint.model, item_precision)
+    if precision != "fp32":
         progress(f"storing the engines in {precision}")
-        reduced = reduce_engines(checkpoint.model, plain, _bits(checkpoint, precision, layer_bits), cut.train)
-        engines = _optional_exits(reduced)
-        parity = measure_parity(checkpoint.model, engines, cut.test.histories, every_length=every_length)
-        full, report = report, evaluate_engines(checkpoint.model, engines, dataset, cut, progress)
+        bits = _bits(checkpoint, precision, layer_bits)
+        engines = _optional_exits(reduce_engines(checkpoint.model, plain, bits, cut.train))
+    lost: Mapping[int, Interval] = {}
+    if (precision, item_precision) != ("fp32", "fp32"):
+        parity = measure_parity(checkpoint.model, engines, cut.test.histories, items=items, every_length=every_length)
+        full, report = report, evaluate_engines(checkpoint.model, engines, items, dataset, cut, progress)
         lost = losses(full, report, checkpoint.model.depths)
-        check_losses(lost, max_loss, precision)
+        check_losses(lost, max_loss, precision if item_precision == "fp32" else f"{precision}, items {item_precision}")
+    extended: Mapping[str, bytes] = {}
+    extension = None
+    if precision == "fp32":
+        extended, extension = _checked_extension(checkpoint, engines, items, cut, progress)
     progress("fitting the selector")
-    files = engines | extended | _item_files(checkpoint, cut)
+    files = engines | dict(extended) | _item_files(checkpoint, items, cut)
     entries = {path: FileEntry(bytes=len(data), sha256=sha256_bytes(data)) for path, data in sorted(files.items())}
     manifest = Manifest(
         name=name,
@@ -115,6 +122,7 @@ def export(
         format="onnx",
         model=_model_info(checkpoint),
         items=len(checkpoint.item_ids),
+        item_precision=item_precision,
         depths=_depth_infos(executed, parity, report, lost),
         extension=extension,
         files=entries,
@@ -146,7 +154,7 @@ def _checked_parity(
 
 
 def _checked_extension(
-    checkpoint: Checkpoint, engines: Mapping[str, bytes], cut: Split, progress: Progress
+    checkpoint: Checkpoint, engines: Mapping[str, bytes], items: ItemVectors, cut: Split, progress: Progress
 ) -> tuple[dict[str, bytes], Extension | None]:
     """The second form of a chain, checked against the first."""
     progress("tracing the engines' second form")
@@ -155,7 +163,7 @@ def _checked_extension(
         return {}, None
     config = checkpoint.model.config
     segments = {depth: extension_file(depth) for depth in sorted(config.paths)}
-    error = extension_error(checkpoint.model, engines, files, cut.test.histories)
+    error = extension_error(checkpoint.model, engines, files, items, cut.test.histories)
     return files, Extension(span=config.span, context=CONTEXT_FILE, segments=segments, max_abs_error=error)
 
 
@@ -176,10 +184,9 @@ def _plan_of(checkpoint: Checkpoint, plan: DepthPlan | None) -> DepthPlan:
     return executed
 
 
-def _item_files(checkpoint: Checkpoint, cut: Split) -> dict[str, bytes]:
+def _item_files(checkpoint: Checkpoint, vectors: ItemVectors, cut: Split) -> dict[str, bytes]:
     """Catalogue, vectors, popularity and the selector that is fitted to them."""
     catalogue = {"ids": checkpoint.item_ids, "titles": checkpoint.titles, "categories": checkpoint.categories}
-    vectors = np.ascontiguousarray(checkpoint.model.item_vectors().detach().cpu().numpy(), dtype=np.float32)
     popularity = np.bincount(cut.train.items, minlength=len(vectors)).astype(np.int64)
     longest = checkpoint.model.config.max_history
     transitions = transition_entropy(cut.train, len(vectors))
@@ -187,7 +194,7 @@ def _item_files(checkpoint: Checkpoint, cut: Split) -> dict[str, bytes]:
     selector = ComplexityModel.fit(measure_all(_requests(cut.train, longest), tables))
     return {
         CATALOGUE_FILE: _compact_json(catalogue),
-        VECTORS_FILE: _npy(vectors),
+        VECTORS_FILE: _npy(vectors.rows),
         POPULARITY_FILE: _npy(popularity),
         TRANSITIONS_FILE: _npy(transitions),
         SELECTOR_FILE: _compact_json(selector.to_json()),

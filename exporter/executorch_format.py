@@ -127,9 +127,8 @@ def _parity(source: Bundle, programs: dict[int, bytes]) -> dict[int, Parity]:
                 users = program.run(*map(torch.from_numpy, inputs)).numpy()
                 expected = engine.run(items, times, depth)
                 worst = max(worst, float(np.abs(users - expected).max()))
-                one, other = (
-                    np.argsort(-(each @ source.vectors.T)[0], kind="stable")[:10] for each in (users, expected)
-                )
+                pair = (np.asarray(source.vectors) @ each[0] for each in (users, expected))
+                one, other = (np.argsort(-scores, kind="stable")[:10] for scores in pair)
                 same += bool(np.array_equal(one, other))
             if not worst <= MAX_ABS_ERROR:
                 raise ParityError(f"depth {depth}: the .pte engine is off by {worst:.2g}, more than {MAX_ABS_ERROR:g}")

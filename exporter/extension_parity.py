@@ -11,6 +11,7 @@ from fathom.errors import DataError, ParityError
 from fathom.exporter.parity import SegmentRunner
 from fathom.exporter.segments import CONTEXT_FILE, extension_file, segment_specs
 from fathom.runtime.extension import Extender, Form, History
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.training.dataset import Sequences
 from fathom.training.model import ElasticModel
 
@@ -34,7 +35,11 @@ class _File:
 
 
 def extension_error(
-    model: ElasticModel, engines: Mapping[str, bytes], files: Mapping[str, bytes], histories: Sequences
+    model: ElasticModel,
+    engines: Mapping[str, bytes],
+    files: Mapping[str, bytes],
+    vectors: ItemVectors,
+    histories: Sequences,
 ) -> float:
     """The largest error of a user vector: the longest histories, the end of each item by item, at every depth.
 
@@ -44,8 +49,8 @@ def extension_error(
         raise DataError("no history to check the engines with: no user has enough events for a case")
     config = model.config
     form = Form(config.span, config.heads, config.width, CONTEXT_FILE, {d: extension_file(d) for d in config.paths})
-    extender = Extender(form, model.item_vectors().detach().numpy(), lambda path: _File(files[path]), model.depths)
-    plain = SegmentRunner(engines, segment_specs(config.paths))
+    extender = Extender(form, vectors, lambda path: _File(files[path]), model.depths)
+    plain = SegmentRunner(engines, segment_specs(config.paths), vectors)
     worst = 0.0
     for row in np.argsort(-histories.lengths, kind="stable")[:HISTORIES].tolist():
         ids = histories[row][-config.max_history :].astype(np.int64) + 1

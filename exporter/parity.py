@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.errors import DataError, ParityError
+from fathom.exporter.items import item_vectors
 from fathom.exporter.segments import SegmentSpec, segment_specs
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import Parity
 from fathom.training.batches import history_batches
 from fathom.training.dataset import Sequences
@@ -37,8 +39,9 @@ Progress = Callable[[int, int], None]
 class SegmentRunner:
     """Runs engine files straight from memory: one pass gives the user vectors of all depths."""
 
-    def __init__(self, files: Mapping[str, bytes], specs: Sequence[SegmentSpec]) -> None:
+    def __init__(self, files: Mapping[str, bytes], specs: Sequence[SegmentSpec], vectors: ItemVectors) -> None:
         self.specs = specs
+        self.vectors = vectors
         self.sessions = {spec.depth: _session(files[spec.file]) for spec in specs}
 
     def run(self, items: Tensor, timestamps: Tensor | None) -> dict[int, Vectors]:
@@ -47,15 +50,22 @@ class SegmentRunner:
 
     def run_arrays(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[int, Vectors]:
         """The same for arrays."""
-        feeds: dict[str, NDArray[Any]] = {"items": items}
-        if timestamps is not None:
-            feeds["timestamps"] = timestamps
+        feeds = self.feeds(items, timestamps)
         users = {}
         for spec in self.specs:
-            users[spec.depth], *hidden = self.sessions[spec.depth].run(None, feeds)
+            users[spec.depth], *hidden = self.sessions[spec.depth].run(None, self.read(spec, feeds))
             if spec.feeds_next:
                 feeds["hidden_in"] = hidden[0]
         return users
+
+    def feeds(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
+        """All that a first segment may read."""
+        feeds: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self.vectors.padded(items)}
+        return feeds if timestamps is None else feeds | {"timestamps": timestamps}
+
+    def read(self, spec: SegmentSpec, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What a segment reads of it."""
+        return {each.name: feeds[each.name] for each in self.sessions[spec.depth].get_inputs()}
 
 
 @dataclass
@@ -86,6 +96,7 @@ def measure_parity(
     files: Mapping[str, bytes],
     histories: Sequences,
     *,
+    items: ItemVectors | None = None,
     every_length: bool = False,
     progress: Progress = lambda _done, _total: None,
 ) -> dict[int, DepthParity]:
@@ -93,25 +104,28 @@ def measure_parity(
 
     The reference is ``model.forward``, which computes every position, so that the path for the last position alone is
     checked too. First all users, padded in batches, seen items left out of the top 10; then single lengths from 1 to
-    ``max_history`` (each one with ``every_length``, else about thirty). Raises ParityError where a vector is
+    ``max_history`` (each one with ``every_length``, else about thirty). ``items``: the vectors that engines read, and
+    that their answers are looked up in, the model's own by default. Raises ParityError where a vector is
     NaN, DataError without histories.
     """
     if len(histories) == 0:
         raise DataError("no history to check the engines with: no user has enough events for a case")
-    runner = SegmentRunner(files, segment_specs(model.config.paths))
+    exact = item_vectors(model)
+    stored = exact if items is None else items
+    pair = np.asarray(exact), np.asarray(stored)
+    runner = SegmentRunner(files, segment_specs(model.config.paths), stored)
     tallies = {depth: DepthParity() for depth in model.depths}
-    vectors = model.item_vectors().detach().numpy()
-    chosen = _evenly(histories, min(MAX_USERS, max(1_000, MAX_SCORES // len(vectors))))
+    chosen = _evenly(histories, min(MAX_USERS, max(1_000, MAX_SCORES // len(exact))))
     lengths = history_lengths(model.config.max_history, every=every_length)
     done, total = 0, len(chosen) + len(lengths)
-    for rows, items, times in history_batches(chosen, max_history=model.config.max_history, tokens=_TOKENS):
+    for rows, ids, times in history_batches(chosen, max_history=model.config.max_history, tokens=_TOKENS):
         seen = chosen.select(rows)
-        for depth, (expected, found) in _compare(model, runner, tallies, items, times).items():
-            _compare_top(tallies[depth], expected, found, vectors, seen)
+        for depth, (expected, found) in _compare(model, runner, tallies, ids, times).items():
+            _compare_top(tallies[depth], expected, found, pair, seen)
         done += len(rows)
         progress(done, total)
-    for items, times in _of_each_length(chosen, lengths):
-        _compare(model, runner, tallies, items, times)
+    for ids, times in _of_each_length(chosen, lengths):
+        _compare(model, runner, tallies, ids, times)
         done += 1
         progress(done, total)
     return tallies
@@ -158,12 +172,16 @@ def _compare(
     return {depth: (expected[depth], found[depth]) for depth in tallies}
 
 
-def _compare_top(tally: DepthParity, expected: Vectors, found: Vectors, vectors: Vectors, seen: Sequences) -> None:
+def _compare_top(
+    tally: DepthParity, expected: Vectors, found: Vectors, items: tuple[Vectors, Vectors], seen: Sequences
+) -> None:
+    """``items``: the model's vectors, and those that are stored."""
+    exact, stored = items
     tally.users += len(expected)
     for start in range(0, len(expected), _ROWS_PER_RANKING):
         rows = np.arange(start, min(start + _ROWS_PER_RANKING, len(expected)))
-        histories, scores = seen.select(rows), expected[rows] @ vectors.T
-        a, b = _top_items(scores, histories), _top_items(found[rows] @ vectors.T, histories)
+        histories, scores = seen.select(rows), expected[rows] @ exact.T
+        a, b = _top_items(scores, histories), _top_items(found[rows] @ stored.T, histories)
         apart = np.abs(np.take_along_axis(scores, a, axis=1) - np.take_along_axis(scores, b, axis=1))
         tally.agreed += int(np.count_nonzero((apart <= TIE).all(axis=1)))
         tally.identical += int(np.count_nonzero((a == b).all(axis=1)))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxscript import opset18
@@ -29,6 +28,7 @@ _AXES = {
     "items": {0: "batch", 1: "history"},
     "timestamps": {0: "batch", 1: "history"},
     "hidden": {0: "batch", 1: "history"},
+    "item_vectors": {0: "batch", 1: "history"},
     "newest": {0: "batch"},
     "mask": {0: "batch", 3: "history"},
     "positions": {},
@@ -78,8 +78,8 @@ class Pieces:
         return self._piece("context", _ContextPiece(self.model), self.request_names, self.context_names)
 
     def embed(self) -> Piece:
-        """items -> hidden."""
-        return self._piece("embed", _EmbedPiece(self.model), ("items",), ("hidden_next",))
+        """item_vectors -> hidden."""
+        return self._piece("embed", _EmbedPiece(self.model.config.width), ("item_vectors",), ("hidden_next",))
 
     def layer(self, index: int, *, last_only: bool) -> Piece:
         """hidden, positions and the context -> hidden_next; its weights are those of the first layer built so."""
@@ -138,7 +138,7 @@ class Pieces:
     def _example(self, name: str) -> Tensor:
         # Batch 2 and history 3: torch.export takes sizes 0 and 1 for constants.
         width, heads = self.model.config.width, self.model.config.heads
-        floats = {"hidden": (2, 3, width), "newest": (2, 1, width), "mask": (2, 1, 1, 3)}
+        floats = {"hidden": (2, 3, width), "item_vectors": (2, 3, width), "newest": (2, 1, width), "mask": (2, 1, 1, 3)}
         if name in floats:
             return torch.ones(floats[name])
         if name == "time":
@@ -167,15 +167,15 @@ class _ContextPiece(nn.Module):
 
 
 class _EmbedPiece(nn.Module):
-    """``model.embed`` of every id, looked up."""
+    """What ``model.embed`` makes of the items' vectors."""
 
-    def __init__(self, model: ElasticModel) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        with torch.no_grad():
-            self.table = nn.Parameter(model.embed(torch.arange(model.config.items + 1)))
+        self.size = width**0.5
 
-    def forward(self, items: Tensor) -> Tensor:
-        return F.embedding(items, self.table)
+    def forward(self, item_vectors: Tensor) -> Tensor:
+        hidden: Tensor = item_vectors * self.size
+        return hidden
 
 
 class _LayerPiece(nn.Module):
@@ -309,12 +309,12 @@ class Assembly:
             self.nodes.append(made)
         return {name: named(name) for name in piece.outputs}
 
-    def positions(self, of_distance: NDArray[np.int64], sized_like: str | None) -> str:
+    def positions(self, of_distance: NDArray[np.int64], sized_like: tuple[str, int] | None) -> str:
         """The name of the positions of the longest history, (M, M); ``of_distance`` (2 M - 1,) begins with 1 - M.
 
         Made by operators on small constants, so that an engine works them out once, when it is loaded: they are kept
-        apart, in ``position_nodes`` and ``position_constants``. ``sized_like`` (..., L): as many as this value has,
-        worked out for every request: where the longest history is very long.
+        apart, in ``position_nodes`` and ``position_constants``. ``sized_like``: as many as this value has along this
+        axis, worked out for every request: where the longest history is very long.
         """
         steps = np.arange(len(of_distance) // 2 + 1, dtype=np.int64)
         named = {"of_distance": of_distance, "rows": steps[:, None] + steps[-1], "columns": steps[None]}
@@ -325,7 +325,8 @@ class Assembly:
             for end, number in (("start", 0), ("first", 0), ("second", 1)):
                 constant = numpy_helper.from_array(np.array([number], np.int64), f"positions.{end}")
                 self.position_constants.append(constant)
-            shape = helper.make_node("Shape", [sized_like], ["positions.length"], start=-1)
+            value, axis = sized_like
+            shape = helper.make_node("Shape", [value], ["positions.length"], start=axis, end=axis + 1)
             cut = (
                 helper.make_node("Slice", [value, "positions.start", "positions.length", axis], [f"{value}.cut"])
                 for value, axis in ((rows, "positions.first"), (columns, "positions.second"))

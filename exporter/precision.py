@@ -27,6 +27,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from fathom.errors import ConfigError
+from fathom.exporter.items import item_vectors
 from fathom.exporter.parity import SegmentRunner
 from fathom.exporter.segments import segment_specs
 from fathom.training.batches import history_batches
@@ -82,7 +83,7 @@ def reduce_engines(
     """
     if bits == "fp16":
         return {path: _fp16(data) for path, data in files.items()}
-    runner = SegmentRunner(files, segment_specs(model.config.paths))
+    runner = SegmentRunner(files, segment_specs(model.config.paths), item_vectors(model))
     feeds = _calibration_feeds(model, runner, histories)
     reduced = {}
     for spec in runner.specs:
@@ -127,15 +128,13 @@ def _calibration_feeds(model: ElasticModel, runner: SegmentRunner, histories: Se
     )
     feeds: dict[int, list[Feeds]] = {spec.depth: [] for spec in runner.specs}
     for _, items, times in batches:
-        given: Feeds = {"items": items.numpy()}
-        if model.uses_timestamps:
-            given["timestamps"] = np.zeros_like(given["items"]) if times is None else times.numpy()
+        known = (np.zeros_like(items) if times is None else times.numpy()) if model.uses_timestamps else None
+        given: Feeds = runner.feeds(items.numpy(), known)
         for spec in runner.specs:
-            session = runner.sessions[spec.depth]
-            read = {each.name: given[each.name] for each in session.get_inputs()}
+            read = runner.read(spec, given)
             feeds[spec.depth].append(read)
             if spec.feeds_next:
-                given["hidden_in"] = session.run(["hidden_out"], read)[0]
+                given["hidden_in"] = runner.sessions[spec.depth].run(["hidden_out"], read)[0]
     return feeds
 
 

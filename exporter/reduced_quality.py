@@ -7,6 +7,7 @@ import numpy as np
 from fathom.errors import ParityError
 from fathom.exporter.parity import SegmentRunner
 from fathom.exporter.segments import segment_specs
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import Interval
 from fathom.training.baselines import Scores
 from fathom.training.batches import history_batches
@@ -24,17 +25,22 @@ _TOKENS = 6_400
 
 
 def evaluate_engines(
-    model: ElasticModel, files: Mapping[str, bytes], dataset: Dataset, cut: Split, progress: Callable[[str], None]
+    model: ElasticModel,
+    files: Mapping[str, bytes],
+    items: ItemVectors,
+    dataset: Dataset,
+    cut: Split,
+    progress: Callable[[str], None],
 ) -> EvaluationReport:
-    """As ``evaluate_model`` does it, every depth by its engines."""
-    runner = SegmentRunner(files, segment_specs(model.config.paths))
-    vectors = model.item_vectors().detach().numpy()
+    """As ``evaluate_model`` does it, every depth by its engines and with these item vectors."""
+    runner = SegmentRunner(files, segment_specs(model.config.paths), items)
+    vectors = np.asarray(items)
 
     def score(histories: Sequences) -> dict[str, Scores]:
         found = {d: np.empty((len(histories), len(vectors)), dtype=np.float32) for d in model.depths}
-        for rows, items, times in history_batches(histories, max_history=model.config.max_history, tokens=_TOKENS):
-            known = (np.zeros_like(items) if times is None else times.numpy()) if model.uses_timestamps else None
-            for depth, users in runner.run_arrays(items.numpy(), known).items():
+        for rows, ids, times in history_batches(histories, max_history=model.config.max_history, tokens=_TOKENS):
+            known = (np.zeros_like(ids) if times is None else times.numpy()) if model.uses_timestamps else None
+            for depth, users in runner.run_arrays(ids.numpy(), known).items():
                 found[depth][rows] = users @ vectors.T
         return {depth_name(depth): scores for depth, scores in found.items()}
 

@@ -22,7 +22,7 @@ def fact_rows(manifest: Manifest) -> Rows:
         *([["GPU plans", gpus]] if gpus else []),
         ["model", f"{model.block}, {model.layers} layers, width {model.width}, {model.heads} heads"],
         ["history", f"at most {model.max_history} items, {'with' if model.uses_timestamps else 'without'} timestamps"],
-        ["items", f"{manifest.items:,}"],
+        ["items", f"{manifest.items:,}, vectors in {manifest.item_precision}"],
         ["size", f"{format_bytes(size)} in {len(manifest.files)} files"],
         ["profile", manifest.profile or "all"],
         ["dataset", source.dataset[:12]],
@@ -34,7 +34,7 @@ def fact_rows(manifest: Manifest) -> Rows:
 
 def depth_rows(manifest: Manifest) -> Rows:
     """Per depth: layers, engine files and their size, parity with torch, NDCG@10, and what fewer bits lose of it."""
-    reduced = manifest.precision != "fp32"
+    reduced = any(info.loss is not None for info in manifest.depths.values())
     rows = [["depth", "layers in order", "engines", "size", "max error", "same top 10", "NDCG@10"] + ["lost"] * reduced]
     for depth, info in sorted(manifest.depths.items()):
         quality = info.quality.get("ndcg@10")

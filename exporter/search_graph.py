@@ -13,15 +13,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fathom.files import write_bytes
-from fathom.runtime.retriever import CHUNK, GRAPH, GRAPH_IN_CHUNKS
+from fathom.runtime.item_vectors import ItemPrecision
+from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS
+
+_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 
 
-def search_graph(*, chunk: int | None = None) -> bytes:
+def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None) -> bytes:
     """The graph.
 
     ``users`` (rows, width) and ``vectors`` (items, width) give scores. Those at ``hidden`` (pairs, 2: row, item) become
     minus infinity and, where ``masked`` is true, those for which ``shown`` (rows, items) is false. ``values`` and
     ``items`` (rows, k) are the best of each row; equal scores: the lowest index first.
+
+    ``precision``: of the vectors. int8 rows are of any length, and ``shares`` (items,) says one through it.
 
     ``chunk``: for GPUs, where one row is sorted by few of the threads that there are. The items are cut into chunks of
     so many, the k chunks whose best score is highest hold the k best items, and only those are sorted.
@@ -31,7 +36,7 @@ def search_graph(*, chunk: int | None = None) -> bytes:
     masked = _branch("masked", [mask], "masked_scores", chunk)
     plain = _branch("plain", [], "left", chunk)
     nodes = [
-        helper.make_node("Gemm", ["users", "vectors"], ["all"], transB=1),
+        *_scores(precision),
         helper.make_node("Shape", ["hidden"], ["pairs"], start=0, end=1),
         helper.make_node("Expand", ["never", "pairs"], ["updates"]),
         helper.make_node("ScatterND", ["all", "hidden", "updates"], ["left"]),
@@ -39,7 +44,8 @@ def search_graph(*, chunk: int | None = None) -> bytes:
     ]
     inputs = [
         helper.make_tensor_value_info("users", TensorProto.FLOAT, ["rows", "width"]),
-        helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", "width"]),
+        helper.make_tensor_value_info("vectors", _TYPES[precision], ["n", "width"]),
+        *([helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
         helper.make_tensor_value_info("hidden", TensorProto.INT64, ["m", 2]),
         helper.make_tensor_value_info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
         helper.make_tensor_value_info("masked", TensorProto.BOOL, []),
@@ -54,6 +60,16 @@ def search_graph(*, chunk: int | None = None) -> bytes:
     onnx.checker.check_model(model)
     encoded: bytes = model.SerializeToString(deterministic=True)
     return encoded
+
+
+def _scores(precision: ItemPrecision) -> list[onnx.NodeProto]:
+    if precision == "fp32":
+        return [helper.make_node("Gemm", ["users", "vectors"], ["all"], transB=1)]
+    nodes = [
+        helper.make_node("Cast", ["vectors"], ["in_fp32"], to=TensorProto.FLOAT),
+        helper.make_node("Gemm", ["users", "in_fp32"], ["all" if precision == "fp16" else "too_long"], transB=1),
+    ]
+    return nodes if precision == "fp16" else [*nodes, helper.make_node("Mul", ["too_long", "shares"], ["all"])]
 
 
 def _branch(name: str, before: list[onnx.NodeProto], scores: str, chunk: int | None) -> onnx.GraphProto:
@@ -118,5 +134,6 @@ def _results(values: str, items: str) -> list[onnx.ValueInfoProto]:
 
 
 if __name__ == "__main__":
-    write_bytes(GRAPH, search_graph())
+    for each, path in GRAPHS.items():
+        write_bytes(path, search_graph(each))
     write_bytes(GRAPH_IN_CHUNKS, search_graph(chunk=CHUNK))

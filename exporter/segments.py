@@ -89,8 +89,9 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     graph = Assembly()
     requests = {name: name for name in pieces.request_names}
     context = graph.add("context", pieces.context(), requests)
-    context["positions"] = _positions(graph, model, "items")
-    hidden = graph.add("embed", pieces.embed(), requests)["hidden_next"] if spec.first else "hidden_in"
+    reads = "item_vectors" if spec.first else "hidden_in"
+    context["positions"] = _positions(graph, model, (reads, 1))
+    hidden = graph.add("embed", pieces.embed(), {reads: reads})["hidden_next"] if spec.first else reads
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
         after = graph.add(f"layer-{layer:02d}", piece, {"hidden": hidden, **context}, weights)["hidden_next"]
@@ -133,7 +134,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
-    reads_always = context | {"positions": _positions(graph, model, "mask")}
+    reads_always = context | {"positions": _positions(graph, model, ("mask", 3))}
     layers = (*spec.full_layers, spec.last_layer)
     pasts = graph.split("past", len(layers), axis=1)
     hidden, kept = "hidden_in", []
@@ -159,8 +160,8 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
 
 
-def _positions(graph: Assembly, model: ElasticModel, sized_like: str) -> str:
-    """The positions that all layers read; ``sized_like``: an input that ends with the length of the history."""
+def _positions(graph: Assembly, model: ElasticModel, sized_like: tuple[str, int]) -> str:
+    """The positions that all layers read; ``sized_like``: an input, and its axis as long as the history."""
     longest, span = model.config.max_history, model.config.span
     distances = torch.arange(1 - longest, longest)
     hidden = (distances < 0) | (distances >= span)
@@ -169,11 +170,12 @@ def _positions(graph: Assembly, model: ElasticModel, sized_like: str) -> str:
 
 
 def _plain(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Mapping[str, str]) -> bytes:
-    inputs = ["items", *(["timestamps"] if model.uses_timestamps else []), *([] if spec.first else ["hidden_in"])]
+    vectors = "item_vectors" if spec.first else "hidden_in"
+    inputs = ["items", *(["timestamps"] if model.uses_timestamps else []), vectors]
     ids: Shape = ["batch", "history"]
     shapes = _shapes(model) | {"items": ids, "timestamps": ids}
-    shapes |= {name: [*ids, model.config.width] for name in ("hidden_in", "hidden_out")}
-    return _finish(graph, f"depth-{spec.depth:02d}", shapes, inputs, results)
+    shapes |= {name: [*ids, model.config.width] for name in (vectors, "hidden_out")}
+    return _finish(graph, f"depth-{spec.depth:02d}", shapes, inputs, results, {"items"})
 
 
 def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:

@@ -81,7 +81,7 @@ class TritonPythonModel:
 
     def _run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """The user vector: the segments up to a depth, one model after the other."""
-        tensors: dict[str, NDArray[Any]] = {"items": items}
+        tensors: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self._bundle.vectors.padded(items)}
         if self._bundle.manifest.model.uses_timestamps:
             tensors["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
         *passed, last = self._bundle.manifest.depths[depth].segments

@@ -22,6 +22,7 @@ from fathom.errors import (
     NotFoundError,
 )
 from fathom.files import sha256_file
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CERTIFICATE_FILE,
@@ -91,14 +92,14 @@ class Check:
 class Bundle:
     """An opened bundle: everything the online half needs, already checked; arrays are read-only.
 
-    ``vectors``: float32 (n, width), unit rows. ``popularity``: int64 (n,), training counts. ``tables`` and
+    ``popularity``: int64 (n,), training counts. ``tables`` and
     ``complexity`` are what the selector needs. ``certificate``: None where the bundle was not certified.
     """
 
     path: Path
     manifest: Manifest
     catalogue: Catalogue
-    vectors: NDArray[np.float32]
+    vectors: ItemVectors
     popularity: NDArray[np.int64]
     tables: SelectorTables
     complexity: ComplexityModel
@@ -118,7 +119,8 @@ class Bundle:
             _check_file(path, name, entry, verify=verify)
         catalogue = _read_catalogue(path / CATALOGUE_FILE)
         width = manifest.model.width
-        vectors = _read_array(path / VECTORS_FILE, np.dtype(np.float32), (manifest.items, width))
+        kind = ItemVectors.type_of(manifest.item_precision)
+        vectors = ItemVectors(_read_array(path / VECTORS_FILE, kind, (manifest.items, width)))
         popularity = _read_array(path / POPULARITY_FILE, np.dtype(np.int64), (manifest.items,))
         _check_contents(path, manifest, catalogue, vectors, popularity)
         transitions = _read_array(path / TRANSITIONS_FILE, np.dtype(np.float32), (manifest.items,))
@@ -310,7 +312,7 @@ def _check_contents(
     path: Path,
     manifest: Manifest,
     catalogue: Catalogue,
-    vectors: NDArray[np.float32],
+    vectors: ItemVectors,
     popularity: NDArray[np.int64],
 ) -> None:
     file = path / CATALOGUE_FILE
@@ -322,8 +324,12 @@ def _check_contents(
     if len(catalogue.index) != manifest.items:
         raise BundleError(f"{file}: an id occurs twice; {_REBUILD}")
     # One sum is NaN or infinite when any element is; norms are what make a score a cosine.
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    if not np.all(np.abs(norms - 1) < 1e-2):
+    if vectors.shares is None:
+        squares = np.einsum("ij,ij->i", vectors.rows, vectors.rows, dtype=np.float32)
+        sound = bool(np.all(np.abs(np.sqrt(squares) - 1) < 1e-2))
+    else:
+        sound = bool(np.all(np.isfinite(vectors.shares)))
+    if not sound:
         raise BundleError(f"{path / VECTORS_FILE}: rows are not unit vectors; {_REBUILD}")
     if popularity.size and popularity.min() < 0:
         raise BundleError(f"{path / POPULARITY_FILE}: a negative count; {_REBUILD}")

@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 from fathom.errors import BundleError, ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.extension import History, Kept
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.segment import Segment
 from fathom.runtime.session import Device
+
+_ROWS_AT_ONCE = 65_536
+#: Made by ``exporter/lookup_graph.py``, which describes it.
+LOOKUP = Path(__file__).with_name("lookup.onnx")
 
 
 class CudaEngine:
@@ -30,7 +35,6 @@ class CudaEngine:
         self.depths = depths
         self.device = device
         self.name = f"onnxruntime-{device}"
-        self._width = bundle.manifest.model.width
         self._buckets = length_buckets(bundle.manifest.model.max_history)
         self._timestamps = bundle.manifest.model.uses_timestamps
         segments: dict[Path, _CudaSegment] = {}
@@ -43,6 +47,8 @@ class CudaEngine:
             self._chains[depth] = [segments[path] for path in paths]
             for place, segment in enumerate(self._chains[depth]):
                 segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
+        self._lookup = _CudaSegment(LOOKUP, device)
+        self._table = _table(bundle.vectors, device)
         self._buffers: dict[tuple[int, int], _Buffers] = {}
 
     @property
@@ -58,12 +64,13 @@ class CudaEngine:
         buffers = self._buffers.get(shape)
         if buffers is None:
             number = len(self._buffers)
-            buffers = self._buffers[shape] = _Buffers(number, shape, self._width, self.device)
+            buffers = self._buffers[shape] = _Buffers(number, shape, self._table, self.device)
         buffers.fill("items", items)
         if self._timestamps:
             buffers.fill("timestamps", np.zeros_like(items) if timestamps is None else timestamps)
+        self._lookup.run_on(buffers, 0, "item_vectors")
         for place, segment in enumerate(chain):
-            segment.run_on(buffers, place, last=place == len(chain) - 1)
+            segment.run_on(buffers, place, "user_vector" if place == len(chain) - 1 else "hidden_out")
         users: NDArray[np.float32] = buffers.values["user_vector"].numpy()[:batch].copy()
         return users
 
@@ -92,11 +99,24 @@ class CudaEngine:
         self.close()
 
 
+def _table(vectors: ItemVectors, device: Device) -> Any:
+    """All item vectors on the device, in fp32, and one of zeros behind them."""
+    import onnxruntime
+
+    rows = np.zeros((len(vectors) + 1, vectors.width), np.float32)
+    for low in range(0, len(vectors), _ROWS_AT_ONCE):
+        high = min(low + _ROWS_AT_ONCE, len(vectors))
+        rows[low:high] = vectors.take(np.arange(low, high))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
+
+
 class _Buffers:
     """What batches of one shape read and leave, on the device; graphs hold the addresses."""
 
-    def __init__(self, number: int, shape: tuple[int, int], width: int, device: Device) -> None:
+    def __init__(self, number: int, shape: tuple[int, int], table: Any, device: Device) -> None:
         import onnxruntime
+
+        width = table.shape()[1]
 
         def reserve(shape: tuple[int, ...], kind: type) -> Any:
             return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, device, 0)
@@ -106,6 +126,8 @@ class _Buffers:
         self.values = {
             "items": reserve(shape, np.int64),
             "timestamps": reserve(shape, np.int64),
+            "table": table,
+            "item_vectors": reserve((*shape, width), np.float32),
             "user_vector": reserve((shape[0], width), np.float32),
         }
         # A segment reads the one and leaves the other.
@@ -129,25 +151,24 @@ class _CudaSegment(Segment):
         except BundleError:  # it says so of an engine that cannot be captured
             self.captured = False
             super().__init__(path, 1, device)
-        self._bindings: dict[tuple[int, int, bool], tuple[Any, Any]] = {}
+        self._bindings: dict[tuple[int, int, str], tuple[Any, Any]] = {}
 
-    def run_on(self, buffers: _Buffers, place: int, *, last: bool) -> None:
-        """Run at a place of a chain; leaves the user vectors at its ``last``, else the hidden state."""
-        key = buffers.number, place, last
+    def run_on(self, buffers: _Buffers, place: int, output: str) -> None:
+        """Run at a place of a chain, for one of its outputs."""
+        key = buffers.number, place, output
         if key not in self._bindings:
-            self._bindings[key] = self._bind(buffers, place, last=last)
+            self._bindings[key] = self._bind(buffers, place, output)
         binding, options = self._bindings[key]
         self._session.run_with_iobinding(binding, options)
 
-    def _bind(self, buffers: _Buffers, place: int, *, last: bool) -> tuple[Any, Any]:
+    def _bind(self, buffers: _Buffers, place: int, output: str) -> tuple[Any, Any]:
         import onnxruntime
 
         binding, options = self._session.io_binding(), onnxruntime.RunOptions()
         values = buffers.values | {"hidden_in": buffers.hidden[place % 2], "hidden_out": buffers.hidden[1 - place % 2]}
         for name in self.inputs:
             binding.bind_ortvalue_input(name, values[name])
-        name = "user_vector" if last else "hidden_out"
-        binding.bind_ortvalue_output(name, values[name])
+        binding.bind_ortvalue_output(output, values[output])
         if self.captured:
             options.add_run_config_entry("gpu_graph_id", str(len(self._bindings) + 1))
         return binding, options

@@ -125,6 +125,7 @@ class OnnxEngine:
     def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int, extends: bool = False) -> None:
         self.depths = depths
         self._timestamps = bundle.manifest.model.uses_timestamps
+        self._vectors = bundle.vectors
         segments: dict[Path, Segment] = {}
         self._chains: dict[int, list[Segment]] = {}
         for depth in depths:
@@ -185,9 +186,10 @@ class OnnxEngine:
                 feeds = {name: value[rows] for name, value in feeds.items()}
 
     def _feeds(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
-        if not self._timestamps:
-            return {"items": items}
-        return {"items": items, "timestamps": np.zeros_like(items) if timestamps is None else timestamps}
+        feeds: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self._vectors.padded(items)}
+        if self._timestamps:
+            feeds["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        return feeds
 
     def close(self) -> None:
         """See ``Engine.close``."""

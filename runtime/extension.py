@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import Manifest
 
 Floats = NDArray[np.float32]
@@ -83,12 +84,9 @@ class Runs(Protocol):
 
 
 class Extender:
-    """Goes on from what is kept; ``load`` opens an engine file by its path inside the bundle.
+    """Goes on from what is kept; ``load`` opens an engine file by its path inside the bundle."""
 
-    ``vectors``: unit rows (n, width), whose size the embedding scales.
-    """
-
-    def __init__(self, form: Form, vectors: Floats, load: Callable[[str], Runs], depths: Sequence[int]) -> None:
+    def __init__(self, form: Form, vectors: ItemVectors, load: Callable[[str], Runs], depths: Sequence[int]) -> None:
         self._span = form.span
         self._each = 2 * form.heads
         self._size = form.width // form.heads
@@ -109,7 +107,7 @@ class Extender:
         What is kept must be of this depth or deeper, or have ``hidden`` and cover its whole history. Histories that are
         new in the same number of items run together.
         """
-        users = np.empty((len(histories), self._vectors.shape[1]), np.float32)
+        users = np.empty((len(histories), self._vectors.width), np.float32)
         kept: dict[int, Kept] = {}
         groups: dict[int | None, list[int]] = {}
         for row, history in enumerate(histories):
@@ -210,10 +208,8 @@ class Extender:
 
     def _embed(self, items: Ids) -> Floats:
         """Input ids -> (B, N, width), zero for padding."""
-        hidden: Floats = self._vectors[items - 1]
+        hidden = self._vectors.padded(items)
         hidden *= self._scale
-        if not items.all():
-            hidden[items == 0] = 0
         return hidden
 
 

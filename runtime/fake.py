@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.extension import History, Kept
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.session import Device
 
 
 class FakeEngine:
     """The user vector at depth d is the unit mean of the newest d items' vectors: deeper looks further back.
 
-    ``vectors``: float32 (n, width). ``on_run(batch, depth)`` is called before each run, in the engine's thread;
+    ``on_run(batch, depth)`` is called before each run, in the engine's thread;
     what it raises is the engine's failure.
     """
 
@@ -21,13 +22,13 @@ class FakeEngine:
 
     def __init__(
         self,
-        vectors: NDArray[np.float32],
+        vectors: ItemVectors,
         depths: Collection[int],
         *,
         on_run: Callable[[int, int], None] | None = None,
     ) -> None:
         self.depths = tuple(sorted(depths))
-        self._table = np.vstack([np.zeros((1, vectors.shape[1]), np.float32), vectors])
+        self._table = np.vstack([np.zeros((1, vectors.width), np.float32), vectors])
         self._on_run = on_run
 
     def run(

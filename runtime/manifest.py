@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 3
+from fathom.runtime.item_vectors import ItemPrecision
+
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
@@ -144,7 +146,7 @@ class Manifest(_Frozen):
     ``version`` is the first 12 hex digits of the sha256 over all file entries, so equal bundles have equal versions.
     """
 
-    schema_version: Literal[1, 2, 3] = 3
+    schema_version: Literal[1, 2, 3, 4] = 4
     name: str
     version: str
     created: str
@@ -156,6 +158,7 @@ class Manifest(_Frozen):
     format: Literal["onnx", "ort", "executorch"]
     model: ModelInfo
     items: int
+    item_precision: ItemPrecision = Field(default="fp32", description="of the item vectors")
     layer_precision: dict[int, Literal["fp32", "int8", "int4"]] = Field(
         default={}, description="layer -> its own precision, where they are mixed"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 from fathom.runtime.session import Device, open_session
 
 if TYPE_CHECKING:
@@ -18,12 +19,18 @@ Scores = NDArray[np.float32]
 
 #: Items that are scored at a time; fewer cost more sorting.
 BLOCK_ITEMS = 262_144
+#: Where their vectors are made fp32 for it, 16 MB at width 64.
+BLOCK_ITEMS_REDUCED = 65_536
 #: The same on a GPU; fewer cost more launches.
 BLOCK_ITEMS_CUDA = 4_194_304
 #: Below so many items a GPU takes longer than one thread.
 LEAST_ITEMS_CUDA = 10_000
 #: Made by ``exporter/search_graph.py``, which describes them.
-GRAPH = Path(__file__).with_name("search.onnx")
+GRAPHS: dict[ItemPrecision, Path] = {
+    "fp32": Path(__file__).with_name("search.onnx"),
+    "fp16": Path(__file__).with_name("search_fp16.onnx"),
+    "int8": Path(__file__).with_name("search_int8.onnx"),
+}
 GRAPH_IN_CHUNKS = Path(__file__).with_name("search_in_chunks.onnx")
 CHUNK = 256
 _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
@@ -46,15 +53,15 @@ class ItemFilter:
 class FlatRetriever:
     """Scores every item: exact, whatever the filters leave.
 
-    ``vectors``: float32 (n, width). ``block_items``: items that are scored at a time, so that the memory of a search
-    does not grow with the catalogue. A block is scored, filtered and sorted by onnxruntime in one call: the threads of
+    ``block_items``: items that are scored at a time, at most, so that the memory of a search does not grow with the
+    catalogue. A block is scored, filtered and sorted by onnxruntime in one call: the threads of
     a server hand the interpreter to each other once, and not at every step. ``device``: where large catalogues are
     searched; cuda holds their vectors on the GPU.
     """
 
     def __init__(
         self,
-        vectors: NDArray[np.float32],
+        vectors: ItemVectors,
         *,
         block_items: int = BLOCK_ITEMS,
         threads: int = 1,
@@ -62,11 +69,13 @@ class FlatRetriever:
     ) -> None:
         self._n = len(vectors)
         on_gpu = device == "cuda" and self._n >= LEAST_ITEMS_CUDA
-        size = BLOCK_ITEMS_CUDA if on_gpu else block_items
-        self._session = open_session(GRAPH_IN_CHUNKS if on_gpu else GRAPH, threads, "cuda" if on_gpu else "cpu")
-        self._blocks = [
-            _Block(self._session, low, vectors[low : low + size], on_gpu=on_gpu) for low in range(0, self._n, size)
-        ]
+        size = block_items if vectors.precision == "fp32" else min(block_items, BLOCK_ITEMS_REDUCED)
+        graph = GRAPHS[vectors.precision]
+        if on_gpu:
+            size, graph = BLOCK_ITEMS_CUDA, GRAPH_IN_CHUNKS
+        self._session = open_session(graph, threads, "cuda" if on_gpu else "cpu")
+        blocks = (slice(low, min(low + size, self._n)) for low in range(0, self._n, size))
+        self._blocks = [_Block(self._session, vectors, block, on_gpu=on_gpu) for block in blocks]
 
     def search(
         self, users: NDArray[np.float32], ks: Sequence[int], filters: Sequence[ItemFilter]
@@ -102,22 +111,27 @@ class FlatRetriever:
 
 
 class _Block:
-    """Items from ``low`` on, by their vectors (items, width)."""
+    """A part of the items, from ``low`` on."""
 
     def __init__(
-        self, session: "onnxruntime.InferenceSession", low: int, vectors: NDArray[np.float32], *, on_gpu: bool
+        self, session: "onnxruntime.InferenceSession", vectors: ItemVectors, part: slice, *, on_gpu: bool
     ) -> None:
         self._session = session
-        self.low = low
-        self.items = len(vectors)
-        self._vectors: Any = vectors
+        self.low = part.start
+        self.items = part.stop - part.start
+        self._always: dict[str, NDArray[Any]] = {}
         self._binding = None
         if on_gpu:
             import onnxruntime
 
-            self._vectors = onnxruntime.OrtValue.ortvalue_from_numpy(vectors, "cuda", 0)
+            there = vectors.take(np.arange(part.start, part.stop))
+            self._there = onnxruntime.OrtValue.ortvalue_from_numpy(there, "cuda", 0)
             self._binding = session.io_binding()
-            self._binding.bind_ortvalue_input("vectors", self._vectors)
+            self._binding.bind_ortvalue_input("vectors", self._there)
+        else:
+            self._always["vectors"] = vectors.rows[part]
+            if vectors.shares is not None:
+                self._always["shares"] = vectors.shares[part]
 
     def best(
         self, users: NDArray[np.float32], hidden: Indices, masks: Mapping[int, NDArray[np.bool_]], k: int
@@ -131,7 +145,7 @@ class _Block:
         feeds: dict[str, NDArray[Any]] = {"users": users, "hidden": hidden, "shown": shown}
         feeds |= {"masked": np.array(bool(masks)), "k": np.array([min(k, self.items)])}
         if self._binding is None:
-            values, items = self._session.run(["values", "items"], feeds | {"vectors": self._vectors})
+            values, items = self._session.run(["values", "items"], feeds | self._always)
         else:
             for name, value in feeds.items():
                 self._binding.bind_cpu_input(name, np.ascontiguousarray(value))

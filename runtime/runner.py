@@ -97,7 +97,7 @@ class Runner:
         """User vectors of a batch, and what is to be kept of each that was computed."""
         if not self._remembers:
             return self._engine.run(*self._padded(works), depth), [None] * len(works)
-        users = np.empty((len(works), self._vectors.shape[1]), np.float32)
+        users = np.empty((len(works), self._vectors.width), np.float32)
         kept: list[Kept | None] = [None] * len(works)
         rows = []
         for row, work in enumerate(works):

@@ -36,10 +36,11 @@ class Segment:
 
     def check(self, *, first: bool, last: bool, timestamps: bool) -> None:
         """Inputs and outputs are those that docs/bundle-format.md gives this place in a chain."""
-        known = {"items"} | (set() if first else {"hidden_in"}) | ({"timestamps"} if timestamps else set())
-        needed = "items" if first else "hidden_in"
+        # First segments of bundles before schema 4 look the items' vectors up themselves.
+        needed = {"item_vectors", "items"} if first else {"hidden_in"}
+        known = {"items"} | needed | ({"timestamps"} if timestamps else set())
         output = "user_vector" if last else "hidden_out"
-        if needed not in self.inputs or not known.issuperset(self.inputs) or output not in self.outputs:
+        if needed.isdisjoint(self.inputs) or not known.issuperset(self.inputs) or output not in self.outputs:
             raise BundleError(
                 f"{self._path}: not an engine for its place: it maps {', '.join(self.inputs)} to"
                 f" {', '.join(self.outputs)} where {', '.join(sorted(known))} to {output} is needed;"

@@ -64,6 +64,7 @@ class RtxEngine:
         self._plan = plan
         self._width = bundle.manifest.model.width
         self._timestamps = bundle.manifest.model.uses_timestamps
+        self._vectors = bundle.vectors
         self._stream = self._got(cuda.cudaStreamCreate())
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         segments: dict[Path, _Segment] = {}
@@ -76,7 +77,8 @@ class RtxEngine:
             self._chains[depth] = [segments[engine] for engine in bundle.segments(depth)]
         positions = plan.max_batch * plan.histories[-1]
         hidden = positions * self._width * 4
-        sizes = {"items": positions * 8, "timestamps": positions * 8, "user_vector": plan.max_batch * self._width * 4}
+        ids, users = positions * 8, plan.max_batch * self._width * 4
+        sizes = {"items": ids, "timestamps": ids, "item_vectors": hidden, "user_vector": users}
         self._buffers = {name: self._got(cuda.cudaMalloc(size)) for name, size in sizes.items()}
         self._hidden = [self._got(cuda.cudaMalloc(hidden)) for _ in range(2)]
 
@@ -89,12 +91,12 @@ class RtxEngine:
             return np.concatenate([self.run(items[part], at, depth) for part, at in zip(parts, times, strict=True)])
         batch, length = items.shape
         profile = next(place for place, longest in enumerate(self._plan.histories) if length <= longest)
-        inputs = {"items": items}
+        inputs: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self._vectors.padded(items)}
         if self._timestamps:
             inputs["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
         for name, value in inputs.items():
             self._copy(self._buffers[name], np.ascontiguousarray(value), to_device=True)
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(inputs, (batch, length))
+        shapes = {name: value.shape for name, value in inputs.items()}
         shapes["hidden_in"] = (batch, length, self._width)
         for place, segment in enumerate(self._chains[depth]):
             # A segment has the same addresses in every run: its graph holds them.

@@ -8,7 +8,7 @@ the training part of the data that the bundle was made from, gaps are between co
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,28 +59,35 @@ _EMPTY = Features(0.0, *[UNKNOWN] * 10)
 _UNTIMED = (UNKNOWN, UNKNOWN, UNKNOWN)
 
 
+class Vectors(Protocol):
+    """Item vectors of unit length, looked up."""
+
+    def take(self, items: NDArray[np.integer], /) -> NDArray[np.float32]:
+        """Those of item indices (m,), (m, width)."""
+
+
 @dataclass(frozen=True)
 class SelectorTables:
     """What features are read from.
 
     ``log_popularity``, ``tail`` (1 for an item of the tail, else 0), ``transition_entropy`` (NaN where unknown):
-    float32 (n,). ``vectors``: float32 (n, width) of unit length.
+    float32 (n,).
     """
 
     log_popularity: NDArray[np.float32]
     tail: NDArray[np.float32]
-    vectors: NDArray[np.float32]
+    vectors: Vectors
     transition_entropy: NDArray[np.float32]
 
     @classmethod
     def build(
-        cls, popularity: NDArray[np.int64], vectors: NDArray[np.float32], transition_entropy: NDArray[np.float32]
+        cls, popularity: NDArray[np.int64], vectors: Vectors, transition_entropy: NDArray[np.float32]
     ) -> "SelectorTables":
-        """Tables from training counts (n,), item vectors (n, width) and entropies (n,); what fits is not copied."""
+        """Tables from training counts (n,), item vectors and entropies (n,); what fits is not copied."""
         return cls(
             np.log1p(popularity, dtype=np.float32),
             _tail(popularity),
-            np.ascontiguousarray(vectors, dtype=np.float32),
+            vectors,
             np.ascontiguousarray(transition_entropy, dtype=np.float32),
         )
 
@@ -109,7 +116,7 @@ def measure(items: NDArray[np.integer], timestamps: NDArray[np.integer] | None, 
         return Features(1.0, 1.0, popularity, UNKNOWN, UNKNOWN, UNKNOWN, least, tail, UNKNOWN, sessions, followed)
     distinct = 1 + int(np.count_nonzero(index[1:] != index[:-1]))
     repeats = int(np.count_nonzero(items[1:] == items[:-1]))
-    density = _density(tables.vectors.take(index, axis=0), ones)
+    density = _density(tables.vectors.take(index), ones)
     return Features(
         float(n),
         distinct / n,

@@ -39,7 +39,7 @@ def _unit_rows(values: np.ndarray) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _segment(vectors: np.ndarray, depth: int, *, first: bool, last: bool, timestamps: bool) -> bytes:
+def _segment(vectors: np.ndarray | None, depth: int, *, first: bool, last: bool, timestamps: bool) -> bytes:
     """hidden = item vectors, or what came in, mixed by this segment's matrix (zero where padded);
     user = unit(mean over the history + newest position [+ a little of the newest timestamp])."""
     from onnx import TensorProto, checker, helper, numpy_helper
@@ -62,12 +62,13 @@ def _segment(vectors: np.ndarray, depth: int, *, first: bool, last: bool, timest
     ]
     if timestamps:
         inputs.append(info("timestamps", TensorProto.INT64, ["batch", "history"]))
-    if first:
+    if first and vectors is not None:
         constants["table"] = np.vstack([np.zeros((1, WIDTH), np.float32), vectors])
         nodes.append(node("Gather", ["table", "items"], ["hidden"], axis=0))
     else:
-        inputs.append(info("hidden_in", TensorProto.FLOAT, ["batch", "history", WIDTH]))
-        nodes.append(node("Identity", ["hidden_in"], ["hidden"]))
+        name = "item_vectors" if first else "hidden_in"
+        inputs.append(info(name, TensorProto.FLOAT, ["batch", "history", WIDTH]))
+        nodes.append(node("Identity", [name], ["hidden"]))
     nodes += [
         node("MatMul", ["hidden", "mix"], ["mixed"]),
         node("Tanh", ["mixed"], ["bent"]),
@@ -113,16 +114,17 @@ def _transitions(items: int) -> np.ndarray:
 
 
 def _selector(vectors: np.ndarray, popularity: np.ndarray) -> dict[str, Any]:
+    from fathom.runtime.item_vectors import ItemVectors
     from fathom.selector.complexity import ComplexityModel
     from fathom.selector.features import SelectorTables, measure
 
-    tables = SelectorTables.build(popularity, vectors, _transitions(len(popularity)))
+    tables = SelectorTables.build(popularity, ItemVectors(vectors), _transitions(len(popularity)))
     rng = np.random.default_rng(3)
     rows = [measure(rng.integers(0, ITEMS, n), None, tables) for n in range(1, MAX_HISTORY + 1)]
     return ComplexityModel.fit(rows).to_json()
 
 
-def _write_bundle(path: Path, *, strategy: str, timestamps: bool) -> Path:
+def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool) -> Path:
     rng = np.random.default_rng(1)
     vectors = _unit_rows(rng.normal(size=(ITEMS, WIDTH)))
     popularity = np.sort(rng.integers(1, 500, ITEMS))[::-1].astype(np.int64)
@@ -133,7 +135,9 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool) -> Path:
     for d in DEPTHS:
         name = f"engines/depth-{d:02d}.onnx"
         first, last = not chain or d == DEPTHS[0], not chain or d == DEPTHS[-1]
-        (path / name).write_bytes(_segment(vectors, d, first=first, last=last, timestamps=timestamps))
+        (path / name).write_bytes(
+            _segment(vectors if looks_up else None, d, first=first, last=last, timestamps=timestamps)
+        )
         segments = tuple(f"engines/depth-{e:02d}.onnx" for e in DEPTHS if e <= d) if chain else (name,)
         depths[d] = DepthInfo(
             segments=segments,
@@ -185,11 +189,14 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool) -> Path:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
-    """A function that writes a fresh small bundle: ``make_bundle(strategy="nested", timestamps=True)``."""
+    """A function that writes a fresh small bundle: ``make_bundle(strategy="nested", timestamps=True)``.
 
-    def make(*, strategy: str = "prefix", timestamps: bool = False) -> Path:
+    ``looks_up``: with first segments as before schema 4, which look the items' vectors up themselves.
+    """
+
+    def make(*, strategy: str = "prefix", timestamps: bool = False, looks_up: bool = False) -> Path:
         folder = tmp_path_factory.mktemp("bundle") / "bundle"
-        return _write_bundle(folder, strategy=strategy, timestamps=timestamps)
+        return _write_bundle(folder, strategy=strategy, timestamps=timestamps, looks_up=looks_up)
 
     return make
 

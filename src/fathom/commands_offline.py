@@ -480,6 +480,9 @@ def export(
         Literal["fp32", "fp16", "int8", "int4", "mixed"] | None,
         typer.Option(help="Of the engines. Default: the profile's, else fp32."),
     ] = None,
+    item_precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Of the item vectors: half or a quarter of their memory.")
+    ] = "fp32",
     profile: Annotated[str | None, typer.Option(help="Take precision and allowed loss from a profile or tier.")] = None,
     max_loss: Annotated[
         float | None,
@@ -494,7 +497,7 @@ def export(
 ) -> None:
     """Write a bundle: early-exit engines checked against torch, item index, selector, manifest.
 
-    In fewer bits than fp32, the engines' quality is measured too, and an export that loses too much is refused.
+    In fewer bits than fp32, the quality is measured too, and an export that loses too much is refused.
 
     Example: fathom export build/ml-100k/healed/prefix --data build/ml-100k/dataset --out small --precision int8
     """
@@ -522,6 +525,7 @@ def export(
             plan=DepthPlan.load(plan) if plan else None,
             precision=chosen,
             layer_bits=bits,
+            item_precision=item_precision,
             max_loss=max_loss,
             every_length=every_length,
             progress=activity.update,

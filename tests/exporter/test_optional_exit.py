@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from fathom.exporter.items import item_vectors
 from fathom.exporter.optional_exit import with_optional_exit
 from fathom.runtime.segment import READ_EXIT, Segment
 from fathom.training.checkpoint import Checkpoint
@@ -19,7 +20,8 @@ FIRST, LAST = "engines/depth-04.onnx", "engines/depth-16.onnx"
 def feeds(checkpoint: Checkpoint) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     items = rng.integers(1, checkpoint.model.config.items + 1, (3, 9))
-    return {"items": items, "timestamps": 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)}
+    times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
+    return {"item_vectors": item_vectors(checkpoint.model).padded(items), "timestamps": times}
 
 
 def session(data: bytes, profile: Path | None = None) -> onnxruntime.InferenceSession:
@@ -56,7 +58,8 @@ def test_a_segment_that_is_passed_through_runs_no_operator_of_its_exit(
 
     def operators(outputs: list[str]) -> set[str]:
         monkeypatch.setattr(
-            "fathom.runtime.segment.open_session", lambda file, _: session(file.read_bytes(), tmp_path / outputs[0])
+            "fathom.runtime.segment.open_session",
+            lambda file, *_, **__: session(file.read_bytes(), tmp_path / outputs[0]),
         )
         segment = Segment(path, 1)
         segment.run(outputs, feeds(checkpoint))

@@ -8,6 +8,7 @@ import pytest
 
 from fathom.errors import ConfigError, ParityError
 from fathom.exporter.bundle_writer import export
+from fathom.exporter.items import item_vectors
 from fathom.exporter.optional_exit import with_optional_exit
 from fathom.exporter.parity import SegmentRunner, measure_parity
 from fathom.exporter.precision import BITS, mixed_bits, reduce_engines, same_bits
@@ -15,6 +16,8 @@ from fathom.exporter.reduced_quality import check_losses, relative_loss
 from fathom.exporter.segments import segment_specs
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
+from fathom.runtime.extension import History
+from fathom.runtime.item_vectors import ItemPrecision
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.splits import split
@@ -46,7 +49,7 @@ def test_an_answer_in_int8_does_not_depend_on_who_else_is_in_the_batch(
 ) -> None:
     cut = split(dataset, checkpoint.config.split)
     reduced = reduce_engines(checkpoint.model, engines, same_bits(checkpoint.model, "int8"), cut.train)
-    runner = SegmentRunner(reduced, segment_specs(checkpoint.model.config.paths))
+    runner = SegmentRunner(reduced, segment_specs(checkpoint.model.config.paths), item_vectors(checkpoint.model))
     rng = np.random.default_rng(0)
     items = rng.integers(1, len(dataset.item_ids) + 1, (5, 12))
     times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, (5, 12)), axis=1)
@@ -88,6 +91,25 @@ def test_the_loss_is_relative_paired_and_limited() -> None:
         ParityError, match=r"depth 4 loses 50.0% of its NDCG@10 \[50.0%, 50.0%\] in int4, more than 1.0%"
     ):
         check_losses({4: half}, 0.01, "int4")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_item_vectors_in_fewer_bits_are_measured_and_remembered_histories_go_on(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, precision: ItemPrecision
+) -> None:
+    export(checkpoint, dataset, tmp_path / "small", name="small", item_precision=precision, max_loss=1.0)
+    with Bundle.open(tmp_path / "small") as bundle, open_engine(bundle, extends=True) as engine:
+        manifest = bundle.manifest
+        assert (manifest.precision, manifest.item_precision) == ("fp32", precision)
+        assert bundle.vectors.precision == precision
+        assert np.asarray(bundle.vectors) == pytest.approx(np.asarray(item_vectors(checkpoint.model)), abs=0.01)
+        assert all(info.loss is not None and info.parity.max_abs_error < 0.1 for info in manifest.depths.values())
+        items, times = np.array([[1, 2, 3]]), np.array([[5, 60, 700]])
+        resumed, _ = engine.resume([History(items[0], times[0], None)], 8)
+        assert resumed == pytest.approx(engine.run(items, times, 8), abs=1e-5)
+    with pytest.raises(ParityError, match=f"fp32, items {precision}, more than -100"):
+        export(checkpoint, dataset, tmp_path / "no", name="no", item_precision=precision, max_loss=-1.0)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_bundle_says_its_precision_and_what_it_lost(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:

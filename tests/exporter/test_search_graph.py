@@ -4,13 +4,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from fathom.exporter.lookup_graph import lookup_graph
 from fathom.exporter.search_graph import search_graph
-from fathom.runtime.retriever import CHUNK, GRAPH, GRAPH_IN_CHUNKS, FlatRetriever, ItemFilter
+from fathom.runtime.cuda_engine import LOOKUP
+from fathom.runtime.item_vectors import ItemVectors
+from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS, FlatRetriever, ItemFilter
 
 
 def test_the_packaged_searches_are_what_their_builder_makes() -> None:
-    assert GRAPH.read_bytes() == search_graph()
+    for precision, path in GRAPHS.items():
+        assert path.read_bytes() == search_graph(precision)
     assert GRAPH_IN_CHUNKS.read_bytes() == search_graph(chunk=CHUNK)
+    assert LOOKUP.read_bytes() == lookup_graph()
 
 
 @pytest.mark.parametrize(("items", "k"), [(1, 1), (3, 3), (4, 2), (5, 5), (17, 1), (17, 9), (64, 10), (64, 64)])
@@ -45,7 +50,7 @@ def test_a_gpu_finds_what_the_processor_finds(monkeypatch: pytest.MonkeyPatch) -
         pytest.skip("there is no CUDA device")
     monkeypatch.setattr("fathom.runtime.retriever.BLOCK_ITEMS_CUDA", 40_000)
     rng = np.random.default_rng(0)
-    vectors = rng.integers(-3, 4, (100_000, 8)).astype(np.float32)
+    vectors = ItemVectors(rng.integers(-3, 4, (100_000, 8)).astype(np.float32))
     one, gpu = FlatRetriever(vectors), FlatRetriever(vectors, device="cuda")
     for rows in (1, 5):
         users = rng.integers(-3, 4, (rows, 8)).astype(np.float32)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from fathom.exporter.items import item_vectors
 from fathom.exporter.optional_exit import with_optional_exit
 from fathom.exporter.parity import SegmentRunner
 from fathom.exporter.pieces import Pieces
@@ -26,7 +27,7 @@ def values(model: ElasticModel, batch: int, history: int) -> tuple[torch.Tensor,
 
 
 def check(model: ElasticModel, files: dict[str, bytes]) -> None:
-    runner = SegmentRunner(files, segment_specs(model.config.paths))
+    runner = SegmentRunner(files, segment_specs(model.config.paths), item_vectors(model))
     for batch, history in [(1, 1), (1, 2), (3, 1), (2, 7), (5, model.config.max_history)]:
         items, times = values(model, batch, history)
         found = runner.run(items, times)
@@ -93,11 +94,11 @@ def test_inputs_and_outputs_have_the_documented_names_and_shapes(engines: dict[s
         ]
         return shapes[0], shapes[1]
 
-    ids = {"items": ["batch", "history"], "timestamps": ["batch", "history"]}
+    times = {"timestamps": ["batch", "history"]}
     hidden, user = ["batch", "history", 16], {"user_vector": ["batch", 16]}
-    assert signature("engines/depth-04.onnx") == (ids, {**user, "hidden_out": hidden})
-    assert signature("engines/depth-08.onnx") == ({**ids, "hidden_in": hidden}, {**user, "hidden_out": hidden})
-    assert signature("engines/depth-16.onnx") == ({**ids, "hidden_in": hidden}, user)
+    assert signature("engines/depth-04.onnx") == ({**times, "item_vectors": hidden}, {**user, "hidden_out": hidden})
+    assert signature("engines/depth-08.onnx") == ({**times, "hidden_in": hidden}, {**user, "hidden_out": hidden})
+    assert signature("engines/depth-16.onnx") == ({**times, "hidden_in": hidden}, user)
 
 
 def test_engines_hold_standard_operators_and_no_trace_of_where_they_were_made(engines: dict[str, bytes]) -> None:

@@ -109,7 +109,7 @@ def test_a_server_with_stale_plans_says_so_and_answers_the_same(
 ) -> None:
     stale = tmp_path / "stale"
     shutil.copytree(planned, stale)
-    value = read_json(stale / "manifest.json", kind="manifest", schema_version=3)
+    value = read_json(stale / "manifest.json", kind="manifest", schema_version=4)
     for plan in value["plans"]:
         plan["version"] = "1.0.0"
     write_json(stale / "manifest.json", value)
@@ -150,7 +150,7 @@ def test_a_plan_that_was_edited_is_refused_with_its_bundle(planned: Path, tmp_pa
 def test_a_plan_that_lacks_an_engine_is_refused(planned: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(planned, copy)
-    value = read_json(copy / "manifest.json", kind="manifest", schema_version=3)
+    value = read_json(copy / "manifest.json", kind="manifest", schema_version=4)
     del value["plans"][0]["segments"]["engines/depth-08.onnx"]
     write_json(copy / "manifest.json", value)
     with pytest.raises(BundleSchemaError, match="a TensorRT plan lacks an engine"):

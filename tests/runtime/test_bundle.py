@@ -62,8 +62,8 @@ def refused(bundle: Path, error: type[BundleError], *words: str, verify_too: boo
 def test_an_intact_bundle_opens_with_everything_the_runtime_needs(synthetic_bundle: Path) -> None:
     with Bundle.open(synthetic_bundle) as bundle:
         assert bundle.depths == (4, 8, 12, 16)
-        assert bundle.vectors.shape == (50, 8)
-        assert not bundle.vectors.flags.writeable
+        assert bundle.vectors.rows.shape == (50, 8)
+        assert not bundle.vectors.rows.flags.writeable
         assert bundle.popularity.shape == (50,)
         assert bundle.catalogue.index["item-7"] == 7
         assert bundle.catalogue.titles[7] == ""
@@ -115,7 +115,7 @@ def test_without_verify_only_the_sha256_is_left_out(bundle: Path) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
-    edit_manifest(bundle, lambda value: value.update(schema_version=4, invented_later={"x": 1}))
+    edit_manifest(bundle, lambda value: value.update(schema_version=5, invented_later={"x": 1}))
     refused(bundle, BundleSchemaError, "newer Fathom", "upgrade")
 
 

@@ -88,6 +88,14 @@ class TestOnnxEngineWithTimestamps(EngineContract):
         return open_engine(Bundle.open(make_bundle(timestamps=True)))
 
 
+def test_engines_that_look_vectors_up_themselves_compute_the_same(make_bundle) -> None:
+    items, depths = pad(HISTORIES, 20), (4, 16)
+    with open_engine(Bundle.open(make_bundle())) as new, open_engine(Bundle.open(make_bundle(looks_up=True))) as old:
+        assert old.run(items, None, 16) == pytest.approx(new.run(items, None, 16), abs=1e-6)
+        for found, expected in zip(old.walk(items, None, depths), new.walk(items, None, depths), strict=True):
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_chain_computes_what_the_onnx_reference_computes(synthetic_bundle: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 
@@ -95,7 +103,7 @@ def test_a_chain_computes_what_the_onnx_reference_computes(synthetic_bundle: Pat
     items = pad(HISTORIES, 20)
     with open_engine(bundle) as engine:
         for depth in bundle.depths:
-            feeds = {"items": items}
+            feeds = {"items": items, "item_vectors": bundle.vectors.padded(items)}
             for path in bundle.segments(depth):
                 user, *rest = ReferenceEvaluator(str(path)).run(None, feeds)
                 feeds["hidden_in"] = rest[0] if rest else None

@@ -23,6 +23,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engine import open_engine
 from fathom.runtime.fake import FakeEngine
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
 from fathom.selector.policy import DepthReason
@@ -61,8 +62,8 @@ def query(items=(1, 2, 3), **changes) -> Query:
 def expected(bundle: Bundle, items, depth: int, hidden) -> list[int]:
     """The best ten by plain sorting, with the fake engine's own definition of a user."""
     newest = list(items)[-20:][-depth:]
-    user = bundle.vectors[newest].sum(axis=0)
-    scores = bundle.vectors @ (user / np.linalg.norm(user))
+    user = np.asarray(bundle.vectors)[newest].sum(axis=0)
+    scores = np.asarray(bundle.vectors) @ (user / np.linalg.norm(user))
     return sorted(set(range(50)) - set(hidden), key=lambda i: (-scores[i], i))[:10]
 
 
@@ -167,7 +168,7 @@ async def test_a_crowd_gets_the_answers_that_each_would_get_alone(make_bundle, t
         for q, answer in zip(queries, answers, strict=True):
             ids = np.asarray(q.items)[None, -20:] + 1
             times = None if q.timestamps is None else np.asarray(q.timestamps)[None, -20:]
-            scores = bundle.vectors @ engine.run(ids, times, q.depth)[0]
+            scores = np.asarray(bundle.vectors) @ engine.run(ids, times, q.depth)[0]
             assert answer.decision.depth == q.depth
             np.testing.assert_allclose(answer.scores, np.sort(scores)[::-1][:5], atol=1e-5)
             np.testing.assert_allclose(answer.scores, scores[answer.indices], atol=1e-5)
@@ -229,9 +230,9 @@ async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(
 
 
 async def test_nan_from_the_engine_is_that_requests_error_alone(bundle: Bundle) -> None:
-    vectors = bundle.vectors.copy()
+    vectors = np.asarray(bundle.vectors)
     vectors[40] = np.nan
-    async with Pipeline(bundle, FakeEngine(vectors, DEPTHS)) as pipeline:
+    async with Pipeline(bundle, FakeEngine(ItemVectors(vectors), DEPTHS)) as pipeline:
         calls = [pipeline.recommend(query([item], depth=4)) for item in (8, 40, 9)]
         good, bad, also_good = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(bad, UnavailableError)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 
 
@@ -39,7 +40,7 @@ def searches(draw: st.DrawFn):
 @settings(max_examples=300, deadline=None)
 def test_top_k_is_exact_for_all_filters_ties_and_block_sizes(search) -> None:
     vectors, users, ks, filters, block_items = search
-    found = FlatRetriever(vectors, block_items=block_items).search(users, ks, filters)
+    found = FlatRetriever(ItemVectors(vectors), block_items=block_items).search(users, ks, filters)
     for row, (indices, scores) in enumerate(found):
         exact = vectors @ users[row]
         assert indices.tolist() == brute_force(exact, ks[row], filters[row])
@@ -49,14 +50,14 @@ def test_top_k_is_exact_for_all_filters_ties_and_block_sizes(search) -> None:
 
 
 def test_filters_of_one_request_leave_its_neighbours_alone() -> None:
-    retriever = FlatRetriever(np.eye(4, dtype=np.float32))
+    retriever = FlatRetriever(ItemVectors(np.eye(4, dtype=np.float32)))
     users = np.array([[4, 3, 2, 1], [4, 3, 2, 1]], np.float32)
     found = retriever.search(users, [2, 2], [ItemFilter(exclude=np.array([0])), ItemFilter()])
     assert [indices.tolist() for indices, _ in found] == [[1, 2], [0, 1]]
 
 
 def test_nothing_left_gives_nothing() -> None:
-    retriever = FlatRetriever(np.eye(3, dtype=np.float32))
+    retriever = FlatRetriever(ItemVectors(np.eye(3, dtype=np.float32)))
     users = np.ones((1, 3), np.float32)
     for keep in (ItemFilter(exclude=np.arange(3)), ItemFilter(allow=np.empty(0, np.int64))):
         ((indices, scores),) = retriever.search(users, [5], [keep])
@@ -69,6 +70,6 @@ def test_a_large_catalogue_in_blocks_gives_the_same_answer(block_items: int) -> 
     vectors = rng.integers(-9, 10, (5_000, 16)).astype(np.float32)
     users = rng.integers(-9, 10, (3, 16)).astype(np.float32)
     keep = [ItemFilter(exclude=rng.integers(0, 5_000, 50)), ItemFilter(mask=rng.random(5_000) < 0.1), ItemFilter()]
-    found = FlatRetriever(vectors, block_items=block_items).search(users, [10, 20, 1_000], keep)
+    found = FlatRetriever(ItemVectors(vectors), block_items=block_items).search(users, [10, 20, 1_000], keep)
     for row, (indices, _) in enumerate(found):
         assert indices.tolist() == brute_force((users @ vectors.T)[row], (10, 20, 1_000)[row], keep[row])

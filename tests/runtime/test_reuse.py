@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.exporter.items import item_vectors
 from fathom.exporter.optional_exit import with_optional_exit
 from fathom.exporter.segments import CONTEXT_FILE, export_extension, extension_file
 from fathom.runtime import pipeline as pipeline_module
@@ -65,7 +66,7 @@ def extender(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> E
     for name, data in files.items():
         (folder / name).write_bytes(with_optional_exit(data))
     form = Form(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
-    return Extender(form, model.item_vectors().detach().numpy(), lambda path: Segment(folder / path, 1), DEPTHS)
+    return Extender(form, item_vectors(model), lambda path: Segment(folder / path, 1), DEPTHS)
 
 
 def afresh(model: ElasticModel, ids: np.ndarray, seconds: np.ndarray, depth: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.runtime.item_vectors import ItemVectors
 from fathom.selector.features import Features, SelectorTables, measure, measure_all
 
 N_ITEMS = 30
@@ -16,7 +17,7 @@ VECTORS = RNG.standard_normal((N_ITEMS, 6)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 COUNTS = RNG.integers(0, 1_000, N_ITEMS)
 ENTROPY = np.where(np.arange(N_ITEMS) % 4, RNG.random(N_ITEMS), np.nan).astype(np.float32)
-TABLES = SelectorTables.build(COUNTS, VECTORS, ENTROPY)
+TABLES = SelectorTables.build(COUNTS, ItemVectors(VECTORS), ENTROPY)
 
 TAIL = {
     item
@@ -84,7 +85,7 @@ def test_session_entropy_is_that_of_the_sessions_sizes(gaps: list[int]) -> None:
 
 def test_the_tail_is_what_the_most_popular_items_with_80_percent_of_events_leave() -> None:
     counts = np.array([10, 50, 0, 30, 10], dtype=np.int64)
-    tail = SelectorTables.build(counts, np.eye(5, dtype=np.float32), np.zeros(5, dtype=np.float32)).tail
+    tail = SelectorTables.build(counts, ItemVectors(np.eye(5, dtype=np.float32)), np.zeros(5, dtype=np.float32)).tail
     assert tail.tolist() == [1, 0, 1, 0, 1]
 
 
@@ -103,7 +104,9 @@ def test_events_at_once_are_more_recent_than_events_days_apart() -> None:
 
 
 def test_equal_items_are_dense_and_orthogonal_ones_are_not() -> None:
-    tables = SelectorTables.build(np.ones(4, dtype=np.int64), np.eye(4, dtype=np.float32), np.ones(4, np.float32))
+    tables = SelectorTables.build(
+        np.ones(4, dtype=np.int64), ItemVectors(np.eye(4, dtype=np.float32)), np.ones(4, np.float32)
+    )
     same, different = (measure(np.array(h, dtype=np.int32), None, tables) for h in ([2, 2, 2], [0, 1, 2, 3]))
     assert same.density == pytest.approx(1)
     assert different.density == pytest.approx(0)

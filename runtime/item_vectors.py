@@ -1,0 +1,70 @@
+"""The vectors of a catalogue, in the form in which a bundle stores them, and looked up in fp32."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+ItemPrecision = Literal["fp32", "fp16", "int8"]
+
+_TYPES: dict[ItemPrecision, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+
+
+class ItemVectors:
+    """Unit vectors of n items.
+
+    ``rows``: (n, width), float32, float16, or int8. A row of whole numbers has the direction of its vector; its length
+    is what it happens to be, so no scale is stored. ``shares``: float32 (n,), one through that length; else None.
+    """
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self.rows = rows
+        self.precision: ItemPrecision = next(name for name, kind in _TYPES.items() if rows.dtype == kind)
+        self.shares: Floats | None = None
+        if self.precision == "int8":
+            squares = np.einsum("ij,ij->i", rows, rows, dtype=np.int32)
+            with np.errstate(divide="ignore"):  # of a row of zeros, which a bundle refuses
+                self.shares = 1 / np.sqrt(squares, dtype=np.float32)
+
+    @classmethod
+    def store(cls, vectors: Floats, precision: ItemPrecision) -> "ItemVectors":
+        """Float32 unit rows in another precision; int8 rounds to a 127th of a row's largest component."""
+        if precision == "int8":
+            return cls(np.rint(vectors * (127 / np.abs(vectors).max(axis=1, keepdims=True))).astype(np.int8))
+        return cls(np.ascontiguousarray(vectors, dtype=_TYPES[precision]))
+
+    @staticmethod
+    def type_of(precision: ItemPrecision) -> np.dtype[Any]:
+        """Of the rows."""
+        return np.dtype(_TYPES[precision])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """Components of a vector."""
+        return int(self.rows.shape[1])
+
+    def take(self, items: NDArray[np.integer]) -> Floats:
+        """The vectors of item indices, (..., width); -1 is the last item. IndexError for others outside 0..n-1."""
+        found = self.rows.take(items, axis=0)
+        if self.precision == "fp32":
+            return found
+        vectors: Floats = found.astype(np.float32)
+        if self.shares is not None:
+            vectors *= self.shares.take(items)[..., None]
+        return vectors
+
+    def padded(self, ids: NDArray[np.int64]) -> Floats:
+        """The vectors of input ids (item index + 1), (..., width); zero for padding, 0."""
+        vectors = self.take(ids - 1)
+        if not ids.all():
+            vectors[ids == 0] = 0
+        return vectors
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All of them in fp32; for a GPU and for tests, not for every request."""
+        every = self.take(np.arange(len(self)))
+        return every if dtype is None else every.astype(dtype)
