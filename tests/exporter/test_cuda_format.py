@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from fathom.client import Client
 from fathom.errors import ConfigError
 from fathom.exporter.cuda_format import convert_for_cuda
+from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cuda_engine import CudaEngine
 from fathom.runtime.engine import OnnxEngine, open_engine
@@ -47,6 +49,22 @@ def test_graphs_compute_what_the_cpu_computes(bundle_path: Path, tmp_path: Path)
             assert isinstance(engine, CudaEngine)
             assert engine.captured == captured
             same_answers(engine, bundle, within=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(gpu_capability() is None, reason="there is no CUDA device")
+def test_a_server_on_a_gpu_answers_as_one_on_the_processor(bundle_path: Path, tmp_path: Path) -> None:
+    convert_for_cuda(bundle_path, tmp_path / "cuda")
+    rng = np.random.default_rng(0)
+    asked = [([f"item-{i}" for i in rng.integers(0, 40, rng.integers(1, 30))], depth) for depth in (4, 8, 12, 16) * 10]
+    answers = []
+    for device, engine in (("cpu", "onnxruntime-cpu"), ("cuda", "onnxruntime-cuda")):
+        options = ("--device", device, "--profile", "cloud-h100")
+        with running_server(tmp_path / "cuda", *options) as server, Client(server.address) as client:
+            assert client.bundle().engine == engine
+            found = [client.recommend(items, k=5, depth=depth) for items, depth in asked]
+            answers.append([[item.id for item in each.items] for each in found])
+    assert answers[0] == answers[1]
 
 
 def test_converted_engines_have_no_branches_and_another_version(bundle_path: Path, tmp_path: Path) -> None:
