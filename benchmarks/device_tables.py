@@ -199,9 +199,9 @@ def _gpu(run: Run) -> str:
     rates = [
         [
             row["bundle"],
-            "GPU" if row["engine"] == "gpu" else "one thread",
+            "captured" if row["captured"] else "",
             str(row["depth"]),
-            f"{row['requests_per_s']:,}",
+            *(f"{row[f'{engine}_per_s']:,}" for engine in ("gpu", "thread")),
         ]
         for row in result["pipeline"]
     ]
@@ -226,7 +226,7 @@ def _gpu(run: Run) -> str:
             " user vector, against the processor with the same engines.",
             table(head, engines),
             f"Requests a second through the pipeline, without gRPC, history 50, {config['in_flight']} in flight:",
-            table(["bundle", "engine", "depth", "requests/s"], rates),
+            table(["bundle", "graphs", "depth", "GPU", "one thread"], rates),
             f"The best {config['best']} by exact search, width 64, without 50 items that each has seen:",
             table(["items", "batch", "GPU ms", "one thread ms", f"{cores} cores ms", "same answers"], searches),
         ]

@@ -130,11 +130,12 @@ def main() -> None:
         with Bundle.open(path) as bundle:
             rows += engines(bundle, chosen.rounds)
             for depth in DEPTHS:
-                for kind, opened in (("gpu", CudaEngine), ("thread", partial(OnnxEngine, threads=1))):
-                    rate = asyncio.run(throughput(bundle, opened(bundle, depths=DEPTHS), depth))
-                    row = {"bundle": bundle.manifest.name, "engine": kind, "depth": depth}
-                    rates.append(row | {"requests_per_s": round(rate)})
-                    print(rates[-1], flush=True)
+                gpu, thread = CudaEngine(bundle, depths=DEPTHS), OnnxEngine(bundle, depths=DEPTHS, threads=1)
+                row = {"bundle": bundle.manifest.name, "captured": gpu.captured, "depth": depth}
+                for kind, engine in (("gpu", gpu), ("thread", thread)):
+                    row[f"{kind}_per_s"] = round(asyncio.run(throughput(bundle, engine, depth)))
+                rates.append(row)
+                print(row, flush=True)
     found = searches(chosen.rounds)
     names = [path.name for path in chosen.bundles]
     config = {"bundles": names, "best": BEST, "in_flight": IN_FLIGHT, "rounds": chosen.rounds}

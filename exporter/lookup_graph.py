@@ -1,6 +1,8 @@
 """Builds ``runtime/lookup.onnx``: item vectors of input ids, for engines on a GPU.
 
-python -m fathom.exporter.lookup_graph
+    python -m fathom.exporter.lookup_graph
+
+A part of the package and not of a bundle, because nothing in it depends on a model.
 """
 
 import numpy as np
