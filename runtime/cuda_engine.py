@@ -24,8 +24,8 @@ class CudaEngine:
     """See ``Engine``: what a segment leaves stays on the device until the user vectors are read.
 
     Histories are padded to the end of their length bucket and batches to a power of two, so that few shapes occur. For
-    each shape the launches of a segment, some hundred, are captured as a CUDA graph and repeated in one call; the first
-    two batches of a shape are slower. Engines that compute an exit only on demand cannot be captured and run without:
+    each shape the launches of a segment, some hundred, are captured as a CUDA graph and repeated in one call: the first
+    two batches of a shape are slow. Engines that compute an exit only on demand cannot be captured and run without:
     `fathom bundle convert --to cuda` makes engines that can.
     """
 

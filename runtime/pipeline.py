@@ -124,6 +124,8 @@ class Pipeline:
             max_batch_tokens=settings.max_batch_tokens,
             patience_s=settings.patience_ms / 1e3,
         )
+        if device == "cuda":
+            await asyncio.to_thread(runner.capture, buckets, lanes.batch_limit)
         cost = await asyncio.to_thread(
             measure,
             runner.try_out,

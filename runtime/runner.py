@@ -1,7 +1,7 @@
 """What happens in the engine's thread: a batch is padded, run, and searched for."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,6 +157,15 @@ class Runner:
                 self._trials[depth] = self._engine.resume([History(ids[:-1], None, None)], depth)[1][0]
             start = Start("prefix", self._trials[depth], new=1)
         self.run(depth, [Work(ids, None, 10, ItemFilter(exclude=ids - 1), start=start)] * requests)
+
+    def capture(self, lengths: Sequence[int], batch_limit: Callable[[int], int]) -> None:
+        """Let a GPU meet every shape that requests can have: the first two batches of one are slow."""
+        for depth in self._engine.depths:
+            for length in lengths:
+                most = batch_limit(length)
+                for power in range((most - 1).bit_length() + 1):
+                    for _ in range(2):
+                        self.try_out(depth, length, min(1 << power, most))
 
     def end_trials(self) -> None:
         """Let go of what only ``try_out`` needs."""

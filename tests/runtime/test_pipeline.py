@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -238,6 +239,16 @@ async def test_nan_from_the_engine_is_that_requests_error_alone(bundle: Bundle) 
         assert isinstance(bad, UnavailableError)
         assert "NaN or infinity at depth 4" in str(bad)
         assert good.indices.size == also_good.indices.size == 10
+
+
+async def test_a_gpu_meets_every_shape_before_requests_do(bundle: Bundle) -> None:
+    class OnGpu(FakeEngine):
+        device = "cuda"
+
+    runs: Counter[tuple[int, int]] = Counter()
+    engine = OnGpu(bundle.vectors, DEPTHS, on_run=lambda batch, depth: runs.update([(depth, batch)]))
+    async with Pipeline(bundle, engine, settings=Settings(max_batch=6, max_batch_tokens=10_000)):
+        assert all(runs[depth, batch] >= 2 * 2 for depth in DEPTHS for batch in (1, 2, 4, 6))
 
 
 async def test_costs_are_really_measured_at_the_start(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
