@@ -15,6 +15,7 @@ def device_sections(folder: Path) -> list[str]:
     """A section for each run that is stored."""
     sections: list[tuple[str, Callable[[Run], str]]] = [
         ("precision", _precision),
+        ("precision-wide", _precision),
         ("memory", _memory),
         ("qlora", _qlora),
         ("efficiency", _efficiency),
@@ -45,7 +46,7 @@ def _precision(run: Run) -> str:
     all_depths = ", ".join(f"{name} {peak:.0f} MB ({peak / alone[name]:.2f} x)" for name, peak in together.items())
     return "\n\n".join(
         [
-            "## Precision",
+            "## Precision" if model["width"] == 64 else f"### At width {model['width']}",
             f"{run['config']['data']}, {model['block']} blocks, width {model['width']}, one thread. Peak: of a process"
             f" that opens the engines of this depth and runs them; before it opens any it holds"
             f" {run['result']['rows'][0]['process_mb']:.0f} MB. Times: inside the engine, one request. Lost: the share"
@@ -62,6 +63,7 @@ def _memory(run: Run) -> str:
             f"{row['items']:,}",
             row["profile"],
             row["precision"],
+            row["item_precision"],
             ", ".join(map(str, row["depths"])),
             f"{row['peak_mb']:,.1f}",
             str(row["enough_mb"]),
@@ -71,7 +73,18 @@ def _memory(run: Run) -> str:
         ]
         for row in run["result"]["rows"]
     ]
-    head = ["items", "profile", "precision", "depths", "peak MB", "at most", "deepest alone", "times that", "bundle MB"]
+    head = [
+        "items",
+        "profile",
+        "layers",
+        "vectors",
+        "depths",
+        "peak MB",
+        "at most",
+        "deepest alone",
+        "times that",
+        "bundle MB",
+    ]
     return "\n\n".join(
         [
             "## Memory on a device",

@@ -21,15 +21,18 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.precision import Precision
 from fathom.exporter.slice import slice_bundle
+from fathom.runtime.item_vectors import ItemPrecision
 
 CATALOGUES = (12_000, 1_000_000)
 SEED = 0
-#: Profile, precision, and the megabytes that are to be enough.
-CASES: tuple[tuple[str, Precision, int], ...] = (
-    ("phone-low", "int8", 100),
-    ("phone-low", "int4", 100),
-    ("raspberry-pi-5", "int8", 200),
-    ("cloud-cpu", "fp32", 300),
+#: Profile, precision of layers and of item vectors, and the megabytes that are to be enough.
+CASES: tuple[tuple[str, Precision, ItemPrecision, int], ...] = (
+    ("phone-low", "int8", "int8", 100),
+    ("phone-low", "int8", "fp32", 100),
+    ("phone-low", "int4", "fp32", 100),
+    ("raspberry-pi-5", "int8", "fp32", 200),
+    ("cloud-cpu", "fp32", "fp16", 300),
+    ("cloud-cpu", "fp32", "fp32", 300),
 )
 
 _PROCESS = """
@@ -75,10 +78,13 @@ def measure(items: int) -> list[dict[str, Any]]:
     checkpoint, dataset = untrained(items=items)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, precision, enough) in enumerate(CASES):
+        for number, (name, precision, items_in, enough) in enumerate(CASES):
             profile = load_profile(name)
             whole, cut = Path(folder) / f"{number}-whole", Path(folder) / f"{number}-cut"
-            export(checkpoint, dataset, whole, name="memory", precision=precision, max_loss=1.0)
+            wanted = {"precision": precision, "item_precision": items_in}
+            export(
+                checkpoint, dataset, whole, name="memory", max_loss=1.0, precision=precision, item_precision=items_in
+            )
             manifest = slice_bundle(whole, profile, cut)
             depths = tuple(sorted(manifest.depths))
             together, alone = peak_mb(cut, name, depths), peak_mb(cut, name, depths[-1:])
@@ -86,7 +92,7 @@ def measure(items: int) -> list[dict[str, Any]]:
                 {
                     "items": items,
                     "profile": name,
-                    "precision": precision,
+                    **wanted,
                     "depths": depths,
                     "peak_mb": together,
                     "enough_mb": enough,

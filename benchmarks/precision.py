@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repetitions", type=int, default=100)
+    parser.add_argument("--name", default="precision", help="of the stored run")
     chosen = parser.parse_args()
     checkpoint, dataset = Checkpoint.load(chosen.checkpoint), Dataset.load(chosen.data)
     result = measure(checkpoint, dataset, chosen.repetitions)
@@ -138,7 +139,7 @@ def main() -> None:
         "threads": 1,
         "repetitions": chosen.repetitions,
     }
-    print(f"stored in {save_run('precision', config=config, result=result, seed=SEED)}")
+    print(f"stored in {save_run(chosen.name, config=config, result=result, seed=SEED)}")
 
 
 if __name__ == "__main__":
