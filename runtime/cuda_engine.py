@@ -91,6 +91,8 @@ class CudaEngine:
         """See ``Engine.close``."""
         self._chains.clear()
         self._buffers.clear()
+        self._lookup.forget()
+        self._table = None
 
     def __enter__(self) -> "CudaEngine":
         return self
@@ -160,6 +162,10 @@ class _CudaSegment(Segment):
             self._bindings[key] = self._bind(buffers, place, output)
         binding, options = self._bindings[key]
         self._session.run_with_iobinding(binding, options)
+
+    def forget(self) -> None:
+        """Let go of all buffers."""
+        self._bindings.clear()
 
     def _bind(self, buffers: _Buffers, place: int, output: str) -> tuple[Any, Any]:
         import onnxruntime

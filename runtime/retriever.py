@@ -23,7 +23,7 @@ BLOCK_ITEMS = 262_144
 BLOCK_ITEMS_REDUCED = 65_536
 #: The same on a GPU; fewer cost more launches.
 BLOCK_ITEMS_CUDA = 4_194_304
-#: Below so many items a GPU takes longer than one thread.
+#: Below so many items a GPU takes longer than one thread, unless a batch is large.
 LEAST_ITEMS_CUDA = 10_000
 #: Made by ``exporter/search_graph.py``, which describes them.
 GRAPHS: dict[ItemPrecision, Path] = {
@@ -54,9 +54,9 @@ class FlatRetriever:
     """Scores every item: exact, whatever the filters leave.
 
     ``block_items``: items that are scored at a time, at most, so that the memory of a search does not grow with the
-    catalogue. A block is scored, filtered and sorted by onnxruntime in one call: the threads of
-    a server hand the interpreter to each other once, and not at every step. ``device``: where large catalogues are
-    searched; cuda holds their vectors on the GPU.
+    catalogue. A block is scored, filtered and sorted by onnxruntime in one call: the threads of a server hand the
+    interpreter to each other once, and not at every step. ``device``: where large catalogues are searched; cuda holds
+    their vectors on the GPU, in fp32.
     """
 
     def __init__(
