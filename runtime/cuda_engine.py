@@ -32,6 +32,11 @@ class CudaEngine:
     resumes = False
 
     def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], device: Device = "cuda") -> None:
+        kind = bundle.manifest.format, bundle.manifest.precision
+        if kind not in {("onnx", "fp32"), ("onnx", "fp16")}:
+            raise ConfigError(
+                f"{bundle.path}: engines in {' '.join(kind)} are for processors; export fp32 or fp16 onnx"
+            )
         self.depths = depths
         self.device = device
         self.name = f"onnxruntime-{device}"

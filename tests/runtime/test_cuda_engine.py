@@ -1,6 +1,7 @@
 """The engine for GPUs, and when it is taken. Without a GPU, onnxruntime runs it on the CPU, and nothing is captured."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(synthetic_bundle: Pat
         with pytest.raises(ConfigError, match="no CUDA provider; pip install 'fathom\\[gpu\\]'"):
             open_engine(bundle, device="cuda")
         assert isinstance(open_engine(bundle), OnnxEngine)
+
+
+def test_engines_that_are_made_for_processors_are_refused(synthetic_bundle: Path) -> None:
+    with Bundle.open(synthetic_bundle) as bundle:
+        for changed, words in (({"precision": "int8"}, "onnx int8"), ({"format": "ort"}, "ort fp32")):
+            other = replace(bundle, manifest=bundle.manifest.model_copy(update=changed))
+            with pytest.raises(ConfigError, match=f"engines in {words} are for processors; export fp32 or fp16 onnx"):
+                CudaEngine(other, depths=bundle.depths)
 
 
 def test_a_provider_that_does_not_start_is_said_aloud_and_the_cpu_answers(
