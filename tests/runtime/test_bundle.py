@@ -235,6 +235,7 @@ def test_opening_twelve_thousand_items_is_quick(bundle: Path) -> None:
     for name in ("vectors.npy", "popularity.npy", "transition_entropy.npy", "catalogue.json"):
         relist(bundle, f"items/{name}")
     edit_manifest(bundle, lambda value: value.update(items=n))
-    start = time.perf_counter()
+    # Of the processor, so that it does not hang on what else a machine does.
+    start_s = time.process_time()
     Bundle.open(bundle)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start_s < 1.0
