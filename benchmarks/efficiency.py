@@ -15,13 +15,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
+from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle_writer import export
@@ -142,7 +142,7 @@ def _measured(chains: Mapping[tuple[str, int], Chain], rounds: int) -> dict[str,
     for key, chain in chains.items():
         for batch in BATCHES:
             work[*key, batch] = (batch * chain.flops, lambda chain=chain, batch=batch: chain.run(batch))  # type: ignore[misc]
-    took = _interleaved({key: call for key, (_, call) in work.items()}, rounds)
+    took = interleaved({key: call for key, (_, call) in work.items()}, rounds)
     speed = {key: work[key][0] / took[key] / 1e9 for key in work}
     peak = max(value for key, value in speed.items() if key[0] == "peak")
     rows = []
@@ -161,20 +161,6 @@ def _measured(chains: Mapping[tuple[str, int], Chain], rounds: int) -> dict[str,
             )
             print(rows[-1], flush=True)
     return {"peak_gflops": round(peak, 1), "rows": rows}
-
-
-def _interleaved(calls: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
-    """Median seconds of each, all of them in a new random order in every round."""
-    rng = np.random.default_rng(SEED)
-    keys = list(calls)
-    spent = np.empty((len(keys), rounds))
-    for turn in range(-1, rounds):
-        for number in rng.permutation(len(keys)):
-            begin = perf_counter()
-            calls[keys[number]]()
-            if turn >= 0:
-                spent[number, turn] = perf_counter() - begin
-    return dict(zip(keys, np.median(spent, axis=1).tolist(), strict=True))
 
 
 def main() -> None:

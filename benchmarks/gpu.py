@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.retrieval import unit_vectors
 from fathom.edge_profiles.profile import load_profile
@@ -40,17 +41,10 @@ REQUESTS = 4_000
 SEED = 0
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, in a new random order in every round; the first two rounds do not count."""
-    rng, keys = np.random.default_rng(SEED), list(calls)
-    spent = np.empty((len(keys), rounds))
-    for turn in range(-2, rounds):
-        for number in rng.permutation(len(keys)):
-            begin = perf_counter()
-            calls[keys[number]]()
-            if turn >= 0:
-                spent[number, turn] = (perf_counter() - begin) * 1e3
-    return {f"{key}_ms": round(float(value), 3) for key, value in zip(keys, np.median(spent, axis=1), strict=True)}
+def median_ms(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Of each, under its name with the unit; a GPU captures a shape in the second of two rounds that do not count."""
+    taken = interleaved(calls, rounds, warm_up=2)
+    return {f"{name}_ms": round(seconds * 1e3, 3) for name, seconds in taken.items()}
 
 
 def engines(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
@@ -77,7 +71,7 @@ def engines(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
                     "batch": batch,
                     "history": length,
                 }
-                row |= interleaved(calls, rounds)
+                row |= median_ms(calls, rounds)
                 error = np.abs(gpu.run(items, None, depth) - all_cores.run(items, None, depth)).max()
                 found.append(row | {"max_abs_error": float(f"{error:.2g}")})
                 print(found[-1], flush=True)
@@ -111,7 +105,7 @@ def searches(rounds: int) -> list[dict[str, Any]]:
             filters = [ItemFilter(exclude=rng.integers(0, items, 50)) for _ in range(batch)]
             asked = unit_vectors(rng, batch), [BEST] * batch, filters
             opened = {"gpu": gpu, "cores": cores, "thread": one}
-            taken = interleaved({name: partial(each.search, *asked) for name, each in opened.items()}, rounds)
+            taken = median_ms({name: partial(each.search, *asked) for name, each in opened.items()}, rounds)
             pairs = zip(gpu.search(*asked), one.search(*asked), strict=True)
             same = np.mean([np.array_equal(found[0], expected[0]) for found, expected in pairs])
             table.append({"items": items, "batch": batch} | taken | {"same_answers": round(float(same), 4)})

@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import onnxruntime
 
-from fathom.errors import ConfigError, ParityError
-from fathom.exporter.another_bundle import copy_files, refuse_same_folder
+from fathom.exporter.another_bundle import check_same_answers, copy_files, lasting_files, refuse_same_folder
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, bundle_version
 
 #: Given to onnxruntime's build.py as --include_ops_by_config.
 OPERATORS_FILE = "engines/required_operators.config"
 MAX_ABS_ERROR = 1e-5
-_CHECKED_LENGTHS = (1, 2, 7, 50, 200)
 
 
 def convert_to_ort(source: Path, out: Path) -> Manifest:
@@ -33,15 +29,9 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
     refuse_same_folder(source, out)
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
-        if manifest.format != "onnx":
-            raise ConfigError(f"{source}: its engines are {manifest.format}; only onnx can be converted")
+        lasting = lasting_files(source, manifest)
         names = {name: _ort(name) for name in manifest.files if name.endswith(".onnx")}
-        files = {
-            name: entry
-            for name, entry in manifest.files.items()
-            if name
-            not in {*names, CERTIFICATE_FILE, *(file for plan in manifest.plans for file in plan.segments.values())}
-        }
+        files = {name: entry for name, entry in lasting.items() if name not in names}
         with new_folder(out) as folder:
             copy_files(source, folder, files)
             (folder / OPERATORS_FILE).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +44,7 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
             converted = _renamed(manifest, names, dict(sorted(files.items())))
             write_json(folder / MANIFEST_NAME, converted.model_dump(mode="json"))
             with Bundle.open(folder) as made:
-                _check(bundle, made)
+                check_same_answers(bundle, made, MAX_ABS_ERROR)
     return converted
 
 
@@ -94,18 +84,6 @@ def _operators(engines: list[Path]) -> bytes:
         create_config_from_models(engines, path, False)
         # Without the comment that names the files of this machine.
         return b"".join(line for line in path.read_bytes().splitlines(keepends=True) if not line.startswith(b"#"))
-
-
-def _check(source: Bundle, made: Bundle) -> None:
-    rng = np.random.default_rng(0)
-    with open_engine(source) as before, open_engine(made) as after:
-        for length in _CHECKED_LENGTHS:
-            items = rng.integers(1, source.manifest.items + 1, (2, min(length, source.manifest.model.max_history)))
-            times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
-            for depth in before.depths:
-                error = np.abs(before.run(items, times, depth) - after.run(items, times, depth)).max()
-                if not error <= MAX_ABS_ERROR:
-                    raise ParityError(f"depth {depth}: the .ort engine is off by {error:.2g}; convert it again")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
     minus infinity and, where ``masked`` is true, those for which ``shown`` (rows, items) is false. ``values`` and
     ``items`` (rows, k) are the best of each row; equal scores: the lowest index first.
 
-    ``precision``: of the vectors. int8 rows are of any length, and ``shares`` (items,) says one through it.
+    ``precision``: of the vectors. int8 rows are multiplied by ``scales`` (items,).
 
     ``chunk``: for GPUs, where one row is sorted by few of the threads that there are. The items are cut into chunks of
     so many, the k chunks whose best score is highest hold the k best items, and only those are sorted.
@@ -45,7 +45,7 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
     inputs = [
         helper.make_tensor_value_info("users", TensorProto.FLOAT, ["rows", "width"]),
         helper.make_tensor_value_info("vectors", _TYPES[precision], ["n", "width"]),
-        *([helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
+        *([helper.make_tensor_value_info("scales", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
         helper.make_tensor_value_info("hidden", TensorProto.INT64, ["m", 2]),
         helper.make_tensor_value_info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
         helper.make_tensor_value_info("masked", TensorProto.BOOL, []),
@@ -69,7 +69,7 @@ def _scores(precision: ItemPrecision) -> list[onnx.NodeProto]:
         helper.make_node("Cast", ["vectors"], ["in_fp32"], to=TensorProto.FLOAT),
         helper.make_node("Gemm", ["users", "in_fp32"], ["all" if precision == "fp16" else "too_long"], transB=1),
     ]
-    return nodes if precision == "fp16" else [*nodes, helper.make_node("Mul", ["too_long", "shares"], ["all"])]
+    return nodes if precision == "fp16" else [*nodes, helper.make_node("Mul", ["too_long", "scales"], ["all"])]
 
 
 def _branch(name: str, before: list[onnx.NodeProto], scores: str, chunk: int | None) -> onnx.GraphProto:

@@ -10,12 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from fathom.errors import ConfigError, MissingExtraError
-from fathom.exporter.another_bundle import copy_files, refuse_same_folder
+from fathom.exporter.another_bundle import copy_files, lasting_files, refuse_same_folder
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.manifest import (
-    CERTIFICATE_FILE,
     MANIFEST_NAME,
     SCHEMA_VERSION,
     FileEntry,
@@ -44,10 +43,7 @@ def add_plans(source: Path, out: Path, capabilities: Sequence[str]) -> Manifest:
     refuse_same_folder(source, out)
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
-    if manifest.format != "onnx":
-        raise ConfigError(f"{source}: its engines are {manifest.format}; only onnx can be built")
-    earlier = {file for plan in manifest.plans for file in plan.segments.values()}
-    files = {name: entry for name, entry in manifest.files.items() if name not in {CERTIFICATE_FILE, *earlier}}
+    files = lasting_files(source, manifest)
     with new_folder(out) as folder:
         copy_files(source, folder, files)
         plans = tuple(_plan(trt, folder, manifest, each, known[each]) for each in dict.fromkeys(capabilities))

@@ -324,11 +324,11 @@ def _check_contents(
     if len(catalogue.index) != manifest.items:
         raise BundleError(f"{file}: an id occurs twice; {_REBUILD}")
     # One sum is NaN or infinite when any element is; norms are what make a score a cosine.
-    if vectors.shares is None:
+    if vectors.scales is None:
         squares = np.einsum("ij,ij->i", vectors.rows, vectors.rows, dtype=np.float32)
         sound = bool(np.all(np.abs(np.sqrt(squares) - 1) < 1e-2))
     else:
-        sound = bool(np.all(np.isfinite(vectors.shares)))
+        sound = bool(np.all(np.isfinite(vectors.scales)))
     if not sound:
         raise BundleError(f"{path / VECTORS_FILE}: rows are not unit vectors; {_REBUILD}")
     if popularity.size and popularity.min() < 0:

@@ -1,6 +1,5 @@
 """Runs a bundle's segments with onnxruntime on an NVIDIA GPU."""
 
-from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import BundleError, ConfigError
+from fathom.runtime.afresh import Afresh
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.extension import History, Kept
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.segment import Segment
 from fathom.runtime.session import Device
 
-_ROWS_AT_ONCE = 65_536
 #: Made by ``exporter/lookup_graph.py``, which describes it.
 LOOKUP = Path(__file__).with_name("lookup.onnx")
 
 
-class CudaEngine:
+class CudaEngine(Afresh):
     """See ``Engine``: what a segment leaves stays on the device until the user vectors are read.
 
     Histories are padded to the end of their length bucket and batches to a power of two, so that few shapes occur. For
@@ -28,8 +26,6 @@ class CudaEngine:
     two batches of a shape are slow. Engines that compute an exit only on demand cannot be captured and run without:
     `fathom bundle convert --to cuda` makes engines that can.
     """
-
-    resumes = False
 
     def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], device: Device = "cuda") -> None:
         kind = bundle.manifest.format, bundle.manifest.precision
@@ -79,19 +75,6 @@ class CudaEngine:
         users: NDArray[np.float32] = buffers.values["user_vector"].numpy()[:batch].copy()
         return users
 
-    def walk(
-        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
-        """See ``Engine.walk``; every depth starts from the history again."""
-        for depth in depths:
-            rows = yield self.run(items, timestamps, depth)
-            if rows is not None:
-                items, timestamps = items[rows], None if timestamps is None else timestamps[rows]
-
-    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:  # noqa: ARG002
-        """Not here: see ``resumes``."""
-        raise ConfigError("nothing is remembered of histories on a GPU")
-
     def close(self) -> None:
         """See ``Engine.close``."""
         self._chains.clear()
@@ -111,9 +94,7 @@ def _table(vectors: ItemVectors, device: Device) -> Any:
     import onnxruntime
 
     rows = np.zeros((len(vectors) + 1, vectors.width), np.float32)
-    for low in range(0, len(vectors), _ROWS_AT_ONCE):
-        high = min(low + _ROWS_AT_ONCE, len(vectors))
-        rows[low:high] = vectors.take(np.arange(low, high))
+    rows[:-1] = np.asarray(vectors)
     return onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
 
 

@@ -1,20 +1,19 @@
 """An engine in ten lines of numpy, for tests and for trying the server without a trained model."""
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.extension import History, Kept
+from fathom.runtime.afresh import Afresh
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.session import Device
 
 
-class FakeEngine:
+class FakeEngine(Afresh):
     """The user vector at depth d is the unit mean of the newest d items' vectors: deeper looks further back.
 
-    ``on_run(batch, depth)`` is called before each run, in the engine's thread;
-    what it raises is the engine's failure.
+    ``on_run(batch, depth)`` is called before each run, in the engine's thread; what it raises is the engine's failure.
     """
 
     name = "fake"
@@ -44,21 +43,6 @@ class FakeEngine:
             self._on_run(len(items), depth)
         total = self._table[items[:, -depth:]].sum(axis=1)
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12), dtype=np.float32)
-
-    def walk(
-        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
-        """See ``Engine.walk``."""
-        for depth in depths:
-            rows = yield self.run(items, timestamps, depth)
-            if rows is not None:
-                items = items[rows]
-
-    resumes = False
-
-    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:
-        """It keeps nothing."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -14,18 +14,18 @@ _TYPES: dict[ItemPrecision, type[np.generic]] = {"fp32": np.float32, "fp16": np.
 class ItemVectors:
     """Unit vectors of n items.
 
-    ``rows``: (n, width), float32, float16, or int8. A row of whole numbers has the direction of its vector; its length
-    is what it happens to be, so no scale is stored. ``shares``: float32 (n,), one through that length; else None.
+    ``rows``: (n, width), float32, float16, or int8. An int8 row has the direction of its vector and any length, so its
+    scale, one through that length, is not stored. ``scales``: float32 (n,), those of int8 rows, else None.
     """
 
     def __init__(self, rows: NDArray[Any]) -> None:
         self.rows = rows
         self.precision: ItemPrecision = next(name for name, kind in _TYPES.items() if rows.dtype == kind)
-        self.shares: Floats | None = None
+        self.scales: Floats | None = None
         if self.precision == "int8":
             squares = np.einsum("ij,ij->i", rows, rows, dtype=np.int32)
             with np.errstate(divide="ignore"):  # of a row of zeros, which a bundle refuses
-                self.shares = 1 / np.sqrt(squares, dtype=np.float32)
+                self.scales = 1 / np.sqrt(squares, dtype=np.float32)
 
     @classmethod
     def store(cls, vectors: Floats, precision: ItemPrecision) -> "ItemVectors":
@@ -53,8 +53,8 @@ class ItemVectors:
         if self.precision == "fp32":
             return found
         vectors: Floats = found.astype(np.float32)
-        if self.shares is not None:
-            vectors *= self.shares.take(items)[..., None]
+        if self.scales is not None:
+            vectors *= self.scales.take(items)[..., None]
         return vectors
 
     def padded(self, ids: NDArray[np.int64]) -> Floats:

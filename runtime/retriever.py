@@ -130,8 +130,8 @@ class _Block:
             self._binding.bind_ortvalue_input("vectors", self._there)
         else:
             self._always["vectors"] = vectors.rows[part]
-            if vectors.shares is not None:
-                self._always["shares"] = vectors.shares[part]
+            if vectors.scales is not None:
+                self._always["scales"] = vectors.scales[part]
 
     def best(
         self, users: NDArray[np.float32], hidden: Indices, masks: Mapping[int, NDArray[np.bool_]], k: int

@@ -1,15 +1,14 @@
 """Runs a bundle's TensorRT-RTX plan on this machine's GPU."""
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.errors import ConfigError
+from fathom.runtime.afresh import Afresh
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.extension import History, Kept
 from fathom.runtime.manifest import Plan
 from fathom.runtime.plans import PlanRefusedError, choose_plan
 from fathom.runtime.session import Device
@@ -44,7 +43,7 @@ def gpu_capability() -> str | None:
     return ".".join(str(value) for _, value in found) if all(int(error) == 0 for error, _ in found) else None
 
 
-class RtxEngine:
+class RtxEngine(Afresh):
     """See ``Engine``: all segments of one plan, on one stream, for one thread.
 
     The library captures a CUDA graph for each optimization profile, so one per length bucket. A batch beyond the plan's
@@ -53,7 +52,6 @@ class RtxEngine:
 
     name = "tensorrt-rtx"
     device: Device = "cpu"
-    resumes = False
 
     def __init__(self, bundle: Bundle, plan: Plan, *, depths: tuple[int, ...]) -> None:
         import tensorrt_rtx as trt
@@ -106,19 +104,6 @@ class RtxEngine:
         self._copy(self._buffers["user_vector"], users, to_device=False)
         self._got(self._cuda.cudaStreamSynchronize(self._stream))
         return users
-
-    def walk(
-        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
-        """See ``Engine.walk``; every depth starts from the history again."""
-        for depth in depths:
-            rows = yield self.run(items, timestamps, depth)
-            if rows is not None:
-                items, timestamps = items[rows], None if timestamps is None else timestamps[rows]
-
-    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:  # noqa: ARG002
-        """Not here: see ``resumes``."""
-        raise ConfigError("a TensorRT plan has no second form; nothing is remembered of histories")
 
     def close(self) -> None:
         """See ``Engine.close``."""
