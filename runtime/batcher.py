@@ -15,15 +15,19 @@ from fathom.runtime.lanes import Entry, Lanes, Taken
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
+#: When nothing has run for so long, a request that is refused may be refused wrongly.
+PROBE_AFTER_S = 0.1
+
 log = logging.getLogger("fathom.runtime")
 
 
 class _Job(Generic[Work, Result]):
-    __slots__ = ("ended_s", "future", "work")
+    __slots__ = ("ended_s", "future", "probe", "work")
 
-    def __init__(self, work: Work, future: "asyncio.Future[tuple[Result, float]]") -> None:
+    def __init__(self, work: Work, future: "asyncio.Future[tuple[Result, float]]", probe: bool) -> None:
         self.work = work
         self.future = future
+        self.probe = probe
         self.ended_s = 0.0
 
 
@@ -52,6 +56,7 @@ class Batcher(Generic[Work, Result]):
         # Guards the lanes, the cost model and the fields below; held for microseconds, never during a run.
         self._changed = threading.Condition(threading.Lock())
         self._busy_until_s = 0.0
+        self._ended_s = clock()
         self._lag = Lag()
         self._running = 0
         self._closed = False
@@ -91,26 +96,38 @@ class Batcher(Generic[Work, Result]):
 
     def p99_s(self, depth: int, length: int) -> float:
         """Seconds that 99 of 100 answers to one such request take, once it starts."""
-        return self._cost.p99_s(depth, self._lanes.bucket(length)) + self._lag.p99_s
+        return self._cost.p99_s(depth, self._lanes.bucket(length)) + self._lag.value
 
-    def refused(self, now_s: float) -> None:
-        """A request was refused because of what ``queue_s`` and ``p99_s`` say."""
-        with self._changed:
-            self._cost.refused(now_s)
+    def may_probe(self, depth: int, length: int, *, now_s: float, time_s: float) -> bool:
+        """Whether a request should run although the estimates say that the time left is too short.
+
+        Where they refuse everything, nothing runs that could correct them.
+        """
+        possible = self._cost.least_s(depth, self._lanes.bucket(length)) <= time_s
+        return possible and now_s - self._ended_s > PROBE_AFTER_S and self._is_idle()
 
     async def run(
-        self, work: Work, *, depth: int, length: int, arrival_s: float, deadline_s: float | None, client: str = ""
+        self,
+        work: Work,
+        *,
+        depth: int,
+        length: int,
+        arrival_s: float,
+        deadline_s: float | None,
+        client: str = "",
+        probe: bool = False,
     ) -> tuple[Result, float]:
         """Wait for the engine; returns the result and when its batch began. Clients are served in turn.
 
+        ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows.
         Raises OverloadError (the queue is full), DeadlineError (it can no longer be met) or UnavailableError (closed,
         or the engine failed). Cancelling takes the request out of its lane.
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[tuple[Result, float]] = self._loop.create_future()
-        job = _Job(work, future)
+        job = _Job(work, future, probe)
         # What the engine must keep to, for the answer to be back in time.
-        by_s = None if deadline_s is None else deadline_s - self._lag.p99_s
+        by_s = None if deadline_s is None or probe else deadline_s - self._lag.value
         entry = Entry(depth, length, arrival_s, by_s, job, client)
         with self._changed:
             if self._closed:
@@ -122,7 +139,8 @@ class Batcher(Generic[Work, Result]):
             self._changed.notify()
         try:
             found = await future
-            self._lag.observe(self._clock() - job.ended_s)
+            now_s = self._clock()
+            self._lag.observe(now_s - job.ended_s, now_s, probe=probe)
             return found
         except asyncio.CancelledError:
             with self._changed:
@@ -176,8 +194,6 @@ class Batcher(Generic[Work, Result]):
                     if taken.batch:
                         run_s = self._cost.p50_s(taken.depth, taken.length, len(taken.batch))
                         self._busy_until_s = now_s + run_s
-                    if any(entry.deadline_s is not None and entry.deadline_s > now_s for entry in taken.late):
-                        self._cost.refused(now_s)
                     return taken
                 self._changed.wait()
         return None
@@ -192,8 +208,9 @@ class Batcher(Generic[Work, Result]):
             return [UnavailableError(f"the engine failed at depth {taken.depth}; try again") for _ in taken.batch]
         now_s = self._clock()
         if self._typical(works):
+            probe = any(entry.payload.probe for entry in taken.batch)
             with self._changed:
-                self._cost.observe(taken.depth, taken.length, len(taken.batch), now_s - began_s, now_s)
+                self._cost.observe(taken.depth, taken.length, len(works), now_s - began_s, now_s, probe=probe)
         return results
 
     def _post(
@@ -225,6 +242,8 @@ class Batcher(Generic[Work, Result]):
         """In the event loop: settle the futures of a batch (one that is done was cancelled)."""
         with self._changed:
             self._running -= len(taken.batch) + len(taken.late)
+        if taken.batch:
+            self._ended_s = ended_s
         for entry, result in zip(taken.batch, results, strict=True):
             future, entry.payload.ended_s = entry.payload.future, ended_s
             if future.done():

@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-# Quantile tracking by stochastic approximation (Robbins and Monro, 1951) on the logarithm: up by STEP * q when the
-# observation is above the estimate, down by STEP * (1 - q) when below, which balances at quantile q.
 STEP_P50 = 0.04
 STEP_P99 = 0.10
+# A span lasts at least this long and has at least this many observations. Two spans are less than a second.
+SPAN_S = 0.4
+FEW = 4
+# The largest of a few observations may well lie below the 99th percentile; half as much again rarely does.
+ROOM_P99 = 1.5
 # A run's tail is counted relative to its median plus this: being scheduled away costs a short run as many milliseconds
 # as a long one, and a short run's bad luck must not be multiplied into a long one's estimate.
 GRAIN_S = 0.005
 LEAST_TAIL = 0.01
+LEAST_SLOWDOWN = 0.01
 LEAST_LAG_S = 0.0002
-# After so long without any run, a refusal halves the estimate: what refuses everything would never learn better.
-DOUBT_AFTER_S = 1.0
 # Tokens (requests x length) of the larger of the two batches that are measured per cell.
 PROBE_TOKENS = 256
 # Timed rounds that the start always takes, whatever its budget; the round before them only warms up.
@@ -43,20 +45,52 @@ class Line:
         return self.fixed_s + requests * self.each_s
 
 
-class Lag:
-    """How long an answer takes from the engine to whoever waits for it: what 99 of 100 keep to.
+class Quantile:
+    """A quantile of what is observed, which is never far from what is observed now.
 
-    Tracked as the tail of a run is. Under load the event loop has other things to do, and an answer that only the
-    engine made in time comes too late.
+    Stochastic approximation (Robbins and Monro, 1951) on the logarithm: up by ``step * share`` when an observation is
+    above the value, down by ``step * (1 - share)`` when below, which balances at the quantile ``share``. Where that is
+    too slow, the last two spans of SPAN_S (and FEW observations) bound it: from below by the least that they saw, from
+    above by ``room`` times the most. So within a second of the end of a disturbance it is forgotten.
+    """
+
+    def __init__(self, value: float, *, share: float, step: float, least: float, room: float = 1.0) -> None:
+        self.value = max(least, value)
+        self._up, self._down = math.exp(step * share), math.exp(step * (share - 1))
+        self._least = least
+        self._room = room
+        self._before: tuple[float, float] | None = None
+        self._low, self._high, self._count, self._since_s = math.inf, -math.inf, 0, -math.inf
+
+    def observe(self, seen: float, now_s: float, *, probe: bool = False) -> None:
+        """Learn from one observation; that of a ``probe`` counts more than all before it, if it is lower."""
+        self._note(seen, now_s)
+        value = self.value * (self._up if seen > self.value else self._down)
+        if self._before is not None:
+            low, high = self._before
+            value = max(min(value, self._room * max(high, self._high)), min(low, self._low))
+        if probe:
+            value = min(value, self._room * seen)
+        self.value = max(self._least, value)
+
+    def _note(self, seen: float, now_s: float) -> None:
+        if self._count >= FEW and now_s - self._since_s >= SPAN_S:
+            self._before = self._low, self._high
+            self._count = 0
+        if not self._count:
+            self._low, self._high, self._since_s = seen, seen, now_s
+        self._low, self._high = min(self._low, seen), max(self._high, seen)
+        self._count += 1
+
+
+class Lag(Quantile):
+    """Seconds from the engine to whoever waits for an answer, which 99 of 100 answers keep to.
+
+    Under load the event loop has other things to do, and an answer that only the engine made in time comes too late.
     """
 
     def __init__(self) -> None:
-        self.p99_s = LEAST_LAG_S
-
-    def observe(self, seconds: float) -> None:
-        """Learn from one answer."""
-        step = 0.99 if seconds > self.p99_s else -0.01
-        self.p99_s = max(LEAST_LAG_S, self.p99_s * math.exp(STEP_P99 * step))
+        super().__init__(LEAST_LAG_S, share=0.99, step=STEP_P99, least=LEAST_LAG_S, room=ROOM_P99)
 
 
 class CostModel:
@@ -64,29 +98,32 @@ class CostModel:
 
     def __init__(self, lines: Mapping[Cell, Line], *, tail: float, slowdown: float = 1.0) -> None:
         self._lines = dict(lines)
-        self._slowdown = slowdown
-        self._tail = max(LEAST_TAIL, tail)
-        self._seen_s = -math.inf
+        self._slowdown = Quantile(slowdown, share=0.5, step=STEP_P50, least=LEAST_SLOWDOWN)
+        self._tail = Quantile(tail, share=0.99, step=STEP_P99, least=LEAST_TAIL, room=ROOM_P99)
 
     def p50_s(self, depth: int, length: int, requests: int = 1) -> float:
         """Median seconds of one run."""
-        return self._lines[depth, length].at(requests) * self._slowdown
+        return self._lines[depth, length].at(requests) * self._slowdown.value
+
+    def least_s(self, depth: int, length: int) -> float:
+        """Seconds of one undisturbed run of one request."""
+        return self._lines[depth, length].at(1)
 
     def each_s(self, depth: int, length: int) -> float:
         """Median seconds that one request more adds to a run."""
-        return self._lines[depth, length].each_s * self._slowdown
+        return self._lines[depth, length].each_s * self._slowdown.value
 
     def p99_s(self, depth: int, length: int, requests: int = 1) -> float:
         """Seconds that 99 of 100 runs keep to."""
         p50_s = self.p50_s(depth, length, requests)
-        return p50_s + self._tail * (p50_s + GRAIN_S)
+        return p50_s + self._tail.value * (p50_s + GRAIN_S)
 
     def largest(self, depth: int, length: int, time_s: float) -> int:
         """The most requests whose one run ends within the time at p99; 0 when not even one does."""
         line = self._lines[depth, length]
-        p50_s = (time_s - self._tail * GRAIN_S) / (1 + self._tail)
+        p50_s = (time_s - self._tail.value * GRAIN_S) / (1 + self._tail.value)
         # A request that fits exactly must not be lost to rounding.
-        return max(0, int((p50_s / self._slowdown - line.fixed_s) / line.each_s + 1e-6))
+        return max(0, int((p50_s / self._slowdown.value - line.fixed_s) / line.each_s + 1e-6))
 
     def queue_s(self, ahead: Iterable[tuple[int, int, int]], batch_limit: Callable[[int], int]) -> float:
         """Median seconds until (depth, length, requests) lanes are worked off in batches of at most the limit."""
@@ -94,22 +131,15 @@ class CostModel:
         for depth, length, requests in ahead:
             line = self._lines[depth, length]
             total += math.ceil(requests / batch_limit(length)) * line.fixed_s + requests * line.each_s
-        return total * self._slowdown
+        return total * self._slowdown.value
 
-    def observe(self, depth: int, length: int, requests: int, seconds: float, now_s: float) -> None:
-        """Learn from one run."""
+    def observe(
+        self, depth: int, length: int, requests: int, seconds: float, now_s: float, *, probe: bool = False
+    ) -> None:
+        """Learn from one run; ``probe``: see ``Quantile.observe``."""
         p50_s = self.p50_s(depth, length, requests)
-        above = (seconds - p50_s) / (p50_s + GRAIN_S)
-        self._slowdown *= math.exp(STEP_P50 * (0.5 if seconds > p50_s else -0.5))
-        self._tail = max(LEAST_TAIL, self._tail * math.exp(STEP_P99 * (0.99 if above > self._tail else -0.01)))
-        self._seen_s = now_s
-
-    def refused(self, now_s: float) -> None:
-        """A request was refused because of these estimates; see DOUBT_AFTER_S."""
-        if now_s - self._seen_s > DOUBT_AFTER_S:
-            self._slowdown *= 0.5
-            self._tail = max(LEAST_TAIL, self._tail * 0.5)
-            self._seen_s = now_s
+        self._slowdown.observe(seconds / self._lines[depth, length].at(requests), now_s, probe=probe)
+        self._tail.observe((seconds - p50_s) / (p50_s + GRAIN_S), now_s, probe=probe)
 
 
 def measure(

@@ -24,7 +24,7 @@ from fathom.runtime.router import Monitor, Policy, Router
 from fathom.runtime.runner import COMPARED_ITEMS, Gate, Result, Runner, Work, typical
 from fathom.selector.features import Features
 from fathom.selector.features import measure as measure_features
-from fathom.selector.policy import LEAST_WEIGHT, Decision, DepthReason, fit_deadline, fits, refusal
+from fathom.selector.policy import LEAST_WEIGHT, Decision, DepthReason, fit_deadline, fits, probing, refusal
 from fathom.selector.routing import Cascade
 
 #: Requests that may wait for their second run.
@@ -171,13 +171,11 @@ class Pipeline:
     def _check(
         self, depth: int, length: int, now_s: float, deadline_s: float, client: str, batcher: Batcher[Work, Result]
     ) -> float:
-        """Seconds in the queue; raises where not even this depth can be answered in time."""
+        """Seconds in the queue; raises where not even this depth can be answered in time, and nobody has to try."""
         queue_s = batcher.queue_s(depth, length, now_s=now_s, deadline_s=deadline_s, client=client)
         cost_s, time_s = batcher.p99_s(depth, length), deadline_s - now_s
-        if LEAST_WEIGHT * queue_s + cost_s <= time_s:
+        if LEAST_WEIGHT * queue_s + cost_s <= time_s or batcher.may_probe(depth, length, now_s=now_s, time_s=time_s):
             return queue_s
-        if time_s > 0:
-            batcher.refused(now_s)
         self._pressed_until_s = now_s + PRESSED_S
         raise refusal(depth, time_s=time_s, queue_s=queue_s, cost_s=cost_s)
 
@@ -199,7 +197,7 @@ class Pipeline:
         ids, times = items + 1, timestamps if self._uses_timestamps else None
         memory = self._memory
         starts = NO_STARTS if memory is None else memory.starts(ids, times)
-        decision, gate = self._select(query, items, timestamps, starts, batcher, start_s)
+        decision, gate, probe = self._select(query, items, timestamps, starts, batcher, start_s)
         start = NOTHING if gate else starts.at(decision.depth)
         work = Work(ids, times, query.k, self._filter(query, seen), gate, start)
         queued_s = time.monotonic()
@@ -210,6 +208,7 @@ class Pipeline:
             arrival_s=queued_s,
             deadline_s=query.deadline_s,
             client=query.client,
+            probe=probe,
         )
         if memory is not None and result.user is not None and result.kept is not None:
             memory.put(ids, times, result.user, result.kept)
@@ -255,8 +254,8 @@ class Pipeline:
         starts: Starts,
         batcher: Batcher[Work, Result],
         now_s: float,
-    ) -> tuple[Decision, Gate | None]:
-        """The depth of a request, and the gate that lets it leave at an exit before.
+    ) -> tuple[Decision, Gate | None, bool]:
+        """The depth of a request, the gate that lets it leave at an exit before, and whether it is a probe.
 
         What cannot be answered in time at all is refused before anybody looks at it: under overload that is most.
         """
@@ -271,7 +270,7 @@ class Pipeline:
             return seen, self.bundle.complexity.score(seen)
 
         gate: Gate | None = None
-        queue_s = 0.0
+        queue_s, least, length = 0.0, 0, 0
         if deadline_s is not None:
             least = self.router.least(query.profile, query.depth)
             length = starts.at(least).length(len(items))
@@ -282,7 +281,7 @@ class Pipeline:
             if route and seen and isinstance(route.routing, Cascade):
                 gate = Gate(route.routing, seen)
         if deadline_s is None or fits(queue_s, p99_s(decision.depth), deadline_s - now_s):
-            return decision, gate
+            return decision, gate, False
         try:
             fitted = fit_deadline(
                 decision,
@@ -294,9 +293,10 @@ class Pipeline:
             )
         except (DeadlineError, OverloadError):
             # A cascade starts anew where the depth alone could go on from what is remembered.
-            batcher.refused(now_s)
-            raise
-        return fitted, gate if fitted is decision else None
+            if not batcher.may_probe(least, length, now_s=now_s, time_s=deadline_s - now_s):
+                raise
+            return probing(decision, least), None, True
+        return fitted, gate if fitted is decision else None, False
 
     def _sample(self, query: Query, work: Work, decision: Decision, result: Result) -> None:
         """Perhaps note a routed request, to be run at the deepest depth too; what does not fit in is forgotten.

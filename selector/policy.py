@@ -110,6 +110,17 @@ def fit_deadline(
     return Decision(depth, DepthReason.DEADLINE, why, decision.complexity)
 
 
+def probing(decision: Decision, least: int) -> Decision:
+    """The decision for a request that ``fit_deadline`` refuses, but that is run to see whether it still has to.
+
+    ``least``: the shallowest depth that the request may have.
+    """
+    if decision.depth == least:
+        return decision
+    why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {least} is tried"
+    return Decision(least, DepthReason.DEADLINE, why, decision.complexity)
+
+
 def fits(queue_s: float, cost_s: float, time_s: float) -> bool:
     """Whether ``fit_deadline`` leaves any depth of this cost as it is."""
     return cost_s + QUEUE_WEIGHT * queue_s <= time_s

@@ -186,3 +186,22 @@ async def test_closing_fails_what_waits_and_what_comes_later(bench: Bench) -> No
             await task
     bench.batcher.close()
     assert bench.batches == [[1]]
+
+
+async def test_an_idle_engine_may_try_what_the_estimates_refuse_and_they_believe_it(bench: Bench) -> None:
+    for _ in range(100):
+        # Each takes a second, although ten milliseconds were measured.
+        running = await bench.hold()
+        bench.now_s += 1
+        bench.free.set()
+        await running
+    time_s = 2 * COST_S
+    assert bench.batcher.p99_s(4, 5) > time_s
+    assert not bench.batcher.may_probe(4, 5, now_s=bench.now_s, time_s=time_s)
+    bench.now_s += 1
+    assert bench.batcher.may_probe(4, 5, now_s=bench.now_s, time_s=time_s)
+    # No engine was ever so fast.
+    assert not bench.batcher.may_probe(4, 5, now_s=bench.now_s, time_s=COST_S / 2)
+    work = {"depth": 4, "length": 5, "arrival_s": bench.now_s, "deadline_s": bench.now_s + time_s}
+    assert await bench.batcher.run(1, **work, probe=True) == (2, bench.now_s)
+    assert bench.batcher.p99_s(4, 5) < time_s

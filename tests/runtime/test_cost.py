@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fathom.runtime.cost import DOUBT_AFTER_S, ROUNDS, CostModel, Lag, Line, measure
+from fathom.runtime.cost import ROUNDS, CostModel, Lag, Line, Quantile, measure
 
 
 class FakeMachine:
@@ -100,7 +102,7 @@ def test_p50_and_p99_follow_the_machine(slowdown: float) -> None:
     for i in range(6_000):
         seconds = slowdown * 0.003 * float(np.exp(rng.normal(0, 0.3)))
         taken.append(seconds)
-        cost.observe(4, 16, 1, seconds, now_s=i)
+        cost.observe(4, 16, 1, seconds, now_s=i / 200)
     assert cost.p50_s(4, 16) == pytest.approx(np.median(taken), rel=0.15)
     assert cost.p99_s(4, 16) == pytest.approx(np.quantile(taken, 0.99), rel=0.25)
     # The other depth was never run: it follows too.
@@ -114,16 +116,42 @@ def test_one_stall_hardly_moves_the_estimate() -> None:
     assert cost.p99_s(4, 16) < 1.2 * before
 
 
-def test_refusals_alone_make_the_estimate_doubt_itself_slowly() -> None:
-    cost = model()
-    cost.observe(4, 16, 1, 0.003, now_s=0)
-    before = cost.p50_s(4, 16)
-    for now_s in (0.1, 0.5, DOUBT_AFTER_S):
-        cost.refused(now_s)
-    assert cost.p50_s(4, 16) == before
-    for i in range(1_000):
-        cost.refused(DOUBT_AFTER_S + 0.001 + i * 1e-4)
-    assert cost.p50_s(4, 16) == pytest.approx(before / 2)
+@given(
+    share=st.sampled_from([0.5, 0.99]),
+    per_s=st.floats(10, 2_000),
+    factor=st.one_of(st.floats(0.001, 0.9), st.floats(1.1, 1_000)),
+    for_s=st.floats(0.1, 2),
+    seed=st.integers(0, 1_000),
+)
+def test_a_second_after_a_disturbance_an_estimate_is_back_at_the_truth(
+    share: float, per_s: float, factor: float, for_s: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    estimate = Quantile(1.0, share=share, step=0.05, least=1e-9, room=1.5)
+    times = np.arange(0, 2 + for_s, 1 / per_s)
+    for now_s, noise in zip(times, rng.lognormal(0, 0.2, len(times)), strict=True):
+        disturbed = 1 <= now_s < 1 + for_s
+        estimate.observe(noise * (factor if disturbed else 1.0), now_s)
+    assert 0.4 < estimate.value < 1.5 * np.exp(0.2 * 4)
+
+
+@given(before=st.floats(1.0, 1e6), seen=st.floats(0.001, 1.0))
+def test_what_a_probe_shows_is_believed_at_once(before: float, seen: float) -> None:
+    cost, lag = model(), Lag()
+    for _ in range(500):
+        cost.observe(4, 16, 1, 0.003 * before, now_s=0)
+        lag.observe(0.001 * before, now_s=0)
+    cost.observe(4, 16, 1, 0.003 * seen, now_s=10, probe=True)
+    lag.observe(0.001 * seen, now_s=10, probe=True)
+    assert cost.p50_s(4, 16) <= 1.01 * max(0.003 * seen, 0.01 * 0.003)
+    assert lag.value <= 1.5 * max(0.001 * seen, 0.0002)
+
+
+def test_a_probe_that_was_slow_itself_changes_no_more_than_any_other_run() -> None:
+    one, other = model(), model()
+    one.observe(4, 16, 1, 60.0, now_s=0)
+    other.observe(4, 16, 1, 60.0, now_s=0, probe=True)
+    assert one.p99_s(4, 16) == other.p99_s(4, 16)
 
 
 def test_noise_makes_no_request_free() -> None:
@@ -140,9 +168,9 @@ def test_noise_makes_no_request_free() -> None:
 def test_the_lag_follows_what_all_but_one_in_a_hundred_answers_keep_to() -> None:
     lag = Lag()
     rng = np.random.default_rng(0)
-    for seconds in rng.exponential(0.002, 20_000):
-        lag.observe(seconds)
-    assert lag.p99_s == pytest.approx(0.002 * np.log(100), rel=0.5)
-    for _ in range(2_000):
-        lag.observe(0.0)
-    assert lag.p99_s < 0.002
+    for i, seconds in enumerate(rng.exponential(0.002, 20_000)):
+        lag.observe(seconds, now_s=i / 1_000)
+    assert lag.value == pytest.approx(0.002 * np.log(100), rel=0.5)
+    for i in range(1_000):
+        lag.observe(0.0, now_s=20 + i / 1_000)
+    assert lag.value < 0.0003

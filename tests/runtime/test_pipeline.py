@@ -19,6 +19,7 @@ from fathom.errors import (
     OverloadError,
     UnavailableError,
 )
+from fathom.runtime import batcher as batcher_module
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
@@ -215,6 +216,7 @@ async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_module, "PRESSED_S", 60.0)
+    monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 60.0)
 
     def admit(left_s: float, items: int = 3) -> None:
         pipeline.admit(items, CLOUD, None, time.monotonic() + left_s, "somebody")
