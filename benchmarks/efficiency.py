@@ -75,7 +75,7 @@ class Chain:
         checkpoint, dataset = untrained(items=ITEMS, **shape)
         export(checkpoint, dataset, folder, name="efficiency")
         bundle = Bundle.open(folder)
-        self._files = bundle.segments(DEPTH)
+        self._files = {name: bundle.read(name) for name in bundle.segments(DEPTH)}
         self._vectors = bundle.vectors
         self._engine = open_engine(bundle)
         config = checkpoint.model.config
@@ -91,7 +91,7 @@ class Chain:
         vectors = self._vectors.padded(items)
         spent: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
-            sessions = [session(path.read_bytes(), Path(folder) / path.stem) for path in self._files]
+            sessions = [session(data, Path(folder) / Path(name).stem) for name, data in self._files.items()]
             for _ in range(10):
                 feeds: dict[str, Any] = {"items": items, "item_vectors": vectors, READ_EXIT: np.array(False)}
                 for each in sessions[:-1]:

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> Path:
         checkpoint = Checkpoint.load(path)
         if manifest.source.checkpoint != checkpoint.sha256:
             raise ArtefactError(f"{chosen.bundle}: was exported from another checkpoint than {path}")
-        engines = {path.relative_to(bundle.path).as_posix(): path.read_bytes() for path in _engine_paths(bundle)}
+        engines = {name: bundle.read(name) for depth in bundle.depths for name in bundle.segments(depth)}
     histories = split(dataset, checkpoint.config.split).test.histories
     parity = measure_parity(checkpoint.model, engines, histories, every_length=True)
     print(f"{'depth':>6} {'max error':>10} {'same top 10':>12} {'but for ties':>13} {'users':>7} {'histories':>10}")
@@ -59,10 +59,6 @@ def main(arguments: list[str] | None = None) -> Path:
     path = save_run("parity", config=config, result={"rows": rows}, folder=chosen.results)
     check_parity(parity)
     return path
-
-
-def _engine_paths(bundle: Bundle) -> list[Path]:
-    return sorted({path for depth in bundle.depths for path in bundle.segments(depth)})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """What all that make a bundle out of a bundle have in common."""
 
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fathom.errors import ConfigError, ParityError
+from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, FileEntry, Manifest
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, sealed
 
 _CHECKED_LENGTHS = (1, 2, 7, 50, 200)
 
@@ -20,11 +20,37 @@ def refuse_same_folder(source: Path, out: Path) -> None:
         raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
 
 
-def copy_files(source: Path, folder: Path, names: Iterable[str]) -> None:
-    """Copy these files of a bundle, by their paths in it."""
+def copy_files(source: Bundle, folder: Path, names: Iterable[str]) -> None:
+    """Copy these files of a bundle, by their paths in it, each checked as it is read."""
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
+        write_file(folder, name, source.read(name))
+
+
+def write_file(folder: Path, name: str, data: bytes) -> FileEntry:
+    """Write one file of a new bundle; returns its entry in the manifest."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+    return FileEntry(bytes=len(data), sha256=sha256_bytes(data))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Seal and write the manifest of a new bundle, whose files are written; returns it as it was written."""
+    made = sealed(manifest)
+    write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
+    return made
+
+
+def rewrite(bundle: Bundle, changes: Mapping[str, object], new: Mapping[str, bytes] | None = None) -> Manifest:
+    """Put a bundle with other keys in its manifest, and ``new`` files, in place of this one, whole or not at all."""
+    home = bundle.path.resolve()  # a link to the folder stays one
+    new = new or {}
+    with new_folder(home) as folder:
+        copy_files(bundle, folder, bundle.manifest.files.keys() - new.keys())
+        entries = {name: write_file(folder, name, data) for name, data in new.items()}
+        files = dict(sorted({**bundle.manifest.files, **entries}.items()))
+        made = write_manifest(folder, bundle.manifest.model_copy(update={**changes, "files": files}))
+        Bundle.open(folder).close()
+    return made
 
 
 def lasting_files(source: Path, manifest: Manifest) -> dict[str, FileEntry]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, PlanError
+from fathom.exporter.another_bundle import write_file, write_manifest
 from fathom.exporter.compare import Evidence
 from fathom.exporter.extension_parity import extension_error
 from fathom.exporter.heal import check_dataset
@@ -24,24 +25,21 @@ from fathom.exporter.precision import Bits, Precision, reduce_engines, same_bits
 from fathom.exporter.provenance import fathom_commit
 from fathom.exporter.reduced_quality import MAX_LOSS, check_losses, evaluate_engines, losses
 from fathom.exporter.segments import CONTEXT_FILE, depth_segments, export_extension, export_segments, extension_file
-from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.files import new_folder
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
-    MANIFEST_NAME,
     POPULARITY_FILE,
     SELECTOR_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
     DepthInfo,
     Extension,
-    FileEntry,
     Interval,
     Manifest,
     ModelInfo,
     Source,
-    bundle_version,
 )
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure_all
@@ -110,10 +108,9 @@ def export(
         extended, extension = _checked_extension(checkpoint, engines, items, cut, progress)
     progress("fitting the selector")
     files = engines | dict(extended) | _item_files(checkpoint, items, cut)
-    entries = {path: FileEntry(bytes=len(data), sha256=sha256_bytes(data)) for path, data in sorted(files.items())}
     manifest = Manifest(
         name=name,
-        version=bundle_version(entries),
+        version="",
         created=_created(),
         strategy=executed.strategy,
         strategy_evidence=evidence or {},
@@ -125,12 +122,11 @@ def export(
         item_precision=item_precision,
         depths=_depth_infos(executed, parity, report, lost),
         extension=extension,
-        files=entries,
+        files={},
         source=_source(checkpoint, executed),
     )
     progress("writing the bundle")
-    _write(out, manifest, files)
-    return manifest
+    return _write(out, manifest, files)
 
 
 def _optional_exits(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -167,13 +163,12 @@ def _checked_extension(
     return files, Extension(span=config.span, context=CONTEXT_FILE, segments=segments, max_abs_error=error)
 
 
-def _write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+def _write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
     with new_folder(out) as folder:
-        for path, data in files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(data)
-        write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+        entries = {path: write_file(folder, path, data) for path, data in sorted(files.items())}
+        made = write_manifest(folder, manifest.model_copy(update={"files": entries}))
         Bundle.open(folder).close()  # what the runtime would refuse must not appear under its name
+    return made
 
 
 def _plan_of(checkpoint: Checkpoint, plan: DepthPlan | None) -> DepthPlan:

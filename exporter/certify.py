@@ -4,7 +4,7 @@ The routings of the family ``mixture`` and ``rule`` owe nothing to any outcome, 
 ``learned`` and ``cascade`` are learned from a third of the users, and the others certify them.
 """
 
-import shutil
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import ArtefactError, ConfigError, DataError
+from fathom.exporter.another_bundle import rewrite
 from fathom.exporter.outcomes import Costs, Outcomes, Progress, measure_costs, measure_outcomes
-from fathom.files import new_folder, sha256_file, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digest
+from fathom.runtime.manifest import SCHEMA_VERSION as BUNDLE_SCHEMA
 from fathom.selector.certificate import (
     SCHEMA_VERSION,
     Certificate,
@@ -134,24 +135,14 @@ def certify(
         files=answering_files(bundle.manifest),
         costs_ms={d: round(float(ms), 4) for d, ms in zip(measured.costs.depths, means, strict=True)},
         claims=tuple(claims),
+        depths={depth: depth_digest(bundle.manifest, depth) for depth in bundle.depths},
     )
 
 
 def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
     """Put a certificate into the bundle's folder, which is replaced as a whole and gets a new version."""
-    manifest = bundle.manifest
-    with new_folder(bundle.path) as folder:
-        for name in manifest.files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, folder / name)
-        path = folder / CERTIFICATE_FILE
-        write_json(path, certificate.to_json())
-        entry = FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
-        files = dict(sorted({**manifest.files, CERTIFICATE_FILE: entry}.items()))
-        changed = manifest.model_copy(update={"files": files, "version": bundle_version(files)})
-        write_json(folder / MANIFEST_NAME, changed.model_dump(mode="json"))
-        Bundle.open(folder).close()
-    return changed
+    data = (json.dumps(certificate.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return rewrite(bundle, {"schema_version": BUNDLE_SCHEMA}, {CERTIFICATE_FILE: data})
 
 
 def _claim(

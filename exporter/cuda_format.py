@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
-from fathom.exporter.another_bundle import check_same_answers, copy_files, lasting_files, refuse_same_folder
+from fathom.exporter.another_bundle import (
+    check_same_answers,
+    copy_files,
+    lasting_files,
+    refuse_same_folder,
+    write_file,
+    write_manifest,
+)
 from fathom.exporter.optional_exit import without_optional_exit
-from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.files import new_folder
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.runtime.manifest import Manifest
 
 
 def convert_for_cuda(source: Path, out: Path) -> Manifest:
@@ -23,14 +30,12 @@ def convert_for_cuda(source: Path, out: Path) -> Manifest:
         files = lasting_files(source, manifest)
         most = 1e-3 if manifest.precision == "fp16" else 1e-5  # where fp16 rounds depends on what is fused
         with new_folder(out) as folder:
-            copy_files(source, folder, files)
-            for name in {name for info in manifest.depths.values() for name in info.segments}:
-                data = without_optional_exit((source / name).read_bytes())
-                (folder / name).write_bytes(data)
-                files[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
-            changed = {"files": files, "version": bundle_version(files), "fits": {}, "plans": ()}
-            made = manifest.model_copy(update=changed)
-            write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
+            engines = {name for info in manifest.depths.values() for name in info.segments}
+            copy_files(bundle, folder, files.keys() - engines)
+            for name in engines:
+                files[name] = write_file(folder, name, without_optional_exit(bundle.read(name)))
+            changed = {"files": files, "fits": {}, "plans": ()}
+            made = write_manifest(folder, manifest.model_copy(update=changed))
             with Bundle.open(folder) as converted:
                 check_same_answers(bundle, converted, most)
     return made

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fathom.errors import ArtefactError, MissingExtraError, ParityError
-from fathom.exporter.another_bundle import copy_files, refuse_same_folder
-from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.exporter.another_bundle import copy_files, refuse_same_folder, write_file, write_manifest
+from fathom.files import new_folder
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, Parity, bundle_version
+from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, Parity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.model import ElasticModel
 
@@ -47,21 +47,19 @@ def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Ma
         kept.pop(CERTIFICATE_FILE, None)
         depths = {}
         with new_folder(out) as folder:
-            copy_files(source, folder, kept)
-            (folder / "engines").mkdir()
+            copy_files(bundle, folder, kept)
             programs = {}
             for depth, info in manifest.depths.items():
                 name, data = f"engines/depth-{depth:02d}.pte", build_program(checkpoint.model, depth)
-                (folder / name).write_bytes(data)
-                kept[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
+                kept[name] = write_file(folder, name, data)
                 depths[depth] = info.model_copy(update={"segments": (name,)})
                 programs[depth] = data
             for depth, parity in _parity(bundle, programs).items():
                 depths[depth] = depths[depth].model_copy(update={"parity": parity})
             files = dict(sorted(kept.items()))
-            changed = {"format": "executorch", "depths": depths, "files": files, "version": bundle_version(files)}
-            made = manifest.model_copy(update={**changed, "extension": None, "plans": (), "fits": {}})
-            write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
+            changed: dict[str, object] = {"format": "executorch", "depths": depths, "files": files}
+            changed |= {"extension": None, "plans": (), "fits": {}}
+            made = write_manifest(folder, manifest.model_copy(update=changed))
             Bundle.open(folder).close()
     return made
 

@@ -9,10 +9,16 @@ from pathlib import Path, PurePosixPath
 
 import onnxruntime
 
-from fathom.exporter.another_bundle import check_same_answers, copy_files, lasting_files, refuse_same_folder
-from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.exporter.another_bundle import (
+    check_same_answers,
+    copy_files,
+    lasting_files,
+    refuse_same_folder,
+    write_manifest,
+)
+from fathom.files import new_folder, sha256_bytes
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, bundle_version
+from fathom.runtime.manifest import FileEntry, Manifest
 
 #: Given to onnxruntime's build.py as --include_ops_by_config.
 OPERATORS_FILE = "engines/required_operators.config"
@@ -33,16 +39,15 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
         names = {name: _ort(name) for name in manifest.files if name.endswith(".onnx")}
         files = {name: entry for name, entry in lasting.items() if name not in names}
         with new_folder(out) as folder:
-            copy_files(source, folder, files)
+            copy_files(bundle, folder, files)
             (folder / OPERATORS_FILE).parent.mkdir(parents=True, exist_ok=True)
             for name, ort in names.items():
-                _convert(source / name, folder / ort)
+                _convert(bundle.read(name), folder / ort)
             (folder / OPERATORS_FILE).write_bytes(_operators([folder / ort for ort in names.values()]))
             for name in (*names.values(), OPERATORS_FILE):
                 data = (folder / name).read_bytes()
                 files[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
-            converted = _renamed(manifest, names, dict(sorted(files.items())))
-            write_json(folder / MANIFEST_NAME, converted.model_dump(mode="json"))
+            converted = write_manifest(folder, _renamed(manifest, names, dict(sorted(files.items()))))
             with Bundle.open(folder) as made:
                 check_same_answers(bundle, made, MAX_ABS_ERROR)
     return converted
@@ -62,17 +67,17 @@ def _renamed(manifest: Manifest, names: dict[str, str], files: dict[str, FileEnt
         segments = {depth: names[each] for depth, each in extension.segments.items()}
         extension = extension.model_copy(update={"context": names[extension.context], "segments": segments})
     changed = {"format": "ort", "depths": depths, "extension": extension, "files": files, "fits": {}, "plans": ()}
-    return manifest.model_copy(update={**changed, "version": bundle_version(files)})
+    return manifest.model_copy(update=changed)
 
 
-def _convert(source: Path, out: Path) -> None:
+def _convert(engine: bytes, out: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(out)
     # One level more would lay tensors out for the processor of this machine.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
 
 
 def _operators(engines: list[Path]) -> bytes:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
-from fathom.exporter.another_bundle import copy_files, refuse_same_folder
-from fathom.files import new_folder, write_json
+from fathom.exporter.another_bundle import copy_files, refuse_same_folder, write_manifest
+from fathom.files import new_folder
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import MANIFEST_NAME, DepthInfo, Extension, Manifest, Plan, bundle_version
+from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
 
 
 def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
@@ -36,7 +36,6 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     needed |= {file for plan in plans for file in plan.segments.values()}
     files = {name: entry for name, entry in manifest.files.items() if name not in engines - needed}
     changed = {
-        "version": bundle_version(files),
         "depths": kept,
         "extension": extension,
         "plans": plans,
@@ -44,11 +43,10 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         "profile": profile.name,
         "fits": {},
     }
-    sliced = manifest.model_copy(update=changed)
     with new_folder(out) as folder:
-        copy_files(source, folder, files)
-        write_json(folder / MANIFEST_NAME, sliced.model_dump(mode="json"))
-        Bundle.open(folder).close()  # the source may have changed under our hands
+        copy_files(bundle, folder, files)
+        sliced = write_manifest(folder, manifest.model_copy(update=changed))
+        Bundle.open(folder).close()
     return sliced
 
 

@@ -10,18 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from fathom.errors import ConfigError, MissingExtraError
-from fathom.exporter.another_bundle import copy_files, lasting_files, refuse_same_folder
-from fathom.files import new_folder, sha256_bytes, write_json
+from fathom.exporter.another_bundle import copy_files, lasting_files, refuse_same_folder, write_manifest
+from fathom.files import new_folder, sha256_bytes
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.lanes import length_buckets
-from fathom.runtime.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    FileEntry,
-    Manifest,
-    Plan,
-    bundle_version,
-)
+from fathom.runtime.manifest import FileEntry, Manifest, Plan
 
 #: Requests in the largest batch that a plan accepts, and in the batch that it is tuned for.
 MAX_BATCH, USUAL_BATCH = 32, 8
@@ -45,16 +38,14 @@ def add_plans(source: Path, out: Path, capabilities: Sequence[str]) -> Manifest:
         manifest = bundle.manifest
     files = lasting_files(source, manifest)
     with new_folder(out) as folder:
-        copy_files(source, folder, files)
+        copy_files(bundle, folder, files)
         plans = tuple(_plan(trt, folder, manifest, each, known[each]) for each in dict.fromkeys(capabilities))
         for name in (file for plan in plans for file in plan.segments.values()):
             data = (folder / name).read_bytes()
             files[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
         files = dict(sorted(files.items()))
-        version = bundle_version(files)
-        changed = {"schema_version": SCHEMA_VERSION, "plans": plans, "files": files, "version": version, "fits": {}}
-        made = manifest.model_copy(update=changed)
-        write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
+        changed = {"plans": plans, "files": files, "fits": {}}
+        made = write_manifest(folder, manifest.model_copy(update=changed))
         Bundle.open(folder).close()
     return made
 

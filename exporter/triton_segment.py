@@ -13,7 +13,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the engine."""
-        self._segment = Segment(Path(args["model_repository"]) / args["model_version"] / "model.onnx", 1)
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self._segment = Segment(path.read_bytes(), path, 1)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Only the outputs that a request asks for."""

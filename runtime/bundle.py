@@ -1,10 +1,9 @@
 """Opens a Bundle: whole, or refused with an error that says which file is wrong and what to do."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from functools import cached_property, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +17,19 @@ from fathom.errors import (
     BundleError,
     BundleMissingFileError,
     BundleSchemaError,
-    BundleTruncatedError,
     NotFoundError,
+    brief,
 )
-from fathom.files import sha256_file
+from fathom.files import parse_json
+from fathom.runtime.bundle_folder import (
+    REBUILD,
+    as_array,
+    as_object,
+    check_nothing_else,
+    check_unread,
+    read_listed,
+    read_regular,
+)
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
@@ -32,15 +40,29 @@ from fathom.runtime.manifest import (
     SELECTOR_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
+    WHOLE_VERSION,
     FileEntry,
     Manifest,
-    bundle_version,
+    depth_digest,
+    version_of,
 )
+from fathom.runtime.manifest_rules import first_broken_rule
 from fathom.selector.certificate import Certificate
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables
 
-_REBUILD = "export or copy the bundle again"
+#: Files that opening reads, and so checks, in any case.
+READ_AT_OPEN = {CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, TRANSITIONS_FILE, SELECTOR_FILE, CERTIFICATE_FILE}
+#: Bytes that the files of a bundle can have at most; an ONNX file holds no more than 2 GB.
+_LARGEST_MANIFEST = 16 << 20
+_LARGEST_JSON = 64 << 20
+_LARGEST_ITEM = 16 << 10
+_LARGEST_ENGINE = 2 << 30
+_NPY_HEADER = 4096
+#: Whole numbers up to here are exact as floats.
+_LARGEST_COUNT = 1 << 53
+#: In nats: far above that of any catalogue.
+_LARGEST_ENTROPY = 64.0
 
 
 @dataclass(frozen=True)
@@ -107,38 +129,40 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Self:
-        """Open a bundle folder; ``verify=False`` leaves out the sha256 of each file, all other checks stay.
+        """Open a bundle folder; ``verify=False`` leaves out the sha256 of what is not read here, as of engines.
 
         Raises BundleMissingFileError, BundleTruncatedError, BundleEditedError, BundleSchemaError (not a manifest,
-        or newer than this Fathom) or BundleError (a path that leaves the folder, or contents that contradict the
-        manifest); each is one line.
+        or newer than this Fathom) or BundleError (something in the folder that the manifest does not list, or contents
+        that contradict it); each is one line.
         """
         path = Path(path)
         manifest = read_manifest(path)
-        for name, entry in manifest.files.items():
-            _check_file(path, name, entry, verify=verify)
-        catalogue = _read_catalogue(path / CATALOGUE_FILE)
-        width = manifest.model.width
-        kind = ItemVectors.type_of(manifest.item_precision)
-        vectors = ItemVectors(_read_array(path / VECTORS_FILE, kind, (manifest.items, width)))
-        popularity = _read_array(path / POPULARITY_FILE, np.dtype(np.int64), (manifest.items,))
-        _check_contents(path, manifest, catalogue, vectors, popularity)
-        transitions = _read_array(path / TRANSITIONS_FILE, np.dtype(np.float32), (manifest.items,))
-        if np.isinf(transitions).any() or (transitions < 0).any():
-            raise BundleError(f"{path / TRANSITIONS_FILE}: an entropy that is negative or infinite; {_REBUILD}")
-        tables = SelectorTables.build(popularity, vectors, transitions)
-        complexity = _read_selector(path / SELECTOR_FILE)
-        certificate = _read_certificate(path, manifest)
-        return cls(path, manifest, catalogue, vectors, popularity, tables, complexity, certificate)
+        check_nothing_else(path, manifest.files)
+        try:
+            for name, entry in manifest.files.items():
+                check_size(path, name, entry, manifest)
+                check_unread(path, name, entry)
+                if verify and name not in READ_AT_OPEN:
+                    read_listed(path, name, entry)
+            return cls(path, manifest, *_read_contents(path, manifest))
+        except MemoryError:
+            raise BundleError(f"{path}: opening it takes more memory than there is; {REBUILD}") from None
+
+    def read(self, name: str) -> bytes:
+        """A file that the manifest lists, by its path in the folder: the very bytes that were checked.
+
+        Raises as ``open`` does where it has changed since.
+        """
+        return read_listed(self.path, name, self.manifest.files[name])
 
     @property
     def depths(self) -> tuple[int, ...]:
         """The depths that this bundle holds engines for, ascending."""
         return tuple(sorted(self.manifest.depths))
 
-    def segments(self, depth: int) -> tuple[Path, ...]:
-        """The engine files that depth runs, one after the other."""
-        return tuple(self.path / name for name in self.manifest.depths[depth].segments)
+    def segments(self, depth: int) -> tuple[str, ...]:
+        """The engine files that depth runs, one after the other: paths in the folder, as ``read`` takes them."""
+        return self.manifest.depths[depth].segments
 
     def close(self) -> None:
         """Nothing stays open: every file is read when the bundle is opened. Here for ``with``."""
@@ -159,28 +183,33 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST_NAME
     try:
-        value = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_regular(file, _LARGEST_MANIFEST)
+    except BundleMissingFileError:
         raise BundleMissingFileError(f"{path}: no bundle here: {MANIFEST_NAME} is missing") from None
-    except OSError as error:
-        raise BundleError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BundleSchemaError(f"{file}: not a manifest: {error}; {_REBUILD}") from None
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise BundleSchemaError(f"{file}: not a manifest: it has no schema_version; {_REBUILD}")
-    if version > SCHEMA_VERSION:
+    try:
+        value = parse_json(data)
+    except ValueError as error:
+        raise BundleSchemaError(f"{file}: not a manifest: {brief(error, 100)}; {REBUILD}") from None
+    schema = value.get("schema_version") if isinstance(value, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise BundleSchemaError(f"{file}: not a manifest: it has no schema_version; {REBUILD}")
+    if schema > SCHEMA_VERSION:
         raise BundleSchemaError(
-            f"{file}: written by a newer Fathom (schema_version {version}, this one reads {SCHEMA_VERSION}); "
+            f"{file}: written by a newer Fathom (schema_version {brief(schema)}, this one reads {SCHEMA_VERSION}); "
             "upgrade Fathom"
         )
     try:
         manifest = Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleSchemaError(f"{file}: not a manifest: {where}: {first['msg']}; {_REBUILD}") from None
-    _check_listing(file, manifest)
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = brief(".".join(map(str, first["loc"])))
+        raise BundleSchemaError(f"{file}: not a manifest: {where}: {brief(first['msg'], 120)}; {REBUILD}") from None
+    if (words := first_broken_rule(manifest)) is not None:
+        raise BundleSchemaError(f"{file}: not a manifest: {words}; {REBUILD}")
+    if manifest.version != (version := version_of(value)):
+        raise BundleEditedError(
+            f"{file}: version is '{brief(manifest.version)}' but the manifest makes '{version}'; {REBUILD}"
+        )
     return manifest
 
 
@@ -192,144 +221,134 @@ def verify(path: Path) -> list[Check]:
     except BundleError as error:
         return [Check(MANIFEST_NAME, False, str(error))]
     checks = [Check(MANIFEST_NAME, True, f"schema {manifest.schema_version}, version {manifest.version}")]
-    for name, entry in manifest.files.items():
+
+    def check(name: str, work: Callable[[], object], words: str) -> None:
         try:
-            _check_file(path, name, entry, verify=True)
-            checks.append(Check(name, True, f"{entry.bytes} bytes, sha256 {entry.sha256[:12]}"))
+            work()
+            checks.append(Check(name, True, words))
         except BundleError as error:
             checks.append(Check(name, False, str(error)))
+
+    check("folder", partial(check_nothing_else, path, manifest.files), "nothing but what the manifest lists")
+    for name, entry in manifest.files.items():
+        words = f"{entry.bytes} bytes, sha256 {entry.sha256[:12]}"
+        check(name, partial(_check_file, path, name, entry, manifest), words)
     if all(check.ok for check in checks):
-        try:
-            Bundle.open(path, verify=False)
-            checks.append(Check("contents", True, f"{manifest.items} items, depths {sorted(manifest.depths)}"))
-        except BundleError as error:
-            checks.append(Check("contents", False, str(error)))
+        words = f"{manifest.items} items, depths {sorted(manifest.depths)}"
+        check("contents", partial(Bundle.open, path, verify=False), words)
     return checks
 
 
-def _check_listing(file: Path, manifest: Manifest) -> None:
-    """The manifest lists every file that will be used, and its version follows from that list."""
-    if not manifest.depths or manifest.items < 1:
-        raise BundleSchemaError(f"{file}: not a manifest: it has no depths or no items; {_REBUILD}")
-    used = [CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, TRANSITIONS_FILE, SELECTOR_FILE]
-    for depth, info in manifest.depths.items():
-        if not info.segments:
-            raise BundleSchemaError(f"{file}: not a manifest: depth {depth} has no segments; {_REBUILD}")
-        used += info.segments
-    if manifest.extension is not None:
-        used += [manifest.extension.context, *manifest.extension.segments.values()]
-        if not set(manifest.depths) <= set(manifest.extension.segments):
-            raise BundleSchemaError(f"{file}: not a manifest: its extension lacks a depth; {_REBUILD}")
-    engines = {name for info in manifest.depths.values() for name in info.segments}
-    for plan in manifest.plans:
-        used += [*plan.built_from, *plan.segments.values()]
-        if not engines <= set(plan.segments):
-            raise BundleSchemaError(f"{file}: not a manifest: a TensorRT plan lacks an engine; {_REBUILD}")
-    for name in used:
-        if name not in manifest.files:
-            raise BundleSchemaError(f"{file}: not a manifest: it does not list {name}; {_REBUILD}")
-    version = bundle_version(manifest.files)
-    if manifest.version != version:
-        raise BundleEditedError(
-            f"{file}: version is {manifest.version!r} but its list of files makes {version!r}; {_REBUILD}"
-        )
+def _check_file(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> None:
+    check_size(path, name, entry, manifest)
+    read_listed(path, name, entry)
 
 
-def _check_file(root: Path, name: str, entry: FileEntry, *, verify: bool) -> None:
-    pure = PurePosixPath(name)
-    if not name or "\\" in name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
-        raise BundleError(f"{root}: the manifest lists {name!r}, which leaves the bundle's folder; do not use it")
-    file = root / name
-    # resolve() also follows symbolic links, so a link to the outside is found here.
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{file}: a link that leaves the bundle's folder; replace it by the file itself")
-    if not file.is_file():
-        raise BundleMissingFileError(f"{file}: missing; {_REBUILD}")
-    size = file.stat().st_size
-    if size != entry.bytes:
-        raise BundleTruncatedError(f"{file}: {size} bytes where the manifest says {entry.bytes}; {_REBUILD}")
-    if verify and sha256_file(file) != entry.sha256:
-        raise BundleEditedError(f"{file}: its sha256 differs from the manifest; {_REBUILD}")
+def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> None:
+    """Raise BundleError where the manifest gives a file more bytes than one of its kind can have."""
+    model = manifest.model
+    limits = {
+        CATALOGUE_FILE: _LARGEST_JSON + manifest.items * _LARGEST_ITEM,
+        SELECTOR_FILE: _LARGEST_JSON,
+        CERTIFICATE_FILE: _LARGEST_JSON,
+        VECTORS_FILE: _NPY_HEADER
+        + manifest.items * model.width * ItemVectors.type_of(manifest.item_precision).itemsize,
+        POPULARITY_FILE: _NPY_HEADER + manifest.items * 8,
+        TRANSITIONS_FILE: _NPY_HEADER + manifest.items * 4,
+    }
+    most = limits.get(name, _LARGEST_ENGINE)
+    if entry.bytes > most:
+        raise BundleError(f"{path / brief(name)}: {entry.bytes} bytes, at most {most} are possible; {REBUILD}")
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
+_Contents = tuple[Catalogue, ItemVectors, NDArray[np.int64], SelectorTables, ComplexityModel, Certificate | None]
+
+
+def _read_contents(path: Path, manifest: Manifest) -> _Contents:
+    """Everything in a bundle but its engines, checked against the manifest and against each other."""
+
+    def read(name: str) -> bytes:
+        return read_listed(path, name, manifest.files[name])
+
+    def array(name: str, dtype: Any, *shape: int) -> NDArray[Any]:
+        return as_array(path / name, read(name), np.dtype(dtype), (manifest.items, *shape))
+
+    catalogue = _catalogue(path / CATALOGUE_FILE, read(CATALOGUE_FILE), manifest.items)
+    kind = ItemVectors.type_of(manifest.item_precision)
+    vectors = ItemVectors(array(VECTORS_FILE, kind, manifest.model.width))
+    _check_unit_rows(path / VECTORS_FILE, vectors)
+    popularity = array(POPULARITY_FILE, np.int64)
+    if popularity.min() < 0 or popularity.max() > _LARGEST_COUNT:
+        raise BundleError(f"{path / POPULARITY_FILE}: a count that is negative or too large; {REBUILD}")
+    transitions = array(TRANSITIONS_FILE, np.float32)
+    if (transitions < 0).any() or (transitions > _LARGEST_ENTROPY).any():
+        raise BundleError(f"{path / TRANSITIONS_FILE}: an entropy that is negative or too large; {REBUILD}")
+    tables = SelectorTables.build(popularity, vectors, transitions)
+    certificate = _certificate(path, manifest, read) if CERTIFICATE_FILE in manifest.files else None
+    return catalogue, vectors, popularity, tables, _selector(path / SELECTOR_FILE, read(SELECTOR_FILE)), certificate
+
+
+def _catalogue(file: Path, data: bytes, items: int) -> Catalogue:
+    value = as_object(file, data)
+    ids, titles, categories = (value.get(key) for key in ("ids", "titles", "categories"))
+    lists = [each for each in (ids, titles, categories) if isinstance(each, list)]
+    if len(lists) != 3 or len(value) != 3:
+        raise BundleError(f"{file}: needs the lists ids, titles and categories, and nothing else; {REBUILD}")
+    if {len(each) for each in lists} != {items}:
+        lengths = sorted({len(each) for each in lists})
+        raise BundleError(f"{file}: lists of length {lengths} where {items} items are needed; {REBUILD}")
+    ids, titles, categories = lists
+    if not (
+        _all_text(ids) and _all_text(titles) and all(isinstance(each, list) and _all_text(each) for each in categories)
+    ):
+        raise BundleError(f"{file}: ids, titles and categories are texts; another value is among them; {REBUILD}")
+    catalogue = Catalogue(tuple(ids), tuple(titles), tuple(map(tuple, categories)))
+    if len(catalogue.index) != items:
+        raise BundleError(f"{file}: an id occurs twice; {REBUILD}")
+    if "" in catalogue.index:
+        raise BundleError(f"{file}: an id is empty; {REBUILD}")
+    return catalogue
+
+
+def _all_text(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {str}
+
+
+def _selector(file: Path, data: bytes) -> ComplexityModel:
     try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: not JSON: {error}; {_REBUILD}") from None
-    if not isinstance(value, dict):
-        raise BundleError(f"{file}: not a JSON object; {_REBUILD}")
-    return value
-
-
-def _read_catalogue(file: Path) -> Catalogue:
-    value = _read_json(file)
-    try:
-        return Catalogue(
-            ids=tuple(value["ids"]),
-            titles=tuple(value["titles"]),
-            categories=tuple(map(tuple, value["categories"])),
-        )
-    except (KeyError, TypeError):
-        raise BundleError(f"{file}: needs the lists ids, titles and categories; {_REBUILD}") from None
-
-
-def _read_array(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    # Loaded, not mapped: a file that is overwritten in place would kill a process that has it mapped.
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BundleError(f"{file}: not an array: {error}; {_REBUILD}") from None
-    if array.dtype != dtype or array.shape != shape:
-        raise BundleError(f"{file}: {array.dtype} {array.shape} where {dtype} {shape} is needed; {_REBUILD}")
-    array = np.ascontiguousarray(array)
-    array.setflags(write=False)
-    return array
-
-
-def _read_selector(file: Path) -> ComplexityModel:
-    try:
-        return ComplexityModel.from_json(_read_json(file), where=str(file))
+        return ComplexityModel.from_json(as_object(file, data), where=str(file))
+    except BundleError:
+        raise
     except ArtefactError as error:
         raise BundleError(str(error)) from None
 
 
-def _read_certificate(path: Path, manifest: Manifest) -> Certificate | None:
-    """The certificate, if there is one; a promise about other files than these is refused."""
-    if CERTIFICATE_FILE not in manifest.files:
-        return None
+def _certificate(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -> Certificate:
+    """A promise about other files, or about depths that run something else, is refused."""
+    file = path / CERTIFICATE_FILE
     try:
-        certificate = Certificate.load(path / CERTIFICATE_FILE)
+        certificate = Certificate.parse(read(CERTIFICATE_FILE), where=str(file))
+    except BundleError:
+        raise
     except ArtefactError as error:
         raise BundleError(str(error)) from None
     files = {name: entry.sha256 for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}
-    if (other := certificate.differing(files)) is not None:
-        raise BundleError(f"{path / CERTIFICATE_FILE}: certifies another {other}; run `fathom certify` on this bundle")
+    other: object = certificate.differing(files)
+    if other is None and (certificate.depths or manifest.schema_version >= WHOLE_VERSION):
+        depth = certificate.differing_depth({depth: depth_digest(manifest, depth) for depth in manifest.depths})
+        other = None if depth is None else f"depth {depth}"
+    if other is not None:
+        raise BundleError(f"{file}: certifies another {other}; run `fathom certify` on this bundle")
     return certificate
 
 
-def _check_contents(
-    path: Path,
-    manifest: Manifest,
-    catalogue: Catalogue,
-    vectors: ItemVectors,
-    popularity: NDArray[np.int64],
-) -> None:
-    file = path / CATALOGUE_FILE
-    lengths = {len(catalogue.ids), len(catalogue.titles), len(catalogue.categories)}
-    if lengths != {manifest.items}:
-        raise BundleError(
-            f"{file}: lists of length {sorted(lengths)} where {manifest.items} items are needed; {_REBUILD}"
-        )
-    if len(catalogue.index) != manifest.items:
-        raise BundleError(f"{file}: an id occurs twice; {_REBUILD}")
-    # One sum is NaN or infinite when any element is; norms are what make a score a cosine.
-    if vectors.scales is None:
-        squares = np.einsum("ij,ij->i", vectors.rows, vectors.rows, dtype=np.float32)
-        sound = bool(np.all(np.abs(np.sqrt(squares) - 1) < 1e-2))
-    else:
-        sound = bool(np.all(np.isfinite(vectors.scales)))
+def _check_unit_rows(file: Path, vectors: ItemVectors) -> None:
+    """Norms are what make a score a cosine; one sum is NaN or infinite when any element is."""
+    with np.errstate(all="ignore"):
+        if vectors.scales is None:
+            squares = np.einsum("ij,ij->i", vectors.rows, vectors.rows, dtype=np.float32)
+            sound = bool(np.all(np.abs(np.sqrt(squares) - 1) < 1e-2))
+        else:
+            sound = bool(np.all(np.isfinite(vectors.scales)))
     if not sound:
-        raise BundleError(f"{path / VECTORS_FILE}: rows are not unit vectors; {_REBUILD}")
-    if popularity.size and popularity.min() < 0:
-        raise BundleError(f"{path / POPULARITY_FILE}: a negative count; {_REBUILD}")
+        raise BundleError(f"{file}: rows are not unit vectors; {REBUILD}")

@@ -38,17 +38,17 @@ class CudaEngine(Afresh):
         self.name = f"onnxruntime-{device}"
         self._buckets = length_buckets(bundle.manifest.model.max_history)
         self._timestamps = bundle.manifest.model.uses_timestamps
-        segments: dict[Path, _CudaSegment] = {}
+        segments: dict[str, _CudaSegment] = {}
         self._chains: dict[int, list[_CudaSegment]] = {}
         for depth in depths:
-            paths = bundle.segments(depth)
-            for path in paths:
-                if path not in segments:
-                    segments[path] = _CudaSegment(path, device)
-            self._chains[depth] = [segments[path] for path in paths]
+            names = bundle.segments(depth)
+            for name in names:
+                if name not in segments:
+                    segments[name] = _CudaSegment(bundle.read(name), bundle.path / name, device)
+            self._chains[depth] = [segments[name] for name in names]
             for place, segment in enumerate(self._chains[depth]):
-                segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
-        self._lookup = _CudaSegment(LOOKUP, device)
+                segment.check(bundle.manifest.model, first=place == 0, last=place == len(names) - 1)
+        self._lookup = _CudaSegment(LOOKUP.read_bytes(), LOOKUP, device)
         self._table = _table(bundle.vectors, device)
         self._buffers: dict[tuple[int, int], _Buffers] = {}
 
@@ -132,13 +132,13 @@ class _Buffers:
 class _CudaSegment(Segment):
     """An engine file that reads and leaves its values on the device."""
 
-    def __init__(self, path: Path, device: Device) -> None:
+    def __init__(self, engine: bytes, name: Path, device: Device) -> None:
         self.captured = device == "cuda"
         try:
-            super().__init__(path, 1, device, captured=self.captured)
+            super().__init__(engine, name, 1, device, captured=self.captured)
         except BundleError:  # it says so of an engine that cannot be captured
             self.captured = False
-            super().__init__(path, 1, device)
+            super().__init__(engine, name, 1, device)
         self._bindings: dict[tuple[int, int, str], tuple[Any, Any]] = {}
 
     def run_on(self, buffers: _Buffers, place: int, output: str) -> None:

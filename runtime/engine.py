@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Generator, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -126,19 +125,23 @@ class OnnxEngine:
         self.depths = depths
         self._timestamps = bundle.manifest.model.uses_timestamps
         self._vectors = bundle.vectors
-        segments: dict[Path, Segment] = {}
+
+        def load(name: str) -> Segment:
+            return Segment(bundle.read(name), bundle.path / name, threads)
+
+        segments: dict[str, Segment] = {}
         self._chains: dict[int, list[Segment]] = {}
         for depth in depths:
-            paths = bundle.segments(depth)
-            for path in paths:
-                if path not in segments:
-                    segments[path] = Segment(path, threads)
-            self._chains[depth] = [segments[path] for path in paths]
+            names = bundle.segments(depth)
+            for name in names:
+                if name not in segments:
+                    segments[name] = load(name)
+            self._chains[depth] = [segments[name] for name in names]
             for place, segment in enumerate(self._chains[depth]):
-                segment.check(first=place == 0, last=place == len(paths) - 1, timestamps=self._timestamps)
+                segment.check(bundle.manifest.model, first=place == 0, last=place == len(names) - 1)
         self._extender = None
         if extends and (form := Form.of(bundle.manifest)) is not None:
-            self._extender = Extender(form, bundle.vectors, lambda file: Segment(bundle.path / file, threads), depths)
+            self._extender = Extender(form, bundle.vectors, load, depths)
 
     @property
     def resumes(self) -> bool:

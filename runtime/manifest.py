@@ -3,16 +3,20 @@
 Every model here is frozen and refuses unknown keys. Paths are relative to the bundle folder.
 """
 
-import hashlib
+import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION: Literal[5] = 5
+#: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
+WHOLE_VERSION = 5
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
 POPULARITY_FILE = "items/popularity.npy"
@@ -20,37 +24,47 @@ TRANSITIONS_FILE = "items/transition_entropy.npy"
 SELECTOR_FILE = "selector/selector.json"
 CERTIFICATE_FILE = "selector/certificate.json"
 
+#: More than any bundle has: what is larger is refused before memory is taken for it.
+LARGEST_FILE = 1 << 40
+MOST_ITEMS = 100_000_000
+
 Depth = Annotated[int, Field(ge=1, le=32)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileEntry(_Frozen):
     """Length in bytes and hex sha256 of one file of the bundle."""
 
-    bytes: int
-    sha256: str
+    bytes: int = Field(ge=0, le=LARGEST_FILE)
+    sha256: Sha256
 
 
 class ModelInfo(_Frozen):
     """What the engines compute; ``width`` is the length of a user vector and of an item vector."""
 
     block: Literal["hstu", "gated"]
-    layers: int
-    width: int
-    heads: int
-    max_history: int
+    layers: int = Field(ge=1, le=32)
+    width: int = Field(ge=1, le=16_384)
+    heads: int = Field(ge=1, le=16_384)
+    max_history: int = Field(ge=1, le=10_000)
     uses_timestamps: bool
 
 
 class Parity(_Frozen):
     """Engine against torch on real histories: largest absolute error of the user vector, share of equal top 10."""
 
-    max_abs_error: float
-    top10_agreement: float
-    histories: int
+    max_abs_error: NotNegative
+    top10_agreement: Share
+    histories: Count
 
 
 class Interval(_Frozen):
@@ -64,8 +78,8 @@ class Interval(_Frozen):
 class DepthInfo(_Frozen):
     """One depth: the engine files that run one after the other, and the layers they execute, in order."""
 
-    segments: tuple[str, ...]
-    layers: tuple[int, ...]
+    segments: tuple[str, ...] = Field(min_length=1)
+    layers: tuple[Annotated[int, Field(ge=0, lt=32)], ...]
     parity: Parity
     quality: dict[str, Interval] = Field(description="metric (as ndcg@10) -> value on the test items")
     loss: Interval | None = Field(default=None, description="share of NDCG@10 lost against fp32, where that is not it")
@@ -78,10 +92,10 @@ class Extension(_Frozen):
     looks back over, its own included. ``max_abs_error``: of the user vector, against computing afresh.
     """
 
-    span: int = Field(ge=1)
+    span: int = Field(ge=1, le=10_000)
     context: str
     segments: dict[Depth, str]
-    max_abs_error: float
+    max_abs_error: NotNegative
 
 
 class Plan(_Frozen):
@@ -92,10 +106,10 @@ class Plan(_Frozen):
     engine file -> its sha256 when the plan was built.
     """
 
-    version: str
-    compute_capability: str = Field(pattern=r"^\d+\.\d$")
-    max_batch: int = Field(ge=1)
-    histories: tuple[int, ...] = Field(min_length=1)
+    version: Line
+    compute_capability: str = Field(pattern=r"^\d+\.\d$", max_length=8)
+    max_batch: int = Field(ge=1, le=65_536)
+    histories: tuple[Count, ...] = Field(min_length=1, max_length=64)
     segments: dict[str, str]
     built_from: dict[str, str]
 
@@ -104,9 +118,9 @@ class Latency(_Frozen):
     """Milliseconds inside the server of one request alone with so many items; ``depth`` is what it ran."""
 
     depth: Depth
-    history: int
-    p50_ms: float
-    p99_ms: float
+    history: Count
+    p50_ms: NotNegative
+    p99_ms: NotNegative
 
 
 class Fit(_Frozen):
@@ -116,13 +130,13 @@ class Fit(_Frozen):
     ``words`` says why.
     """
 
-    memory_limit_mb: int
-    threads: int
-    peak_mb: float | None
+    memory_limit_mb: Count
+    threads: Count
+    peak_mb: NotNegative | None
     latency: tuple[Latency, ...] = ()
     words: str = ""
     machine: str
-    created: str
+    created: Line
 
     def fits(self, memory_limit_mb: int) -> bool:
         """Whether serving stays within so much memory."""
@@ -132,24 +146,24 @@ class Fit(_Frozen):
 class Source(_Frozen):
     """Where the bundle came from: sha256 of its inputs, how data were split, Fathom's version, the commit if known."""
 
-    dataset: str
-    checkpoint: str
-    plan: str
-    fathom: str
-    commit: str | None
-    split: str | None = None
+    dataset: Line
+    checkpoint: Line
+    plan: Line
+    fathom: Line
+    commit: Line | None
+    split: Line | None = None
 
 
 class Manifest(_Frozen):
     """``manifest.json``: everything that is needed to open, check and describe a bundle.
 
-    ``version`` is the first 12 hex digits of the sha256 over all file entries, so equal bundles have equal versions.
+    ``version`` follows from everything else but ``created``: see ``version_of``. Writers let ``sealed`` set it.
     """
 
-    schema_version: Literal[1, 2, 3, 4] = 4
-    name: str
-    version: str
-    created: str
+    schema_version: Literal[1, 2, 3, 4, 5] = SCHEMA_VERSION
+    name: Name
+    version: Line
+    created: Line
     strategy: Literal["prefix", "nested", "permuted-prefix", "greedy", "lattice"]
     strategy_evidence: dict[str, dict[str, Interval]] = Field(
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
@@ -157,21 +171,62 @@ class Manifest(_Frozen):
     precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
     format: Literal["onnx", "ort", "executorch"]
     model: ModelInfo
-    items: int
+    items: int = Field(ge=1, le=MOST_ITEMS)
     item_precision: ItemPrecision = Field(default="fp32", description="of the item vectors")
     layer_precision: dict[int, Literal["fp32", "int8", "int4"]] = Field(
         default={}, description="layer -> its own precision, where they are mixed"
     )
-    depths: dict[Depth, DepthInfo]
+    depths: dict[Depth, DepthInfo] = Field(min_length=1)
     extension: Extension | None = None
     plans: tuple[Plan, ...] = ()
     files: dict[str, FileEntry]
     source: Source
-    profile: str | None = Field(default=None, description="the profile that `slice` made this bundle for")
+    profile: Line | None = Field(default=None, description="the profile that `slice` made this bundle for")
     fits: dict[str, Fit] = Field(default={}, description="profile -> what serving under it took")
 
 
-def bundle_version(files: Mapping[str, FileEntry]) -> str:
-    """The version that follows from the contents: 12 hex digits over the sorted lines ``path bytes sha256``."""
-    lines = [f"{name} {entry.bytes} {entry.sha256}\n" for name, entry in sorted(files.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+def version_of(value: Mapping[str, Any]) -> str:
+    """The version that a manifest must have, given as JSON: 12 hex digits of a sha256.
+
+    It is taken over the manifest's canonical JSON without ``version`` and without ``created``, on which no answer
+    depends; so what is made twice from the same inputs has the same version. Before schema 5: over its ``files`` alone.
+    """
+    if value["schema_version"] < WHOLE_VERSION:
+        lines = [f"{name} {entry['bytes']} {entry['sha256']}\n" for name, entry in sorted(value["files"].items())]
+        return sha256_bytes("".join(lines).encode())[:12]
+    covered = {key: each for key, each in value.items() if key not in ("version", "created")}
+    return sha256_bytes(_canonical(covered))[:12]
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest as it is written: of the newest schema, with the version that follows from it.
+
+    One with a certificate of an older schema keeps its own: the certificate says too little for a newer one.
+    """
+    if CERTIFICATE_FILE not in manifest.files:
+        manifest = manifest.model_copy(update={"schema_version": SCHEMA_VERSION})
+    return manifest.model_copy(update={"version": version_of(manifest.model_dump(mode="json"))})
+
+
+def depth_digest(manifest: Manifest, depth: int) -> str:
+    """Hex sha256 over what a depth's answers are computed by: the model, layers, and engines in the order they run."""
+    info, extension = manifest.depths[depth], manifest.extension
+    sha256 = {name: entry.sha256 for name, entry in manifest.files.items()}
+    runs: dict[str, Any] = {
+        "model": manifest.model.model_dump(),
+        "item_precision": manifest.item_precision,
+        "layers": info.layers,
+        "segments": [sha256[name] for name in info.segments],
+        "plans": [
+            [plan.version, plan.compute_capability, [sha256[plan.segments[name]] for name in info.segments]]
+            for plan in manifest.plans
+        ],
+    }
+    if extension is not None:
+        passed = [sha256[extension.segments[each]] for each in sorted(extension.segments) if each <= depth]
+        runs["extension"] = [extension.span, sha256[extension.context], passed]
+    return sha256_bytes(_canonical(runs))
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -73,7 +73,7 @@ class FlatRetriever:
         graph = GRAPHS[vectors.precision]
         if on_gpu:
             size, graph = BLOCK_ITEMS_CUDA, GRAPH_IN_CHUNKS
-        self._session = open_session(graph, threads, "cuda" if on_gpu else "cpu")
+        self._session = open_session(graph.read_bytes(), graph, threads, "cuda" if on_gpu else "cpu")
         blocks = (slice(low, min(low + size, self._n)) for low in range(0, self._n, size))
         self._blocks = [_Block(self._session, vectors, block, on_gpu=on_gpu) for block in blocks]
 

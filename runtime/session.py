@@ -1,10 +1,9 @@
 """Opens onnxruntime's sessions the one way that a server wants them."""
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fathom.errors import BundleError, ConfigError
+from fathom.errors import BundleError, ConfigError, brief
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,10 +37,11 @@ def offers_cuda() -> bool:
 
 
 def open_session(
-    path: Path, threads: int, device: Device = "cpu", *, captured: bool = False
+    engine: bytes, name: object, threads: int, device: Device = "cpu", *, captured: bool = False
 ) -> "onnxruntime.InferenceSession":
-    """One file, with so many threads inside a run; raises BundleError for one that onnxruntime refuses.
+    """One engine file, with so many threads inside a run; raises BundleError for one that onnxruntime refuses.
 
+    ``name``: what an error calls it.
     ``captured``: with a CUDA graph for every graph id that a run names. Raises ConfigError where the device is not to
     be had.
     """
@@ -66,11 +66,11 @@ def open_session(
         # TF32 keeps ten bits of a product's inputs: an error of .0005 where fp32 has .0000003.
         settings = {"enable_cuda_graph": str(int(captured)), "use_tf32": "0"}
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = onnxruntime.InferenceSession(engine, options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's own classes have no common base but this one
-        text = str(error).splitlines()[0]
-        raise BundleError(f"{path}: onnxruntime refuses this engine: {text}; export the bundle again") from error
+        text = brief(error, 120)
+        raise BundleError(f"{name}: onnxruntime refuses this engine: {text}; export the bundle again") from error
     # Asked for is not got: where a provider cannot load, onnxruntime takes another one and only logs it.
     if session.get_providers()[0] != provider:
-        raise ConfigError(f"{path}: onnxruntime runs on {session.get_providers()} where {provider} was asked for")
+        raise ConfigError(f"{name}: onnxruntime runs on {session.get_providers()} where {provider} was asked for")
     return session

@@ -1,7 +1,6 @@
 """Runs a bundle's TensorRT-RTX plan on this machine's GPU."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,13 +64,13 @@ class RtxEngine(Afresh):
         self._vectors = bundle.vectors
         self._stream = self._got(cuda.cudaStreamCreate())
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        segments: dict[Path, _Segment] = {}
+        segments: dict[str, _Segment] = {}
         self._chains: dict[int, list[_Segment]] = {}
         for depth in depths:
             for engine in bundle.segments(depth):
                 if engine not in segments:
-                    name = str(engine.relative_to(bundle.path).as_posix())
-                    segments[engine] = _Segment(trt, runtime, bundle.path / plan.segments[name], plan, self._stream)
+                    file = plan.segments[engine]
+                    segments[engine] = _Segment(trt, runtime, bundle.read(file), file, plan, self._stream)
             self._chains[depth] = [segments[engine] for engine in bundle.segments(depth)]
         positions = plan.max_batch * plan.histories[-1]
         hidden = positions * self._width * 4
@@ -137,10 +136,10 @@ class RtxEngine(Afresh):
 class _Segment:
     """One plan file with a context for each of its optimization profiles."""
 
-    def __init__(self, trt: Any, runtime: Any, path: Path, plan: Plan, stream: Any) -> None:
-        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    def __init__(self, trt: Any, runtime: Any, data: bytes, name: str, plan: Plan, stream: Any) -> None:
+        self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise PlanRefusedError(f"{path}: TensorRT-RTX {trt.__version__} cannot read this plan on this machine")
+            raise PlanRefusedError(f"{name}: TensorRT-RTX {trt.__version__} cannot read this plan on this machine")
         self._names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
         self._inputs = {name for name in self._names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         config = self._engine.create_runtime_config()

@@ -1,4 +1,4 @@
-"""The signed statement: quality as routed is at least (1 - eps) x quality at the deepest depth, but for delta.
+"""The certificate: quality as routed is at least (1 - eps) x quality at the deepest depth, but for delta.
 
 Per user, F is the quality at the deepest depth and R what the routing is expected to give; the mean of
 Z = (1 - eps) F - R is below zero exactly when the loss is less than eps. Members of a family of routings are tested by
@@ -8,6 +8,7 @@ all, a loss clipped at zero would look like a large one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,11 +18,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fathom.errors import ArtefactError
-from fathom.files import read_json
+from fathom.files import parse_json
 from fathom.selector.betting import is_negative, largest_shown, values_needed
 from fathom.selector.routing import Depth, Routing
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 Floats = NDArray[np.float64]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -76,10 +77,11 @@ class Certificate:
     """``selector/certificate.json``: what was promised, on which data, for which engines.
 
     ``dataset``: its sha256; ``part``: the cases of which split. ``files``: sha256 of every file that the answers depend
-    on. ``costs_ms``: depth -> mean milliseconds of a request alone on the machine that certified.
+    on. ``costs_ms``: depth -> mean milliseconds of a request alone on the machine that certified. ``depths``: depth ->
+    sha256 over what it ran, engines in their order among it; empty before schema 2.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     metric: Literal["ndcg@10"]
     eps: Annotated[float, Field(gt=0, lt=1)]
     delta: Annotated[float, Field(gt=0, lt=1)]
@@ -90,6 +92,7 @@ class Certificate:
     files: dict[str, str]
     costs_ms: dict[Depth, float]
     claims: tuple[Claim, ...]
+    depths: dict[Depth, str] = field(default_factory=dict)
 
     def claim(self, depths: Sequence[int]) -> Claim | None:
         """The claim for exactly these depths."""
@@ -99,6 +102,10 @@ class Certificate:
         """The first of the given files (path -> sha256) that is not the one which was certified."""
         return next((path for path in sorted(files) if self.files.get(path) != files[path]), None)
 
+    def differing_depth(self, depths: Mapping[int, str]) -> int | None:
+        """The first of these depths (depth -> sha256 over what it runs) that did not run that when certified."""
+        return next((depth for depth in sorted(depths) if self.depths.get(depth) != depths[depth]), None)
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, read back by ``load``."""
         form: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
@@ -107,13 +114,32 @@ class Certificate:
     @classmethod
     def load(cls, path: Path) -> "Certificate":
         """Read ``certificate.json``; raises ArtefactError, in one line, for anything else."""
-        value = read_json(path, kind="certificate", schema_version=SCHEMA_VERSION)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise ArtefactError(f"{path}: no certificate here") from None
+        return cls.parse(data, where=str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, *, where: str) -> "Certificate":
+        """From the bytes of a file that ``where`` names; of this schema or an older one. Raises ArtefactError."""
+        try:
+            value = parse_json(data)
+        except ValueError as error:
+            raise ArtefactError(f"{where}: not a certificate: {error}") from None
+        found = value.get("schema_version") if isinstance(value, dict) else None
+        if isinstance(found, int) and found > SCHEMA_VERSION:
+            raise ArtefactError(
+                f"{where}: this certificate has schema_version {found}, newer than {SCHEMA_VERSION}; upgrade Fathom"
+            )
         try:
             return _ADAPTER.validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "content"
-            raise ArtefactError(f"{path}: not a certificate: {key}: {first['msg']}; certify the bundle again") from None
+            raise ArtefactError(
+                f"{where}: not a certificate: {key}: {first['msg']}; certify the bundle again"
+            ) from None
 
 
 _ADAPTER = TypeAdapter(Certificate)

@@ -1,5 +1,6 @@
 """Shared fixtures: a small real Bundle whose engines are written by hand to the engine contract."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,7 +27,8 @@ from fathom.runtime.manifest import (
     ModelInfo,
     Parity,
     Source,
-    bundle_version,
+    sealed,
+    version_of,
 )
 
 ITEMS, WIDTH, MAX_HISTORY, DEPTHS = 50, 8, 20, (4, 8, 12, 16)
@@ -163,7 +165,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool
     manifest = Manifest.model_validate(
         {
             "name": "synthetic",
-            "version": bundle_version(files),
+            "version": "",
             "created": "2026-11-22T00:00:00Z",
             "strategy": strategy,
             "strategy_evidence": {},
@@ -183,7 +185,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool
             "source": Source(dataset="0" * 64, checkpoint="1" * 64, plan="2" * 64, fathom="0.1.0", commit=None),
         }
     )
-    write_json(path / MANIFEST_NAME, manifest.model_dump(mode="json"))
+    write_json(path / MANIFEST_NAME, sealed(manifest).model_dump(mode="json"))
     return path
 
 
@@ -208,6 +210,20 @@ def synthetic_bundle(make_bundle: MakeBundle) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reseal() -> Callable[[Path], None]:
+    """A function that makes a manifest fit the files of its bundle as they are now, as a careful forger would."""
+
+    def fit(bundle: Path) -> None:
+        value = json.loads((bundle / MANIFEST_NAME).read_bytes())
+        for name in value["files"]:
+            file = bundle / name
+            value["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        write_json(bundle / MANIFEST_NAME, value | {"version": version_of(value)})
+
+    return fit
+
+
+@pytest.fixture(scope="session")
 def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic bundle whose certificate sends 75 % of the requests of a cloud profile to depth 4, the others to 16.
 
@@ -215,7 +231,8 @@ def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathF
     """
     from fathom.exporter.certify import answering_files, write_certificate
     from fathom.runtime.bundle import Bundle
-    from fathom.selector.certificate import Certificate, Claim
+    from fathom.runtime.manifest import depth_digest
+    from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
     from fathom.selector.routing import Mixture
 
     path = tmp_path_factory.mktemp("certified") / "bundle"
@@ -223,8 +240,10 @@ def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathF
     bundle = Bundle.open(path)
     routing = Mixture("mixture", DEPTHS, (0.75, 0.0, 0.0, 0.25))
     claim = Claim(DEPTHS, "mixture", 0.05, 1000, routing=routing, kept=0.98, saved=0.6, agreement=0.9)
-    about = (1, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", 0, "d" * 64, "leave-one-out, test")
-    write_certificate(bundle, Certificate(*about, answering_files(bundle.manifest), {4: 1.0, 16: 4.0}, (claim,)))
+    about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", 0, "d" * 64, "leave-one-out, test")
+    runs = {depth: depth_digest(bundle.manifest, depth) for depth in DEPTHS}
+    files = answering_files(bundle.manifest)
+    write_certificate(bundle, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))
     return path
 
 

@@ -23,6 +23,12 @@ FathomError                     one line: what is wrong, where, what to do; the 
 """
 
 
+def brief(value: object, most: int = 60) -> str:
+    """What an error may repeat of a value that somebody else wrote: one line of ASCII, cut to so many characters."""
+    text = ascii(str(value))[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 class FathomError(Exception):
     """The root of all errors that a user can cause; its text is one line for a person to read."""
 

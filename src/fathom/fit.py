@@ -10,10 +10,10 @@ from fathom.client import Client, Query, Recommendation
 from fathom.doctor import machine
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError, FathomError, UnavailableError
-from fathom.files import write_json
+from fathom.exporter.another_bundle import rewrite
 from fathom.local import running_server
-from fathom.runtime.bundle import Bundle, read_manifest
-from fathom.runtime.manifest import MANIFEST_NAME, Fit, Latency
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import Fit, Latency
 
 #: A process sets more memory aside than it ever uses: stacks of threads, buffers of libraries. The kernel's limit
 #: counts that too, so it lies this far above the profile's and only ends what runs away; what was used decides.
@@ -64,9 +64,8 @@ def check_fit(path: Path, profile: DeviceProfile, profile_name: str) -> Fit:
         machine=machine(),
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
-    manifest = read_manifest(path)
-    changed = manifest.model_copy(update={"fits": {**manifest.fits, profile.name: fit}})
-    write_json(path / MANIFEST_NAME, changed.model_dump(mode="json"))
+    with Bundle.open(path) as bundle:
+        rewrite(bundle, {"fits": {**bundle.manifest.fits, profile.name: fit}})
     return fit
 
 

@@ -18,7 +18,7 @@ from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_r
 from fathom.exporter.slice import slice_bundle
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, version_of
 from fathom.selector.features import Features
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
@@ -215,6 +215,6 @@ def test_bad_input_gets_one_line(bundle_path: Path, dataset: Dataset, measured: 
     shutil.copytree(bundle_path, older)
     manifest = json.loads((older / MANIFEST_NAME).read_text())
     del manifest["source"]["split"]
-    (older / MANIFEST_NAME).write_text(json.dumps(manifest))
+    (older / MANIFEST_NAME).write_text(json.dumps(manifest | {"version": version_of(manifest)}))
     with pytest.raises(ArtefactError, match="export it again"):
         measure_bundle(Bundle.open(older), dataset)

@@ -53,15 +53,14 @@ def test_without_its_exit_an_engine_passes_the_same_state_on(checkpoint: Checkpo
 def test_a_segment_that_is_passed_through_runs_no_operator_of_its_exit(
     checkpoint: Checkpoint, engines: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "engine.onnx"
-    path.write_bytes(with_optional_exit(engines[FIRST]))
+    engine = with_optional_exit(engines[FIRST])
 
     def operators(outputs: list[str]) -> set[str]:
         monkeypatch.setattr(
             "fathom.runtime.segment.open_session",
-            lambda file, *_, **__: session(file.read_bytes(), tmp_path / outputs[0]),
+            lambda data, *_, **__: session(data, tmp_path / outputs[0]),
         )
-        segment = Segment(path, 1)
+        segment = Segment(engine, "engine", 1)
         segment.run(outputs, feeds(checkpoint))
         events = json.loads(Path(segment._session.end_profiling()).read_bytes())
         return {event["name"] for event in events if event.get("cat") == "Node"}

@@ -20,7 +20,7 @@ from fathom.files import read_json, write_json
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engine import OnnxEngine, open_engine
-from fathom.runtime.manifest import Manifest, bundle_version
+from fathom.runtime.manifest import Manifest, version_of
 from fathom.runtime.plans import PlanRefusedError, choose_plan
 from fathom.runtime.tensorrt_engine import RtxEngine, gpu_capability
 
@@ -164,7 +164,7 @@ def test_a_slice_keeps_the_plans_of_its_engines_and_phones_get_none(planned: Pat
     phone = convert_to_ort(planned, tmp_path / "phone")
     assert phone.plans == ()
     assert not any(name.endswith(".plan") for name in phone.files)
-    assert phone.version == bundle_version(phone.files)
+    assert phone.version == version_of(phone.model_dump(mode="json"))
 
 
 def test_what_cannot_be_built_is_refused_in_one_line(bundle_path: Path, tmp_path: Path) -> None:

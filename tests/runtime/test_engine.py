@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fathom.errors import BundleError, ConfigError
+from fathom.errors import BundleError, BundleTruncatedError, ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine, OnnxEngine, open_engine
 from fathom.runtime.fake import FakeEngine
+from fathom.runtime.manifest import version_of
 
 
 def pad(histories: list[list[int]], length: int) -> np.ndarray:
@@ -104,8 +106,8 @@ def test_a_chain_computes_what_the_onnx_reference_computes(synthetic_bundle: Pat
     with open_engine(bundle) as engine:
         for depth in bundle.depths:
             feeds = {"items": items, "item_vectors": bundle.vectors.padded(items)}
-            for path in bundle.segments(depth):
-                user, *rest = ReferenceEvaluator(str(path)).run(None, feeds)
+            for name in bundle.segments(depth):
+                user, *rest = ReferenceEvaluator(str(synthetic_bundle / name)).run(None, feeds)
                 feeds["hidden_in"] = rest[0] if rest else None
             np.testing.assert_allclose(engine.run(items, None, depth), user, atol=1e-5)
 
@@ -158,13 +160,16 @@ def test_the_cpu_provider_is_the_one_that_runs(synthetic_bundle: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no engine"])
 def test_a_file_that_onnxruntime_refuses_is_a_bundle_error(
-    synthetic_bundle: Path, tmp_path: Path, content: bytes
+    synthetic_bundle: Path, tmp_path: Path, reseal: Callable[[Path], None], content: bytes
 ) -> None:
     copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
     bundle = Bundle.open(copy)
     (copy / "engines/depth-04.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"depth-04.onnx: onnxruntime refuses") as caught:
+    with pytest.raises(BundleTruncatedError, match=r"depth-04\.onnx"):
         open_engine(bundle)
+    reseal(copy)
+    with pytest.raises(BundleError, match=r"depth-04\.onnx: onnxruntime refuses") as caught:
+        open_engine(Bundle.open(copy))
     assert "\n" not in str(caught.value)
 
 
@@ -172,8 +177,13 @@ def test_an_engine_in_the_wrong_place_of_a_chain_is_refused(synthetic_bundle: Pa
     copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
     file = copy / "manifest.json"
     value = json.loads(file.read_text())
-    for segments in (["engines/depth-08.onnx"], ["engines/depth-16.onnx", "engines/depth-08.onnx"]):
+    depths = value["depths"]
+    for kept, segments in ((["8"], ["engines/depth-08.onnx"]), (["8", "16"], ["engines/depth-08.onnx"])):
+        value["depths"] = {depth: depths[depth] for depth in kept}
         value["depths"]["8"]["segments"] = segments
-        file.write_text(json.dumps(value))
+        value["depths"][kept[-1]]["segments"] = list(
+            dict.fromkeys([*segments, f"engines/depth-{int(kept[-1]):02d}.onnx"])
+        )
+        file.write_text(json.dumps(value | {"version": version_of(value)}))
         with pytest.raises(BundleError, match="not an engine for its place"):
             OnnxEngine(Bundle.open(copy), depths=(8,), threads=1)

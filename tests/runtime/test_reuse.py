@@ -66,7 +66,7 @@ def extender(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> E
     for name, data in files.items():
         (folder / name).write_bytes(with_optional_exit(data))
     form = Form(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
-    return Extender(form, item_vectors(model), lambda path: Segment(folder / path, 1), DEPTHS)
+    return Extender(form, item_vectors(model), lambda name: Segment((folder / name).read_bytes(), name, 1), DEPTHS)
 
 
 def afresh(model: ElasticModel, ids: np.ndarray, seconds: np.ndarray, depth: int) -> np.ndarray:

@@ -112,7 +112,7 @@ def claim_for(depths: tuple[int, ...], *, routed: tuple[int, ...]) -> dict[str, 
         ("claims", [{"depths": [8, 4], "policy": "mixture", "level": 0.05, "users": 9}]),
         ("claims", [claim_for((4, 16), routed=(4, 8))]),
         ("extra", 1),
-        ("schema_version", 2),
+        ("schema_version", 3),
     ],
 )
 def test_what_is_no_certificate_is_refused_in_one_line(tmp_path: Path, key: str, value: object) -> None:
