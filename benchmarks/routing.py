@@ -83,7 +83,7 @@ def study(name: str, seed: int) -> dict[str, Any]:
         "report": {**report.as_dict(), "policies": [asdict(each) for each in (*report.policies, reference)]},
         "agreement": [round(float(value), 6) for value in measured.test.agreement.mean(0)],
         "needs_more": {tier: _needs_more(measured, profile) for tier, profile in TIER_DEFAULTS.items()},
-        "claims": [_claim(bundle, measured, eps, family, seed) for eps in EPSILONS for family in FAMILIES],
+        "claims": [_claim(bundle, measured, eps, family) for eps in EPSILONS for family in FAMILIES],
     }
 
 
@@ -95,8 +95,8 @@ def _needs_more(measured: Measured, name: str) -> dict[str, float]:
     return {"shallow": profile.shallow, "deep": profile.deep, **found}
 
 
-def _claim(bundle: Bundle, measured: Measured, eps: float, family: Any, seed: int) -> dict[str, Any]:
-    certificate = certify(bundle, measured, eps=eps, delta=DELTA, family=family, depth_sets=[bundle.depths], seed=seed)
+def _claim(bundle: Bundle, measured: Measured, eps: float, family: Any) -> dict[str, Any]:
+    certificate = certify(bundle, measured, eps=eps, delta=DELTA, family=family, depth_sets=[bundle.depths])
     claim = certificate.claims[0]
     words = None if claim.routing is None else claim.routing.words
     figures = {name: getattr(claim, name) for name in ("policy", "users", "kept", "saved", "agreement", "needed")}

@@ -2,12 +2,22 @@
 
 The routings of the family ``mixture`` and ``rule`` owe nothing to any outcome, so all test users speak for them.
 ``learned`` and ``cascade`` are learned from a third of the users, and the others certify them.
+
+Users with the same case, that is the same history and the same next item, may be copies of one user or users who happen
+to be alike, and nothing in the data tells which. Copies are no evidence; users who are alike are, and may be those whom
+a routing serves badly. So a routing must pass twice: with each case counted once, and with every user counted. Either
+way the chance of a wrong certificate is at most delta, and copies can never help.
+
+Nothing here is drawn at random: the order of users, and who is learned from, follow from a hash of each user's case.
+There is no seed to choose, and other users, their order or their names change nothing.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -103,7 +113,6 @@ def certify(
     delta: float,
     family: Family = "mixture",
     depth_sets: Sequence[tuple[int, ...]],
-    seed: int = 0,
 ) -> Certificate:
     """Claims for every set of depths, wrong anywhere with probability at most delta.
 
@@ -115,11 +124,9 @@ def certify(
     for depths in depth_sets:
         if len(depths) < 2 or not set(depths) <= set(bundle.depths):
             raise ConfigError(f"depths {depths} cannot be certified: the bundle has {bundle.depths}; give two or more")
-    # Users in random order: betting reads them one after the other.
-    order = np.random.default_rng(seed).permutation(len(measured.test))
-    test = measured.test.select(order)
+    test, copies = in_order(measured.test)
     claims = [
-        _claim(measured, test, tuple(sorted(depths)), family, eps=eps, level=delta / len(depth_sets), seed=seed)
+        _claim(measured, test, copies, tuple(sorted(depths)), family, eps=eps, level=delta / len(depth_sets))
         for depths in depth_sets
     ]
     means = measured.costs.of(test.lengths).mean(0)
@@ -129,13 +136,14 @@ def certify(
         eps=eps,
         delta=delta,
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        seed=seed,
+        seed=None,
         dataset=bundle.manifest.source.dataset,
         part=f"{measured.part}, test",
         files=answering_files(bundle.manifest),
         costs_ms={d: round(float(ms), 4) for d, ms in zip(measured.costs.depths, means, strict=True)},
         claims=tuple(claims),
         depths={depth: depth_digest(bundle.manifest, depth) for depth in bundle.depths},
+        merged=int(copies.sum()),
     )
 
 
@@ -145,51 +153,89 @@ def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
     return rewrite(bundle, {"schema_version": BUNDLE_SCHEMA}, {CERTIFICATE_FILE: data})
 
 
+def in_order(test: Outcomes) -> tuple[Outcomes, NDArray[np.bool_]]:
+    """The same requests in the order that betting reads them in, and which of them repeat an earlier case, (n,).
+
+    A request's place follows from a hash of its case and of how many equal ones were met before. So the order is as
+    good as random, copies are spread evenly, and the first of each case stand as they would without any copies.
+    """
+    met: Counter[bytes] = Counter()
+    keys, repeats = [], []
+    for digest in test.digests.tolist():
+        keys.append(sha256(digest + met[digest].to_bytes(8, "little")).digest())
+        repeats.append(met[digest] > 0)
+        met[digest] += 1
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    return test.select(order), np.array(repeats, dtype=np.bool_)[order]
+
+
 def _claim(
-    measured: Measured, test: Outcomes, depths: tuple[int, ...], family: Family, *, eps: float, level: float, seed: int
+    measured: Measured,
+    test: Outcomes,
+    copies: NDArray[np.bool_],
+    depths: tuple[int, ...],
+    family: Family,
+    *,
+    eps: float,
+    level: float,
 ) -> Claim:
     costs = measured.costs.at_depths(depths)
     test = test.at_depths(depths)
+    members: Sequence[Member]
     if family in ("learned", "cascade"):
-        learners = _learners(test.users, seed)
-        known = [test.select(learners), _validation(measured, test.users[learners], depths)]
-        members: Sequence[Member] = (
-            learned_members(known, costs) if family == "learned" else cascade_members(known, costs)
-        )
-        test = test.select(~learners)
+        known, judges = _learning(measured, test, copies)
+        members = learned_members(known, costs) if family == "learned" else cascade_members(known, costs)
+        test, copies = test.select(judges), copies[judges]
     else:
         members = neighbours_mixed(depths, STEPS) if family == "mixture" else thresholds(depths, STEPS)
-    full = test.quality[:, -1]
-    chances = [member.probabilities(test.asked) for member in members]
-    routed = [(chance * test.quality).sum(1) for chance in chances]
-    count = certified(full, routed, eps=eps, level=level)
-    if count == 0:
-        needed = users_needed(full, routed[0], eps=eps, level=level)
-        return Claim(depths, family, level, len(test), needed=needed)
-    chance, quality = chances[count - 1], routed[count - 1]
-    alone = costs.of(test.lengths)
-    ms = costs.of(test.lengths, walked=True) if family == "cascade" else alone
+    distinct = test.select(~copies)
+    counted = [distinct, test] if copies.any() else [distinct]
+    passed = [
+        certified(each.quality[:, -1], (_routed(member, each) for member in members), eps=eps, level=level)
+        for each in counted
+    ]
+    if min(passed) == 0:
+        return Claim(depths, family, level, len(distinct), needed=_needed(counted, members[0], eps=eps, level=level))
+    chosen = members[min(passed) - 1]
+    full, quality = distinct.quality[:, -1], _routed(chosen, distinct)
+    alone = costs.of(distinct.lengths)
+    ms = costs.of(distinct.lengths, walked=True) if family == "cascade" else alone
     return Claim(
         depths,
         family,
         level,
-        len(test),
-        routing=members[count - 1],
+        len(distinct),
+        routing=chosen,
         kept=round(float(quality.mean() / full.mean()), 6),
-        saved=round(1 - float((chance * ms).sum() / alone[:, -1].sum()), 6),
-        agreement=_agreement(test, chance, level=level * AGREEMENT_PART),
-        buckets=buckets(full, quality, _by(test), level=level),
+        saved=round(1 - float((chosen.probabilities(distinct.asked) * ms).sum() / alone[:, -1].sum()), 6),
+        agreement=_agreement(counted, chosen, level=level * AGREEMENT_PART),
+        buckets=buckets(full, quality, _by(distinct), level=level),
     )
 
 
-def _agreement(test: Outcomes, chance: Floats, *, level: float) -> float | None:
-    """A bound of the mean agreement of requests that are not routed to the deepest depth."""
-    elsewhere = chance[:, :-1].sum(1)
-    if not elsewhere.any():
-        return None
-    # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
-    weighted = (chance[:, :-1] * test.agreement[:, :-1]).sum(1)
-    return round(at_least(weighted[elsewhere > 0] / elsewhere[elsewhere > 0], level=level), 6)
+def _routed(member: Member, requests: Outcomes) -> Floats:
+    """The quality that each request is expected to get, (n,)."""
+    expected: Floats = (member.probabilities(requests.asked) * requests.quality).sum(1)
+    return expected
+
+
+def _needed(counted: Sequence[Outcomes], member: Member, *, eps: float, level: float) -> int | None:
+    needed = [users_needed(each.quality[:, -1], _routed(member, each), eps=eps, level=level) for each in counted]
+    known = [count for count in needed if count is not None]
+    # It is an estimate; that those who are there were too few is certain.
+    return max(*known, len(counted[0]) + 1) if len(known) == len(needed) else None
+
+
+def _agreement(counted: Sequence[Outcomes], member: Member, *, level: float) -> float | None:
+    """A bound of the mean agreement of requests that are not routed to the deepest depth, however users count."""
+    bounds = []
+    for each in counted:
+        chance = member.probabilities(each.asked)[:, :-1]
+        # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
+        weighted, elsewhere = (chance * each.agreement[:, :-1]).sum(1), chance.sum(1)
+        if elsewhere.any():
+            bounds.append(at_least(weighted[elsewhere > 0] / elsewhere[elsewhere > 0], level=level))
+    return round(min(bounds), 6) if bounds else None
 
 
 def _by(test: Outcomes) -> Mapping[str, Floats]:
@@ -197,16 +243,19 @@ def _by(test: Outcomes) -> Mapping[str, Floats]:
     return {name: test.features[:, names.index(name)] for name in ("length", "popularity")}
 
 
-def _learners(users: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """Which rows belong to users that are learned from."""
-    known = np.unique(users)
-    chosen = np.random.default_rng([seed, 1]).permutation(known)[: int(len(known) * LEARNING)]
-    return np.isin(users, chosen)
-
-
-def _validation(measured: Measured, users: NDArray[np.int64], depths: tuple[int, ...]) -> Outcomes:
-    validation = measured.validation.at_depths(depths)
-    return validation.select(np.isin(validation.users, users))
+def _learning(
+    measured: Measured, test: Outcomes, copies: NDArray[np.bool_]
+) -> tuple[list[Outcomes], NDArray[np.bool_]]:
+    """What is learned from, and which rows of ``test`` may judge it: none whose case was learned from."""
+    distinct = test.select(~copies)
+    learners = distinct.select(np.arange(int(len(distinct) * LEARNING)))
+    learned = set(learners.digests.tolist())
+    judges = np.array([digest not in learned for digest in test.digests.tolist()], dtype=np.bool_)
+    judged = set(test.digests[judges].tolist())
+    # In an order of its own: cross-validation takes its folds by place.
+    validation, _ = in_order(measured.validation.at_depths(test.depths))
+    unseen = np.array([digest not in judged for digest in validation.digests.tolist()], dtype=np.bool_)
+    return [learners, validation.select(unseen & np.isin(validation.users, learners.users))], judges
 
 
 def learned_members(known: Sequence[Outcomes], costs: Costs) -> list[Learned]:

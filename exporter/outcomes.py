@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import Any, Self
 
 import numpy as np
@@ -33,7 +34,7 @@ class Outcomes:
 
     users int (n,): whose request. lengths int (n,): items that the engine sees. features (n, features): as
     ``selector.features``. complexity (n,). quality (n, D): NDCG@10. best int (n, D, 10): the items given, -1 where
-    there are fewer. confidence (n, D, 3): see ``routing.CONFIDENCE``.
+    there are fewer. confidence (n, D, 3): see ``routing.CONFIDENCE``. digests V32 (n,): see ``case_digests``.
     """
 
     depths: tuple[int, ...]
@@ -44,6 +45,7 @@ class Outcomes:
     quality: Floats
     best: NDArray[np.int64]
     confidence: Floats
+    digests: NDArray[np.void]
 
     def __len__(self) -> int:
         return len(self.users)
@@ -70,7 +72,7 @@ class Outcomes:
         """The columns of some depths."""
         columns = [self.depths.index(depth) for depth in depths]
         by_depth = (self.quality[:, columns], self.best[:, columns], self.confidence[:, columns])
-        return type(self)(depths, self.users, self.lengths, self.features, self.complexity, *by_depth)
+        return type(self)(depths, self.users, self.lengths, self.features, self.complexity, *by_depth, self.digests)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,19 @@ def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: 
         done += len(rows)
         progress(f"{done:,} of {count:,} requests at every depth")
     users = np.asarray(cases.users, dtype=np.int64)
-    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, certainty)
+    digests = case_digests(cases, longest)
+    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, certainty, digests)
+
+
+def case_digests(cases: Cases, longest: int) -> NDArray[np.void]:
+    """What identifies a case: sha256 of its newest ``longest`` items, oldest first, and of the target; V32 (n,).
+
+    Times do not count: a copy of a user at another time is still a copy.
+    """
+    targets = cases.targets.astype("<i4")
+    histories = (cases.histories[row][-longest:].astype("<i4").tobytes() for row in range(len(cases)))
+    found = [sha256(items + target.tobytes()).digest() for items, target in zip(histories, targets, strict=True)]
+    return np.array(found, dtype="V32")
 
 
 def measure_costs(bundle: Bundle, engine: Engine) -> Costs:

@@ -38,6 +38,7 @@ WHAT = {
     "cascade": "a learned gate at every exit decides whether to go on",
     "hindsight": "knows the answer; no policy can reach it",
 }
+SAME_CASE = "test users with the history and next item of another, left out of the counts above"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def _areas(axes: "Axes", report: Report) -> None:
 def page(report: Report, certificate: Certificate, picture: bytes) -> str:
     """One HTML file that needs nothing else."""
     claims = "".join(_claim_row(claim) for claim in certificate.claims)
+    merged = f"<p>{certificate.merged:,} {SAME_CASE}.</p>\n" if certificate.merged else ""
     rows = "".join(
         f"<tr><th scope=row>{escape(each.name)}</th><td>{each.area:+.5f} [{each.low:+.5f}, {each.high:+.5f}]</td>"
         f"<td style='text-align:left'>{escape(WHAT[each.name])}</td></tr>"
@@ -158,7 +160,7 @@ def page(report: Report, certificate: Certificate, picture: bytes) -> str:
 {certificate.delta:.0%}</h2>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
 <th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
-<h2>Policies against random mixing</h2>
+{merged}<h2>Policies against random mixing</h2>
 <img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
 <p>Area: mean NDCG@10 above the convex hull of the static depths, {report.users:,} test users. Learned on validation
 items, judged on test items.</p>
@@ -198,11 +200,23 @@ def not_certified(claim: Claim) -> str:
     """Why, in a few words."""
     if claim.needed is None:
         return "not certified: the first step down already loses too much here"
-    return f"not certified: about {claim.needed:,} users are needed, there are {claim.users:,}"
+    return f"not certified: about {claim.needed:,} different users are needed, there are {claim.users:,}"
+
+
+def what_is_needed(certificate: Certificate) -> str:
+    """What would certify the claim that is nearest to it."""
+    missing = [claim for claim in certificate.claims if claim.needed is not None]
+    if not missing:
+        return "the first step below the deepest depth already loses too much; allow a larger --eps"
+    claim = min(missing, key=lambda claim: claim.needed or 0)
+    return (
+        f"depths {', '.join(map(str, claim.depths))} need about {claim.needed:,} different test users and there are"
+        f" {claim.users:,}; add users, name fewer profiles, or allow a larger --eps"
+    )
 
 
 def certificate_rows(certificate: Certificate) -> list[list[str]]:
-    """A row of text per claim, the header first."""
+    """A row of text per claim, the header first; the users who were copies of others come last."""
     rows = [["depths", "routing", "users", "quality kept", "compute saved"]]
     for claim in certificate.claims:
         depths = " ".join(map(str, claim.depths))
@@ -211,6 +225,8 @@ def certificate_rows(certificate: Certificate) -> list[list[str]]:
         else:
             figures = [f"{claim.users:,}", f"{claim.kept:.1%}", f"{claim.saved:.1%}"]
             rows.append([depths, claim.routing.words, *figures])
+    if certificate.merged:
+        rows.append(["merged", SAME_CASE, f"{certificate.merged:,}", "", ""])
     return rows
 
 

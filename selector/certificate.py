@@ -78,7 +78,9 @@ class Certificate:
 
     ``dataset``: its sha256; ``part``: the cases of which split. ``files``: sha256 of every file that the answers depend
     on. ``costs_ms``: depth -> mean milliseconds of a request alone on the machine that certified. ``depths``: depth ->
-    sha256 over what it ran, engines in their order among it; empty before schema 2.
+    sha256 over what it ran, engines in their order among it; empty before schema 2. ``merged``: test users left out of
+    ``users`` because another has the same case; None in certificates that did not look for them. ``seed``: of the order
+    of users, in certificates written before that order followed from the data.
     """
 
     schema_version: Literal[1, 2]
@@ -86,13 +88,19 @@ class Certificate:
     eps: Annotated[float, Field(gt=0, lt=1)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     created: str
-    seed: int
+    seed: int | None
     dataset: str
     part: str
     files: dict[str, str]
     costs_ms: dict[Depth, float]
     claims: tuple[Claim, ...]
     depths: dict[Depth, str] = field(default_factory=dict)
+    merged: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Whether any claim holds."""
+        return any(claim.routing is not None for claim in self.claims)
 
     def claim(self, depths: Sequence[int]) -> Claim | None:
         """The claim for exactly these depths."""
@@ -149,7 +157,7 @@ def certified(full: Floats, routed: Iterable[Floats], *, eps: float, level: floa
     """How many of a family's routings are certified, from the first on.
 
     ``full`` (n,): quality of each user at the deepest depth, 0 to 1. ``routed``: (n,) for each routing, the safest
-    first. Users in random order.
+    first. Users in an order that owes nothing to their quality.
     """
     count = 0
     for quality in routed:

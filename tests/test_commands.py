@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fathom.cli import main
 from fathom.commands_offline import show_ranking
 from fathom.exporter.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
@@ -117,12 +119,22 @@ def test_many_methods_are_shown_with_their_mean_agreement_and_those_left_out(
     assert "left out     conductance: captum is not installed; run: pip install 'fathom[importance]'" in printed
 
 
-def test_a_bundle_is_certified_as_far_as_its_users_allow(tiny_build: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_certified_as_far_as_its_users_allow(
+    tiny_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle, report = tmp_path / "bundle", tmp_path / "report"
     shutil.copytree(tiny_build / "bundle", bundle)
     asked = ["certify", bundle, "--data", tiny_build / "dataset"]
-    printed = fathom(*asked)
-    assert printed.count("not certified") == 3
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["fathom", *map(str, asked), *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown, error = capsys.readouterr()
+        assert ended.value.code == 2
+        assert re.search(r"error: .* nothing is certified, so it is unchanged: .*--eps$", error, re.MULTILINE)
+        assert shown.count('"routing": null' if more else "not certified") == 3
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     printed = fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--report", report)
     assert "depth 4" in printed
     assert "bounds that hold together" in printed
@@ -130,6 +142,7 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(tiny_build: Path, tmp_p
     found = json.loads(fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--json"))
     assert [claim["depths"] for claim in found["claims"]] == [[4, 8, 12, 16]]
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
+    assert found["merged"] + found["claims"][0]["users"] == 60
     assert "certificate.json" in fathom("bundle", "verify", bundle)
 
 

@@ -6,7 +6,7 @@ users.parquet          id str; row i is user i
 meta.json              counts, filters, source, malformed rows, sha256 of the three files
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,14 +120,12 @@ class Dataset:
         """Open a dataset folder.
 
         Raises ArtefactError when a file is missing or is not the one that meta.json names, DataError
-        when the files contradict each other.
+        when a value is missing or the files contradict each other.
         """
         meta = read_json(path / META, kind="dataset", schema_version=SCHEMA_VERSION)
         for name in (INTERACTIONS, ITEMS, USERS):
             _check(path / name, meta.get("sha256", {}).get(name))
-        events = pl.read_parquet(path / INTERACTIONS)
-        items = pl.read_parquet(path / ITEMS)
-        users = pl.read_parquet(path / USERS)
+        events, items, users = _table(path / INTERACTIONS), _table(path / ITEMS), _table(path / USERS)
         return cls(
             sequences=_sequences(events, path, n_users=users.height, n_items=items.height),
             item_ids=tuple(items["id"].to_list()),
@@ -146,11 +144,43 @@ def _check(path: Path, expected: str | None) -> None:
         raise ArtefactError(f"{path}: differs from its sha256 in {META}; prepare the dataset again")
 
 
+#: Each table's columns, and whether every row must have a value; ``timestamp`` may be missing as a whole.
+_COLUMNS: dict[str, dict[str, tuple[str, bool]]] = {
+    INTERACTIONS: {"user": ("integers", True), "item": ("integers", True), "timestamp": ("integers", True)},
+    ITEMS: {"id": ("text", True), "title": ("text", False), "categories": ("lists of text", False)},
+    USERS: {"id": ("text", True)},
+}
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "integers": lambda dtype: bool(dtype.is_integer()),
+    "text": lambda dtype: dtype in (pl.String, pl.Null),
+    "lists of text": lambda dtype: dtype in (pl.List(pl.String), pl.Null),
+}
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError):
+        raise ArtefactError(f"{path}: not a parquet file; prepare the dataset again") from None
+    for name, (kind, complete) in _COLUMNS[path.name].items():
+        if name not in table.columns:
+            if name == "timestamp":
+                continue
+            raise DataError(f"{path}: has no column {name!r}; prepare the dataset again")
+        column = table[name]
+        if not _KINDS[kind](column.dtype):
+            raise DataError(f"{path}: column {name!r} holds {column.dtype}, not {kind}; prepare the dataset again")
+        if complete and column.null_count():
+            row = int(column.is_null().arg_true()[0])
+            raise DataError(f"{path}: row {row + 1:,} has no {name}; prepare the dataset again")
+    return table
+
+
 def _sequences(events: pl.DataFrame, path: Path, *, n_users: int, n_items: int) -> Sequences:
-    users = events["user"].to_numpy()
-    items = events["item"].to_numpy().astype(np.int32)
-    if len(users) == 0 or np.any(users[1:] < users[:-1]) or users[-1] >= n_users or items.max() >= n_items:
+    users, items = events["user"].to_numpy(), events["item"].to_numpy()
+    beyond = len(users) == 0 or users[-1] >= n_users or items.max() >= n_items or min(users[0], items.min()) < 0
+    if beyond or np.any(users[1:] < users[:-1]):
         raise DataError(f"{path / INTERACTIONS}: not sorted by user, or beyond items and users; prepare it again")
     offsets = np.searchsorted(users, np.arange(n_users + 1)).astype(np.int64)
     times = events["timestamp"].to_numpy().astype(np.int64) if "timestamp" in events.columns else None
-    return Sequences(items, offsets, times)
+    return Sequences(items.astype(np.int32), offsets, times)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fathom import show
-from fathom.errors import ConfigError, MissingExtraError
+from fathom.errors import ConfigError, DataError, MissingExtraError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
     from fathom.exporter.precision import Bits
     from fathom.importance.lattice import Lattice
     from fathom.importance.layer_ranking import LayerRanking
+    from fathom.selector.certificate import Certificate
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.presets import TrainConfig
 
@@ -560,13 +561,18 @@ def certify(
         typer.Option(help="A profile's name or file, or a tier; repeatable. Default: all that come with Fathom."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report: JSON, PNG and a page.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Certify the cheapest routing over depths that loses less than eps against the deepest depth.
 
-    Tested on the data set's test items through the bundle's own engines; the server then uses it. All claims of one
-    certificate share delta, so name the profiles that matter.
+    Tested on the data set's test items through the bundle's own engines; the server then uses it. Users with the same
+    history and the same next item count as one. All claims of one certificate share delta, so name the profiles that
+    matter.
+
+    Every run is a new test that may be wrong with probability delta: decide on eps, delta, policy and profiles before
+    the first run. Picking the best of n runs is wrong with probability up to n x delta.
+
+    Where nothing can be certified the bundle is left as it is and the exit code is 2.
 
     Example: fathom certify build/ml-1m/bundle --data build/ml-1m/dataset --profile cloud
     """
@@ -574,7 +580,7 @@ def certify(
     from fathom.edge_profiles.profile import load_profile, profile_names
     from fathom.exporter.certify import certify as run
     from fathom.exporter.certify import measure_bundle, write_certificate
-    from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_report, write_report
+    from fathom.exporter.routing_report import make_report, what_is_needed, write_report
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
@@ -587,14 +593,25 @@ def certify(
     with Activity("certify") as activity:
         measured = measure_bundle(opened, dataset, progress=activity.update)
         activity.update("testing routings")
-        certificate = run(opened, measured, eps=eps, delta=delta, family=policy, depth_sets=depth_sets, seed=seed)
+        certificate = run(opened, measured, eps=eps, delta=delta, family=policy, depth_sets=depth_sets)
         if report is not None:
             activity.update("judging every policy against static depths")
-            write_report(make_report(opened.manifest.name, measured, seed=seed), certificate, report)
-        write_certificate(opened, certificate)
+            write_report(make_report(opened.manifest.name, measured), certificate, report)
+        if certificate.certified:
+            write_certificate(opened, certificate)
     if as_json:
         show.as_json(certificate.to_json())
-        return
+    else:
+        show_certificate(certificate)
+    if not certificate.certified:
+        raise DataError(f"{bundle}: nothing is certified, so it is unchanged: {what_is_needed(certificate)}")
+
+
+def show_certificate(certificate: "Certificate") -> None:
+    """A table of the claims, and of each claim's parts of the users."""
+    from fathom.exporter.routing_report import bucket_rows, certificate_rows
+
+    eps, delta = certificate.eps, certificate.delta
     show.table(
         f"At least {1 - eps:.0%} of the deepest depth's NDCG@10, confidence {1 - delta:.0%}",
         certificate_rows(certificate),

@@ -11,10 +11,10 @@ import pytest
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
 from fathom.exporter.certify import FAMILIES, Family, Measured, certify, measure_bundle, write_certificate
-from fathom.exporter.outcomes import Costs, Outcomes
+from fathom.exporter.outcomes import Costs, Outcomes, case_digests
 from fathom.exporter.report import fact_rows
 from fathom.exporter.routing_curves import auc, hull, judge, policies, static_curve
-from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_report, write_report
+from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_report, what_is_needed, write_report
 from fathom.exporter.slice import slice_bundle
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
@@ -53,6 +53,7 @@ def outcomes(count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 
         quality=quality,
         best=answers,
         confidence=rng.random((count, 4, 3)),
+        digests=np.array([rng.bytes(32) for _ in range(count)], dtype="V32"),
     )
 
 
@@ -122,6 +123,8 @@ def test_too_few_users_certify_nothing_and_are_told_so(bundle_path: Path, measur
     assert claim.routing is None
     assert claim.users == len(measured.test)
     assert "not certified" in certificate_rows(certificate)[1][1]
+    assert not certificate.certified
+    assert what_is_needed(certificate).startswith(("depths 4, 8, 12, 16 need about", "the first step"))
     few = simulated(count=40)
     assert certify(Bundle.open(bundle_path), few, eps=0.05, delta=0.05, depth_sets=[DEPTHS]).claims[0].needed
 
@@ -139,6 +142,88 @@ def test_every_family_is_certified_and_learned_ones_by_users_they_did_not_learn_
     if family in ("learned", "cascade"):
         # It knows whom the shallow depth fails: nearly nothing is lost by nearly all requests at depth 4.
         assert claim.saved > 0.5
+
+
+def copied(measured: Measured, times: int) -> Measured:
+    """Every test user so many times over: the first, then the copies, under other ids and in another order."""
+    rows = np.tile(np.arange(len(measured.test)), times)
+    rows = np.concatenate(
+        [rows[: len(measured.test)], np.random.default_rng(0).permutation(rows[len(measured.test) :])]
+    )
+    return replace(measured, test=replace(measured.test.select(rows), users=np.arange(len(rows))))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("loss", [0.0, 0.04])
+def test_copies_of_users_are_counted_and_certify_nothing_that_one_of_each_does_not(
+    bundle_path: Path, family: Family, loss: float
+) -> None:
+    bundle = Bundle.open(bundle_path)
+    for count in (100, 1500):
+        once = simulated(signal=0.3, loss=loss, count=count)
+        asked = {"eps": 0.05, "delta": 0.05, "family": family, "depth_sets": [DEPTHS]}
+        single = certify(bundle, once, **asked)  # type: ignore[arg-type]
+        for times in (2, 50):
+            several = certify(bundle, copied(once, times), **asked)  # type: ignore[arg-type]
+            assert (single.merged, several.merged) == (0, (times - 1) * count)
+            assert several.claims[0].users == single.claims[0].users
+            assert (several.claims[0].saved or 0) <= (single.claims[0].saved or 0)
+            assert certificate_rows(several)[-1][2] == f"{several.merged:,}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neither_the_order_of_users_nor_their_ids_change_a_certificate(bundle_path: Path, family: Family) -> None:
+    work = simulated(signal=0.3, loss=0.03, count=1500)
+    order = np.random.default_rng(5).permutation(1500)
+    names = np.random.default_rng(6).permutation(1500)
+    other = [replace(each.select(order), users=names[each.users[order]]) for each in (work.validation, work.test)]
+    first, second = (
+        certify(Bundle.open(bundle_path), each, eps=0.05, delta=0.05, family=family, depth_sets=[DEPTHS]).claims[0]
+        for each in (work, replace(work, validation=other[0], test=other[1]))
+    )
+    assert first.routing is not None
+    assert first.users == second.users
+    assert (first.routing, first.saved) == (second.routing, second.saved)
+
+
+def test_the_same_history_and_next_item_are_one_case_whoever_and_whenever(dataset: Dataset) -> None:
+    cases = split(dataset, "leave-one-out").test
+    found = case_digests(cases, 200).tolist()
+    cut = {(cases.histories[row].tobytes(), int(cases.targets[row])) for row in range(len(cases))}
+    assert len(set(found)) == len(cut)
+    assert cases.histories.timestamps is not None
+    later = replace(cases.histories, timestamps=cases.histories.timestamps + 1)
+    assert case_digests(replace(cases, histories=later, users=cases.users + 1), 200).tolist() == found
+    targets = cases.targets.copy()
+    targets[0] += 1
+    assert [
+        a == b for a, b in zip(case_digests(replace(cases, targets=targets), 200).tolist(), found, strict=True)
+    ] == [
+        False,
+        *[True] * (len(cases) - 1),
+    ]
+    # The engines see no further back.
+    assert case_digests(cases, 3).tolist() != found
+
+
+def test_a_dataset_with_every_user_three_times_certifies_what_it_certifies_with_one_of_each(
+    bundle_path: Path, dataset: Dataset, measured: Measured
+) -> None:
+    users = dataset.n_users
+    tripled = replace(
+        dataset,
+        sequences=dataset.sequences.select(np.tile(np.arange(users), 3)),
+        user_ids=tuple(f"{name}-{copy}" for copy in range(3) for name in dataset.user_ids),
+    )
+    bundle = Bundle.open(bundle_path)
+    asked = {"eps": 0.9, "delta": 0.3, "depth_sets": [DEPTHS]}
+    once = certify(bundle, measured, **asked)  # type: ignore[arg-type]
+    thrice = certify(bundle, measure_bundle(bundle, tripled), **asked)  # type: ignore[arg-type]
+    assert once.merged is not None
+    assert thrice.merged == once.merged + 2 * len(measured.test)
+    assert thrice.claims[0].users == once.claims[0].users == len(measured.test) - once.merged
+    assert once.claims[0].routing is not None
+    assert thrice.claims[0].routing == once.claims[0].routing
 
 
 def test_learned_routing_lies_above_the_hull_where_features_tell_and_on_it_where_they_do_not() -> None:

@@ -10,7 +10,7 @@ import pytest
 from fathom.errors import ArtefactError, DataError
 from fathom.files import sha256_file, write_json
 from fathom.training.data import prepare
-from fathom.training.dataset import INTERACTIONS, META, Dataset, Sequences
+from fathom.training.dataset import INTERACTIONS, ITEMS, META, USERS, Dataset, Sequences
 
 CSV = "user_id,item_id,timestamp\nb,y,30\na,x,10\na,y,20\nb,z,5\na,z,20\n"
 
@@ -68,12 +68,34 @@ def test_a_folder_without_meta_or_of_a_newer_schema_is_refused(folder: Path) -> 
         Dataset.load(folder)
 
 
-@pytest.mark.parametrize("rows", [[(1, 0), (0, 0)], [(0, 9)], [(7, 0)], []])
+@pytest.mark.parametrize("rows", [[(1, 0), (0, 0)], [(0, 9)], [(7, 0)], [(0, -1)], [(-1, 0)], []])
 def test_events_that_contradict_the_id_maps_are_refused(folder: Path, rows: list[tuple[int, int]]) -> None:
-    frame = pl.DataFrame(rows, schema={"user": pl.UInt32, "item": pl.UInt32}, orient="row")
-    frame.write_parquet(folder / INTERACTIONS)
-    meta = json.loads((folder / META).read_text())
-    meta["sha256"][INTERACTIONS] = sha256_file(folder / INTERACTIONS)
-    write_json(folder / META, meta)
+    rewrite(folder, INTERACTIONS, pl.DataFrame(rows, schema={"user": pl.Int64, "item": pl.Int64}, orient="row"))
     with pytest.raises(DataError, match="not sorted by user, or beyond items and users"):
         Dataset.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [(INTERACTIONS, "user"), (INTERACTIONS, "item"), (INTERACTIONS, "timestamp"), (ITEMS, "id"), (USERS, "id")],
+)
+def test_a_row_without_a_value_that_every_row_needs_is_named(folder: Path, name: str, column: str) -> None:
+    table = pl.read_parquet(folder / name)
+    values = table[column].to_list() if column in table.columns else [0] * table.height
+    rewrite(folder, name, table.with_columns(pl.Series(column, [*values[:1], None, *values[2:]])))
+    with pytest.raises(DataError, match=rf"{name}: row 2 has no {column}; prepare the dataset again$"):
+        Dataset.load(folder)
+    rewrite(folder, name, table.with_columns(pl.Series(column, [0.5] * table.height)))
+    with pytest.raises(DataError, match=rf"{name}: column '{column}' holds Float64, not "):
+        Dataset.load(folder)
+    rewrite(folder, name, table.select(pl.lit(1).alias("other")))
+    with pytest.raises(DataError, match=rf"{name}: has no column "):
+        Dataset.load(folder)
+
+
+def rewrite(folder: Path, name: str, table: pl.DataFrame) -> None:
+    """Another table in the folder, and its sha256 in meta.json."""
+    table.write_parquet(folder / name)
+    meta = json.loads((folder / META).read_text())
+    meta["sha256"][name] = sha256_file(folder / name)
+    write_json(folder / META, meta)
