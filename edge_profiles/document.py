@@ -1,6 +1,7 @@
 """A small YAML file with the line of every key, so that a mistake can be shown where it is."""
 
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,42 +28,79 @@ class Document:
         return self.lines.get(location, 1)
 
 
-def read_document(path: Path) -> Document:
-    """Read a YAML mapping without ever running what it says (safe tags only); never raises for a bad file."""
+def read_document(path: Path, *, kind: str = "profile", empty_ok: bool = False) -> Document:
+    """Read a YAML mapping without ever running what it says (safe tags only); never raises for a bad file.
+
+    ``kind``: what the file should be, in a word. ``empty_ok``: a file without any key is an empty mapping. Anything
+    but a regular file of at most MAX_BYTES is refused unread, and so are aliases: a few lines of them expand to
+    billions of values.
+    """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = _read(path)
     except FileNotFoundError:
-        return _refused(1, "no such file; fathom profiles list shows those that ship")
+        hint = "; fathom profiles list shows those that ship" if kind == "profile" else ""
+        return _refused(1, f"no such file{hint}")
     except OSError as error:
         return _refused(1, f"cannot be read: {error.strerror}")
-    if len(data) > MAX_BYTES:
-        return _refused(1, f"longer than {MAX_BYTES} bytes; this is not a profile")
+    except ValueError as error:
+        return _refused(1, f"{error}; this is not a {kind}")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         return _refused(data.count(b"\n", 0, error.start) + 1, "not UTF-8; save the file as UTF-8")
     try:
-        return _parse(text)
+        return _parse(text, kind, empty_ok)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         return _refused(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}")
     except yaml.reader.ReaderError as error:
         return _refused(text.count("\n", 0, error.position) + 1, f"not YAML: {error.reason}")
     except RecursionError:
-        return _refused(1, "nested too deeply; a profile has two levels")
+        return _refused(1, f"nested too deeply; this is not a {kind}")
+
+
+def short(value: Any) -> str:
+    """A value as an error may repeat it: one line of at most 60 characters."""
+    if value is None:
+        return "empty"
+    try:
+        text = repr(list(value) if isinstance(value, tuple) else value)
+    except ValueError:  # Python refuses to print an integer of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a small regular file; raises OSError, or ValueError for anything else."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES} bytes")
+    return data
 
 
 def _refused(line: int, message: str) -> Document:
     return Document(values=None, problems=((line, message),))
 
 
-def _parse(text: str) -> Document:
-    loader = yaml.SafeLoader(text)
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            where = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write it out", where)
+        return super().compose_node(parent, index)
+
+
+def _parse(text: str, kind: str, empty_ok: bool) -> Document:
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
+        if root is None and empty_ok:
+            return Document({})
         if not isinstance(root, yaml.MappingNode):
-            return _refused(1, "not a mapping; a profile is a list of `key: value` lines")
+            return _refused(1, f"not a mapping; a {kind} is a list of `key: value` lines")
         reader = _Reader(loader)
         values = reader.mapping(root, ())
     finally:
@@ -102,7 +140,7 @@ class _Reader:
         try:
             values[key] = self.loader.construct_object(node, deep=True)
         # For a value that YAML recognises but Python refuses (2026-13-45, !!bool x), PyYAML lets these through.
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
             reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else "not a value of its type"
             self.problems.append((node.start_mark.line + 1, f"{key} cannot be read: {reason}"))
             self.unreadable.add(location)

@@ -7,13 +7,13 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from fathom.edge_profiles.document import Document, Location, read_document
+from fathom.edge_profiles.document import Document, Location, read_document, short
 from fathom.errors import ConfigError
 
 SUFFIX = ".yaml"
@@ -188,7 +188,7 @@ def _explain(document: Document, errors: list[ErrorDetails]) -> list[tuple[int, 
             problems.append((document.line(loc[:-1]), f"{_dotted(loc)} is missing; add it"))
         elif error["type"] not in ("missing", "extra_forbidden"):
             rule = _RULES.get(error["type"]) or error["msg"].replace("Input should be", "it must be")
-            problems.append((document.line(loc), f"{_dotted(loc)} is {_short(error['input'])}; {rule}"))
+            problems.append((document.line(loc), f"{_dotted(loc)} is {short(error['input'])}; {rule}"))
     return problems
 
 
@@ -203,13 +203,3 @@ _RULES = {
 
 def _dotted(loc: Location) -> str:
     return ".".join(part for part in loc if isinstance(part, str))
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "empty"
-    try:
-        text = repr(list(value) if isinstance(value, tuple) else value)
-    except ValueError:  # Python refuses to print an integer of thousands of digits
-        return "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."

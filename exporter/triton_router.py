@@ -59,10 +59,10 @@ class TritonPythonModel:
             raise RequestError(f"timestamps has {len(times)} values for {len(given)} items; send one per item, or none")
         timestamps = None if times is None else times[known][-manifest.model.max_history :]
         items = seen[-manifest.model.max_history :]
-        depth, count, most = _input(request, "depth"), _input(request, "k"), min(LARGEST_K, len(index))
-        k = min(DEFAULT_K, most) if count is None else int(count[0])
-        if not 1 <= k <= most:
-            raise RequestError(f"k is {k}, at least 1 and at most {most}")
+        depth, count = _input(request, "depth"), _input(request, "k")
+        k = DEFAULT_K if count is None else int(count[0])
+        if not 1 <= k <= LARGEST_K:
+            raise RequestError(f"k is {k}, at least 1 and at most {LARGEST_K}")
 
         def look() -> tuple[Features, float]:
             features = measure(items, timestamps, self._bundle.tables)
@@ -70,7 +70,7 @@ class TritonPythonModel:
 
         decision = self._router.decide(self._profile, look, items, None if depth is None else int(depth[0]))
         user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], decision.depth)
-        ((best, scores),) = self._retriever.search(user, [k], [ItemFilter(exclude=seen)])
+        ((best, scores),) = self._retriever.search(user, [min(k, len(index))], [ItemFilter(exclude=seen)])
         names = np.array([self._bundle.catalogue.ids[item].encode() for item in best], dtype=np.object_)
         return [
             triton.Tensor("recommended", names),

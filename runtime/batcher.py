@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 
 #: When nothing has run for so long, a request that is refused may be refused wrongly.
 PROBE_AFTER_S = 0.1
+#: Batches in a row whose failure is more than bad luck.
+MOST_FAILURES = 3
 
 log = logging.getLogger("fathom.runtime")
 
@@ -59,6 +61,7 @@ class Batcher(Generic[Work, Result]):
         self._ended_s = clock()
         self._lag = Lag()
         self._running = 0
+        self._failures = 0
         self._closed = False
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,6 +82,12 @@ class Batcher(Generic[Work, Result]):
     def running(self) -> int:
         """Requests that the engine has taken and whose results are not yet delivered."""
         return self._running
+
+    @property
+    def failing(self) -> bool:
+        """Whether batch after batch fails, or nobody is there to run one."""
+        lost = self._thread is not None and not self._thread.is_alive()
+        return lost or self._failures >= MOST_FAILURES
 
     def queue_s(self, depth: int, length: int, *, now_s: float, deadline_s: float | None, client: str = "") -> float:
         """Median seconds until a new request of this depth and so many items to be computed would start."""
@@ -204,8 +213,10 @@ class Batcher(Generic[Work, Result]):
             results = self._serve(taken.depth, works)
         except Exception:
             # A backend may raise anything; its batch fails, the thread and the server go on.
+            self._failures += 1
             log.exception("the engine failed at depth %d, %d requests", taken.depth, len(taken.batch))
             return [UnavailableError(f"the engine failed at depth {taken.depth}; try again") for _ in taken.batch]
+        self._failures = 0
         now_s = self._clock()
         if self._typical(works):
             probe = any(entry.payload.probe for entry in taken.batch)

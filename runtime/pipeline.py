@@ -146,6 +146,11 @@ class Pipeline:
         return self._batcher.waiting if self._batcher else 0
 
     @property
+    def failing(self) -> bool:
+        """Whether the engine has failed several times in a row."""
+        return self._batcher is not None and self._batcher.failing
+
+    @property
     def remembered(self) -> tuple[int, int]:
         """Histories that are remembered, and the bytes that they take."""
         return (0, 0) if self._memory is None else (len(self._memory), self._memory.nbytes)

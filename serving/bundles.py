@@ -40,6 +40,7 @@ class Bundles:
         self._metrics = metrics
         self._make_engine = make_engine
         self._serving: dict[str, Deployment] = {}
+        self._default = settings.default_bundle
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -56,20 +57,19 @@ class Bundles:
             before = await asyncio.to_thread(self._look)
             for name, (path, _) in before.items():
                 self._serving[name] = await self._open(name, path)
-        if self._settings.default_bundle is not None and self._settings.default_bundle not in self._serving:
-            raise ConfigError(f"default bundle {self._settings.default_bundle!r} is not among {self._names()}")
+        if self._default is None and len(before) == 1:
+            # Whatever is published later, requests that name none go on getting this one.
+            self._default = next(iter(before))
+        if self._default is not None and self._default not in before:
+            raise ConfigError(f"default bundle {self._default!r} is not among {self._names()}")
         if self._settings.watch_s:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_s, before))
 
     def choose(self, name: str) -> Deployment:
         """The bundle that a request asks for; raises NotFoundError, or InvalidRequestError where it must say which."""
+        name = name or self._default or ""
         if not name:
-            if self._settings.default_bundle is not None:
-                name = self._settings.default_bundle
-            elif len(self._serving) == 1:
-                return next(iter(self._serving.values()))
-            else:
-                raise InvalidRequestError(f"the request names no bundle; served: {self._names()}")
+            raise InvalidRequestError(f"the request names no bundle; served: {self._names()}")
         deployment = self._serving.get(name)
         if deployment is None:
             raise NotFoundError(f"bundle {echo(name)} is not served; served: {self._names()}")

@@ -4,19 +4,31 @@
 """
 
 import difflib
+import ipaddress
+import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from fathom.edge_profiles.document import read_document, short
 from fathom.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "FATHOM_"
 # Names the settings file itself, so it is the one variable that is not a setting.
 FILE_VARIABLE = "FATHOM_CONFIG"
+# What Kubernetes sets in every pod for each service; one that is called fathom or fathom-... meets our prefix.
+_OF_A_SERVICE = re.compile(r"\w+_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+# The only sign by which its FATHOM_PORT and FATHOM_METRICS_PORT can be told from ours.
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
+
+LAST_PORT = 65_535
+_HOST_NAME = re.compile(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
+
+log = logging.getLogger("fathom.serving")
 
 
 class ServerSettings(BaseModel):
@@ -25,12 +37,14 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    port: int = Field(default=50051, ge=0, le=LAST_PORT, description="gRPC port; 0 takes a free one")
     metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="HTTP port of /metrics; 0 takes a free one, off serves none"
+        default=None, ge=0, le=LAST_PORT, description="HTTP port of /metrics; 0 takes a free one, off serves none"
     )
     workers: int = Field(default=1, ge=1, le=256, description="server processes on the port")
-    default_bundle: str | None = Field(default=None, min_length=1, description="bundle of requests that name none")
+    default_bundle: str | None = Field(
+        default=None, min_length=1, description="bundle of requests that name none; default: the only one at the start"
+    )
     watch_s: float = Field(default=0, ge=0, le=86_400, description="how often to look for new bundles; 0: never")
     profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
     force: bool = Field(default=False, description="serve although the bundle did not fit the profile")
@@ -72,6 +86,26 @@ class ServerSettings(BaseModel):
     drain_s: float = Field(default=20.0, ge=0, le=3600, description="time that requests in flight get to finish")
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("host")
+    @classmethod
+    def _name_or_address(cls, host: str) -> str:
+        if not _HOST_NAME.fullmatch(host):
+            try:
+                ipaddress.IPv6Address(host)
+            except ValueError:
+                raise ValueError("give a host name or an address, without port, brackets or scheme") from None
+        return host
+
+    @field_validator("workers")
+    @classmethod
+    def _metrics_ports_exist(cls, workers: int, info: ValidationInfo) -> int:
+        last = (info.data.get("metrics_port") or 0) + workers - 1
+        if last > LAST_PORT:
+            raise ValueError(
+                f"worker {workers - 1} would show its metrics on port {last}; choose a lower --metrics-port"
+            )
+        return workers
 
     @field_validator(
         "port", "metrics_port", "workers", "threads", "max_queue", "backlog", "max_message_mb", mode="before"
@@ -116,34 +150,31 @@ def load_settings(
         return ServerSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise ConfigError(f"{sources[key]}: {values[key]!r} is not possible: {first['msg']}") from None
+        key, reason = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{sources[key]}: {short(values[key])} is not possible: {reason}") from None
 
 
 def _read_file(path: Path) -> dict[str, object]:
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a settings file: it is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a settings file is a mapping, as `port: 50051`")
-    return {str(key): value for key, value in content.items()}
+    document = read_document(path, kind="settings file", empty_ok=True)
+    if document.problems:
+        line, what = min(document.problems)
+        raise ConfigError(f"{path}:{line}: {what}")
+    return dict(document.values or {})
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    ours = {name: value for name, value in sorted(environment.items()) if name.startswith(ENVIRONMENT_PREFIX)}
+    ours.pop(FILE_VARIABLE, None)
+    injected = [name for name, value in ours.items() if _is_of_a_service(name, value)]
+    if injected:
+        log.warning("ignored, set by Kubernetes for a service and no settings: %s", ", ".join(injected))
     return {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
-        for name, value in sorted(environment.items())
-        if name.startswith(ENVIRONMENT_PREFIX) and name != FILE_VARIABLE
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value for name, value in ours.items() if name not in injected
     }
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    return bool(_OF_A_SERVICE.fullmatch(name) or (name.endswith("_PORT") and _ADDRESS.fullmatch(value)))
 
 
 def _check_known(key: str, origin: str) -> None:
@@ -151,8 +182,8 @@ def _check_known(key: str, origin: str) -> None:
     if key in known:
         return
     near = difflib.get_close_matches(key, known, n=1)
-    advice = f"did you mean {_spelled(near[0], origin, bare=True)}?" if near else f"known keys: {', '.join(known)}"
-    raise ConfigError(f"{_spelled(key, origin)}: unknown setting; {advice}")
+    advice = f"did you mean {_spelled(near[0], origin, bare=True)}?" if near else "fathom serve --help lists them"
+    raise ConfigError(f"{_spelled(key[:64], origin)}: unknown setting; {advice}")
 
 
 def _spelled(key: str, origin: str, *, bare: bool = False) -> str:

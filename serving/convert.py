@@ -127,12 +127,10 @@ class Converter:
         return items, None if timestamps is None else timestamps[known], given - len(items)
 
     def _k(self, k: int) -> int:
-        if k == 0:
-            return min(DEFAULT_K, len(self._ids))
-        largest = min(LARGEST_K, len(self._ids))
-        if k > largest:
-            raise InvalidRequestError(f"k is {k}, at most {largest} (the catalogue has {len(self._ids)} items)")
-        return k
+        if k > LARGEST_K:
+            raise InvalidRequestError(f"k is {k}, at most {LARGEST_K}")
+        # What is not there is not returned, whether the catalogue ends before k or a filter leaves less.
+        return min(k or DEFAULT_K, len(self._ids))
 
     def profile(self, name: str) -> DeviceProfile:
         """The profile of a request; raises NotFoundError for one that is not served."""

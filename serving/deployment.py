@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import BundleError, RequestError
+from fathom.errors import BundleError, FathomError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine
@@ -26,6 +27,8 @@ MakeEngine = Callable[[Bundle, int], Engine]
 
 #: The second form of a bundle's engines takes about as much.
 LEAST_REUSE_MB = 16
+#: An engine that has failed gets so long for its test.
+TEST_S = 10.0
 
 
 class Deployment:
@@ -110,6 +113,14 @@ class Deployment:
     def close(self) -> None:
         """Stop at once, and give everything back."""
         self.pipeline.close()
+
+    async def has_engine(self) -> bool:
+        """Whether its engine answers; after several failures in a row it is tested, so none is given up."""
+        if self.pipeline.failing:
+            with suppress(FathomError, TimeoutError):
+                async with asyncio.timeout(TEST_S):
+                    await self._test()
+        return not self.pipeline.failing
 
     async def _test(self) -> None:
         """Each depth answers the shortest and the longest history."""

@@ -3,6 +3,7 @@
 docs/operating.md lists them. Each server has its own registry, so that several can live in one process.
 """
 
+import socket
 import threading
 import time
 from collections import deque
@@ -10,13 +11,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import groupby
+from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple, Self
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -238,11 +240,28 @@ class MeteredEngine:
         self._engine.close()
 
 
-class MetricsServer:
-    """``GET /metrics`` in Prometheus' text format, from a thread of its own."""
+class _Http(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        self._metrics = metrics
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Probes come every few seconds."""
+
+
+class MetricsServer:
+    """``/metrics`` in Prometheus' text format and ``/healthz`` over HTTP, from a thread of its own.
+
+    ``state``: a word for what the server is doing; ``/healthz`` is 200 while that is "serving", and else 503.
+    """
+
+    def __init__(self, metrics: Metrics, host: str, port: int, state: Callable[[], str]) -> None:
+        self._metrics: Any = make_wsgi_app(metrics.registry)
+        self._state = state
         self._host = host
         self._wanted = port
         self._running: tuple[WSGIServer, threading.Thread] | None = None
@@ -255,12 +274,28 @@ class MetricsServer:
     def start(self) -> Self:
         """Listen; raises ConfigError when the port is taken."""
         try:
-            self._running = start_http_server(self._wanted, self._host, self._metrics.registry)
+            http = make_server(self._host, self._wanted, self._answer, _Http, _Quiet)
         except OSError as error:
             raise ConfigError(
                 f"metrics port {self._host}:{self._wanted} cannot be used: {error.strerror}; choose another"
             ) from None
+        thread = threading.Thread(target=http.serve_forever, name="fathom-metrics", daemon=True)
+        thread.start()
+        self._running = http, thread
         return self
+
+    def _answer(self, environment: dict[str, Any], start: Callable[..., object]) -> Iterable[bytes]:
+        path = environment["PATH_INFO"]
+        if path == "/metrics":
+            found: Iterable[bytes] = self._metrics(environment, start)
+            return found
+        if path == "/healthz":
+            state = self._state()
+            status = "200 OK" if state == "serving" else "503 Service Unavailable"
+        else:
+            status, state = "404 Not Found", "there are /metrics and /healthz"
+        start(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{state}\n".encode()]
 
     def close(self) -> None:
         """Stop listening."""

@@ -39,6 +39,8 @@ from fathom.serving.workers import supervise
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 # After the drain only answers on the wire and health watchers are left.
 LAST_WORDS_S = 0.5
+# How often it is looked whether the engines still answer.
+HEALTH_EVERY_S = 1.0
 # Calls that gRPC holds for us, for each request that may wait for the engine.
 BACKLOG_PER_QUEUE = 10
 
@@ -81,6 +83,13 @@ class Server:
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight))
         self._grpc: grpc.aio.Server | None = None
         self._metrics_http: MetricsServer | None = None
+        self._engines_answer = True
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> str:
+        """In a word: "starting", "serving", "draining" or "engine lost"; gRPC's health and /healthz follow it."""
+        return self._gate.state if self._engines_answer or self._gate.state != "serving" else "engine lost"
 
     async def start(self) -> ServerInfo:
         """Listen, warm up, and serve; until it returns, health says NOT_SERVING and calls get UNAVAILABLE.
@@ -91,10 +100,12 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         address = await self._listen()
         if self._settings.metrics_port is not None:
-            self._metrics_http = MetricsServer(self._metrics, self._settings.host, self._settings.metrics_port).start()
+            host, port = self._settings.host, self._settings.metrics_port
+            self._metrics_http = MetricsServer(self._metrics, host, port, lambda: self.state).start()
         await self.bundles.start()
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._watching = asyncio.create_task(self._watch_engines())
         return ServerInfo(
             address=address,
             metrics_address=_address(self._settings.host, self._metrics_http.port) if self._metrics_http else None,
@@ -112,6 +123,8 @@ class Server:
 
     async def close(self) -> None:
         """Stop at once: calls in flight are cut off, ports and engine are given back."""
+        if self._watching:
+            self._watching.cancel()
         if self._grpc:
             await self._grpc.stop(None)
         await self.bundles.close()
@@ -172,6 +185,18 @@ class Server:
             on_reload=self._on_reload,
             on_forget=self._on_forget,
         )
+
+    async def _watch_engines(self) -> None:
+        """Let the health say whether every engine answers."""
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            answer = all([await each.has_engine() for each in self.bundles])
+            if answer != self._engines_answer:
+                self._engines_answer = answer
+                serving = health_pb2.HealthCheckResponse.SERVING
+                # While it drains, the health servicer ignores this.
+                await self._set_health(serving if answer else health_pb2.HealthCheckResponse.NOT_SERVING)
+                log.log(logging.INFO if answer else logging.ERROR, "%s", self.state)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):

@@ -63,6 +63,10 @@ async def supervise(
         try:
             # What keeps the first from starting would keep all of them, and is said once.
             info = await workers[0].start()
+            if settings.default_bundle is None and len(info.bundles) == 1:
+                # A worker that is started again later may find more than one.
+                for worker in workers:
+                    worker.pin(info.bundles[0].name)
             await asyncio.gather(*(worker.start() for worker in workers[1:]))
             ready(replace(info, workers=len(workers)))
             keepers = [asyncio.create_task(worker.keep()) for worker in workers]
@@ -99,6 +103,10 @@ class _Worker:
         self._relay = relay
         self._pipe: Connection | None = None
         self._process: multiprocessing.context.SpawnProcess | None = None
+
+    def pin(self, default_bundle: str) -> None:
+        """From its next start on, the bundle of requests that name none."""
+        self._settings = self._settings.model_copy(update={"default_bundle": default_bundle})
 
     async def start(self) -> ServerInfo:
         """Start it and wait until it is ready; raises ConfigError with its own words when it does not get so far."""

@@ -335,7 +335,7 @@ def serve(
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C, then finish what is in flight.
 
-    Example: fathom serve build/ml-100k/bundle --profile cloud --metrics-port 9100
+    Example: fathom serve build/ml-100k/bundle --profile cloud --metrics-port 9464
     """
     options = {key: value for key, value in locals().items() if key not in ("bundle", "config", "as_json")}
     from fathom.serving.config import load_settings

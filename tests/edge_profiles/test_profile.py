@@ -1,6 +1,7 @@
 """Profiles: the shipped ones hold together, and every mistake in one is shown with its line."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         ("threads: 2", "[threads]: 2", 17, "a key must be a plain word"),
         ("threads: 2", "threads: 2: 3", 17, "not YAML: mapping values are not allowed here"),
         ("threads: 2", "threads: [2", 18, "not YAML: "),
-        ("threads: 2", "threads: *two", 17, "not YAML: found undefined alias"),
+        ("threads: 2", "threads: *two", 17, "not YAML: aliases (*name) are not allowed"),
         ("threads: 2", "threads: {a: 1}", 17, "threads is {'a': 1}; it must be a valid integer"),
         ("threads: 2", "1: 2", 17, "unknown key 1; "),
         ("threads: 2", "threads: 2\x07", 17, "not YAML: "),
@@ -187,10 +188,20 @@ def test_bytes_that_are_not_utf8_are_shown_with_their_line(tmp_path: Path) -> No
 def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_profile(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_profile(tmp_path)
+    for other in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="not a regular file; this is not a profile"):
+            load_profile(other)
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load_profile(tmp_path / "fifo.yaml")
     with pytest.raises(ConfigError, match="longer than 65536 bytes"):
         load_profile(write(tmp_path, GOOD + "#" * 70_000))
+
+
+@pytest.mark.parametrize("where", ["source: *x", "depths: [*x, *x]", "<<: *x", "device: {<<: *x}"])
+def test_aliases_are_refused_wherever_they_are(tmp_path: Path, where: str) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml:22: not YAML: aliases \(\*name\) are not allowed"):
+        load_profile(write(tmp_path, f"{GOOD}other: &x {{a: b}}\n{where}\n"))
 
 
 def test_every_mistake_is_listed_and_the_error_counts_them(tmp_path: Path) -> None:

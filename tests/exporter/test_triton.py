@@ -153,10 +153,12 @@ def test_triton_answers_the_same_items_as_our_server(triton: str, bundle_path: P
             assert theirs["depth_used"] == [ours.depth]
             assert theirs["why"] == [ours.why]
             seen.add(ours.depth)
+        everything = [item.id for item in client.recommend(ids[:1], k=1_000).items]
+        assert ask(triton, item_ids=ids[:1], k=[1_000])["recommended"] == everything
     assert len(seen) > 1
     for wrong, words in (
         ({"item_ids": ["nothing known"]}, "no item of the history is in the catalogue"),
-        ({"item_ids": [ids[0]], "k": [0]}, "k is 0, at least 1 and at most"),
+        ({"item_ids": [ids[0]], "k": [0]}, "k is 0, at least 1 and at most 1000"),
         ({"item_ids": [ids[0]], "timestamps": [1, 2]}, "timestamps has 2 values for 1 items"),
         ({"item_ids": [ids[0]], "depth": [5]}, "depth 5 is not served here"),
     ):

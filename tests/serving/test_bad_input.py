@@ -31,7 +31,7 @@ def refusal(call: object) -> tuple[grpc.StatusCode, str]:
         (request(item_ids=["x" * 100_000]), NOT_FOUND, "no item of the history"),
         (request(item_ids=["item-1"] * 10_001), INVALID, "10001 items, at most 10000"),
         (request(item_ids=["item-1"] * 100_000), INVALID, "100000 items, at most 10000"),
-        (request(k=51), INVALID, "k is 51, at most 50"),
+        (request(k=1_001), INVALID, "k is 1001, at most 1000"),
         (request(k=2**32 - 1), INVALID, "k is 4294967295"),
         (request(timestamps=[1]), INVALID, "1 values for 2 items"),
         (request(timestamps=[1, 2, 3]), INVALID, "3 values for 2 items"),
@@ -121,3 +121,12 @@ def test_a_message_over_the_limit_is_refused_by_grpc_itself(stub: Stub) -> None:
 def test_an_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
     code, _ = refusal(lambda: channel.unary_unary("/fathom.v1.Recommender/Reccomend")(b"", timeout=10))
     assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("k", [49, 50, 51, 999, 1_000])
+def test_a_k_beyond_what_there_is_gets_what_there_is(stub: Stub, k: int) -> None:
+    everything = pb.Filter(include_seen=True)
+    few = pb.Filter(allow_item_ids=["item-7", "item-8"])
+    for wanted, there in ((everything, 50), (few, 2), (pb.Filter(), 48)):
+        answer = stub.Recommend(request(k=k, filter=wanted), timeout=10)
+        assert len(answer.items) == min(k, there)

@@ -1,9 +1,32 @@
+"""Settings: where they come from, which wins, and what is refused with its source."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fathom.errors import ConfigError
 from fathom.serving.config import ServerSettings, load_settings
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What is logged inside."""
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("fathom.serving")
+    logger.addHandler(handler)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
 
 
 def written(path: Path, text: str) -> Path:
@@ -38,7 +61,7 @@ def test_the_environment_may_name_the_file_and_the_command_line_another(tmp_path
         ({"prot": 1}, {}, "", "--prot: unknown setting; did you mean --port?"),
         ({}, {"FATHOM_MAX_QUEU": "1"}, "", "FATHOM_MAX_QUEU: unknown setting; did you mean FATHOM_MAX_QUEUE?"),
         ({}, {}, "metricsport: 1", "server.yaml: metricsport: unknown setting; did you mean metrics_port?"),
-        ({}, {"FATHOM_XYZZY": "1"}, "", "FATHOM_XYZZY: unknown setting; known keys: host, port"),
+        ({}, {"FATHOM_XYZZY": "1"}, "", "FATHOM_XYZZY: unknown setting; fathom serve --help lists them"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest_known_one(
@@ -59,7 +82,18 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(
         ({}, {}, "max_queue: 0", "server.yaml: max_queue: 0 is not possible"),
         ({}, {}, "log_format: xml", "server.yaml: log_format: 'xml' is not possible"),
         ({}, {}, "drain_s: .nan", "drain_s: nan is not possible"),
-        ({}, {}, "- 1", "a settings file is a mapping"),
+        ({"metrics_port": "65536"}, {}, "", "--metrics-port: '65536' is not possible"),
+        ({"metrics_port": "-1"}, {}, "", "--metrics-port: '-1' is not possible"),
+        ({"metrics_port": "65534", "workers": 3}, {}, "", "worker 2 would show its metrics on port 65536"),
+        ({"host": "unix:/tmp/fathom.sock"}, {}, "", "--host: 'unix:/tmp/fathom.sock' is not possible"),
+        ({"host": "localhost:50051"}, {}, "", "without port, brackets or scheme"),
+        ({}, {}, "host: '[::1]'", "server.yaml: host: '[::1]' is not possible"),
+        ({"host": "x" * 64}, {}, "", "is not possible: give a host name"),
+        ({}, {}, "- 1", "not a mapping; a settings file is a list of `key: value` lines"),
+        ({}, {}, "port: 1\nport: 2", "server.yaml:2: port is given twice"),
+        ({}, {}, "port: " + "9" * 4_000, "server.yaml: port: 9"),
+        ({}, {}, "port: 1" + ":1" * 9_000, "server.yaml: port: a huge number is not possible"),
+        ({}, {}, "drain_s: 1" + ":1" * 9_000 + ".0", "drain_s cannot be read"),
         ({}, {}, "port: [", "server.yaml:1: not YAML"),
     ],
 )
@@ -70,10 +104,71 @@ def test_impossible_values_are_refused_with_their_source(
         load_settings(command_line, environment=environment, file=written(tmp_path / "server.yaml", text))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::", "::1", "fe80::1%eth0", "my-host.example.org.", "a_b"])
+def test_names_and_addresses_are_hosts(host: str) -> None:
+    assert load_settings({"host": host}, environment={}).host == host
+
+
+@given(
+    st.from_regex(r"(_[A-Z][A-Z0-9]{0,8})?", fullmatch=True),
+    st.integers(1, 65_535),
+    st.sampled_from(["TCP", "UDP", "SCTP"]),
+    st.sampled_from(["10.0.0.1", "[fd00::1]"]),
+)
+def test_what_kubernetes_sets_for_a_service_is_ignored_with_one_warning(
+    more: str, port: int, protocol: str, address: str
+) -> None:
+    at = f"FATHOM{more}"
+    link = f"{protocol.lower()}://{address}:{port}"
+    injected = {
+        f"{at}_SERVICE_HOST": address,
+        f"{at}_SERVICE_PORT": str(port),
+        f"{at}_SERVICE_PORT_GRPC": str(port),
+        f"{at}_PORT": link,
+        f"{at}_PORT_{port}_{protocol}": link,
+        f"{at}_PORT_{port}_{protocol}_PROTO": protocol.lower(),
+        f"{at}_PORT_{port}_{protocol}_PORT": str(port),
+        f"{at}_PORT_{port}_{protocol}_ADDR": address,
+    }
+    with logged() as records:
+        settings = load_settings(environment={**injected, "FATHOM_MAX_QUEUE": "7"})
+    assert settings == ServerSettings(max_queue=7)
+    assert len(records) == 1
+    assert all(name in records[0] for name in injected)
+
+
+def test_settings_that_look_like_those_of_kubernetes_are_still_settings() -> None:
+    settings = load_settings(environment={"FATHOM_PORT": "1", "FATHOM_METRICS_PORT": "2", "FATHOM_HOST": "h"})
+    assert (settings.port, settings.metrics_port, settings.host) == (1, 2, "h")
+    with pytest.raises(ConfigError, match="FATHOM_HOST: 'tcp://10"):
+        load_settings(environment={"FATHOM_HOST": "tcp://10.0.0.1:1"})
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"{n}: &{n} [{', '.join([f'*{b}'] * 9)}]\n" for b, n in pairwise("abcdefghij"))
+    with pytest.raises(ConfigError, match=r"server\.yaml:2: not YAML: aliases \(\*name\) are not allowed"):
+        load_settings(environment={}, file=written(tmp_path / "server.yaml", bomb))
+
+
+def test_only_a_small_regular_file_is_read(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    huge = written(tmp_path / "huge", "#" * 70_000)
+    for path, what in ((fifo, "regular"), (tmp_path, "regular"), (Path("/dev/zero"), "regular"), (huge, "longer than")):
+        with pytest.raises(ConfigError, match=f"{what}.*this is not a settings file"):
+            load_settings(environment={"FATHOM_CONFIG": str(path)})
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    assert load_settings(environment={}, file=written(tmp_path / "server.yaml", "# nothing\n")) == ServerSettings()
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_settings(environment={}, file=tmp_path / "nowhere.yaml")
 
 

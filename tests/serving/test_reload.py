@@ -121,6 +121,22 @@ async def test_bundles_side_by_side_are_chosen_by_name(
             pass
 
 
+async def test_the_default_of_the_start_stays_whatever_is_published_or_vanishes(
+    shop: Publisher, synthetic_bundle: Path, other_bundle: Path
+) -> None:
+    version = read_manifest(shop.publish(synthetic_bundle)).version
+    async with serving(shop.root) as client:
+        for name in ("aaa", "zzz"):
+            Publisher(shop.root, name).publish(other_bundle)
+            await client.reload()
+            assert (await client.recommend(HISTORY)).bundle_version == version
+            assert (await client.bundle()).version == version
+        shutil.rmtree(shop.folder)
+        await client.reload()
+        assert (await client.recommend(HISTORY)).bundle_version == version
+        assert (await client.bundle()).bundles == ("aaa", "shop", "zzz")
+
+
 async def test_no_answer_fails_or_mixes_versions_while_bundles_are_exchanged(
     shop: Publisher, synthetic_bundle: Path, other_bundle: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
@@ -19,6 +20,7 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.fake import FakeEngine
+from fathom.serving import server as server_module
 from fathom.serving.config import ServerSettings
 from fathom.serving.server import SERVICE, Server
 
@@ -48,14 +50,22 @@ async def health_of(it: Any, service: str = SERVICE) -> int:
     return int((await check(health_pb2.HealthCheckRequest(service=service), timeout=10)).status)
 
 
+async def get(address: str | None, path: str) -> tuple[int, str]:
+    def got() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(got)
+
+
 async def metrics_of(it: Any) -> str:
-    url = f"http://{it.info.metrics_address}/metrics"
-
-    def get() -> str:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return str(answer.read().decode())
-
-    return await asyncio.to_thread(get)
+    code, text = await get(it.info.metrics_address, "/metrics")
+    assert code == 200
+    return text
 
 
 async def test_a_deadline_that_no_depth_can_meet_is_refused(local: LocalServer) -> None:
@@ -201,15 +211,18 @@ async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_
         loop.call_soon_threadsafe(warming.set)
         asyncio.run_coroutine_threadsafe(go.wait(), loop).result(timeout=30)
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as probe, socket.socket() as other:
+        for each in (probe, other):
+            each.bind(("127.0.0.1", 0))
+        port, metrics_port = probe.getsockname()[1], other.getsockname()[1]
 
     def make_engine(bundle: Bundle, threads: int) -> FakeEngine:  # noqa: ARG001
         return FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
 
     async with (
-        Server(ServerSettings(port=port), synthetic_bundle, make_engine=make_engine) as server,
+        Server(
+            ServerSettings(port=port, metrics_port=metrics_port), synthetic_bundle, make_engine=make_engine
+        ) as server,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         starting = asyncio.create_task(server.start())
@@ -221,6 +234,7 @@ async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_
             grpc.StatusCode.UNAVAILABLE,
             "the server is starting; call another one, or this one later",
         )
+        assert await get(f"127.0.0.1:{metrics_port}", "/healthz") == (503, "starting\n")
         go.set()
         await starting
         assert (await check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
@@ -228,8 +242,9 @@ async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_
 
 
 async def test_draining_finishes_what_is_inside_and_lets_nobody_in(local: LocalServer) -> None:
-    async with local() as it:
+    async with local(metrics_port=0) as it:
         assert await health_of(it) == health_pb2.HealthCheckResponse.SERVING
+        assert await get(it.info.metrics_address, "/healthz") == (200, "serving\n")
         it.held.go.clear()
         inside = it.stub.Recommend(REQUEST, timeout=30)
         await reached(it.held)
@@ -239,6 +254,7 @@ async def test_draining_finishes_what_is_inside_and_lets_nobody_in(local: LocalS
         draining = asyncio.create_task(it.server.drain())
         await until(lambda: it.server._gate.state == "draining")
         assert await health_of(it) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await get(it.info.metrics_address, "/healthz") == (503, "draining\n")
         code, text = await status(it.stub.Recommend(REQUEST, timeout=30))
         assert (code, "draining" in text) == (grpc.StatusCode.UNAVAILABLE, True)
         assert not draining.done()
@@ -268,6 +284,24 @@ async def test_health_is_watched_and_known_by_service(local: LocalServer) -> Non
         draining = asyncio.create_task(it.server.drain())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await draining == 0
+
+
+async def test_a_server_that_loses_its_engine_is_not_healthy_until_it_answers_again(
+    local: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "HEALTH_EVERY_S", 0.01)
+    async with local(metrics_port=0) as it:
+        watch = health_pb2_grpc.HealthStub(it.channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        it.held.failure = RuntimeError("the device is gone")
+        for _ in range(3):
+            assert (await status(it.stub.Recommend(REQUEST, timeout=10)))[0] is grpc.StatusCode.UNAVAILABLE
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await get(it.info.metrics_address, "/healthz") == (503, "engine lost\n")
+        assert (await get(it.info.metrics_address, "/anything"))[0] == 404
+        it.held.failure = None
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert await get(it.info.metrics_address, "/healthz") == (200, "serving\n")
 
 
 async def test_reflection_tells_the_services_and_the_contract(local: LocalServer) -> None:
@@ -313,7 +347,7 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
         assert line in text
 
 
-@pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 async def test_a_host_that_is_not_ours_is_an_error_of_one_line(synthetic_bundle: Path, host: str) -> None:
     async with Server(ServerSettings(host=host, port=0), synthetic_bundle) as server:
         with pytest.raises(ConfigError, match=f"^{host}:0 cannot be listened on: [^\n]*; choose another"):
