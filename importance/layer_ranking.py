@@ -51,8 +51,8 @@ class LayerRanking:
     checkpoint, dataset: sha256, or None when unknown; users: how many were measured; kendall_tau: method -> method ->
     -1..1; consensus_scores: Borda score per layer, 1 when all methods put it first and 0 when all put it last;
     consensus_order: layers, most important first, ties by the lower index; grades: metric -> method or "consensus" ->
-    Grade against a lattice of the same users, empty where none was measured; left_out: method -> why it could not judge
-    this model, in one line.
+    Grade against a lattice of the same users, empty where none was measured; graded_subsets: how many subsets of layers
+    that lattice holds; left_out: method -> why it could not judge this model, in one line.
 
     kemeny_order: the order that disagrees least with the methods' ranks, None for more than 20 layers; tiers: tier ->
     probability of each layer. Tiers go by the place in the consensus: "critical" is the first quarter of the places (of
@@ -78,6 +78,7 @@ class LayerRanking:
     tiers: dict[str, tuple[float, ...]] = field(default_factory=dict)
     consensus_stability: float | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    graded_subsets: int | None = None
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -87,6 +88,14 @@ class LayerRanking:
     def tier(self, layer: int) -> str:
         """The tier that a layer's place in the consensus gives it."""
         return tier_of(self.consensus_order.index(layer) + 1, self.layers)
+
+    @property
+    def graded_against(self) -> str:
+        """What the grades were measured against, in words."""
+        if self.graded_subsets is not None:
+            return subsets_in_words(self.graded_subsets, self.layers)
+        is_whole = any(grade.regret for row in self.grades.values() for grade in row.values())
+        return "every subset of layers" if is_whole else "a sample of the subsets of layers"
 
     def save(self, path: Path) -> None:
         """Write ``ranking.json``, whole or not at all."""
@@ -98,7 +107,8 @@ class LayerRanking:
             "tiers": self.tiers,
             "stability": self.consensus_stability,
         }
-        head = {key: getattr(self, key) for key in ("layers", "checkpoint", "dataset", "users", "seed")}
+        names = ("layers", "checkpoint", "dataset", "users", "seed", "graded_subsets")
+        head = {name: getattr(self, name) for name in names}
         grades = {metric: {name: asdict(grade) for name, grade in row.items()} for metric, row in self.grades.items()}
         body = {"methods": methods, "kendall_tau": self.kendall_tau, "consensus": consensus, "grades": grades}
         write_json(path, {"schema_version": SCHEMA_VERSION, **head, **body, "left_out": self.left_out})
@@ -135,7 +145,14 @@ class LayerRanking:
             tiers={tier: tuple(map(float, shares)) for tier, shares in consensus.get("tiers", {}).items()},
             consensus_stability=_known(consensus.get("stability")),
             left_out={name: str(reason) for name, reason in value.get("left_out", {}).items()},
+            graded_subsets=None if value.get("graded_subsets") is None else int(value["graded_subsets"]),
         )
+
+
+def subsets_in_words(count: int, layers: int) -> str:
+    """``every subset of layers``, or how many of them were sampled."""
+    every = 1 << layers
+    return "every subset of layers" if count == every else f"{count:,} of {every:,} subsets of layers, sampled"
 
 
 def _method(value: dict[str, Any]) -> MethodScores:

@@ -234,22 +234,25 @@ def _methods(ranking: LayerRanking) -> str:
         metric: title for metric, title in (("loss", "log p"), ("ndcg@10", "NDCG@10")) if metric in ranking.grades
     }
     head = ["method", "stability", "seconds"]
+    is_whole = any(grade.regret for row in ranking.grades.values() for grade in row.values())
     for title in graded.values():
-        head += [f"tau with the truth, {title}", f"regret, {title}"]
+        head += [f"tau with the truth, {title}", *([f"regret, {title}"] if is_whole else [])]
     times = [(name, spoken(name), method.stability, method.seconds) for name, method in ranking.methods.items()]
     known = [(name, shown, number(stable), number(seconds, ".1f")) for name, shown, stable, seconds in times]
     known.append(("consensus", "consensus (Borda)", number(ranking.consensus_stability), "–"))
     rows = []
     for name, shown, *values in known:
         for metric in graded:
-            values += _grade(ranking.grades[metric].get(name))
+            values += _grade(ranking.grades[metric].get(name))[: 1 + is_whole]
         rows.append((shown, cells(values)))
     text = "Stability: mean Kendall's tau between a method's scores and those of bootstrap resamples of the same data."
     if graded:
         text += (
-            " Truth: the exact Shapley values of the layers (estimates, where subsets were sampled), tau with its 95 % "
-            "interval. Regret: what the method's top layers lack against the best subset, mean over all sizes."
+            f" Truth: the layers' Shapley values{'' if is_whole else ', estimated'} from {ranking.graded_against}; tau with"
+            " its 95 % interval."
         )
+        if is_whole:
+            text += " Regret: what the method's top layers lack against the best subset, mean over all sizes."
     caption = f"How stable{', how slow and how right' if graded else ' and how slow'} each method is"
     return f"<h2>Methods</h2>\n<p>{text}</p>\n{table('plain', caption, head, rows)}"
 

@@ -13,7 +13,7 @@ import numpy as np
 from fathom.importance.lattice import METRICS, Lattice
 from fathom.importance.lattice_plot import TITLES, best_graded
 from fathom.importance.lattice_values import Floats, along, best_chain, frontier, layers_of
-from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.layer_ranking import LayerRanking, subsets_in_words
 from fathom.importance.page import cells, number, spoken, table
 from fathom.importance.statistics import order_by
 
@@ -43,9 +43,8 @@ class _Axes:
 def lattice_section(lattice: Lattice, ranking: LayerRanking, depths: Sequence[int]) -> str:
     """Frontier, choices and best chain by each metric, as HTML; of a sample, a line that says why there are none."""
     if not lattice.is_whole:
-        text = (
-            f"{len(lattice.masks):,} subsets of layers were sampled: without every subset there is no frontier to draw."
-        )
+        measured = subsets_in_words(len(lattice.masks), lattice.layers)
+        text = f"Measured: {measured}. Without every subset there is no frontier to draw."
         return f"<h2>Subsets of layers</h2>\n<p>{text}</p>\n"
     text = (
         f"Every one of the {len(lattice.masks):,} subsets of the layers was measured on the same users, without "

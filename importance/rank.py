@@ -123,6 +123,7 @@ def rank_layers(
         tiers=tier_probabilities(drawn_consensus),
         consensus_stability=stability(drawn_consensus, consensus),
         left_out=left_out,
+        graded_subsets=None if lattice is None else len(lattice.masks),
     )
 
 

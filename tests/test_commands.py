@@ -1,6 +1,7 @@
 """Each stage by its own command, from a csv file to a bundle that answers and is load-tested."""
 
 import json
+import re
 import os
 import re
 import shutil
@@ -56,6 +57,8 @@ def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
     sampled = ["--lattice", folder / "lattice", "--lattice-orders", "2", "--workers", "2"]
     printed = fathom("rank", folder / "checkpoint", "--data", dataset, "--out", ranking, *methods, *sampled)
     assert "tau with the Shapley values" in printed
+    assert re.search("Grades against [0-9]+ of 65,536 subsets of layers, sampled", printed)
+    assert not re.search("every subset|regret|nan", printed)
     assert json.loads(ranking.read_bytes())["grades"]["loss"].keys() == {"ablation", "block_influence", "consensus"}
     assert "were sampled" in (folder / "ranking.html").read_text()
     assert "top 4 shared" in fathom("stability", ranking, other)

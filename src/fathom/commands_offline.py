@@ -5,7 +5,6 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -329,13 +328,14 @@ def _agreement(ranking: "LayerRanking") -> str:
 def show_grades(ranking: "LayerRanking") -> None:
     """Print each method's grade against the lattice, the best first."""
     losses, gains = ranking.grades["loss"], ranking.grades["ndcg@10"]
-    rows = [["method", "tau with the Shapley values", "regret of log p", "regret of NDCG@10"]]
+    is_whole = all(grade.regret for grade in losses.values())
+    regrets = ["regret of log p", "regret of NDCG@10"] if is_whole else []
+    rows = [["method", "tau with the Shapley values", *regrets]]
     for name, grade in sorted(losses.items(), key=lambda item: -item[1].tau):
-        lost = [fmean(each[name].regret.values()) if each[name].regret else nan for each in (losses, gains)]
-        rows.append(
-            [name, f"{grade.tau:+.2f} [{grade.low:+.2f}, {grade.high:+.2f}]", f"{lost[0]:.4f}", f"{lost[1]:.4f}"]
-        )
-    show.table("Grades against every subset of layers; regret: the mean over the sizes of subsets", rows)
+        lost = [f"{fmean(each[name].regret.values()):.4f}" for each in (losses, gains) if is_whole]
+        rows.append([name, f"{grade.tau:+.2f} [{grade.low:+.2f}, {grade.high:+.2f}]", *lost])
+    explained = "; regret: the mean over the sizes of subsets" if is_whole else ""
+    show.table(f"Grades against {ranking.graded_against}{explained}", rows)
 
 
 def plan(

@@ -1,13 +1,15 @@
 """What the commands show on a terminal: progress on stderr, results on stdout."""
 
 import json
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 5.0
 
 PLAIN_WIDTH = 132  # of files and pipes, which have no width of their own
+EDGES = 2  # columns that a table's frame takes
+FIGURE = re.compile(r"[-+]?\.?\d.{0,24}$", re.MULTILINE)
 
 out = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
@@ -90,20 +94,64 @@ class Activity:
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text, the header first; the first column is left-aligned, the others right-aligned."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(rows[0]):
-        shown.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for row in rows[1:]:
-        shown.add_row(*(Text(cell) for cell in row))
+    """Print rows of text, the header first: figures right-aligned, text and the first column left-aligned.
+
+    What is too wide for the terminal is wrapped between words; what is still too wide continues in a second table
+    below, which repeats the first column. Nothing is cut off.
+    """
     _heading(title)
-    out.print(shown)
+    columns = [_Column(cells) for cells in zip(*rows, strict=True)]
+    for part in _parts(columns, out.width - EDGES):
+        out.print(part)
+
+
+class _Column:
+    """Cells, the header first; ``natural``: the width that wraps nothing, ``least``: that which wraps no word."""
+
+    def __init__(self, cells: Sequence[str]) -> None:
+        self.cells = cells
+        self.natural = max(cell_len(line) for cell in cells for line in cell.split("\n"))
+        # A figure stays beside its unit or its interval.
+        pieces = [piece for cell in cells for piece in (cell.split("\n") if FIGURE.match(cell) else cell.split())]
+        self.least = max(map(cell_len, pieces), default=0)
+        self.is_text = any(cell[:1].isalpha() for cell in cells[1:])
+
+
+def _parts(columns: list[_Column], room: int) -> Iterator[Table]:
+    """One table where that is wide enough, else several that share their first column."""
+    gaps = len(columns) - 1
+    natural, least = sum(column.natural for column in columns), sum(column.least for column in columns)
+    if natural + 3 * gaps <= room:
+        yield _drawn(columns, 3, room)
+        return
+    gap = 1 if least + gaps <= room < least + 2 * gaps else 2
+    first, *others = columns
+    while others:
+        count, used = 1, first.least + gap + others[0].least
+        while count < len(others) and used + gap + others[count].least <= room:
+            used, count = used + gap + others[count].least, count + 1
+        yield _drawn([first, *others[:count]], gap, room)
+        others = others[count:]
+
+
+def _drawn(columns: Sequence[_Column], gap: int, room: int) -> Table:
+    widths = [column.natural for column in columns]
+    while sum(widths) + gap * (len(widths) - 1) > room and max(widths) > 1:
+        loose = [n for n, column in enumerate(columns) if widths[n] > column.least] or range(len(widths))
+        widths[max(loose, key=widths.__getitem__)] -= 1
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        justify: Literal["left", "right"] = "left" if number == 0 or column.is_text else "right"
+        drawn.add_column(Text(column.cells[0]), justify=justify, overflow="fold", width=width)
+    for row in zip(*(column.cells[1:] for column in columns), strict=True):
+        drawn.add_row(*map(Text, row))
+    return drawn
 
 
 def facts(title: str, values: Sequence[tuple[str, str]]) -> None:
     """Print names and values under a title."""
     shown = Table(box=None, show_header=False, pad_edge=False)
-    shown.add_column(style="dim")
+    shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
     for row in values:
         shown.add_row(*(Text(cell) for cell in row))

@@ -138,11 +138,14 @@ def test_the_best_chain_is_drawn(lattice: Lattice, ranking: LayerRanking) -> Non
 
 
 def test_a_sample_has_no_frontier_and_says_so(ranking: LayerRanking, tmp_path: Path) -> None:
-    masks = masks_on_the_way([[0, 1, 2, 3]])
-    sample = measure_lattice(GatedToy(GATES), toy_batches(1, 4), tmp_path / "l", masks=masks, about={})
-    text = page(ranking, lattice=sample, depths=(1, 4))
-    assert "without every subset there is no frontier" in Read(text).text
-    assert "<svg" not in text
+    order = [0, 1, 2, 3]
+    masks, about = masks_on_the_way([order]), {"orders": [order]}
+    sample = measure_lattice(GatedToy(GATES), toy_batches(1, 4), tmp_path / "l", masks=masks, about=about)
+    graded = rank_layers(GatedToy(GATES), toy_batches(1, 4), load_methods(["ablation"]), lattice=sample)
+    text = page(graded, lattice=sample, depths=(1, 4))
+    assert "8 of 16 subsets of layers, sampled. Without every subset there is no frontier" in Read(text).text
+    assert "Shapley values, estimated from 8 of 16 subsets of layers, sampled" in Read(text).text
+    assert not re.search("<svg|regret|nan", text, re.IGNORECASE)
 
 
 def test_an_old_ranking_and_one_method_have_a_page_too(ranking: LayerRanking) -> None:
