@@ -1,7 +1,7 @@
-"""The pieces that engines are put together from, each traced by ``torch.onnx.export`` once.
+"""The pieces that engines are put together from, each traced by ``torch.onnx.export`` once in a process.
 
-Tracing costs seconds per layer, and all layers of a model compute one function with different weights. So a layer is
-traced once, without folding its weights into the graph, and an engine is laid out from copies of it.
+Tracing costs seconds per layer, and all layers of all models of one shape compute one function with different weights.
+So a layer is traced once, without its weights, and an engine is laid out from copies of it that are given theirs.
 """
 
 import sys
@@ -49,19 +49,23 @@ _EXTENSION_AXES = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A traced module: a graph whose inputs and outputs have fixed names, with the module's weights as constants."""
+    """A traced module: a graph whose inputs and outputs have fixed names; of its weights it holds the names alone."""
 
     graph: onnx.GraphProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
+#: Everything traced so far: tracing depends on a model's shape, never on its weights.
+_traced: dict[object, Piece] = {}
+
+
 class Pieces:
-    """The pieces of one model, traced when first asked for; layers that are built alike share one."""
+    """The pieces of one model in float32, traced when first asked for; whatever is built alike shares one."""
 
     def __init__(self, model: ElasticModel) -> None:
         self.model = model
-        self._traced: dict[object, Piece] = {}
+        self._shape = model.config.model_dump_json(exclude={"items", "layers", "paths", "strategy"})
 
     @property
     def context_names(self) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ class Pieces:
         return self._piece("embed", _EmbedPiece(self.model.config.width), ("item_vectors",), ("hidden_next",))
 
     def layer(self, index: int, *, last_only: bool) -> Piece:
-        """hidden, positions and the context -> hidden_next; its weights are those of the first layer built so."""
+        """hidden, positions and the context -> hidden_next."""
         block = self.model.block(index)
         names = ("hidden", "positions", *self.context_names)
         return self._piece((last_only, *_build(block)), _LayerPiece(block, last_only), names, ("hidden_next",))
@@ -100,8 +104,8 @@ class Pieces:
         return self._extension((last_only, *_build(block)), module, names, ("hidden_next", "made"))
 
     def _extension(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
-        key = ("extension", key)
-        if key not in self._traced:
+        key = (self._shape, "extension", key)
+        if key not in _traced:
             # Batch 2, 3 new positions after 5.
             config = self.model.config
             width, heads = config.width, config.heads
@@ -116,11 +120,11 @@ class Pieces:
                 "time": torch.ones(2, heads, 3, 8),
             }
             axes = {name: dict.fromkeys(_EXTENSION_AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
-            self._traced[key] = _trace(module, {name: examples[name] for name in inputs}, outputs, axes)
-        return self._traced[key]
+            _traced[key] = _trace(module, {name: examples[name] for name in inputs}, outputs, axes)
+        return _traced[key]
 
     def exit(self, depth: int) -> Piece:
-        """newest (batch, 1, width) -> user_vector (batch, width); its weights are those of the first exit traced."""
+        """newest (batch, 1, width) -> user_vector (batch, width)."""
         exit_ = self.model.exits[str(depth)]
         return self._piece(_build(exit_), _ExitPiece(exit_), ("newest",), ("user_vector",))
 
@@ -130,10 +134,11 @@ class Pieces:
         return torch.zeros((), dtype=torch.int64).expand(longest, longest)
 
     def _piece(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
-        if key not in self._traced:
+        key = (self._shape, key)
+        if key not in _traced:
             examples = {name: self._example(name) for name in inputs}
-            self._traced[key] = _trace(module, examples, outputs, _plain_axes(inputs))
-        return self._traced[key]
+            _traced[key] = _trace(module, examples, outputs, _plain_axes(inputs))
+        return _traced[key]
 
     def _example(self, name: str) -> Tensor:
         # Batch 2 and history 3: torch.export takes sizes 0 and 1 for constants.
@@ -144,6 +149,11 @@ class Pieces:
         if name == "time":
             return torch.ones(2, heads, 3, 3)
         return self._positions if name == "positions" else torch.zeros(2, 3, dtype=torch.int64)
+
+
+def context_weights(model: ElasticModel) -> dict[str, NDArray[np.float32]]:
+    """The weights of the context under the names that its piece uses."""
+    return _weights(_ContextPiece(model))
 
 
 def layer_weights(model: ElasticModel, index: int) -> dict[str, NDArray[np.float32]]:
@@ -263,6 +273,8 @@ def _trace(
     assert program is not None
     proto = program.model_proto
     assert not proto.functions, "an engine must hold plain operators only"
+    for weight in proto.graph.initializer:
+        weight.ClearField("raw_data")
     return Piece(proto.graph, tuple(example), tuple(outputs))
 
 
@@ -281,24 +293,15 @@ class Assembly:
         prefix: str,
         piece: Piece,
         inputs: Mapping[str, str],
-        weights: Mapping[str, NDArray[np.float32]] | None = None,
+        weights: Mapping[str, NDArray[np.float32]],
     ) -> dict[str, str]:
-        """Lay a copy of a piece: its input -> the value to read; returns its output -> the value it makes.
-
-        ``weights`` replace the constants of the same name; all others stay.
-        """
-        weights = weights or {}
+        """Lay a copy of a piece: its input -> the value to read; returns its output -> the value it makes."""
 
         def named(value: str) -> str:
             return inputs.get(value) or (f"{prefix}.{value}" if value else "")
 
-        for constant in piece.graph.initializer:
-            if constant.name in weights:
-                constant = numpy_helper.from_array(weights[constant.name], constant.name)
-            copy = onnx.TensorProto()
-            copy.CopyFrom(constant)
-            copy.name = named(constant.name)
-            self.constants.append(copy)
+        for weight in piece.graph.initializer:
+            self.constants.append(numpy_helper.from_array(weights[weight.name], named(weight.name)))
         for node in piece.graph.node:
             made = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=f"{prefix}.{node.name}")
             made.attribute.extend(node.attribute)

@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
-from fathom.exporter.pieces import OPSET, Assembly, Pieces, exit_weights, layer_weights
+from fathom.exporter.pieces import OPSET, Assembly, Pieces, context_weights, exit_weights, layer_weights
 from fathom.exporter.plan import is_chain
 from fathom.training.blocks import POSITION_BUCKETS
 from fathom.training.model import ElasticModel
@@ -88,10 +88,10 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     requests = {name: name for name in pieces.request_names}
-    context = graph.add("context", pieces.context(), requests)
+    context = graph.add("context", pieces.context(), requests, context_weights(model))
     reads = "item_vectors" if spec.first else "hidden_in"
     context["positions"] = _positions(graph, model, (reads, 1))
-    hidden = graph.add("embed", pieces.embed(), {reads: reads})["hidden_next"] if spec.first else reads
+    hidden = graph.add("embed", pieces.embed(), {reads: reads}, {})["hidden_next"] if spec.first else reads
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
         after = graph.add(f"layer-{layer:02d}", piece, {"hidden": hidden, **context}, weights)["hidden_next"]
@@ -126,7 +126,8 @@ def export_extension(model: ElasticModel) -> dict[str, bytes]:
 def _extension_context(pieces: Pieces) -> bytes:
     graph = Assembly()
     names = (*pieces.request_names, "new_items")
-    made = graph.add("context", pieces.extension_context(), {name: name for name in names})
+    weights = context_weights(pieces.model)
+    made = graph.add("context", pieces.extension_context(), {name: name for name in names}, weights)
     return _finish(graph, "extend-context", _shapes(pieces.model), names, made)
 
 

@@ -1,7 +1,6 @@
 """Each stage by its own command, from a csv file to a bundle that answers and is load-tested."""
 
 import json
-import re
 import os
 import re
 import shutil

@@ -85,6 +85,15 @@ def test_gated_layers_in_another_order_compute_what_torch_computes(
     check(model, files)
 
 
+def test_models_of_one_shape_share_what_was_traced_but_no_weight(
+    pieces: Pieces, engines: dict[str, bytes], make_checkpoint: Callable[..., Checkpoint]
+) -> None:
+    other = make_checkpoint(time_bias=True, seed=1).model
+    assert engines
+    assert Pieces(other).layer(0, last_only=False) is pieces.layer(5, last_only=False)
+    check(other, export_segments(other))
+
+
 def test_inputs_and_outputs_have_the_documented_names_and_shapes(engines: dict[str, bytes]) -> None:
     def signature(file: str) -> tuple[dict[str, list[str | int]], dict[str, list[str | int]]]:
         graph = onnx.load_from_string(engines[file]).graph

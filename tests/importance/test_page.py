@@ -137,7 +137,7 @@ def test_the_best_chain_is_drawn(lattice: Lattice, ranking: LayerRanking) -> Non
     assert text.count('title="kept"') == 2 * 2
 
 
-def test_a_sample_has_no_frontier_and_says_so(ranking: LayerRanking, tmp_path: Path) -> None:
+def test_a_sample_has_no_frontier_and_says_so(tmp_path: Path) -> None:
     order = [0, 1, 2, 3]
     masks, about = masks_on_the_way([order]), {"orders": [order]}
     sample = measure_lattice(GatedToy(GATES), toy_batches(1, 4), tmp_path / "l", masks=masks, about=about)
