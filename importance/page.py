@@ -248,8 +248,8 @@ def _methods(ranking: LayerRanking) -> str:
     text = "Stability: mean Kendall's tau between a method's scores and those of bootstrap resamples of the same data."
     if graded:
         text += (
-            f" Truth: the layers' Shapley values{'' if is_whole else ', estimated'} from {ranking.graded_against}; tau with"
-            " its 95 % interval."
+            f" Truth: the layers' Shapley values{'' if is_whole else ', estimated'} from {ranking.graded_against};"
+            " tau with its 95 % interval."
         )
         if is_whole:
             text += " Regret: what the method's top layers lack against the best subset, mean over all sizes."

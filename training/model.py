@@ -35,18 +35,18 @@ def prefix_paths(depths: Sequence[int]) -> dict[int, tuple[int, ...]]:
 class _Shape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    block: BlockKind = "hstu"
-    layers: int = Field(default=16, ge=1, le=32)
-    width: int = Field(default=64, ge=4)
-    heads: int = Field(default=2, ge=1)
-    max_history: int = Field(default=200, ge=1, le=10_000)
-    #: A layer looks back over this many items, the newest included; what lies further back reaches it through the
-    #: layers below. No wider than a training window, or it would read distances that nothing was learned for.
-    span: int = Field(default=50, ge=1, le=10_000)
-    time_bias: bool = False
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    #: Scores reach 1 / temperature, and exp(80) still fits float32.
-    temperature: float = Field(default=0.08, ge=0.0125)
+    block: BlockKind = Field(default="hstu", description="kind of layer")
+    layers: int = Field(default=16, ge=1, le=32, description="layers of the whole network")
+    width: int = Field(default=64, ge=4, description="length of an item's vector; a multiple of heads")
+    heads: int = Field(default=2, ge=1, description="attention heads of a layer")
+    max_history: int = Field(default=200, ge=1, le=10_000, description="newest items that a request may use")
+    # What lies further back reaches a layer through the layers below it. No wider than a training window, or it would
+    # read distances that nothing was learned for.
+    span: int = Field(default=50, ge=1, le=10_000, description="items that one layer looks back over")
+    time_bias: bool = Field(default=False, description="whether attention sees the time between two items")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="share of activations left out while training")
+    # Scores reach 1 / temperature, and exp(80) still fits float32.
+    temperature: float = Field(default=0.08, ge=0.0125, description="scores are divided by it; lower is sharper")
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:
@@ -58,7 +58,7 @@ class _Shape(BaseModel):
 class ModelSettings(_Shape):
     """The shape of an ElasticModel before its catalogue is known; every depth runs the first layers, in order."""
 
-    depths: tuple[int, ...] = (4, 8, 12, 16)
+    depths: tuple[int, ...] = Field(default=(4, 8, 12, 16), description="layers after which an exit answers")
 
     def for_items(self, items: int) -> "ModelConfig":
         """The shape of a model for a catalogue of this size."""

@@ -17,43 +17,53 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    split: Literal["leave-one-out", "temporal"] = "leave-one-out"
-    seed: int = Field(default=0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA only")
-
-    grow_epochs: int = Field(default=12, ge=0, description="epochs of the shallowest exit alone; 0: no growth")
-    grow_learning_rate: float = Field(default=2e-3, gt=0, description="peak; falls to learning_rate")
-    epochs: int = Field(default=12, ge=1, description="epochs of all exits together")
-    learning_rate: float = Field(default=1e-3, gt=0)
-    heal_epochs: int = Field(default=3, ge=1, description="epochs after a plan has changed the layers' order")
-    heal_learning_rate: float = Field(default=5e-4, gt=0)
-    heal_tune: Tune = Field(
-        default="everything", description="the weights it trains; lora and qlora need the extra peft"
+    split: Literal["leave-one-out", "temporal"] = Field(
+        default="leave-one-out", description="held out: each user's last two items, or all that is newest"
     )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of a stage's steps with rising rate")
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on a GPU, else fp32")
+
+    grow_epochs: int = Field(default=12, ge=0, description="epochs of the shallowest exit alone, which come first")
+    grow_learning_rate: float = Field(
+        default=2e-3, gt=0, description="highest rate of those epochs; falls to learning_rate"
+    )
+    epochs: int = Field(default=12, ge=1, description="epochs of all exits together")
+    learning_rate: float = Field(default=1e-3, gt=0, description="highest rate of those epochs")
+    heal_epochs: int = Field(default=3, ge=1, description="epochs after a plan has changed the layers' order")
+    heal_learning_rate: float = Field(default=5e-4, gt=0, description="highest rate of those epochs")
+    heal_tune: Tune = Field(
+        default="everything", description="weights that healing trains; lora and qlora need the extra peft"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of a stage in which the learning rate rises")
+    weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
+    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of a step's gradient")
 
     window: int = Field(default=50, ge=1, description="items of one training window")
-    batch_tokens: int = Field(default=1600, ge=1, description="padded positions of one batch")
-    targets_ahead: int = Field(default=3, ge=1, description="following items to predict, item k weighing 1/k")
-    negatives: int = Field(default=1024, ge=1, description="shared samples above full_softmax_items")
-    full_softmax_items: int = Field(default=10_000, ge=0, description="largest catalogue with a full softmax")
-    item_text: str = Field(default="", description="start at the items' titles: minilm, or an encoder's folder")
+    batch_tokens: int = Field(default=1600, ge=1, description="items of one batch, padding included")
+    targets_ahead: int = Field(default=3, ge=1, description="following items to predict; the k-th weighs 1/k")
+    negatives: int = Field(default=1024, ge=1, description="items to tell the right one from, in a large catalogue")
+    full_softmax_items: int = Field(default=10_000, ge=0, description="catalogues up to this size compare all items")
+    item_text: str = Field(
+        default="", description="start from the items' titles: minilm, or an encoder's folder; empty: at random"
+    )
     forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
 
     exit_weight: float = Field(
-        default=1.0, ge=0, description="of one shallower exit, relative to the deepest; 0: the deepest alone"
+        default=1.0, ge=0, description="weight of a shallower exit's loss; the deepest's is 1; 0: the deepest alone"
     )
-    exits_per_step: int = Field(default=1, ge=1, description="shallower exits, drawn anew for each step")
-    distillation: float = Field(default=0.0, ge=0, le=1, description="its share that imitates the deepest exit")
-    layer_drop: float = Field(default=0.05, ge=0, lt=1, description="chance of a layer above the first exit to rest")
-    calm_epochs: int = Field(default=2, ge=0, description="last epochs without layer drop")
+    exits_per_step: int = Field(default=1, ge=1, description="shallower exits in a step, drawn at random")
+    distillation: float = Field(
+        default=0.0, ge=0, le=1, description="share of a shallower exit's loss that imitates the deepest exit"
+    )
+    layer_drop: float = Field(
+        default=0.05, ge=0, lt=1, description="chance that a step skips a layer above the first exit"
+    )
+    calm_epochs: int = Field(default=2, ge=0, description="last epochs of a stage, in which no layer is skipped")
 
     evaluate_every: int = Field(default=2, ge=1, description="epochs between two validations")
-    validation_users: int = Field(default=2000, ge=1, description="at most so many, evenly spread")
-    patience: int = Field(default=5, ge=1, description="validations without progress that end a stage")
+    validation_users: int = Field(default=2000, ge=1, description="most users of a validation, evenly spread")
+    patience: int = Field(default=5, ge=1, description="validations without progress after which a stage ends")
 
 
 class TrainConfig(BaseModel):
