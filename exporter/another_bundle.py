@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fathom.artefacts import BUNDLE
 from fathom.errors import ConfigError, ParityError
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
@@ -44,7 +45,7 @@ def rewrite(bundle: Bundle, changes: Mapping[str, object], new: Mapping[str, byt
     """Put a bundle with other keys in its manifest, and ``new`` files, in place of this one, whole or not at all."""
     home = bundle.path.resolve()  # a link to the folder stays one
     new = new or {}
-    with new_folder(home) as folder:
+    with new_folder(home, BUNDLE) as folder:
         copy_files(bundle, folder, bundle.manifest.files.keys() - new.keys())
         entries = {name: write_file(folder, name, data) for name, data in new.items()}
         files = dict(sorted({**bundle.manifest.files, **entries}.items()))

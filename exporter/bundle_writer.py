@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.artefacts import BUNDLE
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.another_bundle import write_file, write_manifest
 from fathom.exporter.compare import Evidence
@@ -164,7 +165,7 @@ def _checked_extension(
 
 
 def _write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
-    with new_folder(out) as folder:
+    with new_folder(out, BUNDLE) as folder:
         entries = {path: write_file(folder, path, data) for path, data in sorted(files.items())}
         made = write_manifest(folder, manifest.model_copy(update={"files": entries}))
         Bundle.open(folder).close()  # what the runtime would refuse must not appear under its name

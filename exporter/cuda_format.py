@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fathom.artefacts import BUNDLE
 from fathom.exporter.another_bundle import (
     check_same_answers,
     copy_files,
@@ -29,7 +30,7 @@ def convert_for_cuda(source: Path, out: Path) -> Manifest:
         manifest = bundle.manifest
         files = lasting_files(source, manifest)
         most = 1e-3 if manifest.precision == "fp16" else 1e-5  # where fp16 rounds depends on what is fused
-        with new_folder(out) as folder:
+        with new_folder(out, BUNDLE) as folder:
             engines = {name for info in manifest.depths.values() for name in info.segments}
             copy_files(bundle, folder, files.keys() - engines)
             for name in engines:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fathom.artefacts import BUNDLE
 from fathom.errors import ArtefactError, MissingExtraError, ParityError
 from fathom.exporter.another_bundle import copy_files, refuse_same_folder, write_file, write_manifest
 from fathom.files import new_folder
@@ -46,7 +47,7 @@ def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Ma
         kept = {name: entry for name, entry in manifest.files.items() if name.startswith(("items/", "selector/"))}
         kept.pop(CERTIFICATE_FILE, None)
         depths = {}
-        with new_folder(out) as folder:
+        with new_folder(out, BUNDLE) as folder:
             copy_files(bundle, folder, kept)
             programs = {}
             for depth, info in manifest.depths.items():

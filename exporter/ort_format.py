@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import onnxruntime
 
+from fathom.artefacts import BUNDLE
 from fathom.exporter.another_bundle import (
     check_same_answers,
     copy_files,
@@ -38,7 +39,7 @@ def convert_to_ort(source: Path, out: Path) -> Manifest:
         lasting = lasting_files(source, manifest)
         names = {name: _ort(name) for name in manifest.files if name.endswith(".onnx")}
         files = {name: entry for name, entry in lasting.items() if name not in names}
-        with new_folder(out) as folder:
+        with new_folder(out, BUNDLE) as folder:
             copy_files(bundle, folder, files)
             (folder / OPERATORS_FILE).parent.mkdir(parents=True, exist_ok=True)
             for name, ort in names.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fathom.artefacts import REPORT_FOLDER, ROUTING_PAGE, ROUTING_PLOT, check_output
 from fathom.errors import MissingExtraError
 from fathom.exporter.certify import Measured
 from fathom.exporter.routing_curves import (
@@ -21,7 +22,7 @@ from fathom.exporter.routing_curves import (
     policies,
     static_curve,
 )
-from fathom.files import new_folder, write_json
+from fathom.files import write_bytes, write_json
 from fathom.importance.page_style import STYLE
 from fathom.selector.certificate import Certificate, Claim
 
@@ -77,12 +78,12 @@ def make_report(name: str, measured: Measured, *, seed: int = 0) -> Report:
 
 
 def write_report(report: Report, certificate: Certificate, folder: Path) -> None:
-    """Write routing.json, routing.png and routing.html into a new folder."""
+    """Write routing.json, routing.png and routing.html into a folder; what else is in it stays."""
+    check_output(folder, REPORT_FOLDER)
     picture = plot(report)
-    with new_folder(folder) as new:
-        write_json(new / "routing.json", report.as_dict())
-        (new / "routing.png").write_bytes(picture)
-        (new / "routing.html").write_text(page(report, certificate, picture), encoding="utf-8")
+    write_json(folder / "routing.json", report.as_dict())
+    write_bytes(folder / "routing.png", picture)
+    write_bytes(folder / "routing.html", page(report, certificate, picture).encode())
 
 
 def plot(report: Report) -> bytes:
@@ -96,7 +97,7 @@ def plot(report: Report) -> bytes:
     _curves(curves, report)
     _areas(areas, report)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": ROUTING_PLOT.mark})
     return buffer.getvalue()
 
 
@@ -149,6 +150,7 @@ def page(report: Report, certificate: Certificate, picture: bytes) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="generator" content="{ROUTING_PAGE.mark}">
 <title>Routing of {escape(report.name)}</title>
 <style>{STYLE} img {{ max-width: 100%; background: white; border-radius: 6px; }}</style>
 </head>

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fathom.artefacts import BUNDLE
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.exporter.another_bundle import copy_files, refuse_same_folder, write_manifest
@@ -43,7 +44,7 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         "profile": profile.name,
         "fits": {},
     }
-    with new_folder(out) as folder:
+    with new_folder(out, BUNDLE) as folder:
         copy_files(bundle, folder, files)
         sliced = write_manifest(folder, manifest.model_copy(update=changed))
         Bundle.open(folder).close()

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+from fathom.artefacts import BUNDLE
 from fathom.errors import ConfigError, MissingExtraError
 from fathom.exporter.another_bundle import copy_files, lasting_files, refuse_same_folder, write_manifest
 from fathom.files import new_folder, sha256_bytes
@@ -37,7 +38,7 @@ def add_plans(source: Path, out: Path, capabilities: Sequence[str]) -> Manifest:
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
     files = lasting_files(source, manifest)
-    with new_folder(out) as folder:
+    with new_folder(out, BUNDLE) as folder:
         copy_files(bundle, folder, files)
         plans = tuple(_plan(trt, folder, manifest, each, known[each]) for each in dict.fromkeys(capabilities))
         for name in (file for plan in plans for file in plan.segments.values()):

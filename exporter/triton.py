@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import onnx
 
+from fathom.artefacts import TRITON
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.files import new_folder, write_json
@@ -45,7 +46,7 @@ def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Ba
         if claim is not None and isinstance(claim.routing, Cascade):
             raise ConfigError(f"{source}: it is certified with a cascade; certify it with another family of routings")
         files = {name: None for depth in bundle.depths for name in manifest.depths[depth].segments}
-        with new_folder(out) as folder:
+        with new_folder(out, TRITON) as folder:
             inputs = {name: _segment(folder / model_name(name), source / name, backend) for name in files}
             _router(folder / ROUTER, source, profile, inputs)
         return [ROUTER, *map(model_name, files)]

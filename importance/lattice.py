@@ -8,7 +8,6 @@ The work is cut into shards: one batch, and one choice of the first layers. Any 
 the same bits (see ``distribution``), and a shard that is done is kept when the run is interrupted.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fathom.artefacts import LATTICE, LATTICE_SHARDS, check_output, expect, lattice_shards
 from fathom.errors import ArtefactError, ConfigError
-from fathom.files import new_folder, read_json, write_bytes, write_json
+from fathom.files import new_folder, read_json, remove_folder, write_bytes, write_json
 from fathom.importance.distribution import Runner, one_after_the_other
 from fathom.importance.interface import Batch, LayeredModel
 
@@ -83,7 +83,7 @@ class Lattice:
 
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all."""
-        with new_folder(folder) as new:
+        with new_folder(folder, LATTICE) as new:
             for name in ("masks", "losses", "places"):
                 np.save(new / f"{name}.npy", getattr(self, name))
             head = {"schema_version": SCHEMA_VERSION, "layers": self.layers, "executed": self.executed}
@@ -92,6 +92,7 @@ class Lattice:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read the folder; raises ArtefactError, in one line, when it holds no whole lattice."""
+        expect(folder, LATTICE)
         about = read_json(folder / "lattice.json", kind="lattice", schema_version=SCHEMA_VERSION)
         try:
             masks, losses, places = (np.load(folder / f"{name}.npy") for name in ("masks", "losses", "places"))
@@ -198,7 +199,8 @@ def measure_lattice(
     if masks is None:
         masks = all_masks(layers)
     shards = list(_shards(model, len(batches), masks))
-    kept = out.with_name(f".{out.name}.shards")
+    check_output(out, LATTICE)
+    kept = lattice_shards(out)
     _open(kept, {"schema_version": SCHEMA_VERSION, "layers": layers, "subsets": len(masks), **about})
     missing = [shard for shard in shards if not (kept / shard.name).exists()]
     started, before = time.monotonic(), len(shards) - len(missing)
@@ -210,7 +212,7 @@ def measure_lattice(
     if not np.isfinite(lattice.losses).all():
         raise ArtefactError("the loss of some subset of layers is NaN or infinite; the model cannot be ranked")
     lattice.save(out)
-    shutil.rmtree(kept)
+    remove_folder(kept, LATTICE_SHARDS)
     return lattice
 
 
@@ -227,7 +229,7 @@ def _open(kept: Path, about: dict[str, Any]) -> None:
     """Make the folder for shards, empty unless it holds shards of the same work."""
     note = kept / "about.json"
     if not (note.exists() and read_json(note, kind="lattice", schema_version=SCHEMA_VERSION) == about):
-        shutil.rmtree(kept, ignore_errors=True)
+        remove_folder(kept, LATTICE_SHARDS)
         write_json(note, about)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fathom.artefacts import LATTICE_PLOT
 from fathom.errors import ConfigError, MissingExtraError
 from fathom.files import write_bytes
 from fathom.importance.lattice import Lattice
@@ -42,7 +43,7 @@ def plot_lattice(lattice: Lattice, ranking: LayerRanking, depths: Sequence[int],
     handles, labels = panels[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9.5)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": LATTICE_PLOT.mark})
     write_bytes(path, buffer.getvalue())
 
 

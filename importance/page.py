@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from fathom.artefacts import RANKING_PAGE
 from fathom.files import write_bytes
 from fathom.importance.layer_ranking import Grade, LayerRanking
 from fathom.importance.page_style import STYLE
@@ -48,6 +49,7 @@ def page(ranking: LayerRanking, *, lattice: "Lattice | None" = None, depths: Seq
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="generator" content="{RANKING_PAGE.mark}">
 <title>Layer importance</title>
 <style>{STYLE}</style>
 </head>

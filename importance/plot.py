@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fathom.artefacts import RANKING_PLOT
 from fathom.errors import MissingExtraError
 from fathom.files import write_bytes
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
@@ -47,7 +48,7 @@ def plot_ranking(ranking: LayerRanking, path: Path) -> None:
     _agreement(agreement, ranking)
     _titles(figure, ranking, label_inch / width, height)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": RANKING_PLOT.mark})
     write_bytes(path, buffer.getvalue())
 
 

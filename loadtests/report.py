@@ -3,14 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from fathom.artefacts import LOAD_PLOT, load_plot
 from fathom.errors import MissingExtraError
-from fathom.files import write_json
+from fathom.files import write_bytes, write_json
 
 SCHEMA_VERSION = 1
 # The replayer's own bound on open calls was reached: counted, never hidden.
@@ -99,7 +101,7 @@ class LoadReport:
     def save(self, path: Path) -> None:
         """Write the report as JSON, and beside it the plot as ``.png`` when matplotlib is installed."""
         write_json(path, self.as_dict())
-        self.plot(path.with_suffix(".png"))
+        self.plot(load_plot(path))
 
     def table(self) -> Table:
         """The report for a terminal."""
@@ -150,8 +152,9 @@ class LoadReport:
         by_percentile.set_xlabel("percentile")
         if groups:
             by_percentile.legend(loc="lower right", fontsize="small")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": LOAD_PLOT.mark})
+        write_bytes(path, buffer.getvalue())
 
 
 def summarise(

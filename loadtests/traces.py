@@ -17,6 +17,7 @@ import numpy as np
 import typer
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from fathom.artefacts import TRACE, check_outputs
 from fathom.errors import ConfigError, DataError, FathomError, MissingExtraError
 from fathom.files import write_bytes
 
@@ -211,6 +212,7 @@ def main(
     try:
         if kind not in ("poisson", "bursty"):
             raise ConfigError(f"--kind {kind}: there are poisson and bursty")
+        check_outputs((out, TRACE), inputs=[histories])
         trace = make_trace(
             read_histories(histories, seed=seed),
             kind="poisson" if kind == "poisson" else "bursty",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fathom.artefacts import REPORT_FOLDER, check_output
 from fathom.cli import main
 from fathom.commands_offline import show_ranking
 from fathom.exporter.plan import DepthPlan
@@ -137,10 +138,19 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
         assert re.search(r"error: .* nothing is certified, so it is unchanged: .*--eps$", error, re.MULTILINE)
         assert shown.count('"routing": null' if more else "not certified") == 3
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    report.mkdir()
+    (report / "notes.txt").write_text("mine")
     printed = fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--report", report)
     assert "depth 4" in printed
     assert "bounds that hold together" in printed
-    assert sorted(path.name for path in report.iterdir()) == ["routing.html", "routing.json", "routing.png"]
+    assert sorted(path.name for path in report.iterdir()) == [
+        "notes.txt",
+        "routing.html",
+        "routing.json",
+        "routing.png",
+    ]
+    check_output(report, REPORT_FOLDER)
+    assert (report / "notes.txt").read_text() == "mine"
     found = json.loads(fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--json"))
     assert [claim["depths"] for claim in found["claims"]] == [[4, 8, 12, 16]]
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from fathom.artefacts import Kind
 from fathom.stages import Stage, Stamps
+
+TEXT = Kind("a text", "a test")
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def source(tmp_path: Path) -> Path:
 
 def stage(source: Path, settings: object = None) -> Stage:
     output = source.with_name("output.txt")
-    return Stage("copy", output, lambda: output.write_text(source.read_text()) and None, [source], settings)
+    return Stage("copy", output, TEXT, lambda: output.write_text(source.read_text()) and None, [source], settings)
 
 
 def test_a_stage_is_current_after_its_run(source: Path) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fathom.artefacts import CHECKPOINT, expect
 from fathom.errors import ArtefactError
 from fathom.files import new_folder, read_json, sha256_bytes, sha256_file, write_json
 from fathom.training.model import ElasticModel, ModelConfig
@@ -59,7 +60,7 @@ class Checkpoint:
             {"id": self.item_ids, "title": self.titles, "categories": [list(names) for names in self.categories]},
             schema={"id": pl.String, "title": pl.String, "categories": pl.List(pl.String)},
         )
-        with new_folder(path) as folder:
+        with new_folder(path, CHECKPOINT) as folder:
             state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
             save_file(state, folder / WEIGHTS)
             items.write_parquet(folder / ITEMS)
@@ -75,6 +76,7 @@ class Checkpoint:
 
         Raises ArtefactError when a file is missing, changed, of another version, or not what it should be.
         """
+        expect(path, CHECKPOINT)
         config = _read_config(path)
         for name, expected in config.sha256.items():
             if not (path / name).is_file():

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from fathom.artefacts import DATASET, check_output
 from fathom.errors import DataError
 from fathom.files import new_folder, sha256_file, write_json
 from fathom.training.catalogue import SCHEMA, described, first_known, item_table
@@ -75,7 +76,7 @@ def prepare(
         options = replace(options or PrepareOptions(), path=Path(source))
         source = generic_source(Path(source))
     options = options or default_options(source)
-    _must_be_ours(out)
+    check_output(out, DATASET)
     with open_source(source, options, progress) as opened:
         events, hints, report = _read_events(opened, options, progress)
         events, removed = _filter(events, options, progress)
@@ -110,13 +111,6 @@ def k_core(users: Codes, items: Codes, k: int) -> NDArray[np.bool_]:
         if np.array_equal(smaller, kept):
             return kept
         kept = smaller
-
-
-def _must_be_ours(out: Path) -> None:
-    # An existing folder is replaced as a whole: never one that holds something else.
-    if (out / META).is_file() or not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    raise DataError(f"{out}: exists and is not a dataset; choose another folder for the output")
 
 
 def _read_events(
@@ -201,7 +195,7 @@ def _write(out: Path, events: Events, items: pl.DataFrame, meta: dict[str, Any])
     columns: dict[str, NDArray[Any]] = {"user": events.users, "item": events.items}
     if meta["has_time"] and events.order is not None:
         columns["timestamp"] = events.order // 1_000_000
-    with new_folder(out) as folder:
+    with new_folder(out, DATASET) as folder:
         pl.DataFrame(columns).write_parquet(folder / INTERACTIONS)
         items.write_parquet(folder / ITEMS)
         pl.DataFrame({"id": events.user_ids}).write_parquet(folder / USERS)

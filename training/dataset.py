@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from fathom.artefacts import DATASET, expect
 from fathom.errors import ArtefactError, DataError
 from fathom.files import read_json, sha256_file
 
@@ -122,6 +123,7 @@ class Dataset:
         Raises ArtefactError when a file is missing or is not the one that meta.json names, DataError
         when a value is missing or the files contradict each other.
         """
+        expect(path, DATASET)
         meta = read_json(path / META, kind="dataset", schema_version=SCHEMA_VERSION)
         for name in (INTERACTIONS, ITEMS, USERS):
             _check(path / name, meta.get("sha256", {}).get(name))

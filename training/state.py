@@ -3,7 +3,6 @@
 Every epoch draws its randomness from (seed, stage, epoch), so no generator's state has to be kept.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fathom.artefacts import TRAINING_STATE
 from fathom.errors import ArtefactError
-from fathom.files import new_folder, read_json, write_json
+from fathom.files import new_folder, read_json, remove_folder, write_json
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +43,7 @@ class TrainState:
 
     def save(self, path: Path) -> None:
         """Replace the folder as a whole."""
-        with new_folder(path) as folder:
+        with new_folder(path, TRAINING_STATE) as folder:
             save_file(_plain(self.weights), folder / "model.safetensors")
             save_file(_plain(self.best), folder / "best.safetensors")
             flat = {f"{index}.{name}": t for index, slots in self.optimizer.items() for name, t in slots.items()}
@@ -89,7 +89,7 @@ def load_state(path: Path, fingerprint: str) -> TrainState | None:
 
 def remove_state(path: Path) -> None:
     """Forget the state once the checkpoint is written."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_folder(path, TRAINING_STATE)
 
 
 def copy_weights(weights: Weights) -> Weights:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fathom.artefacts import CHECKPOINT, check_output, training_state
 from fathom.errors import ConfigError, DataError
 from fathom.files import sha256_bytes
 from fathom.training.batches import Batch, epoch_batches, history_batches, make_batch
@@ -81,14 +82,15 @@ def fit(
 
     An interrupted run goes on from its last whole epoch when called again with the same arguments, and ends in the
     same bits as an uninterrupted one. Raises ConfigError for settings that cannot work, DataError for data that
-    leaves nothing to train on.
+    leaves nothing to train on, OutputError for an ``out`` that may not be replaced.
     """
+    check_output(out, CHECKPOINT)
     device = pick_device(config.train.device)
     keep_freed_memory()
     with _reproducible(device):
-        checkpoint = Trainer(config, dataset, device, model, _state_path(out), progress).run()
+        checkpoint = Trainer(config, dataset, device, model, training_state(out), progress).run()
     saved = checkpoint.save(out)
-    remove_state(_state_path(out))
+    remove_state(training_state(out))
     return saved
 
 
@@ -368,10 +370,6 @@ def _some(cases: Cases, at_most: int) -> Cases:
         return cases
     rows = np.linspace(0, len(cases) - 1, at_most).astype(np.int64)
     return Cases(cases.histories.select(rows), cases.targets[rows], cases.users[rows])
-
-
-def _state_path(out: Path) -> Path:
-    return out.with_name(f".{out.name}.training")
 
 
 def _fingerprint(config: TrainConfig, dataset: Dataset, start: ElasticModel) -> str:

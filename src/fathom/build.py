@@ -6,11 +6,23 @@ All of them lie in one folder beside the bundle, and each is an artefact that th
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import ConfigError
+from fathom import artefacts
+from fathom.artefacts import (
+    BUNDLE,
+    CHECKPOINT,
+    COMPARISON,
+    DATASET,
+    EVALUATION,
+    PLANS,
+    RANKING,
+    Kind,
+    check_outputs,
+)
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.compare import compare
 from fathom.exporter.heal import heal
@@ -27,7 +39,7 @@ from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
 from fathom.training.presets import TrainConfig
-from fathom.training.sources import PrepareOptions
+from fathom.training.sources import DEFAULTS, PrepareOptions
 from fathom.training.splits import split
 from fathom.training.train import fit
 
@@ -43,6 +55,7 @@ _READING = [
     "training/rows.py",
     "training/catalogue.py",
 ]
+_HEALING, _COMPARING = ["training"], ["training", "exporter/compare.py"]
 
 
 @dataclass(frozen=True)
@@ -72,15 +85,25 @@ class Build:
 
     def run(self) -> list[str]:
         """Run every stage that is not current, in order; returns the names of those that ran."""
-        if self.bundle.resolve() == self.bundle.parent.resolve():
-            raise ConfigError(f"--out {self.bundle}: give the bundle a folder of its own, as build/ml-100k/bundle")
         stamps = Stamps(self.folder / "stages.json")
+        check_outputs(*self._outputs(stamps), inputs=self._sources())
         ran = []
         for stage in self.stages():
             if not stamps.current(stage):
                 stamps.run(stage)
                 ran.append(stage.name)
         return ran
+
+    def _outputs(self, stamps: Stamps) -> Iterator[tuple[Path, Kind]]:
+        """Everything that a build may write."""
+        yield stamps.path, artefacts.STAMPS
+        yield self.folder / "ranking.png", artefacts.RANKING_PLOT
+        yield from ((stage.output, stage.kind) for stage in self.stages())
+
+    def _sources(self) -> list[Path]:
+        """The files and folders that a build reads."""
+        named = [] if self.source in DEFAULTS else [Path(self.source)]
+        return [*named, *([self.options.path] if self.options and self.options.path else [])]
 
     def stages(self) -> list[Stage]:
         """The stages in order; a stage's settings are all that its output depends on besides its inputs and code."""
@@ -92,22 +115,22 @@ class Build:
         first = [] if self.is_prepared else [self._prepare_stage()]
         return [
             *first,
-            Stage("train", checkpoint, self._train, [data], config, ["training"]),
-            Stage("rank", ranking, self._rank, [data, checkpoint], self.users, ["training", "importance"]),
-            Stage("plan", plans, self._plan, [ranking], None, ["exporter/plan.py"]),
+            Stage("train", checkpoint, CHECKPOINT, self._train, [data], config, ["training"]),
+            Stage("rank", ranking, RANKING, self._rank, [data, checkpoint], self.users, ["training", "importance"]),
+            Stage("plan", plans, PLANS, self._plan, [ranking], None, ["exporter/plan.py"]),
             *(
-                Stage(f"heal {name}", path, self._healer(name), [data, checkpoint, plans], config, ["training"])
+                Stage(f"heal {name}", path, CHECKPOINT, self._healer(name), [data, checkpoint, plans], config, _HEALING)
                 for name, path in zip(COMPARED, healed, strict=True)
             ),
-            Stage("compare", comparison, self._compare, [data, *healed], None, ["training", "exporter/compare.py"]),
-            Stage("evaluate", evaluation, self._evaluate, measured, None, ["training"]),
-            Stage("export", self.bundle, self._export, measured, None, ["exporter", "runtime", "selector"]),
+            Stage("compare", comparison, COMPARISON, self._compare, [data, *healed], None, _COMPARING),
+            Stage("evaluate", evaluation, EVALUATION, self._evaluate, measured, None, ["training"]),
+            Stage("export", self.bundle, BUNDLE, self._export, measured, None, ["exporter", "runtime", "selector"]),
         ]
 
     def _prepare_stage(self) -> Stage:
-        given = [Path(self.source), *([self.options.path] if self.options and self.options.path else [])]
+        given = [path for path in self._sources() if path.exists()]
         settings = [self.source, asdict(self.options) if self.options else None]
-        return Stage("prepare", self.dataset, self._prepare, [p for p in given if p.exists()], settings, _READING)
+        return Stage("prepare", self.dataset, DATASET, self._prepare, given, settings, _READING)
 
     def _prepare(self) -> None:
         with Activity("prepare the data set") as activity:
@@ -133,7 +156,7 @@ class Build:
     def _plan(self) -> None:
         path, depths = self.folder / "ranking.json", self.config.model.depths
         ranking = LayerRanking.load(path)
-        with Activity("plan the depths"), new_folder(self.folder / "plans") as plans:
+        with Activity("plan the depths"), new_folder(self.folder / "plans", PLANS) as plans:
             for strategy in COMPARED:
                 DepthPlan.make(ranking, strategy, depths, ranking_sha256=sha256_file(path)).save(
                     plans / f"{strategy}.json"

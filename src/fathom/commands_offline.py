@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fathom import show
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
 from fathom.errors import ConfigError, DataError, MissingExtraError
 from fathom.show import Activity
 
@@ -30,7 +31,7 @@ SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-ret
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Data = Annotated[Path, typer.Option("--data", help="Dataset folder, made by `fathom data prepare`.")]
-Out = Annotated[Path, typer.Option(help="What to write; replaced as a whole if it exists.")]
+Out = Annotated[Path, typer.Option(help="What to write; replaced only if it is what this command wrote.")]
 Preset = Annotated[str | None, typer.Option(help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
@@ -90,6 +91,8 @@ def data_prepare(
     from fathom.training.data import prepare
     from fathom.training.sources import DEFAULTS, default_options, generic_source
 
+    read = [] if source in DEFAULTS else [Path(source)]
+    check_outputs((out, artefacts.DATASET), inputs=[*read, path, items_path])
     kind = source if source in DEFAULTS or not Path(source).exists() else generic_source(Path(source))
     options = replace(default_options(kind), **{key: value for key, value in given.items() if value is not None})
     with Activity(f"prepare {source}") as activity:
@@ -127,6 +130,7 @@ def train(
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
+    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
     config = _config(preset or DEFAULT_PRESET, settings, seed)
     with Activity("train") as activity:
         checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
@@ -155,6 +159,7 @@ def evaluate(
     from fathom.training.evaluate import evaluate_model
     from fathom.training.splits import split
 
+    check_outputs((out, artefacts.EVALUATION), inputs=[checkpoint, data])
     loaded, dataset = Checkpoint.load(checkpoint), Dataset.load(data)
     check_dataset(loaded, dataset)
     with Activity("evaluate") as activity:
@@ -210,6 +215,14 @@ def rank(
         raise ConfigError(
             "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
         )
+    check_outputs(
+        (out, artefacts.RANKING),
+        (plot, artefacts.RANKING_PLOT),
+        (page, artefacts.RANKING_PAGE),
+        (lattice, artefacts.LATTICE),
+        (lattice_plot, artefacts.LATTICE_PLOT),
+        inputs=[checkpoint, data],
+    )
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if names == ["auto"]:
         names, budget = ["all"], budget or "60s"
@@ -382,6 +395,7 @@ def plan(
         raise ConfigError("--out is missing: say where to write the plan, as --out plan.json")
     if lattice is not None and strategy != "lattice":
         raise ConfigError(f"the {strategy} plan reads no lattice; use --strategy lattice or --compare with --lattice")
+    check_outputs((out, artefacts.PLAN), inputs=[ranking, lattice])
     loaded = LayerRanking.load(ranking)
     truth = None if lattice is None else _load_lattice(lattice)
     made = DepthPlan.make(loaded, strategy, wanted, lattice=truth, metric=metric, ranking_sha256=sha256_file(ranking))
@@ -448,6 +462,7 @@ def heal(
     from fathom.training.dataset import Dataset
     from fathom.training.presets import apply_settings
 
+    check_outputs((out, artefacts.CHECKPOINT), inputs=[checkpoint, plan, data])
     loaded = Checkpoint.load(checkpoint)
     config = apply_settings(loaded.config.train, settings or [])
     with Activity("heal") as activity:
@@ -511,6 +526,7 @@ def export(
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
+    check_outputs((out, artefacts.BUNDLE), inputs=[checkpoint, data, plan, ranking])
     dataset, loaded = Dataset.load(data), Checkpoint.load(checkpoint)
     device = load_profile(profile) if profile else None
     chosen = precision or (device.precision if device else "fp32")
@@ -584,6 +600,7 @@ def certify(
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
+    check_outputs((bundle.resolve(), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=[data])
     opened, dataset = Bundle.open(bundle), Dataset.load(data)
     profiles = [load_profile(name) for name in profile or profile_names()]
     served = [tuple(depth for depth in each.depths if depth in opened.depths) for each in profiles]

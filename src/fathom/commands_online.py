@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fathom import show
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
 
 if TYPE_CHECKING:
     from fathom.client import Recommendation
@@ -105,6 +106,7 @@ def bundle_slice(
     from fathom.edge_profiles.profile import load_profile
     from fathom.exporter.slice import slice_bundle
 
+    check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
     manifest = slice_bundle(bundle, load_profile(profile), out)
     if as_json:
         show.as_json(manifest.model_dump(mode="json"))
@@ -142,6 +144,8 @@ def bundle_convert(
     from fathom.exporter.ort_format import convert_to_ort
     from fathom.exporter.triton import write_triton
 
+    kind = artefacts.TRITON if to == "triton" else artefacts.BUNDLE
+    check_outputs((out, kind), inputs=[bundle, checkpoint])
     if to == "triton":
         models = write_triton(bundle, out, load_profile(profile), backend=backend)
         if as_json:
@@ -483,6 +487,7 @@ def loadtest(
     from fathom.loadtests.replay import replay
     from fathom.loadtests.traces import Trace, make_trace, read_histories
 
+    check_outputs((out, artefacts.LOAD_REPORT), inputs=[trace])
     if trace.is_dir():
         histories = read_histories(trace, seed=seed)
         made = make_trace(

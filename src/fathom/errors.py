@@ -4,6 +4,7 @@ FathomError                     one line: what is wrong, where, what to do; the 
 ├── DataError                   interactions or a dataset folder that cannot be used
 ├── ConfigError                 an unknown key or an impossible value in settings, presets or profiles
 │   └── NotApplicableError      an importance method that cannot judge this model, or not yet
+├── OutputError                 an output path that holds, or would replace, what is not the command's own
 ├── PlanError                   a DepthPlan that the model cannot run
 ├── MissingExtraError           an optional library is not installed
 ├── ArtefactError               a stored artefact (dataset, checkpoint, ranking, plan) cannot be used
@@ -43,6 +44,10 @@ class ConfigError(FathomError):
 
 class NotApplicableError(ConfigError):
     """An importance method that cannot judge this model, or not yet."""
+
+
+class OutputError(FathomError):
+    """An output path that holds, or would replace, what is not the command's own."""
 
 
 class PlanError(FathomError):

@@ -1,5 +1,6 @@
-"""Artefacts are written whole or not at all: a temporary name, fsync, rename."""
+"""Artefacts are written whole or not at all: a temporary name, fsync, rename; nothing else is ever replaced."""
 
+import fcntl
 import hashlib
 import json
 import math
@@ -8,11 +9,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import ArtefactError
+from fathom.artefacts import Kind, check_output
+from fathom.errors import ArtefactError, OutputError
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -43,7 +45,9 @@ def _fsync(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; creates its folder."""
+    """Write a file whole or not at all; creates its folder. Raises OutputError for a link or a special file."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OutputError(f"{path}: is no regular file, and is not replaced by one; choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
     temporary = Path(name)
@@ -66,32 +70,82 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
 
-    An existing ``path`` stays as it was until then, and is replaced as a whole. What a killed process left
-    behind (``.NAME.tmp-*``) is never read by anyone and is removed by the next writer of the same name.
+    An existing ``path`` stays as it was until then, and is replaced as a whole. Raises OutputError, at the beginning
+    and once more before anything is replaced, where ``check_output`` refuses it. What a killed process left behind
+    (``.NAME.tmp-*``) is never read by anyone; the next writer of the same name removes it, and puts back an old folder
+    whose writer was killed between moving it away and putting the new one in its place.
     """
+    check_output(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp-"))
+    for left in [each for each in path.parent.iterdir() if each.name.startswith(f".{path.name}.tmp-")]:
+        _clear_left(left, path)
+    place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp-"))
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _fsync(file)
-        temporary.chmod(0o755)
+        with _locked(place):
+            (place / _WRITER).touch()
+            new = place / _NEW
+            new.mkdir()
+            new.chmod(0o755)
+            yield new
+            for file in new.rglob("*"):
+                _fsync(file)
+            _replace(path, kind, place)
+    finally:
+        _clear(place, path)
+
+
+#: In a temporary folder: the note that a writer made it, the folder that it writes, and the one that this replaces.
+_WRITER, _NEW, _OLD = "fathom-writer", "new", "old"
+
+
+def _replace(path: Path, kind: Kind, place: Path) -> None:
+    with _locked(path.parent):  # other writers of the same name wait
+        check_output(path, kind)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp-"))
-            path.rename(old / "old")
-            temporary.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(path)
+            path.rename(place / _OLD)
+        (place / _NEW).rename(path)
         _fsync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+def _clear_left(place: Path, path: Path) -> None:
+    """Clear what a killed writer of ``path`` left, and nothing that a writer at work or anybody else has made."""
+    if not place.is_symlink() and {each.name for each in place.glob("*")} - {_NEW, _OLD} == {_WRITER}:
+        with suppress(OSError), _locked(place, wait=False):
+            _clear(place, path)
+
+
+def _clear(place: Path, path: Path) -> None:
+    """Remove a writer's temporary folder; an old folder that was moved there and not replaced goes back."""
+    if (place / _OLD).exists() and (place / _NEW).exists():
+        if os.path.lexists(path):
+            return  # Whoever made it did so meanwhile, and two folders cannot have one name: both stay.
+        (place / _OLD).rename(path)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process; without ``wait``, raise OSError when it cannot be had."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not wait:
+                raise
+            # Some network filesystems have no such locks: a writer goes on without, and nobody clears its folder.
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_folder(path: Path, kind: Kind) -> None:
+    """Remove a folder of this kind; what Fathom did not write stays, and so does the folder around it."""
+    if not path.is_symlink() and kind.is_at(path) and kind.foreign(path) is None:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def parse_json(data: bytes) -> Any:
@@ -135,9 +189,11 @@ def read_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{path}: no {kind} here") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path}: not a {kind}: {error}") from None
     found = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(found, int):

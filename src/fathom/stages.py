@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fathom.artefacts import Kind
 from fathom.files import sha256_bytes, sha256_file, sha256_tree, write_json
 
 PACKAGE = Path(__file__).parent
@@ -15,10 +16,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: ``run`` writes ``output`` (file or folder) from ``inputs``, ``settings`` and ``code``."""
+    """One step: ``run`` writes ``output``, of this ``kind``, from ``inputs``, ``settings`` and ``code``."""
 
     name: str
     output: Path
+    kind: Kind
     run: Callable[[], None]
     inputs: Sequence[Path] = ()
     settings: Any = None

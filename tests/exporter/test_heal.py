@@ -53,7 +53,7 @@ def test_greedy_and_lattice_plans_are_healed_compared_and_exported_as_whole_engi
     ranking = make_ranking([0, 1, 2, 3], greedy=[2, 0, 3, 1], checkpoint=small.sha256)
     strategies: tuple[Strategy, ...] = ("greedy", "lattice")
     plans = {name: DepthPlan.make(ranking, name, (2, 4), lattice=lattice) for name in strategies}
-    healed = {name: heal(small, plan, dataset, out=tmp_path / name) for name, plan in plans.items()}
+    healed = {name: heal(small, plan, dataset, out=tmp_path / "healed" / name) for name, plan in plans.items()}
     found = compare({"prefix": small, **healed}, dataset)
     assert set(found.evidence) == {"prefix", "greedy", "lattice"}
     engines = export_segments(healed["greedy"].model)  # equal paths were healed to equal weights: tracing one is enough

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.errors import ConfigError, DataError
+from fathom.errors import ConfigError, DataError, OutputError
 from fathom.training import readers
 from fathom.training.data import PrepareOptions, default_options, k_core, prepare
 from fathom.training.dataset import Dataset
@@ -143,7 +143,7 @@ def test_a_failed_prepare_keeps_the_dataset_that_was_there(tmp_path: Path) -> No
 
 def test_a_folder_that_is_not_a_dataset_is_never_replaced(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", EVENTS)
-    with pytest.raises(DataError, match="exists and is not a dataset"):
+    with pytest.raises(OutputError, match="exists and is not a dataset"):
         prepare(str(path), tmp_path)
     assert path.exists()
     (tmp_path / "empty").mkdir()
