@@ -19,7 +19,7 @@ from fathom.runtime.engine import Engine
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.query import Answer, Query, Timing
 from fathom.runtime.retriever import BLOCK_ITEMS, FlatRetriever, Indices, ItemFilter
-from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Starts
+from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Owner, Starts
 from fathom.runtime.router import Monitor, Policy, Router
 from fathom.runtime.runner import COMPARED_ITEMS, Gate, Result, Runner, Work, typical
 from fathom.selector.features import Features
@@ -155,9 +155,13 @@ class Pipeline:
         """Histories that are remembered, and the bytes that they take."""
         return (0, 0) if self._memory is None else (len(self._memory), self._memory.nbytes)
 
-    def forget(self) -> None:
-        """Remember no history any more, nor those that are being answered."""
-        if self._memory is not None:
+    def forget(self, owner: Owner | None = None) -> None:
+        """Remember no history of this owner any more; of nobody when None, nor those that are being answered."""
+        if self._memory is None:
+            return
+        if owner is not None:
+            self._memory.forget(owner)
+        else:
             self._memory = Memory(self._memory.most_bytes)
 
     def admit(self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float, client: str) -> None:
@@ -201,7 +205,7 @@ class Pipeline:
             raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
         ids, times = items + 1, timestamps if self._uses_timestamps else None
         memory = self._memory
-        starts = NO_STARTS if memory is None else memory.starts(ids, times)
+        starts = NO_STARTS if memory is None else memory.starts(ids, times, query.owner)
         decision, gate, probe = self._select(query, items, timestamps, starts, batcher, start_s)
         start = NOTHING if gate else starts.at(decision.depth)
         work = Work(ids, times, query.k, self._filter(query, seen), gate, start)
@@ -216,7 +220,7 @@ class Pipeline:
             probe=probe,
         )
         if memory is not None and result.user is not None and result.kept is not None:
-            memory.put(ids, times, result.user, result.kept)
+            memory.put(ids, times, result.user, result.kept, query.owner)
         if gate is not None:
             decision = replace(decision, depth=result.depth, why=f"depth {result.depth}, {decision.why}")
         self._sample(query, work, decision, result)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.runtime.retriever import Indices, Scores
-from fathom.runtime.reuse import Reused
+from fathom.runtime.reuse import Owner, Reused
 from fathom.selector.policy import Decision
 
 
@@ -20,7 +20,8 @@ class Query:
     None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
-    ``checked``: all indices are int64 arrays and known to be in the catalogue.
+    ``checked``: all indices are int64 arrays and known to be in the catalogue. ``owner``: whose history it is, where
+    that is known.
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -35,6 +36,7 @@ class Query:
     include_seen: bool = False
     client: str = ""
     checked: bool = False
+    owner: Owner | None = None
 
     @property
     def is_filtered(self) -> bool:

@@ -1,8 +1,9 @@
 """What the pipeline remembers of the histories it has answered, so that a returning one costs only what is new."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,44 @@ Reused = Literal["nothing", "prefix", "layers", "vector"]
 #: Items that a history may have more than a remembered one.
 MOST_NEW = 4
 #: Bytes of an entry besides its arrays and its key, roughly.
-OVERHEAD = 600
+OVERHEAD = 800
+
+
+class Owner:
+    """A user whose histories are remembered; nothing more is, once ``forgotten``."""
+
+    __slots__ = ("__weakref__", "forgotten")
+
+    def __init__(self) -> None:
+        self.forgotten = False
+
+
+class Owners:
+    """The owners of what is remembered or being answered, by name; one of nothing is not known either."""
+
+    def __init__(self) -> None:
+        self._owners: WeakValueDictionary[str, Owner] = WeakValueDictionary()
+
+    def of(self, name: str) -> Owner:
+        """The owner of this name: the same one until it is forgotten."""
+        return self._owners.setdefault(name, Owner())
+
+    def forget(self, name: str) -> Owner | None:
+        """Let what is being answered leave nothing behind; what is remembered is for ``Memory.forget``."""
+        owner = self._owners.pop(name, None)
+        if owner is not None:
+            owner.forgotten = True
+        return owner
 
 
 @dataclass(slots=True)
 class _Entry:
-    """One history: its user vectors by depth, and what is kept of it."""
+    """One history: its user vectors by depth, what is kept of it, and whose it is, where that is known."""
 
     users: dict[int, NDArray[np.float32]]
     kept: Kept
     nbytes: int = 0
+    owners: set[Owner] = field(default_factory=set)
 
 
 class Start(NamedTuple):
@@ -55,18 +84,30 @@ class Memory:
         """Histories in it."""
         return len(self._entries)
 
-    def starts(self, ids: Ids, timestamps: Ids | None) -> "Starts":
-        """What is remembered of a history and of those that it grew from by at most MOST_NEW items."""
+    def starts(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None) -> "Starts":
+        """What is remembered of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items."""
         found = []
         for new in range(min(MOST_NEW + 1, len(ids))):
             key = _key(ids[: len(ids) - new], timestamps)
             if key in self._entries:
                 self._entries.move_to_end(key)
-                found.append((new, self._entries[key]))
+                entry = self._entries[key]
+                found.append((new, entry))
+                if new == 0 and owner is not None:
+                    entry.owners.add(owner)
         return Starts(found)
 
-    def put(self, ids: Ids, timestamps: Ids | None, user: NDArray[np.float32], kept: Kept) -> None:
-        """Remember a history that was answered at ``kept.depth``."""
+    def put(
+        self,
+        ids: Ids,
+        timestamps: Ids | None,
+        user: NDArray[np.float32],
+        kept: Kept,
+        owner: Owner | None = None,
+    ) -> None:
+        """Remember a history that was answered at ``kept.depth``, unless its owner has been forgotten meanwhile."""
+        if owner is not None and owner.forgotten:
+            return
         key = _key(ids, timestamps)
         entry = self._entries.pop(key, None)
         if entry is None:
@@ -76,6 +117,8 @@ class Memory:
         if kept.depth >= entry.kept.depth:
             entry.kept = kept
         entry.users[kept.depth] = user
+        if owner is not None:
+            entry.owners.add(owner)
         vectors = sum(each.nbytes for each in entry.users.values())
         entry.nbytes = entry.kept.nbytes + vectors + len(key) + OVERHEAD
         self._entries[key] = entry
@@ -83,6 +126,11 @@ class Memory:
         while self.nbytes > self.most_bytes:
             _, oldest = self._entries.popitem(last=False)
             self.nbytes -= oldest.nbytes
+
+    def forget(self, owner: Owner) -> None:
+        """Remember no history of this owner any more."""
+        for key in [key for key, entry in self._entries.items() if owner in entry.owners]:
+            self.nbytes -= self._entries.pop(key).nbytes
 
 
 class Starts(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fathom.errors import ConfigError, FathomError, InvalidRequestError, NotFoundError
 from fathom.runtime.bundle import read_manifest
+from fathom.runtime.reuse import Owners
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import echo
 from fathom.serving.deployment import Deployment, MakeEngine
@@ -44,6 +45,8 @@ class Bundles:
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        #: Users whose histories are remembered, by the digest of their ids.
+        self.owners = Owners()
         #: Called when a bundle that was exchanged is closed.
         self.on_retired: Callable[[], None] = lambda: None
 
@@ -87,10 +90,12 @@ class Bundles:
                 raise NotFoundError(f"bundle {echo(name)} is not in the repository; it has {', '.join(sorted(found))}")
             return [await self._renew(each, path) for each, path in found.items() if name in ("", each)]
 
-    def forget(self) -> None:
-        """Remember no history any more. What is remembered is known by its items, not by whose they are."""
-        for deployment in self._serving.values():
-            deployment.pipeline.forget()
+    def forget(self, name: str = "") -> None:
+        """Remember no history of this owner any more; of nobody when there is no name."""
+        owner = self.owners.forget(name)
+        if owner is not None or not name:
+            for deployment in self._serving.values():
+                deployment.pipeline.forget(owner)
 
     async def close(self) -> None:
         """Stop at once."""

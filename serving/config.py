@@ -65,6 +65,15 @@ class ServerSettings(BaseModel):
     )
     history_max_events: int = Field(default=1_000, ge=1, le=10_000, description="events kept of a user, the newest")
     history_days: int | None = Field(default=None, ge=1, description="events that are older are forgotten")
+    history_ahead_s: int = Field(
+        default=86_400, ge=0, le=31_536_000, description="how far ahead of the server's clock an event may be dated"
+    )
+    history_tombstone_days: int = Field(
+        default=7, ge=1, le=3_650, description="how long late events of a deleted user are recognised"
+    )
+    history_memory_mb: int = Field(
+        default=256, ge=16, le=1_000_000, description="memory for the histories of `memory`; the rest is dropped"
+    )
     reuse_mb: float | None = Field(
         default=None,
         ge=0,

@@ -16,6 +16,7 @@ from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.query import Answer, Query
+from fathom.runtime.reuse import Owner
 from fathom.selector.policy import DepthReason
 from fathom.serving.history import Event
 
@@ -50,10 +51,13 @@ class Converter:
         self._profiles = {**profiles, "": default_profile}
         self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, self._ids, self._titles))
 
-    def query(self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "") -> tuple[Query, int]:
+    def query(
+        self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "", owner: Owner | None = None
+    ) -> tuple[Query, int]:
         """The Query of a client's request, and the number of unknown items in its history.
 
-        ``deadline_s``: on the clock of ``time.monotonic``. Raises InvalidRequestError or NotFoundError.
+        ``deadline_s``: on the clock of ``time.monotonic``. ``owner``: whose history it is, where that is known. Raises
+        InvalidRequestError or NotFoundError.
         """
         if request.request_id:
             _check_id("request_id", request.request_id)
@@ -67,6 +71,7 @@ class Converter:
             deadline_s=deadline_s,
             client=client,
             checked=True,
+            owner=owner,
         )
         if not request.HasField("filter"):
             return query, unknown

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import fathom
 from fathom.serving.deployment import Deployment
+from fathom.serving.history import HistoryStore
+from fathom.serving.history_memory import MemoryHistory
 from fathom.serving.metrics import Reading
 
 _FEEDBACK = (
@@ -15,9 +17,13 @@ _FEEDBACK = (
 )
 
 
-def readings(deployments: Iterable[Deployment], in_flight: int) -> Iterator[Reading]:
+def readings(deployments: Iterable[Deployment], in_flight: int, history: HistoryStore | None) -> Iterator[Reading]:
     """The gauges of docs/operating.md; those about feedback where a bundle's own profile is certified."""
     yield Reading("fathom_in_flight", "Calls being answered.", {}, in_flight)
+    if isinstance(history, MemoryHistory):
+        yield Reading("fathom_history_users", "Users whose histories are in memory.", {}, len(history))
+        yield Reading("fathom_history_bytes", "Memory that they take, roughly.", {}, history.nbytes)
+        yield Reading("fathom_history_evicted_users", "Users who were dropped to make room.", {}, history.evicted)
     served = list(deployments)
     for each in served:
         manifest = each.bundle.manifest

@@ -2,13 +2,14 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from fathom.errors import ConfigError, UnavailableError
-from fathom.serving.history import Event, Retention
+from fathom.errors import ConfigError, OverloadError, UnavailableError
+from fathom.serving.history import SWEEP_AT_ONCE, Appended, Event, Faults, Retention, digest_of
 
 BUSY_MS = 5_000
 
@@ -22,11 +23,30 @@ CREATE TABLE IF NOT EXISTS events (
     UNIQUE (user, event)
 );
 CREATE INDEX IF NOT EXISTS newest ON events (user, timestamp, arrival);
+CREATE TABLE IF NOT EXISTS tombstones (user TEXT PRIMARY KEY, at INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS due ON tombstones (at);
 """
+# Only a sweep needs it.
+_BY_AGE = "CREATE INDEX IF NOT EXISTS age ON events (timestamp)"
+_READ = """
+SELECT event, item, timestamp FROM events WHERE user = ? AND timestamp BETWEEN ? AND ?
+ORDER BY timestamp DESC, arrival DESC LIMIT ?
+"""
+_INSERT = "INSERT OR IGNORE INTO events (user, event, item, timestamp) VALUES (?, ?, ?, ?)"
+# Too old, or dated too far ahead: stored when the clock or the limits were others.
+_UNHIDE = "DELETE FROM events WHERE user = ? AND event = ? AND timestamp NOT BETWEEN ? AND ?"
 _TRIM = """
 DELETE FROM events WHERE user = ?1 AND (timestamp < ?2 OR arrival NOT IN
-    (SELECT arrival FROM events WHERE user = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT ?3))
+    (SELECT arrival FROM events WHERE user = ?1 ORDER BY timestamp > ?3, timestamp DESC, arrival DESC LIMIT ?4))
 """
+_BURY = """
+INSERT INTO tombstones VALUES (?, ?, ?)
+ON CONFLICT (user) DO UPDATE SET at = excluded.at, last = max(last, excluded.last)
+"""
+_SWEEP_EVENTS = "DELETE FROM events WHERE arrival IN (SELECT arrival FROM events WHERE timestamp < ? LIMIT ?)"
+_SWEEP_TOMBSTONES = "DELETE FROM tombstones WHERE user IN (SELECT user FROM tombstones WHERE at <= ? LIMIT ?)"
+#: What SQLite says where the disk, a quota or a limit on the file's size lets it write no more.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 Result = TypeVar("Result")
 
@@ -34,7 +54,11 @@ Result = TypeVar("Result")
 class _Append(NamedTuple):
     user_id: str
     events: Sequence[Event]
-    done: "asyncio.Future[int]"
+    done: "asyncio.Future[Appended]"
+
+
+class _Lost(Exception):
+    """The file is not the one that was opened any more."""
 
 
 class SqliteHistory:
@@ -51,15 +75,21 @@ class SqliteHistory:
         self._reader = ThreadPoolExecutor(1, "fathom-history-reader")
         self._waiting: list[_Append] = []
         self._writing: asyncio.Task[None] | None = None
+        self._faults = Faults()
+        self._lost = False
         try:
             self._write = self._connect()
             self._write.executescript(_SCHEMA)
+            if retention.max_age_days is not None:
+                self._write.execute(_BY_AGE)
             self._read = self._connect()
-        except sqlite3.Error as error:
+            self._file = path.stat()
+        except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
 
-    async def append(self, user_id: str, events: Sequence[Event]) -> int:
+    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
         """See HistoryStore."""
+        self._retention.check(events)
         append = _Append(user_id, events, asyncio.get_running_loop().create_future())
         self._waiting.append(append)
         if self._writing is None:
@@ -70,12 +100,9 @@ class SqliteHistory:
         """See HistoryStore."""
 
         def newest() -> list[Event]:
-            found = self._read.execute(
-                "SELECT event, item, timestamp FROM events WHERE user = ? AND timestamp >= ?"
-                " ORDER BY timestamp DESC, arrival DESC LIMIT ?",
-                (user_id, self._retention.oldest, self._retention.max_events),
-            )
-            return [Event(*row) for row in found][::-1]
+            retention = self._retention
+            window = user_id, retention.oldest, retention.latest, retention.max_events
+            return [Event(*row) for row in self._read.execute(_READ, window) if self._is_event(row)][::-1]
 
         return await self._run(self._reader, newest)
 
@@ -83,14 +110,26 @@ class SqliteHistory:
         """See HistoryStore."""
 
         def forget() -> int:
-            count = self._write.execute("DELETE FROM events WHERE user = ?", (user_id,)).rowcount
-            # Deleted rows are overwritten in the file (secure_delete); this empties the log that they came through.
-            busy, *_ = self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if busy:
+            now, latest = self._retention.now, self._retention.latest
+            newest = "SELECT max(timestamp) FROM events WHERE user = ? AND timestamp <= ?"
+            with self._transaction():
+                (last,) = self._write.execute(newest, (user_id, latest)).fetchone()
+                count = self._write.execute("DELETE FROM events WHERE user = ?", (user_id,)).rowcount
+                self._write.execute(_BURY, (digest_of(user_id), now, max(now, last or 0)))
+            if not self._empty_log():
                 raise sqlite3.OperationalError("another process is reading what was deleted")
             return count
 
         return await self._run(self._writer, forget)
+
+    async def sweep(self) -> int:
+        """See HistoryStore."""
+        retention = self._retention
+        oldest, due = retention.oldest, retention.now - retention.tombstone_s
+        events = 0 if retention.max_age_days is None else await self._sweep(_SWEEP_EVENTS, oldest)
+        if await self._sweep(_SWEEP_TOMBSTONES, due) or events:
+            await self._run(self._writer, self._empty_log)
+        return events
 
     async def close(self) -> None:
         """See HistoryStore."""
@@ -99,10 +138,18 @@ class SqliteHistory:
             connection.close()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        # A statement that is kept would keep the last id that it was asked for.
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=0)
         for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
+
+    def _is_event(self, row: tuple[object, object, object]) -> bool:
+        """SQLite would also store something else in these columns."""
+        is_event = tuple(map(type, row)) == (str, str, int)
+        if not is_event:
+            self._faults.foreign_event(str(self._path))
+        return is_event
 
     async def _write_all(self) -> None:
         """Until none waits: all that wait, in one transaction."""
@@ -110,7 +157,7 @@ class SqliteHistory:
             batch, self._waiting = self._waiting, []
             try:
                 counts = await self._run(self._writer, lambda batch=batch: self._commit(batch))  # type: ignore[misc]
-            except UnavailableError as error:
+            except (UnavailableError, OverloadError) as error:
                 for append in batch:
                     if not append.done.done():
                         append.done.set_exception(error)
@@ -120,24 +167,103 @@ class SqliteHistory:
                     append.done.set_result(count)
         self._writing = None
 
-    def _commit(self, batch: Sequence[_Append]) -> list[int]:
-        oldest, most = self._retention.oldest, self._retention.max_events
-        counts = []
+    def _commit(self, batch: Sequence[_Append]) -> list[Appended]:
+        with self._transaction():
+            return [self._add(user_id, events) for user_id, events, _ in batch]
+
+    def _add(self, user_id: str, events: Sequence[Event]) -> Appended:
+        retention = self._retention
+        oldest, latest = retention.oldest, retention.latest
+        last = self._deleted_until(user_id)
+        later = [each for each in events if each.timestamp > last]
+        rows = [(user_id, *each) for each in later if each.timestamp >= oldest]
+        if self._holds_hidden(user_id, oldest, latest):
+            self._write.executemany(_UNHIDE, [(user_id, event, oldest, latest) for _, event, _, _ in rows])
+        (arrival,) = self._write.execute("SELECT coalesce(max(arrival), 0) FROM events").fetchone()
+        new = self._write.executemany(_INSERT, rows).rowcount if rows else 0
+        self._write.execute(_TRIM, (user_id, oldest, latest, retention.max_events))
+        kept = "SELECT count(*) FROM events WHERE user = ? AND arrival > ?"
+        (added,) = self._write.execute(kept, (user_id, arrival)).fetchone()
+        return Appended(
+            added,
+            known=len(rows) - new,
+            too_old=len(later) - len(rows) + new - added,
+            before_deletion=len(events) - len(later),
+        )
+
+    def _holds_hidden(self, user_id: str, oldest: int, latest: int) -> bool:
+        hidden = "SELECT 1 FROM events WHERE user = ?1 AND timestamp < ?2 UNION ALL " + (
+            "SELECT 1 FROM events WHERE user = ?1 AND timestamp > ?3 LIMIT 1"
+        )
+        return self._write.execute(hidden, (user_id, oldest, latest)).fetchone() is not None
+
+    def _deleted_until(self, user_id: str) -> int:
+        """Events up to this time are from before the user was deleted; -1 where that is unknown, or long ago."""
+        alive = digest_of(user_id), self._retention.now - self._retention.tombstone_s
+        row = self._write.execute("SELECT last FROM tombstones WHERE user = ? AND at > ?", alive).fetchone()
+        return row[0] if row else -1
+
+    async def _sweep(self, statement: str, before: int) -> int:
+        """Run a deletion in small parts, so that appends get their turn between them; returns the number of rows."""
+        removed = 0
+        while True:
+            count = await self._run(
+                self._writer, lambda: self._write.execute(statement, (before, SWEEP_AT_ONCE)).rowcount
+            )
+            removed += count
+            if count < SWEEP_AT_ONCE:
+                return removed
+
+    def _empty_log(self) -> bool:
+        """Empty the log that deleted rows came through; in the file itself they are overwritten (secure_delete).
+
+        False where another process is just reading it.
+        """
+        busy, *_ = self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         self._write.execute("BEGIN IMMEDIATE")
         try:
-            for user_id, events, _ in batch:
-                rows = [(user_id, *event) for event in events]
-                insert = "INSERT OR IGNORE INTO events (user, event, item, timestamp) VALUES (?, ?, ?, ?)"
-                counts.append(self._write.executemany(insert, rows).rowcount)
-                self._write.execute(_TRIM, (user_id, oldest, most))
+            yield
             self._write.execute("COMMIT")
         except BaseException:
-            self._write.execute("ROLLBACK")
+            # A full disk may have ended it already; what matters is the first error.
+            with suppress(sqlite3.Error):
+                self._write.execute("ROLLBACK")
             raise
-        return counts
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+        def guarded() -> Result:
+            self._check_file()
+            return work()
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, work)
+            return await asyncio.get_running_loop().run_in_executor(pool, guarded)
         except sqlite3.Error as error:
-            raise UnavailableError(f"histories cannot be reached ({error}); send item_ids, or try again") from None
+            if error.sqlite_errorcode in _FULL:
+                raise self._faults.full(f"{self._path}: {error}") from None
+            raise self._faults.unreachable(f"{self._path}: {error}") from None
+        except OSError as error:
+            raise self._faults.unreachable(error) from None
+        except _Lost:
+            raise self._faults.unreachable(
+                f"{self._path} was deleted, replaced or emptied while it was open; stop the server, restore the file"
+                " (or remove what is left of it, to begin anew), and start the server again"
+            ) from None
+
+    def _check_file(self) -> None:
+        """Raise _Lost where others would no longer find in the file what is read and written here.
+
+        Once lost, the file stays so: what has taken its place does not fit what SQLite remembers of it.
+        """
+        if not self._lost:
+            try:
+                now = self._path.stat()
+            except FileNotFoundError:
+                self._lost = True
+            else:
+                self._lost = not now.st_size or (now.st_dev, now.st_ino) != (self._file.st_dev, self._file.st_ino)
+        if self._lost:
+            raise _Lost

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import queue
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -60,3 +62,19 @@ def logging_to(
         logger.setLevel(before[0])
         logger.propagate = before[1]
         listener.stop()
+
+
+class Seldom:
+    """Warnings that any number of requests may cause: each is logged at most once in ``every_s`` seconds."""
+
+    def __init__(self, name: str, every_s: float = 60.0) -> None:
+        self._log = logging.getLogger(name)
+        self._every_s = every_s
+        self._next_s: dict[str, float] = {}
+
+    def warning(self, text: str, *arguments: object) -> None:
+        """Log it, unless the same text (whatever its arguments) was logged just now."""
+        now_s = time.monotonic()
+        if now_s >= self._next_s.get(text, -math.inf):
+            self._next_s[text] = now_s + self._every_s
+            self._log.warning(text, *arguments)

@@ -10,13 +10,13 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from fathom.errors import ConfigError, FathomError
+from fathom.errors import ConfigError, FathomError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
@@ -28,13 +28,13 @@ from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
-from fathom.serving.history import Retention, open_history
+from fathom.serving.history import HistoryStore, Retention, open_history
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
-from fathom.serving.service import RecommenderService
-from fathom.serving.workers import supervise
+from fathom.serving.service import RecommenderService, TellWorkers
+from fathom.serving.workers import Peers, supervise
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 # After the drain only answers on the wire and health watchers are left.
@@ -43,6 +43,7 @@ LAST_WORDS_S = 0.5
 HEALTH_EVERY_S = 1.0
 # Calls that gRPC holds for us, for each request that may wait for the engine.
 BACKLOG_PER_QUEUE = 10
+SWEEP_EVERY_S = 60.0
 
 log = logging.getLogger("fathom.serving")
 
@@ -51,8 +52,7 @@ class Server:
     """A gRPC server over a bundle or a repository; ``async with`` closes it at once, ``drain`` first lets calls finish.
 
     Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
-    with other processes. ``on_reload``: called with the name (empty for all) after each Reload call; ``on_forget``:
-    after each DeleteUser call.
+    with other processes. ``tell_workers``: called after each Reload and DeleteUser.
     """
 
     def __init__(
@@ -62,13 +62,11 @@ class Server:
         *,
         make_engine: MakeEngine | None = None,
         shares_port: bool = False,
-        on_reload: Callable[[str], None] = lambda _: None,
-        on_forget: Callable[[], None] = lambda: None,
+        tell_workers: TellWorkers | None = None,
     ) -> None:
         self._settings = settings
         self._shares_port = shares_port
-        self._on_reload = on_reload
-        self._on_forget = on_forget
+        self._tell_workers = tell_workers or _alone
         self._gate = Gate()
         self._metrics = Metrics(shown=settings.metrics_port is not None)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
@@ -79,8 +77,9 @@ class Server:
             return open_engine(bundle, threads=threads, extends=extends, device=settings.device)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
-        self._history = open_history(settings.history, Retention(settings.history_max_events, settings.history_days))
-        self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight))
+        self._history = open_history(settings.history, _retention(settings))
+        self._sweeping: asyncio.Task[None] | None = None
+        self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
         self._grpc: grpc.aio.Server | None = None
         self._metrics_http: MetricsServer | None = None
         self._engines_answer = True
@@ -103,6 +102,8 @@ class Server:
             host, port = self._settings.host, self._settings.metrics_port
             self._metrics_http = MetricsServer(self._metrics, host, port, lambda: self.state).start()
         await self.bundles.start()
+        if self._history:
+            self._sweeping = asyncio.create_task(_sweep(self._history))
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_engines())
@@ -128,6 +129,8 @@ class Server:
         if self._grpc:
             await self._grpc.stop(None)
         await self.bundles.close()
+        if self._sweeping:
+            self._sweeping.cancel()
         if self._history:
             await self._history.close()
         if self._metrics_http:
@@ -182,8 +185,7 @@ class Server:
             gate=self._gate,
             metrics=self._metrics,
             stream_in_flight=self._settings.stream_in_flight,
-            on_reload=self._on_reload,
-            on_forget=self._on_forget,
+            tell_workers=self._tell_workers,
         )
 
     async def _watch_engines(self) -> None:
@@ -255,35 +257,30 @@ async def _serve(
 
     reloads: set[asyncio.Task[None]] = set()
 
-    def heard(pipe: Connection, server: Server) -> None:
+    def heard(peers: Peers, server: Server) -> None:
         try:
-            what, name = pipe.recv()
-        except EOFError:
+            told = peers.hear()
+        except (EOFError, OSError):
             stopped("the parent has let go")
             return
-        if what == "forget":
-            server.bundles.forget()
+        if told is None:
             return
-        task = asyncio.create_task(_reload(server, name))
+        if told.what == "forget":
+            server.bundles.forget(told.name)
+            return
+        task = asyncio.create_task(_reload(server, told.name))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
     for number in signals:
         loop.add_signal_handler(number, stopped, number.name)
 
-    def tell(what: Literal["reload", "forget"], name: str = "") -> None:
-        if pipe:
-            pipe.send((what, name))
-
+    peers = Peers(pipe, settings.workers - 1) if pipe else None
     async with Server(
-        settings,
-        bundle_path,
-        shares_port=pipe is not None,
-        on_reload=lambda name: tell("reload", name),
-        on_forget=lambda: tell("forget"),
+        settings, bundle_path, shares_port=pipe is not None, tell_workers=peers.tell if peers else None
     ) as server:
-        if pipe:
-            loop.add_reader(pipe.fileno(), heard, pipe, server)
+        if pipe and peers:
+            loop.add_reader(pipe.fileno(), heard, peers, server)
         server.bundles.on_retired = tidy
         info = await server.start()
         tidy()
@@ -300,6 +297,30 @@ async def _reload(server: Server, name: str) -> None:
         await server.bundles.reload(name)
     except FathomError as error:
         log.error("cannot reload: %s", error)
+
+
+def _retention(settings: ServerSettings) -> Retention:
+    return Retention(
+        max_events=settings.history_max_events,
+        max_age_days=settings.history_days,
+        max_ahead_s=settings.history_ahead_s,
+        tombstone_days=settings.history_tombstone_days,
+        memory_mb=settings.history_memory_mb,
+    )
+
+
+async def _sweep(history: HistoryStore) -> None:
+    while True:
+        # The store has logged what keeps it from being swept; so does the next request that needs it.
+        with suppress(RequestError):
+            if removed := await history.sweep():
+                log.info("removed %d events that are older than history_days", removed)
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+
+async def _alone(what: str, name: str) -> int:  # noqa: ARG001
+    """There are no other workers to be told, so none is behind."""
+    return 0
 
 
 def _print(info: ServerInfo) -> None:

@@ -7,8 +7,8 @@ request in a batch or stream into its RecommendError.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeVar
 
 import grpc
 
@@ -18,9 +18,14 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.bundles import Bundles, Reloaded
 from fathom.serving.convert import LARGEST_BATCH, client_of, deadline_of, events_of, use_history, user_of
 from fathom.serving.gate import Gate
-from fathom.serving.history import HistoryStore
+from fathom.serving.history import Appended, HistoryStore, digest_of
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
+
+#: Lets the other workers follow: ("reload", name of the bundle or "") or ("forget", digest of the user's id). Returns
+#: how many have not answered in time.
+TellWorkers = Callable[[Literal["reload", "forget"], str], Awaitable[int]]
+Result = TypeVar("Result")
 
 log = logging.getLogger("fathom.serving")
 
@@ -36,17 +41,15 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         gate: Gate,
         metrics: Metrics,
         stream_in_flight: int,
-        on_reload: Callable[[str], None],
-        on_forget: Callable[[], None],
+        tell_workers: TellWorkers,
     ) -> None:
         self._bundles = bundles
         self._history = history
         self._gate = gate
         self._metrics = metrics
         self._stream_in_flight = stream_in_flight
-        self._on_reload = on_reload
-        self._on_forget = on_forget
-        self._reloads: set[asyncio.Task[list[Reloaded]]] = set()
+        self._tell_workers = tell_workers
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def Recommend(self, request: pb.RecommendRequest, context: Any) -> bytes:
         """One history in, the k best items out: an encoded RecommendResponse."""
@@ -105,7 +108,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def AppendEvents(self, request: pb.AppendEventsRequest, context: Any) -> pb.AppendEventsResponse:  # noqa: ARG002
         """Add events to what is known of a user."""
         with self._gate:
-            return pb.AppendEventsResponse(appended=await self._append(request))
+            return _appended(await self._append(request))
 
     async def AppendEventStream(
         self,
@@ -113,19 +116,17 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         context: Any,  # noqa: ARG002
     ) -> pb.AppendEventsResponse:
         """The same for many messages."""
+        total = Appended()
         with self._gate:
             async with self._gate.until_closing():
-                return pb.AppendEventsResponse(appended=sum([await self._append(each) async for each in requests]))
+                async for each in requests:
+                    total += await self._append(each)
+            return _appended(total)
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
-        """Forget a user."""
+        """Forget a user; goes on to its end even if the caller does not wait for it."""
         with self._gate:
-            history, user_id = self._known(), user_of(request)
-            with self._metrics.using_history("delete"):
-                deleted = await history.delete(user_id)
-            self._bundles.forget()
-            self._on_forget()
-            return pb.DeleteUserResponse(deleted=deleted)
+            return await self._to_its_end(self._delete(self._known(), user_of(request)))
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
@@ -138,37 +139,45 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadResponse:  # noqa: ARG002
         """Serve the newest bundles; goes on to its end even if the caller does not wait for it."""
         with self._gate:
-            task = asyncio.create_task(self._reload(request.bundle))
-            self._reloads.add(task)
-            task.add_done_callback(self._reloads.discard)
-            reloaded = await asyncio.shield(task)
-            return pb.ReloadResponse(
-                bundles=[
-                    pb.Reloaded(bundle=each.name, version=each.version, previous=each.previous, error=each.error)
-                    for each in reloaded
-                ]
-            )
+            return await self._to_its_end(self._reload(request.bundle))
 
-    async def _reload(self, name: str) -> list[Reloaded]:
+    async def _reload(self, name: str) -> pb.ReloadResponse:
         reloaded = await self._bundles.reload(name)
-        self._on_reload(name)
-        return reloaded
+        return pb.ReloadResponse(
+            bundles=map(_reloaded, reloaded), workers_behind=await self._tell_workers("reload", name)
+        )
+
+    async def _delete(self, history: HistoryStore, user_id: str) -> pb.DeleteUserResponse:
+        with self._metrics.using_history("delete"):
+            deleted = await history.delete(user_id)
+        digest = digest_of(user_id)
+        self._bundles.forget(digest)
+        return pb.DeleteUserResponse(deleted=deleted, workers_behind=await self._tell_workers("forget", digest))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     def _known(self) -> HistoryStore:
         if self._history is None:
             raise InvalidRequestError("this server keeps no histories (`fathom serve --history`); send item_ids")
         return self._history
 
-    async def _append(self, request: pb.AppendEventsRequest) -> int:
+    async def _append(self, request: pb.AppendEventsRequest) -> Appended:
         history, user_id, events = self._known(), user_of(request), events_of(request)
         with self._metrics.using_history("append"):
             return await history.append(user_id, events)
 
     async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
+        owner = None
         if request.user_id:
             if request.item_ids or request.timestamps:
                 raise InvalidRequestError("the request has a user_id and a history; send one of them")
             history, user_id = self._known(), user_of(request)
+            # Before the history is read: what is deleted from then on is not remembered.
+            owner = self._bundles.owners.of(digest_of(user_id))
             with self._metrics.using_history("read"):
                 events = await history.read(user_id)
             use_history(request, events)
@@ -177,7 +186,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         if deadline_s is not None:
             profile, depth = deployment.converter.profile(request.profile), request.depth or None
             deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
-        query, unknown = deployment.converter.query(request, deadline_s, client)
+        query, unknown = deployment.converter.query(request, deadline_s, client, owner)
         answer = await deployment.pipeline.recommend(query)
         self._metrics.answered(deployment.name, answer, unknown)
         return deployment.converter.response(request, answer, unknown)
@@ -195,3 +204,16 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             if (seconds := retry_after_s(error)) is not None:
                 failure.retry_after_ms = math.ceil(seconds * 1e3)
             return pb.RecommendResult(error=failure)
+
+
+def _appended(done: Appended) -> pb.AppendEventsResponse:
+    return pb.AppendEventsResponse(
+        appended=done.added,
+        already_known=done.known,
+        too_old=done.too_old,
+        before_deletion=done.before_deletion,
+    )
+
+
+def _reloaded(each: Reloaded) -> pb.Reloaded:
+    return pb.Reloaded(bundle=each.name, version=each.version, previous=each.previous, error=each.error)

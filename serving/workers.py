@@ -3,18 +3,25 @@
 The kernel spreads connections over the processes (SO_REUSEPORT), so a client needs several connections to reach all
 of them (``fathom.client``: ``channels``). Each worker is bound to its parent by a pipe whose end tells it to drain,
 whether the parent asked for it or was killed.
+
+What one worker is told by a call (to reload, to forget a user) it passes on through the pipe: the parent tells the
+others and answers with how many of them have not heard it in time. Nobody ever waits in a pipe: a worker that does not
+answer is told what it has missed as soon as it does.
 """
 
 import asyncio
+import itertools
 import logging
 import multiprocessing
+import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fathom.errors import ConfigError, FathomError
 from fathom.serving.config import ServerSettings
@@ -22,13 +29,65 @@ from fathom.serving.describe import ServerInfo
 
 #: Runs one worker until the pipe ends: (settings, bundle, pipe, ready).
 Work = Callable[[ServerSettings, Path, Connection], None]
-#: What a call has told one worker and all are to know: ("reload", name of the bundle or "") or ("forget", "").
-Message = tuple[str, str]
-
+#: How long a worker may take to hear what it is told, and the parent longer than its workers.
+ANSWER_S, PARENT_S = 1.0, 0.5
+#: How long a worker may take to end, beyond its drain.
+ENDING_S = 5.0
 MOST_PAUSE_S = 30.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 log = logging.getLogger("fathom.serving")
+
+
+class Told(NamedTuple):
+    """What one worker has been told and all are to know: to "reload" a bundle, to "forget" a user; "" means all."""
+
+    number: int
+    what: str
+    name: str
+
+
+class Heard(NamedTuple):
+    """The answer to a Told: of a worker, that it has it; of the parent, how many workers have not."""
+
+    number: int
+    behind: int = 0
+
+
+class Peers:
+    """A worker's way to the others, by the pipe to their parent; used from one event loop."""
+
+    def __init__(self, pipe: Connection, others: int) -> None:
+        self._pipe = pipe
+        self._others = others
+        self._numbers = itertools.count()
+        self._awaited: dict[int, asyncio.Future[int]] = {}
+
+    async def tell(self, what: str, name: str) -> int:
+        """Let the others know; returns how many of them have not heard it in time."""
+        told = Told(next(self._numbers), what, name)
+        heard: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._awaited[told.number] = heard
+        try:
+            if _send(self._pipe, told):
+                async with asyncio.timeout(ANSWER_S + PARENT_S):
+                    return await heard
+        except TimeoutError:
+            pass
+        finally:
+            del self._awaited[told.number]
+        log.warning("the parent of the workers does not answer; perhaps none of the others has been told to %s", what)
+        return self._others
+
+    def hear(self) -> Told | None:
+        """What another worker has been told, if that is what can be read now; EOFError when the parent has let go."""
+        said = self._pipe.recv()
+        if isinstance(said, Told):
+            _send(self._pipe, Heard(said.number))
+            return said
+        if (heard := self._awaited.get(said.number)) is not None and not heard.done():
+            heard.set_result(said.behind)
+        return None
 
 
 async def supervise(
@@ -51,10 +110,9 @@ async def supervise(
         loop.add_signal_handler(number, stopped)
     with _reserved(settings.host, settings.port) as port:
 
-        def relay(speaker: "_Worker", message: Message) -> None:
-            for worker in workers:
-                if worker is not speaker:
-                    worker.tell(message)
+        async def relay(speaker: "_Worker", told: Told) -> None:
+            others = (worker.tell(told.what, told.name) for worker in workers if worker is not speaker)
+            speaker.answer(Heard(told.number, behind=(await asyncio.gather(*others)).count(False)))
 
         workers += [
             _Worker(_own(settings, port, number), bundle_path, work, number, relay)
@@ -76,7 +134,7 @@ async def supervise(
         finally:
             for worker in workers:
                 worker.release()
-            await asyncio.gather(*(worker.ended() for worker in workers))
+            await asyncio.gather(*(worker.end(settings.drain_s + ENDING_S) for worker in workers))
 
 
 def _own(settings: ServerSettings, port: int, number: int) -> ServerSettings:
@@ -94,7 +152,7 @@ class _Worker:
         bundle_path: Path,
         work: Work,
         number: int,
-        relay: Callable[["_Worker", Message], None],
+        relay: Callable[["_Worker", Told], Coroutine[Any, Any, None]],
     ) -> None:
         self._settings = settings
         self._bundle_path = bundle_path
@@ -103,6 +161,12 @@ class _Worker:
         self._relay = relay
         self._pipe: Connection | None = None
         self._process: multiprocessing.context.SpawnProcess | None = None
+        self._ready: asyncio.Future[ServerInfo | str | None] | None = None
+        self._numbers = itertools.count()
+        self._awaited: dict[int, asyncio.Future[bool]] = {}
+        # What a worker that does not answer is to be told when it does.
+        self._missed: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def pin(self, default_bundle: str) -> None:
         """From its next start on, the bundle of requests that name none."""
@@ -110,20 +174,20 @@ class _Worker:
 
     async def start(self) -> ServerInfo:
         """Start it and wait until it is ready; raises ConfigError with its own words when it does not get so far."""
+        loop = asyncio.get_running_loop()
+        self.release()
         self._pipe, theirs = _SPAWN.Pipe()
+        self._ready = loop.create_future()
+        self._missed.clear()
         arguments = (self._settings, self._bundle_path, theirs)
         self._process = _SPAWN.Process(target=self._work, args=arguments, name=f"fathom-worker-{self._number}")
         self._process.start()
         theirs.close()
-        await _readable(self._pipe.fileno())
-        try:
-            said = self._pipe.recv()
-        except EOFError:
-            raise ConfigError(f"worker {self._number} ended before it was ready; its log says why") from None
+        loop.add_reader(self._pipe.fileno(), self._hear, self._pipe)
+        said = await self._ready
         if isinstance(said, ServerInfo):
-            asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._heard, self._pipe)
             return said
-        raise ConfigError(said)
+        raise ConfigError(said or f"worker {self._number} ended before it was ready; its log says why")
 
     async def keep(self) -> None:
         """Whenever it ends, start it again; at once after a good start, later and later after bad ones."""
@@ -138,25 +202,79 @@ class _Worker:
                 log.error("worker %d: %s", self._number, error)
                 pause_s = min(MOST_PAUSE_S, 2 * pause_s or 1.0)
 
-    def tell(self, message: Message) -> None:
-        """Say to it what another one has been told, if it still listens."""
-        if self._pipe is not None:
-            with suppress(OSError):
-                self._pipe.send(message)
+    async def tell(self, what: str, name: str) -> bool:
+        """Say to it what another one has been told; False where it does not answer within ANSWER_S.
 
-    def _heard(self, pipe: Connection) -> None:
-        """It has been told what all are to know, or it has ended."""
+        Where it has ended that is no loss: its successor begins with the newest bundles and remembers nobody.
+        """
+        if self._pipe is None or self._pipe.closed:
+            return True
+        told = Told(next(self._numbers), what, name)
+        if not self._missed and _send(self._pipe, told):
+            if self._ready is None or not self._ready.done():
+                return True  # It reads the pipe before anything else.
+            heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._awaited[told.number] = heard
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await heard
+            except TimeoutError:
+                pass
+            finally:
+                del self._awaited[told.number]
+        if not self._missed:
+            log.warning(
+                "worker %d (process %s) does not answer; the others go on, and it follows when it answers again",
+                self._number,
+                self._process and self._process.pid,
+            )
+        self._missed.add(what)
+        return False
+
+    def answer(self, heard: Heard) -> None:
+        """Say to it what became of what it has passed on, if it still listens."""
+        if self._pipe is not None and not self._pipe.closed:
+            _send(self._pipe, heard)
+
+    def _hear(self, pipe: Connection) -> None:
+        """It is ready, or has failed to be; it has been told what all are to know; it has heard; or it has ended."""
         try:
-            self._relay(self, pipe.recv())
+            said = pipe.recv()
         except (EOFError, OSError):
-            asyncio.get_running_loop().remove_reader(pipe.fileno())
-            pipe.close()
+            self._let_go(pipe)
+            return
+        if isinstance(said, Told):
+            self._start(self._relay(self, said))
+        elif isinstance(said, Heard):
+            self._settle(self._awaited.get(said.number), True)
+        else:
+            self._settle(self._ready, said)
+        if self._missed:
+            log.warning("worker %d answers again; it is told what it has missed", self._number)
+            missed, self._missed = self._missed, set()
+            for what in missed:
+                self._start(self.tell(what, ""))
+
+    def _let_go(self, pipe: Connection) -> None:
+        asyncio.get_running_loop().remove_reader(pipe.fileno())
+        pipe.close()
+        self._settle(self._ready, None)
+        for heard in self._awaited.values():
+            self._settle(heard, True)
+
+    def _settle(self, future: "asyncio.Future[Any] | None", result: object) -> None:
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def release(self) -> None:
         """Let it drain and end."""
         if self._pipe is not None and not self._pipe.closed:
-            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
-            self._pipe.close()
+            self._let_go(self._pipe)
 
     def kill(self) -> None:
         """End it at once."""
@@ -170,6 +288,30 @@ class _Worker:
         await _readable(self._process.sentinel)
         self._process.join()
         return self._process.exitcode
+
+    async def end(self, within_s: float) -> None:
+        """Wait until it has ended; kill it when that takes too long."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.ended()
+        except TimeoutError:
+            log.warning("worker %d has not ended within %g s; it is killed", self._number, within_s)
+            self.kill()
+            await self.ended()
+
+
+def _send(pipe: Connection, message: Told | Heard) -> bool:
+    """Send a message without ever waiting; False where the other end reads nothing, or is closed."""
+    poll = select.poll()
+    try:
+        poll.register(pipe.fileno(), select.POLLOUT)
+        # A socket that can be written to has room for many messages of this size.
+        if not poll.poll(0):
+            return False
+        pipe.send(message)
+    except OSError:
+        return False
+    return True
 
 
 async def _readable(descriptor: int) -> None:

@@ -319,6 +319,13 @@ def serve(
     ] = None,
     history_max_events: Annotated[int | None, typer.Option(help="Events kept of a user. Default: 1000.")] = None,
     history_days: Annotated[int | None, typer.Option(help="Older events are forgotten. Default: never.")] = None,
+    history_ahead_s: Annotated[
+        int | None, typer.Option(help="How far ahead of the clock events may be dated. Default: 86400.")
+    ] = None,
+    history_tombstone_days: Annotated[
+        int | None, typer.Option(help="Days for which late events of a deleted user are ignored. Default: 7.")
+    ] = None,
+    history_memory_mb: Annotated[int | None, typer.Option(help="Memory of --history memory. Default: 256.")] = None,
     reuse_mb: Annotated[
         float | None,
         typer.Option(help="Memory for histories that may return. Default: by the profile, at most 64."),
@@ -380,6 +387,9 @@ def history_import(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder, as `fathom data prepare` writes it.")],
     to: Annotated[str, typer.Option(help="sqlite:PATH or redis://HOST:PORT/DB, as for `fathom serve --history`.")],
     max_events: Annotated[int, typer.Option(min=1, max=10_000, help="Events kept of a user, the newest.")] = 1_000,
+    max_days: Annotated[
+        int | None, typer.Option(min=1, help="Older events are not imported, as `fathom serve --history-days`.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put the interactions of a dataset into a store; doing it again adds only what is new. Servers may be running.
@@ -389,11 +399,17 @@ def history_import(
     from fathom.history_import import import_dataset
     from fathom.serving.history import Retention
 
-    imported = import_dataset(dataset, to, Retention(max_events))
+    imported = import_dataset(dataset, to, Retention(max_events, max_days))
     if as_json:
         show.as_json(asdict(imported))
     else:
-        show.out.print(f"{imported.added} new events of {imported.users} users", highlight=False)
+        left_out = (
+            f"{imported.known} known already",
+            f"{imported.too_old} too old or beyond the newest {max_events} of a user",
+            f"{imported.before_deletion} of users who were deleted later",
+        )
+        text = f"{imported.added} new events of {imported.users} users; left out: {', '.join(left_out)}"
+        show.out.print(text, highlight=False, soft_wrap=True)
 
 
 def recommend(

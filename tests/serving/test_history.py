@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from fathom.client import AsyncClient
 from fathom.client import Event as ClientEvent
 from fathom.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.serving.history import Event, HistoryStore, Retention, open_history
+from fathom.serving.history import Appended, Event, HistoryStore, Retention, open_history
 
 DAY = 86_400
 KINDS = ("memory", "sqlite", "redis")
@@ -72,6 +73,13 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await store.close()
 
 
+async def added(store: HistoryStore, user_id: str, some: list[Event]) -> int:
+    """How many of the events are in the history afterwards; every one is counted exactly once."""
+    done = await store.append(user_id, some)
+    assert sum(done) == len(some)
+    return done.added
+
+
 def events(*times: int, first: int = 0) -> list[Event]:
     return [Event(f"e{number}", f"item-{number}", at) for number, at in enumerate(times, first)]
 
@@ -80,9 +88,9 @@ async def test_a_history_is_ordered_by_time_then_by_arrival(opened: OpenStore) -
     store = opened()
     assert await store.read("anna") == []
     late, early, same, last = events(30, 10, 30, 40)
-    assert await store.append("anna", [late, early]) == 2
-    assert await store.append("anna", [last]) == 1
-    assert await store.append("anna", [same]) == 1
+    assert await added(store, "anna", [late, early]) == 2
+    assert await added(store, "anna", [last]) == 1
+    assert await added(store, "anna", [same]) == 1
     assert await store.read("anna") == [early, late, same, last]
     assert await store.read("ann") == []
 
@@ -90,19 +98,19 @@ async def test_a_history_is_ordered_by_time_then_by_arrival(opened: OpenStore) -
 async def test_an_event_is_added_once_however_often_it_is_sent(opened: OpenStore) -> None:
     store = opened()
     one, two = events(10, 20)
-    assert await store.append("anna", [one, one]) == 1
-    assert await store.append("anna", [one, two]) == 1
-    assert await store.append("anna", []) == 0
-    assert await store.append("anna", [Event("e0", "another", 99)]) == 0
-    assert await store.append("berta", [one]) == 1
+    assert await added(store, "anna", [one, one]) == 1
+    assert await added(store, "anna", [one, two]) == 1
+    assert await added(store, "anna", []) == 0
+    assert await added(store, "anna", [Event("e0", "another", 99)]) == 0
+    assert await added(store, "berta", [one]) == 1
     assert await store.read("anna") == [one, two]
 
 
 async def test_only_the_newest_events_are_kept(opened: OpenStore) -> None:
     store = opened(max_events=3)
-    assert await store.append("anna", events(50, 10, 40, 20, 30)) == 5
+    assert await added(store, "anna", events(50, 10, 40, 20, 30)) == 3
     assert [event.timestamp for event in await store.read("anna")] == [30, 40, 50]
-    assert await store.append("anna", events(5, 45, first=5)) == 2
+    assert await added(store, "anna", events(5, 45, first=5)) == 1
     assert [event.timestamp for event in await store.read("anna")] == [40, 45, 50]
     assert await store.delete("anna") == 3
 
@@ -126,14 +134,14 @@ async def test_a_deleted_user_is_as_if_never_known(opened: OpenStore) -> None:
     assert await store.delete("anna") == 0
     assert await store.read("anna") == []
     assert await store.read("berta") == events(10)
-    assert await store.append("anna", events(10)) == 1
+    assert await added(store, "berta", events(10, 20)) == 1
 
 
 async def test_ids_may_be_any_text(opened: OpenStore) -> None:
     store = opened()
     for number, text in enumerate(("a:b}{", "Übergröße 🐟", "' OR 1=1 --", 'quo"te\\', "new\nline", "nul\0byte")):
         event = Event(text, text, number)
-        assert await store.append(text, [event, event]) == 1
+        assert await added(store, text, [event, event]) == 1
         assert await store.read(text) == [event]
         assert await store.delete(text) == 1
 
@@ -145,31 +153,160 @@ async def test_what_two_open_stores_write_both_read(opened: OpenStore) -> None:
     assert await one.read("anna") == await two.read("anna") == both
 
 
-def expected(appended: list[Event], most: int) -> list[Event]:
-    """The rules of history.py, in their simplest form: one event at a time is not how stores are told, but equal."""
-    return sorted(appended, key=lambda event: event.timestamp)[-most:]
+class Clock:
+    """Seconds since 1970 as the test says, from now on: Redis lets keys expire by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = int(time.time())
+
+    def __call__(self) -> float:
+        return self.now
 
 
-async def test_random_appends_and_deletions_agree_with_the_rules(opened: OpenStore) -> None:
-    rng = random.Random(0)
-    store = opened(max_events=6)
-    model: dict[str, list[Event]] = {}
-    for _ in range(300):
-        user = rng.choice("abc")
-        known = model.setdefault(user, [])
-        if rng.random() < 0.05:
-            assert await store.delete(user) == len(known)
-            known.clear()
-            continue
-        sent = [
-            Event(f"e{rng.randrange(40)}", f"i{rng.randrange(5)}", rng.randrange(20)) for _ in range(rng.randrange(4))
-        ]
-        new = {event.event_id: event for event in reversed(sent)}
-        new = {event.event_id: event for event in sent if new[event.event_id] is event}
-        fresh = [event for event in new.values() if event.event_id not in {each.event_id for each in known}]
-        assert await store.append(user, sent) == len(fresh)
-        model[user] = expected(known + fresh, 6)
-        assert await store.read(user) == model[user]
+async def test_what_has_grown_too_old_is_swept_also_of_users_who_never_come_again(opened: OpenStore) -> None:
+    clock = Clock()
+    store = opened(max_age_days=7, clock=clock)
+    for user in range(5):
+        at = [clock.now - 6 * DAY - user, clock.now - 5 * DAY, clock.now]
+        assert await added(store, f"user-{user}", events(*at)) == 3
+    assert await store.sweep() == 0
+    clock.now += 2 * DAY
+    assert {len(await store.read(f"user-{user}")) for user in range(5)} == {2}
+    assert await store.sweep() == 5
+    assert await store.sweep() == 0
+    assert await store.delete("user-0") == 2
+    clock.now += 7 * DAY
+    assert await store.sweep() == 8
+    assert await store.delete("user-1") == 0
+
+
+async def test_times_too_far_ahead_are_refused_with_the_event_and_nothing_is_kept(opened: OpenStore) -> None:
+    clock = Clock()
+    store = opened(clock=clock)
+    good, ahead = Event("good", "item", clock.now + DAY), Event("ahead", "item", clock.now + DAY + 1)
+    with pytest.raises(InvalidRequestError, match=f"event 'ahead' is dated {ahead.timestamp}, more than 86400 s ahead"):
+        await store.append("anna", [good, ahead])
+    assert await store.read("anna") == []
+    assert await added(store, "anna", [good]) == 1
+    clock.now += 1
+    assert await added(store, "anna", [ahead]) == 1
+
+
+async def test_stored_events_of_the_far_future_block_nobody(opened: OpenStore) -> None:
+    clock = Clock()
+    now = clock.now
+    store = opened(max_events=3, clock=clock)
+    clock.now = 253_402_300_000
+    assert await added(store, "anna", events(*range(clock.now - 3, clock.now))) == 3
+    clock.now = now
+    assert await store.read("anna") == []
+    real = events(now - 2, now - 1, now, first=10)
+    for number, event in enumerate(real, 1):
+        assert await added(store, "anna", [event]) == 1
+        assert await store.read("anna") == real[:number]
+    # An id that only such an event has is free.
+    await store.delete("berta")
+    clock.now = 253_402_300_000
+    assert await added(store, "berta", [Event("e", "item", clock.now)]) == 1
+    clock.now = now
+    assert await added(store, "berta", [Event("e", "item", now + 1)]) == 1
+    assert len(await store.read("berta")) == 1
+
+
+async def test_late_retries_do_not_bring_a_deleted_user_back(opened: OpenStore) -> None:
+    clock = Clock()
+    store = opened(tombstone_days=2, clock=clock)
+    # The newest is ahead of the server's clock, as a client's clock may be.
+    first = events(clock.now - 10, clock.now - 5, clock.now + 60)
+    assert await added(store, "anna", first) == 3
+    assert await store.delete("anna") == 3
+    assert await store.delete("never-seen") == 0
+    clock.now += DAY
+    late = await store.append("anna", first)
+    assert (late.added, late.before_deletion) == (0, 3)
+    assert (await store.append("never-seen", first[:2])).before_deletion == 2
+    assert await store.read("anna") == await store.read("never-seen") == []
+    new = Event("new", "item", clock.now)
+    mixed = await store.append("anna", [*first, new, new])
+    assert (mixed.added, mixed.known, mixed.before_deletion) == (1, 1, 3)
+    assert await store.read("anna") == [new]
+    # Deleted again, both deletions hold; for as long as tombstones live.
+    assert await store.delete("anna") == 1
+    assert (await store.append("anna", [*first, new])).before_deletion == 4
+    clock.now += 2 * DAY
+    await store.sweep()
+    assert await added(store, "anna", first) == 3
+
+
+class Rules:
+    """The rules of history.py in their simplest form."""
+
+    def __init__(self, retention: Retention) -> None:
+        self.retention = retention
+        self.users: dict[str, list[Event]] = {}
+        self.deleted: dict[str, tuple[int, int]] = {}
+
+    def append(self, user: str, sent: list[Event]) -> Appended:
+        known, done = self.users.setdefault(user, []), Counter[str]()
+        at, last = self.deleted.get(user, (0, -1))
+        last = last if self.retention.now < at + self.retention.tombstone_s else -1
+        new = []
+        for event in sent:
+            if event.timestamp <= last:
+                done["before_deletion"] += 1
+            elif event.timestamp < self.retention.oldest:
+                done["too_old"] += 1
+            elif event.event_id in {each.event_id for each in known + new}:
+                done["known"] += 1
+            else:
+                new.append(event)
+        self.users[user] = sorted(known + new, key=lambda event: event.timestamp)[-self.retention.max_events :]
+        done["added"] = sum(event in self.users[user] for event in new)
+        done["too_old"] += len(new) - done["added"]
+        return Appended(**done)
+
+    def delete(self, user: str) -> int:
+        events, now = self.users.pop(user, []), self.retention.now
+        last = max(now, self.deleted.get(user, (0, 0))[1], *(event.timestamp for event in events), 0)
+        self.deleted[user] = now, last
+        return len(events)
+
+    def sweep(self) -> int:
+        before = sum(map(len, self.users.values()))
+        oldest = self.retention.oldest
+        self.users = {u: [each for each in known if each.timestamp >= oldest] for u, known in self.users.items()}
+        self.deleted = {
+            user: (at, last)
+            for user, (at, last) in self.deleted.items()
+            if self.retention.now < at + self.retention.tombstone_s
+        }
+        return before - sum(map(len, self.users.values()))
+
+
+async def test_random_appends_deletions_and_days_agree_with_the_rules(opened: OpenStore) -> None:
+    rng, clock = random.Random(0), Clock()
+    settings: dict[str, Any] = {"max_events": 6, "max_age_days": 5, "tombstone_days": 2, "clock": clock}
+    store, rules = opened(**settings), Rules(Retention(**settings))
+    seen: Counter[str] = Counter()
+    for number in range(400):
+        user, dice = rng.choice("abc"), rng.random()
+        if dice < 0.06:
+            assert await store.delete(user) == rules.delete(user)
+        elif dice < 0.16:
+            clock.now += rng.randrange(DAY)
+            assert await store.sweep() == rules.sweep()
+        else:
+            sent = [
+                Event(
+                    f"e{rng.randrange(number + 5)}", f"i{rng.randrange(5)}", clock.now + rng.randrange(-7, 2) * DAY // 2
+                )
+                for _ in range(rng.randrange(4))
+            ]
+            done = await store.append(user, sent)
+            assert done == rules.append(user, sent)
+            seen.update(done._asdict())
+        assert await store.read(user) == rules.users.get(user, [])
+    assert min(seen[each] for each in Appended._fields) > 10, seen
 
 
 async def test_of_a_deleted_user_no_byte_is_left_in_the_files(tmp_path: Path) -> None:
@@ -199,7 +336,7 @@ async def test_many_appends_share_their_way_to_the_disk(tmp_path: Path) -> None:
     appends = [asyncio.ensure_future(store.append(f"user-{i}", events(10, 20))) for i in range(500)]
     appends[7].cancel()
     done = await asyncio.gather(*appends, return_exceptions=True)
-    assert [each for each in done if each != 2] == [done[7]]
+    assert [each for each in done if each != Appended(2)] == [done[7]]
     await store.close()
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT count(DISTINCT user) FROM events").fetchone()[0] >= 499
@@ -358,18 +495,22 @@ async def test_redis_may_go_away_and_come_back(local: Any, tmp_path: Path) -> No
                 assert (await it.stub.Recommend(ask, timeout=10)).history_used == 1
 
 
-async def test_a_store_that_fails_is_unavailable_and_heals(tmp_path: Path) -> None:
+async def test_a_store_that_fails_is_unavailable_and_heals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "history.db"
     store = open_history(f"sqlite:{path}", Retention())
     assert store is not None
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("ALTER TABLE events RENAME TO elsewhere")
-        with pytest.raises(UnavailableError, match=r"histories cannot be reached .*no such table"):
+        with pytest.raises(UnavailableError, match="histories cannot be reached; send"):
             await store.append("anna", events(1))
-        with pytest.raises(UnavailableError, match="no such table"):
+        with pytest.raises(UnavailableError, match="histories cannot be reached; send"):
             await store.read("anna")
+        # What SQLite says is for the log, once.
+        assert [record.getMessage() for record in caplog.records] == [
+            f"histories cannot be reached: {path}: no such table: events"
+        ]
         other.execute("ALTER TABLE elsewhere RENAME TO events")
-        assert await store.append("anna", events(1)) == 1
+        assert await added(store, "anna", events(1)) == 1
     await store.close()
 
 

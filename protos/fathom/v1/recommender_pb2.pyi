@@ -57,10 +57,12 @@ class ReloadRequest(_message.Message):
     def __init__(self, bundle: _Optional[str] = ...) -> None: ...
 
 class ReloadResponse(_message.Message):
-    __slots__ = ("bundles",)
+    __slots__ = ("bundles", "workers_behind")
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_BEHIND_FIELD_NUMBER: _ClassVar[int]
     bundles: _containers.RepeatedCompositeFieldContainer[Reloaded]
-    def __init__(self, bundles: _Optional[_Iterable[_Union[Reloaded, _Mapping]]] = ...) -> None: ...
+    workers_behind: int
+    def __init__(self, bundles: _Optional[_Iterable[_Union[Reloaded, _Mapping]]] = ..., workers_behind: _Optional[int] = ...) -> None: ...
 
 class Reloaded(_message.Message):
     __slots__ = ("bundle", "version", "previous", "error")
@@ -93,10 +95,16 @@ class Event(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., item_id: _Optional[str] = ..., timestamp: _Optional[int] = ...) -> None: ...
 
 class AppendEventsResponse(_message.Message):
-    __slots__ = ("appended",)
+    __slots__ = ("appended", "already_known", "too_old", "before_deletion")
     APPENDED_FIELD_NUMBER: _ClassVar[int]
+    ALREADY_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    TOO_OLD_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_DELETION_FIELD_NUMBER: _ClassVar[int]
     appended: int
-    def __init__(self, appended: _Optional[int] = ...) -> None: ...
+    already_known: int
+    too_old: int
+    before_deletion: int
+    def __init__(self, appended: _Optional[int] = ..., already_known: _Optional[int] = ..., too_old: _Optional[int] = ..., before_deletion: _Optional[int] = ...) -> None: ...
 
 class DeleteUserRequest(_message.Message):
     __slots__ = ("user_id",)
@@ -105,10 +113,12 @@ class DeleteUserRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ...) -> None: ...
 
 class DeleteUserResponse(_message.Message):
-    __slots__ = ("deleted",)
+    __slots__ = ("deleted", "workers_behind")
     DELETED_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_BEHIND_FIELD_NUMBER: _ClassVar[int]
     deleted: int
-    def __init__(self, deleted: _Optional[int] = ...) -> None: ...
+    workers_behind: int
+    def __init__(self, deleted: _Optional[int] = ..., workers_behind: _Optional[int] = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("include_seen", "exclude_item_ids", "allow_item_ids", "categories")

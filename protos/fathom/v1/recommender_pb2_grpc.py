@@ -110,8 +110,10 @@ class RecommenderServicer:
 
     def AppendEvents(self, request, context):
         """Add events to the history that the server keeps of a user. An event whose id the history holds already is ignored,
-        so the same message may be sent again. What is answered is on the disk. INVALID_ARGUMENT where the server keeps no
-        histories, UNAVAILABLE while they cannot be reached; the same holds for the next two.
+        so the same message may be sent again. Events from before the user's deletion are ignored for some days, so that a
+        late retry does not bring the user back. What is answered is on the disk. INVALID_ARGUMENT where the server keeps no
+        histories or an event is dated too far ahead (nothing of the message is kept), UNAVAILABLE while histories cannot be
+        reached, RESOURCE_EXHAUSTED while their store is full; the same holds for the next two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +127,8 @@ class RecommenderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUser(self, request, context):
-        """Forget a user: nothing of theirs is left in the server's files.
+        """Forget a user: nothing of theirs is left in the server's files or memory, but for some days a digest of the id and
+        the time, which events from before are recognised by.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
