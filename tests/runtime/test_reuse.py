@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from fathom.runtime.engine import OnnxEngine, open_engine
 from fathom.runtime.extension import Extender, Form, History, Kept
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
-from fathom.runtime.reuse import MOST_NEW, Memory
+from fathom.runtime.reuse import MOST_NEW, Memory, Owners
 from fathom.runtime.segment import Segment
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
 
@@ -171,6 +172,37 @@ def test_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
     assert len(memory) == memory.nbytes == 0
 
 
+def test_a_forgotten_owner_takes_only_what_is_theirs() -> None:
+    owners, memory = Owners(), Memory(10**6)
+    anna, berta = owners.of("anna"), owners.of("berta")
+    assert owners.of("anna") is anna
+    histories = [np.array(each, np.int64) for each in ([1, 2], [1, 2, 3], [7, 8], [9])]
+    for ids, owner in zip(histories, (anna, anna, berta, None), strict=True):
+        memory.put(ids, None, vector(1.0), kept(4, len(ids)), owner)
+    # Answered from what nobody owned: theirs as well from now on.
+    assert memory.starts(histories[3], None, anna).at(4).reused == "vector"
+    assert owners.forget("anna") is anna
+    memory.forget(anna)
+    assert [memory.starts(ids, None).at(4).reused for ids in histories] == ["nothing", "nothing", "vector", "nothing"]
+    # What was being answered is not remembered afterwards, and what comes later is.
+    memory.put(histories[0], None, vector(1.0), kept(4, 2), anna)
+    assert len(memory) == 1
+    memory.put(histories[0], None, vector(1.0), kept(4, 2), owners.of("anna"))
+    assert len(memory) == 2
+    memory.forget(berta)
+    memory.forget(owners.of("anna"))
+    assert (len(memory), memory.nbytes) == (0, 0)
+
+
+def test_an_owner_of_nothing_is_not_known() -> None:
+    owners, memory = Owners(), Memory(10_000)
+    for number in range(100):
+        ids = np.array([number], np.int64)
+        memory.put(ids, None, vector(1.0), kept(4, 1), owners.of(f"user-{number}"))
+    assert 1 <= len(owners._owners) == len(memory) < 100
+    assert owners.forget("user-0") is None
+
+
 @pytest.fixture
 def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 ms per layer, whatever the length, and a tenth of it for what is remembered."""
@@ -217,6 +249,17 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
         reusing.forget()
         assert (await answering).scores.size
         # What was being answered then is not kept either.
+        assert reusing.remembered == (0, 0)
+        owners = Owners()
+        await reusing.recommend(replace(queries[0], owner=owners.of("anna")))
+        answering = asyncio.create_task(
+            reusing.recommend(replace(queries[0], owner=owners.of("berta"), items=[1, 2], timestamps=None))
+        )
+        await asyncio.sleep(0)
+        reusing.forget(owners.forget("berta"))
+        assert (await answering).scores.size
+        assert reusing.remembered[0] == 1
+        reusing.forget(owners.forget("anna"))
         assert reusing.remembered == (0, 0)
         assert plain.remembered == (0, 0)
 

@@ -1,26 +1,41 @@
 """Stores of histories: one contract for all of them, and what each promises alone. Redis is a real server."""
 
 import asyncio
+import gc
+import os
 import random
+import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
 
 from fathom.client import AsyncClient
 from fathom.client import Event as ClientEvent
-from fathom.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
+from fathom.errors import (
+    ConfigError,
+    DeadlineError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadError,
+    UnavailableError,
+)
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving.history import Appended, Event, HistoryStore, Retention, open_history
+from fathom.serving.history_memory import MemoryHistory
+from fathom.serving.history_sqlite import SqliteHistory
 
 DAY = 86_400
 KINDS = ("memory", "sqlite", "redis")
@@ -375,6 +390,183 @@ async def test_kill_9_loses_no_acknowledged_event(tmp_path: Path, acknowledged: 
     assert promised <= kept
 
 
+@contextmanager
+def nothing_may_grow(path: Path) -> Iterator[None]:
+    """No file may become longer than the store's log is, as on a full disk: a real limit of this process."""
+    longest = path.with_name(path.name + "-wal").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_is_named_changes_nothing_and_heals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "history.db"
+    store = open_history(f"sqlite:{path}", Retention())
+    assert store is not None
+    await store.append("anna", events(10, 20))
+    await store.append("berta", events(10))
+    with nothing_may_grow(path):
+        for call in (store.append("anna", events(30, first=5)), store.delete("anna"), store.delete("anna")):
+            with pytest.raises(OverloadError, match="the store of histories is full, nothing was changed; make room"):
+                await call
+        assert await store.read("anna") == events(10, 20)
+    assert len(caplog.records) == 1
+    assert f"the store is full: {path}: " in caplog.text
+    assert await store.append("anna", events(30, first=5)) == Appended(1)
+    assert await store.delete("anna") == 3
+    assert await store.read("berta") == events(10)
+    await store.close()
+
+
+async def test_a_transaction_that_sqlite_has_ended_itself_is_not_ended_again(tmp_path: Path) -> None:
+    store = SqliteHistory(tmp_path / "history.db", Retention(max_events=10_000))
+    (pages,) = store._write.execute("PRAGMA page_count").fetchone()
+    store._write.execute(f"PRAGMA max_page_count = {pages + 1}")
+    many = events(*range(10_000))
+    with pytest.raises(OverloadError, match="the store of histories is full"):
+        await store.append("anna", many)
+    store._write.execute("PRAGMA max_page_count = 1000000")
+    assert await store.append("anna", many) == Appended(10_000)
+    await store.close()
+
+
+def _unlink(path: Path) -> None:
+    path.unlink()
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _replace(path: Path) -> None:
+    with sqlite3.connect(path.with_name("other.db")) as other:
+        other.execute("CREATE TABLE events (user, event, item, timestamp, arrival)")
+    other.close()
+    path.with_name("other.db").replace(path)
+
+
+@pytest.mark.parametrize("lose", [_unlink, _empty, _replace])
+async def test_a_file_that_is_lost_while_it_is_open_is_noticed(
+    lose: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "history.db"
+    store = open_history(f"sqlite:{path}", Retention())
+    assert store is not None
+    await store.append("anna", events(10))
+    lose(path)
+    for call in (store.read("anna"), store.append("anna", events(20)), store.delete("anna"), store.sweep()):
+        with pytest.raises(UnavailableError, match="histories cannot be reached; send item_ids"):
+            await call
+    assert [f"{path} was deleted, replaced or emptied while" in line.getMessage() for line in caplog.records] == [True]
+    await store.close()
+
+
+async def test_appends_get_their_turn_while_much_is_swept(tmp_path: Path) -> None:
+    path, now = tmp_path / "history.db", int(time.time())
+    keeps_all = SqliteHistory(path, Retention(max_events=10_000))
+    await asyncio.gather(*(keeps_all.append(f"user-{i}", events(*[now - 9 * DAY] * 500)) for i in range(20)))
+    await keeps_all.close()
+    store = SqliteHistory(path, Retention(max_age_days=7))
+    sweeping = asyncio.create_task(store.sweep())
+    await asyncio.sleep(0)
+    assert await store.append("anna", events(now)) == Appended(1)
+    assert not sweeping.done()
+    assert await sweeping == 10_000
+    assert b"item-499" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    await store.close()
+
+
+async def test_memory_is_bounded_and_the_least_recently_seen_go_first(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryHistory(Retention(memory_mb=16))
+    tracemalloc.start()
+    try:
+        for user in range(4_000):
+            some = [Event(f"event-{user}-{i}", f"item-{user}-{i}", 1_700_000_000 + i) for i in range(20)]
+            assert await added(store, f"user-{user}", some) == 20
+            assert len(await store.read("user-0")) == 20
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert store.nbytes <= 16 * 2**20
+    assert used <= 1.1 * store.nbytes
+    assert store.evicted == 4_000 - len(store) > 1_000
+    assert await store.read("user-1") == []
+    assert len(await store.read("user-3999")) == 20
+    assert [record.getMessage()[:33] for record in caplog.records] == ["histories take 16 MB of memory, the"[:33]]
+    # Deletions take room too.
+    for user in range(50_000):
+        await store.delete(f"nobody-{user}")
+    assert store.nbytes <= 16 * 2**20
+    assert store._users_nbytes == sum(each.nbytes for each in store._users.values())
+
+
+async def test_what_others_write_into_redis_costs_one_line_in_the_log(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import redis
+
+    other = redis.Redis.from_url(redis_url)
+    other.flushall()
+    store = open_history(redis_url, Retention(max_age_days=7))
+    assert store is not None
+    now = int(time.time())
+    assert await added(store, "anna", events(now)) == 1
+    members = "fathom:history:{anna}:members"
+    for number, foreign in enumerate((b"x", b"\xff\xfe", b"000000000000009[1,2]", b"000000000000009{}", b'"\\ud800"')):
+        other.zadd(members, {foreign: now - number})
+    other.zadd(members, {b'000000000000009["half","item"]': now - 0.5, b"old": now - 9 * DAY, b"new": 1e17})
+    for _ in range(2):
+        assert await store.read("anna") == events(now)
+    assert await added(store, "anna", events(now, first=1)) == 1
+    await store.sweep()
+    assert [record.getMessage() for record in caplog.records] == [
+        "fathom:history:{USER}:members in Redis holds something that Fathom has not written; it is left out"
+    ]
+    caplog.clear()
+    for key in ("ids", "members"):
+        other.flushall()
+        assert await added(store, "anna", events(now)) == 1
+        other.set(f"fathom:history:{{anna}}:{key}", b"\xff not a history")
+        with pytest.raises(UnavailableError, match="what is stored of this user is no history; delete the user"):
+            await store.append("anna", events(now))
+        await store.sweep()
+        await store.delete("anna")
+        assert await store.read("anna") == []
+    assert len(caplog.records) == 1
+    await store.close()
+
+
+async def test_of_a_deleted_user_redis_keeps_no_id(redis_url: str) -> None:
+    import redis
+
+    store = open_history(redis_url, Retention())
+    assert store is not None
+    await store.append("anna-the-user", events(10))
+    await store.delete("anna-the-user")
+    with redis.Redis.from_url(redis_url) as other:
+        assert not [key for key in other.scan_iter() if b"anna" in key]
+    await store.close()
+
+
+async def test_where_a_store_is_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Nobody listens.
+        port = taken.getsockname()[1]
+        store = open_history(f"redis://:se-cret@127.0.0.1:{port}/0", Retention())
+        assert store is not None
+        for _ in range(2):
+            with pytest.raises(UnavailableError) as caught:
+                await store.read("anna")
+        await store.close()
+    assert str(caught.value) == "histories cannot be reached; send item_ids, or try again"
+    assert len(caplog.records) == 1
+    assert str(port) in caplog.text
+    assert "se-cret" not in caplog.text
+
+
 def test_settings_that_name_no_store_are_refused(tmp_path: Path) -> None:
     assert open_history("off", Retention()) is None
     for setting in ("sqlite:", "disk", "redis:6379", "http://user:secret@host"):
@@ -386,8 +578,10 @@ def test_settings_that_name_no_store_are_refused(tmp_path: Path) -> None:
     for path in (text, tmp_path / "no" / "folder.db"):
         with pytest.raises(ConfigError, match="cannot be used for histories"):
             open_history(f"sqlite:{path}", Retention())
-    with pytest.raises(ConfigError, match="not a URL of a Redis server"):
-        open_history("redis://host:port", Retention())
+    for url in ("redis://host:port", "redis://:se/cret@host", "redis://user:secret#x@host"):
+        with pytest.raises(ConfigError, match="not a URL of a Redis server") as caught:
+            open_history(url, Retention())
+        assert "cret" not in str(caught.value)
 
 
 @asynccontextmanager
@@ -406,6 +600,79 @@ async def test_a_user_is_answered_from_what_was_appended(local: Any) -> None:
         assert (known.items, known.history_used) == (sent.items, 3)
         assert await client.delete_user("anna") == 3
         with pytest.raises(NotFoundError, match="nothing is known of user 'anna'"):
+            await client.recommend(user_id="anna")
+
+
+async def test_the_answer_says_what_became_of_every_event(local: Any) -> None:
+    now = int(time.time())
+
+    def sent(*times: int) -> pb.AppendEventsRequest:
+        some = [pb.Event(event_id=f"e{at}", item_id="item-1", timestamp=at) for at in times]
+        return pb.AppendEventsRequest(user_id="anna", events=some)
+
+    async with local(history="memory", history_max_events=2, history_days=3, history_ahead_s=60) as it:
+        first = await it.stub.AppendEvents(sent(now - 3, now - 2, now - 2, now - 1, now - 4 * DAY), timeout=10)
+        assert first == pb.AppendEventsResponse(appended=2, already_known=1, too_old=2)
+        await it.stub.DeleteUser(pb.DeleteUserRequest(user_id="anna"), timeout=10)
+        again = await it.stub.AppendEventStream(iter([sent(now - 3), sent(now - 1, now + 50)]), timeout=10)
+        assert again == pb.AppendEventsResponse(appended=1, before_deletion=2)
+        with pytest.raises(
+            grpc.aio.AioRpcError, match=f"event 'e{now + 90}' is dated {now + 90}, more than 60 s"
+        ) as caught:
+            await it.stub.AppendEvents(sent(now + 55, now + 90), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await it.stub.Recommend(pb.RecommendRequest(user_id="anna"), timeout=10)).history_used == 1
+
+
+def texts_in_memory() -> Iterator[str]:
+    """Every text that a living object of this process holds."""
+    gc.collect()
+    holders = gc.get_objects()
+    while holders:
+        for held in gc.get_referents(holders.pop()):
+            if type(held) is str:
+                yield held
+            elif isinstance(held, (dict, list, set, tuple)) and not gc.is_tracked(held):
+                holders.append(held)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_the_id_of_a_deleted_user_does_not_stay_in_memory(
+    kind: str, local: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Backwards, or this test would hold them itself.
+    user, event = uuid4().hex, uuid4().hex
+
+    def found() -> list[str]:
+        return [text for text in texts_in_memory() if len(text) == len(user) and text[::-1] in (user, event)]
+
+    async def use(client: AsyncClient) -> None:
+        assert await client.append_events(user[::-1], [ClientEvent(event[::-1], "item-1", 0)]) == 1
+        assert (await client.recommend(user_id=user[::-1])).history_used == 1
+
+    async def delete(client: AsyncClient) -> None:
+        assert await client.delete_user(user[::-1]) == 1
+        with pytest.raises(NotFoundError):
+            await client.recommend(user_id=user[::-1])
+
+    history = {"memory": "memory", "sqlite": f"sqlite:{tmp_path / 'history.db'}"}[kind]
+    async with asking(local, history=history, metrics_port=0) as client:
+        await use(client)
+        if kind == "memory":
+            assert sorted({text[::-1] for text in found()}) == sorted((user, event))
+        await delete(client)
+        await client.bundle()  # gRPC holds the last error until the next call.
+        assert found() == []
+    assert user[::-1] not in caplog.text
+
+
+async def test_deleting_a_user_is_finished_although_nobody_waits(local: Any) -> None:
+    async with asking(local, history="memory") as client:
+        await client.append_events("anna", [ClientEvent("e", "item-1", 0)])
+        with suppress(DeadlineError):
+            await client.delete_user("anna", timeout_s=1e-4)
+        await client.delete_user("anna")
+        with pytest.raises(NotFoundError):
             await client.recommend(user_id="anna")
 
 

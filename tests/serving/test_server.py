@@ -22,6 +22,7 @@ from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.fake import FakeEngine
 from fathom.serving import server as server_module
 from fathom.serving.config import ServerSettings
+from fathom.serving.history import digest_of
 from fathom.serving.server import SERVICE, Server
 
 LocalServer = Callable[..., AbstractAsyncContextManager[Any]]
@@ -150,15 +151,22 @@ async def test_a_client_that_floods_does_not_make_the_others_wait(
         assert (await first).depth
 
 
-async def test_a_deleted_user_is_forgotten_by_all_workers(synthetic_bundle: Path) -> None:
-    told: list[str] = []
+async def test_deletions_and_reloads_are_passed_on_and_the_answer_counts_who_is_behind(synthetic_bundle: Path) -> None:
+    told: list[tuple[str, str]] = []
+
+    async def tell(what: str, name: str) -> int:
+        told.append((what, name))
+        return 3
+
     settings = ServerSettings(port=0, history="memory")
-    async with Server(settings, synthetic_bundle, on_forget=lambda: told.append("forget")) as server:
+    async with Server(settings, synthetic_bundle, tell_workers=tell) as server:
         info = await server.start()
         async with grpc.aio.insecure_channel(info.address) as channel:
             stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
-            await stub.DeleteUser(pb.DeleteUserRequest(user_id="anna"), timeout=10)
-    assert told == ["forget"]
+            deleted = await stub.DeleteUser(pb.DeleteUserRequest(user_id="anna"), timeout=10)
+            reloaded = await stub.Reload(pb.ReloadRequest(), timeout=10)
+    assert told == [("forget", digest_of("anna")), ("reload", "")]
+    assert (deleted.workers_behind, reloaded.workers_behind) == (3, 3)
 
 
 async def test_a_stream_has_a_bounded_number_of_requests_waiting(local: LocalServer) -> None:

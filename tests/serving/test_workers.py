@@ -6,14 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
 from fathom.client import Client
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 SECONDS = 60
 
@@ -23,10 +27,11 @@ def command(bundle: Path, *options: str) -> list[str]:
 
 
 @contextmanager
-def serving(bundle: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(bundle: Path, log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    arguments = command(bundle, "--port", "0", *options)
     with (
         log.open("w") as stderr,
-        subprocess.Popen(command(bundle, "--port", "0"), stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
     ):
         assert process.stdout is not None
         try:
@@ -55,6 +60,47 @@ def test_a_killed_worker_costs_no_answer_and_is_replaced(synthetic_bundle: Path,
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
         assert log.read_text().count("drained; 0 calls cut off") == 2
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_stuck_worker_holds_nobody_up_and_follows_when_it_wakes(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log, options = tmp_path / "log", ("--history", f"sqlite:{tmp_path / 'history.db'}", "--drain-s", "0")
+    with serving(synthetic_bundle, log, *options) as (address, process), grpc.insecure_channel(address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+
+        def delete() -> int:
+            return int(stub.DeleteUser(pb.DeleteUserRequest(user_id="anna"), timeout=SECONDS).workers_behind)
+
+        assert delete() == 0
+        port = int(address.rpartition(":")[2])
+        (stuck,) = [
+            each
+            for each in workers(process)
+            if not any(link.status == "ESTABLISHED" and link.laddr.port == port for link in each.net_connections())
+        ]
+        stuck.suspend()
+        try:
+            started = time.monotonic()
+            assert [delete() for _ in range(30)] == [1] * 30
+            assert stub.Reload(pb.ReloadRequest(), timeout=SECONDS).workers_behind == 1
+            # Only the first waits for an answer.
+            assert time.monotonic() - started < 15
+            assert log.read_text().count(f"(process {stuck.pid}) does not answer; the others go on") == 1
+        finally:
+            stuck.resume()
+        until(lambda: "answers again; it is told what it has missed" in log.read_text())
+        until(lambda: delete() == 0)
+        stuck.suspend()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+        assert "has not ended within 5 s; it is killed" in log.read_text()
+        assert not stuck.is_running()
 
 
 def test_workers_do_not_outlive_a_killed_parent(synthetic_bundle: Path, tmp_path: Path) -> None:
