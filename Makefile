@@ -45,6 +45,7 @@ bench: setup
 	@$(BIN)/python -m fathom.benchmarks.selector_latency $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.routing ml-100k
 	@$(MAKE) --no-print-directory results
 
 results: setup

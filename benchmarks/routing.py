@@ -1,12 +1,12 @@
 """Is knowing the request worth anything? Every policy against static depths, and what can be certified.
 
-    python -m fathom.benchmarks.routing ml-1m ml-100k retail beauty electronics --seeds 0
+    python -m fathom.benchmarks.routing ml-100k --seeds 0
 
 For each data set and seed the network ``ladder`` of the quality study (``python -m fathom.benchmarks.quality DATASET
---arms main``) is exported, asked at every depth through its engines, and certified with every family of routings.
-Policies are learned on validation items and judged on test items; beside them stands the cross-fitted reference,
-boosted trees over all features and what the first exit says of its own answer. Bundles lie in build/routing. Writes
-``results/routing/DATASET-seed-S.json``.
+--arms main``; trained now unless it lies in build/quality) is exported, asked at every depth through its engines, and
+certified with every family of routings. Policies are learned on validation items and judged on test items; beside them
+stands the cross-fitted reference, boosted trees over all features and what the first exit says of its own answer.
+Bundles lie in build/routing. Writes ``results/routing/DATASET-seed-S.json``.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.quality.study import WORK as NETWORKS
+from fathom.benchmarks.quality.arms import ARMS
+from fathom.benchmarks.quality.study import Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle_writer import export
@@ -28,7 +29,6 @@ from fathom.exporter.routing_report import make_report
 from fathom.runtime.bundle import Bundle
 from fathom.selector.routing import one_hot
 from fathom.show import Activity
-from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
 WORK = Path("build/routing")
@@ -38,7 +38,7 @@ DELTA = 0.05
 
 def opened(name: str, seed: int, dataset: Dataset) -> Bundle:
     """The network's bundle, exported unless it lies there from the same checkpoint."""
-    checkpoint = Checkpoint.load(NETWORKS / name / f"seed-{seed}" / "ladder")
+    checkpoint = Study(name, dataset, seed).checkpoint(ARMS["ladder"])
     path = WORK / f"{name}-seed-{seed}" / "bundle"
     if not path.exists() or Bundle.open(path).manifest.source.checkpoint != checkpoint.sha256:
         with Activity(f"{name} seed {seed}: export") as activity:
@@ -73,7 +73,7 @@ def _everything(outcomes: Outcomes) -> NDArray[np.float64]:
 
 def study(name: str, seed: int) -> dict[str, Any]:
     """All figures of one network."""
-    dataset = Dataset.load(NETWORKS / name / "dataset")
+    dataset = open_dataset(name, None)
     bundle = opened(name, seed, dataset)
     with Activity(f"{name} seed {seed}: ask every depth") as activity:
         measured = measure_bundle(bundle, dataset, progress=activity.update)

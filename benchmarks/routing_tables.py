@@ -113,8 +113,8 @@ def _needs_more(runs: Sequence[Run]) -> str:
     head = ["network", "profile", "shallow / deep", "need more", "accuracy of the rule", "of the best threshold"]
     head += ["of a constant", "AUC of complexity", "AUC, learned"]
     about = (
-        "A request needs more when the deep depth answers it better than the shallow one. The research this began from"
-        " claimed 95 % agreement and never measured it; an accuracy says little beside that of a constant."
+        "A request needs more when the deep depth answers it better than the shallow one. An accuracy says little"
+        " beside that of a constant."
     )
     return "\n\n".join(["### Does complexity tell which requests need more?", about, table(head, rows)])
 

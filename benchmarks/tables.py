@@ -4,6 +4,7 @@ python -m fathom.benchmarks.tables
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fathom.benchmarks.importance_tables import PICTURE, importance_section, lat
 from fathom.benchmarks.markdown import decimal, table
 from fathom.benchmarks.quality import plots
 from fathom.benchmarks.quality.stored import Pool, pools
-from fathom.benchmarks.quality.tables import in_order, mean_hr, quality_sections, seeds
+from fathom.benchmarks.quality.tables import counting_facts, depth_facts, in_order, mean_hr, quality_sections, seeds
 from fathom.benchmarks.record import RESULTS, run
 from fathom.benchmarks.routing_tables import PICTURE as ROUTING_PICTURE
 from fathom.benchmarks.routing_tables import areas_figure, load_routed, routing_sections
@@ -28,7 +29,11 @@ Run = Mapping[str, Any]
 
 
 def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
-    """All that is written, by its path in the repository; raises ArtefactError when a run or a marker is missing."""
+    """All that is written, by its path in the repository.
+
+    Raises ArtefactError when a run or a marker is missing, or a run was measured with code that nobody can look up.
+    """
+    check_committed(folder)
     found, engine = in_order(pools(folder)), _load(folder, "engine_depth")
     pictures = {name: plots.svg(figure) for name, figure in plots.figures(found, engine).items()}
     measured = load_measured(folder)
@@ -40,6 +45,20 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
         "docs/results.md": results_page(folder, found, pictures).encode(),
         README: with_block(readme, readme_block(folder, found)).encode(),
     }
+
+
+def check_committed(folder: Path) -> None:
+    """Raises ArtefactError, which names the file, unless the code of every stored run was committed."""
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            commit = json.loads(path.read_bytes())["commit"]
+        except (ValueError, TypeError, KeyError):
+            raise ArtefactError(f"{path}: not a stored run; remove it") from None
+        if not re.fullmatch("[0-9a-f]{40}", str(commit)):
+            raise ArtefactError(
+                f"{path}: measured with code that was not committed, so nothing of it is published; commit the code and"
+                " run the benchmark again, or remove the file"
+            )
 
 
 def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str]) -> str:
@@ -72,7 +91,9 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
     decisions = [r for r in _load(folder, "selector_latency")["result"]["rows"] if r["history"] == 200]
     facts = [
         *_large_fact(by_name.get("ml-1m")),
-        *_certified_fact(folder),
+        *depth_facts(quality),
+        *counting_facts(quality),
+        *certified_fact(folder),
         f"engines against torch, history 1 to 200: largest error of a user vector"
         f" {max(r['max_abs_error'] for r in parity):.1e}; the same top 10 for"
         f" {min(r['identical_share'] for r in parity):.1%} of {parity[0]['users']} users",
@@ -105,15 +126,17 @@ def _large_fact(pool: Pool | None) -> list[str]:
     return [f"ML-1M, test item, HR@10/NDCG@10, mean of {seeds(len(pool.of('ladder')))}: {said}"]
 
 
-def _certified_fact(folder: Path) -> list[str]:
-    if not (folder / "routing_server" / "ml-1m-eps-0.05.json").exists():
+def certified_fact(folder: Path) -> list[str]:
+    """What the mixture is certified for on the data set that `make bench` measures."""
+    if not (folder / "routing" / "ml-100k-seed-0.json").exists():
         return []
-    result = _load(folder / "routing_server", "ml-1m-eps-0.05")["result"]
-    saved, under_load = result["compute"][0]["saved"], result["load"]["arms"]["certified, deadline"]
-    return [
-        f"ML-1M, certified to keep 95 % of depth 16's NDCG@10: {saved['value']:.0%} of the server's CPU time per"
-        f" request saved; at twice the load that depth 16 can bear, {under_load['in_time']:.1%} answered within 50 ms"
-    ]
+    claims = _load(folder / "routing", "ml-100k-seed-0")["result"]["claims"]
+    claim = next(claim for claim in claims if claim["policy"] == "mixture")
+    asked = f"ML-100K, {claim['users']:,} test users, at most {claim['eps']:.0%} of depth 16's NDCG@10 to be lost"
+    if claim["routing"] is None:
+        needed = f"about {claim['needed']:,} users are needed" if claim["needed"] else "too much is lost"
+        return [f"{asked}: nothing is certified, {needed}"]
+    return [f"{asked}: certified for {claim['routing']}, {claim['saved']:.0%} of the engines' time saved"]
 
 
 def _figures(pool: Pool | None, wanted: Sequence[tuple[str, str]]) -> list[list[str]]:

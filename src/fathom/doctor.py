@@ -20,7 +20,6 @@ EXTRAS = {
     "tensorrt_rtx": "rtx",
     "ray": "ray",
     "redis": "redis",
-    "opentelemetry": "otel",
 }
 
 # y = Identity(x) over one float, opset 18: the smallest model that a backend must accept.

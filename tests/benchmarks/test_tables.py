@@ -1,11 +1,12 @@
 """What the documents show is what the stored runs say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from fathom.benchmarks.tables import BEGIN, documents, training_section, with_block
+from fathom.benchmarks.tables import BEGIN, END, certified_fact, documents, training_section, with_block
 from fathom.errors import ArtefactError
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,62 @@ def test_without_runs_or_markers_there_is_an_error_and_no_page(tmp_path: Path) -
         documents("", tmp_path)
     with pytest.raises(ArtefactError, match="markers"):
         with_block(f"no end {BEGIN}", "figures")
+
+
+def test_what_is_certified_is_said_as_far_as_it_was_measured(tmp_path: Path) -> None:
+    assert certified_fact(tmp_path) == []
+    (tmp_path / "routing").mkdir()
+    claim = {"policy": "mixture", "eps": 0.05, "users": 943, "routing": None, "needed": 12_345}
+    for change, said in (
+        ({}, "nothing is certified, about 12,345 users are needed"),
+        ({"needed": None}, "nothing is certified, too much is lost"),
+        ({"routing": "all at depth 4", "saved": 0.61}, "certified for all at depth 4, 61% of the engines' time saved"),
+    ):
+        run = {"result": {"claims": [{"policy": "rule"}, claim | change]}}
+        (tmp_path / "routing" / "ml-100k-seed-0.json").write_text(json.dumps(run))
+        (fact,) = certified_fact(tmp_path)
+        assert fact == f"ML-100K, 943 test users, at most 5% of depth 16's NDCG@10 to be lost: {said}"
+
+
+@pytest.mark.parametrize("commit", ["0" * 40 + "+changes", None, "main"])
+def test_a_run_of_code_that_was_not_committed_is_named_and_nothing_is_published(
+    tmp_path: Path, commit: str | None
+) -> None:
+    (tmp_path / "routing").mkdir()
+    (tmp_path / "routing" / "ml-1m.json").write_text(json.dumps({"commit": commit}))
+    with pytest.raises(ArtefactError, match=r"routing/ml-1m\.json: measured with code that was not committed"):
+        documents("", tmp_path)
+    (tmp_path / "routing" / "ml-1m.json").write_text("[]")
+    with pytest.raises(ArtefactError, match=r"routing/ml-1m\.json: not a stored run"):
+        documents("", tmp_path)
+
+
+#: What looks like a measurement: a number with a unit, a metric's value, or a share in words.
+MEASUREMENT = re.compile(
+    r"\d[\d.,]*\s?(?:%|ms|µs|us|s|MB|GB|KB|GFLOP/s|requests/s|x|times)(?![\w-])|(?<![\w.])0?\.\d{3,}"
+    r"|\b(?:half|a third|a quarter|twice|\w+ times) (?:of )?(?:the|as|less|more|faster|smaller) "
+)
+#: Settings and definitions that look like one.
+CHOSEN = {"README.md": set[str](), "CHANGELOG.md": {"95 %", "60s", "four times the "}}
+
+
+@pytest.mark.parametrize("page", CHOSEN)
+def test_figures_stand_only_where_they_are_generated_from_stored_runs(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    text = before + rest.partition(END)[2] if begin else text
+    # What is indented or fenced is what the programs printed once, and the page says so.
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^ {4,}.*$", "", prose, flags=re.MULTILINE)
+    assert {found.group() for found in MEASUREMENT.finditer(prose)} <= CHOSEN[page]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["takes half the time", "8.7 times less", "9 to 24 % at depth 16", "in about 20 µs", "NDCG@10 of .1288", "137 MB"],
+)
+def test_a_figure_in_prose_would_be_noticed(claim: str) -> None:
+    assert MEASUREMENT.search(claim)
 
 
 def test_speed_of_training_is_shown_when_it_was_measured(tmp_path: Path) -> None:
