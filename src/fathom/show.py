@@ -160,6 +160,20 @@ def facts(title: str, values: Sequence[tuple[str, str]]) -> None:
     out.print()
 
 
+def dataset_facts(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a data set holds, what was left out of it, and how its files were read, from its meta.json."""
+    rows = meta["interactions"]
+    left_out = rows["filtered"] | meta["filters"]["removed"]
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in rows["malformed"].items() if reason != "rows")
+    return [
+        ("counts", ", ".join(f"{count:,} {name}" for name, count in meta["counts"].items())),
+        ("time", "known" if meta["has_time"] else "order only"),
+        ("left out", ", ".join(f"{count:,} {name}" for name, count in left_out.items() if count) or "nothing"),
+        ("malformed", f"{rows['malformed']['rows']:,} of {rows['rows']:,} rows" + (f": {reasons}" if reasons else "")),
+        *((note.split(": ", 1)[0], note.split(": ", 1)[1]) for note in meta["notes"]),
+    ]
+
+
 def _heading(title: str) -> None:
     if title:
         out.print(Text(title, style="bold"))
