@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import BundleEditedError, BundleError, BundleMissingFileError, BundleTruncatedError, brief
 from fathom.files import parse_json, sha256_bytes
+from fathom.runtime.external_data import refuse_external_data
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry
 
 REBUILD = "export or copy the bundle again"
@@ -83,6 +84,8 @@ def read_listed(root: Path, name: str, entry: FileEntry, *, verify: bool = True)
         raise BundleTruncatedError(f"{file}: {len(data)} bytes where the manifest says {entry.bytes}; {REBUILD}")
     if verify and sha256_bytes(data) != entry.sha256:
         raise BundleEditedError(f"{file}: its sha256 differs from the manifest; {REBUILD}")
+    if name.endswith((".onnx", ".ort")):
+        refuse_external_data(data, file)
     return data
 
 
