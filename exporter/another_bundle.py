@@ -1,5 +1,6 @@
 """What all that make a bundle out of a bundle have in common."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from fathom.errors import ConfigError, ParityError
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, Manifest, sealed
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest, sealed
+
+log = logging.getLogger("fathom.exporter")
 
 _CHECKED_LENGTHS = (1, 2, 7, 50, 200)
 
@@ -22,7 +25,9 @@ def refuse_same_folder(source: Path, out: Path) -> None:
 
 
 def copy_files(source: Bundle, folder: Path, names: Iterable[str]) -> None:
-    """Copy these files of a bundle, by their paths in it, each checked as it is read."""
+    """Copy these files of a bundle, by their paths in it, each checked as it is read; a signature stays behind."""
+    if (source.path / SIGNATURE_NAME).exists():
+        log.warning("%s: its signature does not hold for the new bundle; sign that one", source.path)
     for name in names:
         write_file(folder, name, source.read(name))
 

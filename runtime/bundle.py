@@ -47,6 +47,7 @@ from fathom.runtime.manifest import (
     version_of,
 )
 from fathom.runtime.manifest_rules import first_broken_rule
+from fathom.runtime.signature import Trust
 from fathom.selector.certificate import Certificate
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables
@@ -128,15 +129,17 @@ class Bundle:
     certificate: Certificate | None
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True) -> Self:
+    def open(cls, path: Path, *, verify: bool = True, trust: Trust | None = None) -> Self:
         """Open a bundle folder; ``verify=False`` leaves out the sha256 of what is not read here, as of engines.
 
+        ``trust``: the keys of which one must have signed it.
+
         Raises BundleMissingFileError, BundleTruncatedError, BundleEditedError, BundleSchemaError (not a manifest,
-        or newer than this Fathom) or BundleError (something in the folder that the manifest does not list, or contents
-        that contradict it); each is one line.
+        or newer than this Fathom), BundleSignatureError or BundleError (something in the folder that the manifest does
+        not list, or contents that contradict it); each is one line.
         """
         path = Path(path)
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, trust)
         check_nothing_else(path, manifest.files)
         try:
             for name, entry in manifest.files.items():
@@ -176,16 +179,28 @@ class Bundle:
         self.close()
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check ``manifest.json`` of a bundle folder, without opening any other file.
+def read_manifest(path: Path, trust: Trust | None = None) -> Manifest:
+    """Read and check ``manifest.json`` of a bundle folder, without opening any other file but its signature.
 
-    Raises BundleMissingFileError, BundleSchemaError or BundleEditedError.
+    ``trust``: the keys of which one must have signed it. Raises BundleMissingFileError, BundleSchemaError,
+    BundleEditedError, BundleSignatureError or BundleError.
     """
-    file = path / MANIFEST_NAME
+    data = read_manifest_bytes(path)
+    if trust is not None:
+        trust.check(path, data)
+    return parse_manifest(path / MANIFEST_NAME, data)
+
+
+def read_manifest_bytes(path: Path) -> bytes:
+    """``manifest.json`` of a bundle folder, unchecked; raises BundleMissingFileError or BundleError."""
     try:
-        data = read_regular(file, _LARGEST_MANIFEST)
+        return read_regular(path / MANIFEST_NAME, _LARGEST_MANIFEST)
     except BundleMissingFileError:
         raise BundleMissingFileError(f"{path}: no bundle here: {MANIFEST_NAME} is missing") from None
+
+
+def parse_manifest(file: Path, data: bytes) -> Manifest:
+    """The manifest in these bytes of a file, checked; raises BundleSchemaError or BundleEditedError."""
     try:
         value = parse_json(data)
     except ValueError as error:
@@ -213,11 +228,14 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def verify(path: Path) -> list[Check]:
-    """Every check of a bundle with its result; never stops at the first failure, never raises for a bad bundle."""
+def verify(path: Path, trust: Trust | None = None) -> list[Check]:
+    """Every check of a bundle with its result; never stops at the first failure, never raises for a bad bundle.
+
+    ``trust``: the keys of which one must have signed it.
+    """
     path = Path(path)
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, trust)
     except BundleError as error:
         return [Check(MANIFEST_NAME, False, str(error))]
     checks = [Check(MANIFEST_NAME, True, f"schema {manifest.schema_version}, version {manifest.version}")]

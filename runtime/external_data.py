@@ -1,8 +1,7 @@
 """Whether an ONNX file takes values from other files: those are in no manifest, so they are refused.
 
-onnxruntime reads such files from the working directory, even for a model that it is given as bytes, and follows an address
-in memory where a file's name should be. The online half has no ONNX library; this walks the few fields of the
-protobuf encoding below which a tensor can stand.
+onnxruntime reads such files from the working directory, even for a model that it is given as bytes. The online half has
+no ONNX library; this walks the few fields of the protobuf encoding below which a tensor can stand.
 """
 
 from collections.abc import Iterator, Mapping

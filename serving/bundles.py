@@ -9,6 +9,8 @@ from pathlib import Path
 from fathom.errors import ConfigError, FathomError, InvalidRequestError, NotFoundError
 from fathom.runtime.bundle import read_manifest
 from fathom.runtime.reuse import Owners
+from fathom.runtime.manifest import Manifest
+from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import echo
 from fathom.serving.deployment import Deployment, MakeEngine
@@ -40,6 +42,7 @@ class Bundles:
         self._settings = settings
         self._metrics = metrics
         self._make_engine = make_engine
+        self._trust: Trust | None = None
         self._serving: dict[str, Deployment] = {}
         self._default = settings.default_bundle
         self._reloading = asyncio.Lock()
@@ -56,6 +59,7 @@ class Bundles:
 
     async def start(self) -> None:
         """Open all; raises BundleError or ConfigError for the first that cannot be served."""
+        self._trust = Trust.load(self._settings.trust)
         async with self._reloading:
             before = await asyncio.to_thread(self._look)
             for name, (path, _) in before.items():
@@ -107,13 +111,14 @@ class Bundles:
             deployment.close()
 
     async def _open(self, name: str, path: Path) -> Deployment:
-        return await Deployment.open(name, path, self._settings, self._metrics, self._make_engine)
+        return await Deployment.open(name, path, self._settings, self._metrics, self._make_engine, self._trust)
 
     async def _renew(self, name: str, path: Path) -> Reloaded:
         old = self._serving.get(name)
         previous = old.version if old else ""
         try:
-            if (await asyncio.to_thread(read_manifest, path)).version == previous:
+            manifest = await asyncio.to_thread(read_manifest, path, self._trust)
+            if old and _same(manifest, old.bundle.manifest):
                 return Reloaded(name, previous, previous)
             new = await self._open(name, path)
         except Exception as error:
@@ -159,3 +164,8 @@ class Bundles:
 
     def _names(self) -> str:
         return ", ".join(sorted(self._serving))
+
+
+def _same(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests say the same, but for when; the version alone does not tell it before schema 5."""
+    return one.model_copy(update={"created": other.created}) == other

@@ -86,6 +86,7 @@ class ServerSettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where engines run; auto: on a GPU if one can be used"
     )
+    trust: tuple[Path, ...] = Field(default=(), description="public keys of which one must have signed each bundle")
     max_queue: int = Field(default=1024, ge=1, le=1_000_000, description="waiting requests before the server is full")
     backlog: int | None = Field(
         default=None, ge=1, le=10_000_000, description="calls held unread; default: ten times max_queue"
@@ -127,6 +128,12 @@ class ServerSettings(BaseModel):
         if isinstance(value, bool):
             raise ValueError("must be a number")
         return value
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        # The environment, and a short YAML file, name one.
+        return (value,) if isinstance(value, str) else value
 
 
 def load_settings(

@@ -6,16 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import BundleError, FathomError, RequestError
+from fathom.errors import BundleError, FathomError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.pipeline import Settings as PipelineSettings
-from fathom.runtime.query import Query
+from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
 from fathom.serving.describe import BundleInfo, bundle_message, own_profile, routing_message, served_profiles
@@ -56,15 +54,38 @@ class Deployment:
 
     @classmethod
     async def open(
-        cls, name: str, path: Path, settings: ServerSettings, metrics: Metrics, make_engine: MakeEngine
+        cls,
+        name: str,
+        path: Path,
+        settings: ServerSettings,
+        metrics: Metrics,
+        make_engine: MakeEngine,
+        trust: Trust | None = None,
     ) -> Self:
         """Open a bundle, warm it up in every shape and test it, beside whatever the event loop serves meanwhile.
 
         Raises BundleError or ConfigError, and then leaves nothing open.
         """
+        try:
+            return await cls._open(name, path, settings, metrics, make_engine, trust)
+        except FathomError:
+            raise
+        except Exception as error:  # an engine that is not what it says can break anything
+            raise BundleError(f"{path}: it cannot be served: {brief(repr(error), 120)}") from error
+
+    @classmethod
+    async def _open(
+        cls,
+        name: str,
+        path: Path,
+        settings: ServerSettings,
+        metrics: Metrics,
+        make_engine: MakeEngine,
+        trust: Trust | None,
+    ) -> Self:
 
         def load() -> tuple[Bundle, Engine]:
-            bundle = Bundle.open(path)
+            bundle = Bundle.open(path, trust=trust)
             profile = own_profile(settings.profile, bundle, force=settings.force)
             return bundle, make_engine(bundle, settings.threads or profile.threads)
 
@@ -123,16 +144,24 @@ class Deployment:
         return not self.pipeline.failing
 
     async def _test(self) -> None:
-        """Each depth answers the shortest and the longest history."""
-        n, longest = len(self.bundle.vectors), self.bundle.manifest.model.max_history
+        """Each depth answers the shortest and the longest history, from a client's message to the one it gets."""
+        ids, longest = self.bundle.catalogue.ids, self.bundle.manifest.model.max_history
         for depth in self._engine.depths:
             for length in (1, longest):
-                query = Query(np.arange(length) % n, min(10, n), self.profile, depth=depth, include_seen=True)
+                request = pb.RecommendRequest(
+                    item_ids=[ids[place % len(ids)] for place in range(length)],
+                    k=min(10, len(ids)),
+                    depth=depth,
+                    include_titles=True,
+                    filter=pb.Filter(include_seen=True),
+                )
                 try:
+                    query, unknown = self.converter.query(request, None)
                     answer = await self.pipeline.recommend(query)
                 except RequestError as error:
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: {error}") from None
-                if not np.all(np.abs(answer.scores) < 1.01):
+                items = pb.RecommendResponse.FromString(self.converter.response(request, answer, unknown)).items
+                if len(items) != request.k or not all(abs(item.score) < 1.01 for item in items):
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives no cosines")
 
 

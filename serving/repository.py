@@ -1,13 +1,15 @@
 """Where a server's bundles are: one bundle's folder, or a folder of names with numbered versions below them."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fathom.errors import BundleError, BundleMissingFileError
 from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import MANIFEST_NAME
 
-#: What changes when anything in a folder does: (file, bytes, time of change) of all its files.
-State = tuple[tuple[str, int, int], ...]
+#: What changes when anything in a folder does: (name, kind and rights, bytes, time of change) of all that is in it.
+State = tuple[tuple[str, int, int, int], ...]
 
 
 class Repository:
@@ -23,7 +25,13 @@ class Repository:
 
     def find(self) -> dict[str, Path]:
         """The folder to serve for each name; raises BundleError when there is none."""
-        if (self.path / MANIFEST_NAME).exists():
+        try:
+            return self._find()
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from None
+
+    def _find(self) -> dict[str, Path]:
+        if os.path.lexists(self.path / MANIFEST_NAME):
             # The name stays, even when the folder's next bundle calls itself something else.
             self._only = self._only or read_manifest(self.path).name
             return {self._only: self.path}
@@ -39,14 +47,22 @@ class Repository:
 
 
 def _newest(folder: Path) -> Path | None:
-    numbered = [each for each in folder.iterdir() if each.name.isdecimal() and (each / MANIFEST_NAME).exists()]
+    numbered = [each for each in folder.iterdir() if each.name.isdecimal() and os.path.lexists(each / MANIFEST_NAME)]
     return max(numbered, key=lambda each: int(each.name), default=None)
 
 
 def state_of(path: Path) -> State:
-    """What is in a bundle's folder, without reading it; raises BundleError when it cannot be looked at."""
+    """What is in a bundle's folder, without opening any of it; raises BundleError when it cannot be looked at."""
     try:
-        files = [(str(each), each.stat()) for each in sorted(path.rglob("*")) if each.is_file()]
+        return tuple(sorted(_states(path.resolve())))
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+
+
+def _states(path: Path) -> Iterator[tuple[str, int, int, int]]:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            yield entry.path, status.st_mode, status.st_size, status.st_mtime_ns
+            if entry.is_dir(follow_symlinks=False):
+                yield from _states(Path(entry.path))

@@ -75,14 +75,21 @@ def bundle_quality(bundle: BundlePath, as_json: AsJson = False) -> None:
 
 
 @bundle_app.command("verify")
-def bundle_verify(bundle: BundlePath, as_json: AsJson = False) -> None:
+def bundle_verify(
+    bundle: BundlePath,
+    trust: Annotated[
+        list[Path] | None, typer.Option(help="Public key (PEM) that it must be signed with; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every file of a bundle against its manifest; exit code 2 when one is not right.
 
     Example: fathom bundle verify build/ml-100k/bundle
     """
     from fathom.runtime.bundle import verify
+    from fathom.runtime.signature import Trust
 
-    checks = verify(bundle)
+    checks = verify(bundle, Trust.load(trust or ()))
     if as_json:
         show.as_json([asdict(check) for check in checks])
     else:
@@ -90,6 +97,35 @@ def bundle_verify(bundle: BundlePath, as_json: AsJson = False) -> None:
         show.table(str(bundle), rows + [[c.name, "ok" if c.ok else "BAD", c.detail] for c in checks])
     if not all(check.ok for check in checks):
         raise typer.Exit(2)
+
+
+@bundle_app.command("keygen")
+def bundle_keygen(
+    private: Annotated[Path, typer.Argument(help="The new private key (PEM): keep it secret.")],
+    public: Annotated[Path, typer.Argument(help="The new public key (PEM): for `fathom serve --trust`.")],
+) -> None:
+    """Make a pair of ed25519 keys, to sign bundles and to check signatures.
+
+    Example: fathom bundle keygen shop-private.pem shop-public.pem
+    """
+    from fathom.exporter.sign import make_keys
+
+    make_keys(private, public)
+    print(f"{private}: private, keep it secret; {public}: public")
+
+
+@bundle_app.command("sign")
+def bundle_sign(
+    bundle: BundlePath, key: Annotated[Path, typer.Option(help="Private ed25519 key (PEM), as keygen makes it.")]
+) -> None:
+    """Sign a bundle, so that a server with `--trust PUBLIC` serves it.
+
+    Example: fathom bundle sign build/ml-100k/bundle --key shop-private.pem
+    """
+    from fathom.exporter.sign import sign_bundle
+
+    sign_bundle(bundle, key)
+    print(f"{bundle}: signed")
 
 
 @bundle_app.command("slice")
@@ -334,6 +370,12 @@ def serve(
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where engines run. Default: auto, a GPU if it can.")
     ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key (PEM) that bundles must be signed with; may be repeated. Default: none is needed."
+        ),
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting requests before the server is full.")] = None,
     backlog: Annotated[int | None, typer.Option(help="Calls held unread. Default: ten times --max-queue.")] = None,
     max_message_mb: Annotated[int | None, typer.Option(help="Largest message in and out.")] = None,
@@ -349,6 +391,7 @@ def serve(
     Example: fathom serve build/ml-100k/bundle --profile cloud --metrics-port 9464
     """
     options = {key: value for key, value in locals().items() if key not in ("bundle", "config", "as_json")}
+    options["trust"] = tuple(trust) if trust else None
     from fathom.serving.config import load_settings
     from fathom.serving.server import serve as run
 

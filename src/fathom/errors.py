@@ -12,6 +12,7 @@ FathomError                     one line: what is wrong, where, what to do; the 
 │       ├── BundleMissingFileError      a file that the manifest lists is not there
 │       ├── BundleTruncatedError        a file is shorter or longer than the manifest says
 │       ├── BundleEditedError           a file's sha256 differs from the manifest
+│       ├── BundleSignatureError        not signed, or not by a key that is trusted
 │       └── BundleSchemaError           written by a newer Fathom, or not a manifest at all
 ├── ParityError                 an exported engine disagrees with the model it was exported from
 ├── ConnectError                a server cannot be reached or answered with an error
@@ -79,6 +80,10 @@ class BundleTruncatedError(BundleError):
 
 class BundleEditedError(BundleError):
     """A file's sha256 differs from the manifest."""
+
+
+class BundleSignatureError(BundleError):
+    """The bundle is not signed, or not by a key that is trusted."""
 
 
 class BundleSchemaError(BundleError):

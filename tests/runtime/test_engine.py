@@ -168,7 +168,7 @@ def test_a_file_that_onnxruntime_refuses_is_a_bundle_error(
     with pytest.raises(BundleTruncatedError, match=r"depth-04\.onnx"):
         open_engine(bundle)
     reseal(copy)
-    with pytest.raises(BundleError, match=r"depth-04\.onnx: onnxruntime refuses") as caught:
+    with pytest.raises(BundleError, match=r"depth-04\.onnx: (onnxruntime refuses|not an ONNX file)") as caught:
         open_engine(Bundle.open(copy))
     assert "\n" not in str(caught.value)
 
