@@ -23,6 +23,13 @@ from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry
 REBUILD = "export or copy the bundle again"
 
 _PLAIN = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.+-]{1,128}(/(?!\.{1,2}(/|$))[A-Za-z0-9_.+-]{1,128}){0,7}")
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+}
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -71,8 +78,7 @@ def _check_kind(file: Path, mode: int) -> None:
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFLNK: "link"}
-    return kinds.get(stat.S_IFMT(mode), "device")
+    return _KINDS.get(stat.S_IFMT(mode), "device")
 
 
 def read_listed(root: Path, name: str, entry: FileEntry, *, verify: bool = True) -> bytes:
@@ -109,14 +115,14 @@ def check_nothing_else(root: Path, names: Collection[str]) -> None:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     name = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir(follow_symlinks=False) and name in folders:
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    if stat.S_ISDIR(mode) and name in folders:
                         ahead.append(name)
                     elif name not in known:
-                        kind = _kind(entry.stat(follow_symlinks=False).st_mode)
-                        kind = "file" if entry.is_file(follow_symlinks=False) else kind
-                        raise BundleError(
-                            f"{root}: holds the {kind} '{brief(name)}', which its manifest does not list; remove it"
-                        )
+                        what = f"{_kind(mode)} '{brief(name)}'"
+                        raise BundleError(f"{root}: holds the {what}, which its manifest does not list; remove it")
+                    elif name == SIGNATURE_NAME:
+                        _check_kind(root / name, mode)
         except OSError as error:
             raise BundleError(f"{root / folder}: cannot be read: {error.strerror}") from None
 

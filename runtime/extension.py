@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.errors import BundleError
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import Manifest
 
@@ -98,6 +99,10 @@ class Extender:
         read = {name for segment in self._segments.values() for name in segment.inputs}
         self._context_names = [name for name in context.outputs if name in read]
         self._context = context if self._context_names else None
+        _check_names(context, {"items", "timestamps", "new_items"}, set(), form.context)
+        for depth, segment in self._segments.items():
+            gives = {"user_vector", "last_made"} if depth == chain[-1] else {"hidden_out"}
+            _check_names(segment, {"hidden_in", "past", "new_items", *context.outputs}, gives, form.segments[depth])
         # The place in the path of each segment's first layer: the exit before has computed its own for one position.
         self._starts = dict(zip(chain, [0, *(depth - 1 for depth in chain)], strict=False))
 
@@ -211,6 +216,12 @@ class Extender:
         hidden = self._vectors.padded(items)
         hidden *= self._scale
         return hidden
+
+
+def _check_names(engine: Runs, known: set[str], needed: set[str], file: str) -> None:
+    """Raise BundleError for an engine that reads what is not known, or does not give what is needed."""
+    if not known.issuperset(engine.inputs) or not needed.issubset(engine.outputs):
+        raise BundleError(f"{file}: not an engine of the second form; export the bundle again")
 
 
 def _shifted(past: Floats, made: Floats, most: int) -> Floats:

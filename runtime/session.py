@@ -66,7 +66,8 @@ def open_session(
         # TF32 keeps ten bits of a product's inputs: an error of .0005 where fp32 has .0000003.
         settings = {"enable_cuda_graph": str(int(captured)), "use_tf32": "0"}
     try:
-        session = onnxruntime.InferenceSession(engine, options, providers=[(provider, settings)])
+        # Falling back would try the same once more, and print that it does.
+        session = onnxruntime.InferenceSession(engine, options, providers=[(provider, settings)], enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes have no common base but this one
         text = brief(error, 120)
         raise BundleError(f"{name}: onnxruntime refuses this engine: {text}; export the bundle again") from error

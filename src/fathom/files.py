@@ -154,13 +154,17 @@ def parse_json(data: bytes) -> Any:
     That is what is not UTF-8, NaN and infinity, a key that occurs twice, half a surrogate pair, and what is nested
     too deeply or has numbers too long to be read.
     """
-    text = data.decode()
     try:
+        text = data.decode()
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if re.search(r"\\u[dD][89a-fA-F]", text):
-        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a surrogate pair") from None
     return value
 
 

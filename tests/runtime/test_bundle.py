@@ -1,5 +1,6 @@
 """A bundle opens whole, or is refused with the error that names the file."""
 
+import io
 import json
 import shutil
 import time
@@ -158,6 +159,122 @@ def test_a_manifest_that_breaks_the_schema_is_refused(
     refused(bundle, BundleSchemaError, word)
 
 
+def swap_layers(value: dict[str, Any]) -> None:
+    layers = value["depths"]["8"]["layers"]
+    layers[1], layers[2] = layers[2], layers[1]
+
+
+def fit(**changes: Any) -> dict[str, Any]:
+    whole = {"memory_limit_mb": 100, "threads": 1, "peak_mb": 50.0, "machine": "here", "created": "now"}
+    return {"cloud": whole | changes}
+
+
+def plan(**changes: Any) -> list[dict[str, Any]]:
+    engines = [f"engines/depth-{depth:02d}.onnx" for depth in (4, 8, 12, 16)]
+    whole = {"version": "1", "compute_capability": "8.9", "max_batch": 8, "histories": [10, 20]}
+    segments = {name: f"plans/{place}" for place, name in enumerate(engines)}
+    return [whole | {"segments": segments, "built_from": dict.fromkeys(engines, "0" * 64)} | changes]
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda v: v["depths"]["16"].update(segments=v["depths"]["4"]["segments"]), "depth 16 runs engines/depth-04"),
+        (
+            lambda v: v["depths"]["16"].update(segments=["engines/depth-16.onnx"]),
+            "shallower ones first",
+        ),
+        (lambda v: v["depths"]["8"]["segments"].reverse(), "depth 8 runs"),
+        (lambda v: v["depths"]["8"]["segments"].append("items/vectors.npy"), "depth 8 runs"),
+        (lambda v: v["depths"].update({"5": v["depths"].pop("4")}), "depth 5 executes 4 layers"),
+        (lambda v: v["depths"]["4"].update(layers=[0, 1, 2, 2]), "depth 4 executes 3 layers"),
+        (lambda v: v["depths"]["4"].update(layers=[1, 2, 3, 4]), "layer 0"),
+        (lambda v: v["depths"]["16"]["layers"].__setitem__(15, 16), "layer that the model does not have"),
+        (swap_layers, "another order than prefix"),
+        (lambda v: v["depths"]["4"]["quality"]["ndcg@10"].update(value=2.0), "quality ndcg@10 of depth 4"),
+        (lambda v: v["depths"]["4"]["quality"]["ndcg@10"].update(low=0.5), "quality ndcg@10 of depth 4"),
+        (lambda v: v["depths"]["4"]["parity"].update(max_abs_error=-1), "max_abs_error"),
+        (lambda v: v["depths"]["4"]["parity"].update(top10_agreement=1.1), "top10_agreement"),
+        (lambda v: v.update(format="ort"), "depth 4 runs"),
+        (lambda v: v.update(format="executorch"), "depth 4 runs"),
+        (lambda v: v["model"].update(heads=-2), "model.heads"),
+        (lambda v: v["model"].update(heads=3), "not a multiple of 3 heads"),
+        (lambda v: v["model"].update(width=10**9), "model.width"),
+        (lambda v: v["model"].update(max_history=10**18), "model.max_history"),
+        (lambda v: v["model"].update(layers=33), "model.layers"),
+        (lambda v: v.update(items=10**12), "items"),
+        (lambda v: v.update(name=""), "name"),
+        (lambda v: v.update(name="a\nb"), "name"),
+        (lambda v: v.update(name="x" * 1000), "name"),
+        (lambda v: v.update(layer_precision={"16": "int8"}), "layer_precision"),
+        (lambda v: v.update(fits=fit(peak_mb=-1.0)), "peak_mb"),
+        (lambda v: v.update(plans=plan(built_from={})), "not of the bundle's engines"),
+        (lambda v: v.update(plans=plan(histories=[20, 10])), "do not ascend"),
+        (lambda v: v.update(plans=plan(histories=[10])), "do not ascend"),
+        (lambda v: v.update(plans=plan()), "does not list plans/0"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    bundle: Path, edit: Callable[[dict[str, Any]], Any], word: str
+) -> None:
+    edit_manifest(bundle, edit)
+    with pytest.raises(BundleSchemaError, match=word) as caught:
+        Bundle.open(bundle)
+    assert len(str(caught.value)) < 300
+    value = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(value | {"schema_version": 4}))
+    with pytest.raises(BundleSchemaError, match=word):
+        Bundle.open(bundle)
+
+
+def test_two_depths_may_not_run_one_engine_where_each_has_its_own(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(strategy="nested")
+    Bundle.open(bundle)
+    edit_manifest(bundle, lambda v: v["depths"]["16"].update(segments=["engines/depth-04.onnx"]))
+    refused(bundle, BundleSchemaError, "depth 16 runs engines/depth-04.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b'{"schema_version": 5, "schema_version": 5}', "twice"),
+        (b'{"schema_version": NaN}', "NaN"),
+        (b'{"schema_version": 5, "items": 1e999}', "too large"),
+        (b'{"schema_version": 5, "name": "\\ud800"}', "surrogate"),
+        (b'{"schema_version": ' + b"1" * 5000 + b"}", "4300 digits"),
+    ],
+)
+def test_json_that_only_some_readers_accept_is_refused(bundle: Path, content: bytes, word: str) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    refused(bundle, BundleSchemaError, word)
+
+
+def test_a_manifest_of_an_older_schema_is_read_with_its_own_version(bundle: Path) -> None:
+    for schema in (1, 2, 3, 4):
+        edit_manifest(bundle, lambda v, schema=schema: v.update(schema_version=schema))
+        before = Bundle.open(bundle).manifest.version
+        edit_manifest(bundle, lambda v: v.update(name="other"))
+        assert Bundle.open(bundle).manifest.version == before
+
+
+def test_a_certificate_holds_for_what_each_depth_runs_and_old_ones_in_old_bundles(
+    certified_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(certified_bundle, tmp_path / "bundle"))
+    edit_manifest(bundle, lambda v: v["model"].update(max_history=19))
+    refused(bundle, BundleError, "certifies another depth 4")
+    edit_manifest(bundle, lambda v: v["model"].update(max_history=20))
+    Bundle.open(bundle)
+    file = bundle / "selector/certificate.json"
+    value = json.loads(file.read_text())
+    del value["depths"]
+    file.write_text(json.dumps(value | {"schema_version": 1}))
+    relist(bundle, "selector/certificate.json")
+    refused(bundle, BundleError, "certifies another depth 4")
+    edit_manifest(bundle, lambda v: v.update(schema_version=4))
+    assert Bundle.open(bundle).certificate is not None
+
+
 def test_an_edited_list_of_files_no_longer_makes_the_version(bundle: Path) -> None:
     file = bundle / "manifest.json"
     file.write_text(file.read_text().replace('"bytes": ', '"bytes": 1', 1))
@@ -192,6 +309,12 @@ def _catalogue(**changes: Any) -> Callable[[Path], None]:
     return write
 
 
+def _npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.ones((50, 8), np.float32))
+    return buffer.getvalue()
+
+
 def _array(array: np.ndarray) -> Callable[[Path], None]:
     return lambda file: np.save(file, array)
 
@@ -202,6 +325,17 @@ def _array(array: np.ndarray) -> Callable[[Path], None]:
         ("items/catalogue.json", _catalogue(ids=["a"]), "50 items"),
         ("items/catalogue.json", _catalogue(ids=["a"] * 50), "twice"),
         ("items/catalogue.json", _catalogue(titles=None), "titles"),
+        ("items/catalogue.json", _catalogue(titles=[7] * 50), "texts"),
+        ("items/catalogue.json", _catalogue(ids=list(range(50))), "texts"),
+        ("items/catalogue.json", _catalogue(ids=[*map(str, range(49)), "\ud800"]), "surrogate"),
+        ("items/catalogue.json", _catalogue(ids=["", *map(str, range(49))]), "empty"),
+        ("items/catalogue.json", _catalogue(categories=["drama"] * 50), "texts"),
+        ("items/catalogue.json", _catalogue(more=[]), "nothing else"),
+        ("items/vectors.npy", lambda file: file.write_bytes(_npz()), "npz"),
+        ("items/vectors.npy", _array(np.asfortranarray(np.ones((50, 8), np.float32))), "'fortran_order': True"),
+        ("items/vectors.npy", _array(np.ones((50, 8), ">f4")), "'>f4'"),
+        ("items/vectors.npy", lambda file: file.write_bytes(file.read_bytes()[:-4]), "1596 bytes of values"),
+        ("items/popularity.npy", _array(np.full(50, 2**62)), "too large"),
         ("items/catalogue.json", lambda file: file.write_text("[]"), "object"),
         ("items/catalogue.json", lambda file: file.write_bytes(b"\xff"), "not JSON"),
         ("items/vectors.npy", _array(np.ones((50, 8))), "'<f8'"),

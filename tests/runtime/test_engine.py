@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.errors import BundleError, BundleTruncatedError, ConfigError
+from fathom.errors import BundleEditedError, BundleError, BundleTruncatedError, ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import Engine, OnnxEngine, open_engine
 from fathom.runtime.fake import FakeEngine
@@ -171,6 +171,38 @@ def test_a_file_that_onnxruntime_refuses_is_a_bundle_error(
     with pytest.raises(BundleError, match=r"depth-04\.onnx: (onnxruntime refuses|not an ONNX file)") as caught:
         open_engine(Bundle.open(copy))
     assert "\n" not in str(caught.value)
+
+
+def test_an_engine_that_was_exchanged_after_it_was_checked_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(synthetic_bundle, tmp_path / "bundle"))
+    file = bundle.path / "engines/depth-12.onnx"
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    with pytest.raises(BundleEditedError, match=r"depth-12\.onnx: its sha256 differs"):
+        open_engine(bundle)
+
+
+@pytest.mark.parametrize(("batch", "width", "kind"), [("batch", 7, "FLOAT"), (1, 8, "FLOAT"), ("batch", 8, "DOUBLE")])
+def test_an_engine_of_another_shape_than_the_manifest_says_is_refused(
+    synthetic_bundle: Path, tmp_path: Path, reseal: Callable[[Path], None], batch: object, width: int, kind: str
+) -> None:
+    from onnx import TensorProto, helper
+
+    copy = Path(shutil.copytree(synthetic_bundle, tmp_path / "bundle"))
+    kinds = getattr(TensorProto, kind)
+    given = [helper.make_tensor_value_info("item_vectors", kinds, [batch, "history", width])]
+    given += [helper.make_tensor_value_info("items", TensorProto.INT64, ["batch", "history"])]
+    made = [helper.make_tensor_value_info("hidden_out", kinds, [batch, "history", width])]
+    made += [helper.make_tensor_value_info("user_vector", kinds, [batch, width])]
+    nodes = [helper.make_node("Identity", ["item_vectors"], ["hidden_out"])]
+    nodes += [helper.make_node("ReduceMax", ["item_vectors", "axis"], ["user_vector"], keepdims=0)]
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", given, made, [axis]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    (copy / "engines/depth-04.onnx").write_bytes(model.SerializeToString())
+    reseal(copy)
+    with pytest.raises(BundleError, match=r"depth-04\.onnx: item_vectors is .* with width 8 is needed"):
+        open_engine(Bundle.open(copy))
 
 
 def test_an_engine_in_the_wrong_place_of_a_chain_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
