@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fathom.artefacts import BUNDLE
 from fathom.errors import BundleEditedError, ConfigError, MissingExtraError
 from fathom.exporter.another_bundle import write_file
 from fathom.files import new_folder
@@ -39,7 +40,7 @@ def sign_bundle(path: Path, key_file: Path) -> None:
     key = _private_key(key_file)
     home = path.resolve()
     data = read_manifest_bytes(home)
-    with Bundle.open(home) as bundle, new_folder(home) as folder:
+    with Bundle.open(home) as bundle, new_folder(home, BUNDLE) as folder:
         if parse_manifest(home / MANIFEST_NAME, data) != bundle.manifest:
             raise BundleEditedError(f"{home / MANIFEST_NAME}: has changed while it was signed; sign it again")
         for name in bundle.manifest.files:
