@@ -28,8 +28,13 @@ from fathom.selector.certificate import Certificate, Claim
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SCHEMA_VERSION = 1
+#: NDCG@10 that an axis spans at least: differences that are smaller are nothing to look at.
+LEAST_RANGE = 1e-3
+#: Characters of the bundle's name that the picture shows.
+LONGEST_NAME = 80
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
 WHAT = {
@@ -88,17 +93,25 @@ def write_report(report: Report, certificate: Certificate, folder: Path) -> None
 
 def plot(report: Report) -> bytes:
     """Quality against cost, and how far each policy lies above the hull, as PNG."""
+    buffer = BytesIO()
+    draw(report).savefig(buffer, format="png", dpi=150, metadata={"Software": ROUTING_PLOT.mark})
+    return buffer.getvalue()
+
+
+def draw(report: Report) -> "Figure":
+    """The picture of ``plot``; raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "train") from None
-    figure = Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(11, 5), facecolor="white", layout="constrained")
+    name = report.name if len(report.name) <= LONGEST_NAME else f"{report.name[:LONGEST_NAME]}..."
+    figure.suptitle(name, x=0.01, ha="left", fontsize=12)
     curves, areas = figure.subplots(1, 2, width_ratios=(3, 2))
     _curves(curves, report)
     _areas(areas, report)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": ROUTING_PLOT.mark})
-    return buffer.getvalue()
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
 
 
 def _curves(axes: "Axes", report: Report) -> None:
@@ -109,25 +122,33 @@ def _curves(axes: "Axes", report: Report) -> None:
     x, y = zip(*report.hull, strict=True)
     axes.plot(x, y, color="#14202b", linewidth=1, linestyle="--", label="hull of static depths")
     for depth, (cost, quality) in zip(report.depths, report.static, strict=True):
-        axes.plot(cost, quality, "o", color="#14202b", markersize=6)
-        axes.annotate(str(depth), (cost, quality), xytext=(5, 5), textcoords="offset points")
+        # The depth stands inside its mark, where no line can run through it.
+        axes.plot(cost, quality, "o", color="#14202b", markersize=15, zorder=3)
+        axes.annotate(str(depth), (cost, quality), color="white", fontsize=8, ha="center", va="center", zorder=4)
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max(1.2 * (high - low), LEAST_RANGE) / 2
+    axes.set_ylim(middle - half, middle + half)
+    axes.margins(x=0.06)
+    axes.ticklabel_format(useOffset=False)
     axes.set_xlabel("milliseconds per request")
     axes.set_ylabel("NDCG@10")
-    axes.set_title(f"{report.name}: quality against measured cost", loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_title("Quality against measured cost", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _areas(axes: "Axes", report: Report) -> None:
     shown = [policy for policy in report.policies if policy.name != "hindsight"]
     for place, policy in enumerate(reversed(shown)):
-        axes.plot([policy.low, policy.high], [place, place], color=COLOURS[policy.name], linewidth=3)
-        axes.plot(policy.area, place, "o", color=COLOURS[policy.name], markersize=8)
+        axes.plot([1e3 * policy.low, 1e3 * policy.high], [place, place], color=COLOURS[policy.name], linewidth=3)
+        axes.plot(1e3 * policy.area, place, "o", color=COLOURS[policy.name], markersize=8)
     axes.axvline(0, color="#14202b", linewidth=1, linestyle="--")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1e3 * LEAST_RANGE / 2), max(high, 1e3 * LEAST_RANGE / 2))
+    axes.locator_params(axis="x", nbins=6)
     axes.set_yticks(range(len(shown)), [policy.name for policy in reversed(shown)])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("NDCG@10 above the hull: mean, 95 % interval")
-    axes.set_title("What knowing the request is worth", loc="left", fontsize=11)
+    axes.set_xlabel("NDCG@10 above the hull, thousandths")
+    axes.set_title("What knowing the request is worth [95 %]", loc="left", fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
@@ -158,19 +179,22 @@ def page(report: Report, certificate: Certificate, picture: bytes) -> str:
 <main>
 <h1>Routing of {escape(report.name)}</h1>
 <p>{_verdict(report)}</p>
-<h2>Certified: at least {1 - certificate.eps:.0%} of the deepest depth's NDCG@10, wrong with probability at most
-{certificate.delta:.0%}</h2>
+<h2>Certificate: at least {1 - certificate.eps:.0%} of the deepest depth's NDCG@10</h2>
+<p>Each routing below keeps that much; the probability that any of this is wrong is at most {certificate.delta:.0%}. The
+figures for quality and compute are estimates.</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
 <th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
 {merged}<h2>Policies against random mixing</h2>
 <img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
-<p>Area: mean NDCG@10 above the convex hull of the static depths, {report.users:,} test users. Learned on validation
-items, judged on test items.</p>
+<p>Answering each request at a depth chosen at random reaches every point on the dashed line, the convex hull of the
+static depths. Area: by how much NDCG@10 a policy lies above that line on average, for {report.users:,} test users. What
+is learned is learned from validation items and judged on test items.</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>policy</th><th>area [95 %]</th>
 <th style="text-align:left">what it does</th></tr></thead><tbody>{rows}</tbody></table></div>
-<h2>Features and what the shallowest depth loses</h2>
-<p>Correlation with NDCG@10 at depth {report.depths[-1]} less that at depth {report.depths[0]}. Cross-fitted R&sup2; of
-all of them: {report.explained:+.4f}.</p>
+<h2>Which features predict what the shallowest depth loses</h2>
+<p>Correlation of each feature with the loss, NDCG@10 at depth {report.depths[-1]} minus NDCG@10 at depth
+{report.depths[0]}. All features together explain {report.explained:+.4f} of its variance (cross-fitted R&sup2;; below
+zero means that a constant predicts better).</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>feature</th><th>r [95 %]</th></tr></thead>
 <tbody>{features}</tbody></table></div>
 </main>
@@ -182,9 +206,10 @@ all of them: {report.explained:+.4f}.</p>
 def _verdict(report: Report) -> str:
     above = [each.name for each in report.policies if each.name != "hindsight" and each.low > 0]
     if above:
-        return f"Above the hull of static depths: {escape(', '.join(above))}."
+        return f"Shown to beat choosing depths at random: {escape(', '.join(above))}."
     return (
-        "No policy is shown to lie above the hull of static depths: on these data, mixing depths at random is as good."
+        "No policy is shown to beat choosing depths at random: on these data, which request needs more depth cannot be"
+        " told from the request."
     )
 
 

@@ -3,18 +3,29 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
 from fathom.exporter.certify import FAMILIES, Family, Measured, certify, measure_bundle, write_certificate
 from fathom.exporter.outcomes import Costs, Outcomes, case_digests
 from fathom.exporter.report import fact_rows
-from fathom.exporter.routing_curves import auc, hull, judge, policies, static_curve
-from fathom.exporter.routing_report import bucket_rows, certificate_rows, make_report, what_is_needed, write_report
+from fathom.exporter.routing_curves import Judged, auc, hull, judge, policies, static_curve
+from fathom.exporter.routing_report import (
+    Report,
+    bucket_rows,
+    certificate_rows,
+    draw,
+    make_report,
+    what_is_needed,
+    write_report,
+)
 from fathom.exporter.slice import slice_bundle
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engine import open_engine
@@ -285,6 +296,44 @@ def test_the_report_holds_the_figures_and_needs_nothing_else(bundle_path: Path, 
     assert "http" not in page.replace("http-equiv", "")
     assert (tmp_path / "report" / "routing.png").read_bytes().startswith(b"\x89PNG")
     assert len(bucket_rows(certificate.claims[0], 0.05)) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "static"),
+    [
+        ("clicks", [(1.0, 0.10), (2.0, 0.11), (3.0, 0.12), (4.0, 0.121)]),
+        ("a name " * 40, [(1.0, 0.1), (2.0, 0.1), (3.0, 0.1), (4.0, 0.1)]),
+        ("unbroken" * 40, [(0.01, 1e-5), (100.0, 0.5), (150.0, 0.9), (200.0, 0.95)]),
+    ],
+)
+def test_no_text_of_the_picture_lies_on_another_or_is_cut_off(name: str, static: list[tuple[float, float]]) -> None:
+    spread = static[-1][1] - static[0][1]
+    judged = [
+        Judged(policy, static, [[1.0]], area, area - spread / 9, area + spread / 9)
+        for policy, area in (("length", 0.0), ("rule", spread / 3), ("learned", 0.0), ("cascade", -spread))
+    ]
+    picture = draw(Report(name, DEPTHS, 943, static, [static[0], static[-1]], judged, {}, 0.0))
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    # Ticks beyond the ends of an axis are not drawn.
+    hidden = {
+        id(tick.label1)
+        for axis in (axis for axes in picture.axes for axis in (axes.xaxis, axes.yaxis))
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    texts = [
+        text for text in picture.findobj(Text) if text.get_text() and text.get_visible() and id(text) not in hidden
+    ]
+    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in texts]
+    shown = [(text, box) for text, box in boxes if box.width > 0]
+    assert {"4", "8", "12", "16", "cascade", "hull of static depths"} <= {text for text, _ in shown}
+    whole = picture.bbox
+    for text, box in shown:
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1, text
+        assert whole.y0 <= box.y0 < box.y1 <= whole.y1, text
+    for (one, first), (other, second) in combinations(shown, 2):
+        assert not first.overlaps(second), (one, other)
 
 
 def test_bad_input_gets_one_line(bundle_path: Path, dataset: Dataset, measured: Measured, tmp_path: Path) -> None:
