@@ -236,9 +236,10 @@ def what_is_needed(certificate: Certificate) -> str:
     if not missing:
         return "the first step below the deepest depth already loses too much; allow a larger --eps"
     claim = min(missing, key=lambda claim: claim.needed or 0)
+    fewer = "name fewer profiles, " if len(certificate.claims) > 1 else ""
     return (
         f"depths {', '.join(map(str, claim.depths))} need about {claim.needed:,} different test users and there are"
-        f" {claim.users:,}; add users, name fewer profiles, or allow a larger --eps"
+        f" {claim.users:,}; add users, {fewer}or allow a larger --eps"
     )
 
 
