@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fathom.artefacts import BUNDLE
+from fathom.artefacts import BUNDLE, KEY, check_output, check_outputs
 from fathom.errors import BundleEditedError, ConfigError, MissingExtraError
 from fathom.exporter.another_bundle import write_file
 from fathom.files import new_folder
@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
 
 def make_keys(private: Path, public: Path) -> None:
-    """Write a new pair of keys as PEM; the private one for its owner alone. ConfigError where a file exists."""
+    """Write a new pair of keys as PEM; the private one for its owner alone. OutputError where a file exists."""
     try:
         from cryptography.hazmat.primitives import serialization as pem
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     except ImportError as error:
         raise MissingExtraError("cryptography", "sign") from error
-    for file in (private, public):
-        if os.path.lexists(file):
-            raise ConfigError(f"{file}: exists already; a key is never overwritten: choose another name")
+    check_outputs((private, KEY), (public, KEY))
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
     _create(private, secret, 0o600)
@@ -35,10 +33,12 @@ def make_keys(private: Path, public: Path) -> None:
 def sign_bundle(path: Path, key_file: Path) -> None:
     """Sign a bundle, in place of a signature that it may have; only one that opens.
 
-    Raises BundleError for one that does not, ConfigError for what is no private ed25519 key, MissingExtraError.
+    Raises BundleError for one that does not, OutputError for a folder that holds other files, ConfigError for what is no
+    private ed25519 key, MissingExtraError.
     """
-    key = _private_key(key_file)
     home = path.resolve()
+    check_output(home, BUNDLE, inputs=[key_file])
+    key = _private_key(key_file)
     data = read_manifest_bytes(home)
     with Bundle.open(home) as bundle, new_folder(home, BUNDLE) as folder:
         if parse_manifest(home / MANIFEST_NAME, data) != bundle.manifest:

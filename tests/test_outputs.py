@@ -44,6 +44,9 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
             "triton": artefacts.TRITON,
         }.items()
     },
+    ("bundle keygen", "private"): (artefacts.KEY, "{out} {new}"),
+    ("bundle keygen", "public"): (artefacts.KEY, "{new} {out}"),
+    ("bundle sign", "bundle"): (artefacts.BUNDLE, "{out} --key {read}"),
     ("profiles check", "path"): (artefacts.BUNDLE, "{out} cloud"),
     ("loadtest", "out"): (artefacts.LOAD_REPORT, "--trace {read} --out {out}"),
 }
@@ -57,14 +60,15 @@ READS = {
     "heal": {"checkpoint", "plan", "data"},
     "export": {"checkpoint", "data", "plan", "ranking"},
     "certify": {"data"},
-    "build": {"path"},
-    "serve": {"bundle", "config"},
+    "build": {"path", "items_path"},
+    "serve": {"bundle", "config", "trust"},
     "demo": {"bundle", "data"},
     "loadtest": {"trace"},
     "history import": {"dataset"},
     "bundle inspect": {"bundle"},
     "bundle quality": {"bundle"},
-    "bundle verify": {"bundle"},
+    "bundle verify": {"bundle", "trust"},
+    "bundle sign": {"key"},
     "bundle slice": {"bundle"},
     "bundle convert": {"bundle", "checkpoint"},
 }

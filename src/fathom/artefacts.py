@@ -132,6 +132,8 @@ TRITON = Kind(
     r"|fathom-depth-\d+/(config\.pbtxt|1/model\.(onnx|py))|fathom[^/]*/1/__pycache__/[^/]+\.pyc",
     listed=True,
 )
+#: Never recognised, and so never replaced.
+KEY = Kind("a key", "fathom bundle keygen")
 LATTICE_SHARDS = Kind(
     "the shards of an interrupted lattice",
     "fathom rank --lattice",
