@@ -33,8 +33,8 @@ def make_keys(private: Path, public: Path) -> None:
 def sign_bundle(path: Path, key_file: Path) -> None:
     """Sign a bundle, in place of a signature that it may have; only one that opens.
 
-    Raises BundleError for one that does not, OutputError for a folder that holds other files, ConfigError for what is no
-    private ed25519 key, MissingExtraError.
+    Raises BundleError for one that does not, OutputError for a folder that holds other files, ConfigError for what is
+    no private ed25519 key, MissingExtraError.
     """
     home = path.resolve()
     check_output(home, BUNDLE, inputs=[key_file])
