@@ -96,19 +96,19 @@ def _items_beside(events: Path) -> Path | None:
 def _delimiter(
     path: Path, layout: Layout, options: PrepareOptions, roles: tuple[Role, ...]
 ) -> tuple[str, tuple[str, ...]]:
-    """The delimiter of a text file: the one given, else by its first lines; and what is to be said of it."""
+    """The delimiter of a text file, given for the interactions or found in its first lines; and what to say of it."""
     if layout != "csv":
         return ",", ()
-    if options.delimiter is not None:
+    if options.delimiter is not None and "id" not in roles:
         return options.delimiter, ()
     given = {options.user_column, options.item_column, options.items_id_column} - {None}
 
     def recognised(names: list[str]) -> bool:
         return all(has_usual(names, role) for role in roles) or bool(given & set(names))
 
-    delimiter = delimiter_of(path, options.encoding, recognised)
+    delimiter = delimiter_of(path, options.encoding, recognised, also=options.delimiter)
     return delimiter, () if delimiter == "," else (
-        f"{path.name}: fields are separated by {DELIMITERS[delimiter]} (--delimiter)",
+        f"{path.name}: fields are separated by {DELIMITERS.get(delimiter, repr(delimiter))} (--delimiter)",
     )
 
 

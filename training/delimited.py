@@ -9,7 +9,7 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,7 +113,7 @@ def sample(path: Path, encoding: str | None) -> list[str]:
     return lines
 
 
-def sniff(lines: Sequence[str], recognised: Callable[[list[str]], bool]) -> str:
+def sniff(lines: Sequence[str], recognised: Callable[[list[str]], bool], candidates: Iterable[str] = DELIMITERS) -> str:
     """The delimiter of a file by its first lines: the one that makes columns with ``recognised`` names, then the one by
     which all lines are equally wide, then the one that makes most columns."""
 
@@ -123,7 +123,7 @@ def sniff(lines: Sequence[str], recognised: Callable[[list[str]], bool]) -> str:
         even = all(len(dialect.first([line])) == len(names) for line in lines)
         return len(names) > 1 and recognised(names), len(names) > 1 and even, len(names)
 
-    return max(DELIMITERS, key=merit)
+    return max(candidates, key=merit)
 
 
 def rows(
@@ -215,17 +215,21 @@ def _records(
 
 
 def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: int) -> bool:
-    """Whether a quoted field swallows rows: the lines that its record goes on over are rows of their own.
+    """Whether a quoted field swallows rows: ``lines``, over which its record goes on, are rows of their own.
 
-    Text may have as many delimiters as a row by chance; hardly so where the record itself has another width, in line
-    after line, or with digits where the table has numbers.
+    Text may have as many delimiters as a row by chance; hardly so with digits where the table has numbers, or in line
+    after line. Of the last line only the cells before the closing quote are text.
     """
     rows = [line.rstrip("\r\n").split(dialect.delimiter) for line in lines]
     if any(len(row) != width for row in rows):
         return False
-    if dialect.numeric and len(cells) == width:
-        return all(row[place].strip(' "')[:1].isdigit() for row in rows for place in dialect.numeric)
-    return len(cells) != width or len(rows) * (width - 1) >= 6
+    field = max(place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell)
+    inside = max(width - len(cells) + field, 0)
+    text = [*rows[:-1], rows[-1][:inside]]
+    numbers = [row[place] for row in text for place in dialect.numeric if place < len(row)]
+    if numbers:
+        return all(number.strip(' "')[:1].isdigit() for number in numbers)
+    return (len(rows) - 1) * (width - 1) + inside >= 6
 
 
 _CSV_READER = type(csv.reader([]))

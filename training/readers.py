@@ -92,10 +92,14 @@ def column_names(path: Path, layout: Layout, *, delimiter: str = ",", encoding: 
         return tuple(name.strip() for name in cells)
 
 
-def delimiter_of(path: Path, encoding: str | None, recognised: Callable[[list[str]], bool]) -> str:
-    """The delimiter of a text file, by its first lines; ``recognised``: whether names are what is looked for."""
+def delimiter_of(
+    path: Path, encoding: str | None, recognised: Callable[[list[str]], bool], *, also: str | None = None
+) -> str:
+    """The delimiter of a text file, by its first lines: a usual one or ``also``; ``recognised``: whether names are what
+    is looked for.
+    """
     with _one_line(path):
-        return delimited.sniff(delimited.sample(path, encoding), recognised)
+        return delimited.sniff(delimited.sample(path, encoding), recognised, [*delimited.DELIMITERS, also or ","])
 
 
 def read(table: Table) -> Iterator[pl.DataFrame]:
