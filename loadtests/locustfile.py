@@ -5,6 +5,7 @@
 
 Options (each also as an environment variable): --histories, a dataset folder or a trace (LOADTEST_HISTORIES);
 --profiles, names to mix (LOADTEST_PROFILES); --deadline-ms (LOADTEST_DEADLINE_MS); --think-ms (LOADTEST_THINK_MS).
+TLS and metadata as for `fathom recommend`: --tls, --ca, --cert, --key, --metadata key=value.
 Answers are listed by the depth that made them, errors by their status.
 """
 
@@ -24,6 +25,7 @@ from typing import Any  # noqa: E402
 import grpc  # noqa: E402
 from locust import User, events, task  # noqa: E402
 
+from fathom.connection import DEFAULT_TARGET, Connection  # noqa: E402
 from fathom.errors import FathomError  # noqa: E402
 from fathom.loadtests.traces import History, read_histories  # noqa: E402
 from fathom.protos.fathom.v1 import recommender_pb2 as pb  # noqa: E402
@@ -39,6 +41,11 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--histories", env_var="LOADTEST_HISTORIES", default=DEFAULT_HISTORIES, help="dataset or trace")
     parser.add_argument("--profiles", env_var="LOADTEST_PROFILES", default="", help="profiles to mix, with commas")
     parser.add_argument("--deadline-ms", env_var="LOADTEST_DEADLINE_MS", type=float, default=1000.0, help="per call")
+    parser.add_argument("--tls", action="store_true", help="use TLS, with the certificate authorities of gRPC")
+    parser.add_argument("--ca", type=Path, help="use TLS, with this certificate authority (PEM)")
+    parser.add_argument("--cert", type=Path, help="TLS: the certificate to show (PEM)")
+    parser.add_argument("--key", type=Path, help="TLS: the key of --cert (PEM)")
+    parser.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="sent with every call")
     parser.add_argument("--think-ms", env_var="LOADTEST_THINK_MS", type=float, default=50.0, help="mean pause")
 
 
@@ -47,8 +54,18 @@ def read(environment: Any, **_: Any) -> None:
     """Read the histories once, for all users."""
     try:
         environment.histories = read_histories(Path(environment.parsed_options.histories))
+        _connection(environment)
     except FathomError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _connection(environment: Any) -> Connection:
+    """What the options say; raises ConfigError."""
+    options = environment.parsed_options
+    target = (environment.host or DEFAULT_TARGET).removeprefix("http://").rstrip("/")
+    return Connection.from_options(
+        target, tls=options.tls, ca=options.ca, cert=options.cert, key=options.key, metadata=options.metadata
+    )
 
 
 class RecommendUser(User):
@@ -62,8 +79,9 @@ class RecommendUser(User):
     def on_start(self) -> None:
         """One connection per user, as separate clients have."""
         options = self.environment.parsed_options
-        target = (self.host or "127.0.0.1:50051").removeprefix("http://").rstrip("/")
-        self._channel = grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+        connection = _connection(self.environment)
+        self._metadata = connection.pairs
+        self._channel = connection.channel([("grpc.use_local_subchannel_pool", 1)])
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)  # type: ignore[no-untyped-call]
         self._profiles = [name.strip() for name in options.profiles.split(",")]
         self._deadline_s = options.deadline_ms / 1e3
@@ -86,7 +104,7 @@ class RecommendUser(User):
         started = time.perf_counter()
         name, size, failure = "Recommend", 0, None
         try:
-            answer = self._stub.Recommend(request, timeout=self._deadline_s)
+            answer = self._stub.Recommend(request, timeout=self._deadline_s, metadata=self._metadata)
             name, size = f"Recommend depth {answer.depth}", answer.ByteSize()
         except grpc.RpcError as error:
             failure = error

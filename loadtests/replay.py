@@ -7,11 +7,14 @@ calls, and each call by its deadline.
 """
 
 import asyncio
+import math
 import time
 
 import grpc
 
-from fathom.errors import ConfigError, ConnectError
+from fathom.client import error_of
+from fathom.connection import Connection
+from fathom.errors import ConfigError
 from fathom.loadtests.report import NOT_SENT, LoadReport, Sample, summarise
 from fathom.loadtests.traces import Arrival, Trace
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -21,9 +24,10 @@ _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in
 
 
 def replay(
-    target: str,
+    connection: Connection | str,
     trace: Trace,
     *,
+    bundle: str = "",
     deadline_ms: float = 1_000.0,
     max_requests: int = 100_000,
     max_duration_s: float = 600.0,
@@ -31,23 +35,27 @@ def replay(
 ) -> LoadReport:
     """Send the trace's requests at their times and report what came back.
 
+    ``connection``: or only the target. ``bundle``: which of the server's, instead of its default.
     What lies beyond ``max_requests`` or ``max_duration_s`` is not sent and not counted; a request that comes due while
     ``max_in_flight`` calls are open is counted as NOT_SENT. Raises ConfigError for an empty trace or impossible
     bounds, ConnectError when the server does not answer at the start.
     """
-    if deadline_ms <= 0 or max_requests < 1 or max_duration_s <= 0 or max_in_flight < 1:
+    if not (0 < deadline_ms < math.inf and max_requests >= 1 and max_duration_s > 0 and max_in_flight >= 1):
         raise ConfigError("deadline_ms, max_requests, max_duration_s and max_in_flight must be positive")
     arrivals = [each for each in trace.arrivals if each.at_s < max_duration_s][:max_requests]
     if not arrivals:
         raise ConfigError("the trace has no requests to send")
     whole = len(arrivals) == len(trace.arrivals)
     offered_s = trace.duration_s if whole else max(arrivals[-1].at_s, 1e-3)
-    return asyncio.run(_Replayer(target, deadline_ms / 1e3, max_in_flight).run(arrivals, trace, offered_s))
+    if isinstance(connection, str):
+        connection = Connection(connection)
+    return asyncio.run(_Replayer(connection, bundle, deadline_ms / 1e3, max_in_flight).run(arrivals, trace, offered_s))
 
 
 class _Replayer:
-    def __init__(self, target: str, deadline_s: float, max_in_flight: int) -> None:
-        self._target = target
+    def __init__(self, connection: Connection, bundle: str, deadline_s: float, max_in_flight: int) -> None:
+        self._connection = connection
+        self._bundle_name = bundle
         self._deadline_s = deadline_s
         self._max_in_flight = max_in_flight
         self._samples: list[Sample] = []
@@ -55,8 +63,8 @@ class _Replayer:
 
     async def run(self, arrivals: list[Arrival], trace: Trace, offered_s: float) -> LoadReport:
         # Built before the clock starts, so that the sender has little left to do.
-        requests = [_message(each) for each in arrivals]
-        async with grpc.aio.insecure_channel(self._target) as channel:
+        requests = [_message(each, self._bundle_name) for each in arrivals]
+        async with self._connection.aio_channel() as channel:
             stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
             bundle = await self._bundle(stub)
             open_calls: set[asyncio.Task[None]] = set()
@@ -73,7 +81,7 @@ class _Replayer:
             await asyncio.gather(*open_calls)
         return summarise(
             sorted(self._samples, key=lambda sample: sample.intended_s),
-            target=self._target,
+            target=self._connection.target,
             bundle=bundle,
             trace=trace.made,
             deadline_ms=self._deadline_s * 1e3,
@@ -82,9 +90,11 @@ class _Replayer:
 
     async def _bundle(self, stub: recommender_pb2_grpc.RecommenderStub) -> str:
         try:
-            answer = await stub.GetBundle(pb.GetBundleRequest(), timeout=5)
+            answer = await stub.GetBundle(
+                pb.GetBundleRequest(bundle=self._bundle_name), timeout=5, metadata=self._connection.pairs
+            )
         except grpc.aio.AioRpcError as error:
-            raise ConnectError(f"{self._target}: no answer: {error.details()}") from None
+            raise error_of(self._connection.target, error) from None
         return f"{answer.name} {answer.version}"
 
     async def _send(
@@ -92,7 +102,7 @@ class _Replayer:
     ) -> None:
         sent_s = self._now()
         try:
-            answer = await stub.Recommend(request, timeout=self._deadline_s)
+            answer = await stub.Recommend(request, timeout=self._deadline_s, metadata=self._connection.pairs)
         except grpc.aio.AioRpcError as error:
             self._samples.append(Sample(at_s, sent_s, self._now(), error.code().name))
             return
@@ -103,11 +113,12 @@ class _Replayer:
         return time.perf_counter() - self._started
 
 
-def _message(arrival: Arrival) -> pb.RecommendRequest:
+def _message(arrival: Arrival, bundle: str) -> pb.RecommendRequest:
     return pb.RecommendRequest(
         item_ids=arrival.items,
         timestamps=arrival.timestamps,
         k=arrival.k,
         profile=arrival.profile,
         depth=arrival.depth,
+        bundle=bundle,
     )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from fathom.cli import app
+from fathom.distribution import NAME
+from fathom.errors import FathomError
 
 COMMANDS = [
     *(
@@ -46,6 +49,11 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert f"Example: fathom {command}" in result.output
+
+
+def test_the_program_says_its_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"fathom {version(NAME)}\n")
 
 
 def test_no_command_is_forgotten_here() -> None:
@@ -93,6 +101,23 @@ def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path: Path, arguments: list
     assert message in errors[0]
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recommend", "--target", "127.0.0.1", "--items", "1"], "target '127.0.0.1' has no port"),
+        (["reload", "--target", "http://127.0.0.1:1"], "is not host:port"),
+        (["loadtest", "--trace", "x", "--ca", "nowhere.pem"], "nowhere.pem: no such file"),
+        (["recommend", "--items", "1", "--metadata", "key"], "--metadata needs a key and a value"),
+        (["reload", "--cert", "x.pem"], "a client's certificate and its key belong together"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_so_is_refused_before_anything_else(arguments: list[str], message: str) -> None:
+    found = CliRunner().invoke(app, arguments).exception
+    assert isinstance(found, FathomError)
+    assert message in str(found)
+    assert len(str(found).splitlines()) == 1
 
 
 def test_a_broken_bundle_fails_verify_by_name(synthetic_bundle: Path, tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fathom.client import AsyncClient, BundleInfo, Client, Interval, Item, Query, Recommendation, Timings
+from fathom.client import AsyncClient, BundleInfo, Client, Event, Interval, Item, Query, Recommendation, Timings
+from fathom.connection import Connection
 from fathom.errors import (
+    ConfigError,
     ConnectError,
     DeadlineError,
     FathomError,
@@ -19,6 +24,11 @@ from fathom.errors import (
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
+
+
+def one_line(error: FathomError) -> bool:
+    return len(str(error).splitlines()) == 1 and len(str(error)) < 300
+
 
 #: Attempts at requests that a full server refuses, by request_id.
 asked: Counter[str] = Counter()
@@ -159,12 +169,149 @@ def test_the_bundle_is_a_plain_value(client: Client) -> None:
     assert bundle.quality == {4: {"ndcg@10": Interval(0.1, 0.05, 0.15)}, 8: {}}
 
 
-@pytest.mark.parametrize(
-    "bad", [{"items": "abc"}, {"items": [1]}, {"items": ["a"], "k": -1}, {"items": ["a"], "timestamps": [2**63]}]
+LISTS = ("items", "exclude", "allow", "categories")
+NO_LISTS = st.one_of(
+    st.text(), st.binary(), st.binary().map(bytearray), st.integers(), st.dictionaries(st.text(), st.text(), min_size=1)
 )
-def test_what_cannot_be_sent_is_an_invalid_request(client: Client, bad: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequestError):
+NO_TEXTS = st.one_of(st.integers(), st.floats(), st.binary(), st.booleans(), st.none(), st.lists(st.text()))
+
+
+@given(st.sampled_from([*LISTS, "timestamps"]), NO_LISTS)
+def test_what_is_no_list_is_refused_wherever_a_list_is_wanted(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field} ") as caught:
+        Query(**{"items": ["a"], field: value}).message()  # type: ignore[arg-type]
+    assert one_line(caught.value)
+
+
+@given(st.sampled_from(LISTS), st.lists(st.text(), max_size=3), NO_TEXTS, st.sampled_from([list, tuple, iter]))
+def test_what_is_no_text_is_refused_wherever_ids_are_wanted(
+    field: str, texts: list[str], value: object, kind: Callable[[list[object]], object]
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field} has ") as caught:
+        Query(**{field: kind([*texts, value])}).message()  # type: ignore[arg-type]
+    assert one_line(caught.value)
+
+
+@given(
+    st.sampled_from(["user_id", "request_id", "bundle", "profile"]), st.integers() | st.binary() | st.lists(st.text())
+)
+def test_a_name_that_is_no_text_is_refused(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field} has .* ids and names are text"):
+        Query(["a"], **{field: value}).message()  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.text("ab1", min_size=1)), st.sampled_from([list, tuple, iter, np.array, lambda ids: (i for i in ids)])
+)
+def test_whatever_can_be_gone_through_is_a_list(ids: list[str], kind: Callable[[list[str]], object]) -> None:
+    message = Query(kind(ids), exclude=kind(ids), allow=set(ids), categories=dict.fromkeys(ids).keys()).message()  # type: ignore[arg-type]
+    assert list(message.item_ids) == list(message.filter.exclude_item_ids) == ids
+    assert set(message.filter.allow_item_ids) == set(message.filter.categories) == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"items": {"a", "b"}}, "items is a set; give a list"),
+        ({"items": ["a"], "exclude": [172]}, 'exclude has 172 (int); ids and names are text, as "172"'),
+        ({"items": ["a"], "exclude": "172"}, "exclude is a single text, 172; give a list, as ['172']"),
+        ({"items": ["a"], "k": -1}, "not a request: Value out of range: -1"),
+        ({"items": ["a"], "k": 2.0}, "k has 2.0 (float); give a whole number"),
+        ({"items": ["a"], "k": True}, "k has True (bool); give a whole number"),
+        ({"items": ["a"], "depth": "4"}, "depth has 4 (str); give a whole number"),
+        ({"items": ["a"], "timestamps": [2**63]}, "not a request: Value out of range"),
+        ({"items": ["a"], "timestamps": [1.5]}, "timestamps has 1.5 (float)"),
+        ({"items": ["a"], "titles": "no"}, "titles is no (str); give True or False"),
+        ({"items": ["\ud800"]}, "not a request: "),
+        ({"items": ["a"], "timeout_s": 0}, "timeout_s is 0; give a positive number of seconds"),
+        ({"items": ["a"], "timeout_s": float("nan")}, "timeout_s is nan"),
+        ({"items": ["a"], "timeout_s": "5"}, "timeout_s is 5"),
+    ],
+)
+async def test_what_cannot_be_sent_is_an_invalid_request(
+    client: Client, target: str, bad: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
         client.recommend(**bad)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(says)
+    assert one_line(caught.value)
+    async with AsyncClient(target) as other:
+        with pytest.raises(InvalidRequestError) as again:
+            await other.recommend(**bad)  # type: ignore[arg-type]
+    assert str(again.value) == str(caught.value)
+
+
+def test_the_other_methods_check_what_they_are_given(client: Client) -> None:
+    for call, says in (
+        (lambda: client.recommend_many(["a"]), "queries has a (str); give a list of Query objects"),  # type: ignore[list-item]
+        (lambda: client.recommend_many("a"), "queries is a single text"),  # type: ignore[arg-type]
+        (lambda: client.append_events(7, []), "user_id has 7 (int)"),  # type: ignore[arg-type]
+        (lambda: client.append_events("u", [("e", "i", 1)]), "events has ('e', 'i', 1) (tuple)"),  # type: ignore[list-item]
+        (lambda: client.append_events("u", [Event("e", 5, 1)]), "item_id has 5 (int)"),  # type: ignore[arg-type]
+        (lambda: client.append_events("u", [Event("e", "i", 1.5)]), "timestamp has 1.5 (float)"),  # type: ignore[arg-type]
+        (lambda: client.delete_user(7), "user_id has 7 (int)"),  # type: ignore[arg-type]
+        (lambda: client.bundle(7), "name has 7 (int)"),  # type: ignore[arg-type]
+        (lambda: client.reload(["a"]), "name has ['a'] (list)"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            call()
+        assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "localhost",
+        "localhost:",
+        "h:0",
+        "h:65536",
+        "h:-1",
+        "h:abc",
+        "http://h:1",
+        "::1:50051",
+        "[h]:1",
+        "h h:1",
+        "h:1\n",
+    ],
+)
+def test_a_target_that_names_no_server_is_refused_in_one_line(target: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ConfigError, match=r"give host:port|is not host:port|no port") as caught:
+            kind(target)
+        assert one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target", ["h:1", "a.b-c.d:65535", "[::1]:50051", "dns:///h:1", "unix:/tmp/s", "ipv4:1.2.3.4:5"]
+)
+def test_names_that_grpc_knows_are_targets(target: str) -> None:
+    assert Connection(target).target == target
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"certificate": b"x"}, "a client's certificate and its key belong together"),
+        ({"certificate": b"x", "key": b"x"}, "only shown over TLS"),
+        ({"tls": "nowhere.pem"}, "nowhere.pem: no such file"),
+        ({"tls": "."}, ".: no such file"),
+        ({"tls": b"rubbish"}, "it holds no certificate in PEM format"),
+        ({"tls": True, "certificate": b"-----BEGIN CERTIFICATE-----", "key": b"x"}, "it holds no private key in PEM"),
+        ({"metadata": {"a b": "c"}}, "metadata has the key 'a b'"),
+        ({"metadata": {"grpc-timeout": "c"}}, "metadata has the key 'grpc-timeout'"),
+        ({"metadata": {"a-bin": "c"}}, "metadata has the key 'a-bin'"),
+        ({"metadata": {"a": "secr\u00e9t"}}, "the value of a in metadata is not printable ASCII"),
+        ({"channels": 0}, "channels is 0; it must be at least 1"),
+    ],
+)
+async def test_a_connection_that_cannot_be_is_refused_in_one_line(options: dict[str, object], says: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ConfigError) as caught:
+            kind("127.0.0.1:1", **options)
+        assert says in str(caught.value)
+        assert "secr" not in str(caught.value)
+        assert one_line(caught.value)
 
 
 def test_nobody_there_is_a_connect_error_of_one_line() -> None:
@@ -185,4 +332,4 @@ def test_the_client_loads_neither_the_runtime_nor_numpy() -> None:
     program = "import sys, fathom.client; print(*(m for m in sys.modules if m.startswith(('fathom.', 'numpy'))))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     loaded = {name.split(".")[1] if name.startswith("fathom.") else "numpy" for name in done.stdout.split()}
-    assert loaded == {"client", "errors", "protos"}
+    assert loaded == {"arguments", "client", "connection", "errors", "protos"}

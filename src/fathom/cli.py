@@ -1,11 +1,13 @@
 """The command line: `fathom COMMAND --help` shows an example of each."""
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from fathom import commands_offline, commands_online
+from fathom.distribution import version
 from fathom.errors import FathomError
 from fathom.show import err
 
@@ -14,9 +16,24 @@ HELP = """Fathom: recommendations at the depth that the request, the device and 
 Settings: command line > environment (FATHOM_*) > file > default.
 """
 
-app = typer.Typer(
-    help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fathom {version()}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 commands_offline.register(app)
 commands_online.register(app)
 

@@ -4,7 +4,9 @@
         answer = client.recommend(["1", "50", "181"], k=5, profile="edge", timeout_s=0.2)
         print(answer.depth, answer.why, [item.title for item in answer.items])
 
-``AsyncClient`` is the same with ``async with`` and ``await``.
+``AsyncClient`` is the same with ``async with`` and ``await``. Over TLS, and with a key for every call:
+
+    Client("recommender.example.org:443", tls=True, metadata={"authorization": "Bearer ..."})
 
 Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to four times
 in all, when the server says it is worth it, within the timeout, and only while most calls to that server succeed.
@@ -19,7 +21,10 @@ from typing import Any, Self
 
 import grpc
 
+from fathom import arguments
+from fathom.connection import DEFAULT_TARGET, Connection, Pem
 from fathom.errors import (
+    ConfigError,
     ConnectError,
     DeadlineError,
     FathomError,
@@ -27,13 +32,15 @@ from fathom.errors import (
     NotFoundError,
     OverloadError,
     UnavailableError,
+    brief,
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
-DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 5.0
 RELOAD_TIMEOUT_S = 120.0
+# gRPC may tell a story of every address that it tried.
+LONGEST_DETAILS = 220
 
 #: gRPC's own retries (gRFC A6); the throttling is the budget: ten failures in a row stop them.
 _CALLS = {
@@ -76,8 +83,8 @@ class Query:
     """One request: the user's items, oldest first, and what is wanted; empty and None mean the server's own choice.
 
     ``user_id``: in place of items, a user whose history the server keeps. ``timestamps``: seconds since 1970, none or
-    one per item. ``profile``: a device profile or a tier. ``depth``: run exactly this one. ``allow``: when not empty,
-    only these items are returned. ``bundle``: one of several that the server has.
+    one per item. ``k``: or what there is. ``profile``: a device profile or a tier. ``depth``: run exactly
+    this one. ``allow``: when not empty, only these items are returned. ``bundle``: one of several that the server has.
     """
 
     items: Sequence[str] = ()
@@ -96,28 +103,25 @@ class Query:
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
-        if isinstance(self.items, str):
-            raise InvalidRequestError(f"items is one text ({self.items!r}); give a list of ids")
-        try:
-            return pb.RecommendRequest(
-                request_id=self.request_id,
-                item_ids=self.items,
-                timestamps=self.timestamps,
-                k=self.k,
-                profile=self.profile,
-                depth=self.depth,
-                filter=pb.Filter(
-                    include_seen=self.include_seen,
-                    exclude_item_ids=self.exclude,
-                    allow_item_ids=self.allow,
-                    categories=self.categories,
-                ),
-                include_titles=self.titles,
-                user_id=self.user_id,
-                bundle=self.bundle,
-            )
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"not a request: {error}") from None
+        texts, text = arguments.texts, arguments.text
+        return arguments.message(
+            pb.RecommendRequest,
+            request_id=text("request_id", self.request_id),
+            item_ids=texts("items", self.items, ordered=True),
+            timestamps=arguments.integers("timestamps", self.timestamps),
+            k=arguments.integer("k", self.k),
+            profile=text("profile", self.profile),
+            depth=None if self.depth is None else arguments.integer("depth", self.depth),
+            filter=pb.Filter(
+                include_seen=arguments.flag("include_seen", self.include_seen),
+                exclude_item_ids=texts("exclude", self.exclude),
+                allow_item_ids=texts("allow", self.allow),
+                categories=texts("categories", self.categories),
+            ),
+            include_titles=arguments.flag("titles", self.titles),
+            user_id=text("user_id", self.user_id),
+            bundle=text("bundle", self.bundle),
+        )
 
 
 @dataclass(frozen=True)
@@ -216,15 +220,36 @@ class Reloaded:
 class Client:
     """A blocking client, safe to share between threads; calls take turns on its ``channels`` connections.
 
-    A server of several workers is spread over by several connections.
+    A server of several workers is spread over by several connections. ``tls``, ``certificate``, ``key``, ``metadata``:
+    see ``fathom.connection.Connection``.
 
     Every method raises ConnectError when no server answers, or a RequestError of ``fathom.errors`` that says what
     the server did not accept.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, channels: int = 1) -> None:
-        self.target = target
-        self._channels = [grpc.insecure_channel(target, options=_OPTIONS) for _ in range(channels)]
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        channels: int = 1,
+        tls: bool | Pem = False,
+        certificate: Pem | None = None,
+        key: Pem | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._open(Connection(target, tls, certificate, key, metadata or {}), channels)
+
+    @classmethod
+    def over(cls, connection: Connection, *, channels: int = 1) -> Self:
+        """A client of a connection that is described already."""
+        client = cls.__new__(cls)
+        client._open(connection, channels)
+        return client
+
+    def _open(self, connection: Connection, channels: int) -> None:
+        self.target = connection.target
+        self._metadata = connection.pairs
+        self._channels = [connection.channel(_OPTIONS) for _ in range(_checked(channels))]
         self._stubs = cycle([_stub(channel) for channel in self._channels])
 
     def recommend(
@@ -238,7 +263,7 @@ class Client:
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Recommendation | FathomError]:
         """Up to 1,024 queries in one message; the answer or the error of each, in order."""
-        request = pb.RecommendBatchRequest(requests=[query.message() for query in queries])
+        request = pb.RecommendBatchRequest(requests=_messages(queries))
         return [_result(each) for each in self._call(self._stub.RecommendBatch, request, timeout_s).results]
 
     def append_events(self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
@@ -250,16 +275,16 @@ class Client:
 
     def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         """Let the server forget a user; returns how many events that were."""
-        request = pb.DeleteUserRequest(user_id=user_id)
+        request = arguments.message(pb.DeleteUserRequest, user_id=arguments.text("user_id", user_id))
         return int(self._call(self._stub.DeleteUser, request, timeout_s).deleted)
 
     def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
         """What the server serves under this name, or by default."""
-        return _bundle_info(self._call(self._stub.GetBundle, pb.GetBundleRequest(bundle=name), timeout_s))
+        return _bundle_info(self._call(self._stub.GetBundle, _named(pb.GetBundleRequest, name), timeout_s))
 
     def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
         """Let the server exchange this bundle, or all, for the newest in its folder; returns when it has."""
-        answer = self._call(self._stub.Reload, pb.ReloadRequest(bundle=name), timeout_s)
+        answer = self._call(self._stub.Reload, _named(pb.ReloadRequest, name), timeout_s)
         return [Reloaded(each.bundle, each.version, each.previous, each.error) for each in answer.bundles]
 
     @property
@@ -268,9 +293,9 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=arguments.seconds("timeout_s", timeout_s), metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _error(self.target, error) from None
+            raise error_of(self.target, error) from None
 
     def close(self) -> None:
         """Close the connections."""
@@ -289,9 +314,29 @@ class Client:
 class AsyncClient:
     """``Client`` for asyncio: the same methods, awaited."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, channels: int = 1) -> None:
-        self.target = target
-        self._channels = [grpc.aio.insecure_channel(target, options=_OPTIONS) for _ in range(channels)]
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        channels: int = 1,
+        tls: bool | Pem = False,
+        certificate: Pem | None = None,
+        key: Pem | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._open(Connection(target, tls, certificate, key, metadata or {}), channels)
+
+    @classmethod
+    def over(cls, connection: Connection, *, channels: int = 1) -> Self:
+        """A client of a connection that is described already."""
+        client = cls.__new__(cls)
+        client._open(connection, channels)
+        return client
+
+    def _open(self, connection: Connection, channels: int) -> None:
+        self.target = connection.target
+        self._metadata = connection.pairs
+        self._channels = [connection.aio_channel(_OPTIONS) for _ in range(_checked(channels))]
         self._stubs = cycle([_stub(channel) for channel in self._channels])
 
     async def recommend(
@@ -305,7 +350,7 @@ class AsyncClient:
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Recommendation | FathomError]:
         """Up to 1,024 queries in one message; the answer or the error of each, in order."""
-        request = pb.RecommendBatchRequest(requests=[query.message() for query in queries])
+        request = pb.RecommendBatchRequest(requests=_messages(queries))
         return [_result(each) for each in (await self._call(self._stub.RecommendBatch, request, timeout_s)).results]
 
     async def append_events(
@@ -319,16 +364,16 @@ class AsyncClient:
 
     async def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         """Let the server forget a user; returns how many events that were."""
-        request = pb.DeleteUserRequest(user_id=user_id)
+        request = arguments.message(pb.DeleteUserRequest, user_id=arguments.text("user_id", user_id))
         return int((await self._call(self._stub.DeleteUser, request, timeout_s)).deleted)
 
     async def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
         """What the server serves under this name, or by default."""
-        return _bundle_info(await self._call(self._stub.GetBundle, pb.GetBundleRequest(bundle=name), timeout_s))
+        return _bundle_info(await self._call(self._stub.GetBundle, _named(pb.GetBundleRequest, name), timeout_s))
 
     async def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
         """Let the server exchange this bundle, or all, for the newest in its folder; returns when it has."""
-        answer = await self._call(self._stub.Reload, pb.ReloadRequest(bundle=name), timeout_s)
+        answer = await self._call(self._stub.Reload, _named(pb.ReloadRequest, name), timeout_s)
         return [Reloaded(each.bundle, each.version, each.previous, each.error) for each in answer.bundles]
 
     @property
@@ -337,9 +382,9 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=arguments.seconds("timeout_s", timeout_s), metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _error(self.target, error) from None
+            raise error_of(self.target, error) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -355,22 +400,42 @@ class AsyncClient:
         await self.close()
 
 
+def _checked(channels: int) -> int:
+    if not isinstance(channels, int) or channels < 1:
+        raise ConfigError(f"channels is {brief(channels)}; it must be at least 1")
+    return channels
+
+
+def _messages(queries: Iterable[Query]) -> list[pb.RecommendRequest]:
+    return [query.message() for query in arguments.instances("queries", queries, Query)]
+
+
+def _named(kind: Any, name: str) -> Any:
+    return arguments.message(kind, bundle=arguments.text("name", name))
+
+
 def _append(user_id: str, events: Iterable[Event]) -> pb.AppendEventsRequest:
-    try:
-        messages = [pb.Event(event_id=e.event_id, item_id=e.item_id, timestamp=e.timestamp) for e in events]
-        return pb.AppendEventsRequest(user_id=user_id, events=messages)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"not events: {error}") from None
+    messages = [
+        arguments.message(
+            pb.Event,
+            event_id=arguments.text("event_id", each.event_id),
+            item_id=arguments.text("item_id", each.item_id),
+            timestamp=arguments.integer("timestamp", each.timestamp),
+        )
+        for each in arguments.instances("events", events, Event)
+    ]
+    return arguments.message(pb.AppendEventsRequest, user_id=arguments.text("user_id", user_id), events=messages)
 
 
 def _stub(channel: Any) -> Any:
     return recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
 
 
-def _error(target: str, error: grpc.RpcError) -> FathomError:
+def error_of(target: str, error: grpc.RpcError) -> FathomError:
+    """Our error for a call that failed."""
     # Both clients raise errors that are also calls, which the stubs do not know.
     call: Any = error
-    code, details = call.code(), " ".join((call.details() or "").split())
+    code, details = call.code(), _one_line(call.details() or "")
     if code is grpc.StatusCode.UNAVAILABLE:
         return ConnectError(f"{target}: no answer: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -384,6 +449,11 @@ def _error(target: str, error: grpc.RpcError) -> FathomError:
         return OverloadError(details, retry_after_s=None if pushback is None else int(pushback) / 1e3)
     kind = _ERRORS.get(code)
     return kind(details) if kind else ConnectError(f"{target}: {code.name}: {details}")
+
+
+def _one_line(details: str) -> str:
+    text = " ".join(details.split())
+    return text if len(text) <= LONGEST_DETAILS else f"{text[:LONGEST_DETAILS]}..."
 
 
 def _result(result: pb.RecommendResult) -> Recommendation | FathomError:

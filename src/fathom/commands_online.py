@@ -9,6 +9,8 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
+from fathom.connection import Connection
+from fathom.connection_options import talks_to_server
 
 if TYPE_CHECKING:
     from fathom.client import Recommendation
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
-Target = Annotated[str, typer.Option(help="host:port of the server.")]
 
 bundle_app = typer.Typer(help="Look at, check and cut bundles.", no_args_is_help=True)
 profiles_app = typer.Typer(help="Device profiles: what a device may run.", no_args_is_help=True)
@@ -402,9 +403,10 @@ def serve(
         run(settings, bundle)
 
 
+@talks_to_server
 def reload(
+    connection: Connection,
     name: Annotated[str, typer.Argument(help="Only this bundle. Default: all.")] = "",
-    target: Target = "127.0.0.1:50051",
     as_json: AsJson = False,
 ) -> None:
     """Let a running server exchange its bundles for the newest in its folder; exit code 2 when one is refused.
@@ -413,14 +415,14 @@ def reload(
     """
     from fathom.client import Client
 
-    with Client(target) as client:
+    with Client.over(connection) as client:
         reloaded = client.reload(name)
     if as_json:
         show.as_json([asdict(each) for each in reloaded])
     else:
         rows = [["bundle", "serves", "before", ""]]
         rows += [[e.bundle, e.version or "-", e.previous or "-", e.error and f"refused: {e.error}"] for e in reloaded]
-        show.table(f"Bundles of {target}", rows)
+        show.table(f"Bundles of {connection.target}", rows)
     if any(each.error for each in reloaded):
         raise typer.Exit(2)
 
@@ -455,10 +457,11 @@ def history_import(
         show.out.print(text, highlight=False, soft_wrap=True)
 
 
+@talks_to_server
 def recommend(
+    connection: Connection,
     items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")] = "",
     user: Annotated[str, typer.Option(help="In place of items: a user whose history the server keeps.")] = "",
-    target: Target = "127.0.0.1:50051",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     profile: Annotated[str, typer.Option(help="A device profile or tier; default: the server's own.")] = "",
     depth: Annotated[int | None, typer.Option(help="Run exactly this depth.")] = None,
@@ -474,7 +477,7 @@ def recommend(
     """
     from fathom.client import Client
 
-    with Client(target) as client:
+    with Client.over(connection) as client:
         answer = client.recommend(
             _ids(items),
             user_id=user,
@@ -527,15 +530,17 @@ def demo(
         show_answer(answer.answer, ("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC"))
 
 
+@talks_to_server
 def loadtest(
+    connection: Connection,
     trace: Annotated[Path, typer.Option(help="A trace, or a dataset folder to make one from.")],
-    target: Target = "127.0.0.1:50051",
     rate: Annotated[float, typer.Option(help="Mean requests per second of a made trace.")] = 50.0,
     duration: Annotated[float, typer.Option(help="Seconds of a made trace.")] = 30.0,
     kind: Annotated[Literal["poisson", "bursty"], typer.Option(help="Arrivals of a made trace.")] = "poisson",
     seed: Annotated[int, typer.Option(help="Seed of a made trace.")] = 0,
     profile: Annotated[list[str] | None, typer.Option(help="Profiles to mix in a made trace. Repeatable.")] = None,
     deadline_ms: Annotated[float, typer.Option(help="Deadline of each request.")] = 1000.0,
+    bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON, and a plot beside it.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -554,7 +559,7 @@ def loadtest(
         )
     else:
         made = Trace.load(trace)
-    report = replay(target, made, deadline_ms=deadline_ms)
+    report = replay(connection, made, bundle=bundle, deadline_ms=deadline_ms)
     if out:
         report.save(out)
     if as_json:

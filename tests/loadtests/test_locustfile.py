@@ -46,7 +46,7 @@ def locust(*options: str) -> subprocess.CompletedProcess[str]:
 def test_locust_users_are_answered_and_listed_by_depth(address: str, trace: Path) -> None:
     done = locust(
         *("-u", "4", "-r", "4", "-t", "2s", "--host", address, "--histories", str(trace)),
-        *("--think-ms", "5", "--profiles", "mobile,cloud"),
+        *("--think-ms", "5", "--profiles", "mobile,cloud", "--metadata", "fathom-client=locust"),
     )
     assert done.returncode == 0, done.stderr
     stats = json.loads(done.stdout)

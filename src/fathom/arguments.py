@@ -1,0 +1,92 @@
+"""What a caller of the client gives, checked before it is sent: a wrong type is named, not guessed at."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, TypeVar
+
+from fathom.errors import InvalidRequestError, brief
+
+Built = TypeVar("Built")
+
+
+def text(name: str, value: object) -> str:
+    """A text; None is the empty one. Numbers are refused: whether 007 and 7 are one item only the caller knows."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    number = f', as "{value}"' if isinstance(value, int) else ""
+    raise InvalidRequestError(f"{name} has {brief(value)} ({type(value).__name__}); ids and names are text{number}")
+
+
+def texts(name: str, values: Iterable[object] | None, *, ordered: bool = False) -> list[str]:
+    """Texts from anything that can be gone through but a single text; ``ordered``: not from a set either."""
+    return [each if isinstance(each, str) else _given(name, each) for each in _listed(name, values, ordered)]
+
+
+def integers(name: str, values: Iterable[object] | None) -> list[int]:
+    """Whole numbers, in their order."""
+    return [integer(name, each) for each in _listed(name, values, ordered=True)]
+
+
+def integer(name: str, value: object) -> int:
+    """A whole number, as any library writes them."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise InvalidRequestError(f"{name} has {brief(value)} ({type(value).__name__}); give a whole number")
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if isinstance(value, bool):
+        return value
+    raise InvalidRequestError(f"{name} is {brief(value)} ({type(value).__name__}); give True or False")
+
+
+def seconds(name: str, value: object) -> float:
+    """A time to wait."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return value
+    raise InvalidRequestError(f"{name} is {brief(value)}; give a positive number of seconds")
+
+
+def instances(name: str, values: Iterable[object] | None, kind: type[Built]) -> list[Built]:
+    """Objects of one class."""
+    found = []
+    for value in _listed(name, values, ordered=True):
+        if not isinstance(value, kind):
+            wrong = f"{brief(value)} ({type(value).__name__})"
+            raise InvalidRequestError(f"{name} has {wrong}; give a list of {kind.__name__} objects")
+        found.append(value)
+    return found
+
+
+def message(make: Callable[..., Built], **fields: Any) -> Built:
+    """A message of checked fields; raises InvalidRequestError for what the wire cannot carry."""
+    try:
+        return make(**fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"not a request: {brief(error, 200)}") from None
+
+
+def _given(name: str, value: object) -> str:
+    if value is None:
+        raise InvalidRequestError(f"{name} has None; ids and names are text")
+    return text(name, value)
+
+
+def _listed(name: str, values: Any, ordered: bool) -> list[Any]:
+    if values is None:
+        return []
+    if isinstance(values, str | bytes | bytearray | memoryview):
+        raise InvalidRequestError(f"{name} is a single text, {brief(values)}; give a list, as [{brief(values)!r}]")
+    if isinstance(values, Mapping) or (ordered and isinstance(values, Set)):
+        raise InvalidRequestError(f"{name} is a {type(values).__name__}; give a list")
+    try:
+        return list(values)
+    except TypeError:
+        raise InvalidRequestError(f"{name} is {brief(values)} ({type(values).__name__}); give a list") from None

@@ -1,0 +1,172 @@
+"""Clients and commands over TLS, with metadata: the product's service behind gRPC's own TLS."""
+
+import asyncio
+import datetime
+import ipaddress
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
+
+from fathom.cli import app
+from fathom.client import AsyncClient, Client
+from fathom.connection import Connection
+from fathom.errors import ConnectError
+from fathom.loadtests.replay import replay
+from fathom.loadtests.traces import Arrival, Trace
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime.engine import open_engine
+from fathom.serving.bundles import Bundles
+from fathom.serving.config import ServerSettings
+from fathom.serving.gate import Gate
+from fathom.serving.guard import Guard
+from fathom.serving.metrics import Metrics
+from fathom.serving.service import RecommenderService
+
+HISTORY = ["item-1", "item-2"]
+TOKEN = {"authorization": "Bearer secret"}
+
+
+def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for this machine that vouches for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    places = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(places), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    paths[0].write_bytes(certificate.public_bytes(pem))
+    paths[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return paths
+
+
+class Token(grpc.aio.ServerInterceptor):
+    """Lets in who brings the token."""
+
+    async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
+        if ("authorization", TOKEN["authorization"]) in details.invocation_metadata:
+            return await continuation(details)
+
+        async def refuse(_: bytes, context: grpc.aio.ServicerContext) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+@dataclass(frozen=True)
+class Secure:
+    address: str
+    ca: Path
+    cert: Path
+    key: Path
+
+    def options(self) -> list[str]:
+        """As a command takes them."""
+        files = ["--ca", self.ca, "--cert", self.cert, "--key", self.key]
+        return ["--target", self.address, *map(str, files), "--metadata", "authorization=Bearer secret"]
+
+    def connection(self) -> Connection:
+        return Connection(self.address, self.ca, self.cert, self.key, TOKEN)
+
+
+async def nobody_else(_what: str, _which: str) -> int:
+    return 0
+
+
+@pytest.fixture
+async def secure(synthetic_bundle: Path, tmp_path: Path) -> AsyncIterator[Secure]:
+    """A server that shows a certificate and wants to see one, and a token."""
+    metrics, gate = Metrics(), Gate()
+    bundles = Bundles(
+        synthetic_bundle, ServerSettings(), metrics, lambda bundle, threads: open_engine(bundle, threads=threads)
+    )
+    await bundles.start()
+    gate.open()
+    service = RecommenderService(
+        bundles,
+        None,
+        gate=gate,
+        metrics=metrics,
+        stream_in_flight=4,
+        tell_workers=nobody_else,
+    )
+    server = grpc.aio.server(interceptors=[Token()])
+    recommender_pb2_grpc.add_RecommenderServicer_to_server(service, Guard(server, metrics.called))  # type: ignore[no-untyped-call]
+    own, own_key = self_signed(tmp_path, "server")
+    cert, key = self_signed(tmp_path, "client")
+    credentials = grpc.ssl_server_credentials(
+        [(own_key.read_bytes(), own.read_bytes())], cert.read_bytes(), require_client_auth=True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    yield Secure(f"127.0.0.1:{port}", own, cert, key)
+    await server.stop(None)
+    await bundles.close()
+
+
+async def test_both_clients_and_the_replayer_reach_a_server_over_tls(secure: Secure) -> None:
+    options = {"tls": secure.ca, "certificate": secure.cert, "key": secure.key, "metadata": TOKEN}
+
+    def blocking() -> None:
+        with Client(secure.address, **options) as client:
+            assert len(client.recommend(HISTORY).items) == 10
+        # The contents do as well as the files.
+        with Client(secure.address, **{**options, "tls": secure.ca.read_bytes()}) as client:
+            assert client.bundle().name == "synthetic"
+        with (
+            Client(secure.address, **{**options, "metadata": {}}) as client,
+            pytest.raises(ConnectError, match="UNAUTHENTICATED: who are you"),
+        ):
+            client.bundle()
+
+    await asyncio.to_thread(blocking)
+    async with AsyncClient(secure.address, **options, channels=2) as client:
+        assert len((await client.recommend(HISTORY)).items) == 10
+    trace = Trace((Arrival(0.0, ("item-1",)),), 0.1)
+    report = await asyncio.to_thread(replay, secure.connection(), trace, bundle="synthetic")
+    assert report.statuses == {"OK": 1}
+
+
+@pytest.mark.parametrize("wrong", [{}, {"tls": True}, {"tls": "client.pem"}])
+async def test_who_does_not_trust_the_server_gets_one_line(secure: Secure, wrong: dict, tmp_path: Path) -> None:
+    options = {**wrong, "tls": tmp_path / wrong["tls"]} if isinstance(wrong.get("tls"), str) else wrong
+    async with AsyncClient(secure.address, **options, metadata=TOKEN) as client:
+        with pytest.raises(ConnectError) as caught:
+            await client.bundle(timeout_s=2)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+async def test_every_command_that_asks_a_server_takes_the_same_options(secure: Secure, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    Trace((Arrival(0.0, ("item-1",)),), 0.1).save(trace)
+    for command, field in (
+        (["recommend", "--items", "item-1", "--bundle", "synthetic"], "depth"),
+        (["loadtest", "--trace", str(trace), "--bundle", "synthetic"], "statuses"),
+        (["reload", "synthetic"], None),
+    ):
+        arguments = [*command, "--json", *secure.options()]
+        done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+        assert done.exit_code == 0, done.output
+        answer = json.loads(done.stdout)
+        assert answer[field] if field else answer[0]["bundle"] == "synthetic"
