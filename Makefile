@@ -23,7 +23,7 @@ run: setup
 	@$(BIN)/fathom demo $(BUNDLE)
 
 test: lint typecheck
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
 
 lint: setup
 	@$(BIN)/ruff check .

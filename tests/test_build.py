@@ -1,15 +1,17 @@
 """`fathom build`, as a whole: it ends in a bundle that serves, runs only what changed, and survives kill -9."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TextIO
 
 import pytest
+from in_process import fathom
 
 from fathom.client import Client
 from fathom.exporter.plan import DepthPlan
@@ -20,6 +22,8 @@ from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
 KILLS = 20
+#: Four layers: as many stages, files and renames as with sixteen.
+SMALL = ("model.layers=4", "model.depths=2,3,4")
 LOADERS: dict[str, Callable[[Path], object]] = {
     "dataset": Dataset.load,
     "checkpoint": Checkpoint.load,
@@ -33,21 +37,45 @@ LOADERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def build(source: Path, out: Path, *settings: str) -> subprocess.Popen[str]:
+def arguments(source: Path, out: Path, *settings: str) -> list[str]:
     options = ["--preset", "tiny", "--out", str(out), "--json"]
-    options += [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "fathom", "build", str(source), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return ["build", str(source), *options, *(part for setting in settings for part in ("--set", setting))]
 
 
-def finish(process: subprocess.Popen[str]) -> list[str]:
+def build(source: Path, out: Path, *settings: str) -> list[str]:
     """The names of the stages that ran."""
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stdout + stderr
-    ran = json.loads(stdout)["ran"]
+    ran = json.loads(fathom(*arguments(source, out, *settings)).stdout)["ran"]
     assert isinstance(ran, list)
     return ran
+
+
+#: Each build is a process of its own, forked from one that has loaded torch already: a start costs no seconds.
+FORKED = get_context("forkserver")
+COMMAND = """
+import os, sys
+os.dup2(stderr.fileno(), 2)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+sys.argv = ["fathom", *arguments]
+from fathom.cli import main
+main()
+"""
+
+
+@contextmanager
+def begun(source: Path, out: Path) -> Iterator[tuple[BaseProcess, TextIO]]:
+    """A build that has begun, and what it says on stderr; killed at the end of the block, if it is still there."""
+    FORKED.set_forkserver_preload(["fathom.training", "fathom.build", "fathom.commands_offline"])
+    said, stderr = FORKED.Pipe(duplex=False)
+    given = {"stderr": stderr, "arguments": arguments(source, out, *SMALL)}
+    process = FORKED.Process(target=exec, args=(COMMAND, given))
+    process.start()
+    stderr.close()
+    with said, open(said.fileno(), closefd=False) as lines:
+        try:
+            yield process, lines
+        finally:
+            process.kill()
+            process.join()
 
 
 def visible(folder: Path) -> list[tuple[str, Path]]:
@@ -56,31 +84,33 @@ def visible(folder: Path) -> list[tuple[str, Path]]:
     return [(pattern, path) for pattern, path in found if not path.name.startswith(".")]
 
 
+def check_artefacts(folder: Path) -> None:
+    for pattern, path in visible(folder):
+        LOADERS[pattern](path)
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_only_whole_artefacts(tiny_csv: Path, tmp_path: Path) -> None:
     rng = random.Random(7)
-    killed = 0
-    while killed < KILLS:
-        process = build(tiny_csv, tmp_path / "bundle")
-        assert process.stderr is not None
-        # A line says that a stage has begun or ended: from there a random while, so that the kills spread over all.
-        for _ in range(rng.randint(1, 3)):
-            process.stderr.readline()
-        try:
-            process.wait(timeout=rng.uniform(0.0, 1.2))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            killed += 1
-        process.communicate()
-        for pattern, path in visible(tmp_path):
-            LOADERS[pattern](path)
-        if process.returncode == 0:  # it got through: begin again with the half that writes most
+    for _ in range(KILLS):
+        with begun(tiny_csv, tmp_path / "bundle") as (process, lines):
+            # A line says that a stage has begun or ended: from there a random while, so that the kills spread over all.
+            for _ in range(rng.randint(1, 3)):
+                if "export" in (line := lines.readline()):
+                    break
+            process.join(rng.uniform(0.0, 1.2))
+        check_artefacts(tmp_path)
+        if "export" in line:  # nothing else is left to do: begin again with the half that writes most
             shutil.rmtree(tmp_path / "healed")
-            shutil.rmtree(tmp_path / "bundle")
-    finish(build(tiny_csv, tmp_path / "bundle"))
+    with begun(tiny_csv, tmp_path / "bundle") as (process, lines):
+        while process.is_alive() and not list(tmp_path.glob(".bundle*")):
+            process.join(0.001)
+        assert process.is_alive(), lines.read()
+    assert not (tmp_path / "bundle").exists()
+    check_artefacts(tmp_path)
+    build(tiny_csv, tmp_path / "bundle", *SMALL)
     assert {pattern for pattern, _ in visible(tmp_path)} == set(LOADERS)
-    for pattern, path in visible(tmp_path):
-        LOADERS[pattern](path)
+    check_artefacts(tmp_path)
 
 
 def test_a_second_build_runs_nothing_and_a_changed_setting_only_what_depends_on_it(
@@ -88,13 +118,13 @@ def test_a_second_build_runs_nothing_and_a_changed_setting_only_what_depends_on_
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(tiny_build, folder)
-    assert finish(build(tiny_csv, folder / "bundle")) == []
+    assert build(tiny_csv, folder / "bundle") == []
     shutil.rmtree(folder / "bundle")
-    assert finish(build(tiny_csv, folder / "bundle")) == ["export"]
+    assert build(tiny_csv, folder / "bundle") == ["export"]
 
 
 def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:
-    finish(build(tiny_csv, tmp_path / "bundle"))
+    build(tiny_csv, tmp_path / "bundle")
     versions = {json.loads((path / "bundle/manifest.json").read_bytes())["version"] for path in (tiny_build, tmp_path)}
     assert len(versions) == 1
 
@@ -119,8 +149,6 @@ def test_every_plan_was_compared_and_the_manifest_says_so(tiny_build: Path) -> N
 
 
 def test_demo_asks_real_users_under_every_tier(tiny_build: Path) -> None:
-    command = [sys.executable, "-m", "fathom", "demo", str(tiny_build / "bundle"), "--users", "1", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    answers = json.loads(result.stdout)
+    answers = json.loads(fathom("demo", tiny_build / "bundle", "--users", "1", "--json").stdout)
     assert [answer["tier"] for answer in answers] == ["mobile", "edge", "cloud"]
     assert all(answer["round_trip_ms"] * 1000 > answer["answer"]["timings"]["total_us"] for answer in answers)

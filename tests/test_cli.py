@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from in_process import fathom
 from typer.testing import CliRunner
 
 from fathom.cli import app
@@ -35,13 +36,6 @@ COMMANDS = [
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
     *("profiles list", "profiles show", "profiles check", "history import"),
 ]
-
-
-def fathom(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fathom", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -92,10 +86,11 @@ def test_no_command_is_forgotten_here() -> None:
         (["loadtest", "--trace", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
-def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "fathom", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert result.returncode == 2, result.stdout + result.stderr
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = fathom(*arguments, code=2)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert message in errors[0]
@@ -118,6 +113,15 @@ def test_a_server_that_cannot_be_reached_so_is_refused_before_anything_else(argu
     assert isinstance(found, FathomError)
     assert message in str(found)
     assert len(str(found).splitlines()) == 1
+
+
+def test_the_program_itself_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fathom", "bundle", "inspect", "nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_bundle_fails_verify_by_name(synthetic_bundle: Path, tmp_path: Path) -> None:
