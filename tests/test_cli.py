@@ -34,6 +34,7 @@ COMMANDS = [
         "doctor",
     ),
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
+    *("bundle keygen", "bundle sign"),
     *("profiles list", "profiles show", "profiles check", "history import"),
 ]
 
