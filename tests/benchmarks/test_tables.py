@@ -60,7 +60,12 @@ MEASUREMENT = re.compile(
     r"|\b(?:half|a third|a quarter|twice|\w+ times) (?:of )?(?:the|as|less|more|faster|smaller) "
 )
 #: Settings and definitions that look like one.
-CHOSEN = {"README.md": set[str](), "CHANGELOG.md": {"95 %", "60s", "four times the "}}
+CHOSEN = {
+    "README.md": set[str](),
+    "CHANGELOG.md": {"95 %", "60s", "four times the "},
+    "CONTRIBUTING.md": set[str](),
+    "docs/architecture.md": {"four times the "},
+}
 
 
 @pytest.mark.parametrize("page", CHOSEN)
@@ -80,6 +85,13 @@ def test_figures_stand_only_where_they_are_generated_from_stored_runs(page: str)
 )
 def test_a_figure_in_prose_would_be_noticed(claim: str) -> None:
     assert MEASUREMENT.search(claim)
+
+
+def test_what_a_remembered_history_is_said_to_take_is_what_was_measured() -> None:
+    run = json.loads((ROOT / "results" / "returning.json").read_bytes())
+    kept_kb = next(row["kept_kb"] for row in run["result"]["rows"] if row["depth"] == 16)
+    said = f"A remembered history takes {int(kept_kb / 16 + 0.5)} KB per layer at width 64 (about {round(kept_kb, -2):.0f} KB at"
+    assert said in " ".join((ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split())
 
 
 def test_speed_of_training_is_shown_when_it_was_measured(tmp_path: Path) -> None:
