@@ -169,6 +169,12 @@ def in_order(test: Outcomes) -> tuple[Outcomes, NDArray[np.bool_]]:
     return test.select(order), np.array(repeats, dtype=np.bool_)[order]
 
 
+def distinct(requests: Outcomes) -> Outcomes:
+    """Each case once."""
+    ordered, copies = in_order(requests)
+    return ordered.select(~copies)
+
+
 def _claim(
     measured: Measured,
     test: Outcomes,
@@ -188,28 +194,28 @@ def _claim(
         test, copies = test.select(judges), copies[judges]
     else:
         members = neighbours_mixed(depths, STEPS) if family == "mixture" else thresholds(depths, STEPS)
-    distinct = test.select(~copies)
-    counted = [distinct, test] if copies.any() else [distinct]
+    each_once = test.select(~copies)
+    counted = [each_once, test] if copies.any() else [each_once]
     passed = [
         certified(each.quality[:, -1], (_routed(member, each) for member in members), eps=eps, level=level)
         for each in counted
     ]
     if min(passed) == 0:
-        return Claim(depths, family, level, len(distinct), needed=_needed(counted, members[0], eps=eps, level=level))
+        return Claim(depths, family, level, len(each_once), needed=_needed(counted, members[0], eps=eps, level=level))
     chosen = members[min(passed) - 1]
-    full, quality = distinct.quality[:, -1], _routed(chosen, distinct)
-    alone = costs.of(distinct.lengths)
-    ms = costs.of(distinct.lengths, walked=True) if family == "cascade" else alone
+    full, quality = each_once.quality[:, -1], _routed(chosen, each_once)
+    alone = costs.of(each_once.lengths)
+    ms = costs.of(each_once.lengths, walked=True) if family == "cascade" else alone
     return Claim(
         depths,
         family,
         level,
-        len(distinct),
+        len(each_once),
         routing=chosen,
         kept=round(float(quality.mean() / full.mean()), 6),
-        saved=round(1 - float((chosen.probabilities(distinct.asked) * ms).sum() / alone[:, -1].sum()), 6),
+        saved=round(1 - float((chosen.probabilities(each_once.asked) * ms).sum() / alone[:, -1].sum()), 6),
         agreement=_agreement(counted, chosen, level=level * AGREEMENT_PART),
-        buckets=buckets(full, quality, _by(distinct), level=level),
+        buckets=buckets(full, quality, _by(each_once), level=level),
     )
 
 
@@ -247,8 +253,8 @@ def _learning(
     measured: Measured, test: Outcomes, copies: NDArray[np.bool_]
 ) -> tuple[list[Outcomes], NDArray[np.bool_]]:
     """What is learned from, and which rows of ``test`` may judge it: none whose case was learned from."""
-    distinct = test.select(~copies)
-    learners = distinct.select(np.arange(int(len(distinct) * LEARNING)))
+    each_once = test.select(~copies)
+    learners = each_once.select(np.arange(int(len(each_once) * LEARNING)))
     learned = set(learners.digests.tolist())
     judges = np.array([digest not in learned for digest in test.digests.tolist()], dtype=np.bool_)
     judged = set(test.digests[judges].tolist())

@@ -12,7 +12,7 @@ import numpy as np
 
 from fathom.artefacts import REPORT_FOLDER, ROUTING_PAGE, ROUTING_PLOT, check_output
 from fathom.errors import MissingExtraError
-from fathom.exporter.certify import Measured
+from fathom.exporter.certify import Measured, distinct
 from fathom.exporter.routing_curves import (
     Judged,
     explained,
@@ -66,8 +66,8 @@ class Report:
 
 
 def make_report(name: str, measured: Measured, *, seed: int = 0) -> Report:
-    """Judge every policy."""
-    known, test, costs = measured.validation, measured.test, measured.costs
+    """Judge every policy, on each case once: copies of users would make every interval too narrow."""
+    known, test, costs = distinct(measured.validation), distinct(measured.test), measured.costs
     static = static_curve(test, costs)
     cost, quality = static.cost.mean(0), static.quality.mean(0)
     return Report(

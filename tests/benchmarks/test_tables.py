@@ -90,7 +90,8 @@ def test_a_figure_in_prose_would_be_noticed(claim: str) -> None:
 def test_what_a_remembered_history_is_said_to_take_is_what_was_measured() -> None:
     run = json.loads((ROOT / "results" / "returning.json").read_bytes())
     kept_kb = next(row["kept_kb"] for row in run["result"]["rows"] if row["depth"] == 16)
-    said = f"A remembered history takes {int(kept_kb / 16 + 0.5)} KB per layer at width 64 (about {round(kept_kb, -2):.0f} KB at"
+    layer, whole = int(kept_kb / 16 + 0.5), round(kept_kb, -2)
+    said = f"A remembered history takes {layer} KB per layer at width 64 (about {whole:.0f} KB at depth 16)"
     assert said in " ".join((ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split())
 
 

@@ -296,6 +296,8 @@ def test_the_report_holds_the_figures_and_needs_nothing_else(bundle_path: Path, 
     assert "http" not in page.replace("http-equiv", "")
     assert (tmp_path / "report" / "routing.png").read_bytes().startswith(b"\x89PNG")
     assert len(bucket_rows(certificate.claims[0], 0.05)) == 7
+    # Copies of users make no interval narrower.
+    assert make_report("<name>", copied(work, 3)) == report
 
 
 @pytest.mark.parametrize(
