@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from fathom.artefacts import PLAN, expect
 from fathom.errors import ArtefactError, PlanError
 from fathom.files import read_json, sha256_bytes, write_json
 from fathom.importance.lattice_values import best_chain, layers_of
@@ -160,6 +161,7 @@ class DepthPlan:
     @staticmethod
     def load(path: Path) -> "DepthPlan":
         """Read ``plan.json``; raises ArtefactError when it is not one, PlanError when it breaks a plan's rules."""
+        expect(path, PLAN)
         value = read_json(path, kind="plan", schema_version=SCHEMA_VERSION)
         try:
             paths = {int(depth): tuple(int(layer) for layer in path) for depth, path in value["paths"].items()}

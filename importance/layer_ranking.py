@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
+from fathom.artefacts import RANKING, expect
 from fathom.errors import ArtefactError
 from fathom.files import read_json, write_json
 from fathom.importance.statistics import TIERS, tier_of
@@ -116,6 +117,7 @@ class LayerRanking:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read ``ranking.json``; raises ArtefactError, in one line, when it is not a whole and consistent one."""
+        expect(path, RANKING)
         value = read_json(path, kind="layer ranking", schema_version=SCHEMA_VERSION)
         try:
             return cls._from_json(value)

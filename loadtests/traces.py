@@ -17,7 +17,7 @@ import numpy as np
 import typer
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fathom.artefacts import TRACE, check_outputs
+from fathom.artefacts import TRACE, check_outputs, expect
 from fathom.errors import ConfigError, DataError, FathomError, MissingExtraError
 from fathom.files import write_bytes
 
@@ -72,6 +72,7 @@ class Trace:
     @classmethod
     def load(cls, path: Path) -> "Trace":
         """Read a trace; raises DataError with ``file:line`` of the first mistake."""
+        expect(path, TRACE)
         try:
             lines = path.read_bytes().splitlines()
         except OSError as error:
@@ -161,7 +162,7 @@ def read_histories(path: Path, *, users: int = 2_000, seed: int = 0) -> list[His
     if path.is_file():
         return [History(each.items, each.timestamps) for each in Trace.load(path).arrivals]
     if not (path / "interactions.parquet").is_file():
-        raise DataError(f"{path}: neither a trace nor a dataset folder; fathom data prepare makes one")
+        raise DataError(f"{path}: neither a trace nor a dataset folder; `fathom data prepare` makes one")
     try:
         import polars as pl
     except ImportError:
@@ -182,7 +183,10 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("duration_s"), int | float):
-        raise DataError(f"{path}:1: not a trace: its first line must be JSON with schema_version and duration_s")
+        raise DataError(
+            f"{path}:1: not a trace: its first line must be JSON with schema_version and duration_s;"
+            " `fathom data prepare` makes a dataset of a table"
+        )
     if value.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{path}:1: a trace of schema_version {value.get('schema_version')}, not {SCHEMA_VERSION}")
     return value

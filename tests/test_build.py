@@ -13,11 +13,18 @@ from typing import TextIO
 import pytest
 from in_process import fathom
 
+from fathom.build import exported
 from fathom.client import Client
+from fathom.exporter.another_bundle import rewrite
+from fathom.exporter.certify import answering_files, write_certificate
 from fathom.exporter.plan import DepthPlan
+from fathom.exporter.sign import make_keys, sign_bundle
+from fathom.files import sha256_tree
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import Fit, depth_digest
+from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
@@ -113,14 +120,55 @@ def test_kill_9_at_any_moment_leaves_only_whole_artefacts(tiny_csv: Path, tmp_pa
     check_artefacts(tmp_path)
 
 
-def test_a_second_build_runs_nothing_and_a_changed_setting_only_what_depends_on_it(
+def add(bundle: Path) -> None:
+    """What `certify`, `profiles check` and `bundle sign` put into a bundle."""
+    with Bundle.open(bundle) as opened:
+        manifest, depths = opened.manifest, opened.depths
+        files, runs = answering_files(manifest), {depth: depth_digest(manifest, depth) for depth in depths}
+        claim = Claim(depths, "mixture", 0.05, 60, needed=500)
+        about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", None, "d" * 64, "leave-one-out, test")
+        write_certificate(opened, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))
+    fit = Fit(memory_limit_mb=500, threads=1, peak_mb=100.0, machine="m", created="2026-01-01T00:00:00Z")
+    with Bundle.open(bundle) as opened:
+        rewrite(opened, {"fits": {"edge-cpu": fit}})
+    make_keys(bundle.parent / "private.pem", bundle.parent / "public.pem")
+    sign_bundle(bundle, bundle.parent / "private.pem")
+
+
+def test_a_second_build_redoes_and_loses_nothing_and_says_what_a_new_export_drops(
     tiny_csv: Path, tiny_build: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(tiny_build, folder)
-    assert build(tiny_csv, folder / "bundle") == []
-    shutil.rmtree(folder / "bundle")
-    assert build(tiny_csv, folder / "bundle") == ["export"]
+    add(folder / "bundle")
+    before = sha256_tree(folder)
+    result = fathom(*arguments(tiny_csv, folder / "bundle"))
+    printed, said = json.loads(result.stdout), " ".join(result.stderr.split())
+    assert printed["ran"] == []
+    assert sha256_tree(folder) == before
+    assert "too few" in printed["verdict"]
+
+    engine = folder / "bundle/engines/depth-16.onnx"
+    engine.write_bytes(engine.read_bytes()[:-1])
+    result = fathom(*arguments(tiny_csv, folder / "bundle"))
+    printed, said = json.loads(result.stdout), " ".join(result.stderr.split())
+    assert printed["ran"] == ["export"]
+    dropped = "so its certificate and fit for a profile and signature no longer held and went"
+    assert said.count(dropped) == 1
+    assert f"fathom certify {folder / 'bundle'} --data {folder / 'dataset'};" in said
+    with Bundle.open(folder / "bundle") as bundle:
+        assert bundle.certificate is None
+
+
+def test_a_bundle_that_was_edited_or_sealed_by_hand_is_not_current(tiny_build: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_build / "bundle", tmp_path / "bundle")
+    first = exported(tmp_path / "bundle")
+    with Bundle.open(tmp_path / "bundle") as bundle:
+        rewrite(bundle, {"name": "another"})
+    assert exported(tmp_path / "bundle") not in ("", first)
+    file = tmp_path / "bundle/items/popularity.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert exported(tmp_path / "bundle") == ""
 
 
 def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:

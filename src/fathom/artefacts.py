@@ -270,12 +270,17 @@ def expect(path: Path, kind: Kind) -> None:
         if kind.head and os.path.lexists(path / kind.head):
             return
         found = identify(path)
-        if not kind.head and path.is_file() and found in (kind, None):
+        if not kind.head and path.is_file() and (found is kind or (found is None and _may_be(kind, path))):
             return
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
     words = f"is {found.name}, not {kind.name}" if found else f"no {kind.name.partition(' ')[2]} here"
     raise ArtefactError(f"{path}: {words}; `{kind.made_by}` makes one")
+
+
+def _may_be(kind: Kind, path: Path) -> bool:
+    """Whether a file may be a damaged one of this kind, of which its reader knows more: JSON, or lines of it."""
+    return kind.first_line or _beginning(path).lstrip()[:1] in (b"{", b"[", b"")
 
 
 def identify(path: Path) -> Kind | None:

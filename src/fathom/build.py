@@ -5,13 +5,13 @@
 All of them lie in one folder beside the bundle, and each is an artefact that the single commands read and write too.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fathom import artefacts
+from fathom import artefacts, show
 from fathom.artefacts import (
     BUNDLE,
     CHECKPOINT,
@@ -23,6 +23,7 @@ from fathom.artefacts import (
     Kind,
     check_outputs,
 )
+from fathom.errors import BundleError
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.compare import compare
 from fathom.exporter.heal import heal
@@ -31,12 +32,15 @@ from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.plot import plot_ranking
-from fathom.runtime.manifest import Interval
+from fathom.remaining import Remaining
+from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, Interval, sealed
 from fathom.show import Activity, dataset_facts, err
 from fathom.stages import Stage, Stamps
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
+from fathom.training.evaluate import SCHEMA_VERSION as EVALUATION_SCHEMA_VERSION
 from fathom.training.evaluate import evaluate_model
 from fathom.training.presets import TrainConfig
 from fathom.training.sources import PrepareOptions, files_read
@@ -56,6 +60,7 @@ _READING = [
     )
 ]
 _HEALING, _COMPARING = ["training"], ["training", "exporter/compare.py"]
+_EXPORTING = ["exporter", "runtime", "selector"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class Build:
     config: TrainConfig
     options: PrepareOptions | None = None
     users: int = 256
+
+    @cached_property
+    def remaining(self) -> Remaining:
+        """How long the build still takes, while it runs."""
+        return Remaining(self.config)
 
     @property
     def folder(self) -> Path:
@@ -87,9 +97,11 @@ class Build:
         """Run every stage that is not current, in order; returns the names of those that ran."""
         stamps = Stamps(self.folder / "stages.json")
         check_outputs(*self._outputs(stamps), inputs=self._sources())
-        ran = []
-        for stage in self.stages():
+        stages, took, ran = self.stages(), stamps.seconds(), []
+        for place, stage in enumerate(stages):
             if not stamps.current(stage):
+                self.remaining.names = _to_run(stages[place:], stamps)
+                self.remaining.took = took
                 stamps.run(stage)
                 ran.append(stage.name)
         return ran
@@ -123,7 +135,7 @@ class Build:
             ),
             Stage("compare", comparison, COMPARISON, self._compare, [data, *healed], None, _COMPARING),
             Stage("evaluate", evaluation, EVALUATION, self._evaluate, measured, None, ["training"]),
-            Stage("export", self.bundle, BUNDLE, self._export, measured, None, ["exporter", "runtime", "selector"]),
+            Stage("export", self.bundle, BUNDLE, self._export, measured, None, _EXPORTING, exported),
         ]
 
     def _prepare_stage(self) -> Stage:
@@ -131,19 +143,19 @@ class Build:
         return Stage("prepare", self.dataset, DATASET, self._prepare, self._sources(), settings, _READING)
 
     def _prepare(self) -> None:
-        with Activity("prepare the data set") as activity:
+        with Activity("prepare the data set", self.remaining) as activity:
             dataset = prepare(self.source, self.dataset, options=self.options, progress=activity.update)
         for name, text in dataset_facts(dataset.meta):
             err.print(f"  {name}: {text}", highlight=False, markup=False)
 
     def _train(self) -> None:
         dataset = Dataset.load(self.dataset)
-        with Activity("train") as activity:
+        with Activity("train", self.remaining) as activity:
             fit(self.config, dataset, out=self.folder / "checkpoint", progress=activity.training)
 
     def _rank(self) -> None:
         checkpoint, dataset = Checkpoint.load(self.folder / "checkpoint"), Dataset.load(self.dataset)
-        with Activity("rank the layers") as activity:
+        with Activity("rank the layers", self.remaining) as activity:
             ranking = rank_checkpoint(
                 checkpoint,
                 dataset,
@@ -156,7 +168,7 @@ class Build:
     def _plan(self) -> None:
         path, depths = self.folder / "ranking.json", self.config.model.depths
         ranking = LayerRanking.load(path)
-        with Activity("plan the depths"), new_folder(self.folder / "plans", PLANS) as plans:
+        with Activity("plan the depths", self.remaining), new_folder(self.folder / "plans", PLANS) as plans:
             for strategy in COMPARED:
                 DepthPlan.make(ranking, strategy, depths, ranking_sha256=sha256_file(path)).save(
                     plans / f"{strategy}.json"
@@ -166,7 +178,7 @@ class Build:
         def run() -> None:
             checkpoint, dataset = Checkpoint.load(self.folder / "checkpoint"), Dataset.load(self.dataset)
             plan = DepthPlan.load(self.folder / "plans" / f"{strategy}.json")
-            with Activity(f"heal as {strategy}") as activity:
+            with Activity(f"heal as {strategy}", self.remaining) as activity:
                 out = self.folder / "healed" / strategy
                 heal(checkpoint, plan, dataset, out=out, config=self.config, progress=activity.training)
 
@@ -177,7 +189,7 @@ class Build:
 
     def _compare(self) -> None:
         dataset = Dataset.load(self.dataset)
-        with Activity("compare the plans on validation items") as activity:
+        with Activity("compare the plans on validation items", self.remaining) as activity:
             comparison = compare({name: self._healed(name) for name in COMPARED}, dataset, progress=activity.update)
         evidence = {
             name: {key: value.model_dump() for key, value in figures.items()}
@@ -197,17 +209,62 @@ class Build:
 
     def _evaluate(self) -> None:
         dataset, checkpoint = Dataset.load(self.dataset), self._healed(self._winner()[0])
-        with Activity("evaluate every depth and the baselines") as activity:
+        with Activity("evaluate every depth and the baselines", self.remaining) as activity:
             cut = split(dataset, checkpoint.config.split)
             report = evaluate_model(checkpoint.model, dataset, cut, progress=activity.update)
             write_json(self.folder / "evaluation.json", report.as_dict() | {"table": report.table()})
 
     def _export(self) -> None:
         dataset, (winner, evidence) = Dataset.load(self.dataset), self._winner()
-        with Activity(f"export the {winner} plan and verify every engine") as activity:
+        with Activity(f"export the {winner} plan and verify every engine", self.remaining) as activity:
             checkpoint, name = self._healed(winner), str(dataset.meta["name"])
+            dropped = _added(self.bundle)
             export(checkpoint, dataset, self.bundle, name=name, evidence=evidence, progress=activity.update)
+        if dropped:
+            commands = (command.format(bundle=self.bundle, data=self.dataset) for command in dropped.values())
+            show.note(
+                f"{self.bundle}: exported again, so its {' and '.join(dropped)} no longer held and went;"
+                f" to have that again: {'; '.join(commands)}"
+            )
 
-    def evaluation_table(self) -> list[list[str]]:
-        """Quality per depth and of the baselines on the test items, as rows of text."""
-        return list(json.loads((self.folder / "evaluation.json").read_bytes())["table"])
+    def evaluation(self) -> dict[str, Any]:
+        """Quality per depth and of the baselines on the test items; ``table``: as rows of text."""
+        return read_json(self.folder / "evaluation.json", kind="evaluation", schema_version=EVALUATION_SCHEMA_VERSION)
+
+
+def _to_run(stages: Sequence[Stage], stamps: Stamps) -> list[str]:
+    """The stages that will run: the first, what is stale, and what reads the output of one that will run."""
+    names: list[str] = []
+    changed: set[Path] = set()
+    for stage in stages:
+        if not names or not changed.isdisjoint(stage.inputs) or not stamps.current(stage):
+            names.append(stage.name)
+            changed.add(stage.output)
+    return names
+
+
+def exported(bundle: Path) -> str:
+    """Names what ``export`` wrote, whatever `certify` and `profiles check` added; "" where it is no sound bundle."""
+    try:
+        with Bundle.open(bundle) as opened:
+            manifest = opened.manifest
+    except BundleError:
+        return ""
+    files = {name: entry for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}
+    return sealed(manifest.model_copy(update={"files": files, "fits": {}})).version
+
+
+def _added(bundle: Path) -> dict[str, str]:
+    """What a bundle got after its export and loses when it is exported again, and the command that adds it."""
+    try:
+        manifest = read_manifest(bundle)
+    except BundleError:
+        return {}
+    added = {}
+    if CERTIFICATE_FILE in manifest.files:
+        added["certificate"] = "fathom certify {bundle} --data {data}"
+    if manifest.fits:
+        added["fit for a profile"] = "fathom profiles check {bundle} " + next(iter(manifest.fits))
+    if (bundle / SIGNATURE_NAME).exists():
+        added["signature"] = "fathom bundle sign {bundle} --key KEY"
+    return added

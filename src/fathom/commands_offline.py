@@ -634,6 +634,7 @@ def build(
     from fathom.build import Build
     from fathom.commands_online import show_bundle
     from fathom.runtime.bundle import read_manifest
+    from fathom.verdict import verdict
 
     config = _config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
     work = Build(source, out, config)
@@ -644,14 +645,15 @@ def build(
     ran = work.run()
     if not ran:
         show.err.print("nothing has changed: every artefact is current", highlight=False)
-    manifest = read_manifest(out)
+    manifest, evaluation = read_manifest(out), work.evaluation()
+    sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
     if as_json:
-        show.as_json({"ran": ran, "manifest": manifest.model_dump(mode="json")})
+        show.as_json({"ran": ran, "verdict": sentence, "manifest": manifest.model_dump(mode="json")})
         return
     show_ranking(work.folder / "ranking.json")
-    show.table("Quality on the test items, 95 % intervals over users", work.evaluation_table())
+    show.table("Quality on the test items, 95 % intervals over users", evaluation["table"])
     show_bundle(manifest)
-    show.out.print(f"[bold]{out}[/] is ready: fathom serve {out}", highlight=False)
+    show.out.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _read(path: Path) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fathom.client import Client, Recommendation
 from fathom.local import running_server
+from fathom.runtime.bundle import read_manifest
 
 TIERS = ("mobile", "edge", "cloud")
 WARM_UP_CALLS = 5
@@ -25,6 +26,7 @@ def ask(bundle: Path, dataset: Path, users: int) -> list[DemoAnswer]:
     """Live answers for a few users of a dataset, spread from the shortest history to the longest, under each tier."""
     from fathom.loadtests.traces import read_histories
 
+    read_manifest(bundle)
     histories = sorted(read_histories(dataset), key=lambda history: len(history.items))
     chosen = [round((number + 0.5) * len(histories) / users) for number in range(users)]
     answers = []

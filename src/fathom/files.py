@@ -192,6 +192,8 @@ def read_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     Raises ArtefactError, in one line, when the file is missing, is not JSON, or is of another version.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ArtefactError(f"{path}: not a {kind}: it is no regular file")
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{path}: no {kind} here") from None

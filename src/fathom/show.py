@@ -18,9 +18,11 @@ from rich.text import Text
 if TYPE_CHECKING:
     from fathom.importance.lattice import LatticeProgress
     from fathom.importance.rank import RankProgress
+    from fathom.remaining import Remaining
     from fathom.training.train import TrainProgress
 
 PLAIN_EVERY_S = 5.0
+OF_BUILD = "left of the whole build"
 
 PLAIN_WIDTH = 132  # of files and pipes, which have no width of their own
 EDGES = 2  # columns that a table's frame takes
@@ -33,11 +35,13 @@ err = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 class Activity:
     """One long step: a live line on a terminal; elsewhere plain lines, at most one every few seconds.
 
-    ``with Activity("train") as activity: ...`` ends with a line that says how long it took.
+    ``with Activity("train") as activity: ...`` ends with a line that says how long it took. ``remaining``: of the build
+    that it is a stage of.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, remaining: "Remaining | None" = None) -> None:
         self.title = title
+        self._remaining = remaining
         self._live = err.is_terminal
         columns = (
             SpinnerColumn(),
@@ -51,6 +55,10 @@ class Activity:
 
     def update(self, detail: str, done: float | None = None) -> None:
         """Show where the step stands; ``done`` is a share from 0 to 1, None when that is unknown."""
+        left = None if self._remaining is None else self._remaining.in_stage(time.monotonic() - self._start)
+        self._show(detail if left is None else f"{detail}, about {_duration(left)} {OF_BUILD}", done)
+
+    def _show(self, detail: str, done: float | None) -> None:
         if self._live:
             total = None if done is None else 1.0
             self._bar.update(self._task, detail=detail, total=total, completed=done or 0.0)
@@ -60,12 +68,15 @@ class Activity:
 
     def training(self, progress: "TrainProgress") -> None:
         """Show the epoch, the loss, the time left, and the validation NDCG per exit."""
-        left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+        seconds, of = progress.seconds_left, "left of this training"
+        if self._remaining and (whole := self._remaining.in_training(progress)) is not None:
+            seconds, of = whole, OF_BUILD
+        left = "" if seconds is None else f", about {_duration(seconds)} {of}"
         quality = ", ".join(f"{depth}: {value:.4f}" for depth, value in sorted(progress.ndcg.items()))
         detail = f"{progress.stage} {progress.epoch}/{progress.epochs}{left}, loss {progress.loss:.3f}"
         detail += f", NDCG@10 at {quality}" if quality else ""
         within = progress.step / max(progress.steps, 1)
-        self.update(detail, (progress.epoch - 1 + within) / progress.epochs)
+        self._show(detail, (progress.epoch - 1 + within) / progress.epochs)
 
     def lattice(self, progress: "LatticeProgress") -> None:
         """Show how many shards of a lattice are done, and the time left."""
@@ -91,6 +102,11 @@ class Activity:
         if error is None:
             took = _duration(time.monotonic() - self._start)
             err.print(f"[green]✓[/] {self.title} [dim]{took}[/]", highlight=False)
+
+
+def note(text: str) -> None:
+    """Print one line of text on stderr."""
+    err.print(Text(text), soft_wrap=True)
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -16,7 +16,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: ``run`` writes ``output``, of this ``kind``, from ``inputs``, ``settings`` and ``code``."""
+    """One step: ``run`` writes ``output``, of this ``kind``, from ``inputs``, ``settings`` and ``code``.
+
+    ``digest`` names what was written, and does not change with what may be done to the output afterwards.
+    """
 
     name: str
     output: Path
@@ -25,6 +28,7 @@ class Stage:
     inputs: Sequence[Path] = ()
     settings: Any = None
     code: Sequence[str] = ()
+    digest: Callable[[Path], str] = sha256_tree
 
     def key(self) -> str:
         """Sha256 of everything that the output depends on."""
@@ -53,12 +57,16 @@ class Stamps:
             return {}
         return value["stages"] if isinstance(value, dict) and value.get("schema_version") == SCHEMA_VERSION else {}
 
+    def seconds(self) -> dict[str, float]:
+        """What each stage took when it last ran."""
+        return {name: float(stamp["seconds"]) for name, stamp in self._read().items()}
+
     def current(self, stage: Stage) -> bool:
         """Whether the stage's output exists, is what its last run wrote, and was made from today's inputs."""
         stamp = self._read().get(stage.name)
         if stamp is None or not stage.output.exists():
             return False
-        return bool(stamp["key"] == stage.key() and stamp["output"] == sha256_tree(stage.output))
+        return bool(stamp["key"] == stage.key() and stamp["output"] == stage.digest(stage.output))
 
     def run(self, stage: Stage) -> float:
         """Run the stage and stamp its output; returns the seconds that it took."""
@@ -67,6 +75,6 @@ class Stamps:
         stage.run()
         seconds = time.monotonic() - start
         stamps = self._read()
-        stamps[stage.name] = {"key": key, "output": sha256_tree(stage.output), "seconds": round(seconds, 2)}
+        stamps[stage.name] = {"key": key, "output": stage.digest(stage.output), "seconds": round(seconds, 2)}
         write_json(self.path, {"schema_version": SCHEMA_VERSION, "stages": stamps})
         return seconds

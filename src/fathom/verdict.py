@@ -1,0 +1,52 @@
+"""The verdict of a build: what it ships, what that beats on the test items, what beats it, and what to do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fathom.exporter.report import format_interval
+from fathom.runtime.manifest import Interval
+
+#: With fewer test users the 95 % interval of NDCG@10 is about .1 wide, as wide as the figures are large.
+FEWEST_USERS = 100
+METRIC = "ndcg@10"
+
+
+def verdict(evaluation: Mapping[str, Any], strategy: str, depths: Sequence[int], bundle: Path) -> str:
+    """One sentence from ``evaluation.json`` of the checkpoint that the bundle was exported from.
+
+    A baseline beats the deepest depth, or is beaten by it, where the 95 % interval of their difference over the same
+    users leaves out 0.
+    """
+    ships = f"{bundle} ships the {strategy} plan at {_listed(depths, 'depth', 'depths')}"
+    users = int(evaluation["cases"])
+    if users < FEWEST_USERS:
+        return (
+            f"{ships}, but {users} test {'user is' if users == 1 else 'users are'} too few for its figures to mean"
+            f" anything: build it from data with at least {FEWEST_USERS} users who have three events or more."
+        )
+    differences = {
+        name: Interval(**system["difference"][METRIC])
+        for name, system in evaluation["systems"].items()
+        if not name.startswith("depth ")
+    }
+    better = {name: found for name, found in differences.items() if found.low > 0}
+    beaten = [name for name, found in differences.items() if found.high < 0]
+    equal = [name for name in differences if name not in better and name not in beaten]
+    found = [f"beats {_listed(beaten)}"] if beaten else []
+    found += [f"is not measurably better or worse than {_listed(equal)}"] if equal else []
+    if better:
+        found.append(f"is beaten by {_listed([f'{name} by {format_interval(by)}' for name, by in better.items()])}")
+        advice = "train for more epochs (--set train.epochs=N) or on more data, or use that simpler method instead"
+    elif equal:
+        advice = "ask whether that simpler method is enough before you run `fathom serve`"
+    else:
+        advice = f"serve it with `fathom serve {bundle}`"
+    judged = f"in NDCG@10 of {evaluation['reference']} on {users:,} test users"
+    return f"{ships}, which {_listed(found)}, {judged}: {advice}."
+
+
+def _listed(names: Sequence[object], one: str = "", more: str = "") -> str:
+    *first, last = map(str, names)
+    text = f"{', '.join(first)} and {last}" if first else last
+    return f"{more if first else one} {text}".strip()
