@@ -125,7 +125,6 @@ def bundle_sign(
     """
     from fathom.exporter.sign import sign_bundle
 
-    check_outputs((bundle.resolve(), artefacts.BUNDLE), inputs=[key])
     sign_bundle(bundle, key)
     print(f"{bundle}: signed")
 
