@@ -43,7 +43,7 @@ def keys(path: Path, encoding: str | None, size: int) -> tuple[str, ...]:
                 found.update(dict.fromkeys(value))
     if not found:
         raise DataError(f"{path}: no JSON object in it; one object per line is wanted, or one array of objects")
-    return tuple(found)
+    return tuple(key.encode(errors="replace").decode() for key in found)  # half a surrogate pair is no name
 
 
 def parse(lines: list[Line], schema: dict[str, Any]) -> Iterator[tuple[pl.DataFrame, list[Line], str | None]]:
@@ -84,7 +84,7 @@ def _is_text(line: bytes) -> bool:
         json.dumps(json.loads(line), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         pass  # another fault, found by the parser
     return True
 
@@ -126,7 +126,7 @@ def _array(path: Path, encoding: str | None) -> list[Any] | None:
         except (ValueError, RecursionError) as error:
             try:
                 json.loads(first)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise DataError(f"{path}: neither JSON lines nor one JSON array ({error})") from None
             return None  # its first line is an array: a bad row
     return value if isinstance(value, list) else None

@@ -89,7 +89,7 @@ def column_names(path: Path, layout: Layout, *, delimiter: str = ",", encoding: 
         if layout == "jsonl":
             return json_lines.keys(path, encoding, BLOCK_BYTES)
         cells = delimited.Dialect(delimiter).first(delimited.sample(path, encoding))
-        return tuple(name.strip() for name in cells)
+        return tuple(name.strip().encode(errors="replace").decode() for name in cells)
 
 
 def delimiter_of(
@@ -116,7 +116,7 @@ def read(table: Table) -> Iterator[pl.DataFrame]:
 def _one_line(path: Path) -> Iterator[None]:
     """What the system says of a file that cannot be read, as a DataError."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         yield
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
@@ -143,7 +143,7 @@ def _scan_parquet(path: Path) -> pl.LazyFrame:
     try:
         frame = pl.scan_parquet(path)
         frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(f"{path}: not a parquet file ({shorten(str(error))})") from None
     return frame
 
@@ -156,7 +156,7 @@ def _read_parquet(table: Table) -> Iterator[pl.DataFrame]:
     while True:
         try:
             batch = wanted.slice(start, PARQUET_BATCH_ROWS).collect()
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise DataError(f"{table.path}: damaged parquet file ({shorten(str(error))})") from None
         if batch.is_empty():
             return

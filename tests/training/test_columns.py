@@ -82,6 +82,7 @@ def test_recbole_headers_and_endings_are_read(tmp_path: Path) -> None:
     assert data.meta["name"] == "ml"
 
 
+HALF = "not text (half a surrogate pair)"
 EVENTS = {"user": ["u", "v"], "item": ["1", "2"]}
 
 
@@ -147,7 +148,9 @@ def test_a_data_set_is_called_after_its_file(tmp_path: Path, name: str, called: 
     [
         ('{"user": "u", "item": "a"}\n{"user": "u", "item": "b", "time": 2}\n', {"missing timestamp": 1}),
         ('{"user": {"a": 1}, "item": "a"}\n{"user": "u", "item": "b"}\n', {"user is a list or an object": 1}),
-        ('{"user": "\\ud800", "item": "a"}\n{"user": "u", "item": "b"}\n', {"not text (half a surrogate pair)": 1}),
+        ('{"user": "u", "item": ' + "[" * 9999 + '}\n{"user": "u", "item": "b"}\n', {"invalid JSON": 1}),
+        ('{"user": "u", "item": "b"}\n{"user": "u", "item": "a", "\\ud800": 1}\n', {HALF: 1}),
+        ('{"user": "\\ud800", "item": "a"}\n{"user": "u", "item": "b"}\n', {HALF: 1}),
     ],
 )
 def test_json_rows_that_cannot_be_used_are_counted(tmp_path: Path, text: str, names: dict[str, int]) -> None:
@@ -157,7 +160,9 @@ def test_json_rows_that_cannot_be_used_are_counted(tmp_path: Path, text: str, na
     assert data.item_ids == ("b",)
 
 
-@pytest.mark.parametrize("text", ["", '{\n  "user": "u",\n  "item": "i"\n}\n', '[{"user": "u"},\n{"item": '])
+@pytest.mark.parametrize(
+    "text", ["", "[" * 99_999, '{\n  "user": "u",\n  "item": "i"\n}\n', '[{"user": "u"},\n{"item": ']
+)
 def test_json_that_is_neither_lines_nor_an_array_says_what_is_wanted(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"one object per line is wanted|neither JSON lines nor one JSON array"):
