@@ -1,14 +1,14 @@
 """The command line: `fathom COMMAND --help` shows an example of each."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
 
 from fathom import commands_offline, commands_online
-from fathom.distribution import version
-from fathom.errors import FathomError
+from fathom.distribution import EXTRA_OF, version
+from fathom.errors import FathomError, MissingExtraError
 from fathom.show import err
 
 HELP = """Fathom: recommendations at the depth that the request, the device and the deadline ask for.
@@ -43,7 +43,16 @@ def main() -> None:
     try:
         app()
     except FathomError as error:
-        err.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(error)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRA_OF:
+            raise
+        _fail(MissingExtraError(module, EXTRA_OF[module]))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(error: FathomError) -> NoReturn:
+    err.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+    sys.exit(2)

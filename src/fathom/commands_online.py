@@ -178,12 +178,12 @@ def bundle_convert(
     Example: fathom bundle convert build/ml-100k/mobile --to ort --out build/ml-100k/phone
     """
     from fathom.edge_profiles.profile import load_profile
-    from fathom.exporter.ort_format import convert_to_ort
-    from fathom.exporter.triton import write_triton
 
     kind = artefacts.TRITON if to == "triton" else artefacts.BUNDLE
     check_outputs((out, kind), inputs=[bundle, checkpoint])
     if to == "triton":
+        from fathom.exporter.triton import write_triton
+
         models = write_triton(bundle, out, load_profile(profile), backend=backend)
         if as_json:
             show.as_json({"models": models})
@@ -191,6 +191,8 @@ def bundle_convert(
             print(f"{out}: {', '.join(models)}; ask {models[0]}")
         return
     if to == "ort":
+        from fathom.exporter.ort_format import convert_to_ort
+
         manifest = convert_to_ort(bundle, out)
     elif to == "cuda":
         from fathom.exporter.cuda_format import convert_for_cuda

