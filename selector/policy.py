@@ -11,7 +11,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import DeadlineError, NotFoundError, OverloadError
 
 #: How many times a deeper depth than the shallowest must leave time for the queue. At twice the load that the deepest
-#: depth can bear, 1 answered 71 % of the requests in time and 4 answers 94 % (docs/log.md).
+#: depth can bear, 4 answers far more requests in time than 1 (docs/log.md).
 QUEUE_WEIGHT = 4
 #: The same for the shallowest: the queue is an estimate, and who was let in should not be dropped later.
 LEAST_WEIGHT = 1.25
