@@ -213,6 +213,7 @@ def test_nothing_is_written_into_another_artefact_or_below_a_file(written: tuple
     for kind in WHOLE:
         make(kind, place / kind.name)
         assert "lies inside" in refused(written[0], line, place, place / kind.name / "more" / "out")
+    assert "more than 200 bytes" in refused(written[0], line, place, place / ("o" * 201))
     assert "is not a folder" in refused(written[0], line, place, place / "inputs" / "read.csv" / "out")
 
 

@@ -18,6 +18,8 @@ from fathom.errors import ArtefactError, OutputError
 
 #: A larger file is none of our JSON files, and is not read to find that out.
 MAX_JSON_BYTES = 64 << 20
+#: Temporary names are a little longer, and filesystems end at 255.
+MAX_NAME_BYTES = 200
 #: The mark of a picture or page stands this near to its beginning.
 MARK_BYTES = 4096
 
@@ -219,6 +221,8 @@ def check_output(path: Path, kind: Kind, *, inputs: Sequence[Path | None] = ()) 
 def _check_place(path: Path, inputs: Sequence[Path]) -> None:
     if path.name in ("", ".."):
         raise OutputError(f"{path}: names no output; give it a name of its own, as build/ml-100k/bundle")
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise OutputError(f"{path.name[:40]}...: a name of more than {MAX_NAME_BYTES} bytes; choose a shorter one")
     if path.is_symlink():
         raise OutputError(f"{path}: is a link, and no output replaces one; give the place that it points to")
     for used in inputs:
