@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,15 +48,21 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def test_a_killed_worker_costs_no_answer_and_is_replaced(synthetic_bundle: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with serving(synthetic_bundle, log) as (address, process), Client(address, channels=8) as client:
+    repository = tmp_path / "repository"
+    shutil.copytree(synthetic_bundle, repository / "shop" / "1")
+    with serving(repository, log) as (address, process), Client(address, channels=8) as client:
         ids = json.loads((synthetic_bundle / "items" / "catalogue.json").read_bytes())["ids"][:8]
         expected = client.recommend(ids, depth=4).items
         first = workers(process)
         assert len(first) == 2
+        # The successor finds two names, and yet has the default that the first one had.
+        shutil.copytree(synthetic_bundle, repository / "other" / "1")
         os.kill(first[0].pid, signal.SIGKILL)
         while log.read_text().count('"message": "ready"') < 3:
             assert client.recommend(ids, depth=4).items == expected
         assert len(workers(process)) == 2
+        with Client(address, channels=8) as later:
+            assert all(later.recommend(ids, depth=4).items == expected for _ in range(8))
         assert "worker 0 ended with code -9; starting another" in log.read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
