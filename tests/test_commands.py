@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import in_process
 import pytest
 
+from fathom import show
 from fathom.artefacts import REPORT_FOLDER, check_output
 from fathom.cli import main
 from fathom.commands_offline import show_ranking
@@ -21,6 +23,25 @@ from fathom.local import running_server
 def fathom(*arguments: str | Path) -> str:
     """What the command prints on stdout; it must succeed."""
     return in_process.fathom(*arguments).stdout
+
+
+def check_tables(*arguments: str | Path, widths: Iterable[int] = (60, 80, 120, show.PLAIN_WIDTH)) -> None:
+    """Every heading and every cell of the command's tables is on the terminal, whatever its width."""
+    real = show.table
+    for width in widths:
+        cells: list[str] = []
+
+        def table(title: str, rows: Sequence[Sequence[str]], cells: list[str] = cells) -> None:
+            cells += [cell for row in rows for cell in row]
+            real(title, rows)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(show, "table", table)
+            patch.setattr(show.out, "width", width)
+            printed = fathom(*arguments)
+        assert cells
+        assert max(map(len, printed.splitlines())) <= width
+        assert set(printed.split()) >= {word for cell in cells for word in cell.split()}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +106,7 @@ def test_plans_are_compared_by_a_lattice_and_made_from_it(dataset: Path, tmp_pat
     printed = fathom(*asked, "--compare")
     for expected in ("NDCG@10", "log p", "best", "greedy_elimination", "on 20 users"):
         assert expected in printed
+    check_tables(*asked, "--compare")
     found = json.loads(fathom(*asked, "--compare", "--json"))
     assert "fathom rank --methods greedy_elimination,block_influence,ablation" in found["left_out"]["greedy"]
     predicted = found["predictions"]["log_p"]
@@ -151,6 +173,17 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
     assert found["merged"] + found["claims"][0]["users"] == 60
     assert "certificate.json" in fathom("bundle", "verify", bundle)
+
+
+def test_every_table_is_whole_on_narrow_and_wide_terminals(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:
+    bundle = tiny_build / "bundle"
+    check_tables("build", tiny_csv, "--preset", "tiny", "--out", bundle)
+    check_tables("bundle", "inspect", bundle)
+    check_tables("bundle", "quality", bundle)
+    check_tables("profiles", "list")
+    shutil.copytree(bundle, tmp_path / "bundle")
+    asked = ["--profile", "cloud", "--eps", "0.9", "--delta", "0.2"]
+    check_tables("certify", tmp_path / "bundle", "--data", tiny_build / "dataset", *asked, widths=[60])
 
 
 def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_path: Path) -> None:

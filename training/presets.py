@@ -121,9 +121,12 @@ def apply_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
             known = [f"{part}.{field}" for part, fields in changed.items() for field in fields]
             reason = "is not key=value" if not equals else f"names no setting{_hint(key.strip(), known)}"
             raise ConfigError(f"--set {setting!r} {reason}; an example: --set train.epochs=3")
-        value = _value(text.strip())
-        is_list = isinstance(changed[section][name], tuple)
-        changed[section][name] = [value] if is_list and not isinstance(value, list) else value
+        before, value = changed[section][name], _value(text.strip())
+        if isinstance(before, tuple) and not isinstance(value, list):
+            value = [value]
+        if isinstance(before, str) and not isinstance(value, str):
+            value = text.strip()  # a folder may be called 2024, or the text may be empty
+        changed[section][name] = value
     try:
         return TrainConfig.model_validate(changed)
     except ValidationError as error:

@@ -34,7 +34,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Data = Annotated[Path, typer.Option("--data", help="Dataset folder, made by `fathom data prepare`.")]
 Out = Annotated[Path, typer.Option(help="What to write; replaced only if it is what this command wrote.")]
 Preset = Annotated[str | None, typer.Option(help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable; train --show-settings lists all."),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
 
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
@@ -89,23 +92,37 @@ def data_prepare(
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
-    out: Out,
+    dataset: Annotated[Path | None, typer.Argument(help="Dataset folder; not needed for --show-settings.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint; replaced only if it is one.")] = None,
     preset: Preset = None,
     settings: Settings = None,
     seed: Seed = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print every setting that --set can change, and train nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one elastic network with an exit at each depth; an interrupted run goes on where it was.
 
     Example: fathom train build/ml-100k/dataset --out build/ml-100k/checkpoint --set train.epochs=10
+
+    Example: fathom train --show-settings --preset ml-1m
     """
     _need_training()
+    from fathom.training import settings_page
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
-    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
     config = _config(preset or DEFAULT_PRESET, settings, seed)
+    if show_settings:
+        if as_json:
+            show.as_json(settings_page.as_dict(config))
+        else:
+            show.table(f"Settings, from the preset {preset or DEFAULT_PRESET}", settings_page.rows(config))
+        return
+    if dataset is None or out is None:
+        raise ConfigError("fathom train needs a dataset folder and --out; fathom train --help has an example")
+    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
     with Activity("train") as activity:
         checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
     if as_json:

@@ -44,6 +44,11 @@ def test_a_wrong_setting_is_refused_in_one_line(setting: str, message: str) -> N
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["", "2024", "true", "[1]", "minilm", "a folder"])
+def test_a_text_is_taken_as_it_is_typed(text: str) -> None:
+    assert apply_settings(preset("tiny"), [f"train.item_text={text}"]).train.item_text == text
+
+
 def test_an_unknown_preset_names_the_near_match() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'ml-100k'"):
         preset("ml100k")
