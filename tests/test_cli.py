@@ -51,6 +51,13 @@ def test_the_program_says_its_version() -> None:
     assert (result.exit_code, result.output) == (0, f"fathom {version(NAME)}\n")
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_whole_on_a_terminal_of_eighty_columns(command: str) -> None:
+    printed = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "80"}).output
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
 def test_no_command_is_forgotten_here() -> None:
     group = typer.main.get_command(app)
     found = []

@@ -5,7 +5,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -14,7 +13,13 @@ from pydantic.fields import FieldInfo
 from fathom.training.presets import PRESETS, TrainConfig
 
 DEFAULT_PRESET = "ml-100k"
-_KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "whole numbers"}
+_KINDS: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    tuple: "whole numbers",
+}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 _HEAD = f"""# Settings of training
@@ -93,7 +98,7 @@ def _line(cells: list[str]) -> str:
 def _kind(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(field.annotation)))}"
-    name = _KINDS[get_origin(field.annotation) or field.annotation or NoneType]
+    name = _KINDS[get_origin(field.annotation) or field.annotation]
     found = {key: getattr(bound, key) for bound in field.metadata for key in _BOUNDS if hasattr(bound, key)}
     if found.keys() == {"ge", "le"}:
         return f"{name}, {found['ge']} to {found['le']}"

@@ -169,7 +169,12 @@ def rank(
     data: Data,
     out: Out,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between them, all, or auto: the best of all within --budget.")
+        str,
+        typer.Option(
+            help="Names with commas between them; all; or auto: the best within --budget. Default: fisher, gradient,"
+            " ablation, block_influence.",
+            show_default=False,
+        ),
     ] = "fisher,gradient,ablation,block_influence",
     budget: Annotated[
         str | None, typer.Option(help="Of --methods, run what predicts best within this time, as 60s or 5m; auto: 60s.")
@@ -499,7 +504,9 @@ def export(
     budget_mb: Annotated[
         float | None, typer.Option(min=0, help="For mixed: what all layers' weights may take.")
     ] = None,
-    every_length: Annotated[bool, typer.Option(help="Check parity at every history length.")] = False,
+    every_length: Annotated[
+        bool, typer.Option("--every-length", help="Check parity with torch at every history length.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a bundle: early-exit engines checked against torch, item index, selector, manifest.

@@ -347,7 +347,11 @@ def serve(
     ] = None,
     policy: Annotated[
         Literal["auto", "certified", "rule", "deepest"] | None,
-        typer.Option(help="How depths are chosen. Default: auto, as certified, else by the profile's rule."),
+        typer.Option(
+            metavar="POLICY",
+            help="How depths are chosen: certified, rule (the profile's), deepest, or auto: as certified, else by the"
+            " rule. Default: auto.",
+        ),
     ] = None,
     feedback_share: Annotated[
         float | None, typer.Option(help="Certified requests that run twice. Default: 0.01.")
@@ -385,7 +389,10 @@ def serve(
     stream_in_flight: Annotated[int | None, typer.Option(help="Requests one stream may have waiting.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Time for requests in flight at SIGTERM.")] = None,
     log_format: Annotated[Literal["json", "text"] | None, typer.Option(help="Default: json.")] = None,
-    log_level: Annotated[Literal["debug", "info", "warning", "error"] | None, typer.Option()] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(metavar="LEVEL", help="debug, info, warning or error. Default: info."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with any of these settings.")] = None,
     as_json: AsJson = False,
 ) -> None:
