@@ -178,9 +178,9 @@ class Faults:
     def full(self, why: object) -> OverloadError:
         """Nothing can be written now."""
         self._log.warning("histories cannot be written, the store is full: %s", why)
-        return OverloadError("the store of histories is full, nothing was changed; make room on the server, try again")
+        return OverloadError("the store of histories is full; make room on the server, then try again")
 
-    def foreign_event(self, where: str) -> None:
+    def foreign_event(self, where: object) -> None:
         """A history holds something that Fathom has not written."""
         self._log.warning("%s holds something that Fathom has not written; it is left out", where)
 

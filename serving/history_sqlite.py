@@ -33,11 +33,10 @@ SELECT event, item, timestamp FROM events WHERE user = ? AND timestamp BETWEEN ?
 ORDER BY timestamp DESC, arrival DESC LIMIT ?
 """
 _INSERT = "INSERT OR IGNORE INTO events (user, event, item, timestamp) VALUES (?, ?, ?, ?)"
-# Too old, or dated too far ahead: stored when the clock or the limits were others.
-_UNHIDE = "DELETE FROM events WHERE user = ? AND event = ? AND timestamp NOT BETWEEN ? AND ?"
+# Events that are dated too far ahead, stored when the clock or the limit was another, go first.
 _TRIM = """
-DELETE FROM events WHERE user = ?1 AND (timestamp < ?2 OR arrival NOT IN
-    (SELECT arrival FROM events WHERE user = ?1 ORDER BY timestamp > ?3, timestamp DESC, arrival DESC LIMIT ?4))
+DELETE FROM events WHERE user = ?1 AND arrival NOT IN
+    (SELECT arrival FROM events WHERE user = ?1 ORDER BY timestamp > ?2, timestamp DESC, arrival DESC LIMIT ?3)
 """
 _BURY = """
 INSERT INTO tombstones VALUES (?, ?, ?)
@@ -102,7 +101,12 @@ class SqliteHistory:
         def newest() -> list[Event]:
             retention = self._retention
             window = user_id, retention.oldest, retention.latest, retention.max_events
-            return [Event(*row) for row in self._read.execute(_READ, window) if self._is_event(row)][::-1]
+            found = [Event(*row) for row in self._read.execute(_READ, window)]
+            # SQLite would also store something else in these columns.
+            events = [each for each in found if type(each.item_id) is str and type(each.timestamp) is int]
+            if len(events) < len(found):
+                self._faults.foreign_event(self._path)
+            return events[::-1]
 
         return await self._run(self._reader, newest)
 
@@ -144,13 +148,6 @@ class SqliteHistory:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
-    def _is_event(self, row: tuple[object, object, object]) -> bool:
-        """SQLite would also store something else in these columns."""
-        is_event = tuple(map(type, row)) == (str, str, int)
-        if not is_event:
-            self._faults.foreign_event(str(self._path))
-        return is_event
-
     async def _write_all(self) -> None:
         """Until none waits: all that wait, in one transaction."""
         while self._waiting:
@@ -177,25 +174,26 @@ class SqliteHistory:
         last = self._deleted_until(user_id)
         later = [each for each in events if each.timestamp > last]
         rows = [(user_id, *each) for each in later if each.timestamp >= oldest]
-        if self._holds_hidden(user_id, oldest, latest):
-            self._write.executemany(_UNHIDE, [(user_id, event, oldest, latest) for _, event, _, _ in rows])
+        if retention.max_age_days is not None:
+            self._write.execute("DELETE FROM events WHERE user = ? AND timestamp < ?", (user_id, oldest))
+        ahead = "SELECT 1 FROM events WHERE user = ? AND timestamp > ? LIMIT 1"
+        if self._write.execute(ahead, (user_id, latest)).fetchone():
+            # An id that only such an event has is free for a real one.
+            free = "DELETE FROM events WHERE user = ? AND event = ? AND timestamp > ?"
+            self._write.executemany(free, [(user_id, event, latest) for _, event, _, _ in rows])
         (arrival,) = self._write.execute("SELECT coalesce(max(arrival), 0) FROM events").fetchone()
-        new = self._write.executemany(_INSERT, rows).rowcount if rows else 0
-        self._write.execute(_TRIM, (user_id, oldest, latest, retention.max_events))
-        kept = "SELECT count(*) FROM events WHERE user = ? AND arrival > ?"
-        (added,) = self._write.execute(kept, (user_id, arrival)).fetchone()
+        new = added = self._write.executemany(_INSERT, rows).rowcount if rows else 0
+        (held,) = self._write.execute("SELECT count(*) FROM events WHERE user = ?", (user_id,)).fetchone()
+        if held > retention.max_events:
+            self._write.execute(_TRIM, (user_id, latest, retention.max_events))
+            kept = "SELECT count(*) FROM events WHERE user = ? AND arrival > ?"
+            (added,) = self._write.execute(kept, (user_id, arrival)).fetchone()
         return Appended(
             added,
             known=len(rows) - new,
             too_old=len(later) - len(rows) + new - added,
             before_deletion=len(events) - len(later),
         )
-
-    def _holds_hidden(self, user_id: str, oldest: int, latest: int) -> bool:
-        hidden = "SELECT 1 FROM events WHERE user = ?1 AND timestamp < ?2 UNION ALL " + (
-            "SELECT 1 FROM events WHERE user = ?1 AND timestamp > ?3 LIMIT 1"
-        )
-        return self._write.execute(hidden, (user_id, oldest, latest)).fetchone() is not None
 
     def _deleted_until(self, user_id: str) -> int:
         """Events up to this time are from before the user was deleted; -1 where that is unknown, or long ago."""

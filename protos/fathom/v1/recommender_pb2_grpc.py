@@ -127,8 +127,8 @@ class RecommenderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUser(self, request, context):
-        """Forget a user: nothing of theirs is left in the server's files or memory, but for some days a digest of the id and
-        the time, which events from before are recognised by.
+        """Forget a user: nothing of theirs is left in the server's files nor in what it remembers, but for some days a digest
+        of the id and the time, which events from before are recognised by.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
