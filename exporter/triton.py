@@ -16,8 +16,10 @@ import onnx
 from fathom.artefacts import TRITON
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
+from fathom.exporter.another_bundle import copy_files
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import MANIFEST_NAME
 from fathom.selector.routing import Cascade
 
 Backend = Literal["onnxruntime", "python"]
@@ -47,8 +49,8 @@ def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Ba
             raise ConfigError(f"{source}: it is certified with a cascade; certify it with another family of routings")
         files = {name: None for depth in bundle.depths for name in manifest.depths[depth].segments}
         with new_folder(out, TRITON) as folder:
-            inputs = {name: _segment(folder / model_name(name), source / name, backend) for name in files}
-            _router(folder / ROUTER, source, profile, inputs)
+            inputs = {name: _segment(folder / model_name(name), bundle.read(name), backend) for name in files}
+            _router(folder / ROUTER, bundle, profile, inputs)
         return [ROUTER, *map(model_name, files)]
 
 
@@ -57,14 +59,14 @@ def model_name(file: str) -> str:
     return f"fathom-{PurePosixPath(file).stem}"
 
 
-def _segment(folder: Path, engine: Path, backend: Backend) -> list[str]:
+def _segment(folder: Path, engine: bytes, backend: Backend) -> list[str]:
     """One model; returns the names of its inputs."""
     version = folder / "1"
     version.mkdir(parents=True)
-    shutil.copyfile(engine, version / "model.onnx")
+    (version / "model.onnx").write_bytes(engine)
     if backend == "python":
         shutil.copyfile(_SEGMENT_MODEL, version / "model.py")
-    graph = onnx.load(str(engine), load_external_data=False).graph
+    graph = onnx.load_from_string(engine).graph
     parts = [f'name: "{folder.name}"', f'backend: "{backend}"', "max_batch_size: 0"]
     # An input with a value of its own may be left out.
     own = {each.name for each in graph.initializer}
@@ -81,9 +83,10 @@ def _tensor(kind: str, value: Any) -> str:
     return f'{kind} [ {{ name: "{value.name}", data_type: {_TYPES[shape.elem_type]}, dims: [ {dims} ] }} ]'
 
 
-def _router(folder: Path, source: Path, profile: DeviceProfile, inputs: dict[str, list[str]]) -> None:
+def _router(folder: Path, bundle: Bundle, profile: DeviceProfile, inputs: dict[str, list[str]]) -> None:
     version = folder / "1"
-    shutil.copytree(source, version / "bundle")
+    copy_files(bundle, version / "bundle", bundle.manifest.files)
+    write_json(version / "bundle" / MANIFEST_NAME, bundle.manifest.model_dump(mode="json"))
     shutil.copyfile(_ROUTER_MODEL, version / "model.py")
     write_json(version / "profile.json", profile.model_dump(mode="json"))
     write_json(version / "segments.json", {name: [model_name(name), wanted] for name, wanted in inputs.items()})

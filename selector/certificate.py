@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fathom.errors import ArtefactError
+from fathom.errors import ArtefactError, brief
 from fathom.files import parse_json
 from fathom.selector.betting import is_negative, largest_shown, values_needed
 from fathom.selector.routing import Depth, Routing
@@ -134,20 +134,17 @@ class Certificate:
         try:
             value = parse_json(data)
         except ValueError as error:
-            raise ArtefactError(f"{where}: not a certificate: {error}") from None
+            raise ArtefactError(f"{where}: not a certificate: {brief(error, 100)}") from None
         found = value.get("schema_version") if isinstance(value, dict) else None
         if isinstance(found, int) and found > SCHEMA_VERSION:
-            raise ArtefactError(
-                f"{where}: this certificate has schema_version {found}, newer than {SCHEMA_VERSION}; upgrade Fathom"
-            )
+            newer = f"has schema_version {brief(found)}, newer than {SCHEMA_VERSION}"
+            raise ArtefactError(f"{where}: this certificate {newer}; upgrade Fathom")
         try:
             return _ADAPTER.validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "content"
-            raise ArtefactError(
-                f"{where}: not a certificate: {key}: {first['msg']}; certify the bundle again"
-            ) from None
+            key, words = brief(".".join(map(str, first["loc"]))) or "content", brief(first["msg"], 100)
+            raise ArtefactError(f"{where}: not a certificate: {key}: {words}; certify the bundle again") from None
 
 
 _ADAPTER = TypeAdapter(Certificate)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fathom.errors import ArtefactError
+from fathom.errors import ArtefactError, brief
 from fathom.files import read_json, write_json
 from fathom.selector.features import Features
 
@@ -138,14 +138,14 @@ class ComplexityModel:
         found = value.get("schema_version")
         if isinstance(found, int) and found > SCHEMA_VERSION:
             raise ArtefactError(
-                f"{where}: this selector has schema_version {found}, newer than {SCHEMA_VERSION}; upgrade Fathom"
+                f"{where}: this selector has schema_version {brief(found)}, newer than {SCHEMA_VERSION}; upgrade Fathom"
             )
         try:
             return _ADAPTER.validate_python(dict(value))
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "content"
-            raise ArtefactError(f"{where}: not a selector: {key}: {first['msg']}; export the bundle again") from None
+            key, words = brief(".".join(map(str, first["loc"]))) or "content", brief(first["msg"], 100)
+            raise ArtefactError(f"{where}: not a selector: {key}: {words}; export the bundle again") from None
 
     def save(self, path: Path) -> None:
         """Write ``selector.json``, whole or not at all."""

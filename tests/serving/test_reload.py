@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,24 @@ def no_bundle(path: Path) -> None:
     (path / MANIFEST_NAME).write_text("{}")
 
 
+def pipe(path: Path) -> None:
+    (path / MANIFEST_NAME).unlink()
+    os.mkfifo(path / MANIFEST_NAME)
+
+
+def stray(path: Path) -> None:
+    (path / "engines" / "notes.txt").touch()
+
+
+def no_change(path: Path) -> None:
+    assert path.is_dir()
+
+
+def loop(path: Path) -> None:
+    (path / "items" / "vectors.npy").unlink()
+    (path / "items" / "vectors.npy").symlink_to("vectors.npy")
+
+
 @pytest.mark.parametrize(
     ("spoil", "sealed", "reason"),
     [
@@ -207,6 +226,9 @@ def no_bundle(path: Path) -> None:
         (no_engine, True, "depth-08.onnx: not an ONNX file"),
         (not_a_number, True, "fails its self-test: the engine returned NaN or infinity at depth 12"),
         (no_bundle, False, "not a manifest"),
+        (pipe, False, "a named pipe where a file is needed"),
+        (stray, False, "holds the file 'engines/notes.txt', which its manifest does not list"),
+        (loop, False, "vectors.npy: a link"),
     ],
 )
 async def test_a_bundle_that_cannot_be_served_is_refused_and_the_old_one_goes_on(
@@ -308,6 +330,22 @@ async def test_a_watched_repository_needs_no_call(shop: Publisher, synthetic_bun
         Publisher(shop.root, "films").publish(other_bundle)
         while "films" not in (await client.bundle("shop")).bundles:
             pass
+
+
+async def test_the_watcher_passes_by_what_it_cannot_serve_and_goes_on(
+    shop: Publisher, synthetic_bundle: Path, other_bundle: Path
+) -> None:
+    shop.publish(synthetic_bundle)
+    async with serving(shop.root, watch_s=0.02) as client:
+        for number, spoil in enumerate((pipe, stray, loop, no_change), start=2):
+            path = Path(shutil.copytree(other_bundle, shop.folder / "new"))
+            spoil(path)  # the last one is sound
+            path.rename(shop.folder / str(number))
+            await asyncio.sleep(0.1)
+        new = read_manifest(shop.folder / "5").version
+        async with asyncio.timeout(60):
+            while (await client.recommend(HISTORY)).bundle_version != new:
+                await asyncio.sleep(0.02)
 
 
 def test_all_workers_follow_and_the_command_says_what_was_refused(
