@@ -11,13 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fathom import DISTRIBUTION
 from fathom.errors import ConfigError, FathomError
 from fathom.exporter.provenance import fathom_commit
 from fathom.files import write_json
 
 SCHEMA_VERSION = 1
 RESULTS = Path("results")
-PACKAGES = ("fathom", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "grpcio", "protobuf", "locust")
+PACKAGES = (DISTRIBUTION, "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "grpcio", "protobuf", "locust")
 
 
 def save_run(

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.artefacts import BUNDLE
+from fathom.distribution import version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.another_bundle import write_file, write_manifest
 from fathom.exporter.compare import Evidence
@@ -264,7 +264,7 @@ def _source(checkpoint: Checkpoint, plan: DepthPlan) -> Source:
         dataset=checkpoint.config.dataset,
         checkpoint=checkpoint.sha256,
         plan=plan.sha256,
-        fathom=version("fathom"),
+        fathom=version(),
         commit=fathom_commit(),
         split=checkpoint.config.split,
     )

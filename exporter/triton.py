@@ -3,8 +3,8 @@
     repository/fathom/config.pbtxt, 1/model.py, 1/bundle/      picks the depth (business logic scripting)
     repository/fathom-depth-04/config.pbtxt, 1/model.onnx ...  the layers up to the first exit, and so on
 
-Triton's Python needs ``pip install fathom``. ``python`` segments run with onnxruntime inside Python, for a Triton
-without the onnxruntime backend.
+Triton's Python needs ``pip install fathom-recommender``. ``python`` segments run with onnxruntime inside Python, for a
+Triton without the onnxruntime backend.
 """
 
 import shutil

@@ -1,5 +1,6 @@
 """Which TensorRT plans of a bundle may be run on this machine, and why the others may not."""
 
+from fathom import installing
 from fathom.errors import FathomError
 from fathom.runtime.manifest import Manifest, Plan
 
@@ -15,7 +16,7 @@ def choose_plan(manifest: Manifest, *, library: str | None, capability: str | No
     Raises PlanRefusedError.
     """
     if library is None:
-        raise PlanRefusedError("TensorRT-RTX is not installed; pip install 'fathom[rtx]'")
+        raise PlanRefusedError(f"TensorRT-RTX is not installed; {installing('rtx')}")
     reasons = []
     for plan in manifest.plans:
         reason = why_refused(plan, manifest, library=library, capability=capability)

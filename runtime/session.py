@@ -3,6 +3,7 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from fathom import installing
 from fathom.errors import BundleError, ConfigError, brief
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def open_session(
     settings: dict[str, Any] = {}
     if device == "cuda":
         if not offers_cuda():
-            raise ConfigError("the installed onnxruntime has no CUDA provider; pip install 'fathom[gpu]'")
+            raise ConfigError(f"the installed onnxruntime has no CUDA provider; {installing('gpu')}")
         # TF32 keeps ten bits of a product's inputs: an error of .0005 where fp32 has .0000003.
         settings = {"enable_cuda_graph": str(int(captured)), "use_tf32": "0"}
     try:

@@ -11,8 +11,8 @@ import typer
 from in_process import fathom
 from typer.testing import CliRunner
 
+from fathom import DISTRIBUTION
 from fathom.cli import app
-from fathom.distribution import NAME
 from fathom.errors import FathomError
 
 COMMANDS = [
@@ -48,7 +48,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 def test_the_program_says_its_version() -> None:
     result = CliRunner().invoke(app, ["--version"])
-    assert (result.exit_code, result.output) == (0, f"fathom {version(NAME)}\n")
+    assert (result.exit_code, result.output) == (0, f"fathom {version(DISTRIBUTION)}\n")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

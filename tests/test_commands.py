@@ -128,7 +128,7 @@ def test_many_methods_are_shown_with_their_mean_agreement_and_those_left_out(
     names = [f"method_{number}" for number in range(7)]
     scores = MethodScores((0.5, 0.1), (0.4, 0.0), (0.6, 0.2), (1, 2), 1.0)
     tau = {a: {b: 1.0 if a == b else 0.5 for b in names} for a in names}
-    left_out = {"conductance": "captum is not installed; run: pip install 'fathom[importance]'"}
+    left_out = {"conductance": "captum is not installed; run: pip install 'fathom-recommender[importance]'"}
     ranking = LayerRanking(
         2, None, None, 9, 0, dict.fromkeys(names, scores), tau, (1.0, 0.0), (0, 1), left_out=left_out
     )
@@ -136,7 +136,7 @@ def test_many_methods_are_shown_with_their_mean_agreement_and_those_left_out(
     show_ranking(tmp_path / "ranking.json")
     printed = capsys.readouterr().out
     assert "mean with the others: method_0 +0.50, method_1 +0.50" in printed
-    assert "left out     conductance: captum is not installed; run: pip install 'fathom[importance]'" in printed
+    assert f"left out     conductance: {left_out['conductance']}" in printed
 
 
 def test_a_bundle_is_certified_as_far_as_its_users_allow(

@@ -1,6 +1,7 @@
 """The wheel installs one name, `fathom`, with every module of every folder and nothing else."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from fathom import DISTRIBUTION
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.name for path in (ROOT / "src" / "fathom").iterdir() if path.is_symlink())
@@ -36,7 +39,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    (wheel,) = (tree / "dist").glob("*.whl")
+    (wheel,) = (tree / "dist").glob(f"{DISTRIBUTION.replace('-', '_')}-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
 
@@ -49,6 +52,21 @@ def sources() -> set[str]:
 
 def test_the_wheel_holds_every_source_file_and_nothing_else(wheel_names: set[str]) -> None:
     assert {name for name in wheel_names if ".dist-info/" not in name} == sources()
+
+
+def test_every_hint_names_the_distribution_and_an_extra_that_it_has() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == DISTRIBUTION
+    texts = [path for folder in [*FOLDERS, "src/fathom", "docs"] for path in (ROOT / folder).glob("**/*")]
+    for path in [*texts, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        if path.suffix in {".py", ".md"} and path.name != "log.md":
+            text = path.read_text(encoding="utf-8")
+            for name, extra in re.findall(r"""pip install ['"]?([\w-]+)\[(\w+)\]""", text):
+                assert name == DISTRIBUTION, path
+                assert extra in project["optional-dependencies"], path
+            assert not re.search(r"""pip install ['"]?fathom\b(?!-)""", text), path
+            for extra in re.findall(r"""(?:MissingExtraError\(.*, |installing\()["'](\w+)["']\)""", text):
+                assert extra in project["optional-dependencies"], path
 
 
 def test_every_folder_of_the_design_is_linked_into_the_package() -> None:

@@ -1,11 +1,11 @@
-"""What is installed: the name under which packages are found, and its version."""
+"""What is installed."""
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
+from fathom import DISTRIBUTION
 from fathom.errors import ConfigError
 
-NAME = "fathom"
 #: Modules that a plain installation lacks, and the extra that brings them.
 EXTRA_OF = {
     **dict.fromkeys(
@@ -28,8 +28,8 @@ EXTRA_OF = {
 def version() -> str:
     """The installed version; raises ConfigError where only the source is on the path."""
     try:
-        return installed_version(NAME)
+        return installed_version(DISTRIBUTION)
     except PackageNotFoundError:
         raise ConfigError(
-            f"{NAME} is not installed here, so it has no version; run pip install . in its folder"
+            f"{DISTRIBUTION} is not installed here, so it has no version; run pip install . in its folder"
         ) from None

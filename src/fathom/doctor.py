@@ -8,6 +8,7 @@ import platform
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 
+from fathom import DISTRIBUTION, installing
 from fathom.runtime.session import offers_cuda
 
 EXTRAS = {
@@ -31,7 +32,7 @@ def examine() -> dict[str, str]:
     import onnxruntime
 
     found = {
-        "fathom": installed("fathom") or "not installed",
+        "fathom": installed(DISTRIBUTION) or "not installed",
         "python": platform.python_version(),
         "machine": machine(),
         "onnxruntime": onnxruntime.__version__,
@@ -39,7 +40,7 @@ def examine() -> dict[str, str]:
     found |= {name: "starts" if works else "listed, but does not start here" for name, works in providers().items()}
     for module, extra in EXTRAS.items():
         here = importlib.util.find_spec(module) is not None
-        found[module] = installed(module) or "installed" if here else f"missing: pip install 'fathom[{extra}]'"
+        found[module] = installed(module) or "installed" if here else f"missing: {installing(extra)}"
     return found | {"GPU for training": _gpu()}
 
 

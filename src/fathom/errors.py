@@ -24,6 +24,8 @@ FathomError                     one line: what is wrong, where, what to do; the 
     └── UnavailableError        UNAVAILABLE
 """
 
+from fathom import installing
+
 
 def brief(value: object, most: int = 60) -> str:
     """What an error may repeat of a value that somebody else wrote: one line of ASCII, cut to so many characters."""
@@ -59,7 +61,7 @@ class MissingExtraError(FathomError):
     """An optional library is not installed; the text names the extra."""
 
     def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f"{module} is not installed; run: pip install 'fathom[{extra}]'")
+        super().__init__(f"{module} is not installed; run: {installing(extra)}")
 
 
 class ArtefactError(FathomError):

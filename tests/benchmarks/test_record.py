@@ -18,7 +18,7 @@ def test_a_run_is_stored_with_what_its_figures_depend_on(tmp_path: Path) -> None
     assert run["seed"] == 3
     assert run["command"] == ["run"]
     assert set(run["machine"]) == {"cpu", "cores", "memory_gb", "load_1min", "system", "python"}
-    assert run["versions"]["fathom"] == "0.1.0"
+    assert run["versions"]["fathom-recommender"] == "0.1.0"
     assert {"name", "created", "commit", "schema_version"} <= set(run)
 
 

@@ -14,7 +14,7 @@ from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engine import open_engine
 from fathom.training.checkpoint import Checkpoint
 
-pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install 'fathom[executorch]'")
+pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install 'fathom-recommender[executorch]'")
 
 
 @pytest.fixture(scope="module")

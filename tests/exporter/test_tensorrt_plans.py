@@ -24,7 +24,7 @@ from fathom.runtime.manifest import Manifest, version_of
 from fathom.runtime.plans import PlanRefusedError, choose_plan
 from fathom.runtime.tensorrt_engine import RtxEngine, gpu_capability
 
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'fathom[rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'fathom-recommender[rtx]'")
 
 DEPTHS = (4, 8, 12, 16)
 

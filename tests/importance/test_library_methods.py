@@ -205,7 +205,7 @@ def test_a_library_that_is_not_installed_is_one_clear_line(
     kind: type[ImportanceMethod], library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MissingExtraError, match=r"is not installed; run: pip install 'fathom\[importance\]'"):
+    with pytest.raises(MissingExtraError, match=r"installed; run: pip install 'fathom-recommender\[importance\]'"):
         kind().scores(GatedToy([1.0, 0.5]), toy_batches(1, 12), generator())
 
 

@@ -124,7 +124,7 @@ def test_methods_that_do_not_apply_are_left_out_when_all_were_asked_for() -> Non
     assert list(ranking.methods) == ["ablation"]
     assert ranking.left_out == {
         "attention": "the attention method needs a model with attention weights; layer 0 has none",
-        "broken": "captum is not installed; run: pip install 'fathom[importance]'",
+        "broken": "captum is not installed; run: pip install 'fathom-recommender[importance]'",
     }
     assert rank_layers(model, batches, load_methods(["ablation"])).left_out == {}
 

@@ -38,7 +38,7 @@ class TestOnAGpu(EngineContract):
 @pytest.mark.skipif(offers_cuda(), reason="onnxruntime has a CUDA provider here")
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(synthetic_bundle: Path) -> None:
     with Bundle.open(synthetic_bundle) as bundle:
-        with pytest.raises(ConfigError, match="no CUDA provider; pip install 'fathom\\[gpu\\]'"):
+        with pytest.raises(ConfigError, match="no CUDA provider; pip install 'fathom-recommender\\[gpu\\]'"):
             open_engine(bundle, device="cuda")
         assert isinstance(open_engine(bundle), OnnxEngine)
 

@@ -79,7 +79,7 @@ def test_the_default_encoder_knows_what_is_alike() -> None:
 @pytest.mark.parametrize("missing", ["transformers", text.MINILM])
 def test_without_the_extra_the_error_names_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else object())
-    with pytest.raises(MissingExtraError, match=rf"{missing} is not installed; run: pip install 'fathom\[text\]'"):
+    with pytest.raises(MissingExtraError, match=rf"{missing} .*: pip install 'fathom-recommender\[text\]'"):
         title_vectors(["a title"])
 
 
