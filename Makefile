@@ -23,7 +23,7 @@ run: setup
 	@$(BIN)/fathom demo $(BUNDLE)
 
 test: lint typecheck
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check .

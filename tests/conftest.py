@@ -34,19 +34,7 @@ from fathom.runtime.manifest import (
 ITEMS, WIDTH, MAX_HISTORY, DEPTHS = 50, 8, 20, (4, 8, 12, 16)
 CATEGORIES = ("comedy", "drama", "space", "western")
 
-#: Tests that read one of these fixtures run in one process, where each is made once.
-COSTLY = ("tiny_build", "checkpoint")
-
 MakeBundle = Callable[..., Path]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests together that share something costly (pytest --dist loadgroup)."""
-    for item in items:
-        for fixture in COSTLY:
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(fixture))
-                break
 
 
 def _unit_rows(values: np.ndarray) -> np.ndarray:
