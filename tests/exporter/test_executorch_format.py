@@ -36,9 +36,9 @@ def test_a_phone_gets_a_file_per_depth_that_computes_what_onnxruntime_computes(p
         parity = bundle.manifest.depths[4].parity
         assert 0 < parity.max_abs_error < 1e-4
         assert (parity.top10_agreement, parity.histories) == (1.0, 20)
-        (path,) = bundle.segments(4)
-        assert b"XnnpackBackend" in path.read_bytes()
-        program = Program(path.read_bytes())
+        (name,) = bundle.segments(4)
+        assert b"XnnpackBackend" in bundle.read(name)
+        program = Program(bundle.read(name))
         for length in (1, 3, bundle.manifest.model.max_history):
             items = rng.integers(1, bundle.manifest.items + 1, (1, length))
             times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)

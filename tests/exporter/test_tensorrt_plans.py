@@ -20,7 +20,7 @@ from fathom.files import read_json, write_json
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engine import OnnxEngine, open_engine
-from fathom.runtime.manifest import Manifest, version_of
+from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, version_of
 from fathom.runtime.plans import PlanRefusedError, choose_plan
 from fathom.runtime.tensorrt_engine import RtxEngine, gpu_capability
 
@@ -109,10 +109,10 @@ def test_a_server_with_stale_plans_says_so_and_answers_the_same(
 ) -> None:
     stale = tmp_path / "stale"
     shutil.copytree(planned, stale)
-    value = read_json(stale / "manifest.json", kind="manifest", schema_version=4)
+    value = read_json(stale / "manifest.json", kind="manifest", schema_version=SCHEMA_VERSION)
     for plan in value["plans"]:
         plan["version"] = "1.0.0"
-    write_json(stale / "manifest.json", value)
+    write_json(stale / "manifest.json", value | {"version": version_of(value)})
     with Bundle.open(bundle_path) as bundle:
         history = list(bundle.catalogue.ids[:3])
     with running_server(bundle_path) as local, Client(local.address) as client:
@@ -150,10 +150,10 @@ def test_a_plan_that_was_edited_is_refused_with_its_bundle(planned: Path, tmp_pa
 def test_a_plan_that_lacks_an_engine_is_refused(planned: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(planned, copy)
-    value = read_json(copy / "manifest.json", kind="manifest", schema_version=4)
+    value = read_json(copy / "manifest.json", kind="manifest", schema_version=SCHEMA_VERSION)
     del value["plans"][0]["segments"]["engines/depth-08.onnx"]
-    write_json(copy / "manifest.json", value)
-    with pytest.raises(BundleSchemaError, match="a TensorRT plan lacks an engine"):
+    write_json(copy / "manifest.json", value | {"version": version_of(value)})
+    with pytest.raises(BundleSchemaError, match="a TensorRT plan is not of the bundle's engines"):
         Bundle.open(copy)
 
 
