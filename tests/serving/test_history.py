@@ -433,6 +433,32 @@ async def test_a_transaction_that_sqlite_has_ended_itself_is_not_ended_again(tmp
     await store.close()
 
 
+async def test_a_file_of_an_older_version_is_read_and_its_far_future_blocks_nobody(tmp_path: Path) -> None:
+    path, now = tmp_path / "history.db", int(time.time())
+    with sqlite3.connect(path) as old:
+        old.execute(
+            "CREATE TABLE events (arrival INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, event TEXT NOT NULL,"
+            " item TEXT NOT NULL, timestamp INTEGER NOT NULL, UNIQUE (user, event))"
+        )
+        rows = [("anna", f"far-{i}", "item", 253_402_300_000 + i % 700) for i in range(1_000)]
+        rows += [
+            ("berta", "e0", "item-0", now - 9 * DAY),
+            ("berta", "e1", b"\xff", now),
+            ("berta", "e2", "item-2", now),
+        ]
+        old.executemany("INSERT INTO events (user, event, item, timestamp) VALUES (?, ?, ?, ?)", rows)
+    old.close()
+    store = open_history(f"sqlite:{path}", Retention(max_age_days=7))
+    assert store is not None
+    assert await store.read("anna") == []
+    assert await store.append("anna", events(now)) == Appended(1)
+    assert await store.read("anna") == events(now)
+    assert await store.read("berta") == [Event("e2", "item-2", now)]
+    assert await store.sweep() == 1
+    assert await store.delete("anna") == 1_000
+    await store.close()
+
+
 def _unlink(path: Path) -> None:
     path.unlink()
 
