@@ -107,3 +107,16 @@ def test_a_dataset_needs_no_options_of_reading(tmp_path: Path) -> None:
     arguments = ["build", str(tmp_path), "--out", str(tmp_path / "b/b"), "--preset", "tiny", "--k-core", "3"]
     with pytest.raises(ConfigError, match="--k-core does nothing for it"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", [["data", "prepare"], ["build"]])
+def test_names_that_are_not_utf8_are_refused_in_one_line(clicks: Path, tmp_path: Path, command: list[str]) -> None:
+    odd = tmp_path / "caf\udce9.csv"
+    odd.write_bytes(clicks.read_bytes())
+    out = str(tmp_path / "out")
+    cases = ([str(odd), "--out", out], [str(clicks), "--out", f"{tmp_path}/d\udce9"])
+    cases += ([str(clicks), "--out", out, "--items-path", str(odd)], [str(clicks), "--out", out, "--name", "\udce9"])
+    for arguments in cases:
+        named = ["--user-column", "who", "--item-column", "what"]
+        with pytest.raises(FathomError, match="not UTF-8"):
+            CliRunner().invoke(app, [*command, *arguments, *named], catch_exceptions=False)

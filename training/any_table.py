@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from fathom.artefacts import DATASET
 from fathom.errors import ConfigError, DataError
 from fathom.training.columns import Role, choose, has_usual, listed
 from fathom.training.delimited import DELIMITERS, Dialect, sample
@@ -31,6 +32,8 @@ def open_table(layout: Layout, path: Path, options: PrepareOptions) -> Source:
     """
     folder = path if path.is_dir() else None
     path = folder / f"interactions.{layout}" if folder else path
+    if DATASET.is_at(path.parent) and DATASET.foreign(path.parent) is None:
+        raise DataError(f"{path}: part of a dataset, that needs no preparing; train on {path.parent}, or build from it")
     items_path = options.items_path or _items_beside(path)
     _refuse_unused(layout, items_path, options)
     delimiter, notes = _delimiter(path, layout, options, ("user", "item"))
@@ -44,6 +47,11 @@ def open_table(layout: Layout, path: Path, options: PrepareOptions) -> Source:
         wanted |= {r: n for r in _TEXTS if (n := getattr(options, f"{r}_column")) is not None}
     choice = choose(path, found, wanted, ("user", "item"), OPTIONS)
     used = dict(choice.used)
+    if "timestamp" not in used and (options.timestamp_unit or options.timestamp_format):
+        raise DataError(
+            f"{path}: no column of times, of which --timestamp-unit or --timestamp-format says something; it has:"
+            f" {listed(found)}; name it with --timestamp-column"
+        )
     unused = choice.unused
     if "timestamp" in used and "position" in used:
         unused = (*unused, used.pop("position"))
@@ -134,6 +142,11 @@ def _check_header(path: Path, layout: Layout, found: tuple[str, ...], delimiter:
             raise DataError(
                 f"{path}: its first line is no header, but data ({shown}); name the columns, as in"
                 " --columns user_id,item_id,timestamp"
+            )
+        if len(found) == 1:
+            raise DataError(
+                f"{path}: its first line ({shown}) is not separated by {DELIMITERS.get(delimiter, repr(delimiter))}; give"
+                " its --delimiter"
             )
         raise DataError(
             f"{path}: its first line ({shown}) names no column for users or items; name them with --user-column and"

@@ -9,7 +9,7 @@ import polars as pl
 from fathom.errors import DataError
 from fathom.training.columns import listed
 from fathom.training.ids import identifiers, without_point
-from fathom.training.readers import read, shorten
+from fathom.training.readers import Table, read, shorten
 from fathom.training.rows import RowReport
 from fathom.training.sources import Source
 
@@ -31,7 +31,7 @@ def item_table(
     known, matched = [hints], None
     if source.items is not None and report is not None:
         wanted = pl.DataFrame({"id": ids})
-        described = [_described(batch, source, report, whole) for batch in read(source.items)]
+        described = [_described(batch, source.items, source.flags, report, whole) for batch in read(source.items)]
         report.check()
         known = [rows.join(wanted, on="id", how="semi") for rows in described]
         matched = wanted.join(pl.concat(known), on="id", how="semi").height
@@ -71,6 +71,7 @@ def described(batch: pl.DataFrame, flags: tuple[str, ...] = ()) -> pl.DataFrame:
 
 def _names(raw: pl.Series) -> pl.Series:
     """Lists of category names, from lists or from text."""
+    raw = raw.arr.to_list() if raw.dtype == pl.Array else raw
     if raw.dtype != pl.List:
         text = raw.cast(pl.String).str.strip_chars()
         flat = text.filter(~text.str.starts_with("[").fill_null(True))
@@ -91,11 +92,21 @@ def _split(text: str, separator: str | None) -> list[str]:
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 pass
     flat = [name for part in names for name in (part if isinstance(part, list) else [part])]
-    return list(dict.fromkeys(name for one in flat if one is not None and (name := str(one).strip())))
+    named = [one.get("name", one) if isinstance(one, dict) else one for one in flat]
+    return list(dict.fromkeys(name for one in named if one is not None and (name := str(one).strip())))
 
 
-def _described(batch: pl.DataFrame, source: Source, report: RowReport, whole: bool) -> pl.DataFrame:
+def _described(
+    batch: pl.DataFrame, table: Table, flags: tuple[str, ...], report: RowReport, whole: bool
+) -> pl.DataFrame:
     report.rows += batch.height
+    for name in ("title", "categories"):
+        kind = batch.schema.get(name)
+        if kind == pl.Struct or getattr(kind, "inner", None) == pl.Struct:
+            raise DataError(
+                f"{report.path}: a column has an unusable type: {name} from {table.columns[name]!r} is"
+                f" {shorten(str(kind))[:40]}, not text"
+            )
     try:
         ids = identifiers(batch["id"], report.path)
         ids = without_point(ids) if whole else ids
@@ -103,6 +114,6 @@ def _described(batch: pl.DataFrame, source: Source, report: RowReport, whole: bo
         judged = batch.with_columns(pl.coalesce(pl.col("problem"), missing).alias("_reason"))
         report.count_malformed(judged, ("id", "title"))
         good = judged.with_columns(pl.lit(ids).alias("id")).filter(pl.col("_reason").is_null())
-        return described(good, source.flags)
+        return described(good, flags)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{report.path}: a column has an unusable type ({shorten(str(error))})") from None

@@ -69,6 +69,8 @@ def choose(
         if column is not None:
             if found.count(column) > 1:
                 raise DataError(f"{path}: two columns are called {_short(column)!r}; rename one of them")
+            if role in required and column in used.values():
+                raise DataError(f"{path}: {_short(column)!r} cannot be both user and item; choose another column")
             used[role] = column
     return Choice(used, tuple(name for name in found if name not in used.values()))
 
@@ -80,7 +82,7 @@ def has_usual(found: Sequence[str], role: Role) -> bool:
 
 def listed(names: Sequence[str]) -> str:
     """Names for a message: the first few, shortened, and how many there are."""
-    shown = ", ".join(map(_short, names[:_SHOWN])) or "none"
+    shown = ", ".join(_short(name) or "(no name)" for name in names[:_SHOWN]) or "none"
     return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names)} in all)"
 
 

@@ -145,7 +145,7 @@ def _name(source: str, path: Path | None) -> str:
 
 def _columns(used: Mapping[str, str], unused: Sequence[str]) -> str:
     taken = ", ".join(f"{role} from {column!r}" for role, column in used.items())
-    return taken + (f"; not used: {', '.join(unused)}" if unused else "")
+    return taken + (f"; not used: {', '.join(name or '(no name)' for name in unused)}" if unused else "")
 
 
 def _read_events(

@@ -35,11 +35,15 @@ Row = tuple[int, list[str], str | None]  # line, cells, why it cannot be used
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the cells of a line are told apart; numeric: columns (places) whose values begin with a digit."""
+    """How the cells of a line are told apart.
+
+    numeric: columns (places) whose values begin with a digit; short: those whose values hold no rows of text.
+    """
 
     delimiter: str = ","
     quoted: bool = True
     numeric: tuple[int, ...] = ()
+    short: tuple[int, ...] = ()
 
     def reader(self, lines: "Sequence[str] | Iterator[str]") -> Iterator[list[str]]:
         """The records of some lines; csv.Error for a quote that does not close where a field ends."""
@@ -215,21 +219,25 @@ def _records(
 
 
 def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: int) -> bool:
-    """Whether a quoted field swallows rows: ``lines``, over which its record goes on, are rows of their own.
+    """Whether a quoted field swallows rows: most of ``lines``, over which its record goes on, are rows of their own.
 
-    Text may have as many delimiters as a row by chance; hardly so with digits where the table has numbers, or in line
-    after line. Of the last line only the cells before the closing quote are text.
+    Text may have as many delimiters as a row by chance; hardly so in an id, with digits where the table has numbers, or
+    in line after line. Of the last line only the cells before the closing quote are text.
     """
-    rows = [line.rstrip("\r\n").split(dialect.delimiter) for line in lines]
-    if any(len(row) != width for row in rows):
-        return False
-    field = max(place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell)
-    inside = max(width - len(cells) + field, 0)
-    text = [*rows[:-1], rows[-1][:inside]]
-    numbers = [row[place] for row in text for place in dialect.numeric if place < len(row)]
-    if numbers:
-        return all(number.strip(' "')[:1].isdigit() for number in numbers)
-    return (len(rows) - 1) * (width - 1) + inside >= 6
+    fields = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]
+    inside = max(width - len(cells) + fields[-1], 0)
+
+    def numbers(row: list[str], end: int) -> list[str] | None:
+        """What stands in the numeric columns before ``end``; None where the line is no row."""
+        found = [row[place].strip(' "') for place in dialect.numeric if place < min(end, len(row))]
+        return found if len(row) == width and all(number[:1].isdigit() for number in found) else None
+
+    *whole, last = (line.rstrip("\r\n").split(dialect.delimiter) for line in lines)
+    read = [numbers(row, width) for row in whole] + [numbers(last, inside)]
+    rows = [row for row in read if row is not None]
+    if any(rows) or (set(fields) & set(dialect.short) and (whole or inside)):
+        return 2 * len(rows) >= len(lines)
+    return len(rows) == len(lines) and len(whole) * (width - 1) + inside >= 6
 
 
 _CSV_READER = type(csv.reader([]))

@@ -7,8 +7,8 @@ import polars as pl
 
 from fathom.errors import DataError
 
-#: How programs write that there is no value, in lower case.
-NOTHING = ("", "nan", "none", "null", "<na>", "nat")
+#: How programs write that there is no value. Other spellings, such as Nan and Null, are people's names.
+NOTHING = ("", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT")
 
 _WHOLE = r"^[+-]?\d+$"
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?$"
@@ -26,7 +26,7 @@ def identifiers(raw: pl.Series, path: Path) -> pl.Series:
         text = raw.set(~raw.is_finite().fill_null(False), None).cast(pl.String)
         return without_point(text)
     text = raw.cast(pl.String).str.strip_chars()
-    return text.set(text.str.to_lowercase().is_in(NOTHING).fill_null(True), None)
+    return text.set(text.is_in(NOTHING).fill_null(True), None)
 
 
 def are_whole(ids: pl.Series) -> bool:

@@ -14,6 +14,7 @@ from fathom.training.delimited import encoding_of, open_bytes, open_text
 
 Line = tuple[int, bytes]  # number from 1, text in UTF-8
 
+NO_NUMBER = "NaN or Infinity, which JSON does not have"
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -76,7 +77,15 @@ def _problem(line: bytes) -> str:
         line.decode()
     except UnicodeDecodeError:
         return "not UTF-8"
-    return "invalid JSON"
+    try:
+        value = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        return str(error) if str(error) == NO_NUMBER else "invalid JSON"
+    return "JSON that cannot be read" if isinstance(value, dict) else "not a JSON object"
+
+
+def _refuse(_: str) -> None:
+    raise ValueError(NO_NUMBER)
 
 
 def _is_text(line: bytes) -> bool:

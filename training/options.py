@@ -53,6 +53,9 @@ class PrepareOptions:
     repeats: Literal["keep", "drop"] = "drop"
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str | tuple) and "".join(value).encode(errors="replace").decode() != "".join(value):
+                raise ConfigError(f"{name} is not UTF-8 text; give another")
         if self.k_core < 1:
             raise ConfigError(f"k_core must be at least 1, not {self.k_core}")
         if self.minimum_rating is not None and not math.isfinite(self.minimum_rating):

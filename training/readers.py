@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from fathom.artefacts import is_utf8
 from fathom.errors import DataError, MissingExtraError
 from fathom.training import delimited, json_lines
 from fathom.training.columns import listed
@@ -115,6 +116,8 @@ def read(table: Table) -> Iterator[pl.DataFrame]:
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
     """What the system says of a file that cannot be read, as a DataError."""
+    if not is_utf8(path):
+        raise DataError(f"{path}: the name is not UTF-8; rename it")
     if not path.is_file():
         raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
@@ -177,11 +180,13 @@ Row = tuple[int, list[str], str | None]  # row number, cells, problem
 def _read_csv(table: Table) -> Iterator[pl.DataFrame]:
     names = table.names or column_names(table.path, "csv", delimiter=table.delimiter, encoding=table.encoding)
     _need_columns(table, names)
-    numeric = tuple(names.index(table.columns[n]) for n in ("timestamp", "position", "rating") if n in table.columns)
-    dialect = delimited.Dialect(table.delimiter, table.quoted, numeric)
+    places = _places(table, names)
+    numeric = tuple(places[n] for n in ("timestamp", "position", "rating") if n in places)
+    short = tuple(places[n] for n in ("user", "item", "id") if n in places)
+    dialect = delimited.Dialect(table.delimiter, table.quoted, numeric, (*numeric, *short))
     for rows in delimited.rows(table.path, table.encoding, dialect, len(names), not table.names, BATCH_ROWS):
         if rows:
-            frame = _cells_frame(rows, _places(table, names), len(names))
+            frame = _cells_frame(rows, places, len(names))
             yield frame if table.names else _without_headers(frame, table)
 
 

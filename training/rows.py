@@ -19,6 +19,8 @@ _ADVICE = {  # beginning of a reason -> what helps
     "not utf-8": "give the --encoding, such as latin-1",
     "not UTF-8": "give the --encoding, such as latin-1",
     "invalid JSON": "one object per line is wanted, or one array",
+    "not a JSON object": "one object per line is wanted, or one array",
+    "NaN or Infinity": "write null",
 }
 
 
@@ -57,7 +59,8 @@ class RowReport:
             self.malformed[reason] += count
         if self.first is None and not bad.is_empty():
             row = bad.row(0, named=True)
-            fields = " ".join(f"{name}={row[name]!r}" for name in shown if name in row)
+            named = sorted(shown, key=lambda name: name not in row["_reason"])  # messages have room for little
+            fields = " ".join(f"{name}={str(row[name])!r}" for name in named if name in row)
             content = fields if row["content"] is None else row["content"]
             self.first = {"row": row["row"], "reason": row["_reason"], "content": shorten(content)}
 

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from fathom.errors import DataError
+from fathom.training.ids import without_point
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
@@ -60,12 +61,16 @@ class Times:
             fine = raw.dtype == pl.Datetime("ns", getattr(raw.dtype, "time_zone", None))
             nanos = raw.dt.epoch("ns") % 1_000 if fine else pl.zeros(len(raw), pl.Int16, eager=True)
             return self._judged(raw.is_null(), raw.dt.epoch("us"), nanos)
-        if self.format is not None and (raw.dtype == pl.String or raw.dtype.is_integer()):
-            return self._formatted(raw.cast(pl.String).str.strip_chars())
+        if raw.dtype in (pl.Categorical, pl.Enum) or (self.format is not None and raw.dtype.is_numeric()):
+            raw = raw.cast(pl.String)
         if raw.dtype == pl.String:
-            return self._text(raw.str.strip_chars())
+            text = raw.str.strip_chars()
+            return self._text(text) if self.format is None else self._formatted(text)
         if not raw.dtype.is_numeric():
-            raise DataError(f"{self.path}: a column has an unusable type (times as {raw.dtype})")
+            raise DataError(
+                f"{self.path}: a column has an unusable type: {self.column!r} holds {raw.dtype}, which is no time;"
+                " choose another with --timestamp-column"
+            )
         whole = None if raw.dtype.is_float() else raw.cast(pl.Int64, strict=False)
         real = raw.cast(pl.Float64, strict=False)
         micros, nanos = self._numbers(whole, real)
@@ -88,7 +93,9 @@ class Times:
 
     def _formatted(self, text: pl.Series) -> pl.DataFrame:
         assert self.format is not None
-        micros = text.str.to_datetime(self.format, time_unit="us", strict=False).dt.epoch("us")
+        forms = (text, without_point(text))  # floats such as 20230131.0
+        as_is, mended = (form.str.to_datetime(self.format, time_unit="us", strict=False) for form in forms)
+        micros = as_is.zip_with(as_is.is_not_null(), mended).dt.epoch("us")
         return self._judged(_blank(text), micros, pl.zeros(len(text), pl.Int16, eager=True))
 
     def _text(self, text: pl.Series) -> pl.DataFrame:

@@ -218,9 +218,20 @@ def check_output(path: Path, kind: Kind, *, inputs: Sequence[Path | None] = ()) 
         check_output(place(path), other, inputs=inputs)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether the path can be written as text: reports and bundles name files."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_place(path: Path, inputs: Sequence[Path]) -> None:
     if path.name in ("", ".."):
         raise OutputError(f"{path}: names no output; give it a name of its own, as build/ml-100k/bundle")
+    if not is_utf8(path):
+        raise OutputError(f"{path}: the name is not UTF-8; choose another output")
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise OutputError(f"{path.name[:40]}...: a name of more than {MAX_NAME_BYTES} bytes; choose a shorter one")
     if path.is_symlink():

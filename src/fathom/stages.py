@@ -35,7 +35,7 @@ class Stage:
         parts = [self.name, json.dumps(self.settings, sort_keys=True, default=str)]
         parts += [f"{path.name} {sha256_tree(path)}" for path in self.inputs]
         parts += [f"{name} {_code_sha256(name)}" for name in self.code]
-        return sha256_bytes("\n".join(parts).encode())
+        return sha256_bytes("\n".join(parts).encode(errors="surrogateescape"))
 
 
 def _code_sha256(code: str) -> str:

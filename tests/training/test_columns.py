@@ -11,6 +11,7 @@ from fathom.errors import ConfigError, DataError
 from fathom.training.columns import USUAL
 from fathom.training.data import PrepareOptions, prepare
 from fathom.training.dataset import Dataset
+from fathom.training.json_lines import NO_NUMBER
 
 
 def prepared(tmp_path: Path, columns: dict[str, list[Any]], **options: Any) -> Dataset:
@@ -151,6 +152,9 @@ def test_a_data_set_is_called_after_its_file(tmp_path: Path, name: str, called: 
         ('{"user": "u", "item": ' + "[" * 9999 + '}\n{"user": "u", "item": "b"}\n', {"invalid JSON": 1}),
         ('{"user": "u", "item": "b"}\n{"user": "u", "item": "a", "\\ud800": 1}\n', {HALF: 1}),
         ('{"user": "\\ud800", "item": "a"}\n{"user": "u", "item": "b"}\n', {HALF: 1}),
+        ('["u", "a"]\n{"user": "u", "item": "b"}\n', {"not a JSON object": 1}),
+        ('null\n{"user": "u", "item": "b"}\n', {"not a JSON object": 1}),
+        ('{"user": "u", "item": "a", "x": NaN}\n{"user": "u", "item": "b"}\n', {NO_NUMBER: 1}),
     ],
 )
 def test_json_rows_that_cannot_be_used_are_counted(tmp_path: Path, text: str, names: dict[str, int]) -> None:
@@ -167,3 +171,36 @@ def test_json_that_is_neither_lines_nor_an_array_says_what_is_wanted(tmp_path: P
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"one object per line is wanted|neither JSON lines nor one JSON array"):
         prepare(str(tmp_path / "a.json"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("row", ["u,a", "u,a,1,2"])
+def test_columns_without_a_name_are_named_all_the_same(tmp_path: Path, row: str) -> None:
+    columns = ",".join(["user", "item", "", ""][: row.count(",") + 1])
+    (tmp_path / "a.csv").write_text(f"{columns}\n{row}\n")
+    notes = prepare(str(tmp_path / "a.csv"), tmp_path / "out").meta["notes"]
+    assert notes[0].count("(no name)") == row.count(",") - 1
+
+
+def test_one_column_is_not_both_user_and_item(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'user' cannot be both user and item"):
+        prepared(tmp_path, {"user": ["u"], "thing": ["i"]}, item_column="user")
+
+
+@pytest.mark.parametrize("option", [{"timestamp_unit": "ms"}, {"timestamp_format": "%Y"}])
+def test_an_option_about_times_without_a_time_column_is_refused(tmp_path: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="name it with --timestamp-column"):
+        prepared(tmp_path, {"user": ["u"], "item": ["i"], "moment": ["2020"]}, **option)
+
+
+@pytest.mark.parametrize("value", [{"en": "x"}, [{"en": "x"}]])
+@pytest.mark.parametrize("name", ["title", "categories"])
+def test_objects_of_parquet_are_no_titles_and_no_categories(tmp_path: Path, name: str, value: Any) -> None:
+    pl.DataFrame({"item": ["i"], name: [value]}).write_parquet(tmp_path / "things.parquet")
+    with pytest.raises(DataError, match=f"{name} from '{name}' is .*Struct.*, not text"):
+        prepared(tmp_path, {"user": ["u"], "item": ["i"]}, items_path=tmp_path / "things.parquet")
+
+
+def test_categories_that_are_objects_go_by_their_names(tmp_path: Path) -> None:
+    (tmp_path / "things.jsonl").write_text('{"item": "i", "genres": [{"id": 1, "name": "Comedy"}, {"name": "War"}]}')
+    data = prepared(tmp_path, {"user": ["u"], "item": ["i"]}, items_path=tmp_path / "things.jsonl")
+    assert data.categories == (("Comedy", "War"),)

@@ -52,6 +52,21 @@ def test_a_stray_quote_costs_its_own_line(tmp_path: Path, changed: dict[int, str
     assert report["malformed"] == {"rows": bad} | ({"a stray quote": bad} if bad else {})
 
 
+def test_damaged_lines_between_two_stray_quotes_hide_no_rows(tmp_path: Path) -> None:
+    changed = {5: '7,A,5,"unclosed\n', 300: "7,A\n", 700: "7,A,soon,b\n", 900: '7,A,5,a TV of 55"\n'}
+    text = HEADER + "".join(changed.get(number, line) for number, line in enumerate(LINES))
+    report = prepared(file(tmp_path, text), max_malformed=1).meta["interactions"]
+    assert report["rows"] == 2000
+    assert report["malformed"]["rows"] == 3
+
+
+def test_an_id_with_a_line_end_swallows_no_row(tmp_path: Path) -> None:
+    stray = prepared(file(tmp_path, 'user,item\nu,a\nu,"b\nv,c"\nv,d\n'), max_malformed=1).meta["interactions"]
+    assert stray["rows"] == 4
+    assert stray["malformed"] == {"rows": 1, "a stray quote": 1}
+    assert prepared(file(tmp_path, 'user,item\nu,"b\nc"\n')).item_ids == ("b\nc",)
+
+
 def test_an_open_quote_in_a_large_file_costs_one_line_whatever_the_blocks(tmp_path: Path) -> None:
     path = file(tmp_path, HEADER + 'u,i,5,"unclosed\n' + "".join(LINES) * 10)
     found = list(chain.from_iterable(rows(path, None, Dialect(), 4, True, 1000)))

@@ -144,7 +144,7 @@ def test_json_lines_that_cannot_be_read_are_marked_with_their_content(tmp_path: 
     path = write(tmp_path / "a.jsonl", f'{good}\n{{"user_id": \n\n[1]\n{good}\n'.encode() + b'{"user_id": "\xff"}')
     frame = read_all(table(path))
     assert frame["row"].to_list() == [1, 2, 4, 5, 6]
-    assert frame["problem"].to_list() == [None, "invalid JSON", "invalid JSON", None, "not UTF-8"]
+    assert frame["problem"].to_list() == [None, "invalid JSON", "not a JSON object", None, "not UTF-8"]
     assert frame["item"].to_list() == ["7", None, None, "7", None]
     assert frame["content"][1] == '{"user_id":'
 

@@ -47,7 +47,7 @@ def clean(frame: pl.DataFrame, counts: RowReport, unit: TimeUnit | None = "s", *
         ({"timestamp": ["soon", "nan", "inf", "1e30", str(LATEST_S + 1), "9" * 40]}, "unreadable timestamp"),
         ({"timestamp": [LATEST_S + 1, 2**62]}, "unreadable timestamp"),
         ({"timestamp": [float("nan"), 1e300]}, "unreadable timestamp"),
-        ({"user": ["NaN", "nan", "None", "null", "<NA>"]}, "missing user"),
+        ({"user": ["NaN", "nan", "NAN", "None", "null", "NULL", "<NA>", "NaT"]}, "missing user"),
         ({"item": [float("nan"), float("inf"), None]}, "missing item"),
         ({"position": ["x", "1.5", None]}, "position is not a whole number"),
     ],
@@ -139,3 +139,15 @@ def test_any_text_is_either_usable_or_counted(cells: list[tuple[str, str, str, s
     assert frame.height + counts.malformed.total() == counts.rows == len(cells)
     assert frame["order"].null_count() == 0
     assert frame.filter(pl.col("order") < 0).is_empty()
+
+
+def test_names_that_only_look_like_no_value_are_ids() -> None:
+    names = ["Nan", "Nat", "Null", "none", "NA"]
+    assert clean(batch(user=names), report())["user"].to_list() == names
+
+
+def test_the_first_malformed_row_shows_what_its_reason_is_about() -> None:
+    counts = report()
+    clean(batch(user=["u" * 60], item=["i" * 60], timestamp=["2023-W01-1"]), counts)
+    with pytest.raises(DataError, match="unreadable timestamp.* timestamp='2023-W01-1'"):
+        counts.check()

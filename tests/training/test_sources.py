@@ -176,3 +176,10 @@ def test_a_folder_without_a_table_is_one_clear_line(tmp_path: Path) -> None:
 def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, source: str, option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} does nothing for {source}"):
         run(source, tmp_path, tmp_path / "out", **{option: "x"})
+
+
+def test_the_files_of_a_dataset_are_not_prepared_again(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\nu,i\n")
+    run("csv", tmp_path / "a.csv", tmp_path / "out")
+    with pytest.raises(DataError, match="part of a dataset, that needs no preparing; train on"):
+        run("parquet", tmp_path / "out" / "interactions.parquet", tmp_path / "again")

@@ -86,6 +86,7 @@ def test_the_unit_of_numbers_is_found_by_their_size_and_said(unit: str, kind: st
     [
         (50_000_000_000, "leave open in which unit they are; give --timestamp-unit s, ms, us or ns"),
         (20_230_131_123_000, "or --timestamp-format %Y%m%d%H%M%S"),
+        (20_230_131.0, "could be dates or seconds; give --timestamp-format %Y%m%d or --timestamp-unit s"),
         (20_230_131, "could be dates or seconds; give --timestamp-format %Y%m%d or --timestamp-unit s"),
         ("03/04/2023", "give --timestamp-format '%d/%m/%Y' or '%m/%d/%Y'"),
         ("03.04.2023 12:30", "give --timestamp-format '%d.%m.%Y %H:%M' or '%m.%d.%Y %H:%M'"),
@@ -127,3 +128,13 @@ def test_nanoseconds_count() -> None:
     native = times().read(pl.Series([MICROS * 1000 + 7]).cast(pl.Datetime("ns")))
     for frame in (numbers, text, native):
         assert frame.select("micros", "nanos").rows() == [(MICROS, 7)]
+
+
+@pytest.mark.parametrize("value", ["20230131", "20230131.0", 20_230_131, 20_230_131.0])
+def test_dates_as_numbers_are_read_by_format_however_they_are_stored(value: Any) -> None:
+    assert micros(value, format="%Y%m%d") == micros("2023-01-31")
+
+
+def test_times_as_categories_are_read(tmp_path: Path) -> None:
+    raw = pl.Series(["2023-01-31"], dtype=pl.Categorical)
+    assert Times(tmp_path).read(raw)["micros"].to_list() == micros("2023-01-31")
