@@ -144,10 +144,8 @@ def _check_header(path: Path, layout: Layout, found: tuple[str, ...], delimiter:
                 " --columns user_id,item_id,timestamp"
             )
         if len(found) == 1:
-            raise DataError(
-                f"{path}: its first line ({shown}) is not separated by {DELIMITERS.get(delimiter, repr(delimiter))}; give"
-                " its --delimiter"
-            )
+            known = DELIMITERS.get(delimiter, repr(delimiter))
+            raise DataError(f"{path}: its first line ({shown}) is not separated by {known}; give its --delimiter")
         raise DataError(
             f"{path}: its first line ({shown}) names no column for users or items; name them with --user-column and"
             " --item-column, or, if that line is data, all columns with --columns"

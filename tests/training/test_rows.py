@@ -149,5 +149,5 @@ def test_names_that_only_look_like_no_value_are_ids() -> None:
 def test_the_first_malformed_row_shows_what_its_reason_is_about() -> None:
     counts = report()
     clean(batch(user=["u" * 60], item=["i" * 60], timestamp=["2023-W01-1"]), counts)
-    with pytest.raises(DataError, match="unreadable timestamp.* timestamp='2023-W01-1'"):
+    with pytest.raises(DataError, match=r"unreadable timestamp.* timestamp='2023-W01-1'"):
         counts.check()
