@@ -677,7 +677,7 @@ def build(
     show_ranking(work.folder / "ranking.json")
     show.table("Quality on the test items, 95 % intervals over users", evaluation["table"])
     show_bundle(manifest)
-    show.out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    show.out.print(sentence, highlight=False, markup=False)
 
 
 def _read(path: Path) -> Any:

@@ -658,7 +658,7 @@ def texts_in_memory() -> Iterator[str]:
         for held in gc.get_referents(holders.pop()):
             if type(held) is str:
                 yield held
-            elif isinstance(held, (dict, list, set, tuple)) and not gc.is_tracked(held):
+            elif type(held) in (dict, list, set, tuple) and not gc.is_tracked(held):
                 holders.append(held)
 
 
