@@ -224,8 +224,6 @@ def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: 
     Text may have as many delimiters as a row by chance; hardly so in an id, with digits where the table has numbers, or
     in line after line. Of the last line only the cells before the closing quote are text.
     """
-    fields = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]
-    inside = max(width - len(cells) + fields[-1], 0)
 
     def numbers(row: list[str], end: int) -> list[str] | None:
         """What stands in the numeric columns before ``end``; None where the line is no row."""
@@ -233,11 +231,15 @@ def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: 
         return found if len(row) == width and all(number[:1].isdigit() for number in found) else None
 
     *whole, last = (line.rstrip("\r\n").split(dialect.delimiter) for line in lines)
-    read = [numbers(row, width) for row in whole] + [numbers(last, inside)]
-    rows = [row for row in read if row is not None]
-    if any(rows) or (set(fields) & set(dialect.short) and (whole or inside)):
-        return 2 * len(rows) >= len(lines)
-    return len(rows) == len(lines) and len(whole) * (width - 1) + inside >= 6
+    if len(cells) != width:  # damaged in any case
+        return any(len(row) == width for row in (*whole, last))
+    fields = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]
+    inside = fields[-1]
+    rows = [found for row in whole if (found := numbers(row, width)) is not None]
+    seen = len(rows) * (width - 1) + inside  # delimiters
+    rows += [found for found in (numbers(last, inside),) if found is not None]
+    proven = any(rows) or seen >= 6 or (set(fields) & set(dialect.short) and seen > 0)
+    return bool(proven) and 2 * len(rows) >= len(lines)
 
 
 _CSV_READER = type(csv.reader([]))

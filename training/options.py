@@ -12,7 +12,7 @@ from fathom.errors import ConfigError
 from fathom.training.delimited import check_delimiter, check_encoding
 from fathom.training.readers import Table
 from fathom.training.rows import MALFORMED_LIMIT
-from fathom.training.times import PER_SECOND, TimeUnit
+from fathom.training.times import PER_SECOND, TimeUnit, check_format
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class PrepareOptions:
             raise ConfigError(f"timestamp_unit must be s, ms, us or ns, not {self.timestamp_unit!r}")
         if self.timestamp_format is not None and "%" not in self.timestamp_format:
             raise ConfigError(f"timestamp_format needs signs such as %d.%m.%Y, unlike {self.timestamp_format[:40]!r}")
+        if self.timestamp_format is not None:
+            check_format(self.timestamp_format)
         if self.timestamp_format is not None and self.timestamp_unit is not None:
             raise ConfigError("timestamp_unit is for numbers, timestamp_format for text; give one of them")
         if self.timestamp_column is not None and self.position_column is not None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from fathom.errors import DataError
+from fathom.errors import ConfigError, DataError
 from fathom.training.ids import without_point
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
@@ -93,9 +93,9 @@ class Times:
 
     def _formatted(self, text: pl.Series) -> pl.DataFrame:
         assert self.format is not None
-        forms = (text, without_point(text))  # floats such as 20230131.0
-        as_is, mended = (form.str.to_datetime(self.format, time_unit="us", strict=False) for form in forms)
-        micros = as_is.zip_with(as_is.is_not_null(), mended).dt.epoch("us")
+        micros = _parsed(text, self.format)
+        if (short := without_point(text)) is not text:  # floats such as 20230131.0
+            micros = micros.zip_with(micros.is_not_null(), _parsed(short, self.format))
         return self._judged(_blank(text), micros, pl.zeros(len(text), pl.Int16, eager=True))
 
     def _text(self, text: pl.Series) -> pl.DataFrame:
@@ -195,6 +195,28 @@ class Times:
         self.month_first = bool(month_first)
         taken = "month/day/year" if self.month_first else "day/month/year"
         self.notes.append(f"times: dates in {self.column!r} are taken as {taken} (--timestamp-format)")
+
+
+def check_format(format: str) -> None:
+    """Raise ConfigError for a format that cannot be read, or not as strptime would read it."""
+    problem = None
+    if "%Z" in format:
+        problem = "zone names (%Z) are not read; write the name itself, such as UTC, or %z for +01:00"
+    elif "%f" in format.replace(".%f", ""):
+        problem = "%f must follow a point; for 3 digits write %3f, for 6 %6f"
+    else:
+        try:
+            _parsed(pl.Series(["1"]), format)
+        except pl.exceptions.PolarsError as error:
+            problem = str(error).partition("\n")[0][:100]
+    if problem is not None:
+        raise ConfigError(f"timestamp_format {format[:40]!r} cannot be used: {problem}")
+
+
+def _parsed(text: pl.Series, format: str) -> pl.Series:
+    """Microseconds of texts; null where they do not have the format."""
+    signs = format.replace(".%f", "%.f").replace("%z", "%#z")  # %f would be a number of nanoseconds, %z would refuse Z
+    return text.str.to_datetime(signs, time_unit="us", strict=False).dt.epoch("us")
 
 
 def _blank(text: pl.Series) -> pl.Series:

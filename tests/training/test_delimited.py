@@ -60,6 +60,15 @@ def test_damaged_lines_between_two_stray_quotes_hide_no_rows(tmp_path: Path) -> 
     assert report["malformed"]["rows"] == 3
 
 
+@pytest.mark.parametrize("close", ['v,a TV of 55",x\n', 'v,a TV of 55",x,y\n'])
+def test_damaged_lines_between_two_stray_quotes_hide_no_rows_of_text(tmp_path: Path, close: str) -> None:
+    lines = [f"u,title {n},i{n}\n" for n in range(20)]
+    lines[3], lines[6], lines[9] = 'v,"unclosed,i\n', "v,short\n", close
+    report = prepared(file(tmp_path, "user,title,item\n" + "".join(lines)), max_malformed=1).meta["interactions"]
+    assert report["rows"] == 20
+    assert report["malformed"]["rows"] <= 3
+
+
 def test_an_id_with_a_line_end_swallows_no_row(tmp_path: Path) -> None:
     stray = prepared(file(tmp_path, 'user,item\nu,a\nu,"b\nv,c"\nv,d\n'), max_malformed=1).meta["interactions"]
     assert stray["rows"] == 4

@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.errors import DataError
-from fathom.training.times import PER_SECOND, Times
+from fathom.errors import ConfigError, DataError
+from fathom.training.times import PER_SECOND, Times, check_format
 
 MOMENT = datetime(2023, 1, 31, 12, 30, tzinfo=UTC)
 MICROS = int(MOMENT.timestamp()) * 1_000_000
@@ -138,3 +138,26 @@ def test_dates_as_numbers_are_read_by_format_however_they_are_stored(value: Any)
 def test_times_as_categories_are_read(tmp_path: Path) -> None:
     raw = pl.Series(["2023-01-31"], dtype=pl.Categorical)
     assert Times(tmp_path).read(raw)["micros"].to_list() == micros("2023-01-31")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)))
+def test_a_format_reads_fractions_and_zones_as_strptime_does(moment: datetime) -> None:
+    moment = moment.replace(tzinfo=UTC)
+    text = f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond:06d}".rstrip("0") + "0"
+    meant = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    for zone in ("Z", "+00:00", "+0000"):
+        assert micros(text + zone, format="%Y-%m-%d %H:%M:%S.%f%z") == [meant]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("%Y-%m-%d %H:%M:%S %Z", "zone names"),
+        ("%H%M%S%f", "must follow a point"),
+        ("%Y-%m-%d %H", "specify both hour and minute"),
+    ],
+)
+def test_a_format_that_would_be_misread_is_refused(wrong: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_format(wrong)
