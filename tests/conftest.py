@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared import made_once
 
 from fathom.files import sha256_file, write_json
 from fathom.runtime.manifest import (
@@ -258,17 +259,18 @@ def tiny_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f"u{user},i{item},{time_s}")
             time_s += int(rng.integers(60, 86_400))
             item = (item * 3 + int(rng.integers(3))) % 40
-    path = tmp_path_factory.mktemp("tiny") / "clicks.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
+    text = "\n".join(rows) + "\n"
+    return made_once(tmp_path_factory, "tiny", lambda folder: (folder / "clicks.csv").write_text(text)) / "clicks.csv"
 
 
 @pytest.fixture(scope="session")
 def tiny_build(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole `fathom build` of ``tiny_csv``: every artefact, and the bundle."""
-    folder = tmp_path_factory.mktemp("build")
-    command = [sys.executable, "-m", "fathom", "build", tiny_csv, "--preset", "tiny", "--out", folder / "bundle"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
+    """The folder of a whole `fathom build` of ``tiny_csv``: every artefact, and the bundle. Copy it before editing."""
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "fathom", "build", tiny_csv, "--preset", "tiny", "--out", folder / "bundle"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    return made_once(tmp_path_factory, "build", make)

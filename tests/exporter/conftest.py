@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import made_once
 
 from fathom.exporter.bundle_writer import export
 from fathom.exporter.pieces import Pieces
@@ -98,9 +99,11 @@ def engines(pieces: Pieces) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def bundle_path(checkpoint: Checkpoint, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``checkpoint`` as a bundle. Shared: copy it before editing."""
-    out = tmp_path_factory.mktemp("export") / "bundle"
-    export(checkpoint, dataset, out, name="tiny")
-    return out
+
+    def make(folder: Path) -> None:
+        export(checkpoint, dataset, folder / "bundle", name="tiny")
+
+    return made_once(tmp_path_factory, "export", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
