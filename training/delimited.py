@@ -206,7 +206,7 @@ def _records(
         try:
             for cells in reader:
                 end = begin + reader.line_num if isinstance(reader, _CSV_READER) else at + 1
-                if end > at + 1 and _swallows_rows(cells, lines[at + 1 : end], dialect, width):
+                if end > at + 1 and _swallows_rows(cells, lines[at:end], dialect, width):
                     raise csv.Error(STRAY_QUOTE)
                 yield at, end, cells, None
                 at = end
@@ -219,27 +219,30 @@ def _records(
 
 
 def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: int) -> bool:
-    """Whether a quoted field swallows rows: most of ``lines``, over which its record goes on, are rows of their own.
+    """Whether a quoted field swallows rows: most of the record's ``lines`` after its first are rows of their own.
 
     Text may have as many delimiters as a row by chance; hardly so in an id, with digits where the table has numbers, or
-    in line after line. Of the last line only the cells before the closing quote are text.
+    in line after line. Of the last line only the cells before the closing quote are text, of the first those after the
+    opening one.
     """
 
-    def numbers(row: list[str], end: int) -> list[str] | None:
-        """What stands in the numeric columns before ``end``; None where the line is no row."""
-        found = [row[place].strip(' "') for place in dialect.numeric if place < min(end, len(row))]
+    def numbers(row: list[str], start: int = 0, end: int = width) -> list[str] | None:
+        """What stands in the numeric columns from ``start`` to ``end``; None where the line is no row."""
+        found = [row[place].strip(' "') for place in dialect.numeric if start <= place < min(end, len(row))]
         return found if len(row) == width and all(number[:1].isdigit() for number in found) else None
 
-    *whole, last = (line.rstrip("\r\n").split(dialect.delimiter) for line in lines)
+    first, *whole, last = (line.rstrip("\r\n").split(dialect.delimiter) for line in lines)
     if len(cells) != width:  # damaged in any case
         return any(len(row) == width for row in (*whole, last))
     fields = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]
     inside = fields[-1]
-    rows = [found for row in whole if (found := numbers(row, width)) is not None]
+    rows = [found for row in whole if (found := numbers(row)) is not None]
     seen = len(rows) * (width - 1) + inside  # delimiters
-    rows += [found for found in (numbers(last, inside),) if found is not None]
-    proven = any(rows) or seen >= 6 or (set(fields) & set(dialect.short) and seen > 0)
-    return bool(proven) and 2 * len(rows) >= len(lines)
+    rows += [found for found in (numbers(last, end=inside),) if found is not None]
+    proven = (
+        any(rows) or numbers(first, start=inside + 1) or seen >= 6 or (set(fields) & set(dialect.short) and seen > 0)
+    )
+    return bool(proven) and 2 * len(rows) >= len(lines) - 1
 
 
 _CSV_READER = type(csv.reader([]))

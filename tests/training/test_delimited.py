@@ -41,6 +41,7 @@ def refused(path: Path, **options: object) -> str:
         ({5: '7,A,5,"unclosed\n', 6: '7,A,5,a TV of 55"\n'}, 1),
         ({5: '7,A,5,"unclosed\n', 900: '7,A,5,"quoted, well"\n'}, 1),
         ({5: '7,A,5,"Weird Al" Yankovic\n'}, 1),
+        ({5: '"7,A,5,unclosed\n', 6: '7",A,5,a\n'}, 1),
         ({5: '7,"A,5,unclosed\n', 900: '7,A,5,a TV of 55"\n'}, 1),
         ({5: '7,A,5,"two\nlines, and ""more"""\n', 6: '7,A,5,a TV of 55"\n'}, 0),
     ],
