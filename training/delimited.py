@@ -225,6 +225,8 @@ def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: 
     in line after line. Of the last line only the cells before the closing quote are text, of the first those after the
     opening one.
     """
+    if all(line.count(dialect.delimiter) != width - 1 for line in lines[1:]):
+        return False
 
     def numbers(row: list[str], start: int = 0, end: int = width) -> list[str] | None:
         """What stands in the numeric columns from ``start`` to ``end``; None where the line is no row."""
@@ -233,7 +235,7 @@ def _swallows_rows(cells: list[str], lines: list[str], dialect: Dialect, width: 
 
     first, *whole, last = (line.rstrip("\r\n").split(dialect.delimiter) for line in lines)
     if len(cells) != width:  # damaged in any case
-        return any(len(row) == width for row in (*whole, last))
+        return True
     fields = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]
     inside = fields[-1]
     rows = [found for row in whole if (found := numbers(row)) is not None]
