@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.artefacts import BUNDLE
+from fathom.artefacts import BUNDLE, real
 from fathom.errors import ConfigError, ParityError
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
@@ -20,7 +20,7 @@ _CHECKED_LENGTHS = (1, 2, 7, 50, 200)
 
 def refuse_same_folder(source: Path, out: Path) -> None:
     """Raise ConfigError where the new bundle would take the place of its source."""
-    if out.resolve() == source.resolve():
+    if real(out) == real(source):
         raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
 
 
@@ -48,7 +48,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 def rewrite(bundle: Bundle, changes: Mapping[str, object], new: Mapping[str, bytes] | None = None) -> Manifest:
     """Put a bundle with other keys in its manifest, and ``new`` files, in place of this one, whole or not at all."""
-    home = bundle.path.resolve()  # a link to the folder stays one
+    home = real(bundle.path)  # a link to the folder stays one
     new = new or {}
     with new_folder(home, BUNDLE) as folder:
         copy_files(bundle, folder, bundle.manifest.files.keys() - new.keys())

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fathom.artefacts import BUNDLE, KEY, check_output, check_outputs
+from fathom.artefacts import BUNDLE, KEY, check_output, check_outputs, real
 from fathom.errors import BundleEditedError, ConfigError, MissingExtraError
 from fathom.exporter.another_bundle import write_file
 from fathom.files import new_folder
 from fathom.runtime.bundle import Bundle, parse_manifest, read_manifest_bytes
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
-from fathom.runtime.signature import Trust
+from fathom.runtime.signature import Trust, read_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -36,7 +36,7 @@ def sign_bundle(path: Path, key_file: Path) -> None:
     Raises BundleError for one that does not, OutputError for a folder that holds other files, ConfigError for what is
     no private ed25519 key, MissingExtraError.
     """
-    home = path.resolve()
+    home = real(path)
     check_output(home, BUNDLE, inputs=[key_file])
     key = _private_key(key_file)
     data = read_manifest_bytes(home)
@@ -67,9 +67,7 @@ def _private_key(file: Path) -> "Ed25519PrivateKey":
     except ImportError as error:
         raise MissingExtraError("cryptography", "sign") from error
     try:
-        key = load_pem_private_key(file.read_bytes(), password=None)
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        key = load_pem_private_key(read_key(file), password=None)
     except TypeError:
         raise ConfigError(f"{file}: the key needs a password; sign with openssl, or a key without one") from None
     except (ValueError, UnsupportedAlgorithm):

@@ -53,6 +53,8 @@ def read_regular(file: Path, most: int) -> bytes:
             raise BundleTruncatedError(f"{file}: {status.st_size} bytes, at most {most} are possible; {REBUILD}")
         try:
             return opened.readall()
+        except MemoryError:
+            raise BundleError(f"{file}: reading it takes more memory than there is; {REBUILD}") from None
         except OSError as error:
             raise BundleError(f"{file}: cannot be read: {error.strerror}") from None
 

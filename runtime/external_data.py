@@ -49,6 +49,8 @@ def _fields(data: bytes, place: int, end: int) -> Iterator[tuple[int, int, int]]
     """Number, start and end of each field's bytes; for a whole number its value and 0. ValueError for anything else."""
     while place < end:
         tag, place = _varint(data, place)
+        if tag >> 32:
+            raise ValueError("a tag is too long; other readers drop what is too much and see another field")
         field, kind = tag >> 3, tag & 7
         if kind == _VARINT:
             value, place = _varint(data, place)

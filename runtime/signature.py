@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fathom.errors import BundleMissingFileError, BundleSignatureError, ConfigError, MissingExtraError
+from fathom.errors import BundleMissingFileError, BundleSignatureError, ConfigError, MissingExtraError, brief
 from fathom.runtime.bundle_folder import read_regular
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 SIGNATURE_BYTES = 64
+_LARGEST_KEY = 64 << 10
 
 
 class Trust:
@@ -46,6 +47,17 @@ class Trust:
         raise BundleSignatureError(f"{file}: no trusted key has signed this {MANIFEST_NAME}; do not use the bundle")
 
 
+def read_key(file: Path) -> bytes:
+    """The beginning of a file, in which a key has room; raises ConfigError, and never waits, where no file is."""
+    try:
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{brief(file, 160)}: no regular file; give a key in PEM")
+        with file.open("rb") as opened:
+            return opened.read(_LARGEST_KEY)
+    except OSError as error:
+        raise ConfigError(f"{brief(file, 160)}: cannot be read: {error.strerror}") from None
+
+
 def _public_key(file: Path) -> "Ed25519PublicKey":
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -54,9 +66,7 @@ def _public_key(file: Path) -> "Ed25519PublicKey":
     except ImportError as error:
         raise MissingExtraError("cryptography", "sign") from error
     try:
-        key = load_pem_public_key(file.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        key = load_pem_public_key(read_key(file))
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from fathom.serving.status import INTERNAL_TEXT
 
 #: By name: the folder to serve, and what is in it.
 _Look = dict[str, tuple[Path, State]]
+
+_LONGEST_LIST = 120
 
 log = logging.getLogger("fathom.serving")
 
@@ -91,7 +93,7 @@ class Bundles:
         async with self._reloading:
             found = await asyncio.to_thread(self._repository.find)
             if name and name not in found:
-                raise NotFoundError(f"bundle {echo(name)} is not in the repository; it has {', '.join(sorted(found))}")
+                raise NotFoundError(f"bundle {echo(name)} is not in the repository; it has {_listed(found)}")
             return [await self._renew(each, path) for each, path in found.items() if name in ("", each)]
 
     def forget(self, name: str = "") -> None:
@@ -163,7 +165,13 @@ class Bundles:
         return {name: (path, state_of(path)) for name, path in self._repository.find().items()}
 
     def _names(self) -> str:
-        return ", ".join(sorted(self._serving))
+        return _listed(self._serving)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names for a message, which stays a line that can be read."""
+    text = ", ".join(sorted(names))
+    return text if len(text) <= _LONGEST_LIST else f"{text[:_LONGEST_LIST]}..."
 
 
 def _same(one: Manifest, other: Manifest) -> bool:

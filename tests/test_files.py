@@ -155,6 +155,9 @@ def test_the_hash_of_a_folder_depends_on_names_and_contents(tmp_path: Path) -> N
     [
         (None, "no plan here"),
         ("{", "not a plan"),
+        ("[" * 100_000, "not a plan: it is nested too deeply"),
+        ('{"schema_version": 1, "loss": NaN}', "not a plan: NaN is not a number that JSON has"),
+        ('{"schema_version": 1, "schema_version": 1}', "not a plan: a key occurs twice"),
         ("[1]", "has no schema_version"),
         ("{}", "has no schema_version"),
         (b"\xff\xfe", "not a plan"),

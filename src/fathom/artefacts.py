@@ -249,7 +249,7 @@ def _check_place(path: Path, inputs: Sequence[Path]) -> None:
         raise OutputError(f"{path}: {parent} is not a folder; choose another output")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: {parent} may not be written to; choose another output")
-    for folder in path.resolve().parents:
+    for folder in real(path).parents:
         if (inside := next((each for each in WHOLE if each.is_at(folder)), None)) is not None:
             raise OutputError(f"{path}: lies inside {inside.name}, {folder}; choose a place outside it")
 
@@ -303,9 +303,14 @@ def identify(path: Path) -> Kind | None:
     return next((kind for kind in KINDS if kind.is_at(path)), None)
 
 
+def real(path: Path) -> Path:
+    """The place that a path leads to; as far as it leads where links run in a circle, as ``Path.resolve`` may not."""
+    return Path(os.path.realpath(path))
+
+
 def _contains(folder: Path, path: Path) -> bool:
     """Whether ``path`` is ``folder`` or lies in it, by whatever names."""
-    folder, path = folder.resolve(), path.resolve()
+    folder, path = real(folder), real(path)
     same = folder.exists() and path.exists() and folder.samefile(path)
     return same or path.is_relative_to(folder)
 

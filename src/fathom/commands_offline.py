@@ -598,7 +598,7 @@ def certify(
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
-    check_outputs((bundle.resolve(), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=[data])
+    check_outputs((artefacts.real(bundle), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=[data])
     opened, dataset = Bundle.open(bundle), Dataset.load(data)
     profiles = [load_profile(name) for name in profile or profile_names()]
     served = [tuple(depth for depth in each.depths if depth in opened.depths) for each in profiles]

@@ -194,12 +194,12 @@ def read_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise ArtefactError(f"{path}: not a {kind}: it is no regular file")
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{path}: no {kind} here") from None
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ArtefactError(f"{path}: not a {kind}: {error}") from None
     found = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(found, int):

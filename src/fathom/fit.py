@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.artefacts import BUNDLE, check_output
+from fathom.artefacts import BUNDLE, check_output, real
 from fathom.client import Client, Query, Recommendation
 from fathom.doctor import machine
 from fathom.edge_profiles.profile import DeviceProfile
@@ -33,7 +33,7 @@ def check_fit(path: Path, profile: DeviceProfile, profile_name: str) -> Fit:
     status = Path("/proc/self/status")
     if not status.exists():
         raise ConfigError("fathom profiles check BUNDLE needs Linux: it reads the peak memory from /proc")
-    check_output(path.resolve(), BUNDLE)
+    check_output(real(path), BUNDLE)
     with Bundle.open(path) as bundle:
         depths = [depth for depth in bundle.depths if depth in profile.depths]
         ids, longest = bundle.catalogue.ids, bundle.manifest.model.max_history

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import stat
 import subprocess
@@ -14,9 +15,11 @@ from typer.testing import CliRunner
 from fathom.cli import app
 from fathom.client import AsyncClient
 from fathom.edge_profiles.profile import load_profile
-from fathom.errors import BundleSignatureError, ConfigError, OutputError
+from fathom.errors import BundleError, BundleSignatureError, ConfigError, OutputError
+from fathom.exporter.ort_format import convert_to_ort
 from fathom.exporter.sign import make_keys, sign_bundle
 from fathom.exporter.slice import slice_bundle
+from fathom.fit import check_fit
 from fathom.runtime.bundle import Bundle, read_manifest
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from fathom.runtime.signature import Trust
@@ -154,6 +157,37 @@ def test_what_is_no_key_is_one_line(signed: Path, keys: Path, tmp_path: Path, co
     for wrong in (file, keys / "ours.pub", tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match=r"^[^\n]+$"):
             sign_bundle(signed, wrong)
+
+
+def test_a_key_is_a_regular_file_or_a_link_to_one_and_nothing_else_is_waited_for(
+    signed: Path, keys: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to("circle")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    for wrong in ("pipe", "zero", "circle", "large"):
+        for use in (lambda file: Trust.load([file]), lambda file: sign_bundle(signed, file)):
+            with pytest.raises(ConfigError, match=r"^[^\n]{1,299}$"):
+                use(tmp_path / wrong)
+    (tmp_path / "link").symlink_to(keys / "ours.pem")
+    sign_bundle(signed, tmp_path / "link")
+
+
+def test_links_that_run_in_a_circle_are_one_line(signed: Path, keys: Path, tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    cloud = load_profile("cloud-cpu")
+    for work in (
+        lambda: sign_bundle(circle, keys / "ours.pem"),
+        lambda: slice_bundle(circle, cloud, tmp_path / "out"),
+        lambda: slice_bundle(signed, cloud, circle / "out"),
+        lambda: convert_to_ort(circle, tmp_path / "out"),
+        lambda: check_fit(circle, cloud, "cloud-cpu"),
+    ):
+        with pytest.raises((BundleError, OutputError), match=r"^[^\n]{1,299}$"):
+            work()
 
 
 def test_the_setting_takes_one_file_or_several(tmp_path: Path) -> None:

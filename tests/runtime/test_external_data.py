@@ -95,6 +95,13 @@ def test_an_engine_that_is_whole_passes(place: Callable[[onnx.TensorProto], onnx
     refuse_external_data(place(numpy_helper.from_array(np.ones(8, np.float32), "w")).SerializeToString(), "e")
 
 
+@pytest.mark.parametrize("tag", [b"\xba\x80\x80\x80\x10", b"\xba\x80\x80\x80\x70", b"\xba\x80\x80\x80\x80\x01"])
+def test_a_tag_longer_than_readers_look_at_hides_nothing(tag: bytes) -> None:
+    graph = adding(outside("w.bin")).SerializeToString()
+    with pytest.raises(BundleError, match=r"^e\.onnx: not an ONNX file"):
+        refuse_external_data(tag + len(graph).to_bytes() + graph, "e.onnx")
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_pass_or_are_refused_and_raise_nothing_else(data: bytes) -> None:
     with suppress(BundleError):

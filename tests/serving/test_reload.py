@@ -26,7 +26,7 @@ from fathom.runtime.engine import Engine, open_engine
 from fathom.runtime.fake import FakeEngine
 from fathom.runtime.manifest import MANIFEST_NAME, version_of
 from fathom.serving.config import ServerSettings
-from fathom.serving.repository import Repository
+from fathom.serving.repository import Repository, state_of
 from fathom.serving.server import Server
 
 HISTORY = ["item-1", "item-2", "item-3"]
@@ -332,20 +332,59 @@ async def test_a_watched_repository_needs_no_call(shop: Publisher, synthetic_bun
             pass
 
 
+def nest(path: Path) -> None:
+    """Publish a folder to whose bottom no path leads."""
+    inner, outer = path.with_name("inner"), path.with_name("outer")
+    inner.mkdir()
+    for _ in range(20):
+        outer.mkdir()
+        inner.rename(outer / ("x" * 250))
+        outer.rename(inner)
+    (inner / MANIFEST_NAME).touch()
+    inner.rename(path)
+
+
+def test_folders_that_can_be_no_bundles_keep_no_other_from_being_found(
+    shop: Publisher, synthetic_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    only = shop.publish(synthetic_bundle)
+    for name in ("a\udcff", "a\nb", "\x1b[31m", "x" * 201, "\u202e"):
+        Publisher(shop.root, name).publish(synthetic_bundle)
+    for name in ("01", "\u0663", "-1", "1.5", "+2"):
+        shutil.copytree(only, shop.folder / name)
+    repository = Repository(shop.root)
+    assert repository.find() == repository.find() == {"shop": only}
+    assert len(caplog.messages) == 5
+    assert all(each.isprintable() and "is passed by" in each for each in caplog.messages)
+
+
+def test_what_is_exchanged_for_a_file_of_the_same_size_and_time_is_noticed(
+    shop: Publisher, synthetic_bundle: Path
+) -> None:
+    path = shop.publish(synthetic_bundle)
+    before, file = state_of(path), path / MANIFEST_NAME
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    (shop.root / "new").write_bytes(file.read_bytes())
+    os.utime(shop.root / "new", ns=times)
+    (shop.root / "new").replace(file)
+    assert state_of(path) != before
+
+
 async def test_the_watcher_passes_by_what_it_cannot_serve_and_goes_on(
-    shop: Publisher, synthetic_bundle: Path, other_bundle: Path
+    shop: Publisher, synthetic_bundle: Path, other_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop.publish(synthetic_bundle)
-    async with serving(shop.root, watch_s=0.02) as client:
+    async with serving(shop.root, watch_s=0.02) as client, asyncio.timeout(60):
+        nest(Publisher(shop.root, "nested").folder / "1")
         for number, spoil in enumerate((pipe, stray, loop, no_change), start=2):
             path = Path(shutil.copytree(other_bundle, shop.folder / "new"))
             spoil(path)  # the last one is sound
             path.rename(shop.folder / str(number))
-            await asyncio.sleep(0.1)
+            while number < 5 and not any(f"/{number} is refused" in each for each in caplog.messages):
+                await asyncio.sleep(0.01)
         new = read_manifest(shop.folder / "5").version
-        async with asyncio.timeout(60):
-            while (await client.recommend(HISTORY)).bundle_version != new:
-                await asyncio.sleep(0.02)
+        while (await client.recommend(HISTORY)).bundle_version != new:
+            await asyncio.sleep(0.02)
 
 
 def test_all_workers_follow_and_the_command_says_what_was_refused(
