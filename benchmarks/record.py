@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom import DISTRIBUTION
+from fathom.artefacts import RUN, check_output
 from fathom.errors import ConfigError, FathomError
 from fathom.exporter.provenance import fathom_commit
 from fathom.files import write_json
@@ -34,9 +35,10 @@ def save_run(
 
     ``config`` and ``result`` must be plain JSON values with units in their names; ``command`` defaults to the
     running program's. ``folder`` is ``results/`` of the current directory: run benchmarks from the repository root.
-    Raises ConfigError when a value is not JSON, or is NaN or infinite.
+    Raises ConfigError when a value is not JSON, or is NaN or infinite; OutputError where another file is in the way.
     """
     path = folder / f"{name}.json"
+    check_output(path, RUN)
     run = {
         "schema_version": SCHEMA_VERSION,
         "name": name,

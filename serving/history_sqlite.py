@@ -26,6 +26,7 @@ CREATE INDEX IF NOT EXISTS newest ON events (user, timestamp, arrival);
 CREATE TABLE IF NOT EXISTS tombstones (user TEXT PRIMARY KEY, at INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due ON tombstones (at);
 """
+_COLUMNS = {"arrival", "user", "event", "item", "timestamp"}
 # Only a sweep needs it.
 _BY_AGE = "CREATE INDEX IF NOT EXISTS age ON events (timestamp)"
 _READ = """
@@ -77,6 +78,7 @@ class SqliteHistory:
         self._faults = Faults()
         self._lost = False
         try:
+            _refuse_foreign(path)
             self._write = self._connect()
             self._write.executescript(_SCHEMA)
             if retention.max_age_days is not None:
@@ -265,3 +267,15 @@ class SqliteHistory:
                 self._lost = not now.st_size or (now.st_dev, now.st_ino) != (self._file.st_dev, self._file.st_ino)
         if self._lost:
             raise _Lost
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise ConfigError, and change nothing, where a database has tables but none of histories."""
+    connection = sqlite3.connect(path, timeout=BUSY_MS / 1_000)
+    try:
+        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
+        columns = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('events')")}
+    finally:
+        connection.close()
+    if tables and columns != _COLUMNS:
+        raise ConfigError(f"{path}: cannot be used for histories: a database of something else; name another file")

@@ -157,6 +157,7 @@ PLANS = Kind("a folder of plans", "fathom build", PLAN.keys, head="prefix.json",
 EVALUATION = _json_file("an evaluation", "fathom evaluate", "protocol", "cases", "reference", "systems")
 COMPARISON = _json_file("a comparison of plans", "fathom build", "winner", "evidence")
 STAMPS = _json_file("a record of build stages", "fathom build", "stages")
+RUN = _json_file("a stored run of a benchmark", "python -m fathom.benchmarks.NAME", "command", "machine", "result")
 LOAD_PLOT = Kind("a plot of a load test", "fathom loadtest", mark="Fathom load test plot")
 LOAD_REPORT = Kind(
     "a load test's report",
@@ -180,7 +181,7 @@ REPORT_FOLDER = Kind(
 #: Folders that are artefacts as a whole: nothing else may be written into them.
 WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE)
 _FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, PLANS)
-_FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, TRACE)
+_FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE)
 _MARKED = (RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE)
 KINDS = (*_FOLDERS, *_FILES, *_MARKED)
 
@@ -270,7 +271,8 @@ def _check_existing(path: Path, kind: Kind) -> None:
     if path.is_dir() != kind.is_folder or not kind.is_at(path):
         found = identify(path)
         raise OutputError(
-            f"{path}: exists and is {f'{found.name}, ' if found else ''}not {kind.name}; choose another output"
+            f"{path}: exists and is {f'{found.name}, ' if found else ''}not {kind.name};"
+            " move it away or choose another output"
         )
     if kind.is_folder and (foreign := kind.foreign(path)) is not None:
         raise OutputError(f"{path}: holds {foreign}, which Fathom did not write; move it away or choose another output")

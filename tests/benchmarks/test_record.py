@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fathom.benchmarks.record import run, save_run
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, OutputError
 
 
 def test_a_run_is_stored_with_what_its_figures_depend_on(tmp_path: Path) -> None:
@@ -35,6 +35,16 @@ def test_what_is_not_json_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be stored as JSON"):
         save_run("speed", config={}, result={"value": value}, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_replaces_an_older_run_and_nothing_else(tmp_path: Path) -> None:
+    for speed in (1, 2):
+        path = save_run("speed", config={}, result={"speed": speed}, folder=tmp_path)
+    assert json.loads(path.read_text())["result"] == {"speed": 2}
+    path.write_text('{"mine": 1}')
+    with pytest.raises(OutputError, match="not a stored run"):
+        save_run("speed", config={}, result={}, folder=tmp_path)
+    assert path.read_text() == '{"mine": 1}'
 
 
 def test_a_mistake_of_the_users_ends_a_benchmark_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -608,6 +608,18 @@ def test_settings_that_name_no_store_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="not a URL of a Redis server") as caught:
             open_history(url, Retention())
         assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", ["thesis (words TEXT)", "events (user TEXT, timestamp INTEGER)"])
+def test_a_database_of_something_else_is_refused_and_stays_as_it_was(columns: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.db"
+    with closing(sqlite3.connect(path)) as mine:
+        mine.execute(f"CREATE TABLE {columns}")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="database of something else"):
+        open_history(f"sqlite:{path}", Retention())
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.db"]
 
 
 @asynccontextmanager
