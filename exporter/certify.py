@@ -105,6 +105,12 @@ def measure_bundle(bundle: Bundle, dataset: Dataset, *, progress: Progress = lam
     return Measured(parts["validation"], parts["test"], costs, source.split)
 
 
+def check_risk(eps: float, delta: float) -> None:
+    """Raise ConfigError for eps or delta outside (0, 1)."""
+    if not (0 < eps < 1 and 0 < delta < 1):
+        raise ConfigError(f"eps is {eps} and delta {delta}; both lie between 0 and 1, as 0.05")
+
+
 def certify(
     bundle: Bundle,
     measured: Measured,
@@ -119,8 +125,7 @@ def certify(
     Raises ConfigError for eps or delta outside (0, 1), or a set of fewer than two depths or of others than the
     bundle's.
     """
-    if not (0 < eps < 1 and 0 < delta < 1):
-        raise ConfigError(f"eps is {eps} and delta {delta}; both lie between 0 and 1, as 0.05")
+    check_risk(eps, delta)
     for depths in depth_sets:
         if len(depths) < 2 or not set(depths) <= set(bundle.depths):
             raise ConfigError(f"depths {depths} cannot be certified: the bundle has {bundle.depths}; give two or more")

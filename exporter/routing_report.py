@@ -179,9 +179,9 @@ def page(report: Report, certificate: Certificate, picture: bytes) -> str:
 <main>
 <h1>Routing of {escape(report.name)}</h1>
 <p>{_verdict(report)}</p>
-<h2>Certificate: at least {1 - certificate.eps:.0%} of the deepest depth's NDCG@10</h2>
-<p>Each routing below keeps that much; the probability that any of this is wrong is at most {certificate.delta:.0%}. The
-figures for quality and compute are estimates.</p>
+<h2>Certificate: at least {percent(1 - certificate.eps)} of the deepest depth's NDCG@10</h2>
+<p>Each routing below keeps that much; the probability that any of this is wrong is at most
+{percent(certificate.delta)}. The figures for quality and compute are estimates.</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
 <th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
 {merged}<h2>Policies against random mixing</h2>
@@ -258,9 +258,14 @@ def certificate_rows(certificate: Certificate) -> list[list[str]]:
     return rows
 
 
+def percent(share: float) -> str:
+    """Not rounded to whole ones: 99.5 % is no promise of 100 %."""
+    return f"{100 * share:.10g} %"
+
+
 def bucket_rows(claim: Claim, eps: float) -> list[list[str]]:
     """A row of text per bucket, the header first."""
-    rows = [["users with", "users", "kept", "at least", f"loss below {eps:.0%}"]]
+    rows = [["users with", "users", "kept", "at least", f"loss below {percent(eps)}"]]
     for each in claim.buckets:
         shown = "shown" if each.low >= 1 - eps else "not shown"
         rows.append([each.name, f"{each.users:,}", f"{each.kept:.1%}", f"{each.low:.1%}", shown])

@@ -155,6 +155,7 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
         assert re.search(r"error: .* nothing is certified, so it is unchanged: .*--eps$", error, re.MULTILINE)
         assert shown.count('"routing": null' if more else "not certified") == 3
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    assert "eps is 5.0" in in_process.fathom("certify", "nowhere", "--data", "nowhere", "--eps", "5", code=2).stderr
     report.mkdir()
     (report / "notes.txt").write_text("mine")
     printed = fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--report", report)

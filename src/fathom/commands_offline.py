@@ -593,11 +593,12 @@ def certify(
     _need_training()
     from fathom.edge_profiles.profile import load_profile, profile_names
     from fathom.exporter.certify import certify as run
-    from fathom.exporter.certify import measure_bundle, write_certificate
+    from fathom.exporter.certify import check_risk, measure_bundle, write_certificate
     from fathom.exporter.routing_report import make_report, what_is_needed, write_report
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
+    check_risk(eps, delta)
     check_outputs((artefacts.real(bundle), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=[data])
     opened, dataset = Bundle.open(bundle), Dataset.load(data)
     profiles = [load_profile(name) for name in profile or profile_names()]
@@ -624,11 +625,11 @@ def certify(
 
 def show_certificate(certificate: "Certificate") -> None:
     """A table of the claims, and of each claim's parts of the users."""
-    from fathom.exporter.routing_report import bucket_rows, certificate_rows
+    from fathom.exporter.routing_report import bucket_rows, certificate_rows, percent
 
     eps, delta = certificate.eps, certificate.delta
     show.table(
-        f"At least {1 - eps:.0%} of the deepest depth's NDCG@10, confidence {1 - delta:.0%}",
+        f"At least {percent(1 - eps)} of the deepest depth's NDCG@10, confidence {percent(1 - delta)}",
         certificate_rows(certificate),
     )
     for claim in certificate.claims:

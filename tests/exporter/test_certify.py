@@ -23,6 +23,7 @@ from fathom.exporter.routing_report import (
     certificate_rows,
     draw,
     make_report,
+    percent,
     what_is_needed,
     write_report,
 )
@@ -354,3 +355,10 @@ def test_bad_input_gets_one_line(bundle_path: Path, dataset: Dataset, measured: 
     (older / MANIFEST_NAME).write_text(json.dumps(manifest | {"version": version_of(manifest)}))
     with pytest.raises(ArtefactError, match="export it again"):
         measure_bundle(Bundle.open(older), dataset)
+
+
+@pytest.mark.parametrize(
+    ("eps", "shown"), [(0.05, "95 %"), (0.025, "97.5 %"), (0.005, "99.5 %"), (0.0004, "99.96 %"), (0.07, "93 %")]
+)
+def test_a_promise_is_not_rounded_up(eps: float, shown: str) -> None:
+    assert percent(1 - eps) == shown
