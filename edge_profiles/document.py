@@ -1,5 +1,6 @@
 """A small YAML file with the line of every key, so that a mistake can be shown where it is."""
 
+import os
 import re
 import stat
 from dataclasses import dataclass, field
@@ -74,8 +75,11 @@ def _read(path: Path) -> bytes:
     """The bytes of a small regular file; raises OSError, or ValueError for anything else."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("not a regular file")
-    with path.open("rb") as file:
+    # Some files of /proc call themselves regular and make a reader wait; unread, they give None.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         data = file.read(MAX_BYTES + 1)
+    if data is None:
+        raise ValueError("not a regular file")
     if len(data) > MAX_BYTES:
         raise ValueError(f"longer than {MAX_BYTES} bytes")
     return data

@@ -160,6 +160,9 @@ class Bundles:
                 seen = seen | now
             except FathomError as error:
                 log.warning("bundles cannot be looked at: %s", error)
+            except Exception:
+                # Whatever it was, the next look may do better; without a watcher nothing new would ever be served.
+                log.exception("bundles cannot be looked at")
 
     def _look(self) -> _Look:
         return {name: (path, state_of(path)) for name, path in self._repository.find().items()}

@@ -223,6 +223,7 @@ def test_whatever_can_be_gone_through_is_a_list(ids: list[str], kind: Callable[[
         ({"items": ["a"], "timestamps": [1.5]}, "timestamps has 1.5 (float)"),
         ({"items": ["a"], "titles": "no"}, "titles is no (str); give True or False"),
         ({"items": ["\ud800"]}, "not a request: "),
+        ({"items": ["a"], "exclude": ["\ud800"]}, "not a request: "),
         ({"items": ["a"], "timeout_s": 0}, "timeout_s is 0; give a positive number of seconds"),
         ({"items": ["a"], "timeout_s": float("nan")}, "timeout_s is nan"),
         ({"items": ["a"], "timeout_s": "5"}, "timeout_s is 5"),
@@ -302,6 +303,9 @@ def test_names_that_grpc_knows_are_targets(target: str) -> None:
         ({"metadata": {"grpc-timeout": "c"}}, "metadata has the key 'grpc-timeout'"),
         ({"metadata": {"a-bin": "c"}}, "metadata has the key 'a-bin'"),
         ({"metadata": {"a": "secr\u00e9t"}}, "the value of a in metadata is not printable ASCII"),
+        ({"metadata": "secret"}, "metadata is a str; give a mapping of texts"),
+        ({"metadata": {1: "c"}}, "metadata has the key"),
+        ({"tls": 5}, "a PEM cannot be of type int"),
         ({"channels": 0}, "channels is 0; it must be at least 1"),
     ],
 )

@@ -112,7 +112,8 @@ class Query:
             k=arguments.integer("k", self.k),
             profile=text("profile", self.profile),
             depth=None if self.depth is None else arguments.integer("depth", self.depth),
-            filter=pb.Filter(
+            filter=arguments.message(
+                pb.Filter,
                 include_seen=arguments.flag("include_seen", self.include_seen),
                 exclude_item_ids=texts("exclude", self.exclude),
                 allow_item_ids=texts("allow", self.allow),

@@ -44,6 +44,9 @@ class Connection:
 
     def __post_init__(self) -> None:
         _check_target(self.target)
+        if not isinstance(self.metadata, Mapping):
+            # Not repeated, here as below: it may well be a secret.
+            raise ConfigError(f"metadata is a {type(self.metadata).__name__}; give a mapping of texts")
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("a client's certificate and its key belong together; give both or neither")
         if self.certificate is not None and self.tls is False:
@@ -53,9 +56,9 @@ class Connection:
         key = None if self.key is None else _pem(self.key, "PRIVATE KEY")
         certificate = None if self.certificate is None else _pem(self.certificate, "CERTIFICATE")
         object.__setattr__(self, "_pems", (roots, key, certificate))
-        object.__setattr__(self, "metadata", {str(k).lower(): v for k, v in self.metadata.items()})
         for name, value in self.metadata.items():
             _check_metadata(name, value)
+        object.__setattr__(self, "metadata", {name.lower(): value for name, value in self.metadata.items()})
 
     @classmethod
     def from_options(
@@ -117,7 +120,8 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _check_metadata(key: str, value: object) -> None:
-    if not _KEY.fullmatch(key) or key.startswith("grpc-") or key.endswith("-bin"):
+    wrong = not isinstance(key, str) or not _KEY.fullmatch(key.lower())
+    if wrong or key.lower().startswith("grpc-") or key.lower().endswith("-bin"):
         raise ConfigError(
             f"metadata has the key {brief(key)!r}; keys are letters, digits and -_. and neither grpc-... nor ...-bin"
         )
@@ -129,6 +133,10 @@ def _check_metadata(key: str, value: object) -> None:
 def _pem(given: Pem, what: str) -> bytes:
     """The bytes of a PEM; raises ConfigError when it cannot be read or does not hold what is wanted."""
     name = "PEM"
+    if not isinstance(given, str | Path | bytes):
+        raise ConfigError(
+            f"a PEM cannot be of type {type(given).__name__}; give the path of a file, or its contents as bytes"
+        )
     if isinstance(given, bytes):
         data = given
     else:
