@@ -12,6 +12,8 @@ IDS, MEMBERS = ":ids", ":members"
 MOST_CONNECTIONS = 32
 TIMEOUT_S = 1.0
 ARRIVAL_DIGITS = 15
+# What Redis says where a key holds something that Fathom has not written.
+_FOREIGN = ("WRONGTYPE", "hash value is not an integer", "would overflow")
 
 # A user is two keys: a hash from event id to member, with the number of arrivals under the empty id, and a sorted set
 # of members by timestamp. A member is the arrival, so that equal timestamps sort by it, and JSON of both ids. Of a
@@ -21,7 +23,7 @@ local function drop(ids, members, found)
     for _, member in ipairs(found) do
         redis.call('ZREM', members, member)
         local is_json, both = pcall(cjson.decode, string.sub(member, 16))
-        if is_json and type(both) == 'table' and type(both[1]) == 'string' then
+        if is_json and type(both) == 'table' and type(both[1]) == 'string' and both[1] ~= '' then
             redis.pcall('HDEL', ids, both[1])
         end
     end
@@ -44,12 +46,13 @@ local function trim(ids, members, oldest, latest, most, seconds)
         elseif seconds == 0 then
             redis.call('PERSIST', key)
         elseif newest then
-            redis.call('EXPIREAT', key, newest + seconds)
+            redis.call('EXPIREAT', key, math.floor(newest) + seconds)
         end
     end
 end
 local function last_before(tombstone, now, seconds)
-    local at, last = string.match(redis.call('GET', tombstone) or '', '^(%d+) (%d+)$')
+    local found = redis.pcall('GET', tombstone)
+    local at, last = string.match(type(found) == 'string' and found or '', '^(%d+) (%d+)$')
     return at and now < at + seconds and tonumber(last) or -1
 end
 """
@@ -226,7 +229,7 @@ class RedisHistory:
         except self._full as error:
             raise self._faults.full(error) from None
         except self._failures as error:
-            if "WRONGTYPE" in str(error):
+            if any(each in str(error) for each in _FOREIGN):
                 raise self._faults.foreign_history(f"a key {PREFIX}:{{USER}}:* in Redis") from None
             raise self._faults.unreachable(error) from None
 

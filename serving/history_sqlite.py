@@ -84,7 +84,8 @@ class SqliteHistory:
             if retention.max_age_days is not None:
                 self._write.execute(_BY_AGE)
             self._read = self._connect()
-            self._file = path.stat()
+            self._read.text_factory = _text
+            self._files = self._identities()
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
 
@@ -105,7 +106,7 @@ class SqliteHistory:
             window = user_id, retention.oldest, retention.latest, retention.max_events
             found = [Event(*row) for row in self._read.execute(_READ, window)]
             # SQLite would also store something else in these columns.
-            events = [each for each in found if type(each.item_id) is str and type(each.timestamp) is int]
+            events = [each for each in found if [*map(type, each)] == [str, str, int]]
             if len(events) < len(found):
                 self._faults.foreign_event(self._path)
             return events[::-1]
@@ -242,7 +243,8 @@ class SqliteHistory:
         try:
             return await asyncio.get_running_loop().run_in_executor(pool, guarded)
         except sqlite3.Error as error:
-            if error.sqlite_errorcode in _FULL:
+            # Errors that SQLite itself did not raise have no code.
+            if getattr(error, "sqlite_errorcode", None) in _FULL:
                 raise self._faults.full(f"{self._path}: {error}") from None
             raise self._faults.unreachable(f"{self._path}: {error}") from None
         except OSError as error:
@@ -253,6 +255,11 @@ class SqliteHistory:
                 " (or remove what is left of it, to begin anew), and start the server again"
             ) from None
 
+    def _identities(self) -> list[tuple[int, int]]:
+        """Tell the file and its write-ahead log, which holds the newest events, from others of their names."""
+        found = [each.stat() for each in (self._path, self._path.with_name(f"{self._path.name}-wal"))]
+        return [(each.st_dev, each.st_ino) for each in found]
+
     def _check_file(self) -> None:
         """Raise _Lost where others would no longer find in the file what is read and written here.
 
@@ -260,11 +267,9 @@ class SqliteHistory:
         """
         if not self._lost:
             try:
-                now = self._path.stat()
+                self._lost = not self._path.stat().st_size or self._identities() != self._files
             except FileNotFoundError:
                 self._lost = True
-            else:
-                self._lost = not now.st_size or (now.st_dev, now.st_ino) != (self._file.st_dev, self._file.st_ino)
         if self._lost:
             raise _Lost
 
@@ -279,3 +284,11 @@ def _refuse_foreign(path: Path) -> None:
         connection.close()
     if tables and columns != _COLUMNS:
         raise ConfigError(f"{path}: cannot be used for histories: a database of something else; name another file")
+
+
+def _text(raw: bytes) -> str | bytes:
+    """What SQLite calls text; bytes where it is none, which only others can have written."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

@@ -33,7 +33,7 @@ from fathom.errors import (
     UnavailableError,
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.serving.history import Appended, Event, HistoryStore, Retention, open_history
+from fathom.serving.history import Appended, Event, HistoryStore, Retention, digest_of, open_history
 from fathom.serving.history_memory import MemoryHistory
 from fathom.serving.history_sqlite import SqliteHistory
 
@@ -474,7 +474,11 @@ def _replace(path: Path) -> None:
     path.with_name("other.db").replace(path)
 
 
-@pytest.mark.parametrize("lose", [_unlink, _empty, _replace])
+def _unlink_log(path: Path) -> None:
+    path.with_name("history.db-wal").unlink()
+
+
+@pytest.mark.parametrize("lose", [_unlink, _empty, _replace, _unlink_log])
 async def test_a_file_that_is_lost_while_it_is_open_is_noticed(
     lose: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -487,6 +491,39 @@ async def test_a_file_that_is_lost_while_it_is_open_is_noticed(
         with pytest.raises(UnavailableError, match="histories cannot be reached; send item_ids"):
             await call
     assert [f"{path} was deleted, replaced or emptied while" in line.getMessage() for line in caplog.records] == [True]
+    await store.close()
+
+
+async def test_what_others_write_into_the_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, now = tmp_path / "history.db", int(time.time())
+    store = SqliteHistory(path, Retention())
+    await store.append("anna", events(now))
+    foreign = ("x'00', 'i', 5", "cast(x'fe' AS TEXT), 'i', 5", "'a', cast(x'ff' AS TEXT), 5", "'b', 'i', 5.5")
+    with sqlite3.connect(path) as other:
+        for values in foreign:
+            other.execute(f"INSERT INTO events (user, event, item, timestamp) VALUES ('anna', {values})")
+    other.close()
+    assert await store.read("anna") == events(now)
+    assert len(caplog.records) == 1
+    assert await store.delete("anna") == 1 + len(foreign)
+    await store.close()
+
+
+async def test_a_deletion_that_must_wait_for_a_reader_is_unavailable_then_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.serving.history_sqlite.BUSY_MS", 10)
+    path = tmp_path / "history.db"
+    store = SqliteHistory(path, Retention())
+    await store.append("anna", events(10))
+    reader = sqlite3.connect(path)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    with pytest.raises(UnavailableError, match="histories cannot be reached"):
+        await store.delete("anna")
+    reader.close()
+    await store.delete("anna")
+    assert not any(b"anna" in each.read_bytes() for each in tmp_path.iterdir())
     await store.close()
 
 
@@ -543,11 +580,13 @@ async def test_what_others_write_into_redis_costs_one_line_in_the_log(
     members = "fathom:history:{anna}:members"
     for number, foreign in enumerate((b"x", b"\xff\xfe", b"000000000000009[1,2]", b"000000000000009{}", b'"\\ud800"')):
         other.zadd(members, {foreign: now - number})
-    other.zadd(members, {b'000000000000009["half","item"]': now - 0.5, b"old": now - 9 * DAY, b"new": 1e17})
+    other.zadd(members, {b'000000000000009["half","item"]': now + 0.5, b"old": now - 9 * DAY, b"new": 1e17})
+    other.zadd(members, {b'000000000000009["","no id"]': now - 9 * DAY})
     for _ in range(2):
         assert await store.read("anna") == events(now)
     assert await added(store, "anna", events(now, first=1)) == 1
     await store.sweep()
+    assert other.hget("fathom:history:{anna}:ids", "") == b"2"
     assert [record.getMessage() for record in caplog.records] == [
         "fathom:history:{USER}:members in Redis holds something that Fathom has not written; it is left out"
     ]
@@ -561,7 +600,14 @@ async def test_what_others_write_into_redis_costs_one_line_in_the_log(
         await store.sweep()
         await store.delete("anna")
         assert await store.read("anna") == []
+    other.hset("fathom:history:{anna}:ids", "", "not a number")
+    with pytest.raises(UnavailableError, match="what is stored of this user is no history; delete the user"):
+        await store.append("anna", events(now + 5))
     assert len(caplog.records) == 1
+    other.delete(tombstone := f"fathom:history:deleted:{digest_of('anna')}")
+    other.lpush(tombstone, "not a tombstone")
+    await store.delete("anna")
+    assert (await store.append("anna", events(now))).before_deletion == 1
     await store.close()
 
 
