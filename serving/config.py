@@ -64,7 +64,7 @@ class ServerSettings(BaseModel):
         description="off, memory, sqlite:PATH or a redis URL",
     )
     history_max_events: int = Field(default=1_000, ge=1, le=10_000, description="events kept of a user, the newest")
-    history_days: int | None = Field(default=None, ge=1, description="events that are older are forgotten")
+    history_days: int | None = Field(default=None, ge=1, le=36_500, description="events that are older are forgotten")
     history_ahead_s: int = Field(
         default=86_400, ge=0, le=31_536_000, description="how far ahead of the server's clock an event may be dated"
     )

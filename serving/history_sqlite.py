@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from fathom.errors import ConfigError, OverloadError, UnavailableError
+from fathom.errors import ConfigError
 from fathom.serving.history import SWEEP_AT_ONCE, Appended, Event, Faults, Retention, digest_of
 
 BUSY_MS = 5_000
@@ -157,7 +157,8 @@ class SqliteHistory:
             batch, self._waiting = self._waiting, []
             try:
                 counts = await self._run(self._writer, lambda batch=batch: self._commit(batch))  # type: ignore[misc]
-            except (UnavailableError, OverloadError) as error:
+            except Exception as error:
+                # Whatever it is: else these and all later appends would wait for ever.
                 for append in batch:
                     if not append.done.done():
                         append.done.set_exception(error)

@@ -494,6 +494,14 @@ async def test_a_file_that_is_lost_while_it_is_open_is_noticed(
     await store.close()
 
 
+async def test_an_append_that_fails_unexpectedly_leaves_nobody_waiting(tmp_path: Path) -> None:
+    store = SqliteHistory(tmp_path / "history.db", Retention(max_age_days=10**15))
+    for _ in range(2):
+        with pytest.raises(OverflowError):
+            await asyncio.wait_for(store.append("anna", events(int(time.time()))), 10)
+    await store.close()
+
+
 async def test_what_others_write_into_the_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, now = tmp_path / "history.db", int(time.time())
     store = SqliteHistory(path, Retention())
