@@ -118,7 +118,7 @@ def test_more_than_one_percent_malformed_stops_and_leaves_nothing(tmp_path: Path
     with pytest.raises(DataError) as caught:
         prepare(str(path), tmp_path / "out")
     assert str(caught.value) == (
-        f"{path}: 1 of 91 rows are malformed (1.1%, more than 1%); first: line 82: missing item: user='u' item='';"
+        f"{path}: 1 of 91 rows are malformed (1.1%, more than 1%); first: line 82: missing item: item='' user='u';"
         " mend them, or raise --max-malformed"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]

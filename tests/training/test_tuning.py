@@ -213,14 +213,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, tune: Tune,
 
 def test_qlora_without_bitsandbytes_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingExtraError, match=r"bitsandbytes .*fathom\[peft\]"):
+    with pytest.raises(MissingExtraError, match=r"bitsandbytes .*fathom-recommender\[peft\]"):
         fit(config("train.heal_tune=qlora"), walk(), out=tmp_path / "c", model=start())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_lora_without_peft_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingExtraError, match=r"fathom\[peft\]"):
+    with pytest.raises(MissingExtraError, match=r"fathom-recommender\[peft\]"):
         fit(config("train.heal_tune=lora"), walk(), out=tmp_path / "c", model=start())
     assert list(tmp_path.iterdir()) == []
 
