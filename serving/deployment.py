@@ -66,43 +66,31 @@ class Deployment:
 
         Raises BundleError or ConfigError, and then leaves nothing open.
         """
-        try:
-            return await cls._open(name, path, settings, metrics, make_engine, trust)
-        except FathomError:
-            raise
-        except Exception as error:  # an engine that is not what it says can break anything
-            raise BundleError(f"{path}: it cannot be served: {brief(repr(error), 120)}") from error
-
-    @classmethod
-    async def _open(
-        cls,
-        name: str,
-        path: Path,
-        settings: ServerSettings,
-        metrics: Metrics,
-        make_engine: MakeEngine,
-        trust: Trust | None,
-    ) -> Self:
 
         def load() -> tuple[Bundle, Engine]:
             bundle = Bundle.open(path, trust=trust)
             profile = own_profile(settings.profile, bundle, force=settings.force)
             return bundle, make_engine(bundle, settings.threads or profile.threads)
 
-        bundle, engine = await asyncio.to_thread(load)
         try:
-            deployment = cls(name, bundle, engine, settings, metrics)
-        except BaseException:
-            engine.close()
+            bundle, engine = await asyncio.to_thread(load)
+            try:
+                deployment = cls(name, bundle, engine, settings, metrics)
+            except BaseException:
+                engine.close()
+                raise
+            try:
+                await deployment.pipeline.start()
+                await deployment._test()
+            except BaseException:
+                deployment.close()
+                raise
+            deployment._engine.recording = True
+            return deployment
+        except FathomError:
             raise
-        try:
-            await deployment.pipeline.start()
-            await deployment._test()
-        except BaseException:
-            deployment.close()
-            raise
-        deployment._engine.recording = True
-        return deployment
+        except Exception as error:  # an engine that is not what it says can break anything
+            raise BundleError(f"{path}: it cannot be served: {brief(repr(error), 120)}") from error
 
     @property
     def version(self) -> str:

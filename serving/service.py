@@ -148,11 +148,15 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         )
 
     async def _delete(self, history: HistoryStore, user_id: str) -> pb.DeleteUserResponse:
-        with self._metrics.using_history("delete"):
-            deleted = await history.delete(user_id)
         digest = digest_of(user_id)
-        self._bundles.forget(digest)
-        return pb.DeleteUserResponse(deleted=deleted, workers_behind=await self._tell_workers("forget", digest))
+        try:
+            with self._metrics.using_history("delete"):
+                deleted = await history.delete(user_id)
+        finally:
+            # A store that fails may have deleted already, and what is remembered must not outlive that.
+            self._bundles.forget(digest)
+            behind = await self._tell_workers("forget", digest)
+        return pb.DeleteUserResponse(deleted=deleted, workers_behind=behind)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
         task = asyncio.create_task(work)

@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,33 @@ async def test_deletions_and_reloads_are_passed_on_and_the_answer_counts_who_is_
             reloaded = await stub.Reload(pb.ReloadRequest(), timeout=10)
     assert told == [("forget", digest_of("anna")), ("reload", "")]
     assert (deleted.workers_behind, reloaded.workers_behind) == (3, 3)
+
+
+async def test_a_deletion_that_fails_half_way_is_passed_on_all_the_same(
+    synthetic_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.serving.history_sqlite.BUSY_MS", 10)
+    told: list[tuple[str, str]] = []
+
+    async def tell(what: str, name: str) -> int:
+        told.append((what, name))
+        return 0
+
+    path = tmp_path / "history.db"
+    settings = ServerSettings(port=0, history=f"sqlite:{path}")
+    async with Server(settings, synthetic_bundle, tell_workers=tell) as server:
+        info = await server.start()
+        async with grpc.aio.insecure_channel(info.address) as channel:
+            stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
+            events = [pb.Event(event_id="e1", item_id="item-1", timestamp=1)]
+            await stub.AppendEvents(pb.AppendEventsRequest(user_id="anna", events=events), timeout=10)
+            with closing(sqlite3.connect(path)) as reader:
+                reader.execute("BEGIN")
+                assert reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.DeleteUser(pb.DeleteUserRequest(user_id="anna"), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert told == [("forget", digest_of("anna"))]
 
 
 async def test_a_stream_has_a_bounded_number_of_requests_waiting(local: LocalServer) -> None:
