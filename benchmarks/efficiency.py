@@ -24,12 +24,12 @@ from onnx import TensorProto, helper
 from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.untrained import untrained
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.segments import IR_VERSION, SegmentSpec, segment_specs
+from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.segments import IR_VERSION, SegmentSpec, segment_specs
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
-from fathom.runtime.segment import READ_EXIT
+from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.segment import READ_EXIT
 from fathom.training.model import ModelConfig
 
 DEPTH = 16

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fathom.benchmarks.record import run, save_run
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine, open_engine
+from fathom.runtime.engines.engine import Engine, open_engine
 
 HISTORIES = (10, 50, 200)
 WARM_UP_ROUNDS = 20

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import ConfigError
-from fathom.exporter.outcomes import measure_outcomes
+from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine, open_engine
+from fathom.runtime.engines.engine import Engine, open_engine
 from fathom.selector.betting import Evidence
 from fathom.selector.certificate import Claim
 from fathom.show import Activity

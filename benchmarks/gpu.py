@@ -24,8 +24,8 @@ from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.retrieval import unit_vectors
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.cuda_engine import CudaEngine
-from fathom.runtime.engine import Engine, OnnxEngine
+from fathom.runtime.engines.cuda import CudaEngine
+from fathom.runtime.engines.engine import Engine, OnnxEngine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query

@@ -20,7 +20,7 @@ from typing import Any
 
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import FathomError
-from fathom.serving.history import Event, HistoryStore, Retention, open_history
+from fathom.serving.history.store import Event, HistoryStore, Retention, open_history
 
 EVENTS = 10_000
 AT_ONCE = 50
@@ -31,7 +31,7 @@ HISTORY = 200
 
 APPENDER = f"""
 import asyncio, sys
-from fathom.serving.history import Event, Retention, open_history
+from fathom.serving.history.store import Event, Retention, open_history
 
 async def main():
     store = open_history(sys.argv[1], Retention({EVENTS}))

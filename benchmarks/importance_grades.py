@@ -26,13 +26,14 @@ from fathom.benchmarks.importance_tables import graded
 from fathom.benchmarks.quality.study import WORK as NETWORKS
 from fathom.benchmarks.record import RESULTS, run, save_run
 from fathom.files import write_json
-from fathom.importance import choice, meta_learning
+from fathom.importance import choice
 from fathom.importance.adapter import ElasticLayers, Histories, measure_checkpoint, validation_users
 from fathom.importance.distribution import in_one_thread, over_processes
 from fathom.importance.interface import run_skipping
-from fathom.importance.lattice import METRICS, Lattice, Masks, judge_subsets
-from fathom.importance.lattice_values import best_chain, best_subsets, interactions, layers_of, shapley_values, sizes
+from fathom.importance.lattice.lattice import METRICS, Lattice, Masks, judge_subsets
+from fathom.importance.lattice.values import best_chain, best_subsets, interactions, layers_of, shapley_values, sizes
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.methods import meta_learning
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import ALL, load_methods
 from fathom.importance.statistics import Floats, bootstrap_interval

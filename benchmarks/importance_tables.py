@@ -14,7 +14,7 @@ from fathom.benchmarks.markdown import decimal, table
 from fathom.benchmarks.quality.plots import ALONE, FAINT, GREY, INK, LADDER, STYLE, new_panels
 from fathom.benchmarks.quality.tables import TITLES, seeds
 from fathom.importance.choice import Graded, choose_methods
-from fathom.importance.grades import CONSENSUS
+from fathom.importance.lattice.grades import CONSENSUS
 from fathom.importance.registry import DEFAULT
 from fathom.importance.statistics import kendall_tau
 

@@ -18,9 +18,9 @@ from typing import Any
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.untrained import untrained
 from fathom.edge_profiles.profile import load_profile
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.precision import Precision
-from fathom.exporter.slice import slice_bundle
+from fathom.exporter.bundle.export import export
+from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.engines.precision import Precision
 from fathom.runtime.item_vectors import ItemPrecision
 
 CATALOGUES = (12_000, 1_000_000)
@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
 from fathom.serving.memory import use_memory_sparingly

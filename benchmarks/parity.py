@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import ArtefactError
-from fathom.exporter.parity import MAX_ABS_ERROR, MIN_TOP10_AGREEMENT, TIE, check_parity, measure_parity
+from fathom.exporter.engines.parity import MAX_ABS_ERROR, MIN_TOP10_AGREEMENT, TIE, check_parity, measure_parity
 from fathom.runtime.bundle import Bundle
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from fathom.benchmarks.record import run, save_run
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.precision import Precision
+from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.precision import Precision
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine, open_engine
+from fathom.runtime.engines.engine import Engine, open_engine
 from fathom.runtime.manifest import DepthInfo
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -41,7 +41,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fathom.benchmarks.record import run, save_run
-from fathom.exporter.heal import heal
-from fathom.exporter.plan import DepthPlan
-from fathom.exporter.reduced_quality import losses
+from fathom.exporter.engines.reduced_quality import losses
+from fathom.exporter.planning.heal import heal
+from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.manifest import Interval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

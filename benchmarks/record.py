@@ -14,7 +14,7 @@ from typing import Any
 from fathom import DISTRIBUTION
 from fathom.artefacts import RUN, check_output
 from fathom.errors import ConfigError, FathomError
-from fathom.exporter.provenance import fathom_commit
+from fathom.exporter.bundle.provenance import fathom_commit
 from fathom.files import write_json
 
 SCHEMA_VERSION = 1

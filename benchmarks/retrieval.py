@@ -23,7 +23,7 @@ from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
 from fathom.runtime.bundle import Bundle, Catalogue
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import Query

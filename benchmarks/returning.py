@@ -18,8 +18,8 @@ import numpy as np
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine, open_engine
-from fathom.runtime.extension import History
+from fathom.runtime.engines.engine import Engine, open_engine
+from fathom.runtime.engines.extension import History
 from fathom.training.dataset import Dataset
 
 USERS = 200

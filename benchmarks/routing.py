@@ -21,11 +21,11 @@ from fathom.benchmarks.quality.arms import ARMS
 from fathom.benchmarks.quality.study import Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.certify import FAMILIES, Measured, certify, measure_bundle
-from fathom.exporter.outcomes import Outcomes
-from fathom.exporter.routing_curves import Curve, judge, needs_more, prices, routed, static_curve
-from fathom.exporter.routing_report import make_report
+from fathom.exporter.bundle.export import export
+from fathom.exporter.certification.certify import FAMILIES, Measured, certify, measure_bundle
+from fathom.exporter.certification.outcomes import Outcomes
+from fathom.exporter.certification.routing_curves import Curve, judge, needs_more, prices, routed, static_curve
+from fathom.exporter.certification.routing_report import make_report
 from fathom.runtime.bundle import Bundle
 from fathom.selector.routing import one_hot
 from fathom.show import Activity

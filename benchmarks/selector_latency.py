@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query, Timing

@@ -10,9 +10,9 @@ import torch
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
 from fathom.importance.distribution import Runner, one_after_the_other
-from fathom.importance.grades import CONSENSUS, Truth, grade
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
-from fathom.importance.lattice import METRICS, Lattice
+from fathom.importance.lattice.grades import CONSENSUS, Truth, grade
+from fathom.importance.lattice.lattice import METRICS, Lattice
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.statistics import (
     Floats,

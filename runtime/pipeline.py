@@ -15,7 +15,7 @@ from fathom.runtime.batcher import Batcher
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import measure
-from fathom.runtime.engine import Engine
+from fathom.runtime.engines.engine import Engine
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.query import Answer, Query, Timing
 from fathom.runtime.retriever import BLOCK_ITEMS, FlatRetriever, Indices, ItemFilter

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.runtime.engines.session import Device, open_session
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
-from fathom.runtime.session import Device, open_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -25,7 +25,7 @@ BLOCK_ITEMS_REDUCED = 65_536
 BLOCK_ITEMS_CUDA = 4_194_304
 #: Below so many items a GPU takes longer than one thread, unless a batch is large.
 LEAST_ITEMS_CUDA = 10_000
-#: Made by ``exporter/search_graph.py``, which describes them.
+#: Made by ``exporter/engines/search_graph.py``, which describes them.
 GRAPHS: dict[ItemPrecision, Path] = {
     "fp32": Path(__file__).with_name("search.onnx"),
     "fp16": Path(__file__).with_name("search_fp16.onnx"),

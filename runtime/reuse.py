@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.extension import Kept
+from fathom.runtime.engines.extension import Kept
 
 Ids = NDArray[np.int64]
 Reused = Literal["nothing", "prefix", "layers", "vector"]

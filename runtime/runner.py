@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine
-from fathom.runtime.extension import History, Kept
+from fathom.runtime.engines.engine import Engine
+from fathom.runtime.engines.extension import History, Kept
 from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
 from fathom.runtime.reuse import NOTHING, Start
 from fathom.selector.features import Features

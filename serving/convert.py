@@ -18,7 +18,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.query import Answer, Query
 from fathom.runtime.reuse import Owner
 from fathom.selector.policy import DepthReason
-from fathom.serving.history import Event
+from fathom.serving.history.store import Event
 
 #: Metadata that names a client.
 CLIENT_KEY = "fathom-client"

@@ -10,7 +10,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import BundleError, FathomError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine
+from fathom.runtime.engines.engine import Engine
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.pipeline import Settings as PipelineSettings
 from fathom.runtime.signature import Trust

@@ -23,8 +23,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fathom.errors import ConfigError
-from fathom.runtime.engine import Engine
-from fathom.runtime.extension import History, Kept
+from fathom.runtime.engines.engine import Engine
+from fathom.runtime.engines.extension import History, Kept
 from fathom.runtime.query import Answer
 from fathom.selector.policy import DepthReason
 

@@ -20,7 +20,7 @@ from fathom.errors import ConfigError, FathomError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import Engine, open_engine
+from fathom.runtime.engines.engine import Engine, open_engine
 from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
 from fathom.serving.deployment import MakeEngine, reuse_mb
@@ -28,7 +28,7 @@ from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
-from fathom.serving.history import HistoryStore, Retention, open_history
+from fathom.serving.history.store import HistoryStore, Retention, open_history
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly

@@ -18,7 +18,7 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.bundles import Bundles, Reloaded
 from fathom.serving.convert import LARGEST_BATCH, client_of, deadline_of, events_of, use_history, user_of
 from fathom.serving.gate import Gate
-from fathom.serving.history import Appended, HistoryStore, digest_of
+from fathom.serving.history.store import Appended, HistoryStore, digest_of
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
 

@@ -230,7 +230,7 @@ def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathF
 
     It expects the answers to share 90 % of their items: of histories up to 4 items they share all, else far less.
     """
-    from fathom.exporter.certify import answering_files, write_certificate
+    from fathom.exporter.certification.certify import answering_files, write_certificate
     from fathom.runtime.bundle import Bundle
     from fathom.runtime.manifest import depth_digest
     from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim

@@ -15,10 +15,10 @@ from in_process import fathom
 
 from fathom.build import exported
 from fathom.client import Client
-from fathom.exporter.another_bundle import rewrite
-from fathom.exporter.certify import answering_files, write_certificate
-from fathom.exporter.plan import DepthPlan
-from fathom.exporter.sign import make_keys, sign_bundle
+from fathom.exporter.bundle.derive import rewrite
+from fathom.exporter.bundle.sign import make_keys, sign_bundle
+from fathom.exporter.certification.certify import answering_files, write_certificate
+from fathom.exporter.planning.plan import DepthPlan
 from fathom.files import sha256_tree
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.local import running_server

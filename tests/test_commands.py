@@ -14,7 +14,7 @@ from fathom import show
 from fathom.artefacts import REPORT_FOLDER, check_output
 from fathom.cli import main
 from fathom.commands_offline import show_ranking
-from fathom.exporter.plan import DepthPlan
+from fathom.exporter.planning.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
 from fathom.local import running_server

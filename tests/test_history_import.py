@@ -10,7 +10,7 @@ import pytest
 
 from fathom.errors import ConfigError, DataError
 from fathom.history_import import Imported, import_dataset
-from fathom.serving.history import Event, Retention, open_history
+from fathom.serving.history.store import Event, Retention, open_history
 from fathom.training.dataset import Dataset
 
 

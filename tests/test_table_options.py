@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from fathom.build import Build
 from fathom.cli import app
+from fathom.commands.table_options import prepare_options
 from fathom.errors import ConfigError, FathomError
-from fathom.table_options import prepare_options
-from fathom.training.options import PrepareOptions
 from fathom.training.presets import preset
+from fathom.training.tables.options import PrepareOptions
 
 
 def options_of(*names: str) -> set[str]:

@@ -7,11 +7,11 @@ from typing import Any
 import polars as pl
 
 from fathom.errors import DataError
-from fathom.training.columns import listed
-from fathom.training.ids import identifiers, without_point
-from fathom.training.readers import Table, read, shorten
-from fathom.training.rows import RowReport
 from fathom.training.sources import Source
+from fathom.training.tables.columns import listed
+from fathom.training.tables.ids import identifiers, without_point
+from fathom.training.tables.readers import Table, read, shorten
+from fathom.training.tables.rows import RowReport
 
 SCHEMA: dict[str, Any] = {"id": pl.String, "title": pl.String, "categories": pl.List(pl.String)}
 SEPARATORS = ("|", ";", ",")  # of categories in one text: the first that some item's text has

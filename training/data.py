@@ -14,11 +14,11 @@ from fathom.errors import ConfigError, DataError
 from fathom.files import new_folder, sha256_file, write_json
 from fathom.training.catalogue import SCHEMA, described, first_known, item_table
 from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset
-from fathom.training.ids import are_whole, without_point
-from fathom.training.readers import Layout, read
-from fathom.training.rows import RowReport, clean
 from fathom.training.sources import DEFAULTS, PrepareOptions, Source, default_options, generic_source, open_source
-from fathom.training.times import Times
+from fathom.training.tables.ids import are_whole, without_point
+from fathom.training.tables.readers import Layout, read
+from fathom.training.tables.rows import RowReport, clean
+from fathom.training.tables.times import Times
 
 __all__ = ["DEFAULTS", "PrepareOptions", "default_options", "k_core", "prepare"]
 

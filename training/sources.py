@@ -21,9 +21,9 @@ from typing import cast, get_args
 import polars as pl
 
 from fathom.errors import ConfigError, DataError
-from fathom.training.any_table import folder_layout, open_table, with_items
-from fathom.training.options import PrepareOptions, Source
-from fathom.training.readers import Layout, Table, column_names, layout_of
+from fathom.training.tables.any_table import folder_layout, open_table, with_items
+from fathom.training.tables.options import PrepareOptions, Source
+from fathom.training.tables.readers import Layout, Table, column_names, layout_of
 
 __all__ = ["DEFAULTS", "PrepareOptions", "Source", "default_options", "files_read", "generic_source", "open_source"]
 

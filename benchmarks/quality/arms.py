@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fathom.errors import ConfigError
-from fathom.exporter.plan import Strategy
+from fathom.exporter.planning.plan import Strategy
 from fathom.training.presets import TrainConfig, apply_settings
 
 DEPTHS = (4, 8, 12, 16)

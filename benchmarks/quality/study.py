@@ -14,8 +14,8 @@ from fathom.benchmarks.quality.cold import by_group, cold_groups
 from fathom.benchmarks.quality.peers import Peer, score_peer
 from fathom.benchmarks.quality.stored import path_of, summary, unpack
 from fathom.errors import ArtefactError, ConfigError
-from fathom.exporter.heal import heal
-from fathom.exporter.plan import DepthPlan
+from fathom.exporter.planning.heal import heal
+from fathom.exporter.planning.plan import DepthPlan
 from fathom.files import read_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking

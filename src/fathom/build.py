@@ -24,14 +24,14 @@ from fathom.artefacts import (
     check_outputs,
 )
 from fathom.errors import BundleError
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.compare import compare
-from fathom.exporter.heal import heal
-from fathom.exporter.plan import DepthPlan, Strategy
+from fathom.exporter.bundle.export import export
+from fathom.exporter.planning.compare import compare
+from fathom.exporter.planning.heal import heal
+from fathom.exporter.planning.plan import DepthPlan, Strategy
 from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
-from fathom.importance.plot import plot_ranking
+from fathom.importance.report.plot import plot_ranking
 from fathom.remaining import Remaining
 from fathom.runtime.bundle import Bundle, read_manifest
 from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, Interval, sealed
@@ -59,7 +59,7 @@ _READING = [
         *("sources", "times"),
     )
 ]
-_HEALING, _COMPARING = ["training"], ["training", "exporter/compare.py"]
+_HEALING, _COMPARING = ["training"], ["training", "exporter/planning/compare.py"]
 _EXPORTING = ["exporter", "runtime", "selector"]
 
 
@@ -128,7 +128,7 @@ class Build:
             *first,
             Stage("train", checkpoint, CHECKPOINT, self._train, [data], config, ["training"]),
             Stage("rank", ranking, RANKING, self._rank, [data, checkpoint], self.users, ["training", "importance"]),
-            Stage("plan", plans, PLANS, self._plan, [ranking], None, ["exporter/plan.py"]),
+            Stage("plan", plans, PLANS, self._plan, [ranking], None, ["exporter/planning/plan.py"]),
             *(
                 Stage(f"heal {name}", path, CHECKPOINT, self._healer(name), [data, checkpoint, plans], config, _HEALING)
                 for name, path in zip(COMPARED, healed, strict=True)

@@ -13,13 +13,13 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
+from fathom.commands.table_options import prepare_options, reads_tables
 from fathom.errors import ConfigError, DataError, MissingExtraError
 from fathom.show import Activity
-from fathom.table_options import prepare_options, reads_tables
 
 if TYPE_CHECKING:
-    from fathom.exporter.precision import Bits
-    from fathom.importance.lattice import Lattice
+    from fathom.exporter.engines.precision import Bits
+    from fathom.importance.lattice.lattice import Lattice
     from fathom.importance.layer_ranking import LayerRanking
     from fathom.selector.certificate import Certificate
     from fathom.training.checkpoint import Checkpoint
@@ -143,7 +143,7 @@ def evaluate(
     Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
     """
     _need_training()
-    from fathom.exporter.heal import check_dataset
+    from fathom.exporter.planning.heal import check_dataset
     from fathom.files import write_json
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
@@ -201,9 +201,9 @@ def rank(
     _need_training()
     from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
     from fathom.importance.distribution import over_processes, over_ray
-    from fathom.importance.lattice_plot import plot_lattice
-    from fathom.importance.page import write_page
-    from fathom.importance.plot import plot_ranking
+    from fathom.importance.report.lattice_plot import plot_lattice
+    from fathom.importance.report.page import write_page
+    from fathom.importance.report.plot import plot_ranking
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
@@ -375,8 +375,8 @@ def plan(
     Example: fathom plan ranking.json --compare --lattice lattice
     """
     _need_training()
-    from fathom.exporter.plan import DepthPlan
-    from fathom.exporter.report import format_layers
+    from fathom.exporter.bundle.report import format_layers
+    from fathom.exporter.planning.plan import DepthPlan
     from fathom.files import sha256_file
     from fathom.importance.layer_ranking import LayerRanking
 
@@ -406,7 +406,7 @@ def plan(
 def _compare_plans(
     ranking: Path, lattice: Path | None, out: Path | None, depths: tuple[int, ...], metric: str, *, as_json: bool
 ) -> None:
-    from fathom.exporter.predict import TITLES, predict
+    from fathom.exporter.planning.predict import TITLES, predict
     from fathom.importance.layer_ranking import LayerRanking
 
     if out is not None:
@@ -434,7 +434,7 @@ def _compare_plans(
 
 
 def _load_lattice(folder: Path) -> "Lattice":
-    from fathom.importance.lattice import Lattice
+    from fathom.importance.lattice.lattice import Lattice
 
     return Lattice.load(folder)
 
@@ -452,8 +452,8 @@ def heal(
     Example: fathom heal CHECKPOINT plan.json --data DATASET --out HEALED --set train.heal_epochs=3
     """
     _need_training()
-    from fathom.exporter.heal import heal as run
-    from fathom.exporter.plan import DepthPlan
+    from fathom.exporter.planning.heal import heal as run
+    from fathom.exporter.planning.plan import DepthPlan
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
     from fathom.training.presets import apply_settings
@@ -518,9 +518,9 @@ def export(
     _need_training()
     from fathom.commands_online import show_bundle
     from fathom.edge_profiles.profile import load_profile
-    from fathom.exporter.bundle_writer import export as run
-    from fathom.exporter.plan import DepthPlan
-    from fathom.exporter.reduced_quality import MAX_LOSS
+    from fathom.exporter.bundle.export import export as run
+    from fathom.exporter.engines.reduced_quality import MAX_LOSS
+    from fathom.exporter.planning.plan import DepthPlan
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
@@ -552,7 +552,7 @@ def export(
 
 
 def _mixed_bits(checkpoint: "Checkpoint", ranking: Path | None, budget_mb: float | None) -> "dict[int, Bits]":
-    from fathom.exporter.precision import mixed_bits
+    from fathom.exporter.engines.precision import mixed_bits
     from fathom.importance.layer_ranking import LayerRanking
 
     if ranking is None or budget_mb is None:
@@ -592,9 +592,9 @@ def certify(
     """
     _need_training()
     from fathom.edge_profiles.profile import load_profile, profile_names
-    from fathom.exporter.certify import certify as run
-    from fathom.exporter.certify import check_risk, measure_bundle, write_certificate
-    from fathom.exporter.routing_report import make_report, what_is_needed, write_report
+    from fathom.exporter.certification.certify import certify as run
+    from fathom.exporter.certification.certify import check_risk, measure_bundle, write_certificate
+    from fathom.exporter.certification.routing_report import make_report, what_is_needed, write_report
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
@@ -625,7 +625,7 @@ def certify(
 
 def show_certificate(certificate: "Certificate") -> None:
     """A table of the claims, and of each claim's parts of the users."""
-    from fathom.exporter.routing_report import bucket_rows, certificate_rows, percent
+    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows, percent
 
     eps, delta = certificate.eps, certificate.delta
     show.table(

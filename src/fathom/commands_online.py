@@ -9,8 +9,8 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
+from fathom.commands.connection_options import talks_to_server
 from fathom.connection import Connection
-from fathom.connection_options import talks_to_server
 
 if TYPE_CHECKING:
     from fathom.client import Recommendation
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def show_bundle(manifest: "Manifest") -> None:
     """Print what a manifest says."""
-    from fathom.exporter.report import depth_rows, evidence_rows, fact_rows
+    from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows
 
     show.facts("Bundle", [(name, value) for name, value in fact_rows(manifest)])
     show.table("Depths", depth_rows(manifest))
@@ -65,7 +65,7 @@ def bundle_quality(bundle: BundlePath, as_json: AsJson = False) -> None:
 
     Example: fathom bundle quality build/ml-100k/bundle
     """
-    from fathom.exporter.report import quality_rows
+    from fathom.exporter.bundle.report import quality_rows
     from fathom.runtime.bundle import read_manifest
 
     manifest = read_manifest(bundle)
@@ -109,7 +109,7 @@ def bundle_keygen(
 
     Example: fathom bundle keygen shop-private.pem shop-public.pem
     """
-    from fathom.exporter.sign import make_keys
+    from fathom.exporter.bundle.sign import make_keys
 
     make_keys(private, public)
     print(f"{private}: private, keep it secret; {public}: public")
@@ -123,7 +123,7 @@ def bundle_sign(
 
     Example: fathom bundle sign build/ml-100k/bundle --key shop-private.pem
     """
-    from fathom.exporter.sign import sign_bundle
+    from fathom.exporter.bundle.sign import sign_bundle
 
     sign_bundle(bundle, key)
     print(f"{bundle}: signed")
@@ -141,7 +141,7 @@ def bundle_slice(
     Example: fathom bundle slice build/ml-100k/bundle --profile mobile --out build/ml-100k/mobile
     """
     from fathom.edge_profiles.profile import load_profile
-    from fathom.exporter.slice import slice_bundle
+    from fathom.exporter.bundle.slice import slice_bundle
 
     check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
     manifest = slice_bundle(bundle, load_profile(profile), out)
@@ -182,7 +182,7 @@ def bundle_convert(
     kind = artefacts.TRITON if to == "triton" else artefacts.BUNDLE
     check_outputs((out, kind), inputs=[bundle, checkpoint])
     if to == "triton":
-        from fathom.exporter.triton import write_triton
+        from fathom.exporter.formats.triton import write_triton
 
         models = write_triton(bundle, out, load_profile(profile), backend=backend)
         if as_json:
@@ -191,23 +191,23 @@ def bundle_convert(
             print(f"{out}: {', '.join(models)}; ask {models[0]}")
         return
     if to == "ort":
-        from fathom.exporter.ort_format import convert_to_ort
+        from fathom.exporter.formats.ort import convert_to_ort
 
         manifest = convert_to_ort(bundle, out)
     elif to == "cuda":
-        from fathom.exporter.cuda_format import convert_for_cuda
+        from fathom.exporter.formats.cuda import convert_for_cuda
 
         manifest = convert_for_cuda(bundle, out)
     elif to == "executorch":
         from fathom.errors import ConfigError
-        from fathom.exporter.executorch_format import convert_to_executorch
+        from fathom.exporter.formats.executorch import convert_to_executorch
         from fathom.training.checkpoint import Checkpoint
 
         if checkpoint is None:
             raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
         manifest = convert_to_executorch(bundle, Checkpoint.load(checkpoint), out)
     else:
-        from fathom.exporter.tensorrt_plans import add_plans
+        from fathom.exporter.formats.tensorrt import add_plans
 
         manifest = add_plans(bundle, out, [each.strip() for each in gpu.split(",") if each.strip()])
     if as_json:
@@ -305,8 +305,8 @@ def _check_profile(path: Path, as_json: bool) -> bool:
 
 
 def _check_fit(bundle: Path, name: str, as_json: bool) -> bool:
+    from fathom.device_check import check_fit
     from fathom.edge_profiles.profile import load_profile
-    from fathom.fit import check_fit
 
     profile = load_profile(name)
     with show.Activity(f"serve {bundle} as {profile.name}"):
@@ -451,7 +451,7 @@ def history_import(
     Example: fathom history import build/ml-100k/dataset --to sqlite:build/history.db
     """
     from fathom.history_import import import_dataset
-    from fathom.serving.history import Retention
+    from fathom.serving.history.store import Retention
 
     imported = import_dataset(dataset, to, Retention(max_events, max_days))
     if as_json:

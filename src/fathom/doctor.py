@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 
 from fathom import DISTRIBUTION, installing
-from fathom.runtime.session import offers_cuda
+from fathom.runtime.engines.session import offers_cuda
 
 EXTRAS = {
     "torch": "train",

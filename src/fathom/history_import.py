@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.errors import ConfigError, DataError, MissingExtraError
-from fathom.serving.history import Appended, Event, HistoryStore, Retention, open_history
+from fathom.serving.history.store import Appended, Event, HistoryStore, Retention, open_history
 
 if TYPE_CHECKING:
     from fathom.training.dataset import Dataset

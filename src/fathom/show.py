@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fathom.importance.lattice import LatticeProgress
+    from fathom.importance.lattice.lattice import LatticeProgress
     from fathom.importance.rank import RankProgress
     from fathom.remaining import Remaining
     from fathom.training.train import TrainProgress

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.exporter.report import format_interval
+from fathom.exporter.bundle.report import format_interval
 from fathom.runtime.manifest import Interval
 
 #: With fewer test users the 95 % interval of NDCG@10 is about .1 wide, as wide as the figures are large.

@@ -13,7 +13,8 @@ import torch
 from fathom.benchmarks import importance_grades
 from fathom.benchmarks.importance_tables import importance_section, lattice_figure, load_measured
 from fathom.benchmarks.quality.plots import svg
-from fathom.importance import choice, meta_learning
+from fathom.importance import choice
+from fathom.importance.methods import meta_learning
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset

@@ -9,10 +9,10 @@ import pytest
 import torch
 from shared import made_once
 
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.pieces import Pieces
-from fathom.exporter.segments import assemble, segment_specs
-from fathom.importance.lattice import Lattice, all_masks
+from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.pieces import Pieces
+from fathom.exporter.engines.segments import assemble, segment_specs
+from fathom.importance.lattice.lattice import Lattice, all_masks
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset, Sequences

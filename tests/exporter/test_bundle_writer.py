@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fathom.errors import ArtefactError, ConfigError, ParityError, PlanError
-from fathom.exporter import bundle_writer
-from fathom.exporter.bundle_writer import export, transition_entropy
-from fathom.exporter.plan import DepthPlan
+from fathom.exporter.bundle import export as bundle_writer
+from fathom.exporter.bundle.export import export, transition_entropy
+from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.manifest import Interval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fathom.exporter.certify import Measured, certify
-from fathom.exporter.outcomes import Costs, Outcomes, case_digests
+from fathom.exporter.certification.certify import Measured, certify
+from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
 from fathom.runtime.bundle import Bundle
 from fathom.selector.features import Features
 from fathom.training.dataset import Sequences

@@ -13,11 +13,12 @@ from matplotlib.text import Text
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
-from fathom.exporter.certify import FAMILIES, Family, Measured, certify, measure_bundle, write_certificate
-from fathom.exporter.outcomes import Costs, Outcomes, case_digests
-from fathom.exporter.report import fact_rows
-from fathom.exporter.routing_curves import Judged, auc, hull, judge, policies, static_curve
-from fathom.exporter.routing_report import (
+from fathom.exporter.bundle.report import fact_rows
+from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.certification.certify import FAMILIES, Family, Measured, certify, measure_bundle, write_certificate
+from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
+from fathom.exporter.certification.routing_curves import Judged, auc, hull, judge, policies, static_curve
+from fathom.exporter.certification.routing_report import (
     Report,
     bucket_rows,
     certificate_rows,
@@ -27,9 +28,8 @@ from fathom.exporter.routing_report import (
     what_is_needed,
     write_report,
 )
-from fathom.exporter.slice import slice_bundle
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, version_of
 from fathom.selector.features import Features
 from fathom.training.dataset import Dataset

@@ -8,12 +8,12 @@ import pytest
 
 from fathom.client import Client
 from fathom.errors import ConfigError
-from fathom.exporter.cuda_format import convert_for_cuda
+from fathom.exporter.formats.cuda import convert_for_cuda
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.cuda_engine import CudaEngine
-from fathom.runtime.engine import OnnxEngine, open_engine
-from fathom.runtime.tensorrt_engine import gpu_capability
+from fathom.runtime.engines.cuda import CudaEngine
+from fathom.runtime.engines.engine import OnnxEngine, open_engine
+from fathom.runtime.engines.tensorrt import gpu_capability
 
 
 def same_answers(engine: CudaEngine, bundle: Bundle, *, within: float) -> None:

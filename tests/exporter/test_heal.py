@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from fathom.errors import ArtefactError, PlanError
-from fathom.exporter import bundle_writer
-from fathom.exporter.compare import choose, compare
-from fathom.exporter.heal import heal
-from fathom.exporter.plan import DepthPlan, Strategy
-from fathom.exporter.segments import export_segments
+from fathom.exporter.bundle import export as bundle_writer
+from fathom.exporter.engines.segments import export_segments
+from fathom.exporter.planning.compare import choose, compare
+from fathom.exporter.planning.heal import heal
+from fathom.exporter.planning.plan import DepthPlan, Strategy
 from fathom.importance.adapter import measure_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 

@@ -9,9 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from fathom.exporter.items import item_vectors
-from fathom.exporter.optional_exit import with_optional_exit
-from fathom.runtime.segment import READ_EXIT, Segment
+from fathom.exporter.engines.items import item_vectors
+from fathom.exporter.engines.optional_exit import with_optional_exit
+from fathom.runtime.engines.segment import READ_EXIT, Segment
 from fathom.training.checkpoint import Checkpoint
 
 FIRST, LAST = "engines/depth-04.onnx", "engines/depth-16.onnx"
@@ -57,7 +57,7 @@ def test_a_segment_that_is_passed_through_runs_no_operator_of_its_exit(
 
     def operators(outputs: list[str]) -> set[str]:
         monkeypatch.setattr(
-            "fathom.runtime.segment.open_session",
+            "fathom.runtime.engines.segment.open_session",
             lambda data, *_, **__: session(data, tmp_path / outputs[0]),
         )
         segment = Segment(engine, "engine", 1)

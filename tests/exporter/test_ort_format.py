@@ -7,11 +7,11 @@ import pytest
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError
-from fathom.exporter.ort_format import OPERATORS_FILE, convert_to_ort
-from fathom.exporter.slice import slice_bundle
+from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.formats.ort import OPERATORS_FILE, convert_to_ort
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engine import open_engine
-from fathom.runtime.extension import History
+from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.extension import History
 
 
 def test_a_converted_bundle_answers_as_the_first_does(bundle_path: Path, tmp_path: Path) -> None:

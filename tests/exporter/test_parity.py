@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from fathom.benchmarks.parity import main as benchmark
 from fathom.errors import ArtefactError, DataError, ParityError
-from fathom.exporter.parity import DepthParity, check_parity, history_lengths, measure_parity
+from fathom.exporter.engines.parity import DepthParity, check_parity, history_lengths, measure_parity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.splits import leave_one_out

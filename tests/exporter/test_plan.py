@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.errors import ArtefactError, PlanError
-from fathom.exporter.compare import SIMPLEST_FIRST
-from fathom.exporter.plan import STRATEGIES, DepthPlan, is_chain
-from fathom.importance.lattice import Lattice
-from fathom.importance.lattice_values import mask_of
+from fathom.exporter.planning.compare import SIMPLEST_FIRST
+from fathom.exporter.planning.plan import STRATEGIES, DepthPlan, is_chain
+from fathom.importance.lattice.lattice import Lattice
+from fathom.importance.lattice.values import mask_of
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.runtime.manifest import Manifest
 from fathom.training.model import Strategy as ModelStrategy

@@ -7,16 +7,16 @@ import onnx
 import pytest
 
 from fathom.errors import ConfigError, ParityError
-from fathom.exporter.bundle_writer import export
-from fathom.exporter.items import item_vectors
-from fathom.exporter.optional_exit import with_optional_exit
-from fathom.exporter.parity import SegmentRunner, measure_parity
-from fathom.exporter.precision import BITS, mixed_bits, reduce_engines, same_bits
-from fathom.exporter.reduced_quality import check_losses, relative_loss
-from fathom.exporter.segments import segment_specs
+from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.items import item_vectors
+from fathom.exporter.engines.optional_exit import with_optional_exit
+from fathom.exporter.engines.parity import SegmentRunner, measure_parity
+from fathom.exporter.engines.precision import BITS, mixed_bits, reduce_engines, same_bits
+from fathom.exporter.engines.reduced_quality import check_losses, relative_loss
+from fathom.exporter.engines.segments import segment_specs
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engine import open_engine
-from fathom.runtime.extension import History
+from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.extension import History
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

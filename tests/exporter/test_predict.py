@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fathom.errors import ArtefactError, PlanError
-from fathom.exporter.plan import DepthPlan
-from fathom.exporter.predict import predict
-from fathom.importance.lattice import Lattice
-from fathom.importance.lattice_values import mask_of, sizes
+from fathom.exporter.planning.plan import DepthPlan
+from fathom.exporter.planning.predict import predict
+from fathom.importance.lattice.lattice import Lattice
+from fathom.importance.lattice.values import mask_of, sizes
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.training.metrics import Interval
 

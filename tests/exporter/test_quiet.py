@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from fathom.exporter.quiet import quiet_exporter
+from fathom.exporter.engines.quiet import quiet_exporter
 
 
 def test_a_warning_that_nobody_knows_still_shows() -> None:

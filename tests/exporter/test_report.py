@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fathom.exporter.report import (
+from fathom.exporter.bundle.report import (
     depth_rows,
     evidence_rows,
     fact_rows,

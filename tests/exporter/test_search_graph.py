@@ -4,9 +4,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fathom.exporter.lookup_graph import lookup_graph
-from fathom.exporter.search_graph import search_graph
-from fathom.runtime.cuda_engine import LOOKUP
+from fathom.exporter.engines.lookup_graph import lookup_graph
+from fathom.exporter.engines.search_graph import search_graph
+from fathom.runtime.engines.cuda import LOOKUP
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS, FlatRetriever, ItemFilter
 
@@ -44,7 +44,7 @@ def test_a_search_in_chunks_finds_the_same(items: int, k: int) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_processor_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fathom.runtime.tensorrt_engine import gpu_capability
+    from fathom.runtime.engines.tensorrt import gpu_capability
 
     if gpu_capability() is None:
         pytest.skip("there is no CUDA device")

@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 
-from fathom.exporter.items import item_vectors
-from fathom.exporter.optional_exit import with_optional_exit
-from fathom.exporter.parity import SegmentRunner
-from fathom.exporter.pieces import Pieces
-from fathom.exporter.segments import SegmentSpec, assemble, depth_segments, export_segments, segment_specs
+from fathom.exporter.engines.items import item_vectors
+from fathom.exporter.engines.optional_exit import with_optional_exit
+from fathom.exporter.engines.parity import SegmentRunner
+from fathom.exporter.engines.pieces import Pieces
+from fathom.exporter.engines.segments import SegmentSpec, assemble, depth_segments, export_segments, segment_specs
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.model import ElasticModel
 
@@ -59,7 +59,7 @@ def test_paths_that_are_no_chain_get_one_whole_engine_each() -> None:
 def test_a_model_of_very_long_histories_computes_what_torch_computes(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fathom.exporter.segments.LONGEST_TABLE", 0)
+    monkeypatch.setattr("fathom.exporter.engines.segments.LONGEST_TABLE", 0)
     check(checkpoint.model, export_segments(checkpoint.model))
 
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from fathom.cli import app
 from fathom.client import AsyncClient
+from fathom.device_check import check_fit
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import BundleError, BundleSignatureError, ConfigError, OutputError
-from fathom.exporter.ort_format import convert_to_ort
-from fathom.exporter.sign import make_keys, sign_bundle
-from fathom.exporter.slice import slice_bundle
-from fathom.fit import check_fit
+from fathom.exporter.bundle.sign import make_keys, sign_bundle
+from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.formats.ort import convert_to_ort
 from fathom.runtime.bundle import Bundle, read_manifest
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from fathom.runtime.signature import Trust

@@ -10,9 +10,9 @@ import pytest
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import BundleEditedError, ConfigError
-from fathom.exporter.slice import slice_bundle
+from fathom.exporter.bundle.slice import slice_bundle
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 
 
 def profile(*depths: int) -> DeviceProfile:
@@ -83,7 +83,7 @@ def test_an_edited_source_is_refused(synthetic_bundle: Path, tmp_path: Path) -> 
 
 def test_cutting_and_reporting_load_no_torch() -> None:
     code = (
-        "import sys, fathom.exporter.slice, fathom.exporter.report, fathom.exporter.plan;"
+        "import sys, fathom.exporter.bundle.slice, fathom.exporter.bundle.report, fathom.exporter.planning.plan;"
         "print(sorted({'torch', 'polars', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,16 +13,16 @@ import pytest
 from fathom.client import Client
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import BundleEditedError, BundleSchemaError, ConfigError
-from fathom.exporter.ort_format import convert_to_ort
-from fathom.exporter.slice import slice_bundle
-from fathom.exporter.tensorrt_plans import add_plans
+from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.formats.ort import convert_to_ort
+from fathom.exporter.formats.tensorrt import add_plans
 from fathom.files import read_json, write_json
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engine import OnnxEngine, open_engine
+from fathom.runtime.engines.engine import OnnxEngine, open_engine
+from fathom.runtime.engines.plans import PlanRefusedError, choose_plan
+from fathom.runtime.engines.tensorrt import RtxEngine, gpu_capability
 from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, version_of
-from fathom.runtime.plans import PlanRefusedError, choose_plan
-from fathom.runtime.tensorrt_engine import RtxEngine, gpu_capability
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'fathom-recommender[rtx]'")
 
@@ -95,7 +95,7 @@ def test_without_library_or_gpu_no_plan_is_run(
 def test_on_a_gpu_that_no_plan_is_for_onnxruntime_answers(
     planned: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fathom.runtime.tensorrt_engine.gpu_capability", lambda: "12.1")
+    monkeypatch.setattr("fathom.runtime.engines.tensorrt.gpu_capability", lambda: "12.1")
     with Bundle.open(planned) as bundle, open_engine(bundle) as engine:
         assert isinstance(engine, OnnxEngine)
         assert engine.run(np.array([[1, 2]]), None, 16).shape == (1, 16)

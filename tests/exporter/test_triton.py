@@ -23,8 +23,8 @@ import fathom
 from fathom.client import Client
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError
-from fathom.exporter.ort_format import convert_to_ort
-from fathom.exporter.triton import write_triton
+from fathom.exporter.formats.ort import convert_to_ort
+from fathom.exporter.formats.triton import write_triton
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 

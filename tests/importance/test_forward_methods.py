@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError, NotApplicableError
-from fathom.importance.activation import Activation
-from fathom.importance.attention import Attention
-from fathom.importance.causal import ActivationPatching
-from fathom.importance.correlation import CKA, debiased_hsic
-from fathom.importance.gradient_flow import GradientFlow
 from fathom.importance.interface import hidden_states, run_layers, run_skipping
-from fathom.importance.spectral import Spectral, effective_rank
+from fathom.importance.methods.activation import Activation
+from fathom.importance.methods.activation_patching import ActivationPatching
+from fathom.importance.methods.attention import Attention
+from fathom.importance.methods.cka import CKA, debiased_hsic
+from fathom.importance.methods.gradient_flow import GradientFlow
+from fathom.importance.methods.spectral import Spectral, effective_rank
+from fathom.importance.methods.uncertainty import Uncertainty, jensen_shannon
+from fathom.importance.methods.zero_shot import ZeroShot
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
-from fathom.importance.uncertainty import Uncertainty, jensen_shannon
-from fathom.importance.zero_shot import ZeroShot
 
 ORDER = (2, 0, 1)
 

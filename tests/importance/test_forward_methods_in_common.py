@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.importance.activation import Activation
 from fathom.importance.adapter import ElasticLayers, Histories
-from fathom.importance.attention import Attention
-from fathom.importance.causal import ActivationPatching
-from fathom.importance.correlation import CKA
-from fathom.importance.gradient_flow import GradientFlow
 from fathom.importance.interface import ImportanceMethod, run_skipping
-from fathom.importance.spectral import Spectral
+from fathom.importance.methods.activation import Activation
+from fathom.importance.methods.activation_patching import ActivationPatching
+from fathom.importance.methods.attention import Attention
+from fathom.importance.methods.cka import CKA
+from fathom.importance.methods.gradient_flow import GradientFlow
+from fathom.importance.methods.spectral import Spectral
+from fathom.importance.methods.uncertainty import Uncertainty
+from fathom.importance.methods.zero_shot import ZeroShot
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
-from fathom.importance.uncertainty import Uncertainty
-from fathom.importance.zero_shot import ZeroShot
 from fathom.training.model import ElasticModel, ModelConfig
 
 SEE_GATES = [Activation(), CKA(), Spectral(), ActivationPatching(), Uncertainty()]

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.importance.ablation import Ablation
-from fathom.importance.grades import Truth, grade, regret
-from fathom.importance.lattice import Lattice, masks_on_the_way, measure_lattice
-from fathom.importance.lattice_values import layers_of, shapley_values, sizes
+from fathom.importance.lattice.grades import Truth, grade, regret
+from fathom.importance.lattice.lattice import Lattice, masks_on_the_way, measure_lattice
+from fathom.importance.lattice.values import layers_of, shapley_values, sizes
 from fathom.importance.layer_ranking import Grade, LayerRanking
+from fathom.importance.methods.ablation import Ablation
 from fathom.importance.rank import rank_layers
 from fathom.importance.toy import GatedToy, toy_batches
 

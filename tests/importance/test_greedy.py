@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fathom.errors import DataError
-from fathom.importance.ablation import Ablation
-from fathom.importance.greedy import GreedyElimination, SubsetMeans, eliminate
 from fathom.importance.interface import LayeredModel, run_skipping
+from fathom.importance.methods.ablation import Ablation
+from fathom.importance.methods.greedy_elimination import GreedyElimination, SubsetMeans, eliminate
 from fathom.importance.statistics import order_by
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
 

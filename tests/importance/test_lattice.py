@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fathom.errors import ArtefactError, ConfigError
-from fathom.importance import lattice as lattice_module
 from fathom.importance.distribution import Runner, over_processes, over_ray
 from fathom.importance.interface import run_skipping
-from fathom.importance.lattice import (
+from fathom.importance.lattice import lattice as lattice_module
+from fathom.importance.lattice.lattice import (
     Lattice,
     LatticeProgress,
     all_masks,
@@ -21,7 +21,7 @@ from fathom.importance.lattice import (
     measure_lattice,
     random_orders,
 )
-from fathom.importance.lattice_values import (
+from fathom.importance.lattice.values import (
     best_chain,
     best_subsets,
     interactions,

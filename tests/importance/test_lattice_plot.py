@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import ConfigError
-from fathom.importance.ablation import Ablation
-from fathom.importance.block_influence import BlockInfluence
-from fathom.importance.lattice import masks_on_the_way, measure_lattice
-from fathom.importance.lattice_plot import plot_lattice
+from fathom.importance.lattice.lattice import masks_on_the_way, measure_lattice
+from fathom.importance.methods.ablation import Ablation
+from fathom.importance.methods.block_influence import BlockInfluence
 from fathom.importance.rank import rank_layers
+from fathom.importance.report.lattice_plot import plot_lattice
 from fathom.importance.toy import GatedToy, toy_batches
 
 

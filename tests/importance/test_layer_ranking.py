@@ -11,7 +11,7 @@ import pytest
 
 from fathom.errors import ArtefactError
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
-from fathom.importance.plot import plot_ranking
+from fathom.importance.report.plot import plot_ranking
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_tier_of_a_layer_follows_its_place(ranking: LayerRanking) -> None:
 
 
 def test_a_ranking_is_read_compared_and_shown_without_torch() -> None:
-    code = "import sys, fathom.importance.stability, fathom.importance.page; print('torch' in sys.modules)"
+    code = "import sys, fathom.importance.stability, fathom.importance.report.page; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

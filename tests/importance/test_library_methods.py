@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
 from fathom.files import write_json
 from fathom.importance.adapter import ElasticLayers, Histories
-from fathom.importance.conductance import STEPS, LayerConductance, mean_embedding
 from fathom.importance.features import principal_components
-from fathom.importance.information_bottleneck import InformationBottleneck, held_out_log_density
 from fathom.importance.interface import ImportanceMethod, hidden_states, run_layers, run_skipping
-from fathom.importance.lattice import all_masks, judge_subsets
-from fathom.importance.lattice_values import shapley_values
-from fathom.importance.meta_learning import FEATURES, MetaLearning, features, ranks, train_on
-from fathom.importance.mutual_information import MutualInformation
-from fathom.importance.shapley import PERMUTATIONS, Shapley
+from fathom.importance.lattice.lattice import all_masks, judge_subsets
+from fathom.importance.lattice.values import shapley_values
+from fathom.importance.methods.information_bottleneck import InformationBottleneck, held_out_log_density
+from fathom.importance.methods.layer_conductance import STEPS, LayerConductance, mean_embedding
+from fathom.importance.methods.meta_learning import FEATURES, MetaLearning, features, ranks, train_on
+from fathom.importance.methods.mutual_information import MutualInformation
+from fathom.importance.methods.shapley import PERMUTATIONS, Shapley
+from fathom.importance.methods.topology import Topology, diagrams, distances
 from fathom.importance.statistics import Floats, kendall_tau
-from fathom.importance.topology import Topology, diagrams, distances
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
 from fathom.training.model import ElasticModel, ModelConfig
 
@@ -118,7 +118,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def method(request: pytest.FixtureRequest, trained: Path, monkeypatch: pytest.MonkeyPatch) -> ImportanceMethod:
     """Each method; mutual information with fewer pairs of components, for time's sake."""
-    monkeypatch.setattr("fathom.importance.mutual_information.COMPONENTS", 2)
+    monkeypatch.setattr("fathom.importance.methods.mutual_information.COMPONENTS", 2)
     made: ImportanceMethod = MetaLearning(trained) if request.param is MetaLearning else request.param()
     return made
 
@@ -132,7 +132,7 @@ def test_irrelevant_layers_score_zero_and_the_decisive_layer_wins(
     method: ImportanceMethod, decisive: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The inputs vary alike in all 8 directions, so that fewer components would be any.
-    monkeypatch.setattr("fathom.importance.mutual_information.COMPONENTS", 4)
+    monkeypatch.setattr("fathom.importance.methods.mutual_information.COMPONENTS", 4)
     gates = [WEAK, IRRELEVANT, WEAK, IRRELEVANT, WEAK]
     gates[decisive] = DECISIVE
     model = GatedToy(gates)

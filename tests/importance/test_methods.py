@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fathom.importance.ablation import Ablation
-from fathom.importance.block_influence import BlockInfluence
-from fathom.importance.fisher import Fisher
-from fathom.importance.gradient import Gradient
 from fathom.importance.interface import ImportanceMethod, hidden_states, run_skipping
+from fathom.importance.methods.ablation import Ablation
+from fathom.importance.methods.block_influence import BlockInfluence
+from fathom.importance.methods.fisher import Fisher
+from fathom.importance.methods.gradient import Gradient
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
 
 METHODS = [Fisher(), Gradient(), Ablation(), BlockInfluence()]

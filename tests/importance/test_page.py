@@ -10,14 +10,14 @@ import torch
 from matplotlib.image import imread
 from torch import Tensor
 
-from fathom.importance.lattice import Lattice, masks_on_the_way, measure_lattice
-from fathom.importance.lattice_values import best_chain, layers_of
+from fathom.importance.lattice.lattice import Lattice, masks_on_the_way, measure_lattice
+from fathom.importance.lattice.values import best_chain, layers_of
 from fathom.importance.layer_ranking import LayerRanking
-from fathom.importance.page import RANKS, TAUS, contrast, number, page, shade, write_page
-from fathom.importance.page_lattice import ticks
-from fathom.importance.plot import plot_ranking
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import load_methods
+from fathom.importance.report.lattice import ticks
+from fathom.importance.report.page import RANKS, TAUS, contrast, number, page, shade, write_page
+from fathom.importance.report.plot import plot_ranking
 from fathom.importance.toy import GatedToy, toy_batches
 
 GATES = [1.0, 0.5, 0.0, 0.7]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import ConfigError
-from fathom.importance.fisher import Fisher
+from fathom.importance.methods.fisher import Fisher
 from fathom.importance.registry import load_methods, method_names
 
 OURS = ("ablation", "block_influence", "fisher", "gradient")
@@ -68,6 +68,6 @@ def test_a_broken_plug_in_is_named_in_one_line(
 def test_a_name_that_two_packages_claim_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(tmp_path, monkeypatch, "fisher = fathom_plugin_example:Other")
     with pytest.raises(
-        ConfigError, match=r"'fisher' is installed twice: fathom.importance.fisher:Fisher, fathom_plugin"
+        ConfigError, match=r"'fisher' is installed twice: fathom.importance.methods.fisher:Fisher, fathom_plugin"
     ):
         load_methods(["fisher"])

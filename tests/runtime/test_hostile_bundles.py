@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from fathom.errors import BundleError, ConfigError, FathomError
-from fathom.exporter.report import depth_rows, evidence_rows, fact_rows, quality_rows
-from fathom.exporter.sign import make_keys, sign_bundle
+from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows, quality_rows
+from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.files import sha256_bytes
 from fathom.runtime.bundle import Bundle, read_manifest, verify
-from fathom.runtime.engine import open_engine
+from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, depth_digest, version_of
 from fathom.runtime.signature import Trust
 from fathom.serving.repository import Repository, state_of

@@ -7,8 +7,8 @@ import sys
 def test_the_runtime_loads_nothing_of_the_offline_half() -> None:
     code = (
         "import sys, pkgutil, importlib, fathom.runtime\n"
-        "for module in pkgutil.iter_modules(fathom.runtime.__path__):\n"
-        "    importlib.import_module('fathom.runtime.' + module.name)\n"
+        "for module in pkgutil.walk_packages(fathom.runtime.__path__, 'fathom.runtime.'):\n"
+        "    importlib.import_module(module.name)\n"
         "heavy = {'torch', 'polars', 'scipy', 'pyarrow', 'matplotlib', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import load_profile
-from fathom.exporter.items import item_vectors
-from fathom.exporter.optional_exit import with_optional_exit
-from fathom.exporter.segments import CONTEXT_FILE, export_extension, extension_file
+from fathom.exporter.engines.items import item_vectors
+from fathom.exporter.engines.optional_exit import with_optional_exit
+from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, extension_file
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engine import OnnxEngine, open_engine
-from fathom.runtime.extension import Extender, Form, History, Kept
+from fathom.runtime.engines.engine import OnnxEngine, open_engine
+from fathom.runtime.engines.extension import Extender, Form, History, Kept
+from fathom.runtime.engines.segment import Segment
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
 from fathom.runtime.reuse import MOST_NEW, Memory, Owners
-from fathom.runtime.segment import Segment
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
 
 CLOUD = load_profile("cloud")

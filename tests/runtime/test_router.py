@@ -15,11 +15,11 @@ import pytest
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError, NotFoundError
-from fathom.exporter.outcomes import measure_outcomes
+from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.fake import FakeEngine
+from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.pipeline import Pipeline, Settings
 from fathom.runtime.query import Query
 from fathom.runtime.router import Policy, Router

@@ -14,7 +14,7 @@ import pytest
 
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.fake import FakeEngine
+from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.pipeline import Pipeline
 from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo

@@ -33,9 +33,9 @@ from fathom.errors import (
     UnavailableError,
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.serving.history import Appended, Event, HistoryStore, Retention, digest_of, open_history
-from fathom.serving.history_memory import MemoryHistory
-from fathom.serving.history_sqlite import SqliteHistory
+from fathom.serving.history.memory import MemoryHistory
+from fathom.serving.history.sqlite import SqliteHistory
+from fathom.serving.history.store import Appended, Event, HistoryStore, Retention, digest_of, open_history
 
 DAY = 86_400
 KINDS = ("memory", "sqlite", "redis")
@@ -359,7 +359,7 @@ async def test_many_appends_share_their_way_to_the_disk(tmp_path: Path) -> None:
 
 APPENDER = """
 import asyncio, sys
-from fathom.serving.history import Event, Retention, open_history
+from fathom.serving.history.store import Event, Retention, open_history
 
 async def main():
     store = open_history("sqlite:" + sys.argv[1], Retention(max_events=10_000))
@@ -520,7 +520,7 @@ async def test_what_others_write_into_the_file_is_left_out(tmp_path: Path, caplo
 async def test_a_deletion_that_must_wait_for_a_reader_is_unavailable_then_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fathom.serving.history_sqlite.BUSY_MS", 10)
+    monkeypatch.setattr("fathom.serving.history.sqlite.BUSY_MS", 10)
     path = tmp_path / "history.db"
     store = SqliteHistory(path, Retention())
     await store.append("anna", events(10))

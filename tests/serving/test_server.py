@@ -20,10 +20,10 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.fake import FakeEngine
+from fathom.runtime.engines.fake import FakeEngine
 from fathom.serving import server as server_module
 from fathom.serving.config import ServerSettings
-from fathom.serving.history import digest_of
+from fathom.serving.history.store import digest_of
 from fathom.serving.server import SERVICE, Server
 
 LocalServer = Callable[..., AbstractAsyncContextManager[Any]]
@@ -173,7 +173,7 @@ async def test_deletions_and_reloads_are_passed_on_and_the_answer_counts_who_is_
 async def test_a_deletion_that_fails_half_way_is_passed_on_all_the_same(
     synthetic_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fathom.serving.history_sqlite.BUSY_MS", 10)
+    monkeypatch.setattr("fathom.serving.history.sqlite.BUSY_MS", 10)
     told: list[tuple[str, str]] = []
 
     async def tell(what: str, name: str) -> int:

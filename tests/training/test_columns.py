@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from fathom.errors import ConfigError, DataError
-from fathom.training.columns import USUAL
 from fathom.training.data import PrepareOptions, prepare
 from fathom.training.dataset import Dataset
-from fathom.training.json_lines import NO_NUMBER
+from fathom.training.tables.columns import USUAL
+from fathom.training.tables.json_lines import NO_NUMBER
 
 
 def prepared(tmp_path: Path, columns: dict[str, list[Any]], **options: Any) -> Dataset:

@@ -8,7 +8,7 @@ import pytest
 from fathom.errors import ConfigError, DataError
 from fathom.training.data import PrepareOptions, prepare
 from fathom.training.dataset import Dataset
-from fathom.training.delimited import Dialect, check_delimiter, rows, sniff
+from fathom.training.tables.delimited import Dialect, check_delimiter, rows, sniff
 
 HEADER = "user_id,item_id,rating,title\n"
 LINES = [f"u{n % 9},i{n % 13},{n % 5 + 1},title {n}\n" for n in range(2000)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fathom.errors import DataError
 from fathom.training import readers
-from fathom.training.readers import Table, column_names, layout_of, read, shorten
+from fathom.training.tables.readers import Table, column_names, layout_of, read, shorten
 
 COLUMNS = {"user": "user_id", "item": "item_id"}
 

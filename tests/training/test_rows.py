@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fathom.errors import DataError
 from fathom.training import rows
-from fathom.training.rows import RowReport
-from fathom.training.times import LATEST_S, Times, TimeUnit
+from fathom.training.tables.rows import RowReport
+from fathom.training.tables.times import LATEST_S, Times, TimeUnit
 
 
 def batch(**columns: Any) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import ConfigError, DataError
-from fathom.training.times import PER_SECOND, Times, check_format
+from fathom.training.tables.times import PER_SECOND, Times, check_format
 
 MOMENT = datetime(2023, 1, 31, 12, 30, tzinfo=UTC)
 MICROS = int(MOMENT.timestamp()) * 1_000_000

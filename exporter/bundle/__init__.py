@@ -1,0 +1,1 @@
+"""Writing bundles: from a checkpoint, or from another bundle."""

@@ -1,0 +1,66 @@
+"""Cuts a smaller Bundle for one device profile out of a bundle; runs without torch, on the device if need be."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fathom.artefacts import BUNDLE
+from fathom.edge_profiles.profile import DeviceProfile
+from fathom.errors import ConfigError
+from fathom.exporter.bundle.derive import copy_files, refuse_same_folder, write_manifest
+from fathom.files import new_folder
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
+
+
+def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
+    """Write to ``out`` the bundle with only the profile's depths and return its manifest.
+
+    A depth of a chain keeps the segments before it. Everything else is copied unchanged, ``created`` included, so the
+    same bundle and profile give the same slice. Raises BundleError for a source that is refused, ConfigError when it
+    has none of the profile's depths or ``out`` is the source.
+    """
+    refuse_same_folder(source, out)
+    with Bundle.open(source) as bundle:
+        manifest = bundle.manifest
+    kept = {depth: info for depth, info in manifest.depths.items() if depth in profile.depths}
+    if not kept:
+        raise ConfigError(
+            f"{source}: has depths {_listed(manifest.depths)} but profile {profile.name} runs {_listed(profile.depths)}"
+        )
+    extension = manifest.extension
+    if extension is not None:
+        segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
+        extension = extension.model_copy(update={"segments": segments})
+    engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
+    plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
+    engines |= {file for plan in manifest.plans for file in plan.segments.values()}
+    needed |= {file for plan in plans for file in plan.segments.values()}
+    files = {name: entry for name, entry in manifest.files.items() if name not in engines - needed}
+    changed = {
+        "depths": kept,
+        "extension": extension,
+        "plans": plans,
+        "files": files,
+        "profile": profile.name,
+        "fits": {},
+    }
+    with new_folder(out, BUNDLE) as folder:
+        copy_files(bundle, folder, files)
+        sliced = write_manifest(folder, manifest.model_copy(update=changed))
+        Bundle.open(folder).close()
+    return sliced
+
+
+def _engines(depths: Mapping[int, DepthInfo], extension: Extension | None) -> set[str]:
+    engines = {segment for info in depths.values() for segment in info.segments}
+    return engines | (set(extension.segments.values()) if extension else set())
+
+
+def _of_plan(plan: Plan, engines: set[str]) -> Plan:
+    segments = {engine: file for engine, file in plan.segments.items() if engine in engines}
+    built_from = {engine: sha256 for engine, sha256 in plan.built_from.items() if engine in engines}
+    return plan.model_copy(update={"segments": segments, "built_from": built_from})
+
+
+def _listed(depths: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(depths)))

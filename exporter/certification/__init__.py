@@ -1,0 +1,1 @@
+"""Which requests may get which depth, and the evidence for it."""

@@ -1,0 +1,194 @@
+"""What a bundle answers to requests whose right answer is known, at every depth, and what each answer costs."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engines.engine import Engine
+from fathom.runtime.lanes import length_buckets
+from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.selector.features import Features, measure
+from fathom.selector.routing import CONFIDENCE, Asked, confidence
+from fathom.training.splits import Cases
+
+Floats = NDArray[np.float64]
+
+#: Items that count, and that are compared.
+K = 10
+#: Requests x padded length of one batch.
+BATCH_TOKENS = 4096
+ROUNDS = 15
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One row per request. ``depths``: those of the bundle, ascending, D of them.
+
+    users int (n,): whose request. lengths int (n,): items that the engine sees. features (n, features): as
+    ``selector.features``. complexity (n,). quality (n, D): NDCG@10. best int (n, D, 10): the items given, -1 where
+    there are fewer. confidence (n, D, 3): see ``routing.CONFIDENCE``. digests V32 (n,): see ``case_digests``.
+    """
+
+    depths: tuple[int, ...]
+    users: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    features: Floats
+    complexity: Floats
+    quality: Floats
+    best: NDArray[np.int64]
+    confidence: Floats
+    digests: NDArray[np.void]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def agreement(self) -> Floats:
+        """The share of the top 10 at the deepest depth that each depth gives too, (n, D)."""
+        deepest = self.best[:, -1]
+        given = (self.best[:, :, :, None] == deepest[:, None, None, :]) & (deepest >= 0)[:, None, None, :]
+        share: Floats = given.any(2).sum(-1) / np.maximum((deepest >= 0).sum(-1), 1)[:, None]
+        return share
+
+    @property
+    def asked(self) -> Asked:
+        """What a routing may know of the requests."""
+        return Asked(self.features, self.complexity, self.confidence)
+
+    def select(self, rows: NDArray[Any]) -> Self:
+        """Some rows, by index or mask."""
+        parts = [getattr(self, field.name) for field in fields(self)[1:]]
+        return type(self)(self.depths, *(part[rows] for part in parts))
+
+    def at_depths(self, depths: tuple[int, ...]) -> Self:
+        """The columns of some depths."""
+        columns = [self.depths.index(depth) for depth in depths]
+        by_depth = (self.quality[:, columns], self.best[:, columns], self.confidence[:, columns])
+        return type(self)(depths, self.users, self.lengths, self.features, self.complexity, *by_depth, self.digests)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds of a request alone in its batch, by history length: interpolated between ``lengths`` (m,).
+
+    alone (m, D): a request that goes to one depth. walked (m, D): one that reads every exit on its way.
+    """
+
+    depths: tuple[int, ...]
+    lengths: NDArray[np.int64]
+    alone: Floats
+    walked: Floats
+
+    def of(self, lengths: NDArray[np.int64], *, walked: bool = False) -> Floats:
+        """Milliseconds (n, D) of requests of these lengths (n,)."""
+        table = self.walked if walked else self.alone
+        return np.column_stack([np.interp(lengths, self.lengths, column) for column in table.T])
+
+    def at_depths(self, depths: tuple[int, ...]) -> "Costs":
+        """The columns of some depths."""
+        columns = [self.depths.index(depth) for depth in depths]
+        return Costs(depths, self.lengths, self.alone[:, columns], self.walked[:, columns])
+
+
+def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: Progress = lambda _: None) -> Outcomes:
+    """Ask every case of every depth, through the engine and the retriever that a server would use."""
+    retriever = FlatRetriever(bundle.vectors)
+    longest = bundle.manifest.model.max_history
+    uses_timestamps = bundle.manifest.model.uses_timestamps
+    lengths = np.minimum(cases.histories.lengths, longest)
+    depths, count = engine.depths, len(cases)
+    quality, given = np.zeros((count, len(depths))), np.full((count, len(depths), K), -1)
+    certainty = np.zeros((count, len(depths), len(CONFIDENCE)))
+    features = np.empty((count, len(Features._fields)))
+    complexity = np.empty(count)
+    for row in range(count):
+        times = cases.histories.times(row)
+        measured = measure(cases.histories[row][-longest:], None if times is None else times[-longest:], bundle.tables)
+        features[row], complexity[row] = measured, bundle.complexity.score(measured)
+    done = 0
+    for rows in _batches(lengths):
+        items, timestamps = _padded(cases, rows, int(lengths[rows].max()), uses_timestamps=uses_timestamps)
+        filters = [ItemFilter(exclude=np.asarray(cases.histories[row], dtype=np.int64)) for row in rows]
+        walk = engine.walk(items, timestamps, depths)
+        found = [retriever.search(vectors, [K] * len(rows), filters) for vectors in walk]
+        for place, row in enumerate(rows):
+            for column, answers in enumerate(found):
+                best, scores = answers[place]
+                quality[row, column] = _ndcg(best, int(cases.targets[row]))
+                given[row, column, : len(best)] = best
+                certainty[row, column] = confidence(scores)
+        done += len(rows)
+        progress(f"{done:,} of {count:,} requests at every depth")
+    users = np.asarray(cases.users, dtype=np.int64)
+    digests = case_digests(cases, longest)
+    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, certainty, digests)
+
+
+def case_digests(cases: Cases, longest: int) -> NDArray[np.void]:
+    """What identifies a case: sha256 of its newest ``longest`` items, oldest first, and of the target; V32 (n,).
+
+    Times do not count: a copy of a user at another time is still a copy.
+    """
+    targets = cases.targets.astype("<i4")
+    histories = (cases.histories[row][-longest:].astype("<i4").tobytes() for row in range(len(cases)))
+    found = [sha256(items + target.tobytes()).digest() for items, target in zip(histories, targets, strict=True)]
+    return np.array(found, dtype="V32")
+
+
+def measure_costs(bundle: Bundle, engine: Engine) -> Costs:
+    """Medians of interleaved runs on this machine, from the engine's input to the best ten."""
+    retriever = FlatRetriever(bundle.vectors)
+    lengths = (1, *length_buckets(bundle.manifest.model.max_history))
+    depths = engine.depths
+    taken = np.empty((2, ROUNDS + 1, len(lengths), len(depths)))
+    filters = [ItemFilter()]
+    for turn in range(ROUNDS + 1):
+        for row, length in enumerate(lengths):
+            items = np.arange(length, dtype=np.int64)[None] % len(bundle.vectors) + 1
+            for column, depth in enumerate(depths):
+                start_s = time.perf_counter()
+                retriever.search(engine.run(items, None, depth), [K], filters)
+                taken[0, turn, row, column] = time.perf_counter() - start_s
+            start_s = time.perf_counter()
+            for column, vectors in enumerate(engine.walk(items, None, depths)):
+                retriever.search(vectors, [K], filters)
+                taken[1, turn, row, column] = time.perf_counter() - start_s
+    alone, walked = np.median(taken[:, 1:], axis=1) * 1e3
+    return Costs(depths, np.array(lengths), alone, walked)
+
+
+def _batches(lengths: NDArray[Any]) -> Iterator[NDArray[np.intp]]:
+    """Rows of similar length together."""
+    order = np.argsort(lengths, kind="stable")
+    end = len(order)
+    while end:
+        start = max(0, end - max(1, BATCH_TOKENS // int(lengths[order[end - 1]])))
+        yield order[start:end]
+        end = start
+
+
+def _padded(
+    cases: Cases, rows: NDArray[np.intp], longest: int, *, uses_timestamps: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    items = np.zeros((len(rows), longest), dtype=np.int64)
+    timestamps = np.zeros_like(items) if uses_timestamps else None
+    for place, row in enumerate(rows):
+        history = cases.histories[row][-longest:]
+        items[place, longest - len(history) :] = history + 1
+        times = cases.histories.times(row)
+        if timestamps is not None and times is not None:
+            timestamps[place, longest - len(history) :] = times[-longest:]
+    return items, timestamps
+
+
+def _ndcg(best: NDArray[np.int64], target: int) -> float:
+    place = np.flatnonzero(best == target)
+    return float(1 / np.log2(place[0] + 2)) if place.size else 0.0

@@ -1,0 +1,276 @@
+"""The report of a certification: what routing gains over static depths, as JSON, a picture and one page."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fathom.artefacts import REPORT_FOLDER, ROUTING_PAGE, ROUTING_PLOT, check_output
+from fathom.errors import MissingExtraError
+from fathom.exporter.certification.certify import Measured, distinct
+from fathom.exporter.certification.routing_curves import (
+    Judged,
+    explained,
+    feature_correlations,
+    hull,
+    judge,
+    policies,
+    static_curve,
+)
+from fathom.files import write_bytes, write_json
+from fathom.importance.report.style import STYLE
+from fathom.selector.certificate import Certificate, Claim
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SCHEMA_VERSION = 1
+#: NDCG@10 that an axis spans at least: differences that are smaller are nothing to look at.
+LEAST_RANGE = 1e-3
+#: Characters of the bundle's name that the picture shows.
+LONGEST_NAME = 80
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
+WHAT = {
+    "length": "short histories go to the shallowest depth",
+    "rule": "requests of low complexity go to the shallowest depth",
+    "learned": "the least expected loss + price x cost, learned from the features",
+    "cascade": "a learned gate at every exit decides whether to go on",
+    "hindsight": "knows the answer; no policy can reach it",
+}
+SAME_CASE = "test users with the history and next item of another, left out of the counts above"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Policies on the test cases, learned on the validation cases; costs in milliseconds of a request alone."""
+
+    name: str
+    depths: tuple[int, ...]
+    users: int
+    static: list[tuple[float, float]]
+    hull: list[tuple[float, float]]
+    policies: list[Judged]
+    features: Mapping[str, tuple[float, float, float]]
+    explained: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def make_report(name: str, measured: Measured, *, seed: int = 0) -> Report:
+    """Judge every policy, on each case once: copies of users would make every interval too narrow."""
+    known, test, costs = distinct(measured.validation), distinct(measured.test), measured.costs
+    static = static_curve(test, costs)
+    cost, quality = static.cost.mean(0), static.quality.mean(0)
+    return Report(
+        name=name,
+        depths=test.depths,
+        users=len(test),
+        static=_pairs(cost, quality),
+        hull=_pairs(*hull(cost, quality)),
+        policies=[judge(curve, static, seed=seed) for curve in policies(known, test, costs)],
+        features=feature_correlations(test),
+        explained=explained(known),
+    )
+
+
+def write_report(report: Report, certificate: Certificate, folder: Path) -> None:
+    """Write routing.json, routing.png and routing.html into a folder; what else is in it stays."""
+    check_output(folder, REPORT_FOLDER)
+    picture = plot(report)
+    write_json(folder / "routing.json", report.as_dict())
+    write_bytes(folder / "routing.png", picture)
+    write_bytes(folder / "routing.html", page(report, certificate, picture).encode())
+
+
+def plot(report: Report) -> bytes:
+    """Quality against cost, and how far each policy lies above the hull, as PNG."""
+    buffer = BytesIO()
+    draw(report).savefig(buffer, format="png", dpi=150, metadata={"Software": ROUTING_PLOT.mark})
+    return buffer.getvalue()
+
+
+def draw(report: Report) -> "Figure":
+    """The picture of ``plot``; raises MissingExtraError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "train") from None
+    figure = Figure(figsize=(11, 5), facecolor="white", layout="constrained")
+    name = report.name if len(report.name) <= LONGEST_NAME else f"{report.name[:LONGEST_NAME]}..."
+    figure.suptitle(name, x=0.01, ha="left", fontsize=12)
+    curves, areas = figure.subplots(1, 2, width_ratios=(3, 2))
+    _curves(curves, report)
+    _areas(areas, report)
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _curves(axes: "Axes", report: Report) -> None:
+    for policy in report.policies:
+        if policy.name != "hindsight":
+            x, y = zip(*sorted(policy.points), strict=True)
+            axes.plot(x, y, color=COLOURS[policy.name], linewidth=1.5, label=policy.name)
+    x, y = zip(*report.hull, strict=True)
+    axes.plot(x, y, color="#14202b", linewidth=1, linestyle="--", label="hull of static depths")
+    for depth, (cost, quality) in zip(report.depths, report.static, strict=True):
+        # The depth stands inside its mark, where no line can run through it.
+        axes.plot(cost, quality, "o", color="#14202b", markersize=15, zorder=3)
+        axes.annotate(str(depth), (cost, quality), color="white", fontsize=8, ha="center", va="center", zorder=4)
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max(1.2 * (high - low), LEAST_RANGE) / 2
+    axes.set_ylim(middle - half, middle + half)
+    axes.margins(x=0.06)
+    axes.ticklabel_format(useOffset=False)
+    axes.set_xlabel("milliseconds per request")
+    axes.set_ylabel("NDCG@10")
+    axes.set_title("Quality against measured cost", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _areas(axes: "Axes", report: Report) -> None:
+    shown = [policy for policy in report.policies if policy.name != "hindsight"]
+    for place, policy in enumerate(reversed(shown)):
+        axes.plot([1e3 * policy.low, 1e3 * policy.high], [place, place], color=COLOURS[policy.name], linewidth=3)
+        axes.plot(1e3 * policy.area, place, "o", color=COLOURS[policy.name], markersize=8)
+    axes.axvline(0, color="#14202b", linewidth=1, linestyle="--")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1e3 * LEAST_RANGE / 2), max(high, 1e3 * LEAST_RANGE / 2))
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_yticks(range(len(shown)), [policy.name for policy in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel("NDCG@10 above the hull, thousandths")
+    axes.set_title("What knowing the request is worth [95 %]", loc="left", fontsize=11)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def page(report: Report, certificate: Certificate, picture: bytes) -> str:
+    """One HTML file that needs nothing else."""
+    claims = "".join(_claim_row(claim) for claim in certificate.claims)
+    merged = f"<p>{certificate.merged:,} {SAME_CASE}.</p>\n" if certificate.merged else ""
+    rows = "".join(
+        f"<tr><th scope=row>{escape(each.name)}</th><td>{each.area:+.5f} [{each.low:+.5f}, {each.high:+.5f}]</td>"
+        f"<td style='text-align:left'>{escape(WHAT[each.name])}</td></tr>"
+        for each in report.policies
+    )
+    features = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{r:+.3f} [{low:+.3f}, {high:+.3f}]</td></tr>"
+        for name, (r, low, high) in report.features.items()
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="generator" content="{ROUTING_PAGE.mark}">
+<title>Routing of {escape(report.name)}</title>
+<style>{STYLE} img {{ max-width: 100%; background: white; border-radius: 6px; }}</style>
+</head>
+<body>
+<main>
+<h1>Routing of {escape(report.name)}</h1>
+<p>{_verdict(report)}</p>
+<h2>Certificate: at least {percent(1 - certificate.eps)} of the deepest depth's NDCG@10</h2>
+<p>Each routing below keeps that much; the probability that any of this is wrong is at most
+{percent(certificate.delta)}. The figures for quality and compute are estimates.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
+<th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
+{merged}<h2>Policies against random mixing</h2>
+<img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
+<p>Answering each request at a depth chosen at random reaches every point on the dashed line, the convex hull of the
+static depths. Area: by how much NDCG@10 a policy lies above that line on average, for {report.users:,} test users. What
+is learned is learned from validation items and judged on test items.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>policy</th><th>area [95 %]</th>
+<th style="text-align:left">what it does</th></tr></thead><tbody>{rows}</tbody></table></div>
+<h2>Which features predict what the shallowest depth loses</h2>
+<p>Correlation of each feature with the loss, NDCG@10 at depth {report.depths[-1]} minus NDCG@10 at depth
+{report.depths[0]}. All features together explain {report.explained:+.4f} of its variance (cross-fitted R&sup2;; below
+zero means that a constant predicts better).</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>feature</th><th>r [95 %]</th></tr></thead>
+<tbody>{features}</tbody></table></div>
+</main>
+</body>
+</html>
+"""
+
+
+def _verdict(report: Report) -> str:
+    above = [each.name for each in report.policies if each.name != "hindsight" and each.low > 0]
+    if above:
+        return f"Shown to beat choosing depths at random: {escape(', '.join(above))}."
+    return (
+        "No policy is shown to beat choosing depths at random: on these data, which request needs more depth cannot be"
+        " told from the request."
+    )
+
+
+def _claim_row(claim: Claim) -> str:
+    depths = ", ".join(map(str, claim.depths))
+    if claim.routing is None or claim.kept is None or claim.saved is None:
+        return f"<tr><th scope=row>{depths}</th><td>{escape(not_certified(claim))}</td><td>{claim.users:,}</td></tr>"
+    return (
+        f"<tr><th scope=row>{depths}</th><td>{escape(claim.routing.words)}</td><td>{claim.users:,}</td>"
+        f"<td>{claim.kept:.1%}</td><td>{claim.saved:.1%}</td></tr>"
+    )
+
+
+def not_certified(claim: Claim) -> str:
+    """Why, in a few words."""
+    if claim.needed is None:
+        return "not certified: the first step down already loses too much here"
+    return f"not certified: about {claim.needed:,} different users are needed, there are {claim.users:,}"
+
+
+def what_is_needed(certificate: Certificate) -> str:
+    """What would certify the claim that is nearest to it."""
+    missing = [claim for claim in certificate.claims if claim.needed is not None]
+    if not missing:
+        return "the first step below the deepest depth already loses too much; allow a larger --eps"
+    claim = min(missing, key=lambda claim: claim.needed or 0)
+    fewer = "name fewer profiles, " if len(certificate.claims) > 1 else ""
+    return (
+        f"depths {', '.join(map(str, claim.depths))} need about {claim.needed:,} different test users and there are"
+        f" {claim.users:,}; add users, {fewer}or allow a larger --eps"
+    )
+
+
+def certificate_rows(certificate: Certificate) -> list[list[str]]:
+    """A row of text per claim, the header first; the users who were copies of others come last."""
+    rows = [["depths", "routing", "users", "quality kept", "compute saved"]]
+    for claim in certificate.claims:
+        depths = " ".join(map(str, claim.depths))
+        if claim.routing is None or claim.kept is None or claim.saved is None:
+            rows.append([depths, not_certified(claim), f"{claim.users:,}", "", ""])
+        else:
+            figures = [f"{claim.users:,}", f"{claim.kept:.1%}", f"{claim.saved:.1%}"]
+            rows.append([depths, claim.routing.words, *figures])
+    if certificate.merged:
+        rows.append(["merged", SAME_CASE, f"{certificate.merged:,}", "", ""])
+    return rows
+
+
+def percent(share: float) -> str:
+    """Not rounded to whole ones: 99.5 % is no promise of 100 %."""
+    return f"{100 * share:.10g} %"
+
+
+def bucket_rows(claim: Claim, eps: float) -> list[list[str]]:
+    """A row of text per bucket, the header first."""
+    rows = [["users with", "users", "kept", "at least", f"loss below {percent(eps)}"]]
+    for each in claim.buckets:
+        shown = "shown" if each.low >= 1 - eps else "not shown"
+        rows.append([each.name, f"{each.users:,}", f"{each.kept:.1%}", f"{each.low:.1%}", shown])
+    return rows
+
+
+def _pairs(cost: Sequence[float] | np.ndarray, quality: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a, b in zip(cost, quality, strict=True)]

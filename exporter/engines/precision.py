@@ -1,0 +1,201 @@
+"""Engines in fewer bits, by onnxruntime's own quantisers, and what that costs in quality.
+
+fp16: all weights and sums. int8: the products with weights, whose inputs get one scale each, found on real histories
+(static, QDQ), and whose weights get one per output channel. int4: weights alone, a scale per 32 of them (MatMulNBits).
+mixed: layer by layer. Embeddings, attention among items and exits stay fp32 but in fp16.
+"""
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from fathom.errors import ConfigError
+from fathom.exporter.engines.items import item_vectors
+from fathom.exporter.engines.parity import SegmentRunner
+from fathom.exporter.engines.segments import segment_specs
+from fathom.training.batches import history_batches
+from fathom.training.dataset import Sequences
+from fathom.training.model import ElasticModel
+
+Bits = Literal["fp32", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int4", "mixed"]
+
+#: Of a weight, in each of them; int4 with its scales.
+BITS: dict[Bits, float] = {"fp32": 32, "int8": 8, "int4": 4 + 32 / 32}
+BLOCK = 32
+CALIBRATION_HISTORIES = 128
+_CALIBRATION_TOKENS = 3_200
+_LAYER = re.compile(r"(?:layer|last)-(\d+)\.")
+
+Feeds = dict[str, NDArray[Any]]
+
+
+def same_bits(model: ElasticModel, bits: Bits) -> dict[int, Bits]:
+    """Every layer alike."""
+    return dict.fromkeys(_layers(model), bits)
+
+
+def mixed_bits(model: ElasticModel, order: Sequence[int], budget_mb: float) -> dict[int, Bits]:
+    """The most important layers in the most bits, so that the weights of all layers stay within a budget.
+
+    ``order``: layers, most important first. All begin with int4; then, in this order, as many as there is room for get
+    int8, and then fp32. A layer that two engines hold counts twice. Raises ConfigError when not even int4 fits.
+    """
+    copies = _layers(model)
+    weights = {layer: sum(w.numel() for w in model.block(layer).parameters() if w.ndim == 2) for layer in copies}
+    sizes = {layer: weights[layer] * copies[layer] / 8 / 2**20 for layer in copies}
+    chosen: dict[int, Bits] = dict.fromkeys(copies, "int4")
+    left = budget_mb - sum(size * BITS["int4"] for size in sizes.values())
+    if left < 0:
+        raise ConfigError(f"a budget of {budget_mb:g} MB is too small: int4 takes {budget_mb - left:.2f} MB")
+    better: tuple[Bits, ...] = ("int8", "fp32")
+    for bits in better:
+        for layer in (layer for layer in order if layer in copies):
+            more = sizes[layer] * (BITS[bits] - BITS[chosen[layer]])
+            if more <= left:
+                chosen[layer], left = bits, left - more
+    return chosen
+
+
+def reduce_engines(
+    model: ElasticModel, files: Mapping[str, bytes], bits: Mapping[int, Bits] | Literal["fp16"], histories: Sequences
+) -> dict[str, bytes]:
+    """The same engines with each layer in its bits, or all in fp16.
+
+    ``files``: those of ``export_segments``. ``histories``: where the scales of int8 come from.
+    """
+    if bits == "fp16":
+        return {path: _fp16(data) for path, data in files.items()}
+    runner = SegmentRunner(files, segment_specs(model.config.paths), item_vectors(model))
+    feeds = _calibration_feeds(model, runner, histories)
+    reduced = {}
+    for spec in runner.specs:
+        proto = onnx.load_from_string(files[spec.file])
+        for name, reduce in (("int8", _int8), ("int4", _int4)):
+            nodes = _products(proto, {layer for layer, each in bits.items() if each == name})
+            if nodes:
+                with _quiet():
+                    proto = reduce(proto, nodes, feeds[spec.depth])
+        reduced[spec.file] = bytes(proto.SerializeToString(deterministic=True))
+    return reduced
+
+
+def _layers(model: ElasticModel) -> dict[int, int]:
+    """Layer -> how many engines hold it."""
+    held: dict[int, int] = {}
+    for spec in segment_specs(model.config.paths):
+        for layer in (*spec.full_layers, spec.last_layer):
+            held[layer] = held.get(layer, 0) + 1
+    return held
+
+
+def _products(proto: onnx.ModelProto, layers: set[int]) -> list[str]:
+    """The names of the products of these layers with weights."""
+    weights = {each.name for each in proto.graph.initializer}
+    found = []
+    for node in proto.graph.node:
+        layer = _LAYER.match(node.name)
+        if layer and int(layer[1]) in layers and node.op_type == "MatMul" and node.input[1] in weights:
+            found.append(node.name)
+    return found
+
+
+def _calibration_feeds(model: ElasticModel, runner: SegmentRunner, histories: Sequences) -> dict[int, list[Feeds]]:
+    """Depth -> what its segment reads for some histories of all lengths."""
+    chosen = histories.select(np.flatnonzero(histories.lengths))
+    rows = np.linspace(0, len(chosen) - 1, min(CALIBRATION_HISTORIES, len(chosen))).round().astype(np.int64)
+    batches = history_batches(
+        chosen.select(np.argsort(chosen.lengths, kind="stable")[rows]),
+        max_history=model.config.max_history,
+        tokens=_CALIBRATION_TOKENS,
+    )
+    feeds: dict[int, list[Feeds]] = {spec.depth: [] for spec in runner.specs}
+    for _, items, times in batches:
+        known = (np.zeros_like(items) if times is None else times.numpy()) if model.uses_timestamps else None
+        given: Feeds = runner.feeds(items.numpy(), known)
+        for spec in runner.specs:
+            read = runner.read(spec, given)
+            feeds[spec.depth].append(read)
+            if spec.feeds_next:
+                given["hidden_in"] = runner.sessions[spec.depth].run(["hidden_out"], read)[0]
+    return feeds
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    def __init__(self, feeds: Sequence[Feeds]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._feeds, None)
+
+
+def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Feeds]) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            proto,
+            path,
+            _Reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=nodes,
+            calibrate_method=CalibrationMethod.MinMax,
+            # A product leaves as fp32: what follows is no product, and reads it as it is.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        )
+        return onnx.load(path)
+
+
+def _int4(proto: onnx.ModelProto, nodes: list[str], _: Sequence[Feeds]) -> onnx.ModelProto:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    others = [node.name for node in proto.graph.node if node.name not in nodes]
+    quantiser = MatMulNBitsQuantizer(
+        proto, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
+    )
+    quantiser.process()
+    made: onnx.ModelProto = quantiser.model.model
+    return made
+
+
+def _fp16(data: bytes) -> bytes:
+    blocked = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "ReduceL2"]
+    proto = convert_float_to_float16(
+        onnx.load_from_string(data), keep_io_types=True, disable_shape_infer=True, op_block_list=blocked
+    )
+    OnnxModel(proto).topological_sort()  # it leaves casts behind their readers
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantisers tell every node they touch, and one sets up the program's log when it is imported."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)

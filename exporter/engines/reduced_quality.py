@@ -1,0 +1,76 @@
+"""What engines in fewer bits recommend, against the same engines in fp32: full ranking of the test items."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fathom.errors import ParityError
+from fathom.exporter.engines.parity import SegmentRunner
+from fathom.exporter.engines.segments import segment_specs
+from fathom.runtime.item_vectors import ItemVectors
+from fathom.runtime.manifest import Interval
+from fathom.training.baselines import Scores
+from fathom.training.batches import history_batches
+from fathom.training.dataset import Dataset, Sequences
+from fathom.training.evaluate import EvaluationReport, evaluate
+from fathom.training.metrics import Floats, bootstrap_means, percentile
+from fathom.training.model import ElasticModel
+from fathom.training.scorer import depth_name
+from fathom.training.splits import Split
+
+METRIC = "ndcg@10"
+#: Of NDCG@10, where nothing else is said: as much as published compressions call lossless.
+MAX_LOSS = 0.01
+_TOKENS = 6_400
+
+
+def evaluate_engines(
+    model: ElasticModel,
+    files: Mapping[str, bytes],
+    items: ItemVectors,
+    dataset: Dataset,
+    cut: Split,
+    progress: Callable[[str], None],
+) -> EvaluationReport:
+    """As ``evaluate_model`` does it, every depth by its engines and with these item vectors."""
+    runner = SegmentRunner(files, segment_specs(model.config.paths), items)
+    vectors = np.asarray(items)
+
+    def score(histories: Sequences) -> dict[str, Scores]:
+        found = {d: np.empty((len(histories), len(vectors)), dtype=np.float32) for d in model.depths}
+        for rows, ids, times in history_batches(histories, max_history=model.config.max_history, tokens=_TOKENS):
+            known = (np.zeros_like(ids) if times is None else times.numpy()) if model.uses_timestamps else None
+            for depth, users in runner.run_arrays(ids.numpy(), known).items():
+                found[depth][rows] = users @ vectors.T
+        return {depth_name(depth): scores for depth, scores in found.items()}
+
+    deepest = depth_name(model.depths[-1])
+    return evaluate(cut.test, [score], n_items=dataset.n_items, reference=deepest, progress=progress)
+
+
+def losses(full: EvaluationReport, reduced: EvaluationReport, depths: tuple[int, ...]) -> dict[int, Interval]:
+    """Depth -> the share of NDCG@10 that is lost, 1 - reduced / full, with its 95 % interval, paired over users."""
+    found = {}
+    for depth in depths:
+        name = depth_name(depth)
+        found[depth] = relative_loss(full.per_user[name][METRIC], reduced.per_user[name][METRIC])
+    return found
+
+
+def relative_loss(full: Floats, reduced: Floats) -> Interval:
+    """1 - mean(reduced) / mean(full) over the same users, with its 95 % percentile bootstrap interval."""
+    means = bootstrap_means(np.stack((full, reduced), axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.nan_to_num(1 - means[:, 1] / means[:, 0])
+        value = np.nan_to_num(1 - reduced.mean() / full.mean())
+    return Interval(**percentile(float(value), drawn).as_dict())
+
+
+def check_losses(losses: Mapping[int, Interval], max_loss: float, precision: str) -> None:
+    """Raise ParityError where a depth loses more than is allowed."""
+    for depth, loss in sorted(losses.items()):
+        if loss.value > max_loss:
+            raise ParityError(
+                f"depth {depth} loses {loss.value:.1%} of its NDCG@10 [{loss.low:.1%}, {loss.high:.1%}] in {precision},"
+                f" more than {max_loss:.1%}; choose more bits, or allow it with --max-loss"
+            )

@@ -1,0 +1,1 @@
+"""Bundles for other runtimes: each takes a bundle and writes another."""

@@ -1,0 +1,1 @@
+"""All subsets of layers, measured: the truth that methods are graded by."""

@@ -1,0 +1,159 @@
+"""Runs a bundle's TensorRT-RTX plan on this machine's GPU."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engines.afresh import Afresh
+from fathom.runtime.engines.plans import PlanRefusedError, choose_plan
+from fathom.runtime.engines.session import Device
+from fathom.runtime.manifest import Plan
+
+
+def open_plan(bundle: Bundle, depths: Collection[int]) -> "RtxEngine":
+    """The engine of the plan that fits this machine; PlanRefusedError where none does."""
+    plan = choose_plan(bundle.manifest, library=library_version(), capability=gpu_capability())
+    try:
+        return RtxEngine(bundle, plan, depths=tuple(sorted(depths)))
+    except RuntimeError as error:
+        raise PlanRefusedError(f"the plan for compute capability {plan.compute_capability}: {error}") from error
+
+
+def library_version() -> str | None:
+    """Of TensorRT-RTX, or None where it is not installed."""
+    try:
+        import tensorrt_rtx
+    except ImportError:
+        return None
+    return str(tensorrt_rtx.__version__)
+
+
+def gpu_capability() -> str | None:
+    """Of the first GPU, as 8.9, or None where none can be used."""
+    try:
+        from cuda.bindings import runtime as cuda
+    except ImportError:
+        return None
+    kinds = cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor
+    found = [cuda.cudaDeviceGetAttribute(kind, 0) for kind in kinds]
+    return ".".join(str(value) for _, value in found) if all(int(error) == 0 for error, _ in found) else None
+
+
+class RtxEngine(Afresh):
+    """See ``Engine``: all segments of one plan, on one stream, for one thread.
+
+    The library captures a CUDA graph for each optimization profile, so one per length bucket. A batch beyond the plan's
+    largest is run in parts.
+    """
+
+    name = "tensorrt-rtx"
+    device: Device = "cpu"
+
+    def __init__(self, bundle: Bundle, plan: Plan, *, depths: tuple[int, ...]) -> None:
+        import tensorrt_rtx as trt
+        from cuda.bindings import runtime as cuda
+
+        self.depths = depths
+        self._cuda = cuda
+        self._plan = plan
+        self._width = bundle.manifest.model.width
+        self._timestamps = bundle.manifest.model.uses_timestamps
+        self._vectors = bundle.vectors
+        self._stream = self._got(cuda.cudaStreamCreate())
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        segments: dict[str, _Segment] = {}
+        self._chains: dict[int, list[_Segment]] = {}
+        for depth in depths:
+            for engine in bundle.segments(depth):
+                if engine not in segments:
+                    file = plan.segments[engine]
+                    segments[engine] = _Segment(trt, runtime, bundle.read(file), file, plan, self._stream)
+            self._chains[depth] = [segments[engine] for engine in bundle.segments(depth)]
+        positions = plan.max_batch * plan.histories[-1]
+        hidden = positions * self._width * 4
+        ids, users = positions * 8, plan.max_batch * self._width * 4
+        sizes = {"items": ids, "timestamps": ids, "item_vectors": hidden, "user_vector": users}
+        self._buffers = {name: self._got(cuda.cudaMalloc(size)) for name, size in sizes.items()}
+        self._hidden = [self._got(cuda.cudaMalloc(hidden)) for _ in range(2)]
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``; KeyError for a depth that it does not have."""
+        most = self._plan.max_batch
+        if len(items) > most:
+            parts = [slice(start, start + most) for start in range(0, len(items), most)]
+            times = [None if timestamps is None else timestamps[part] for part in parts]
+            return np.concatenate([self.run(items[part], at, depth) for part, at in zip(parts, times, strict=True)])
+        batch, length = items.shape
+        profile = next(place for place, longest in enumerate(self._plan.histories) if length <= longest)
+        inputs: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self._vectors.padded(items)}
+        if self._timestamps:
+            inputs["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        for name, value in inputs.items():
+            self._copy(self._buffers[name], np.ascontiguousarray(value), to_device=True)
+        shapes = {name: value.shape for name, value in inputs.items()}
+        shapes["hidden_in"] = (batch, length, self._width)
+        for place, segment in enumerate(self._chains[depth]):
+            # A segment has the same addresses in every run: its graph holds them.
+            hidden = {"hidden_in": self._hidden[place % 2], "hidden_out": self._hidden[1 - place % 2]}
+            segment.enqueue(profile, shapes, self._buffers | hidden, self._stream)
+        users = np.empty((batch, self._width), np.float32)
+        self._copy(self._buffers["user_vector"], users, to_device=False)
+        self._got(self._cuda.cudaStreamSynchronize(self._stream))
+        return users
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._chains.clear()
+        for buffer in (*self._buffers.values(), *self._hidden):
+            self._got(self._cuda.cudaFree(buffer))
+        self._got(self._cuda.cudaStreamDestroy(self._stream))
+
+    def __enter__(self) -> "RtxEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _copy(self, buffer: int, array: NDArray[Any], *, to_device: bool) -> None:
+        kinds = self._cuda.cudaMemcpyKind
+        if to_device:
+            call = (buffer, array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
+        else:
+            call = (array.ctypes.data, buffer, array.nbytes, kinds.cudaMemcpyDeviceToHost, self._stream)
+        self._got(self._cuda.cudaMemcpyAsync(*call))
+
+    def _got(self, answer: tuple[Any, ...]) -> Any:
+        """What a call of CUDA returned besides its error code."""
+        error, *values = answer
+        if int(error) != 0:
+            raise RuntimeError(f"CUDA: {error.name}")
+        return values[0] if values else None
+
+
+class _Segment:
+    """One plan file with a context for each of its optimization profiles."""
+
+    def __init__(self, trt: Any, runtime: Any, data: bytes, name: str, plan: Plan, stream: Any) -> None:
+        self._engine = runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise PlanRefusedError(f"{name}: TensorRT-RTX {trt.__version__} cannot read this plan on this machine")
+        self._names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
+        self._inputs = {name for name in self._names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._contexts = [self._engine.create_execution_context(config) for _ in plan.histories]
+        for place, context in enumerate(self._contexts):
+            context.set_optimization_profile_async(place, int(stream))
+
+    def enqueue(self, profile: int, shapes: dict[str, tuple[int, ...]], buffers: dict[str, int], stream: Any) -> None:
+        """Start a run; what it reads is in ``buffers``, and what it gives will be."""
+        context = self._contexts[profile]
+        for name in self._names:
+            if name in self._inputs:
+                context.set_input_shape(name, shapes[name])
+            context.set_tensor_address(name, int(buffers[name]))
+        if not context.execute_async_v3(int(stream)):
+            raise RuntimeError("TensorRT-RTX could not run a segment")

@@ -1,0 +1,1 @@
+"""What the server stores of a user: one contract, three stores."""

@@ -1,0 +1,249 @@
+"""Histories in Redis or Valkey, shared by servers on several machines; as durable as that server is told to be."""
+
+import json
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
+
+from fathom.errors import ConfigError, MissingExtraError
+from fathom.serving.history.store import SECONDS_A_DAY, SWEEP_AT_ONCE, Appended, Event, Faults, Retention, digest_of
+
+PREFIX = "fathom:history"
+IDS, MEMBERS = ":ids", ":members"
+MOST_CONNECTIONS = 32
+TIMEOUT_S = 1.0
+ARRIVAL_DIGITS = 15
+# What Redis says where a key holds something that Fathom has not written.
+_FOREIGN = ("WRONGTYPE", "hash value is not an integer", "would overflow")
+
+# A user is two keys: a hash from event id to member, with the number of arrivals under the empty id, and a sorted set
+# of members by timestamp. A member is the arrival, so that equal timestamps sort by it, and JSON of both ids. Of a
+# deleted user a third key is left for a while: a tombstone under the digest of the id, "DELETED-AT LAST".
+_COMMON = """
+local function drop(ids, members, found)
+    for _, member in ipairs(found) do
+        redis.call('ZREM', members, member)
+        local is_json, both = pcall(cjson.decode, string.sub(member, 16))
+        if is_json and type(both) == 'table' and type(both[1]) == 'string' and both[1] ~= '' then
+            redis.pcall('HDEL', ids, both[1])
+        end
+    end
+end
+local function trim(ids, members, oldest, latest, most, seconds)
+    drop(ids, members, redis.call('ZRANGEBYSCORE', members, '-inf', '(' .. oldest))
+    local excess = redis.call('ZCARD', members) - most
+    if excess > 0 then
+        local ahead = redis.call('ZRANGEBYSCORE', members, '(' .. latest, '+inf', 'LIMIT', 0, excess)
+        drop(ids, members, ahead)
+        excess = excess - #ahead
+    end
+    if excess > 0 then
+        drop(ids, members, redis.call('ZRANGE', members, 0, excess - 1))
+    end
+    local newest = redis.call('ZREVRANGEBYSCORE', members, latest, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+    for _, key in ipairs({ids, members}) do
+        if redis.call('EXISTS', members) == 0 then
+            redis.call('DEL', key)
+        elseif seconds == 0 then
+            redis.call('PERSIST', key)
+        elseif newest then
+            redis.call('EXPIREAT', key, math.floor(newest) + seconds)
+        end
+    end
+end
+local function last_before(tombstone, now, seconds)
+    local found = redis.pcall('GET', tombstone)
+    local at, last = string.match(type(found) == 'string' and found or '', '^(%d+) (%d+)$')
+    return at and now < at + seconds and tonumber(last) or -1
+end
+"""
+_APPEND = (
+    _COMMON
+    + """
+local ids, members, tombstone = KEYS[1], KEYS[2], KEYS[3]
+local oldest, latest, most, seconds = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local last = last_before(tombstone, tonumber(ARGV[5]), tonumber(ARGV[6]))
+local known, old, deleted, new = 0, 0, 0, {}
+for i = 7, #ARGV, 3 do
+    local event, timestamp, both = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+    if timestamp <= last then
+        deleted = deleted + 1
+    elseif timestamp < tonumber(oldest) then
+        old = old + 1
+    else
+        local held = redis.call('HGET', ids, event)
+        local at = held and tonumber(redis.call('ZSCORE', members, held) or '-inf')
+        if held and at >= tonumber(oldest) and at <= tonumber(latest) then
+            known = known + 1
+        else
+            if held then
+                redis.call('ZREM', members, held)
+            end
+            local member = string.format('%015d', redis.call('HINCRBY', ids, '', 1)) .. both
+            redis.call('HSET', ids, event, member)
+            redis.call('ZADD', members, ARGV[i + 1], member)
+            new[#new + 1] = member
+        end
+    end
+end
+trim(ids, members, oldest, latest, most, seconds)
+local added = 0
+for _, member in ipairs(new) do
+    if redis.call('ZSCORE', members, member) then
+        added = added + 1
+    end
+end
+return {added, known, old + #new - added, deleted}
+"""
+)
+# Whatever lies under the keys goes, also what is not Fathom's.
+_DELETE = (
+    _COMMON
+    + """
+local ids, members, tombstone = KEYS[1], KEYS[2], KEYS[3]
+local now, latest, seconds = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local count = redis.pcall('ZCARD', members)
+local newest = redis.pcall('ZREVRANGEBYSCORE', members, latest, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+local last = math.max(now, tonumber(newest) or 0, last_before(tombstone, now, seconds))
+redis.call('DEL', ids, members)
+redis.call('SET', tombstone, string.format('%d %d', now, last), 'EX', seconds)
+return type(count) == 'number' and count or 0
+"""
+)
+_SWEEP = (
+    _COMMON
+    + """
+local removed = 0
+for i = 1, #KEYS, 2 do
+    if redis.call('TYPE', KEYS[i + 1]).ok == 'zset' then
+        local before = redis.call('ZCARD', KEYS[i + 1])
+        trim(KEYS[i], KEYS[i + 1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]))
+        removed = removed + before - redis.call('ZCARD', KEYS[i + 1])
+    end
+end
+return removed
+"""
+)
+
+Result = TypeVar("Result")
+
+
+class RedisHistory:
+    """Histories behind a redis:// URL. Opening does not connect: a server that is away comes back by itself."""
+
+    def __init__(self, url: str, retention: Retention) -> None:
+        try:
+            from redis import asyncio as redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+            from redis.exceptions import OutOfMemoryError, RedisError
+        except ImportError:
+            raise MissingExtraError("redis", "redis") from None
+        try:
+            pool = redis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=MOST_CONNECTIONS,
+                timeout=TIMEOUT_S,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                # A connection that the server has closed in the meantime is found only when it is used.
+                retry=Retry(NoBackoff(), 1),
+                decode_responses=True,
+                # What is no text is told from an event later.
+                encoding_errors="surrogateescape",
+            )
+        except ValueError:
+            # Not its words: they may hold a part of the password.
+            raise ConfigError(
+                "history: not a URL of a Redis server; as redis://USER:PASSWORD@HOST:PORT/DB, with / # ? @ : of a"
+                " password written as %2F %23 %3F %40 %3A"
+            ) from None
+        self._redis: Any = redis.Redis.from_pool(pool)
+        self._append = self._redis.register_script(_APPEND)
+        self._delete = self._redis.register_script(_DELETE)
+        self._sweep = self._redis.register_script(_SWEEP)
+        self._full = OutOfMemoryError
+        self._failures = (RedisError, OSError)
+        self._retention = retention
+        self._faults = Faults()
+
+    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+        """See HistoryStore."""
+        retention = self._retention
+        retention.check(events)
+        arguments: list[Any] = [*self._limits(), retention.now, retention.tombstone_s]
+        for event_id, item_id, timestamp in events:
+            arguments += event_id, timestamp, json.dumps((event_id, item_id), ensure_ascii=False)
+        return Appended(*await self._reach(self._append(keys=_keys(user_id), args=arguments)))
+
+    async def read(self, user_id: str) -> list[Event]:
+        """See HistoryStore."""
+        _, members, _ = _keys(user_id)
+        retention = self._retention
+        newest = self._redis.zrange(
+            members,
+            retention.latest,
+            retention.oldest,
+            desc=True,
+            byscore=True,
+            withscores=True,
+            offset=0,
+            num=retention.max_events,
+        )
+        found = [_event(member, score) for member, score in reversed(await self._reach(newest))]
+        events = [event for event in found if event is not None]
+        if len(events) < len(found):
+            self._faults.foreign_event(f"{PREFIX}:{{USER}}{MEMBERS} in Redis")
+        return events
+
+    async def delete(self, user_id: str) -> int:
+        """See HistoryStore."""
+        retention = self._retention
+        arguments = retention.now, retention.latest, retention.tombstone_s
+        return await self._reach(self._delete(keys=_keys(user_id), args=arguments))
+
+    async def sweep(self) -> int:
+        """See HistoryStore."""
+        if self._retention.max_age_days is None:
+            return 0  # Tombstones expire by themselves.
+        removed, cursor = 0, None
+        while cursor != 0:
+            scan = self._redis.scan(cursor or 0, match=f"{PREFIX}:{{*}}{MEMBERS}", count=SWEEP_AT_ONCE)
+            cursor, found = await self._reach(scan)
+            keys = [key for members in found for key in (members.removesuffix(MEMBERS) + IDS, members)]
+            if keys:
+                removed += await self._reach(self._sweep(keys=keys, args=self._limits()))
+        return removed
+
+    async def close(self) -> None:
+        """See HistoryStore."""
+        await self._redis.aclose(close_connection_pool=True)
+
+    def _limits(self) -> tuple[int, int, int, int]:
+        retention = self._retention
+        seconds = (retention.max_age_days or 0) * SECONDS_A_DAY
+        return retention.oldest, retention.latest, retention.max_events, seconds
+
+    async def _reach(self, answer: Awaitable[Result]) -> Result:
+        try:
+            return await answer
+        except self._full as error:
+            raise self._faults.full(error) from None
+        except self._failures as error:
+            if any(each in str(error) for each in _FOREIGN):
+                raise self._faults.foreign_history(f"a key {PREFIX}:{{USER}}:* in Redis") from None
+            raise self._faults.unreachable(error) from None
+
+
+def _keys(user_id: str) -> tuple[str, str, str]:
+    name = f"{PREFIX}:{{{user_id}}}"
+    return name + IDS, name + MEMBERS, f"{PREFIX}:deleted:{digest_of(user_id)}"
+
+
+def _event(member: str, score: float) -> Event | None:
+    """An event as it is stored; None for what Fathom has not written."""
+    try:
+        event_id, item_id = json.loads(member[ARRIVAL_DIGITS:])
+        event_id.encode(), item_id.encode()
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return Event(event_id, item_id, int(score)) if score == int(score) else None

@@ -1,0 +1,295 @@
+"""Histories in one SQLite file."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from fathom.errors import ConfigError
+from fathom.serving.history.store import SWEEP_AT_ONCE, Appended, Event, Faults, Retention, digest_of
+
+BUSY_MS = 5_000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    arrival INTEGER PRIMARY KEY AUTOINCREMENT,
+    user TEXT NOT NULL,
+    event TEXT NOT NULL,
+    item TEXT NOT NULL,
+    timestamp INTEGER NOT NULL,
+    UNIQUE (user, event)
+);
+CREATE INDEX IF NOT EXISTS newest ON events (user, timestamp, arrival);
+CREATE TABLE IF NOT EXISTS tombstones (user TEXT PRIMARY KEY, at INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS due ON tombstones (at);
+"""
+_COLUMNS = {"arrival", "user", "event", "item", "timestamp"}
+# Only a sweep needs it.
+_BY_AGE = "CREATE INDEX IF NOT EXISTS age ON events (timestamp)"
+_READ = """
+SELECT event, item, timestamp FROM events WHERE user = ? AND timestamp BETWEEN ? AND ?
+ORDER BY timestamp DESC, arrival DESC LIMIT ?
+"""
+_INSERT = "INSERT OR IGNORE INTO events (user, event, item, timestamp) VALUES (?, ?, ?, ?)"
+# Events that are dated too far ahead, stored when the clock or the limit was another, go first.
+_TRIM = """
+DELETE FROM events WHERE user = ?1 AND arrival NOT IN
+    (SELECT arrival FROM events WHERE user = ?1 ORDER BY timestamp > ?2, timestamp DESC, arrival DESC LIMIT ?3)
+"""
+_BURY = """
+INSERT INTO tombstones VALUES (?, ?, ?)
+ON CONFLICT (user) DO UPDATE SET at = excluded.at, last = max(last, excluded.last)
+"""
+_SWEEP_EVENTS = "DELETE FROM events WHERE arrival IN (SELECT arrival FROM events WHERE timestamp < ? LIMIT ?)"
+_SWEEP_TOMBSTONES = "DELETE FROM tombstones WHERE user IN (SELECT user FROM tombstones WHERE at <= ? LIMIT ?)"
+#: What SQLite says where the disk, a quota or a limit on the file's size lets it write no more.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+Result = TypeVar("Result")
+
+
+class _Append(NamedTuple):
+    user_id: str
+    events: Sequence[Event]
+    done: "asyncio.Future[Appended]"
+
+
+class _Lost(Exception):
+    """The file is not the one that was opened any more."""
+
+
+class SqliteHistory:
+    """Histories in one SQLite file, shared by the workers of a server.
+
+    A write is on the disk when it returns. Appends that come while one is being written are written together, by one
+    thread; another thread reads beside it.
+    """
+
+    def __init__(self, path: Path, retention: Retention) -> None:
+        self._path = path
+        self._retention = retention
+        self._writer = ThreadPoolExecutor(1, "fathom-history-writer")
+        self._reader = ThreadPoolExecutor(1, "fathom-history-reader")
+        self._waiting: list[_Append] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._faults = Faults()
+        self._lost = False
+        try:
+            _refuse_foreign(path)
+            self._write = self._connect()
+            self._write.executescript(_SCHEMA)
+            if retention.max_age_days is not None:
+                self._write.execute(_BY_AGE)
+            self._read = self._connect()
+            self._read.text_factory = _text
+            self._files = self._identities()
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
+
+    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+        """See HistoryStore."""
+        self._retention.check(events)
+        append = _Append(user_id, events, asyncio.get_running_loop().create_future())
+        self._waiting.append(append)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all())
+        return await append.done
+
+    async def read(self, user_id: str) -> list[Event]:
+        """See HistoryStore."""
+
+        def newest() -> list[Event]:
+            retention = self._retention
+            window = user_id, retention.oldest, retention.latest, retention.max_events
+            found = [Event(*row) for row in self._read.execute(_READ, window)]
+            # SQLite would also store something else in these columns.
+            events = [each for each in found if [*map(type, each)] == [str, str, int]]
+            if len(events) < len(found):
+                self._faults.foreign_event(self._path)
+            return events[::-1]
+
+        return await self._run(self._reader, newest)
+
+    async def delete(self, user_id: str) -> int:
+        """See HistoryStore."""
+
+        def forget() -> int:
+            now, latest = self._retention.now, self._retention.latest
+            newest = "SELECT max(timestamp) FROM events WHERE user = ? AND timestamp <= ?"
+            with self._transaction():
+                (last,) = self._write.execute(newest, (user_id, latest)).fetchone()
+                count = self._write.execute("DELETE FROM events WHERE user = ?", (user_id,)).rowcount
+                self._write.execute(_BURY, (digest_of(user_id), now, max(now, last or 0)))
+            if not self._empty_log():
+                raise sqlite3.OperationalError("another process is reading what was deleted")
+            return count
+
+        return await self._run(self._writer, forget)
+
+    async def sweep(self) -> int:
+        """See HistoryStore."""
+        retention = self._retention
+        oldest, due = retention.oldest, retention.now - retention.tombstone_s
+        events = 0 if retention.max_age_days is None else await self._sweep(_SWEEP_EVENTS, oldest)
+        if await self._sweep(_SWEEP_TOMBSTONES, due) or events:
+            await self._run(self._writer, self._empty_log)
+        return events
+
+    async def close(self) -> None:
+        """See HistoryStore."""
+        for pool, connection in ((self._writer, self._write), (self._reader, self._read)):
+            pool.shutdown()
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        # A statement that is kept would keep the last id that it was asked for.
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=0)
+        for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    async def _write_all(self) -> None:
+        """Until none waits: all that wait, in one transaction."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                counts = await self._run(self._writer, lambda batch=batch: self._commit(batch))  # type: ignore[misc]
+            except Exception as error:
+                # Whatever it is: else these and all later appends would wait for ever.
+                for append in batch:
+                    if not append.done.done():
+                        append.done.set_exception(error)
+                continue
+            for append, count in zip(batch, counts, strict=True):
+                if not append.done.done():
+                    append.done.set_result(count)
+        self._writing = None
+
+    def _commit(self, batch: Sequence[_Append]) -> list[Appended]:
+        with self._transaction():
+            return [self._add(user_id, events) for user_id, events, _ in batch]
+
+    def _add(self, user_id: str, events: Sequence[Event]) -> Appended:
+        retention = self._retention
+        oldest, latest = retention.oldest, retention.latest
+        last = self._deleted_until(user_id)
+        later = [each for each in events if each.timestamp > last]
+        rows = [(user_id, *each) for each in later if each.timestamp >= oldest]
+        if retention.max_age_days is not None:
+            self._write.execute("DELETE FROM events WHERE user = ? AND timestamp < ?", (user_id, oldest))
+        ahead = "SELECT 1 FROM events WHERE user = ? AND timestamp > ? LIMIT 1"
+        if self._write.execute(ahead, (user_id, latest)).fetchone():
+            # An id that only such an event has is free for a real one.
+            free = "DELETE FROM events WHERE user = ? AND event = ? AND timestamp > ?"
+            self._write.executemany(free, [(user_id, event, latest) for _, event, _, _ in rows])
+        (arrival,) = self._write.execute("SELECT coalesce(max(arrival), 0) FROM events").fetchone()
+        new = added = self._write.executemany(_INSERT, rows).rowcount if rows else 0
+        (held,) = self._write.execute("SELECT count(*) FROM events WHERE user = ?", (user_id,)).fetchone()
+        if held > retention.max_events:
+            self._write.execute(_TRIM, (user_id, latest, retention.max_events))
+            kept = "SELECT count(*) FROM events WHERE user = ? AND arrival > ?"
+            (added,) = self._write.execute(kept, (user_id, arrival)).fetchone()
+        return Appended(
+            added,
+            known=len(rows) - new,
+            too_old=len(later) - len(rows) + new - added,
+            before_deletion=len(events) - len(later),
+        )
+
+    def _deleted_until(self, user_id: str) -> int:
+        """Events up to this time are from before the user was deleted; -1 where that is unknown, or long ago."""
+        alive = digest_of(user_id), self._retention.now - self._retention.tombstone_s
+        row = self._write.execute("SELECT last FROM tombstones WHERE user = ? AND at > ?", alive).fetchone()
+        return row[0] if row else -1
+
+    async def _sweep(self, statement: str, before: int) -> int:
+        """Run a deletion in small parts, so that appends get their turn between them; returns the number of rows."""
+        removed = 0
+        while True:
+            count = await self._run(
+                self._writer, lambda: self._write.execute(statement, (before, SWEEP_AT_ONCE)).rowcount
+            )
+            removed += count
+            if count < SWEEP_AT_ONCE:
+                return removed
+
+    def _empty_log(self) -> bool:
+        """Empty the log that deleted rows came through; in the file itself they are overwritten (secure_delete).
+
+        False where another process is just reading it.
+        """
+        busy, *_ = self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._write.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._write.execute("COMMIT")
+        except BaseException:
+            # A full disk may have ended it already; what matters is the first error.
+            with suppress(sqlite3.Error):
+                self._write.execute("ROLLBACK")
+            raise
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+        def guarded() -> Result:
+            self._check_file()
+            return work()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, guarded)
+        except sqlite3.Error as error:
+            # Errors that SQLite itself did not raise have no code.
+            if getattr(error, "sqlite_errorcode", None) in _FULL:
+                raise self._faults.full(f"{self._path}: {error}") from None
+            raise self._faults.unreachable(f"{self._path}: {error}") from None
+        except OSError as error:
+            raise self._faults.unreachable(error) from None
+        except _Lost:
+            raise self._faults.unreachable(
+                f"{self._path} was deleted, replaced or emptied while it was open; stop the server, restore the file"
+                " (or remove what is left of it, to begin anew), and start the server again"
+            ) from None
+
+    def _identities(self) -> list[tuple[int, int]]:
+        """Tell the file and its write-ahead log, which holds the newest events, from others of their names."""
+        found = [each.stat() for each in (self._path, self._path.with_name(f"{self._path.name}-wal"))]
+        return [(each.st_dev, each.st_ino) for each in found]
+
+    def _check_file(self) -> None:
+        """Raise _Lost where others would no longer find in the file what is read and written here.
+
+        Once lost, the file stays so: what has taken its place does not fit what SQLite remembers of it.
+        """
+        if not self._lost:
+            try:
+                self._lost = not self._path.stat().st_size or self._identities() != self._files
+            except FileNotFoundError:
+                self._lost = True
+        if self._lost:
+            raise _Lost
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise ConfigError, and change nothing, where a database has tables but none of histories."""
+    connection = sqlite3.connect(path, timeout=BUSY_MS / 1_000)
+    try:
+        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
+        columns = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('events')")}
+    finally:
+        connection.close()
+    if tables and columns != _COLUMNS:
+        raise ConfigError(f"{path}: cannot be used for histories: a database of something else; name another file")
+
+
+def _text(raw: bytes) -> str | bytes:
+    """What SQLite calls text; bytes where it is none, which only others can have written."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

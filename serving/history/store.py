@@ -1,0 +1,190 @@
+"""What the server remembers of users: their events, for requests that bring a ``user_id`` and no history.
+
+A user's history is ordered by time, then by arrival. An event id that it already holds is ignored, so an append may be
+sent again. Only the newest ``max_events`` are kept, and none that is older than ``max_age_days``. Times too far ahead
+of the clock are refused: they would push real events out. Deleting a user leaves a tombstone, so that a late retry
+does not bring the user back.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from fathom.errors import ConfigError, InvalidRequestError, OverloadError, UnavailableError
+from fathom.serving.logs import Seldom
+
+SECONDS_A_DAY = 86_400
+#: Events, or users, that a sweep looks at before it lets others work.
+SWEEP_AT_ONCE = 1_000
+# Longest part of an event id that an error repeats.
+LONGEST_ECHO = 60
+
+
+class Event(NamedTuple):
+    """One thing that a user did; ``timestamp``: seconds since 1970."""
+
+    event_id: str
+    item_id: str
+    timestamp: int
+
+
+class Appended(NamedTuple):
+    """What became of the events of an append; each is counted once.
+
+    ``added``: new, and in the history now. ``known``: the history held that id. ``too_old``: older than the retention
+    or than the newest ``max_events``. ``before_deletion``: the user was deleted later.
+    """
+
+    added: int = 0
+    known: int = 0
+    too_old: int = 0
+    before_deletion: int = 0
+
+    def __add__(self, other: object) -> "Appended":
+        if not isinstance(other, Appended):
+            return NotImplemented
+        return Appended(*(one + another for one, another in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much is kept of a user, and for how long.
+
+    ``max_age_days`` None: however old. ``max_ahead_s``: how far ahead of the clock an event may be dated.
+    ``tombstone_days``: for how long a deleted user's late events are recognised. ``memory_mb``: bound of the store in
+    memory. ``clock``: seconds since 1970.
+    """
+
+    max_events: int = 1_000
+    max_age_days: int | None = None
+    max_ahead_s: int = SECONDS_A_DAY
+    tombstone_days: int = 7
+    memory_mb: int = 256
+    clock: Callable[[], float] = time.time
+
+    @property
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return int(self.clock())
+
+    @property
+    def oldest(self) -> int:
+        """The least timestamp that is kept now."""
+        return 0 if self.max_age_days is None else self.now - self.max_age_days * SECONDS_A_DAY
+
+    @property
+    def latest(self) -> int:
+        """The greatest timestamp that is accepted now."""
+        return self.now + self.max_ahead_s
+
+    @property
+    def tombstone_s(self) -> int:
+        """Seconds for which a deletion is remembered."""
+        return self.tombstone_days * SECONDS_A_DAY
+
+    def check(self, events: Iterable[Event]) -> None:
+        """Raise InvalidRequestError for the first event that is dated too far ahead."""
+        latest = self.latest
+        for event in events:
+            if event.timestamp > latest:
+                raise InvalidRequestError(
+                    f"event {event.event_id[:LONGEST_ECHO]!a} is dated {event.timestamp}, more than"
+                    f" {self.max_ahead_s} s ahead of the server's clock; send the time at which it happened"
+                )
+
+    def trim(self, events: Iterable[Event]) -> list[Event]:
+        """Those of a user's events (in the order of arrival) that are kept, in the order of the history.
+
+        Events that are dated too far ahead, stored when the clock or the limit was another, are the first to go.
+        """
+        oldest, latest = self.oldest, self.latest
+        # Sorting is stable, so equal times stay in the order of their arrival.
+        recent = sorted((each for each in events if each.timestamp >= oldest), key=lambda each: each.timestamp)
+        due = [each for each in recent if each.timestamp <= latest]
+        ahead, due = recent[len(due) :], due[-self.max_events :]
+        return due + ahead[len(ahead) - min(len(ahead), self.max_events - len(due)) :]
+
+
+class HistoryStore(Protocol):
+    """Histories of users; used from one event loop.
+
+    All but ``close`` raise UnavailableError when the store cannot be reached, and OverloadError when it is full. What
+    ``append`` and ``delete`` have returned is durable, as far as the store keeps anything at all.
+    """
+
+    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+        """Add events; raises InvalidRequestError for one that is dated too far ahead, and then adds none."""
+
+    async def read(self, user_id: str) -> list[Event]:
+        """What is kept of a user, oldest first; empty for one who is not known."""
+
+    async def delete(self, user_id: str) -> int:
+        """Forget everything of a user; returns how many events that were.
+
+        For ``tombstone_days``, events that are dated no later than the deletion, or than the user's newest event, are
+        ignored.
+        """
+
+    async def sweep(self) -> int:
+        """Remove events older than the retention and tombstones that are due; returns the number of events."""
+
+    async def close(self) -> None:
+        """Give back files and connections."""
+
+
+def open_history(setting: str, retention: Retention) -> HistoryStore | None:
+    """The store that ``off``, ``memory``, ``sqlite:PATH`` or a redis URL names.
+
+    Raises ConfigError for anything else and where it cannot be opened, MissingExtraError without a client for Redis.
+    """
+    kind, _, rest = setting.partition(":")
+    if setting == "off":
+        return None
+    if setting == "memory":
+        from fathom.serving.history.memory import MemoryHistory
+
+        return MemoryHistory(retention)
+    if kind == "sqlite" and rest:
+        from fathom.serving.history.sqlite import SqliteHistory
+
+        return SqliteHistory(Path(rest), retention)
+    if kind in ("redis", "rediss", "unix") and rest.startswith("//"):
+        from fathom.serving.history.redis import RedisHistory
+
+        return RedisHistory(setting, retention)
+    # Not the setting itself: it may hold a password.
+    raise ConfigError(f"history: {kind!r} is not possible; one of off, memory, sqlite:PATH, redis://HOST:PORT/DB")
+
+
+def digest_of(user_id: str) -> str:
+    """Stands for a user where the id itself must not stay; 32 hexadecimal digits."""
+    return hashlib.blake2b(user_id.encode(), digest_size=16, person=b"fathom-user").hexdigest()
+
+
+class Faults:
+    """What is wrong with a store: its own words go to the log, seldom enough, and none of them to clients."""
+
+    def __init__(self) -> None:
+        self._log = Seldom("fathom.serving")
+
+    def unreachable(self, why: object) -> UnavailableError:
+        """Nothing can be read or written now."""
+        self._log.warning("histories cannot be reached: %s", why)
+        return UnavailableError("histories cannot be reached; send item_ids, or try again")
+
+    def full(self, why: object) -> OverloadError:
+        """Nothing can be written now."""
+        self._log.warning("histories cannot be written, the store is full: %s", why)
+        return OverloadError("the store of histories is full; make room on the server, then try again")
+
+    def foreign_event(self, where: object) -> None:
+        """A history holds something that Fathom has not written."""
+        self._log.warning("%s holds something that Fathom has not written; it is left out", where)
+
+    def foreign_history(self, where: str) -> UnavailableError:
+        """Something that Fathom has not written lies in the place of a history."""
+        self._log.warning("%s is not what Fathom writes; deleting the user (DeleteUser) removes it", where)
+        return UnavailableError("what is stored of this user is no history; delete the user, or send item_ids")

@@ -1,0 +1,69 @@
+"""The options that say how a table is read and what of it is kept: declared once, for every command that reads one."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from fathom.training.tables.options import PrepareOptions
+
+Unit = Literal["s", "ms", "us", "ns"]
+
+
+def _given(
+    path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
+    items_path: Annotated[Path | None, typer.Option(help="Item metadata, where it is a file of its own.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the file's.")] = None,
+    user_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as user_id.")] = None,
+    item_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as item_id.")] = None,
+    timestamp_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as timestamp.")] = None,
+    timestamp_unit: Annotated[Unit | None, typer.Option(help="Of numeric times. Default: by their size.")] = None,
+    timestamp_format: Annotated[str | None, typer.Option(help="Of times in text, such as %d.%m.%Y.")] = None,
+    position_column: Annotated[str | None, typer.Option(help="Order within a user, where there is no time.")] = None,
+    rating_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as rating.")] = None,
+    items_id_column: Annotated[str | None, typer.Option(help="Of the item metadata.")] = None,
+    title_column: Annotated[str | None, typer.Option(help="Of the item metadata or, without it, of SOURCE.")] = None,
+    categories_column: Annotated[str | None, typer.Option(help="As --title-column.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the columns of a csv file without a header line, with commas between.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help=r"Of csv files, such as ';' or '\t'. Default: found out.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files, such as latin-1. Default: utf-8.")] = None,
+    max_malformed: Annotated[float | None, typer.Option(help="Share of bad rows to accept. Default: 0.01.")] = None,
+    k_core: Annotated[int | None, typer.Option(help="Fewest events of every user and item.")] = None,
+    minimum_rating: Annotated[float | None, typer.Option(help="Lower ratings are left out.")] = None,
+    repeats: Annotated[Literal["keep", "drop"] | None, typer.Option(help="Later events with the same item.")] = None,
+) -> dict[str, Any]:
+    """The options that were given, by their names in `PrepareOptions`."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    return given if columns is None else given | {"columns": tuple(name.strip() for name in columns.split(","))}
+
+
+def reads_tables(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with these options beside its own; its parameter ``given`` gets those that were used."""
+    own, shared = inspect.signature(command, eval_str=True), inspect.signature(_given, eval_str=True)
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(given=_given(**{name: values.pop(name) for name in shared.parameters}), **values)
+
+    both = [*(p for name, p in own.parameters.items() if name != "given"), *shared.parameters.values()]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in both]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def prepare_options(source: str, given: dict[str, Any]) -> "PrepareOptions":
+    """The source's own options with the given ones; raises ConfigError for impossible ones and unknown sources."""
+    from fathom.training.sources import DEFAULTS, default_options, generic_source
+
+    kind = source if source in DEFAULTS or not Path(source).exists() else generic_source(Path(source))
+    return replace(default_options(kind), **given)

@@ -1,0 +1,1 @@
+"""Tables of interactions: formats, columns, times and ids."""
