@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import ConfigError, DataError, OutputError
-from fathom.training import readers
 from fathom.training.data import PrepareOptions, default_options, k_core, prepare
 from fathom.training.dataset import Dataset
+from fathom.training.tables import readers
 
 Event = tuple[str, str, float, int]  # user, item, rating, time in seconds
 

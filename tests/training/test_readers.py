@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import DataError
-from fathom.training import readers
+from fathom.training.tables import readers
 from fathom.training.tables.readers import Table, column_names, layout_of, read, shorten
 
 COLUMNS = {"user": "user_id", "item": "item_id"}

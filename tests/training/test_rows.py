@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.errors import DataError
-from fathom.training import rows
+from fathom.training.tables import rows
 from fathom.training.tables.rows import RowReport
 from fathom.training.tables.times import LATEST_S, Times, TimeUnit
 

@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import DataError
-from fathom.training import readers
 from fathom.training.data import PrepareOptions, prepare
 from fathom.training.dataset import Dataset
+from fathom.training.tables import readers
 
 START = 1_600_000_000
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

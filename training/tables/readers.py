@@ -23,7 +23,7 @@ import polars as pl
 
 from fathom.artefacts import is_utf8
 from fathom.errors import DataError, MissingExtraError
-from fathom.training import delimited, json_lines
+from fathom.training.tables import delimited, json_lines
 from fathom.training.tables.columns import listed
 
 Layout = Literal["parquet", "csv", "jsonl", "xlsx"]
