@@ -1,0 +1,233 @@
+"""A client for a Fathom server.
+
+    with Client("127.0.0.1:50051") as client:
+        answer = client.recommend(["1", "50", "181"], k=5, profile="edge", timeout_s=0.2)
+        print(answer.depth, answer.why, [item.title for item in answer.items])
+
+``AsyncClient`` is the same with ``async with`` and ``await``. Over TLS, and with a key for every call:
+
+    Client("recommender.example.org:443", tls=True, metadata={"authorization": "Bearer ..."})
+
+Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to four times
+in all, when the server says it is worth it, within the timeout, and only while most calls to that server succeed.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from fathom.client import arguments, messages
+from fathom.client.messages import BundleInfo as BundleInfo
+from fathom.client.messages import Call, T
+from fathom.client.messages import Event as Event
+from fathom.client.messages import Interval as Interval
+from fathom.client.messages import Item as Item
+from fathom.client.messages import Query as Query
+from fathom.client.messages import Recommendation as Recommendation
+from fathom.client.messages import Reloaded as Reloaded
+from fathom.client.messages import Timings as Timings
+from fathom.client.messages import error_of as error_of
+from fathom.connection import DEFAULT_TARGET, Connection, Pem
+from fathom.errors import ConfigError, FathomError, brief
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.protos.fathom.v1 import recommender_pb2_grpc
+
+DEFAULT_TIMEOUT_S = 5.0
+RELOAD_TIMEOUT_S = 120.0
+
+#: gRPC's own retries (gRFC A6); the throttling is the budget: ten failures in a row stop them.
+_CALLS = {
+    "methodConfig": [
+        {
+            "name": [{"service": pb.DESCRIPTOR.services_by_name["Recommender"].full_name}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+_OPTIONS = (
+    ("grpc.service_config", json.dumps(_CALLS)),
+    # Without a pool of its own, a channel would share the connection of every other one to the same target.
+    ("grpc.use_local_subchannel_pool", 1),
+    # By default a connection that fails is not tried again for a second, in which every retry would fail too.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+)
+
+
+class _Channels(ABC):
+    """The connections of a client; calls take turns on them."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        channels: int = 1,
+        tls: bool | Pem = False,
+        certificate: Pem | None = None,
+        key: Pem | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._open(Connection(target, tls, certificate, key, metadata or {}), channels)
+
+    @classmethod
+    def over(cls, connection: Connection, *, channels: int = 1) -> Self:
+        """A client for an existing Connection."""
+        client = cls.__new__(cls)
+        client._open(connection, channels)
+        return client
+
+    def _open(self, connection: Connection, channels: int) -> None:
+        if not isinstance(channels, int) or channels < 1:
+            raise ConfigError(f"channels is {brief(channels)}; it must be at least 1")
+        self.target = connection.target
+        self._metadata = connection.pairs
+        self._channels = [self._channel(connection) for _ in range(channels)]
+        self._stubs = cycle([_stub(each) for each in self._channels])
+
+    @staticmethod
+    @abstractmethod
+    def _channel(connection: Connection) -> Any:
+        """A new channel, of this client's kind."""
+
+    def _start(self, call: Call[Any], timeout_s: float) -> Any:
+        """Send a call: its response, or what is awaited for it."""
+        method = getattr(next(self._stubs), call.rpc)
+        return method(call.request, timeout=arguments.seconds("timeout_s", timeout_s), metadata=self._metadata)
+
+
+class Client(_Channels):
+    """A blocking client, safe to share between threads; calls take turns on its ``channels`` connections.
+
+    A server of several workers is spread over by several connections. ``tls``, ``certificate``, ``key``, ``metadata``:
+    see ``fathom.connection.Connection``.
+
+    Every method raises ConnectError when no server answers, or a RequestError of ``fathom.errors`` that says what
+    the server did not accept.
+    """
+
+    @staticmethod
+    def _channel(connection: Connection) -> grpc.Channel:
+        return connection.channel(_OPTIONS)
+
+    def _call(self, call: Call[T], timeout_s: float) -> T:
+        try:
+            return call.read(self._start(call, timeout_s))
+        except grpc.RpcError as error:
+            raise error_of(self.target, error) from None
+
+    def recommend(
+        self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
+    ) -> Recommendation:
+        """The best items for one history, or one ``user_id``; ``options`` are the other fields of Query."""
+        return self._call(messages.recommend(Query(items, **options)), timeout_s)
+
+    def recommend_many(
+        self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Recommendation | FathomError]:
+        """Up to 1,024 queries in one message; the answer or the error of each, in order."""
+        return self._call(messages.recommend_many(queries), timeout_s)
+
+    def append_events(self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Add up to 10,000 events to the history that the server keeps of a user; returns how many were new.
+
+        An event whose id is known already is ignored, so the same events may be sent again.
+        """
+        return self._call(messages.append_events(user_id, events), timeout_s)
+
+    def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Make the server forget a user; returns how many events that were."""
+        return self._call(messages.delete_user(user_id), timeout_s)
+
+    def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
+        """What the server serves under this name, or by default."""
+        return self._call(messages.bundle(name), timeout_s)
+
+    def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
+        """Make the server replace this bundle, or all, by the newest in its folder; returns when it has."""
+        return self._call(messages.reload(name), timeout_s)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Channels):
+    """``Client`` for asyncio: the same methods, awaited."""
+
+    @staticmethod
+    def _channel(connection: Connection) -> grpc.aio.Channel:
+        return connection.aio_channel(_OPTIONS)
+
+    async def _call(self, call: Call[T], timeout_s: float) -> T:
+        try:
+            return call.read(await self._start(call, timeout_s))
+        except grpc.RpcError as error:
+            raise error_of(self.target, error) from None
+
+    async def recommend(
+        self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
+    ) -> Recommendation:
+        """See ``Client.recommend``."""
+        return await self._call(messages.recommend(Query(items, **options)), timeout_s)
+
+    async def recommend_many(
+        self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> list[Recommendation | FathomError]:
+        """See ``Client.recommend_many``."""
+        return await self._call(messages.recommend_many(queries), timeout_s)
+
+    async def append_events(
+        self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> int:
+        """See ``Client.append_events``."""
+        return await self._call(messages.append_events(user_id, events), timeout_s)
+
+    async def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """See ``Client.delete_user``."""
+        return await self._call(messages.delete_user(user_id), timeout_s)
+
+    async def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
+        """See ``Client.bundle``."""
+        return await self._call(messages.bundle(name), timeout_s)
+
+    async def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
+        """See ``Client.reload``."""
+        return await self._call(messages.reload(name), timeout_s)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for channel in self._channels:
+            await channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _stub(channel: Any) -> Any:
+    return recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]

@@ -1,0 +1,308 @@
+"""What a client asks for and what it gets, and how both travel over the wire."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from fathom.client import arguments
+from fathom.errors import (
+    ConnectError,
+    DeadlineError,
+    FathomError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadError,
+    UnavailableError,
+)
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+
+T = TypeVar("T")
+
+# gRPC lists every address that it tried.
+LONGEST_DETAILS = 220
+
+_ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+}
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+# A newer server may give a reason that is not listed here; its number must do then.
+_REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request: the user's items, oldest first, and what is wanted; empty and None mean the server's own choice.
+
+    ``user_id``: in place of items, a user whose history the server keeps. ``timestamps``: seconds since 1970, none or
+    one per item. ``k``: or what there is. ``profile``: a device profile or a tier. ``depth``: run exactly
+    this one. ``allow``: when not empty, only these items are returned. ``bundle``: one of several that the server has.
+    """
+
+    items: Sequence[str] = ()
+    k: int = 10
+    timestamps: Sequence[int] = ()
+    profile: str = ""
+    depth: int | None = None
+    include_seen: bool = False
+    exclude: Iterable[str] = ()
+    allow: Iterable[str] = ()
+    categories: Iterable[str] = ()
+    titles: bool = True
+    request_id: str = ""
+    user_id: str = ""
+    bundle: str = ""
+
+    def message(self) -> pb.RecommendRequest:
+        """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
+        texts, text = arguments.texts, arguments.text
+        return arguments.message(
+            pb.RecommendRequest,
+            request_id=text("request_id", self.request_id),
+            item_ids=texts("items", self.items, ordered=True),
+            timestamps=arguments.integers("timestamps", self.timestamps),
+            k=arguments.integer("k", self.k),
+            profile=text("profile", self.profile),
+            depth=None if self.depth is None else arguments.integer("depth", self.depth),
+            filter=arguments.message(
+                pb.Filter,
+                include_seen=arguments.flag("include_seen", self.include_seen),
+                exclude_item_ids=texts("exclude", self.exclude),
+                allow_item_ids=texts("allow", self.allow),
+                categories=texts("categories", self.categories),
+            ),
+            include_titles=arguments.flag("titles", self.titles),
+            user_id=text("user_id", self.user_id),
+            bundle=text("bundle", self.bundle),
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a user did: an id of its own among the user's events, the item, seconds since 1970."""
+
+    event_id: str
+    item_id: str
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """A recommended item; ``score`` is the cosine similarity of user and item, ``title`` is empty when unknown."""
+
+    id: str
+    score: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Microseconds inside the server."""
+
+    select_us: int
+    queue_us: int
+    engine_us: int
+    retrieval_us: int
+    total_us: int
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An answer: items best first, the depth that made it, and why: ``reason`` in a word, ``why`` in a sentence.
+
+    ``complexity``: 0 (simple) to 1; None where it had no say in the depth.
+    """
+
+    items: tuple[Item, ...]
+    depth: int
+    reason: str
+    why: str
+    complexity: float | None
+    history_used: int
+    unknown_items: int
+    timings: Timings
+    bundle_version: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a server serves; ``quality`` maps depth to metric (as ndcg@10) to its value on held-out items.
+
+    ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
+    ``bundles``: every name that a request may give to this server.
+    """
+
+    name: str
+    version: str
+    strategy: str
+    precision: str
+    engine: str
+    items: int
+    max_history: int
+    uses_timestamps: bool
+    depths: tuple[int, ...]
+    default_profile: str
+    profiles: tuple[str, ...]
+    quality: Mapping[int, Mapping[str, Interval]] = field(default_factory=dict)
+    policy: str = ""
+    certified: bool = False
+    alarm: bool = False
+    bundles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A bundle after a reload: the version that serves now, the one before, and why a newer one was refused, if so."""
+
+    bundle: str
+    version: str
+    previous: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One call: the name of the RPC, its request, and how its response is read."""
+
+    rpc: str
+    request: Any
+    read: Callable[[Any], T]
+
+
+def recommend(query: Query) -> Call[Recommendation]:
+    """One query; raises InvalidRequestError when it cannot be put into a message, as all calls do."""
+    return Call("Recommend", query.message(), _recommendation)
+
+
+def recommend_many(queries: Iterable[Query]) -> Call[list[Recommendation | FathomError]]:
+    """Several queries in one message."""
+    requests = [query.message() for query in arguments.instances("queries", queries, Query)]
+    request = pb.RecommendBatchRequest(requests=requests)
+    return Call("RecommendBatch", request, lambda response: [_result(each) for each in response.results])
+
+
+def append_events(user_id: str, events: Iterable[Event]) -> Call[int]:
+    """Events of a user; the answer is how many were new."""
+    messages = [
+        arguments.message(
+            pb.Event,
+            event_id=arguments.text("event_id", each.event_id),
+            item_id=arguments.text("item_id", each.item_id),
+            timestamp=arguments.integer("timestamp", each.timestamp),
+        )
+        for each in arguments.instances("events", events, Event)
+    ]
+    request = arguments.message(pb.AppendEventsRequest, user_id=arguments.text("user_id", user_id), events=messages)
+    return Call("AppendEvents", request, lambda response: int(response.appended))
+
+
+def delete_user(user_id: str) -> Call[int]:
+    """A user to be forgotten; the answer is how many events that were."""
+    request = arguments.message(pb.DeleteUserRequest, user_id=arguments.text("user_id", user_id))
+    return Call("DeleteUser", request, lambda response: int(response.deleted))
+
+
+def bundle(name: str) -> Call[BundleInfo]:
+    """What is served under a name."""
+    request = arguments.message(pb.GetBundleRequest, bundle=arguments.text("name", name))
+    return Call("GetBundle", request, _bundle_info)
+
+
+def reload(name: str) -> Call[list[Reloaded]]:
+    """A bundle to be reloaded, or all."""
+    request = arguments.message(pb.ReloadRequest, bundle=arguments.text("name", name))
+    return Call("Reload", request, _reloaded)
+
+
+def error_of(target: str, error: grpc.RpcError) -> FathomError:
+    """Our error for a call that failed."""
+    # Both clients raise errors that are also calls, which the stubs do not know.
+    call: Any = error
+    code, details = call.code(), _one_line(call.details() or "")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return ConnectError(f"{target}: no answer: {details}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        late = "Deadline Exceeded"  # gRPC's own words, when the server's did not come in time
+        return DeadlineError(f"{target}: {'no answer within the timeout' if details == late else details}")
+    if code is grpc.StatusCode.CANCELLED:
+        # Nobody cancels a call here: gRPC itself refuses calls so when too many wait to be accepted.
+        return OverloadError(f"{target}: the call was refused before it was read ({details}); try again later")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        pushback = dict(call.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
+        return OverloadError(details, retry_after_s=None if pushback is None else int(pushback) / 1e3)
+    kind = _ERRORS.get(code)
+    return kind(details) if kind else ConnectError(f"{target}: {code.name}: {details}")
+
+
+def _one_line(details: str) -> str:
+    text = " ".join(details.split())
+    return text if len(text) <= LONGEST_DETAILS else f"{text[:LONGEST_DETAILS]}..."
+
+
+def _result(result: pb.RecommendResult) -> Recommendation | FathomError:
+    if result.WhichOneof("outcome") == "response":
+        return _recommendation(result.response)
+    code = _BY_NUMBER.get(result.error.code, grpc.StatusCode.UNKNOWN)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        hint = result.error.retry_after_ms / 1e3 if result.error.HasField("retry_after_ms") else None
+        return OverloadError(result.error.message, retry_after_s=hint)
+    kind = _ERRORS.get(code)
+    return kind(result.error.message) if kind else ConnectError(f"{code.name}: {result.error.message}")
+
+
+def _recommendation(message: pb.RecommendResponse) -> Recommendation:
+    timings = message.timings
+    return Recommendation(
+        items=tuple(Item(item.id, item.score, item.title) for item in message.items),
+        depth=message.depth,
+        reason=_REASONS.get(message.reason, str(message.reason)),
+        why=message.why,
+        complexity=message.complexity if message.HasField("complexity") else None,
+        history_used=message.history_used,
+        unknown_items=message.unknown_items,
+        timings=Timings(timings.select_us, timings.queue_us, timings.engine_us, timings.retrieval_us, timings.total_us),
+        bundle_version=message.bundle_version,
+        request_id=message.request_id,
+    )
+
+
+def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
+    return BundleInfo(
+        name=message.name,
+        version=message.version,
+        strategy=message.strategy,
+        precision=message.precision,
+        engine=message.engine,
+        items=message.items,
+        max_history=message.max_history,
+        uses_timestamps=message.uses_timestamps,
+        depths=tuple(each.depth for each in message.depths),
+        default_profile=message.default_profile,
+        profiles=tuple(profile.name for profile in message.profiles),
+        quality={
+            each.depth: {name: Interval(q.value, q.low, q.high) for name, q in each.quality.items()}
+            for each in message.depths
+        },
+        policy=message.routing.policy,
+        certified=message.routing.certified,
+        alarm=message.routing.alarm,
+        bundles=tuple(message.bundles),
+    )
+
+
+def _reloaded(response: pb.ReloadResponse) -> list[Reloaded]:
+    return [Reloaded(each.bundle, each.version, each.previous, each.error) for each in response.bundles]
