@@ -20,7 +20,8 @@ from typing import Any
 
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import FathomError
-from fathom.serving.history.store import Event, HistoryStore, Retention, open_history
+from fathom.serving.history.contract import HistoryStore, Retention, StoredEvent
+from fathom.serving.history.open import open_history
 
 EVENTS = 10_000
 AT_ONCE = 50
@@ -31,12 +32,13 @@ HISTORY = 200
 
 APPENDER = f"""
 import asyncio, sys
-from fathom.serving.history.store import Event, Retention, open_history
+from fathom.serving.history.contract import StoredEvent, Retention
+from fathom.serving.history.open import open_history
 
 async def main():
     store = open_history(sys.argv[1], Retention({EVENTS}))
     async def append(number):
-        await store.append(f"user-{{number % {USERS}}}", [Event(f"e{{number}}", "item", number)])
+        await store.append(f"user-{{number % {USERS}}}", [StoredEvent(f"e{{number}}", "item", number)])
         print(number, flush=True)
     for first in range(0, {EVENTS}, {AT_ONCE}):
         await asyncio.gather(*(append(first + each) for each in range({AT_ONCE})))
@@ -73,12 +75,12 @@ def kill(setting: str, after: int) -> dict[str, int]:
 async def cost(setting: str) -> dict[str, float]:
     """Appends per second, one after the other and many at once; microseconds to read 200 events."""
     store = _open(setting)
-    history = [Event(f"e{number}", f"item-{number}", number) for number in range(HISTORY)]
+    history = [StoredEvent(f"e{number}", f"item-{number}", number) for number in range(HISTORY)]
     await store.append("reader", history)
     alone: list[float] = []
     for number in range(READS // 4):
         begin = time.perf_counter()
-        await store.append("alone", [Event(f"e{number}", "item", number)])
+        await store.append("alone", [StoredEvent(f"e{number}", "item", number)])
         alone.append(time.perf_counter() - begin)
     begin = time.perf_counter()
     await asyncio.gather(*(store.append(f"user-{number}", history[:1]) for number in range(READS)))

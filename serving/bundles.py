@@ -27,7 +27,7 @@ log = logging.getLogger("fathom.serving")
 
 
 @dataclass(frozen=True)
-class Reloaded:
+class ReloadResult:
     """A name, the version that it is served in now and the one before, and why a newer one is not used, if so."""
 
     name: str
@@ -84,7 +84,7 @@ class Bundles:
             raise NotFoundError(f"bundle {echo(name)} is not served; served: {self._names()}")
         return deployment
 
-    async def reload(self, name: str = "") -> list[Reloaded]:
+    async def reload(self, name: str = "") -> list[ReloadResult]:
         """Serve the newest version of one name, or of all: opened, warm and tested first, while the old one serves.
 
         A version that cannot be served is refused and the old one stays. What has vanished stays too, until a restart.
@@ -115,13 +115,13 @@ class Bundles:
     async def _open(self, name: str, path: Path) -> Deployment:
         return await Deployment.open(name, path, self._settings, self._metrics, self._make_engine, self._trust)
 
-    async def _renew(self, name: str, path: Path) -> Reloaded:
+    async def _renew(self, name: str, path: Path) -> ReloadResult:
         old = self._serving.get(name)
         previous = old.version if old else ""
         try:
             manifest = await asyncio.to_thread(read_manifest, path, self._trust)
             if old and _same(manifest, old.bundle.manifest):
-                return Reloaded(name, previous, previous)
+                return ReloadResult(name, previous, previous)
             new = await self._open(name, path)
         except Exception as error:
             # A backend may raise anything.
@@ -129,14 +129,14 @@ class Bundles:
             text = INTERNAL_TEXT if unforeseen else str(error)
             serving = previous or "nothing"
             log.error("bundle %s: %s is refused, %s serves on: %s", name, path, serving, text, exc_info=unforeseen)
-            return Reloaded(name, previous, previous, text)
+            return ReloadResult(name, previous, previous, text)
         self._serving[name] = new
         log.info("bundle %s: %s serves now, in place of %s", name, new.version, previous or "nothing")
         if old:
             retiring = asyncio.create_task(self._retire(old))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
-        return Reloaded(name, new.version, previous)
+        return ReloadResult(name, new.version, previous)
 
     async def _retire(self, old: Deployment) -> None:
         try:

@@ -18,7 +18,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.query import Answer, Query
 from fathom.runtime.reuse import Owner
 from fathom.selector.policy import DepthReason
-from fathom.serving.history.store import Event
+from fathom.serving.history.contract import StoredEvent
 
 #: Metadata that names a client.
 CLIENT_KEY = "fathom-client"
@@ -163,11 +163,11 @@ def user_of(request: pb.RecommendRequest | pb.AppendEventsRequest | pb.DeleteUse
     return request.user_id
 
 
-def events_of(request: pb.AppendEventsRequest) -> list[Event]:
+def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
     """The events of a message; raises InvalidRequestError for the first that contradicts the contract."""
     if len(request.events) > MOST_EVENTS:
         raise InvalidRequestError(f"the message has {len(request.events)} events, at most {MOST_EVENTS}; send several")
-    events = [Event(each.event_id, each.item_id, each.timestamp) for each in request.events]
+    events = [StoredEvent(each.event_id, each.item_id, each.timestamp) for each in request.events]
     for event_id, item_id, timestamp in events:
         _check_id("event_id", event_id)
         _check_id("item_id", item_id)
@@ -176,7 +176,7 @@ def events_of(request: pb.AppendEventsRequest) -> list[Event]:
     return events
 
 
-def use_history(request: pb.RecommendRequest, events: Sequence[Event]) -> None:
+def use_history(request: pb.RecommendRequest, events: Sequence[StoredEvent]) -> None:
     """Put what is known of a request's user in the place of a history; raises NotFoundError when it is nothing."""
     if not events:
         raise NotFoundError(f"nothing is known of user {echo(request.user_id)}; send item_ids, or append events first")

@@ -16,7 +16,7 @@ from fathom.runtime.pipeline import Settings as PipelineSettings
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
-from fathom.serving.describe import BundleInfo, bundle_message, own_profile, routing_message, served_profiles
+from fathom.serving.describe import DeploymentInfo, bundle_message, own_profile, routing_message, served_profiles
 from fathom.serving.metrics import MeteredEngine, Metrics
 
 #: Loads a bundle's engine with so many threads.
@@ -97,9 +97,9 @@ class Deployment:
         """12 digits over the bundle's contents."""
         return self.bundle.manifest.version
 
-    def info(self) -> BundleInfo:
+    def info(self) -> DeploymentInfo:
         """For the line that a server prints when it is ready."""
-        return BundleInfo(
+        return DeploymentInfo(
             name=self.name,
             version=self.version,
             items=self.bundle.manifest.items,

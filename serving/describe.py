@@ -12,7 +12,7 @@ from fathom.selector.certificate import Certificate
 
 
 @dataclass(frozen=True)
-class BundleInfo:
+class DeploymentInfo:
     """A bundle in service."""
 
     name: str
@@ -36,7 +36,7 @@ class ServerInfo:
 
     address: str
     metrics_address: str | None
-    bundles: tuple[BundleInfo, ...]
+    bundles: tuple[DeploymentInfo, ...]
     started_s: float
     workers: int = 1
 

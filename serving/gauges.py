@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import fathom
 from fathom.serving.deployment import Deployment
+from fathom.serving.history.contract import HistoryStore
 from fathom.serving.history.memory import MemoryHistory
-from fathom.serving.history.store import HistoryStore
 from fathom.serving.metrics import Reading
 
 _FEEDBACK = (

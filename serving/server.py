@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +29,14 @@ from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
-from fathom.serving.history.store import HistoryStore, Retention, open_history
+from fathom.serving.history.contract import HistoryStore, Retention
+from fathom.serving.history.open import open_history
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
 from fathom.serving.service import RecommenderService, TellWorkers
-from fathom.serving.workers import Peers, supervise
+from fathom.serving.workers import Notice, Peers, supervise
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 # After the drain only answers on the wire and health watchers are left.
@@ -44,6 +46,7 @@ HEALTH_EVERY_S = 1.0
 # Calls that gRPC holds for us, for each request that may wait for the engine.
 BACKLOG_PER_QUEUE = 10
 SWEEP_EVERY_S = 60.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("fathom.serving")
 
@@ -84,6 +87,7 @@ class Server:
         self._metrics_http: MetricsServer | None = None
         self._engines_answer = True
         self._watching: asyncio.Task[None] | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> str:
@@ -200,6 +204,21 @@ class Server:
                 await self._set_health(serving if answer else health_pb2.HealthCheckResponse.NOT_SERVING)
                 log.log(logging.INFO if answer else logging.ERROR, "%s", self.state)
 
+    def notice(self, notice: Notice) -> None:
+        """Do what another worker of this server was told to do."""
+        if notice.what == "forget":
+            self.bundles.forget(notice.name)
+            return
+        task = asyncio.create_task(self._reload(notice.name))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self, name: str) -> None:
+        try:
+            await self.bundles.reload(name)
+        except FathomError as error:
+            log.error("cannot reload: %s", error)
+
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
@@ -243,44 +262,13 @@ async def _serve(
     pipe: Connection | None = None,
 ) -> None:
     use_memory_sparingly()
-    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    signals = (signal.SIGTERM,) if pipe else (signal.SIGTERM, signal.SIGINT)
-
-    def stopped(reason: str) -> None:
-        log.info("%s: draining", reason)
-        stop.set()
-        for each in signals:
-            loop.remove_signal_handler(each)
-        if pipe:
-            loop.remove_reader(pipe.fileno())
-
-    reloads: set[asyncio.Task[None]] = set()
-
-    def heard(peers: Peers, server: Server) -> None:
-        try:
-            told = peers.hear()
-        except (EOFError, OSError):
-            stopped("the parent has let go")
-            return
-        if told is None:
-            return
-        if told.what == "forget":
-            server.bundles.forget(told.name)
-            return
-        task = asyncio.create_task(_reload(server, told.name))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    for number in signals:
-        loop.add_signal_handler(number, stopped, number.name)
-
     peers = Peers(pipe, settings.workers - 1) if pipe else None
-    async with Server(
-        settings, bundle_path, shares_port=pipe is not None, tell_workers=peers.tell if peers else None
-    ) as server:
-        if pipe and peers:
-            loop.add_reader(pipe.fileno(), heard, peers, server)
+    _stop_on_signals(stop, peers)
+    tell_workers = peers.tell if peers else None
+    async with Server(settings, bundle_path, shares_port=pipe is not None, tell_workers=tell_workers) as server:
+        if peers:
+            peers.listen(server.notice, partial(_drain, stop, peers, "the parent is gone"))
         server.bundles.on_retired = tidy
         info = await server.start()
         tidy()
@@ -291,12 +279,19 @@ async def _serve(
         log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
 
 
-async def _reload(server: Server, name: str) -> None:
-    """Another worker has been told to reload."""
-    try:
-        await server.bundles.reload(name)
-    except FathomError as error:
-        log.error("cannot reload: %s", error)
+def _stop_on_signals(stop: asyncio.Event, peers: Peers | None) -> None:
+    for number in (signal.SIGTERM,) if peers else _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, _drain, stop, peers, number.name)
+
+
+def _drain(stop: asyncio.Event, peers: Peers | None, reason: str) -> None:
+    """Begin to drain; a signal that comes after this one ends the process at once."""
+    log.info("%s: draining", reason)
+    stop.set()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)
+    if peers:
+        peers.stop_listening()
 
 
 def _retention(settings: ServerSettings) -> Retention:

@@ -15,10 +15,10 @@ import grpc
 from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-from fathom.serving.bundles import Bundles, Reloaded
+from fathom.serving.bundles import Bundles, ReloadResult
 from fathom.serving.convert import LARGEST_BATCH, client_of, deadline_of, events_of, use_history, user_of
 from fathom.serving.gate import Gate
-from fathom.serving.history.store import Appended, HistoryStore, digest_of
+from fathom.serving.history.contract import Appended, HistoryStore, digest_of
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
 
@@ -219,5 +219,5 @@ def _appended(done: Appended) -> pb.AppendEventsResponse:
     )
 
 
-def _reloaded(each: Reloaded) -> pb.Reloaded:
+def _reloaded(each: ReloadResult) -> pb.Reloaded:
     return pb.Reloaded(bundle=each.name, version=each.version, previous=each.previous, error=each.error)

@@ -16,7 +16,7 @@ import multiprocessing
 import select
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -28,7 +28,7 @@ from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo
 
 #: Runs one worker until the pipe ends: (settings, bundle, pipe, ready).
-Work = Callable[[ServerSettings, Path, Connection], None]
+RunWorker = Callable[[ServerSettings, Path, Connection], None]
 #: How long a worker may take to hear what it is told, and the parent longer than its workers.
 ANSWER_S, PARENT_S = 1.0, 0.5
 #: How long a worker may take to end, beyond its drain.
@@ -39,16 +39,16 @@ _SPAWN = multiprocessing.get_context("spawn")
 log = logging.getLogger("fathom.serving")
 
 
-class Told(NamedTuple):
-    """What one worker has been told and all are to know: to "reload" a bundle, to "forget" a user; "" means all."""
+class Notice(NamedTuple):
+    """What one worker was told and all must know: "reload" a bundle, "forget" a user; the name "" means all."""
 
     number: int
     what: str
     name: str
 
 
-class Heard(NamedTuple):
-    """The answer to a Told: of a worker, that it has it; of the parent, how many workers have not."""
+class Ack(NamedTuple):
+    """The reply to a Notice: from a worker, that it has it; from the parent, how many workers do not."""
 
     number: int
     behind: int = 0
@@ -65,7 +65,7 @@ class Peers:
 
     async def tell(self, what: str, name: str) -> int:
         """Let the others know; returns how many of them have not heard it in time."""
-        told = Told(next(self._numbers), what, name)
+        told = Notice(next(self._numbers), what, name)
         heard: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._awaited[told.number] = heard
         try:
@@ -79,53 +79,47 @@ class Peers:
         log.warning("the parent of the workers does not answer; perhaps none of the others has been told to %s", what)
         return self._others
 
-    def hear(self) -> Told | None:
-        """What another worker has been told, if that is what can be read now; EOFError when the parent has let go."""
-        said = self._pipe.recv()
-        if isinstance(said, Told):
-            _send(self._pipe, Heard(said.number))
-            return said
-        if (heard := self._awaited.get(said.number)) is not None and not heard.done():
-            heard.set_result(said.behind)
-        return None
+    def listen(self, on_notice: Callable[[Notice], None], on_parent_gone: Callable[[], None]) -> None:
+        """From now on call ``on_notice`` with what another worker was told, ``on_parent_gone`` when the pipe ends."""
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._receive, on_notice, on_parent_gone)
+
+    def stop_listening(self) -> None:
+        """From now on hear nothing."""
+        asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+
+    def _receive(self, on_notice: Callable[[Notice], None], on_parent_gone: Callable[[], None]) -> None:
+        try:
+            message = self._pipe.recv()
+        except (EOFError, OSError):
+            on_parent_gone()
+            return
+        if isinstance(message, Notice):
+            _send(self._pipe, Ack(message.number))
+            on_notice(message)
+        elif (waiting := self._awaited.get(message.number)) is not None and not waiting.done():
+            waiting.set_result(message.behind)
 
 
 async def supervise(
-    settings: ServerSettings, bundle_path: Path, work: Work, *, ready: Callable[[ServerInfo], None]
+    settings: ServerSettings, bundle_path: Path, run: RunWorker, *, ready: Callable[[ServerInfo], None]
 ) -> None:
     """Keep ``settings.workers`` workers running until SIGTERM or SIGINT, then let all of them drain.
 
     A second signal ends them at once. Raises ConfigError when the port is taken or a worker cannot start at all.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    workers: list[_Worker] = []
-
-    def stopped() -> None:
-        if stop.is_set():
-            for worker in workers:
-                worker.kill()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped)
+    stop = asyncio.Event()
     with _reserved(settings.host, settings.port) as port:
+        workers: list[_Worker] = []
 
-        async def relay(speaker: "_Worker", told: Told) -> None:
-            others = (worker.tell(told.what, told.name) for worker in workers if worker is not speaker)
-            speaker.answer(Heard(told.number, behind=(await asyncio.gather(*others)).count(False)))
+        async def relay(speaker: "_Worker", notice: Notice) -> None:
+            others = (worker.tell(notice.what, notice.name) for worker in workers if worker is not speaker)
+            speaker.answer(Ack(notice.number, behind=(await asyncio.gather(*others)).count(False)))
 
-        workers += [
-            _Worker(_own(settings, port, number), bundle_path, work, number, relay)
-            for number in range(settings.workers)
-        ]
+        for number in range(settings.workers):
+            workers.append(_Worker(_own(settings, port, number), bundle_path, run, number, relay))
+        _on_signals(stop, workers)
         try:
-            # What keeps the first from starting would keep all of them, and is said once.
-            info = await workers[0].start()
-            if settings.default_bundle is None and len(info.bundles) == 1:
-                # A worker that is started again later may find more than one.
-                for worker in workers:
-                    worker.pin(info.bundles[0].name)
-            await asyncio.gather(*(worker.start() for worker in workers[1:]))
+            info = await _start_all(workers, settings)
             ready(replace(info, workers=len(workers)))
             keepers = [asyncio.create_task(worker.keep()) for worker in workers]
             await stop.wait()
@@ -135,6 +129,28 @@ async def supervise(
             for worker in workers:
                 worker.release()
             await asyncio.gather(*(worker.end(settings.drain_s + ENDING_S) for worker in workers))
+
+
+def _on_signals(stop: asyncio.Event, workers: "Sequence[_Worker]") -> None:
+    def stopped() -> None:
+        if stop.is_set():
+            for worker in workers:
+                worker.kill()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped)
+
+
+async def _start_all(workers: "Sequence[_Worker]", settings: ServerSettings) -> ServerInfo:
+    """Start the first, then the others: what keeps one from starting keeps all, and is reported once."""
+    info = await workers[0].start()
+    if settings.default_bundle is None and len(info.bundles) == 1:
+        # A worker that is restarted later may find more than one.
+        for worker in workers:
+            worker.pin(info.bundles[0].name)
+    await asyncio.gather(*(worker.start() for worker in workers[1:]))
+    return info
 
 
 def _own(settings: ServerSettings, port: int, number: int) -> ServerSettings:
@@ -150,13 +166,13 @@ class _Worker:
         self,
         settings: ServerSettings,
         bundle_path: Path,
-        work: Work,
+        run: RunWorker,
         number: int,
-        relay: Callable[["_Worker", Told], Coroutine[Any, Any, None]],
+        relay: Callable[["_Worker", Notice], Coroutine[Any, Any, None]],
     ) -> None:
         self._settings = settings
         self._bundle_path = bundle_path
-        self._work = work
+        self._run = run
         self._number = number
         self._relay = relay
         self._pipe: Connection | None = None
@@ -180,7 +196,7 @@ class _Worker:
         self._ready = loop.create_future()
         self._missed.clear()
         arguments = (self._settings, self._bundle_path, theirs)
-        self._process = _SPAWN.Process(target=self._work, args=arguments, name=f"fathom-worker-{self._number}")
+        self._process = _SPAWN.Process(target=self._run, args=arguments, name=f"fathom-worker-{self._number}")
         self._process.start()
         theirs.close()
         loop.add_reader(self._pipe.fileno(), self._hear, self._pipe)
@@ -209,7 +225,7 @@ class _Worker:
         """
         if self._pipe is None or self._pipe.closed:
             return True
-        told = Told(next(self._numbers), what, name)
+        told = Notice(next(self._numbers), what, name)
         if not self._missed and _send(self._pipe, told):
             if self._ready is None or not self._ready.done():
                 return True  # It reads the pipe before anything else.
@@ -231,7 +247,7 @@ class _Worker:
         self._missed.add(what)
         return False
 
-    def answer(self, heard: Heard) -> None:
+    def answer(self, heard: Ack) -> None:
         """Say to it what became of what it has passed on, if it still listens."""
         if self._pipe is not None and not self._pipe.closed:
             _send(self._pipe, heard)
@@ -243,9 +259,9 @@ class _Worker:
         except (EOFError, OSError):
             self._let_go(pipe)
             return
-        if isinstance(said, Told):
+        if isinstance(said, Notice):
             self._start(self._relay(self, said))
-        elif isinstance(said, Heard):
+        elif isinstance(said, Ack):
             self._settle(self._awaited.get(said.number), True)
         else:
             self._settle(self._ready, said)
@@ -300,7 +316,7 @@ class _Worker:
             await self.ended()
 
 
-def _send(pipe: Connection, message: Told | Heard) -> bool:
+def _send(pipe: Connection, message: Notice | Ack) -> bool:
     """Send a message without ever waiting; False where the other end reads nothing, or is closed."""
     poll = select.poll()
     try:

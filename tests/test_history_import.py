@@ -10,7 +10,8 @@ import pytest
 
 from fathom.errors import ConfigError, DataError
 from fathom.history_import import Imported, import_dataset
-from fathom.serving.history.store import Event, Retention, open_history
+from fathom.serving.history.contract import Retention, StoredEvent
+from fathom.serving.history.open import open_history
 from fathom.training.dataset import Dataset
 
 
@@ -19,8 +20,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def read(setting: str, users: tuple[str, ...]) -> list[list[Event]]:
-    async def all_of_them() -> list[list[Event]]:
+def read(setting: str, users: tuple[str, ...]) -> list[list[StoredEvent]]:
+    async def all_of_them() -> list[list[StoredEvent]]:
         store = open_history(setting, Retention())
         assert store is not None
         found = [await store.read(user) for user in users]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from sys import getsizeof
 
-from fathom.serving.history.store import SWEEP_AT_ONCE, Appended, Event, Retention, digest_of
+from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, Retention, StoredEvent, digest_of
 
 #: Bytes of an event besides its two ids: the tuple, the timestamp, its place in a dictionary.
 EVENT_BYTES = 240
@@ -21,7 +21,7 @@ log = logging.getLogger("fathom.serving")
 
 @dataclass(slots=True)
 class _User:
-    events: dict[str, Event] = field(default_factory=dict)
+    events: dict[str, StoredEvent] = field(default_factory=dict)
     nbytes: int = USER_BYTES
 
 
@@ -46,14 +46,14 @@ class MemoryHistory:
         """Memory in use, roughly."""
         return self._users_nbytes + len(self._tombstones) * TOMBSTONE_BYTES
 
-    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """See HistoryStore."""
         self._retention.check(events)
         last, oldest = self._deleted_until(user_id), self._retention.oldest
         later = [each for each in events if each.timestamp > last]
         recent = [each for each in later if each.timestamp >= oldest]
         known = {each.event_id: each for each in await self.read(user_id)}
-        new: dict[str, Event] = {}
+        new: dict[str, StoredEvent] = {}
         for event in recent:
             if event.event_id not in known:
                 new.setdefault(event.event_id, event)
@@ -65,7 +65,7 @@ class MemoryHistory:
             before_deletion=len(events) - len(later),
         )
 
-    async def read(self, user_id: str) -> list[Event]:
+    async def read(self, user_id: str) -> list[StoredEvent]:
         """See HistoryStore."""
         user = self._users.get(user_id)
         if user is None:
@@ -111,7 +111,7 @@ class MemoryHistory:
         at, last = self._tombstones.get(digest_of(user_id), (0, -1))
         return last if self._retention.now < at + self._retention.tombstone_s else -1
 
-    def _put(self, user_id: str, new: dict[str, Event]) -> int:
+    def _put(self, user_id: str, new: dict[str, StoredEvent]) -> int:
         """Add new events; returns how many of them are kept."""
         user = self._users.setdefault(user_id, _User())
         if user.nbytes == USER_BYTES:
@@ -123,7 +123,7 @@ class MemoryHistory:
         self._make_room()
         return sum(each in user.events for each in new)
 
-    def _keep(self, user_id: str, user: _User, events: Iterable[Event]) -> None:
+    def _keep(self, user_id: str, user: _User, events: Iterable[StoredEvent]) -> None:
         kept = {each.event_id: each for each in self._retention.trim(events)}
         if not kept:
             user.events = kept
@@ -155,5 +155,5 @@ class MemoryHistory:
             self._tombstones.popitem(last=False)
 
 
-def _size(event: Event) -> int:
+def _size(event: StoredEvent) -> int:
     return EVENT_BYTES + getsizeof(event.event_id) + getsizeof(event.item_id)

@@ -5,7 +5,15 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from fathom.errors import ConfigError, MissingExtraError
-from fathom.serving.history.store import SECONDS_A_DAY, SWEEP_AT_ONCE, Appended, Event, Faults, Retention, digest_of
+from fathom.serving.history.contract import (
+    SECONDS_A_DAY,
+    SWEEP_AT_ONCE,
+    Appended,
+    Faults,
+    Retention,
+    StoredEvent,
+    digest_of,
+)
 
 PREFIX = "fathom:history"
 IDS, MEMBERS = ":ids", ":members"
@@ -166,7 +174,7 @@ class RedisHistory:
         self._retention = retention
         self._faults = Faults()
 
-    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """See HistoryStore."""
         retention = self._retention
         retention.check(events)
@@ -175,7 +183,7 @@ class RedisHistory:
             arguments += event_id, timestamp, json.dumps((event_id, item_id), ensure_ascii=False)
         return Appended(*await self._reach(self._append(keys=_keys(user_id), args=arguments)))
 
-    async def read(self, user_id: str) -> list[Event]:
+    async def read(self, user_id: str) -> list[StoredEvent]:
         """See HistoryStore."""
         _, members, _ = _keys(user_id)
         retention = self._retention
@@ -239,11 +247,11 @@ def _keys(user_id: str) -> tuple[str, str, str]:
     return name + IDS, name + MEMBERS, f"{PREFIX}:deleted:{digest_of(user_id)}"
 
 
-def _event(member: str, score: float) -> Event | None:
+def _event(member: str, score: float) -> StoredEvent | None:
     """An event as it is stored; None for what Fathom has not written."""
     try:
         event_id, item_id = json.loads(member[ARRIVAL_DIGITS:])
         event_id.encode(), item_id.encode()
     except (ValueError, TypeError, AttributeError):
         return None
-    return Event(event_id, item_id, int(score)) if score == int(score) else None
+    return StoredEvent(event_id, item_id, int(score)) if score == int(score) else None

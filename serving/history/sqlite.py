@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from fathom.errors import ConfigError
-from fathom.serving.history.store import SWEEP_AT_ONCE, Appended, Event, Faults, Retention, digest_of
+from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, Faults, Retention, StoredEvent, digest_of
 
 BUSY_MS = 5_000
 
@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 
 class _Append(NamedTuple):
     user_id: str
-    events: Sequence[Event]
+    events: Sequence[StoredEvent]
     done: "asyncio.Future[Appended]"
 
 
@@ -89,7 +89,7 @@ class SqliteHistory:
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
 
-    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """See HistoryStore."""
         self._retention.check(events)
         append = _Append(user_id, events, asyncio.get_running_loop().create_future())
@@ -98,13 +98,13 @@ class SqliteHistory:
             self._writing = asyncio.create_task(self._write_all())
         return await append.done
 
-    async def read(self, user_id: str) -> list[Event]:
+    async def read(self, user_id: str) -> list[StoredEvent]:
         """See HistoryStore."""
 
-        def newest() -> list[Event]:
+        def newest() -> list[StoredEvent]:
             retention = self._retention
             window = user_id, retention.oldest, retention.latest, retention.max_events
-            found = [Event(*row) for row in self._read.execute(_READ, window)]
+            found = [StoredEvent(*row) for row in self._read.execute(_READ, window)]
             # SQLite would also store something else in these columns.
             events = [each for each in found if [*map(type, each)] == [str, str, int]]
             if len(events) < len(found):
@@ -172,7 +172,7 @@ class SqliteHistory:
         with self._transaction():
             return [self._add(user_id, events) for user_id, events, _ in batch]
 
-    def _add(self, user_id: str, events: Sequence[Event]) -> Appended:
+    def _add(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         retention = self._retention
         oldest, latest = retention.oldest, retention.latest
         last = self._deleted_until(user_id)

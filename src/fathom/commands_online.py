@@ -451,7 +451,7 @@ def history_import(
     Example: fathom history import build/ml-100k/dataset --to sqlite:build/history.db
     """
     from fathom.history_import import import_dataset
-    from fathom.serving.history.store import Retention
+    from fathom.serving.history.contract import Retention
 
     imported = import_dataset(dataset, to, Retention(max_events, max_days))
     if as_json:

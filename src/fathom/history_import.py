@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.errors import ConfigError, DataError, MissingExtraError
-from fathom.serving.history.store import Appended, Event, HistoryStore, Retention, open_history
+from fathom.serving.history.contract import Appended, HistoryStore, Retention, StoredEvent
+from fathom.serving.history.open import open_history
 
 if TYPE_CHECKING:
     from fathom.training.dataset import Dataset
@@ -74,7 +75,7 @@ async def _append_all(store: HistoryStore, dataset: "Dataset", most: int) -> App
     return done
 
 
-def _events(dataset: "Dataset", user: int) -> Iterator[Event]:
+def _events(dataset: "Dataset", user: int) -> Iterator[StoredEvent]:
     """A user's events, named after what they are, so that the same one has the same name next time."""
     seen: Counter[tuple[str, int]] = Counter()
     timestamps = dataset.sequences.times(user)
@@ -83,4 +84,4 @@ def _events(dataset: "Dataset", user: int) -> Iterator[Event]:
         what = dataset.item_ids[item], timestamp
         seen[what] += 1
         name = hashlib.blake2b(f"{timestamp}:{seen[what]}:{what[0]}".encode(), digest_size=16).hexdigest()
-        yield Event(name, what[0], timestamp)
+        yield StoredEvent(name, what[0], timestamp)

@@ -5,7 +5,7 @@ import pytest
 import fathom.edge_profiles
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.serving.describe import BundleInfo, ServerInfo, own_profile, served_profiles
+from fathom.serving.describe import DeploymentInfo, ServerInfo, own_profile, served_profiles
 
 PROFILES = Path(fathom.edge_profiles.__path__[0])
 
@@ -30,7 +30,7 @@ def test_a_profile_without_a_depth_in_the_bundle_is_refused(synthetic_bundle: Pa
 
 
 def test_the_ready_line_says_where_and_what() -> None:
-    bundle = BundleInfo("ml-100k", "abc", 1682, (4, 8), "cloud-cpu", "onnxruntime-cpu", "always depth 8")
+    bundle = DeploymentInfo("ml-100k", "abc", 1682, (4, 8), "cloud-cpu", "onnxruntime-cpu", "always depth 8")
     info = ServerInfo("[::1]:5", "[::1]:6", (bundle,), 0.31)
     assert str(info) == (
         "ready on [::1]:5: bundle ml-100k abc (1682 items), profile cloud-cpu, depths 4, 8, always depth 8,"

@@ -33,9 +33,10 @@ from fathom.errors import (
     UnavailableError,
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.serving.history.contract import Appended, HistoryStore, Retention, StoredEvent, digest_of
 from fathom.serving.history.memory import MemoryHistory
+from fathom.serving.history.open import open_history
 from fathom.serving.history.sqlite import SqliteHistory
-from fathom.serving.history.store import Appended, Event, HistoryStore, Retention, digest_of, open_history
 
 DAY = 86_400
 KINDS = ("memory", "sqlite", "redis")
@@ -88,15 +89,15 @@ async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await store.close()
 
 
-async def added(store: HistoryStore, user_id: str, some: list[Event]) -> int:
+async def added(store: HistoryStore, user_id: str, some: list[StoredEvent]) -> int:
     """How many of the events are in the history afterwards; every one is counted exactly once."""
     done = await store.append(user_id, some)
     assert sum(done) == len(some)
     return done.added
 
 
-def events(*times: int, first: int = 0) -> list[Event]:
-    return [Event(f"e{number}", f"item-{number}", at) for number, at in enumerate(times, first)]
+def events(*times: int, first: int = 0) -> list[StoredEvent]:
+    return [StoredEvent(f"e{number}", f"item-{number}", at) for number, at in enumerate(times, first)]
 
 
 async def test_a_history_is_ordered_by_time_then_by_arrival(opened: OpenStore) -> None:
@@ -116,7 +117,7 @@ async def test_an_event_is_added_once_however_often_it_is_sent(opened: OpenStore
     assert await added(store, "anna", [one, one]) == 1
     assert await added(store, "anna", [one, two]) == 1
     assert await added(store, "anna", []) == 0
-    assert await added(store, "anna", [Event("e0", "another", 99)]) == 0
+    assert await added(store, "anna", [StoredEvent("e0", "another", 99)]) == 0
     assert await added(store, "berta", [one]) == 1
     assert await store.read("anna") == [one, two]
 
@@ -133,10 +134,10 @@ async def test_only_the_newest_events_are_kept(opened: OpenStore) -> None:
 async def test_what_is_older_than_the_retention_is_neither_used_nor_kept(opened: OpenStore) -> None:
     now = int(time.time())
     store = opened(max_age_days=7)
-    recent = Event("recent", "item", now - 6 * DAY)
-    await store.append("anna", [Event("old", "item", now - 8 * DAY), recent])
+    recent = StoredEvent("recent", "item", now - 6 * DAY)
+    await store.append("anna", [StoredEvent("old", "item", now - 8 * DAY), recent])
     assert await store.read("anna") == [recent]
-    await store.append("berta", [Event("old", "item", now - 8 * DAY)])
+    await store.append("berta", [StoredEvent("old", "item", now - 8 * DAY)])
     assert await store.read("berta") == []
     assert await store.delete("berta") == 0
 
@@ -155,7 +156,7 @@ async def test_a_deleted_user_is_as_if_never_known(opened: OpenStore) -> None:
 async def test_ids_may_be_any_text(opened: OpenStore) -> None:
     store = opened()
     for number, text in enumerate(("a:b}{", "Übergröße 🐟", "' OR 1=1 --", 'quo"te\\', "new\nline", "nul\0byte")):
-        event = Event(text, text, number)
+        event = StoredEvent(text, text, number)
         assert await added(store, text, [event, event]) == 1
         assert await store.read(text) == [event]
         assert await store.delete(text) == 1
@@ -198,7 +199,7 @@ async def test_what_has_grown_too_old_is_swept_also_of_users_who_never_come_agai
 async def test_times_too_far_ahead_are_refused_with_the_event_and_nothing_is_kept(opened: OpenStore) -> None:
     clock = Clock()
     store = opened(clock=clock)
-    good, ahead = Event("good", "item", clock.now + DAY), Event("ahead", "item", clock.now + DAY + 1)
+    good, ahead = StoredEvent("good", "item", clock.now + DAY), StoredEvent("ahead", "item", clock.now + DAY + 1)
     with pytest.raises(InvalidRequestError, match=f"event 'ahead' is dated {ahead.timestamp}, more than 86400 s ahead"):
         await store.append("anna", [good, ahead])
     assert await store.read("anna") == []
@@ -222,9 +223,9 @@ async def test_stored_events_of_the_far_future_block_nobody(opened: OpenStore) -
     # An id that only such an event has is free.
     await store.delete("berta")
     clock.now = 253_402_300_000
-    assert await added(store, "berta", [Event("e", "item", clock.now)]) == 1
+    assert await added(store, "berta", [StoredEvent("e", "item", clock.now)]) == 1
     clock.now = now
-    assert await added(store, "berta", [Event("e", "item", now + 1)]) == 1
+    assert await added(store, "berta", [StoredEvent("e", "item", now + 1)]) == 1
     assert len(await store.read("berta")) == 1
 
 
@@ -241,7 +242,7 @@ async def test_late_retries_do_not_bring_a_deleted_user_back(opened: OpenStore) 
     assert (late.added, late.before_deletion) == (0, 3)
     assert (await store.append("never-seen", first[:2])).before_deletion == 2
     assert await store.read("anna") == await store.read("never-seen") == []
-    new = Event("new", "item", clock.now)
+    new = StoredEvent("new", "item", clock.now)
     mixed = await store.append("anna", [*first, new, new])
     assert (mixed.added, mixed.known, mixed.before_deletion) == (1, 1, 3)
     assert await store.read("anna") == [new]
@@ -258,10 +259,10 @@ class Rules:
 
     def __init__(self, retention: Retention) -> None:
         self.retention = retention
-        self.users: dict[str, list[Event]] = {}
+        self.users: dict[str, list[StoredEvent]] = {}
         self.deleted: dict[str, tuple[int, int]] = {}
 
-    def append(self, user: str, sent: list[Event]) -> Appended:
+    def append(self, user: str, sent: list[StoredEvent]) -> Appended:
         known, done = self.users.setdefault(user, []), Counter[str]()
         at, last = self.deleted.get(user, (0, -1))
         last = last if self.retention.now < at + self.retention.tombstone_s else -1
@@ -312,7 +313,7 @@ async def test_random_appends_deletions_and_days_agree_with_the_rules(opened: Op
             assert await store.sweep() == rules.sweep()
         else:
             sent = [
-                Event(
+                StoredEvent(
                     f"e{rng.randrange(number + 5)}", f"i{rng.randrange(5)}", clock.now + rng.randrange(-7, 2) * DAY // 2
                 )
                 for _ in range(rng.randrange(4))
@@ -334,7 +335,7 @@ async def test_of_a_deleted_user_no_byte_is_left_in_the_files(tmp_path: Path) ->
 
     store = open_history(f"sqlite:{path}", Retention())
     assert store is not None
-    secret = [Event(f"the-secret-event-{i}", f"the-secret-item-{i}", i) for i in range(500)]
+    secret = [StoredEvent(f"the-secret-event-{i}", f"the-secret-item-{i}", i) for i in range(500)]
     await asyncio.gather(*(store.append(f"other-{i}", events(10, 20)) for i in range(200)))
     await asyncio.gather(store.append("anna-the-user", secret), store.append("other", events(10)))
     assert found() == set(marks)
@@ -359,12 +360,13 @@ async def test_many_appends_share_their_way_to_the_disk(tmp_path: Path) -> None:
 
 APPENDER = """
 import asyncio, sys
-from fathom.serving.history.store import Event, Retention, open_history
+from fathom.serving.history.contract import StoredEvent, Retention
+from fathom.serving.history.open import open_history
 
 async def main():
     store = open_history("sqlite:" + sys.argv[1], Retention(max_events=10_000))
     async def append(number):
-        await store.append(f"user-{number % 7}", [Event(f"e{number}", "item", number)])
+        await store.append(f"user-{number % 7}", [StoredEvent(f"e{number}", "item", number)])
         print(number, flush=True)
     for first in range(0, 10_000, 50):
         await asyncio.gather(*(append(first + each) for each in range(50)))
@@ -453,7 +455,7 @@ async def test_a_file_of_an_older_version_is_read_and_its_far_future_blocks_nobo
     assert await store.read("anna") == []
     assert await store.append("anna", events(now)) == Appended(1)
     assert await store.read("anna") == events(now)
-    assert await store.read("berta") == [Event("e2", "item-2", now)]
+    assert await store.read("berta") == [StoredEvent("e2", "item-2", now)]
     assert await store.sweep() == 1
     assert await store.delete("anna") == 1_000
     await store.close()
@@ -555,7 +557,7 @@ async def test_memory_is_bounded_and_the_least_recently_seen_go_first(caplog: py
     tracemalloc.start()
     try:
         for user in range(4_000):
-            some = [Event(f"event-{user}-{i}", f"item-{user}-{i}", 1_700_000_000 + i) for i in range(20)]
+            some = [StoredEvent(f"event-{user}-{i}", f"item-{user}-{i}", 1_700_000_000 + i) for i in range(20)]
             assert await added(store, f"user-{user}", some) == 20
             assert len(await store.read("user-0")) == 20
         used, _ = tracemalloc.get_traced_memory()

@@ -23,7 +23,7 @@ from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.fake import FakeEngine
 from fathom.serving import server as server_module
 from fathom.serving.config import ServerSettings
-from fathom.serving.history.store import digest_of
+from fathom.serving.history.contract import digest_of
 from fathom.serving.server import SERVICE, Server
 
 LocalServer = Callable[..., AbstractAsyncContextManager[Any]]

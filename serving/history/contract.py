@@ -10,10 +10,9 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from fathom.errors import ConfigError, InvalidRequestError, OverloadError, UnavailableError
+from fathom.errors import InvalidRequestError, OverloadError, UnavailableError
 from fathom.serving.logs import Seldom
 
 SECONDS_A_DAY = 86_400
@@ -23,7 +22,7 @@ SWEEP_AT_ONCE = 1_000
 LONGEST_ECHO = 60
 
 
-class Event(NamedTuple):
+class StoredEvent(NamedTuple):
     """One thing that a user did; ``timestamp``: seconds since 1970."""
 
     event_id: str
@@ -85,7 +84,7 @@ class Retention:
         """Seconds for which a deletion is remembered."""
         return self.tombstone_days * SECONDS_A_DAY
 
-    def check(self, events: Iterable[Event]) -> None:
+    def check(self, events: Iterable[StoredEvent]) -> None:
         """Raise InvalidRequestError for the first event that is dated too far ahead."""
         latest = self.latest
         for event in events:
@@ -95,7 +94,7 @@ class Retention:
                     f" {self.max_ahead_s} s ahead of the server's clock; send the time at which it happened"
                 )
 
-    def trim(self, events: Iterable[Event]) -> list[Event]:
+    def trim(self, events: Iterable[StoredEvent]) -> list[StoredEvent]:
         """Those of a user's events (in the order of arrival) that are kept, in the order of the history.
 
         Events that are dated too far ahead, stored when the clock or the limit was another, are the first to go.
@@ -115,10 +114,10 @@ class HistoryStore(Protocol):
     ``append`` and ``delete`` have returned is durable, as far as the store keeps anything at all.
     """
 
-    async def append(self, user_id: str, events: Sequence[Event]) -> Appended:
+    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         """Add events; raises InvalidRequestError for one that is dated too far ahead, and then adds none."""
 
-    async def read(self, user_id: str) -> list[Event]:
+    async def read(self, user_id: str) -> list[StoredEvent]:
         """What is kept of a user, oldest first; empty for one who is not known."""
 
     async def delete(self, user_id: str) -> int:
@@ -133,30 +132,6 @@ class HistoryStore(Protocol):
 
     async def close(self) -> None:
         """Give back files and connections."""
-
-
-def open_history(setting: str, retention: Retention) -> HistoryStore | None:
-    """The store that ``off``, ``memory``, ``sqlite:PATH`` or a redis URL names.
-
-    Raises ConfigError for anything else and where it cannot be opened, MissingExtraError without a client for Redis.
-    """
-    kind, _, rest = setting.partition(":")
-    if setting == "off":
-        return None
-    if setting == "memory":
-        from fathom.serving.history.memory import MemoryHistory
-
-        return MemoryHistory(retention)
-    if kind == "sqlite" and rest:
-        from fathom.serving.history.sqlite import SqliteHistory
-
-        return SqliteHistory(Path(rest), retention)
-    if kind in ("redis", "rediss", "unix") and rest.startswith("//"):
-        from fathom.serving.history.redis import RedisHistory
-
-        return RedisHistory(setting, retention)
-    # Not the setting itself: it may hold a password.
-    raise ConfigError(f"history: {kind!r} is not possible; one of off, memory, sqlite:PATH, redis://HOST:PORT/DB")
 
 
 def digest_of(user_id: str) -> str:
