@@ -27,7 +27,7 @@ from locust import User, events, task  # noqa: E402
 
 from fathom.connection import DEFAULT_TARGET, Connection  # noqa: E402
 from fathom.errors import FathomError  # noqa: E402
-from fathom.loadtests.traces import History, read_histories  # noqa: E402
+from fathom.loadtests.traces import UserHistory, read_histories  # noqa: E402
 from fathom.protos.fathom.v1 import recommender_pb2 as pb  # noqa: E402
 from fathom.protos.fathom.v1 import recommender_pb2_grpc  # noqa: E402
 
@@ -93,7 +93,7 @@ class RecommendUser(User):
     @task
     def recommend(self) -> None:
         """One request, recorded under the depth that answered it or the status that refused it."""
-        history: History = random.choice(self.environment.histories)
+        history: UserHistory = random.choice(self.environment.histories)
         end = random.randint(1, len(history.items))
         start = max(0, end - LONGEST)
         request = pb.RecommendRequest(

@@ -13,14 +13,13 @@ import time
 import grpc
 
 from fathom.client import error_of
+from fathom.client.messages import reason_of
 from fathom.connection import Connection
 from fathom.errors import ConfigError
 from fathom.loadtests.report import NOT_SENT, LoadReport, Sample, summarise
 from fathom.loadtests.traces import Arrival, Trace
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-
-_REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
 
 
 def replay(
@@ -106,8 +105,7 @@ class _Replayer:
         except grpc.aio.AioRpcError as error:
             self._samples.append(Sample(at_s, sent_s, self._now(), error.code().name))
             return
-        reason = _REASONS.get(answer.reason, str(answer.reason))
-        self._samples.append(Sample(at_s, sent_s, self._now(), "OK", answer.depth, reason))
+        self._samples.append(Sample(at_s, sent_s, self._now(), "OK", answer.depth, reason_of(answer)))
 
     def _now(self) -> float:
         return time.perf_counter() - self._started

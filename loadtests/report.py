@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyPercentiles:
     """Nearest-rank percentiles in milliseconds; a percentile that needs more samples than there are is the largest."""
 
     count: int
@@ -52,7 +52,7 @@ class Latency:
     max_ms: float
 
     @classmethod
-    def of(cls, values_ms: Sequence[float]) -> "Latency | None":
+    def of(cls, values_ms: Sequence[float]) -> "LatencyPercentiles | None":
         """None without values."""
         if not values_ms:
             return None
@@ -80,10 +80,10 @@ class LoadReport:
     duration_s: float
     offered_per_s: float
     achieved_per_s: float
-    latency: Latency | None
-    latency_all: Latency | None
-    latency_by_depth: Mapping[int, Latency]
-    send_lag: Latency | None
+    latency: LatencyPercentiles | None
+    latency_all: LatencyPercentiles | None
+    latency_by_depth: Mapping[int, LatencyPercentiles]
+    send_lag: LatencyPercentiles | None
     statuses: Mapping[str, int]
     depths: Mapping[int, int]
     reasons: Mapping[str, int]
@@ -180,14 +180,14 @@ def summarise(
         duration_s=duration_s,
         offered_per_s=len(samples) / offered_s,
         achieved_per_s=len(answered) / duration_s,
-        latency=Latency.of([each.latency_ms for each in answered]),
-        latency_all=Latency.of([each.latency_ms for each in sent]),
+        latency=LatencyPercentiles.of([each.latency_ms for each in answered]),
+        latency_all=LatencyPercentiles.of([each.latency_ms for each in sent]),
         latency_by_depth={
             depth: latency
             for depth in sorted(depths)
-            if (latency := Latency.of([each.latency_ms for each in answered if each.depth == depth]))
+            if (latency := LatencyPercentiles.of([each.latency_ms for each in answered if each.depth == depth]))
         },
-        send_lag=Latency.of([(each.sent_s - each.intended_s) * 1e3 for each in sent]),
+        send_lag=LatencyPercentiles.of([(each.sent_s - each.intended_s) * 1e3 for each in sent]),
         statuses=dict(sorted(Counter(each.status for each in samples).items())),
         depths=dict(sorted(depths.items())),
         reasons=dict(sorted(Counter(each.reason for each in answered).items())),
@@ -204,7 +204,7 @@ def _groups(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return groups
 
 
-def _line(latency: Latency) -> str:
+def _line(latency: LatencyPercentiles) -> str:
     return (
         f"p50 {latency.p50_ms:.2f}  p90 {latency.p90_ms:.2f}  p99 {latency.p99_ms:.2f}"
         f"  p99.9 {latency.p99_9_ms:.2f}  max {latency.max_ms:.2f} ms"

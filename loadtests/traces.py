@@ -30,7 +30,7 @@ Kind = Literal["poisson", "bursty"]
 
 
 @dataclass(frozen=True)
-class History:
+class UserHistory:
     """One user's items, oldest first; ``timestamps`` in seconds since 1970, empty when unknown."""
 
     items: tuple[str, ...]
@@ -117,7 +117,7 @@ def bursty_times(
 
 
 def make_trace(
-    histories: Sequence[History],
+    histories: Sequence[UserHistory],
     *,
     kind: Kind = "poisson",
     rate_per_s: float,
@@ -154,13 +154,13 @@ def make_trace(
     return Trace(tuple(arrivals), duration_s, made)
 
 
-def read_histories(path: Path, *, users: int = 2_000, seed: int = 0) -> list[History]:
+def read_histories(path: Path, *, users: int = 2_000, seed: int = 0) -> list[UserHistory]:
     """Histories of up to ``users`` random users of a dataset folder, or of all requests of a trace file.
 
     Raises DataError when ``path`` is neither, MissingExtraError when a dataset is read without polars.
     """
     if path.is_file():
-        return [History(each.items, each.timestamps) for each in Trace.load(path).arrivals]
+        return [UserHistory(each.items, each.timestamps) for each in Trace.load(path).arrivals]
     if not (path / "interactions.parquet").is_file():
         raise DataError(f"{path}: neither a trace nor a dataset folder; `fathom data prepare` makes one")
     try:
@@ -174,7 +174,7 @@ def read_histories(path: Path, *, users: int = 2_000, seed: int = 0) -> list[His
     columns = [name for name in ("item", "timestamp") if name in events.collect_schema().names()]
     grouped = events.filter(pl.col("user").is_in(chosen.implode())).group_by("user", maintain_order=True).agg(columns)
     rows = grouped.sort("user").collect().iter_rows(named=True)
-    return [History(tuple(ids[i] for i in row["item"]), tuple(row.get("timestamp", ()))) for row in rows]
+    return [UserHistory(tuple(ids[i] for i in row["item"]), tuple(row.get("timestamp", ()))) for row in rows]
 
 
 def _header(path: Path, line: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 import fathom.loadtests
 from fathom.loadtests.replay import replay
-from fathom.loadtests.traces import History, Trace, make_trace
+from fathom.loadtests.traces import Trace, UserHistory, make_trace
 
 LOCUSTFILE = Path(fathom.loadtests.__path__[0]) / "locustfile.py"
 SERVE = """
@@ -31,7 +31,7 @@ def address(synthetic_bundle: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    histories = [History(tuple(f"item-{i * 7 % 50}" for i in range(n))) for n in range(1, 30)]
+    histories = [UserHistory(tuple(f"item-{i * 7 % 50}" for i in range(n))) for n in range(1, 30)]
     made = make_trace(histories, kind="bursty", rate_per_s=100, duration_s=1, profiles=("mobile", "edge", "cloud"))
     path = tmp_path_factory.mktemp("trace") / "trace.jsonl"
     made.save(path)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fathom.loadtests.report import NOT_SENT, Latency, LoadReport, Sample, summarise
+from fathom.loadtests.report import NOT_SENT, LatencyPercentiles, LoadReport, Sample, summarise
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_percentiles_are_nearest_rank_and_count_from_the_intended_moment(report:
 
 
 def test_a_percentile_beyond_the_samples_is_the_largest() -> None:
-    latency = Latency.of([3.0, 1.0, 2.0])
+    latency = LatencyPercentiles.of([3.0, 1.0, 2.0])
     assert latency is not None
     assert (latency.p50_ms, latency.p99_9_ms) == (2.0, 3.0)
-    assert Latency.of([]) is None
+    assert LatencyPercentiles.of([]) is None
 
 
 def test_errors_are_counted_and_do_not_flatter(report: LoadReport) -> None:

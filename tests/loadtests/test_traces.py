@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from fathom.errors import ConfigError, DataError
-from fathom.loadtests.traces import Arrival, History, Trace, bursty_times, make_trace, poisson_times, read_histories
+from fathom.loadtests.traces import Arrival, Trace, UserHistory, bursty_times, make_trace, poisson_times, read_histories
 
-HISTORIES = [History(tuple(str(i) for i in range(n)), tuple(range(100, 100 + n))) for n in (1, 3, 300)]
+HISTORIES = [UserHistory(tuple(str(i) for i in range(n)), tuple(range(100, 100 + n))) for n in (1, 3, 300)]
 
 
 def dispersion(times: np.ndarray, duration_s: float) -> float:
@@ -87,13 +87,13 @@ def test_histories_come_from_a_dataset_folder(tmp_path: Path) -> None:
         {"user": [0, 0, 1], "item": [2, 0, 1], "timestamp": [5, 6, 7]},
         schema={"user": pl.UInt32, "item": pl.UInt32, "timestamp": pl.Int64},
     ).write_parquet(tmp_path / "interactions.parquet")
-    assert read_histories(tmp_path) == [History(("c", "a"), (5, 6)), History(("b",), (7,))]
+    assert read_histories(tmp_path) == [UserHistory(("c", "a"), (5, 6)), UserHistory(("b",), (7,))]
     assert len(read_histories(tmp_path, users=1)) == 1
 
 
 def test_histories_come_from_a_trace(tmp_path: Path) -> None:
     Trace((Arrival(0.0, ("a", "b"), (1, 2)),), 1.0).save(tmp_path / "trace.jsonl")
-    assert read_histories(tmp_path / "trace.jsonl") == [History(("a", "b"), (1, 2))]
+    assert read_histories(tmp_path / "trace.jsonl") == [UserHistory(("a", "b"), (1, 2))]
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
-# A newer server may give a reason that is not listed here; its number must do then.
 _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
 
 
@@ -228,6 +227,11 @@ def reload(name: str) -> Call[list[Reloaded]]:
     return Call("Reload", request, _reloaded)
 
 
+def reason_of(response: pb.RecommendResponse) -> str:
+    """The reason in a word; its number where a newer server gives one that is unknown here."""
+    return _REASONS.get(response.reason, str(response.reason))
+
+
 def error_of(target: str, error: grpc.RpcError) -> FathomError:
     """Our error for a call that failed."""
     # Both clients raise errors that are also calls, which the stubs do not know.
@@ -269,7 +273,7 @@ def _recommendation(message: pb.RecommendResponse) -> Recommendation:
     return Recommendation(
         items=tuple(Item(item.id, item.score, item.title) for item in message.items),
         depth=message.depth,
-        reason=_REASONS.get(message.reason, str(message.reason)),
+        reason=reason_of(message),
         why=message.why,
         complexity=message.complexity if message.HasField("complexity") else None,
         history_used=message.history_used,
