@@ -22,7 +22,7 @@ from fathom.benchmarks.record import run, save_run
 from fathom.exporter.engines.reduced_quality import losses
 from fathom.exporter.planning.heal import heal
 from fathom.exporter.planning.plan import DepthPlan
-from fathom.runtime.manifest import Interval
+from fathom.runtime.manifest import MetricInterval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
@@ -83,7 +83,7 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, seeds: int) -> dict[str, A
     cut = split(dataset, checkpoint.config.split)
     full = evaluate_model(model, dataset, cut, baselines=())
 
-    def lost(other: ElasticModel) -> dict[int, Interval]:
+    def lost(other: ElasticModel) -> dict[int, MetricInterval]:
         return losses(full, evaluate_model(other.eval(), dataset, cut, baselines=()), model.depths)
 
     rounded = copy_of(model)
@@ -113,7 +113,7 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, seeds: int) -> dict[str, A
     }
 
 
-def _shares(found: Mapping[int, Interval]) -> str:
+def _shares(found: Mapping[int, MetricInterval]) -> str:
     return ", ".join(
         f"depth {depth} {each.value:+.2%} [{each.low:+.2%}, {each.high:+.2%}]" for depth, each in found.items()
     )

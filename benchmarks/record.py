@@ -13,8 +13,8 @@ from typing import Any
 
 from fathom import DISTRIBUTION
 from fathom.artefacts import RUN, check_output
+from fathom.distribution import fathom_commit
 from fathom.errors import ConfigError, FathomError
-from fathom.exporter.bundle.provenance import fathom_commit
 from fathom.files import write_json
 
 SCHEMA_VERSION = 1

@@ -22,9 +22,16 @@ from fathom.benchmarks.quality.study import Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export
-from fathom.exporter.certification.certify import FAMILIES, Measured, certify, measure_bundle
+from fathom.exporter.certification.certify import FAMILIES, CertificationData, certify, measure_bundle
 from fathom.exporter.certification.outcomes import Outcomes
-from fathom.exporter.certification.routing_curves import Curve, judge, needs_more, prices, routed, static_curve
+from fathom.exporter.certification.routing_curves import (
+    Curve,
+    evaluate_policy,
+    needs_more,
+    prices,
+    routed,
+    static_curve,
+)
 from fathom.exporter.certification.routing_report import make_report
 from fathom.runtime.bundle import Bundle
 from fathom.selector.routing import one_hot
@@ -46,7 +53,7 @@ def opened(name: str, seed: int, dataset: Dataset) -> Bundle:
     return Bundle.open(path)
 
 
-def boosted(measured: Measured) -> Curve:
+def boosted(measured: CertificationData) -> Curve:
     """Depths by boosted trees: what a model that is too slow to serve would get out of the same request."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -78,7 +85,7 @@ def study(name: str, seed: int) -> dict[str, Any]:
     with Activity(f"{name} seed {seed}: ask every depth") as activity:
         measured = measure_bundle(bundle, dataset, progress=activity.update)
     report = make_report(name, measured, seed=seed)
-    reference = judge(boosted(measured), static_curve(measured.test, measured.costs), seed=seed)
+    reference = evaluate_policy(boosted(measured), static_curve(measured.test, measured.costs), seed=seed)
     return {
         "report": {**report.as_dict(), "policies": [asdict(each) for each in (*report.policies, reference)]},
         "agreement": [round(float(value), 6) for value in measured.test.agreement.mean(0)],
@@ -87,7 +94,7 @@ def study(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _needs_more(measured: Measured, name: str) -> dict[str, float]:
+def _needs_more(measured: CertificationData, name: str) -> dict[str, float]:
     profile = load_profile(name)
     found = needs_more(
         measured.validation, measured.test, shallow=profile.shallow, deep=profile.deep, threshold=profile.threshold
@@ -95,7 +102,7 @@ def _needs_more(measured: Measured, name: str) -> dict[str, float]:
     return {"shallow": profile.shallow, "deep": profile.deep, **found}
 
 
-def _claim(bundle: Bundle, measured: Measured, eps: float, family: Any) -> dict[str, Any]:
+def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any) -> dict[str, Any]:
     certificate = certify(bundle, measured, eps=eps, delta=DELTA, family=family, depth_sets=[bundle.depths])
     claim = certificate.claims[0]
     words = None if claim.routing is None else claim.routing.words

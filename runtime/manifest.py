@@ -67,7 +67,7 @@ class Parity(_Frozen):
     histories: Count
 
 
-class Interval(_Frozen):
+class MetricInterval(_Frozen):
     """A point estimate with its 95 % bootstrap interval over users."""
 
     value: float
@@ -81,8 +81,10 @@ class DepthInfo(_Frozen):
     segments: tuple[str, ...] = Field(min_length=1)
     layers: tuple[Annotated[int, Field(ge=0, lt=32)], ...]
     parity: Parity
-    quality: dict[str, Interval] = Field(description="metric (as ndcg@10) -> value on the test items")
-    loss: Interval | None = Field(default=None, description="share of NDCG@10 lost against fp32, where that is not it")
+    quality: dict[str, MetricInterval] = Field(description="metric (as ndcg@10) -> value on the test items")
+    loss: MetricInterval | None = Field(
+        default=None, description="share of NDCG@10 lost against fp32, where that is not it"
+    )
 
 
 class Extension(_Frozen):
@@ -114,7 +116,7 @@ class Plan(_Frozen):
     built_from: dict[str, str]
 
 
-class Latency(_Frozen):
+class FitLatency(_Frozen):
     """Milliseconds inside the server of one request alone with so many items; ``depth`` is what it ran."""
 
     depth: Depth
@@ -133,7 +135,7 @@ class Fit(_Frozen):
     memory_limit_mb: Count
     threads: Count
     peak_mb: NotNegative | None
-    latency: tuple[Latency, ...] = ()
+    latency: tuple[FitLatency, ...] = ()
     words: str = ""
     machine: str
     created: Line
@@ -143,7 +145,7 @@ class Fit(_Frozen):
         return memory_limit_mb > self.memory_limit_mb if self.peak_mb is None else self.peak_mb <= memory_limit_mb
 
 
-class Source(_Frozen):
+class Provenance(_Frozen):
     """Where the bundle came from: sha256 of its inputs, how data were split, Fathom's version, the commit if known."""
 
     dataset: Line
@@ -165,7 +167,7 @@ class Manifest(_Frozen):
     version: Line
     created: Line
     strategy: Literal["prefix", "nested", "permuted-prefix", "greedy", "lattice"]
-    strategy_evidence: dict[str, dict[str, Interval]] = Field(
+    strategy_evidence: dict[str, dict[str, MetricInterval]] = Field(
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
     )
     precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
@@ -180,7 +182,7 @@ class Manifest(_Frozen):
     extension: Extension | None = None
     plans: tuple[Plan, ...] = ()
     files: dict[str, FileEntry]
-    source: Source
+    source: Provenance
     profile: Line | None = Field(default=None, description="the profile that `slice` made this bundle for")
     fits: dict[str, Fit] = Field(default={}, description="profile -> what serving under it took")
 

@@ -14,8 +14,8 @@ from fathom.runtime.manifest import (
     SELECTOR_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
-    Interval,
     Manifest,
+    MetricInterval,
 )
 
 _ITEM_FILES = (CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, TRANSITIONS_FILE, SELECTOR_FILE)
@@ -117,7 +117,7 @@ def _figures(manifest: Manifest) -> Iterator[str]:
             if not 0 <= value.low <= value.high <= 1 or not 0 <= value.value <= 1:
                 yield f"the quality {brief(metric, 20)} of depth {depth} is no interval between 0 and 1"
     lost = [info.loss for info in manifest.depths.values() if info.loss is not None]
-    figures: list[Mapping[str, Interval]] = [*manifest.strategy_evidence.values()]
+    figures: list[Mapping[str, MetricInterval]] = [*manifest.strategy_evidence.values()]
     for figure in [*lost, *(each for found in figures for each in found.values())]:
         if figure.low > figure.high:
             yield "an interval ends before it begins"

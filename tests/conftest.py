@@ -23,11 +23,11 @@ from fathom.runtime.manifest import (
     VECTORS_FILE,
     DepthInfo,
     FileEntry,
-    Interval,
     Manifest,
+    MetricInterval,
     ModelInfo,
     Parity,
-    Source,
+    Provenance,
     sealed,
     version_of,
 )
@@ -146,7 +146,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool
             segments=segments,
             layers=tuple(range(d)),
             parity=Parity(max_abs_error=1e-6, top10_agreement=1.0, histories=100),
-            quality={"ndcg@10": Interval(value=0.1 + d / 1000, low=0.09, high=0.13)},
+            quality={"ndcg@10": MetricInterval(value=0.1 + d / 1000, low=0.09, high=0.13)},
         )
     np.save(path / VECTORS_FILE, vectors)
     np.save(path / POPULARITY_FILE, popularity)
@@ -183,7 +183,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool
             "items": ITEMS,
             "depths": depths,
             "files": files,
-            "source": Source(dataset="0" * 64, checkpoint="1" * 64, plan="2" * 64, fathom="0.1.0", commit=None),
+            "source": Provenance(dataset="0" * 64, checkpoint="1" * 64, plan="2" * 64, fathom="0.1.0", commit=None),
         }
     )
     write_json(path / MANIFEST_NAME, sealed(manifest).model_dump(mode="json"))

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.artefacts import BUNDLE
-from fathom.distribution import version
+from fathom.distribution import fathom_commit, version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.bundle.derive import write_file, write_manifest
-from fathom.exporter.bundle.provenance import fathom_commit
 from fathom.exporter.engines.extension_parity import extension_error
 from fathom.exporter.engines.items import item_vectors
 from fathom.exporter.engines.optional_exit import with_optional_exit
@@ -29,7 +28,7 @@ from fathom.exporter.engines.segments import (
     export_segments,
     extension_file,
 )
-from fathom.exporter.planning.compare import Evidence
+from fathom.exporter.planning.compare import StrategyEvidence
 from fathom.exporter.planning.heal import check_dataset
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.files import new_folder
@@ -43,10 +42,10 @@ from fathom.runtime.manifest import (
     VECTORS_FILE,
     DepthInfo,
     Extension,
-    Interval,
     Manifest,
+    MetricInterval,
     ModelInfo,
-    Source,
+    Provenance,
 )
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure_all
@@ -69,7 +68,7 @@ def export(
     *,
     name: str,
     plan: DepthPlan | None = None,
-    evidence: Evidence | None = None,
+    evidence: StrategyEvidence | None = None,
     report: EvaluationReport | None = None,
     precision: Precision = "fp32",
     layer_bits: Mapping[int, Bits] | None = None,
@@ -103,7 +102,7 @@ def export(
         progress(f"storing the engines in {precision}")
         bits = _bits(checkpoint, precision, layer_bits)
         engines = _optional_exits(reduce_engines(checkpoint.model, plain, bits, cut.train))
-    lost: Mapping[int, Interval] = {}
+    lost: Mapping[int, MetricInterval] = {}
     if (precision, item_precision) != ("fp32", "fp32"):
         parity = measure_parity(checkpoint.model, engines, cut.test.histories, items=items, every_length=every_length)
         full, report = report, evaluate_engines(checkpoint.model, engines, items, dataset, cut, progress)
@@ -250,7 +249,7 @@ def _bits(
 
 
 def _depth_infos(
-    plan: DepthPlan, parity: Mapping[int, DepthParity], report: EvaluationReport, lost: Mapping[int, Interval]
+    plan: DepthPlan, parity: Mapping[int, DepthParity], report: EvaluationReport, lost: Mapping[int, MetricInterval]
 ) -> dict[int, DepthInfo]:
     infos = {}
     for depth, segments in depth_segments(plan.paths).items():
@@ -259,14 +258,14 @@ def _depth_infos(
             segments=tuple(segment.file for segment in segments),
             layers=plan.paths[depth],
             parity=parity[depth].for_manifest(),
-            quality={metric: Interval(**value.as_dict()) for metric, value in measured.items()},
+            quality={metric: MetricInterval(**value.as_dict()) for metric, value in measured.items()},
             loss=lost.get(depth),
         )
     return infos
 
 
-def _source(checkpoint: Checkpoint, plan: DepthPlan) -> Source:
-    return Source(
+def _source(checkpoint: Checkpoint, plan: DepthPlan) -> Provenance:
+    return Provenance(
         dataset=checkpoint.config.dataset,
         checkpoint=checkpoint.sha256,
         plan=plan.sha256,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from fathom.runtime.manifest import Interval, Manifest
+from fathom.runtime.manifest import Manifest, MetricInterval
 
 Rows = list[list[str]]
 
@@ -74,7 +74,7 @@ def evidence_rows(manifest: Manifest) -> Rows:
     return rows
 
 
-def format_interval(interval: Interval) -> str:
+def format_interval(interval: MetricInterval) -> str:
     """``.1030 [.0950, .1110]``."""
     return f"{_decimal(interval.value)} [{_decimal(interval.low)}, {_decimal(interval.high)}]"
 
@@ -109,11 +109,11 @@ def _commit(commit: str | None) -> str:
     return f", commit {head[:12]}{plus}{changes}"
 
 
-def _cell(figures: Mapping[str, Interval], key: str) -> str:
+def _cell(figures: Mapping[str, MetricInterval], key: str) -> str:
     return format_interval(figures[key]) if key in figures else ""
 
 
-def _percent(interval: Interval) -> str:
+def _percent(interval: MetricInterval) -> str:
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
 
 

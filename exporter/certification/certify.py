@@ -45,8 +45,7 @@ from fathom.selector.routing import (
     Asked,
     Cascade,
     Learned,
-    Mixture,
-    Rule,
+    Routing,
     gated,
     neighbours_mixed,
     priced,
@@ -66,13 +65,12 @@ LEARNING = 1 / 3
 AGREEMENT_PART = 0.1
 
 Floats = NDArray[np.float64]
-Member = Mixture | Rule | Learned | Cascade
 #: Requests that something is learned from, at least.
 FEWEST = 50
 
 
 @dataclass(frozen=True)
-class Measured:
+class CertificationData:
     """The cases of a bundle's data set, asked at every depth: validation to learn from, test to judge by."""
 
     validation: Outcomes
@@ -81,7 +79,7 @@ class Measured:
     part: str
 
 
-def measure_bundle(bundle: Bundle, dataset: Dataset, *, progress: Progress = lambda _: None) -> Measured:
+def measure_bundle(bundle: Bundle, dataset: Dataset, *, progress: Progress = lambda _: None) -> CertificationData:
     """Ask everything. Raises ArtefactError for another data set, DataError without cases."""
     source = bundle.manifest.source
     if dataset.sha256 != source.dataset:
@@ -102,7 +100,7 @@ def measure_bundle(bundle: Bundle, dataset: Dataset, *, progress: Progress = lam
                 cases,
                 progress=lambda text, name=name: progress(f"{name}: {text}"),  # type: ignore[misc]
             )
-    return Measured(parts["validation"], parts["test"], costs, source.split)
+    return CertificationData(parts["validation"], parts["test"], costs, source.split)
 
 
 def check_risk(eps: float, delta: float) -> None:
@@ -113,7 +111,7 @@ def check_risk(eps: float, delta: float) -> None:
 
 def certify(
     bundle: Bundle,
-    measured: Measured,
+    measured: CertificationData,
     *,
     eps: float,
     delta: float,
@@ -181,7 +179,7 @@ def distinct(requests: Outcomes) -> Outcomes:
 
 
 def _claim(
-    measured: Measured,
+    measured: CertificationData,
     test: Outcomes,
     copies: NDArray[np.bool_],
     depths: tuple[int, ...],
@@ -192,7 +190,7 @@ def _claim(
 ) -> Claim:
     costs = measured.costs.at_depths(depths)
     test = test.at_depths(depths)
-    members: Sequence[Member]
+    members: Sequence[Routing]
     if family in ("learned", "cascade"):
         known, judges = _learning(measured, test, copies)
         members = learned_members(known, costs) if family == "learned" else cascade_members(known, costs)
@@ -224,20 +222,20 @@ def _claim(
     )
 
 
-def _routed(member: Member, requests: Outcomes) -> Floats:
+def _routed(member: Routing, requests: Outcomes) -> Floats:
     """The quality that each request is expected to get, (n,)."""
     expected: Floats = (member.probabilities(requests.asked) * requests.quality).sum(1)
     return expected
 
 
-def _needed(counted: Sequence[Outcomes], member: Member, *, eps: float, level: float) -> int | None:
+def _needed(counted: Sequence[Outcomes], member: Routing, *, eps: float, level: float) -> int | None:
     needed = [users_needed(each.quality[:, -1], _routed(member, each), eps=eps, level=level) for each in counted]
     known = [count for count in needed if count is not None]
     # It is an estimate; that those who are there were too few is certain.
     return max(*known, len(counted[0]) + 1) if len(known) == len(needed) else None
 
 
-def _agreement(counted: Sequence[Outcomes], member: Member, *, level: float) -> float | None:
+def _agreement(counted: Sequence[Outcomes], member: Routing, *, level: float) -> float | None:
     """A bound of the mean agreement of requests that are not routed to the deepest depth, however users count."""
     bounds = []
     for each in counted:
@@ -255,7 +253,7 @@ def _by(test: Outcomes) -> Mapping[str, Floats]:
 
 
 def _learning(
-    measured: Measured, test: Outcomes, copies: NDArray[np.bool_]
+    measured: CertificationData, test: Outcomes, copies: NDArray[np.bool_]
 ) -> tuple[list[Outcomes], NDArray[np.bool_]]:
     """What is learned from, and which rows of ``test`` may judge it: none whose case was learned from."""
     each_once = test.select(~copies)

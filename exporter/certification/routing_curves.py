@@ -39,7 +39,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PolicyResult:
     """A curve against the hull: mean distance over the hull's range of costs, with a 95 % interval over users."""
 
     name: str
@@ -81,7 +81,7 @@ def hindsight(judged: Outcomes, costs: Costs) -> Curve:
     return routed("hindsight", chances, judged, costs)
 
 
-def judge(curve: Curve, static: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> Judged:
+def evaluate_policy(curve: Curve, static: Curve, *, seed: int = 0, resamples: int = RESAMPLES) -> PolicyResult:
     """Resamples users, and with them the hull."""
     count = len(static.quality)
     random = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def judge(curve: Curve, static: Curve, *, seed: int = 0, resamples: int = RESAMP
     everyone = np.full(count, 1 / count)
     points = list(zip((everyone @ curve.cost).tolist(), (everyone @ curve.quality).tolist(), strict=True))
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return Judged(curve.name, points, curve.shares.tolist(), area(everyone), low, high)
+    return PolicyResult(curve.name, points, curve.shares.tolist(), area(everyone), low, high)
 
 
 def hull(cost: Floats, quality: Floats) -> tuple[Floats, Floats]:

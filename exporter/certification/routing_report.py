@@ -12,13 +12,13 @@ import numpy as np
 
 from fathom.artefacts import REPORT_FOLDER, ROUTING_PAGE, ROUTING_PLOT, check_output
 from fathom.errors import MissingExtraError
-from fathom.exporter.certification.certify import Measured, distinct
+from fathom.exporter.certification.certify import CertificationData, distinct
 from fathom.exporter.certification.routing_curves import (
-    Judged,
+    PolicyResult,
+    evaluate_policy,
     explained,
     feature_correlations,
     hull,
-    judge,
     policies,
     static_curve,
 )
@@ -48,7 +48,7 @@ SAME_CASE = "test users with the history and next item of another, left out of t
 
 
 @dataclass(frozen=True)
-class Report:
+class RoutingReport:
     """Policies on the test cases, learned on the validation cases; costs in milliseconds of a request alone."""
 
     name: str
@@ -56,7 +56,7 @@ class Report:
     users: int
     static: list[tuple[float, float]]
     hull: list[tuple[float, float]]
-    policies: list[Judged]
+    policies: list[PolicyResult]
     features: Mapping[str, tuple[float, float, float]]
     explained: float
 
@@ -65,24 +65,24 @@ class Report:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def make_report(name: str, measured: Measured, *, seed: int = 0) -> Report:
+def make_report(name: str, measured: CertificationData, *, seed: int = 0) -> RoutingReport:
     """Judge every policy, on each case once: copies of users would make every interval too narrow."""
     known, test, costs = distinct(measured.validation), distinct(measured.test), measured.costs
     static = static_curve(test, costs)
     cost, quality = static.cost.mean(0), static.quality.mean(0)
-    return Report(
+    return RoutingReport(
         name=name,
         depths=test.depths,
         users=len(test),
         static=_pairs(cost, quality),
         hull=_pairs(*hull(cost, quality)),
-        policies=[judge(curve, static, seed=seed) for curve in policies(known, test, costs)],
+        policies=[evaluate_policy(curve, static, seed=seed) for curve in policies(known, test, costs)],
         features=feature_correlations(test),
         explained=explained(known),
     )
 
 
-def write_report(report: Report, certificate: Certificate, folder: Path) -> None:
+def write_report(report: RoutingReport, certificate: Certificate, folder: Path) -> None:
     """Write routing.json, routing.png and routing.html into a folder; what else is in it stays."""
     check_output(folder, REPORT_FOLDER)
     picture = plot(report)
@@ -91,14 +91,14 @@ def write_report(report: Report, certificate: Certificate, folder: Path) -> None
     write_bytes(folder / "routing.html", page(report, certificate, picture).encode())
 
 
-def plot(report: Report) -> bytes:
+def plot(report: RoutingReport) -> bytes:
     """Quality against cost, and how far each policy lies above the hull, as PNG."""
     buffer = BytesIO()
     draw(report).savefig(buffer, format="png", dpi=150, metadata={"Software": ROUTING_PLOT.mark})
     return buffer.getvalue()
 
 
-def draw(report: Report) -> "Figure":
+def draw(report: RoutingReport) -> "Figure":
     """The picture of ``plot``; raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -114,7 +114,7 @@ def draw(report: Report) -> "Figure":
     return figure
 
 
-def _curves(axes: "Axes", report: Report) -> None:
+def _curves(axes: "Axes", report: RoutingReport) -> None:
     for policy in report.policies:
         if policy.name != "hindsight":
             x, y = zip(*sorted(policy.points), strict=True)
@@ -136,7 +136,7 @@ def _curves(axes: "Axes", report: Report) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _areas(axes: "Axes", report: Report) -> None:
+def _areas(axes: "Axes", report: RoutingReport) -> None:
     shown = [policy for policy in report.policies if policy.name != "hindsight"]
     for place, policy in enumerate(reversed(shown)):
         axes.plot([1e3 * policy.low, 1e3 * policy.high], [place, place], color=COLOURS[policy.name], linewidth=3)
@@ -152,7 +152,7 @@ def _areas(axes: "Axes", report: Report) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def page(report: Report, certificate: Certificate, picture: bytes) -> str:
+def page(report: RoutingReport, certificate: Certificate, picture: bytes) -> str:
     """One HTML file that needs nothing else."""
     claims = "".join(_claim_row(claim) for claim in certificate.claims)
     merged = f"<p>{certificate.merged:,} {SAME_CASE}.</p>\n" if certificate.merged else ""
@@ -203,7 +203,7 @@ zero means that a constant predicts better).</p>
 """
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: RoutingReport) -> str:
     above = [each.name for each in report.policies if each.name != "hindsight" and each.low > 0]
     if above:
         return f"Shown to beat choosing depths at random: {escape(', '.join(above))}."

@@ -138,7 +138,7 @@ def _calibration_feeds(model: ElasticModel, runner: SegmentRunner, histories: Se
     return feeds
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, feeds: Sequence[Feeds]) -> None:
         self._feeds = iter(feeds)
 
@@ -152,7 +152,7 @@ def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Feeds]) -> o
         quantize_static(
             proto,
             path,
-            _Reader(feeds),
+            _CalibrationReader(feeds),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

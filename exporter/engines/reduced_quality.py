@@ -8,7 +8,7 @@ from fathom.errors import ParityError
 from fathom.exporter.engines.parity import SegmentRunner
 from fathom.exporter.engines.segments import segment_specs
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.manifest import Interval
+from fathom.runtime.manifest import MetricInterval
 from fathom.training.baselines import Scores
 from fathom.training.batches import history_batches
 from fathom.training.dataset import Dataset, Sequences
@@ -48,7 +48,7 @@ def evaluate_engines(
     return evaluate(cut.test, [score], n_items=dataset.n_items, reference=deepest, progress=progress)
 
 
-def losses(full: EvaluationReport, reduced: EvaluationReport, depths: tuple[int, ...]) -> dict[int, Interval]:
+def losses(full: EvaluationReport, reduced: EvaluationReport, depths: tuple[int, ...]) -> dict[int, MetricInterval]:
     """Depth -> the share of NDCG@10 that is lost, 1 - reduced / full, with its 95 % interval, paired over users."""
     found = {}
     for depth in depths:
@@ -57,16 +57,16 @@ def losses(full: EvaluationReport, reduced: EvaluationReport, depths: tuple[int,
     return found
 
 
-def relative_loss(full: Floats, reduced: Floats) -> Interval:
+def relative_loss(full: Floats, reduced: Floats) -> MetricInterval:
     """1 - mean(reduced) / mean(full) over the same users, with its 95 % percentile bootstrap interval."""
     means = bootstrap_means(np.stack((full, reduced), axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.nan_to_num(1 - means[:, 1] / means[:, 0])
         value = np.nan_to_num(1 - reduced.mean() / full.mean())
-    return Interval(**percentile(float(value), drawn).as_dict())
+    return MetricInterval(**percentile(float(value), drawn).as_dict())
 
 
-def check_losses(losses: Mapping[int, Interval], max_loss: float, precision: str) -> None:
+def check_losses(losses: Mapping[int, MetricInterval], max_loss: float, precision: str) -> None:
     """Raise ParityError where a depth loses more than is allowed."""
     for depth, loss in sorted(losses.items()):
         if loss.value > max_loss:

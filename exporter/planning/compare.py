@@ -14,7 +14,7 @@ import numpy as np
 from fathom.errors import PlanError
 from fathom.exporter.planning.heal import check_dataset
 from fathom.exporter.planning.plan import Strategy
-from fathom.runtime.manifest import Interval
+from fathom.runtime.manifest import MetricInterval
 from fathom.training import metrics
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -28,7 +28,7 @@ SIMPLEST_FIRST: tuple[Strategy, ...] = ("prefix", "permuted-prefix", "nested", "
 MEAN = f"{METRIC}/mean"
 DIFFERENCE = f"{METRIC}/mean-difference"
 
-Evidence = dict[str, dict[str, Interval]]
+StrategyEvidence = dict[str, dict[str, MetricInterval]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Comparison:
     """
 
     winner: Strategy
-    evidence: Evidence
+    evidence: StrategyEvidence
 
 
 def compare(
@@ -64,13 +64,13 @@ def compare(
         users[strategy] = {depth: report.per_user[depth_name(depth)][METRIC] for depth in model.depths}
     means = {strategy: np.mean(list(by_depth.values()), axis=0) for strategy, by_depth in users.items()}
     winner = choose(means, seed=seed)
-    evidence: Evidence = {}
+    evidence: StrategyEvidence = {}
     for strategy, by_depth in users.items():
         figures = {f"{METRIC}/{depth}": metrics.interval(values, seed=seed) for depth, values in by_depth.items()}
         figures[MEAN] = metrics.interval(means[strategy], seed=seed)
         if strategy != winner:
             figures[DIFFERENCE] = metrics.paired_difference(means[strategy], means[winner], seed=seed)
-        evidence[strategy] = {key: Interval(**value.as_dict()) for key, value in figures.items()}
+        evidence[strategy] = {key: MetricInterval(**value.as_dict()) for key, value in figures.items()}
     return Comparison(winner, evidence)
 
 

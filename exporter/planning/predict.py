@@ -27,7 +27,7 @@ Paths = dict[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class StrategyPrediction:
     """layers: what runs, in order; value: the mean over users, higher is better; difference: to ``prefix`` at the same
     depth, over the same users, with its 95 % bootstrap interval (None for ``prefix``).
     """
@@ -38,7 +38,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class StrategyPredictions:
     """by_metric: "ndcg@10" or "loss" (log p) -> strategy or "best" -> depth; left_out: strategy -> why it has none.
 
     Everything is read at the deepest exit, for no other exit has seen these layers. ``lattice`` and ``best`` are chosen
@@ -47,7 +47,7 @@ class Predictions:
 
     users: int
     depths: tuple[int, ...]
-    by_metric: dict[str, dict[str, dict[int, Prediction]]]
+    by_metric: dict[str, dict[str, dict[int, StrategyPrediction]]]
     left_out: dict[str, str]
 
     def rows(self, metric: str) -> list[list[str]]:
@@ -80,7 +80,7 @@ def predict(
     *,
     metric: str = DEFAULT_METRIC,
     seed: int = 0,
-) -> Predictions:
+) -> StrategyPredictions:
     """What every strategy would reach at these depths; ``metric`` is what the ``lattice`` plan is chosen by.
 
     Raises PlanError for impossible depths, ArtefactError for a lattice that does not fit, see ``check_lattice``.
@@ -92,7 +92,7 @@ def predict(
         best = best_subsets(lattice.mean(each), keep=(0,))
         paths = plans | {BEST: {depth: layers_of(best[depth]) for depth in depths}}
         by_metric[each] = _predictions(lattice.utilities(each), paths, seed)
-    return Predictions(len(lattice.losses), tuple(depths), by_metric, left_out)
+    return StrategyPredictions(len(lattice.losses), tuple(depths), by_metric, left_out)
 
 
 def _plans(
@@ -116,21 +116,21 @@ def _plans(
 
 def _predictions(
     utilities: NDArray[np.float32], plans: dict[str, Paths], seed: int
-) -> dict[str, dict[int, Prediction]]:
+) -> dict[str, dict[int, StrategyPrediction]]:
     def users(path: tuple[int, ...]) -> metrics.Floats:
         return utilities[:, mask_of(path)].astype(np.float64)
 
-    def prediction(name: str, depth: int, path: tuple[int, ...]) -> Prediction:
+    def prediction(name: str, depth: int, path: tuple[int, ...]) -> StrategyPrediction:
         own, reference = users(path), users(plans["prefix"][depth])
         difference = None if name == "prefix" else metrics.paired_difference(own, reference, seed=seed)
-        return Prediction(path, float(own.mean()), difference)
+        return StrategyPrediction(path, float(own.mean()), difference)
 
     return {
         name: {depth: prediction(name, depth, path) for depth, path in paths.items()} for name, paths in plans.items()
     }
 
 
-def _cell(prediction: Prediction) -> str:
+def _cell(prediction: StrategyPrediction) -> str:
     value, difference = _decimal(prediction.value), prediction.difference
     if difference is None:
         return value

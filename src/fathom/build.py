@@ -34,7 +34,7 @@ from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.report.plot import plot_ranking
 from fathom.remaining import Remaining
 from fathom.runtime.bundle import Bundle, read_manifest
-from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, Interval, sealed
+from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, MetricInterval, sealed
 from fathom.show import Activity, dataset_facts, err
 from fathom.stages import Stage, Stamps
 from fathom.training.checkpoint import Checkpoint
@@ -198,11 +198,11 @@ class Build:
         value = {"schema_version": COMPARISON_SCHEMA_VERSION, "winner": comparison.winner, "evidence": evidence}
         write_json(self.folder / "comparison.json", value)
 
-    def _winner(self) -> tuple[Strategy, dict[str, dict[str, Interval]]]:
+    def _winner(self) -> tuple[Strategy, dict[str, dict[str, MetricInterval]]]:
         path = self.folder / "comparison.json"
         value = read_json(path, kind="comparison of plans", schema_version=COMPARISON_SCHEMA_VERSION)
         evidence = {
-            name: {key: Interval(**interval) for key, interval in figures.items()}
+            name: {key: MetricInterval(**interval) for key, interval in figures.items()}
             for name, figures in value["evidence"].items()
         }
         return value["winner"], evidence

@@ -14,7 +14,7 @@ from fathom.errors import ConfigError, FathomError, UnavailableError
 from fathom.exporter.bundle.derive import rewrite
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import Fit, Latency
+from fathom.runtime.manifest import Fit, FitLatency
 
 #: A process sets more memory aside than it ever uses: stacks of threads, buffers of libraries. The kernel's limit
 #: counts that too, so it lies this far above the profile's and only ends what runs away; what was used decides.
@@ -78,10 +78,10 @@ def _histories(ids: tuple[str, ...]) -> Iterator[list[str]]:
         yield [ids[item] for item in rng.integers(len(ids), size=max(HISTORIES))]
 
 
-def _latency(history: int, answers: list[Recommendation]) -> Latency:
+def _latency(history: int, answers: list[Recommendation]) -> FitLatency:
     took_ms = [answer.timings.total_us / 1e3 for answer in answers]
     p50, p99 = np.quantile(took_ms, (0.5, 0.99)).round(3).tolist()
-    return Latency(depth=answers[0].depth, history=history, p50_ms=p50, p99_ms=p99)
+    return FitLatency(depth=answers[0].depth, history=history, p50_ms=p50, p99_ms=p99)
 
 
 def _all_answered(results: list[Recommendation | FathomError]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.exporter.bundle.report import format_interval
-from fathom.runtime.manifest import Interval
+from fathom.runtime.manifest import MetricInterval
 
 #: With fewer test users the 95 % interval of NDCG@10 is about .1 wide, as wide as the figures are large.
 FEWEST_USERS = 100
@@ -26,7 +26,7 @@ def verdict(evaluation: Mapping[str, Any], strategy: str, depths: Sequence[int],
             f" anything: build it from data with at least {FEWEST_USERS} users who have three events or more."
         )
     differences = {
-        name: Interval(**system["difference"][METRIC])
+        name: MetricInterval(**system["difference"][METRIC])
         for name, system in evaluation["systems"].items()
         if not name.startswith("depth ")
     }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fathom.exporter.certification.certify import Measured, certify
+from fathom.exporter.certification.certify import CertificationData, certify
 from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
 from fathom.runtime.bundle import Bundle
 from fathom.selector.features import Features
@@ -110,7 +110,7 @@ def certificates(
         rows = random.permutation(np.tile(np.arange(count), copies))
         found = Cases(found.histories.select(rows), found.targets[rows], np.arange(len(rows), dtype=np.int32))
         test = seen(outcomes(found, quality[rows]))
-        measured = Measured(test.select(np.arange(1)), test, costs, "simulated")
+        measured = CertificationData(test.select(np.arange(1)), test, costs, "simulated")
         certificate = certify(bundle, measured, eps=EPS, delta=DELTA, family="rule", depth_sets=[DEPTHS])
         given += certificate.certified
     return given

@@ -15,11 +15,25 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
 from fathom.exporter.bundle.report import fact_rows
 from fathom.exporter.bundle.slice import slice_bundle
-from fathom.exporter.certification.certify import FAMILIES, Family, Measured, certify, measure_bundle, write_certificate
+from fathom.exporter.certification.certify import (
+    FAMILIES,
+    CertificationData,
+    Family,
+    certify,
+    measure_bundle,
+    write_certificate,
+)
 from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
-from fathom.exporter.certification.routing_curves import Judged, auc, hull, judge, policies, static_curve
+from fathom.exporter.certification.routing_curves import (
+    PolicyResult,
+    auc,
+    evaluate_policy,
+    hull,
+    policies,
+    static_curve,
+)
 from fathom.exporter.certification.routing_report import (
-    Report,
+    RoutingReport,
     bucket_rows,
     certificate_rows,
     draw,
@@ -40,7 +54,7 @@ DEPTHS = (4, 8, 12, 16)
 
 
 @pytest.fixture(scope="module")
-def measured(bundle_path: Path, dataset: Dataset) -> Measured:
+def measured(bundle_path: Path, dataset: Dataset) -> CertificationData:
     return measure_bundle(Bundle.open(bundle_path), dataset)
 
 
@@ -69,10 +83,10 @@ def outcomes(count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 
     )
 
 
-def simulated(*, signal: float = 0.0, loss: float = 0.0, count: int = 6000) -> Measured:
+def simulated(*, signal: float = 0.0, loss: float = 0.0, count: int = 6000) -> CertificationData:
     lengths = np.array([1, 200])
     ms = np.array([[0.5, 0.8, 1.1, 1.4], [3.0, 6.0, 9.0, 12.0]])
-    return Measured(
+    return CertificationData(
         outcomes(count, signal=signal, loss=loss, seed=1),
         outcomes(count, signal=signal, loss=loss, seed=2),
         Costs(DEPTHS, lengths, ms, ms * 1.05),
@@ -129,7 +143,7 @@ def test_a_mixture_that_loses_less_than_eps_is_certified_and_one_that_loses_more
     assert [each.level for each in free.claims] == [0.025, 0.025]
 
 
-def test_too_few_users_certify_nothing_and_are_told_so(bundle_path: Path, measured: Measured) -> None:
+def test_too_few_users_certify_nothing_and_are_told_so(bundle_path: Path, measured: CertificationData) -> None:
     certificate = certify(Bundle.open(bundle_path), measured, eps=0.05, delta=0.05, depth_sets=[DEPTHS])
     claim = certificate.claims[0]
     assert claim.routing is None
@@ -156,7 +170,7 @@ def test_every_family_is_certified_and_learned_ones_by_users_they_did_not_learn_
         assert claim.saved > 0.5
 
 
-def copied(measured: Measured, times: int) -> Measured:
+def copied(measured: CertificationData, times: int) -> CertificationData:
     """Every test user so many times over: the first, then the copies, under other ids and in another order."""
     rows = np.tile(np.arange(len(measured.test)), times)
     rows = np.concatenate(
@@ -219,7 +233,7 @@ def test_the_same_history_and_next_item_are_one_case_whoever_and_whenever(datase
 
 
 def test_a_dataset_with_every_user_three_times_certifies_what_it_certifies_with_one_of_each(
-    bundle_path: Path, dataset: Dataset, measured: Measured
+    bundle_path: Path, dataset: Dataset, measured: CertificationData
 ) -> None:
     users = dataset.n_users
     tripled = replace(
@@ -243,7 +257,7 @@ def test_learned_routing_lies_above_the_hull_where_features_tell_and_on_it_where
         work = simulated(signal=signal, loss=0.05)
         static = static_curve(work.test, work.costs)
         judged = {
-            curve.name: judge(curve, static, resamples=100)
+            curve.name: evaluate_policy(curve, static, resamples=100)
             for curve in policies(work.validation, work.test, work.costs)
         }
         assert (judged["learned"].low > 0) == above
@@ -312,10 +326,10 @@ def test_the_report_holds_the_figures_and_needs_nothing_else(bundle_path: Path, 
 def test_no_text_of_the_picture_lies_on_another_or_is_cut_off(name: str, static: list[tuple[float, float]]) -> None:
     spread = static[-1][1] - static[0][1]
     judged = [
-        Judged(policy, static, [[1.0]], area, area - spread / 9, area + spread / 9)
+        PolicyResult(policy, static, [[1.0]], area, area - spread / 9, area + spread / 9)
         for policy, area in (("length", 0.0), ("rule", spread / 3), ("learned", 0.0), ("cascade", -spread))
     ]
-    picture = draw(Report(name, DEPTHS, 943, static, [static[0], static[-1]], judged, {}, 0.0))
+    picture = draw(RoutingReport(name, DEPTHS, 943, static, [static[0], static[-1]], judged, {}, 0.0))
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
     # Ticks beyond the ends of an axis are not drawn.
@@ -339,7 +353,9 @@ def test_no_text_of_the_picture_lies_on_another_or_is_cut_off(name: str, static:
         assert not first.overlaps(second), (one, other)
 
 
-def test_bad_input_gets_one_line(bundle_path: Path, dataset: Dataset, measured: Measured, tmp_path: Path) -> None:
+def test_bad_input_gets_one_line(
+    bundle_path: Path, dataset: Dataset, measured: CertificationData, tmp_path: Path
+) -> None:
     bundle = Bundle.open(bundle_path)
     with pytest.raises(ArtefactError, match="another data set"):
         measure_bundle(bundle, replace(dataset, sha256="e" * 64))

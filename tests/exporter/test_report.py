@@ -14,7 +14,7 @@ from fathom.exporter.bundle.report import (
     quality_rows,
 )
 from fathom.runtime.bundle import read_manifest
-from fathom.runtime.manifest import Interval, Manifest
+from fathom.runtime.manifest import Manifest, MetricInterval
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_quality_has_intervals_of_the_metrics_that_exist(manifest: Manifest) -> 
 
 
 def test_the_shipped_strategy_is_marked(manifest: Manifest) -> None:
-    one, two = Interval(value=0.1, low=0.05, high=0.2), Interval(value=-0.01, low=-0.02, high=0.0)
+    one, two = MetricInterval(value=0.1, low=0.05, high=0.2), MetricInterval(value=-0.01, low=-0.02, high=0.0)
     evidence = {
         "prefix": {"ndcg@10/4": one},
         "nested": {"ndcg@10/4": one, "ndcg@10/mean-difference": two},
@@ -72,4 +72,4 @@ def test_numbers_are_short() -> None:
     ]
     assert format_layers((0, 1, 5, 9, 2, 3, 4)) == "0-1 5 9 2-4"
     assert format_layers(()) == ""
-    assert format_interval(Interval(value=1.0, low=0.5, high=1.5)) == "1.0000 [.5000, 1.5000]"
+    assert format_interval(MetricInterval(value=1.0, low=0.5, high=1.5)) == "1.0000 [.5000, 1.5000]"

@@ -14,7 +14,7 @@ from fathom.exporter.bundle.export import export, transition_entropy
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engines.engine import open_engine
-from fathom.runtime.manifest import Interval
+from fathom.runtime.manifest import MetricInterval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.splits import leave_one_out
@@ -100,7 +100,7 @@ def test_an_impossible_date_is_refused(
 
 
 def test_the_evidence_that_was_given_is_kept(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
-    evidence = {"prefix": {"ndcg@10/4": Interval(value=0.1, low=0.05, high=0.2)}}
+    evidence = {"prefix": {"ndcg@10/4": MetricInterval(value=0.1, low=0.05, high=0.2)}}
     assert export(checkpoint, dataset, tmp_path / "b", name="b", evidence=evidence).strategy_evidence == evidence
 
 
