@@ -39,13 +39,13 @@ protos: setup
 
 bench: setup
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.training_throughput ml-100k=build/ml-100k/dataset
-	@$(BIN)/python -m fathom.benchmarks.parity $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.experiments.training_throughput ml-100k=build/ml-100k/dataset
+	@$(BIN)/python -m fathom.benchmarks.experiments.parity $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.engine_depth $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.selector_latency $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.routing ml-100k
+	@$(BIN)/python -m fathom.benchmarks.experiments.routing ml-100k
 	@$(MAKE) --no-print-directory results
 
 results: setup

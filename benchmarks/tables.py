@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks.device_tables import device_sections
-from fathom.benchmarks.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
+from fathom.benchmarks.experiments.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
+from fathom.benchmarks.experiments.quality import plots
+from fathom.benchmarks.experiments.quality.stored import Pool, pools
+from fathom.benchmarks.experiments.quality.tables import (
+    counting_facts,
+    depth_facts,
+    in_order,
+    mean_hr,
+    quality_sections,
+    seeds,
+)
+from fathom.benchmarks.experiments.routing_tables import PICTURE as ROUTING_PICTURE
+from fathom.benchmarks.experiments.routing_tables import areas_figure, load_routed, routing_sections
 from fathom.benchmarks.markdown import decimal, table
-from fathom.benchmarks.quality import plots
-from fathom.benchmarks.quality.stored import Pool, pools
-from fathom.benchmarks.quality.tables import counting_facts, depth_facts, in_order, mean_hr, quality_sections, seeds
 from fathom.benchmarks.record import RESULTS, run
-from fathom.benchmarks.routing_tables import PICTURE as ROUTING_PICTURE
-from fathom.benchmarks.routing_tables import areas_figure, load_routed, routing_sections
 from fathom.benchmarks.serving_tables import serving_sections
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes

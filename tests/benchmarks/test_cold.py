@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fathom.benchmarks.quality.cold import by_group, cold_groups
+from fathom.benchmarks.experiments.quality.cold import by_group, cold_groups
 from fathom.training.dataset import Sequences
 from fathom.training.splits import Cases, Split
 

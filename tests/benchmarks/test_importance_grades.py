@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fathom.benchmarks import importance_grades
-from fathom.benchmarks.importance_tables import importance_section, lattice_figure, load_measured
-from fathom.benchmarks.quality.plots import svg
+from fathom.benchmarks.experiments import importance_grades
+from fathom.benchmarks.experiments.importance_tables import importance_section, lattice_figure, load_measured
+from fathom.benchmarks.experiments.quality.plots import svg
 from fathom.importance import choice
 from fathom.importance.methods import meta_learning
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig

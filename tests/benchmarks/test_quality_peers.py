@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.benchmarks.quality.peers import PEERS, PYTHON, Peer, export, places_of_lists, score_peer
+from fathom.benchmarks.experiments.quality.peers import PEERS, PYTHON, Peer, export, places_of_lists, score_peer
 from fathom.errors import ArtefactError, ConfigError, DataError
 from fathom.training.baselines import BASELINES
 from fathom.training.dataset import Dataset, Sequences

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.benchmarks.quality.stored import Pool, Run, margin, pack, path_of, pools, runs, summary, unpack
+from fathom.benchmarks.experiments.quality.stored import Pool, Run, margin, pack, path_of, pools, runs, summary, unpack
 from fathom.errors import ArtefactError
 from fathom.training import metrics
 from fathom.training.metrics import Floats

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fathom.benchmarks.quality import __main__ as program
-from fathom.benchmarks.quality import arms, study
-from fathom.benchmarks.quality.stored import runs
+from fathom.benchmarks.experiments.quality import __main__ as program
+from fathom.benchmarks.experiments.quality import arms, study
+from fathom.benchmarks.experiments.quality.stored import runs
 from fathom.errors import ArtefactError, ConfigError
 from fathom.training import presets
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fathom.benchmarks.quality import plots
-from fathom.benchmarks.quality.stored import Pool, Run, summary
-from fathom.benchmarks.quality.tables import counting_facts, depth_facts, quality_sections
+from fathom.benchmarks.experiments.quality import plots
+from fathom.benchmarks.experiments.quality.stored import Pool, Run, summary
+from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, quality_sections
 
 DEPTHS = (4, 8, 12, 16)
 USERS = 200

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fathom.benchmarks import certificate
-from fathom.benchmarks.quality.plots import svg
-from fathom.benchmarks.routing_tables import areas_figure, load_routed, routing_sections
+from fathom.benchmarks.experiments import certificate
+from fathom.benchmarks.experiments.quality.plots import svg
+from fathom.benchmarks.experiments.routing_tables import areas_figure, load_routed, routing_sections
 
 
 def policy(name: str, area: float) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from fathom.benchmarks.parity import main as benchmark
+from fathom.benchmarks.experiments.parity import main as benchmark
 from fathom.errors import ArtefactError, DataError, ParityError
 from fathom.exporter.engines.parity import DepthParity, check_parity, history_lengths, measure_parity
 from fathom.training.checkpoint import Checkpoint

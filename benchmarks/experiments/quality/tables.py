@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from fathom.benchmarks.experiments.quality.arms import ARMS, DEPTHS
+from fathom.benchmarks.experiments.quality.stored import Of, Pool, Pooled
 from fathom.benchmarks.markdown import decimal, interval, percent, table
-from fathom.benchmarks.quality.arms import ARMS, DEPTHS
-from fathom.benchmarks.quality.stored import Of, Pool, Pooled
 from fathom.training.metrics import Interval
 
 #: In the order of the page; a data set that is not here follows under its own name.

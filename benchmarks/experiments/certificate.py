@@ -1,6 +1,6 @@
 """Does the certificate keep its word? Simulated users with a known loss, and real outcomes with a loss made known.
 
-    python -m fathom.benchmarks.certificate
+    python -m fathom.benchmarks.experiments.certificate
 
 Coverage: the true loss is exactly eps, and the share of 1,000 replications in which the routing is certified all the
 same. Power: nothing is lost, though a part of the users is answered differently, and the share that is certified.

@@ -1,8 +1,8 @@
 """Trains one RecTools model on exported events and writes the ten best items of every test user.
 
-    build/rectools-env/bin/python benchmarks/quality/rectools_lists.py FOLDER --model esasrec --seed 0 --epochs 100
+    build/rectools-env/bin/python rectools_lists.py FOLDER --model esasrec --seed 0 --epochs 100
 
-``fathom.benchmarks.quality.peers`` writes FOLDER/events.npz, runs this and reads FOLDER/lists.json. It runs in the
+``peers.py`` writes FOLDER/events.npz, runs this and reads FOLDER/lists.json. It runs in the
 environment of rectools.txt, so it imports nothing of fathom.
 
 sasrec    SASRec (Kang and McAuley 2018) with RecTools' default loss, the softmax over all items

@@ -1,9 +1,9 @@
 """Every importance method against the truth: all subsets of layers of the networks of the quality study.
 
-    python -m fathom.benchmarks.importance_grades ml-100k retail --seeds 0 1 2 --users 256 128
+    python -m fathom.benchmarks.experiments.importance_grades ml-100k retail --seeds 0 1 2 --users 256 128
 
-For each data set and seed: the whole lattice of the network ``ladder`` (which ``python -m fathom.benchmarks.quality
-DATASET --arms main`` trains), all methods on the same users, their grades, and the time of all of it. Meta-learning is
+For each data set and seed: the whole lattice of the network ``ladder`` (which the benchmark
+``quality`` trains), all methods on the same users, their grades, and the time of all of it. Meta-learning is
 graded as trained on the other data sets only, and left out where they are fewer than two networks. Then what Fathom
 ships is learned from all of them: the file of meta-learning, and that of ``fathom rank --methods auto``. Lattices lie
 in build/importance and are measured once; interrupted ones go on where they were. Writes
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fathom.benchmarks.importance_tables import graded
-from fathom.benchmarks.quality.study import WORK as NETWORKS
+from fathom.benchmarks.experiments.importance_tables import graded
+from fathom.benchmarks.experiments.quality.study import WORK as NETWORKS
 from fathom.benchmarks.record import RESULTS, run, save_run
 from fathom.files import write_json
 from fathom.importance import choice

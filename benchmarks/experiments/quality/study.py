@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fathom.benchmarks.quality.arms import ARMS, Arm
-from fathom.benchmarks.quality.cold import by_group, cold_groups
-from fathom.benchmarks.quality.peers import Peer, score_peer
-from fathom.benchmarks.quality.stored import path_of, summary, unpack
+from fathom.benchmarks.experiments.quality.arms import ARMS, Arm
+from fathom.benchmarks.experiments.quality.cold import by_group, cold_groups
+from fathom.benchmarks.experiments.quality.peers import Peer, score_peer
+from fathom.benchmarks.experiments.quality.stored import path_of, summary, unpack
 from fathom.errors import ArtefactError, ConfigError
 from fathom.exporter.planning.heal import heal
 from fathom.exporter.planning.plan import DepthPlan

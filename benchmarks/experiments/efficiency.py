@@ -1,6 +1,6 @@
 """How close an engine comes to what the machine can do: GFLOP/s at depth 16, and where the time goes.
 
-    python -m fathom.benchmarks.efficiency
+    python -m fathom.benchmarks.experiments.efficiency
 
 Engines of untrained models of both block kinds and three widths, history 200, one thread, batch 1 and 32. A FLOP is a
 multiplication or an addition of a matrix product that the engine really does: 15 layers for all positions, the exit's

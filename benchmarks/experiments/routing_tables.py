@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from fathom.benchmarks.experiments.quality.plots import GREY, INK, LADDER, STYLE
+from fathom.benchmarks.experiments.quality.tables import TITLES
 from fathom.benchmarks.markdown import decimal, table
-from fathom.benchmarks.quality.plots import GREY, INK, LADDER, STYLE
-from fathom.benchmarks.quality.tables import TITLES
 
 PICTURE = "routing-areas"
 SERVABLE = ("length", "rule", "learned", "cascade")

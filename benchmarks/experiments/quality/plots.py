@@ -10,9 +10,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fathom.benchmarks.quality.arms import DEPTHS
-from fathom.benchmarks.quality.stored import Pool, Pooled
-from fathom.benchmarks.quality.tables import ENGINE_DATA, seeds, title
+from fathom.benchmarks.experiments.quality.arms import DEPTHS
+from fathom.benchmarks.experiments.quality.stored import Pool, Pooled
+from fathom.benchmarks.experiments.quality.tables import ENGINE_DATA, seeds, title
 
 INK, GREY, FAINT = "#1b2733", "#5c6873", "#d5dade"
 LADDER, ALONE = "#0072b2", "#d55e00"  # of Okabe and Ito's palette, which the colour-blind can tell apart

@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from fathom.benchmarks.experiments.quality.plots import ALONE, FAINT, GREY, INK, LADDER, STYLE, new_panels
+from fathom.benchmarks.experiments.quality.tables import TITLES, seeds
 from fathom.benchmarks.markdown import decimal, table
-from fathom.benchmarks.quality.plots import ALONE, FAINT, GREY, INK, LADDER, STYLE, new_panels
-from fathom.benchmarks.quality.tables import TITLES, seeds
 from fathom.importance.choice import Graded, choose_methods
 from fathom.importance.lattice.grades import CONSENSUS
 from fathom.importance.registry import DEFAULT

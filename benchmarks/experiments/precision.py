@@ -1,6 +1,6 @@
 """What fewer bits give and cost at every depth: size, memory, time of a request, quality.
 
-    python -m fathom.benchmarks.precision build/ml-100k/healed/prefix --data build/ml-100k/dataset
+    python -m fathom.benchmarks.experiments.precision build/ml-100k/healed/prefix --data build/ml-100k/dataset
 
 Exports the checkpoint in every precision, and measures on one thread: engine files on disk; the most resident memory
 of a process that opens the engines and runs them, alone and with all depths; milliseconds of one request with 50 items

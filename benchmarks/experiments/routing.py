@@ -1,12 +1,12 @@
 """Is knowing the request worth anything? Every policy against static depths, and what can be certified.
 
-    python -m fathom.benchmarks.routing ml-100k --seeds 0
+    python -m fathom.benchmarks.experiments.routing ml-100k --seeds 0
 
-For each data set and seed the network ``ladder`` of the quality study (``python -m fathom.benchmarks.quality DATASET
---arms main``; trained now unless it lies in build/quality) is exported, asked at every depth through its engines, and
-certified with every family of routings. Policies are learned on validation items and judged on test items; beside them
-stands the cross-fitted reference, boosted trees over all features and what the first exit says of its own answer.
-Bundles lie in build/routing. Writes ``results/routing/DATASET-seed-S.json``.
+For each data set and seed the network ``ladder`` of the benchmark ``quality`` (trained now unless it lies in
+build/quality) is exported, asked at every depth through its engines, and certified with every family of routings.
+Policies are learned on validation items and judged on test items; beside them stands the cross-fitted reference,
+boosted trees over all features and what the first exit says of its own answer. Bundles lie in build/routing. Writes
+``results/routing/DATASET-seed-S.json``.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.quality.arms import ARMS
-from fathom.benchmarks.quality.study import Study, open_dataset
+from fathom.benchmarks.experiments.quality.arms import ARMS
+from fathom.benchmarks.experiments.quality.study import Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export

@@ -1,6 +1,6 @@
 """Parity of a bundle's engines with torch at every history length, and of the top 10 over all test users.
 
-    python -m fathom.benchmarks.parity build/ml-100k/bundle
+    python -m fathom.benchmarks.experiments.parity build/ml-100k/bundle
 
 Export checks about thirty lengths; this checks each one from 1 to the longest history. The checkpoint and the dataset
 are those that `fathom build` left beside the bundle, unless --checkpoint and --data say otherwise. Writes
@@ -22,7 +22,7 @@ from fathom.training.splits import split
 
 def main(arguments: list[str] | None = None) -> Path:
     """Measure, print a table, store the run, and raise ParityError where an engine disagrees; returns the file."""
-    parser = argparse.ArgumentParser(prog="python -m fathom.benchmarks.parity", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="default: healed/STRATEGY beside the bundle")
     parser.add_argument("--data", type=Path, help="default: dataset beside the bundle")

@@ -1,6 +1,6 @@
 """Training speed against the straightforward eager fp32 loop of the same model, and against this machine's peak.
 
-    python -m fathom.benchmarks.training_throughput ml-100k=build/ml-100k/dataset [PRESET=DATASET ...]
+    python -m fathom.benchmarks.experiments.training_throughput ml-100k=build/ml-100k/dataset [PRESET=DATASET ...]
 
 ``straightforward`` takes windows as they come and pads each to the longest that is allowed, as the reference code of
 SASRec does; it writes attention and softmax as the formulas read, with torch's own dropout and optimizer and the
@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def _compare(name: str, folder: str, turns: int, steps: int, peak: float) -> list[dict[str, Any]]:
-    module = ["-m", "fathom.benchmarks.training_throughput", f"{name}={folder}", "--steps", str(steps)]
+    module = ["-m", "fathom.benchmarks.experiments.training_throughput", f"{name}={folder}", "--steps", str(steps)]
     found: dict[str, list[list[dict[str, Any]]]] = {side: [] for side in SIDES}
     for _ in range(turns):
         for side in SIDES:

@@ -1,6 +1,6 @@
 """Runs quality experiments and stores each as results/quality/DATASET/ARM-seed-S.json.
 
-    python -m fathom.benchmarks.quality ml-100k --seeds 0 1 2 --arms main alone plans
+    python -m fathom.benchmarks.experiments.quality ml-100k --seeds 0 1 2 --arms main alone plans
 
 A run that is stored with the same settings is left alone; one that was interrupted goes on where it was. Checkpoints
 lie in build/quality. A data set that cannot be downloaded is read once from --path.
@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks.quality.arms import ARMS, GROUPS, chosen
-from fathom.benchmarks.quality.peers import PEERS
-from fathom.benchmarks.quality.stored import path_of
-from fathom.benchmarks.quality.study import DATASETS, Study, open_dataset
+from fathom.benchmarks.experiments.quality.arms import ARMS, GROUPS, chosen
+from fathom.benchmarks.experiments.quality.peers import PEERS
+from fathom.benchmarks.experiments.quality.stored import path_of
+from fathom.benchmarks.experiments.quality.study import DATASETS, Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.files import read_json
 

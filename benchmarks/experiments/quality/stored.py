@@ -178,7 +178,7 @@ def pools(folder: Path = RESULTS) -> list[Pool]:
     """The runs of each data set; raises ArtefactError when none is stored."""
     found = [Pool(dataset, group) for dataset, group in groupby(runs(folder), key=lambda run: run.dataset)]
     if not found:
-        raise ArtefactError(f"{folder}: no quality run is stored; python -m fathom.benchmarks.quality measures one")
+        raise ArtefactError(f"{folder}: no quality run is stored; the benchmark quality measures one")
     return found
 
 

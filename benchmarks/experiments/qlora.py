@@ -1,6 +1,6 @@
 """What four-bit weights with healed adapters save, and what they keep: NF4 and QLoRA against the fp32 network.
 
-    python -m fathom.benchmarks.qlora build/ml-100k/healed/prefix --data build/ml-100k/dataset [--seeds 3]
+    python -m fathom.benchmarks.experiments.qlora build/ml-100k/healed/prefix --data build/ml-100k/dataset [--seeds 3]
 
 Sizes are those of files that are written; NDCG@10 on the test users at every depth, as the share that is lost against
 the fp32 network (paired over users), before healing and after it, healed with every seed. The research project that

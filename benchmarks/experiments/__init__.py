@@ -1,0 +1,1 @@
+"""Experiments about the network: its quality, its layers, its routing, its engines."""
