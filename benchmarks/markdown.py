@@ -1,8 +1,11 @@
 """How figures are written in the documents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from fathom.training.metrics import Interval
+
+Row = Mapping[str, Any]
 
 
 def decimal(value: float, *, signed: bool = False) -> str:
@@ -26,5 +29,19 @@ def percent(value: Interval, *, signed: bool = False) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    """A Markdown table; "" without rows."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) if rows else ""
+
+
+def table_of(rows: Iterable[Row], columns: Mapping[str, str | Callable[[Row], str]]) -> str:
+    """A Markdown table of a stored run's rows; "" without rows.
+
+    columns: head -> the cell of a row, as a format string over its keys (``{median_us:,.0f}``) or a function of it.
+    """
+    cells = [[cell.format(**row) if isinstance(cell, str) else cell(row) for cell in columns.values()] for row in rows]
+    return table([*columns], cells)
+
+
+def paragraphs(*parts: str) -> str:
+    """The parts that are not empty, with an empty line between them."""
+    return "\n\n".join(part for part in parts if part)

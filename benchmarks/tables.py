@@ -23,7 +23,7 @@ from fathom.benchmarks.experiments.quality.tables import (
 )
 from fathom.benchmarks.experiments.routing_tables import PICTURE as ROUTING_PICTURE
 from fathom.benchmarks.experiments.routing_tables import areas_figure, load_routed, routing_sections
-from fathom.benchmarks.markdown import decimal, table
+from fathom.benchmarks.markdown import decimal, paragraphs, table, table_of
 from fathom.benchmarks.record import RESULTS, run
 from fathom.benchmarks.serving_tables import serving_sections
 from fathom.errors import ArtefactError
@@ -170,27 +170,25 @@ def training_section(folder: Path) -> str:
 
 def _parity_section(parity: Run) -> str:
     low, high = parity["config"]["history_lengths"]
-    rows = [
-        [str(r["depth"]), f"{r['max_abs_error']:.1e}", f"{r['identical_share']:.2%}", str(r["users"])]
-        for r in parity["result"]["rows"]
-    ]
-    head = ["depth", "largest error of the user vector", "identical top 10", "users"]
-    return f"## Engines against torch, history {low} to {high}\n\n" + table(head, rows)
+    columns = {
+        "depth": "{depth}",
+        "largest error of the user vector": "{max_abs_error:.1e}",
+        "identical top 10": "{identical_share:.2%}",
+        "users": "{users}",
+    }
+    title = f"## Engines against torch, history {low} to {high}"
+    return paragraphs(title, table_of(parity["result"]["rows"], columns))
 
 
 def _engine_section(engine: Run) -> str:
-    rows = [
-        [
-            str(r["history"]),
-            str(r["depth"]),
-            f"{r['median_us']:,.0f}",
-            f"{r['p90_us']:,.0f}",
-            f"{r['share_of_deepest']:.2f}",
-        ]
-        for r in engine["result"]["rows"]
-    ]
-    head = ["history", "depth", "median µs", "p90 µs", "share of the deepest"]
-    return "## One request inside the engine, one thread\n\n" + table(head, rows)
+    columns = {
+        "history": "{history}",
+        "depth": "{depth}",
+        "median µs": "{median_us:,.0f}",
+        "p90 µs": "{p90_us:,.0f}",
+        "share of the deepest": "{share_of_deepest:.2f}",
+    }
+    return paragraphs("## One request inside the engine, one thread", table_of(engine["result"]["rows"], columns))
 
 
 def _selector_section(selector: Run) -> str:
