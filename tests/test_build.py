@@ -130,7 +130,7 @@ def add(bundle: Path) -> None:
         write_certificate(opened, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))
     fit = Fit(memory_limit_mb=500, threads=1, peak_mb=100.0, machine="m", created="2026-01-01T00:00:00Z")
     with Bundle.open(bundle) as opened:
-        rewrite(opened, {"fits": {"edge-cpu": fit}})
+        rewrite(opened, fits={"edge-cpu": fit})
     make_keys(bundle.parent / "private.pem", bundle.parent / "public.pem")
     sign_bundle(bundle, bundle.parent / "private.pem")
 
@@ -164,7 +164,7 @@ def test_a_bundle_that_was_edited_or_sealed_by_hand_is_not_current(tiny_build: P
     shutil.copytree(tiny_build / "bundle", tmp_path / "bundle")
     first = exported(tmp_path / "bundle")
     with Bundle.open(tmp_path / "bundle") as bundle:
-        rewrite(bundle, {"name": "another"})
+        rewrite(bundle, name="another")
     assert exported(tmp_path / "bundle") not in ("", first)
     file = tmp_path / "bundle/items/popularity.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"x")

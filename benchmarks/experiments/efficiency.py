@@ -25,7 +25,8 @@ from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle.export import export
-from fathom.exporter.engines.segments import IR_VERSION, SegmentSpec, segment_specs
+from fathom.exporter.engines.engine_set import SegmentSpec, segment_specs
+from fathom.exporter.engines.segments import IR_VERSION
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import open_engine

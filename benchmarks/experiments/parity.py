@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import ArtefactError
+from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.parity import MAX_ABS_ERROR, MIN_TOP10_AGREEMENT, TIE, check_parity, measure_parity
 from fathom.runtime.bundle import Bundle
 from fathom.training.checkpoint import Checkpoint
@@ -35,9 +36,9 @@ def main(arguments: list[str] | None = None) -> Path:
         checkpoint = Checkpoint.load(path)
         if manifest.source.checkpoint != checkpoint.sha256:
             raise ArtefactError(f"{chosen.bundle}: was exported from another checkpoint than {path}")
-        engines = {name: bundle.read(name) for depth in bundle.depths for name in bundle.segments(depth)}
+        files = {name: bundle.read(name) for depth in bundle.depths for name in bundle.segments(depth)}
     histories = split(dataset, checkpoint.config.split).test.histories
-    parity = measure_parity(checkpoint.model, engines, histories, every_length=True)
+    parity = measure_parity(checkpoint.model, EngineSet.of(checkpoint.model, files), histories, every_length=True)
     print(f"{'depth':>6} {'max error':>10} {'same top 10':>12} {'but for ties':>13} {'users':>7} {'histories':>10}")
     rows = []
     for depth, found in sorted(parity.items()):

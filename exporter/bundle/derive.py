@@ -1,10 +1,15 @@
-"""What all that make a bundle out of a bundle have in common."""
+"""Writes a bundle out of files, or out of another bundle; whole or not at all."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 
 from fathom.artefacts import BUNDLE, real
 from fathom.errors import ConfigError, ParityError
@@ -15,69 +20,115 @@ from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, SIGNATURE_N
 
 log = logging.getLogger("fathom.exporter")
 
-_CHECKED_LENGTHS = (1, 2, 7, 50, 200)
+#: Items of the histories that a converted bundle is checked with, as far as its model takes so many.
+CHECKED_LENGTHS = (1, 2, 7, 50, 200)
+
+Files = Iterable[tuple[str, bytes]]
+"""Paths in a bundle and what is in them."""
 
 
-def refuse_same_folder(source: Path, out: Path) -> None:
-    """Raise ConfigError where the new bundle would take the place of its source."""
+@contextmanager
+def open_source(source: Path, out: Path) -> Iterator[Bundle]:
+    """The bundle that another one, ``out``, is made from.
+
+    Raises ConfigError where the new one would take its place, and BundleError where it is refused.
+    """
     if real(out) == real(source):
         raise ConfigError(f"{out}: a bundle cannot replace the one that it is made from; choose another folder")
+    with Bundle.open(source) as bundle:
+        yield bundle
 
 
-def copy_files(source: Bundle, folder: Path, names: Iterable[str]) -> None:
-    """Copy these files of a bundle, by their paths in it, each checked as it is read; a signature stays behind."""
+def derive_bundle(
+    source: Bundle,
+    out: Path,
+    new: Mapping[str, bytes] | None = None,
+    /,
+    *,
+    drop: Collection[str] = (),
+    largest_error: float | None = None,
+    **changes: Any,
+) -> Manifest:
+    """Write to ``out`` a bundle with the files of ``source`` but for ``drop``, and ``new`` ones; return its manifest.
+
+    ``changes``: keys of the manifest that differ. ``largest_error``: of a user vector of the new engines, measured
+    against the source's on the CPU; None where engines stay the same. What is copied is checked as it is read; a
+    signature stays behind. Raises BundleError for a file that has changed since the source was opened, ParityError.
+    """
+    new = new or {}
+
+    def check(made: Bundle) -> None:
+        if largest_error is not None:
+            check_same_answers(source, made, largest_error)
+
+    kept = [name for name in source.manifest.files if name not in new and name not in drop]
+    files = chain(read_files(source, kept), new.items())
+    return write_bundle(out, source.manifest.model_copy(update=changes), files, check)
+
+
+def rewrite(bundle: Bundle, new: Mapping[str, bytes] | None = None, /, **changes: Any) -> Manifest:
+    """``derive_bundle`` in place of the bundle itself."""
+    return derive_bundle(bundle, real(bundle.path), new, **changes)  # a link to the folder stays one
+
+
+def write_bundle(
+    out: Path, manifest: Manifest, files: Files, check: Callable[[Bundle], None] = lambda _: None
+) -> Manifest:
+    """Write a bundle folder, and return its manifest as written: with the files listed, and sealed.
+
+    ``check`` is called with the bundle, opened, before it takes its name; what it or the runtime refuses never does.
+    """
+    with new_folder(out, BUNDLE) as folder:
+        entries = write_files(folder, files)
+        made = sealed(manifest.model_copy(update={"files": dict(sorted(entries.items()))}))
+        write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
+        with Bundle.open(folder) as bundle:
+            check(bundle)
+    return made
+
+
+def read_files(source: Bundle, names: Iterable[str]) -> Files:
+    """Files of a bundle for a new one, each checked as it is read; logs that a signature does not hold for that."""
     if (source.path / SIGNATURE_NAME).exists():
         log.warning("%s: its signature does not hold for the new bundle; sign that one", source.path)
-    for name in names:
-        write_file(folder, name, source.read(name))
+    return ((name, source.read(name)) for name in names)
 
 
-def write_file(folder: Path, name: str, data: bytes) -> FileEntry:
-    """Write one file of a new bundle; returns its entry in the manifest."""
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(data)
-    return FileEntry(bytes=len(data), sha256=sha256_bytes(data))
+def write_files(folder: Path, files: Files) -> dict[str, FileEntry]:
+    """Write these files into the folder of a new bundle; returns their entries in the manifest."""
+    entries = {}
+    for name, data in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        entries[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
+    return entries
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Seal and write the manifest of a new bundle, whose files are written; returns it as it was written."""
-    made = sealed(manifest)
-    write_json(folder / MANIFEST_NAME, made.model_dump(mode="json"))
-    return made
+def bound_to_engines(source: Bundle) -> set[str]:
+    """The files that hold for the very engines that a bundle has: its certificate, and its TensorRT plans.
 
-
-def rewrite(bundle: Bundle, changes: Mapping[str, object], new: Mapping[str, bytes] | None = None) -> Manifest:
-    """Put a bundle with other keys in its manifest, and ``new`` files, in place of this one, whole or not at all."""
-    home = real(bundle.path)  # a link to the folder stays one
-    new = new or {}
-    with new_folder(home, BUNDLE) as folder:
-        copy_files(bundle, folder, bundle.manifest.files.keys() - new.keys())
-        entries = {name: write_file(folder, name, data) for name, data in new.items()}
-        files = dict(sorted({**bundle.manifest.files, **entries}.items()))
-        made = write_manifest(folder, bundle.manifest.model_copy(update={**changes, "files": files}))
-        Bundle.open(folder).close()
-    return made
-
-
-def lasting_files(source: Path, manifest: Manifest) -> dict[str, FileEntry]:
-    """The files of a bundle but for its certificate and its TensorRT plans, which hold for the engines that they have.
-
-    Raises ConfigError where the engines are not ONNX: nothing is made out of others.
+    Raises ConfigError where the engines are not ONNX, which is all that can be converted.
     """
+    manifest = source.manifest
     if manifest.format != "onnx":
-        raise ConfigError(f"{source}: its engines are {manifest.format}; only onnx can be converted")
-    plans = {file for plan in manifest.plans for file in plan.segments.values()}
-    return {name: entry for name, entry in manifest.files.items() if name not in {CERTIFICATE_FILE, *plans}}
+        raise ConfigError(f"{source.path}: its engines are {manifest.format}; only onnx can be converted")
+    return {CERTIFICATE_FILE, *(file for plan in manifest.plans for file in plan.segments.values())}
 
 
-def check_same_answers(source: Bundle, made: Bundle, most: float) -> None:
+def random_histories(
+    manifest: Manifest, rng: Generator, *, rows: int, lengths: Sequence[int] = CHECKED_LENGTHS
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Input ids and seconds, (rows, length), for each of these lengths, as far as the model takes so many items."""
+    for length in lengths:
+        items = rng.integers(1, manifest.items + 1, (rows, min(length, manifest.model.max_history)))
+        yield items, 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
+
+
+def check_same_answers(source: Bundle, made: Bundle, largest_error: float) -> None:
     """Raise ParityError where a user vector for a random history is off by more than this."""
-    rng = np.random.default_rng(0)
     with open_engine(source, device="cpu") as before, open_engine(made, device="cpu") as after:
-        for length in _CHECKED_LENGTHS:
-            items = rng.integers(1, source.manifest.items + 1, (2, min(length, source.manifest.model.max_history)))
-            times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, items.shape), axis=1)
+        for items, times in random_histories(source.manifest, np.random.default_rng(0), rows=2):
             for depth in before.depths:
                 error = np.abs(before.run(items, times, depth) - after.run(items, times, depth)).max()
-                if not error <= most:
+                if not error <= largest_error:
                     raise ParityError(f"depth {depth}: the converted engine is off by {error:.2g}; convert it again")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fathom.artefacts import BUNDLE, KEY, check_output, check_outputs, real
 from fathom.errors import BundleEditedError, ConfigError, MissingExtraError
-from fathom.exporter.bundle.derive import write_file
+from fathom.exporter.bundle.derive import write_files
 from fathom.files import new_folder
 from fathom.runtime.bundle import Bundle, parse_manifest, read_manifest_bytes
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
@@ -43,10 +43,8 @@ def sign_bundle(path: Path, key_file: Path) -> None:
     with Bundle.open(home) as bundle, new_folder(home, BUNDLE) as folder:
         if parse_manifest(home / MANIFEST_NAME, data) != bundle.manifest:
             raise BundleEditedError(f"{home / MANIFEST_NAME}: has changed while it was signed; sign it again")
-        for name in bundle.manifest.files:
-            write_file(folder, name, bundle.read(name))
-        write_file(folder, MANIFEST_NAME, data)
-        write_file(folder, SIGNATURE_NAME, key.sign(data))
+        write_files(folder, ((name, bundle.read(name)) for name in bundle.manifest.files))
+        write_files(folder, [(MANIFEST_NAME, data), (SIGNATURE_NAME, key.sign(data))])
         Bundle.open(folder, trust=Trust([key.public_key()])).close()
 
 

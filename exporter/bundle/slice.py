@@ -3,12 +3,9 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fathom.artefacts import BUNDLE
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
-from fathom.exporter.bundle.derive import copy_files, refuse_same_folder, write_manifest
-from fathom.files import new_folder
-from fathom.runtime.bundle import Bundle
+from fathom.exporter.bundle.derive import derive_bundle, open_source
 from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
 
 
@@ -19,41 +16,33 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     same bundle and profile give the same slice. Raises BundleError for a source that is refused, ConfigError when it
     has none of the profile's depths or ``out`` is the source.
     """
-    refuse_same_folder(source, out)
-    with Bundle.open(source) as bundle:
+    with open_source(source, out) as bundle:
         manifest = bundle.manifest
-    kept = {depth: info for depth, info in manifest.depths.items() if depth in profile.depths}
-    if not kept:
-        raise ConfigError(
-            f"{source}: has depths {_listed(manifest.depths)} but profile {profile.name} runs {_listed(profile.depths)}"
+        kept = {depth: info for depth, info in manifest.depths.items() if depth in profile.depths}
+        if not kept:
+            raise ConfigError(
+                f"{source}: has depths {_listed(manifest.depths)} but profile {profile.name} runs"
+                f" {_listed(profile.depths)}"
+            )
+        extension = manifest.extension
+        if extension is not None:
+            segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
+            extension = extension.model_copy(update={"segments": segments})
+        engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
+        plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
+        drop = (engines | _files(manifest.plans)) - (needed | _files(plans))
+        return derive_bundle(
+            bundle, out, drop=drop, depths=kept, extension=extension, plans=plans, profile=profile.name, fits={}
         )
-    extension = manifest.extension
-    if extension is not None:
-        segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
-        extension = extension.model_copy(update={"segments": segments})
-    engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
-    plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
-    engines |= {file for plan in manifest.plans for file in plan.segments.values()}
-    needed |= {file for plan in plans for file in plan.segments.values()}
-    files = {name: entry for name, entry in manifest.files.items() if name not in engines - needed}
-    changed = {
-        "depths": kept,
-        "extension": extension,
-        "plans": plans,
-        "files": files,
-        "profile": profile.name,
-        "fits": {},
-    }
-    with new_folder(out, BUNDLE) as folder:
-        copy_files(bundle, folder, files)
-        sliced = write_manifest(folder, manifest.model_copy(update=changed))
-        Bundle.open(folder).close()
-    return sliced
 
 
 def _engines(depths: Mapping[int, DepthInfo], extension: Extension | None) -> set[str]:
     engines = {segment for info in depths.values() for segment in info.segments}
     return engines | (set(extension.segments.values()) if extension else set())
+
+
+def _files(plans: Iterable[Plan]) -> set[str]:
+    return {file for plan in plans for file in plan.segments.values()}
 
 
 def _of_plan(plan: Plan, engines: set[str]) -> Plan:

@@ -153,7 +153,7 @@ def certify(
 def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
     """Put a certificate into the bundle's folder, which is replaced as a whole and gets a new version."""
     data = (json.dumps(certificate.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-    return rewrite(bundle, {"schema_version": BUNDLE_SCHEMA}, {CERTIFICATE_FILE: data})
+    return rewrite(bundle, {CERTIFICATE_FILE: data}, schema_version=BUNDLE_SCHEMA)
 
 
 def in_order(test: Outcomes) -> tuple[Outcomes, NDArray[np.bool_]]:

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.errors import DataError, ParityError
+from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.items import item_vectors
-from fathom.exporter.engines.segments import SegmentSpec, segment_specs
-from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import Parity
 from fathom.training.batches import history_batches
 from fathom.training.dataset import Sequences
@@ -32,40 +30,6 @@ _ROWS_PER_LENGTH = 4
 _ROWS_PER_RANKING = 64
 
 Vectors = NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called as (histories and lengths done, all of them)."""
-
-
-class SegmentRunner:
-    """Runs engine files straight from memory: one pass gives the user vectors of all depths."""
-
-    def __init__(self, files: Mapping[str, bytes], specs: Sequence[SegmentSpec], vectors: ItemVectors) -> None:
-        self.specs = specs
-        self.vectors = vectors
-        self.sessions = {spec.depth: _session(files[spec.file]) for spec in specs}
-
-    def run(self, items: Tensor, timestamps: Tensor | None) -> dict[int, Vectors]:
-        """Input ids (B, L) [and seconds (B, L)] -> depth -> user vectors (B, width)."""
-        return self.run_arrays(items.numpy(), None if timestamps is None else timestamps.numpy())
-
-    def run_arrays(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[int, Vectors]:
-        """The same for arrays."""
-        feeds = self.feeds(items, timestamps)
-        users = {}
-        for spec in self.specs:
-            users[spec.depth], *hidden = self.sessions[spec.depth].run(None, self.read(spec, feeds))
-            if spec.feeds_next:
-                feeds["hidden_in"] = hidden[0]
-        return users
-
-    def feeds(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
-        """All that a first segment may read."""
-        feeds: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self.vectors.padded(items)}
-        return feeds if timestamps is None else feeds | {"timestamps": timestamps}
-
-    def read(self, spec: SegmentSpec, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """What a segment reads of it."""
-        return {each.name: feeds[each.name] for each in self.sessions[spec.depth].get_inputs()}
 
 
 @dataclass
@@ -93,39 +57,35 @@ class DepthParity:
 
 def measure_parity(
     model: ElasticModel,
-    files: Mapping[str, bytes],
+    engines: EngineSet,
     histories: Sequences,
     *,
-    items: ItemVectors | None = None,
     every_length: bool = False,
-    progress: Progress = lambda _done, _total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[int, DepthParity]:
     """Compare the user vectors of all depths, and the ten items they lead to, on these histories.
 
     The reference is ``model.forward``, which computes every position, so that the path for the last position alone is
     checked too. First all users, padded in batches, seen items left out of the top 10; then single lengths from 1 to
-    ``max_history`` (each one with ``every_length``, else about thirty). ``items``: the vectors that engines read, and
-    that their answers are looked up in, the model's own by default. Raises ParityError where a vector is
-    NaN, DataError without histories.
+    ``max_history`` (each one with ``every_length``, else about thirty). The engines' answers are looked up among the
+    item vectors that they read. ``progress`` is called as (histories and lengths done, all of them).
+    Raises ParityError where a vector is NaN, DataError without histories.
     """
     if len(histories) == 0:
         raise DataError("no history to check the engines with: no user has enough events for a case")
-    exact = item_vectors(model)
-    stored = exact if items is None else items
-    pair = np.asarray(exact), np.asarray(stored)
-    runner = SegmentRunner(files, segment_specs(model.config.paths), stored)
+    pair = np.asarray(item_vectors(model)), np.asarray(engines.vectors)
     tallies = {depth: DepthParity() for depth in model.depths}
-    chosen = _evenly(histories, min(MAX_USERS, max(1_000, MAX_SCORES // len(exact))))
+    chosen = _evenly(histories, min(MAX_USERS, max(1_000, MAX_SCORES // len(pair[0]))))
     lengths = history_lengths(model.config.max_history, every=every_length)
     done, total = 0, len(chosen) + len(lengths)
     for rows, ids, times in history_batches(chosen, max_history=model.config.max_history, tokens=_TOKENS):
         seen = chosen.select(rows)
-        for depth, (expected, found) in _compare(model, runner, tallies, ids, times).items():
+        for depth, (expected, found) in _compare(model, engines, tallies, ids, times).items():
             _compare_top(tallies[depth], expected, found, pair, seen)
         done += len(rows)
         progress(done, total)
     for ids, times in _of_each_length(chosen, lengths):
-        _compare(model, runner, tallies, ids, times)
+        _compare(model, engines, tallies, ids, times)
         done += 1
         progress(done, total)
     return tallies
@@ -156,11 +116,11 @@ def history_lengths(max_history: int, *, every: bool) -> tuple[int, ...]:
 
 
 def _compare(
-    model: ElasticModel, runner: SegmentRunner, tallies: Mapping[int, DepthParity], items: Tensor, times: Tensor | None
+    model: ElasticModel, engines: EngineSet, tallies: Mapping[int, DepthParity], items: Tensor, times: Tensor | None
 ) -> dict[int, tuple[Vectors, Vectors]]:
     """Depth -> (torch's user vectors, the engine's), with the tallies brought up to date."""
     known = (times if times is not None else torch.zeros_like(items)) if model.uses_timestamps else None
-    found = runner.run(items, known)
+    found = engines.run(items.numpy(), None if times is None else times.numpy())
     with torch.no_grad():
         expected = {depth: users[:, -1].numpy() for depth, users in model(items, known).items()}
     for depth, tally in tallies.items():
@@ -216,11 +176,3 @@ def _evenly(histories: Sequences, most: int) -> Sequences:
     if len(histories) <= most:
         return histories
     return histories.select(np.linspace(0, len(histories) - 1, most).round().astype(np.int64))
-
-
-def _session(data: bytes) -> "onnxruntime.InferenceSession":
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -8,14 +8,13 @@ mixed: layer by layer. Embeddings, attention among items and exits stay fp32 but
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -27,9 +26,8 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from fathom.errors import ConfigError
-from fathom.exporter.engines.items import item_vectors
-from fathom.exporter.engines.parity import SegmentRunner
-from fathom.exporter.engines.segments import segment_specs
+from fathom.exporter.engines.engine_set import EngineSet, Values, segment_specs
+from fathom.exporter.engines.quiet import quiet
 from fathom.training.batches import history_batches
 from fathom.training.dataset import Sequences
 from fathom.training.model import ElasticModel
@@ -43,8 +41,6 @@ BLOCK = 32
 CALIBRATION_HISTORIES = 128
 _CALIBRATION_TOKENS = 3_200
 _LAYER = re.compile(r"(?:layer|last)-(\d+)\.")
-
-Feeds = dict[str, NDArray[Any]]
 
 
 def same_bits(model: ElasticModel, bits: Bits) -> dict[int, Bits]:
@@ -75,26 +71,26 @@ def mixed_bits(model: ElasticModel, order: Sequence[int], budget_mb: float) -> d
 
 
 def reduce_engines(
-    model: ElasticModel, files: Mapping[str, bytes], bits: Mapping[int, Bits] | Literal["fp16"], histories: Sequences
-) -> dict[str, bytes]:
+    engines: EngineSet, bits: Mapping[int, Bits] | Literal["fp16"], histories: Sequences, max_history: int
+) -> EngineSet:
     """The same engines with each layer in its bits, or all in fp16.
 
-    ``files``: those of ``export_segments``. ``histories``: where the scales of int8 come from.
+    ``engines``: those of ``export_segments``. ``histories``: where the scales of int8 come from, each cut to its newest
+    ``max_history`` items.
     """
     if bits == "fp16":
-        return {path: _fp16(data) for path, data in files.items()}
-    runner = SegmentRunner(files, segment_specs(model.config.paths), item_vectors(model))
-    feeds = _calibration_feeds(model, runner, histories)
+        return engines.converted(_fp16)
+    feeds = _calibration_feeds(engines, histories, max_history)
     reduced = {}
-    for spec in runner.specs:
-        proto = onnx.load_from_string(files[spec.file])
+    for spec in engines.specs:
+        proto = onnx.load_from_string(engines.files[spec.file])
         for name, reduce in (("int8", _int8), ("int4", _int4)):
             nodes = _products(proto, {layer for layer, each in bits.items() if each == name})
             if nodes:
-                with _quiet():
-                    proto = reduce(proto, nodes, feeds[spec.depth])
+                with quiet(logging.WARNING):  # the quantisers log every node, and one sets up the program's log
+                    proto = reduce(proto, nodes, feeds[spec.file])
         reduced[spec.file] = bytes(proto.SerializeToString(deterministic=True))
-    return reduced
+    return replace(engines, files=reduced)
 
 
 def _layers(model: ElasticModel) -> dict[int, int]:
@@ -117,36 +113,27 @@ def _products(proto: onnx.ModelProto, layers: set[int]) -> list[str]:
     return found
 
 
-def _calibration_feeds(model: ElasticModel, runner: SegmentRunner, histories: Sequences) -> dict[int, list[Feeds]]:
-    """Depth -> what its segment reads for some histories of all lengths."""
+def _calibration_feeds(engines: EngineSet, histories: Sequences, max_history: int) -> dict[str, list[Values]]:
+    """Engine file -> what it reads for some histories of all lengths."""
     chosen = histories.select(np.flatnonzero(histories.lengths))
     rows = np.linspace(0, len(chosen) - 1, min(CALIBRATION_HISTORIES, len(chosen))).round().astype(np.int64)
-    batches = history_batches(
-        chosen.select(np.argsort(chosen.lengths, kind="stable")[rows]),
-        max_history=model.config.max_history,
-        tokens=_CALIBRATION_TOKENS,
-    )
-    feeds: dict[int, list[Feeds]] = {spec.depth: [] for spec in runner.specs}
-    for _, items, times in batches:
-        known = (np.zeros_like(items) if times is None else times.numpy()) if model.uses_timestamps else None
-        given: Feeds = runner.feeds(items.numpy(), known)
-        for spec in runner.specs:
-            read = runner.read(spec, given)
-            feeds[spec.depth].append(read)
-            if spec.feeds_next:
-                given["hidden_in"] = runner.sessions[spec.depth].run(["hidden_out"], read)[0]
+    by_length = chosen.select(np.argsort(chosen.lengths, kind="stable")[rows])
+    feeds: dict[str, list[Values]] = {name: [] for name in engines.files}
+    for _, items, times in history_batches(by_length, max_history=max_history, tokens=_CALIBRATION_TOKENS):
+        for spec, read, _ in engines.steps(items.numpy(), None if times is None else times.numpy()):
+            feeds[spec.file].append(read)
     return feeds
 
 
 class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    def __init__(self, feeds: Sequence[Feeds]) -> None:
+    def __init__(self, feeds: Sequence[Values]) -> None:
         self._feeds = iter(feeds)
 
-    def get_next(self) -> Feeds | None:
+    def get_next(self) -> Values | None:
         return next(self._feeds, None)
 
 
-def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Feeds]) -> onnx.ModelProto:
+def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Values]) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
@@ -166,7 +153,7 @@ def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Feeds]) -> o
         return onnx.load(path)
 
 
-def _int4(proto: onnx.ModelProto, nodes: list[str], _: Sequence[Feeds]) -> onnx.ModelProto:
+def _int4(proto: onnx.ModelProto, nodes: list[str], _: Sequence[Values]) -> onnx.ModelProto:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     others = [node.name for node in proto.graph.node if node.name not in nodes]
@@ -185,17 +172,3 @@ def _fp16(data: bytes) -> bytes:
     )
     OnnxModel(proto).topological_sort()  # it leaves casts behind their readers
     return bytes(proto.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantisers tell every node they touch, and one sets up the program's log when it is imported."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        root.handlers[:] = handlers
-        root.setLevel(level)

@@ -1,4 +1,4 @@
-"""Keeps what torch's exporter says to its own developers off the user's terminal, and nothing else."""
+"""Keeps what libraries say to their own developers off the user's terminal."""
 
 import logging
 import warnings
@@ -26,3 +26,20 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def quiet(level: int, ignored: type[Warning] | None = None) -> Iterator[None]:
+    """Hold back log lines up to a level, and one class of warnings; a library that sets up the root log is undone."""
+    root = logging.getLogger()
+    handlers, root_level, disabled = root.handlers[:], root.level, root.manager.disable
+    logging.disable(level)
+    try:
+        with warnings.catch_warnings():
+            if ignored is not None:
+                warnings.simplefilter("ignore", ignored)
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(root_level)

@@ -5,16 +5,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fathom.errors import ParityError
-from fathom.exporter.engines.parity import SegmentRunner
-from fathom.exporter.engines.segments import segment_specs
-from fathom.runtime.item_vectors import ItemVectors
+from fathom.exporter.engines.engine_set import EngineSet
 from fathom.runtime.manifest import MetricInterval
 from fathom.training.baselines import Scores
 from fathom.training.batches import history_batches
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate
 from fathom.training.metrics import Floats, bootstrap_means, percentile
-from fathom.training.model import ElasticModel
 from fathom.training.scorer import depth_name
 from fathom.training.splits import Split
 
@@ -25,26 +22,19 @@ _TOKENS = 6_400
 
 
 def evaluate_engines(
-    model: ElasticModel,
-    files: Mapping[str, bytes],
-    items: ItemVectors,
-    dataset: Dataset,
-    cut: Split,
-    progress: Callable[[str], None],
+    engines: EngineSet, dataset: Dataset, cut: Split, max_history: int, progress: Callable[[str], None]
 ) -> EvaluationReport:
-    """As ``evaluate_model`` does it, every depth by its engines and with these item vectors."""
-    runner = SegmentRunner(files, segment_specs(model.config.paths), items)
-    vectors = np.asarray(items)
+    """As ``evaluate_model`` does it, every depth by its engines and with their item vectors."""
+    vectors = np.asarray(engines.vectors)
 
     def score(histories: Sequences) -> dict[str, Scores]:
-        found = {d: np.empty((len(histories), len(vectors)), dtype=np.float32) for d in model.depths}
-        for rows, ids, times in history_batches(histories, max_history=model.config.max_history, tokens=_TOKENS):
-            known = (np.zeros_like(ids) if times is None else times.numpy()) if model.uses_timestamps else None
-            for depth, users in runner.run_arrays(ids.numpy(), known).items():
+        found = {spec.depth: np.empty((len(histories), len(vectors)), dtype=np.float32) for spec in engines.specs}
+        for rows, ids, times in history_batches(histories, max_history=max_history, tokens=_TOKENS):
+            for depth, users in engines.run(ids.numpy(), None if times is None else times.numpy()).items():
                 found[depth][rows] = users @ vectors.T
         return {depth_name(depth): scores for depth, scores in found.items()}
 
-    deepest = depth_name(model.depths[-1])
+    deepest = depth_name(engines.specs[-1].depth)
     return evaluate(cut.test, [score], n_items=dataset.n_items, reference=deepest, progress=progress)
 
 

@@ -8,8 +8,6 @@ that layer again, for all positions.
 import copy
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -17,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
+from fathom.exporter.engines.engine_set import EngineSet, SegmentSpec, segment_specs
 from fathom.exporter.engines.pieces import OPSET, Assembly, Pieces, context_weights, exit_weights, layer_weights
 from fathom.exporter.planning.plan import is_chain
 from fathom.training.blocks import POSITION_BUCKETS
@@ -35,52 +34,14 @@ LONGEST_TABLE = 512
 IR_VERSION = 8
 
 
-@dataclass(frozen=True)
-class SegmentSpec:
-    """One engine file: ``full_layers`` on all positions, then ``last_layer`` on the last position and the exit.
-
-    ``first``: reads the request only; otherwise also the hidden state of the segment before. ``feeds_next``: also
-    returns the hidden state before ``last_layer``, where the next segment goes on.
-    """
-
-    depth: int
-    full_layers: tuple[int, ...]
-    last_layer: int
-    first: bool
-    feeds_next: bool
-
-    @property
-    def file(self) -> str:
-        """Path inside the bundle."""
-        return f"engines/depth-{self.depth:02d}.onnx"
+def export_segments(model: ElasticModel) -> EngineSet:
+    """Every engine file of a model; the same model gives the same bytes."""
+    pieces = Pieces(_in_fp32(model))
+    return EngineSet.of(model, {spec.file: assemble(pieces, spec) for spec in segment_specs(model.config.paths)})
 
 
-def segment_specs(paths: Mapping[int, Sequence[int]]) -> tuple[SegmentSpec, ...]:
-    """The engine files that these paths need, shallowest first."""
-    depths = sorted(paths)
-    if not is_chain(paths):
-        return tuple(SegmentSpec(d, tuple(paths[d][:-1]), paths[d][-1], True, False) for d in depths)
-    first = depths[0]
-    specs = [SegmentSpec(first, tuple(paths[first][:-1]), paths[first][-1], True, len(depths) > 1)]
-    for shallow, deep in pairwise(depths):
-        path = paths[deep]
-        specs.append(SegmentSpec(deep, tuple(path[shallow - 1 : -1]), path[-1], False, deep != depths[-1]))
-    return tuple(specs)
-
-
-def depth_segments(paths: Mapping[int, Sequence[int]]) -> dict[int, tuple[SegmentSpec, ...]]:
-    """For each depth, the segments that run one after the other."""
-    specs = segment_specs(paths)
-    if is_chain(paths):
-        return {spec.depth: specs[: i + 1] for i, spec in enumerate(specs)}
-    return {spec.depth: (spec,) for spec in specs}
-
-
-def export_segments(model: ElasticModel) -> dict[str, bytes]:
-    """Every engine file of a model, path -> ONNX; the same model gives the same bytes."""
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    pieces = Pieces(model)
-    return {spec.file: assemble(pieces, spec) for spec in segment_specs(model.config.paths)}
+def _in_fp32(model: ElasticModel) -> ElasticModel:
+    return copy.deepcopy(model).to("cpu", torch.float32).eval()
 
 
 def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
@@ -105,20 +66,19 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
 
 
 def extension_file(depth: int) -> str:
-    """Path inside the bundle of the second form of the segment that ends at this depth."""
+    """Path inside the bundle of the incremental form of the segment that ends at this depth."""
     return f"engines/extend-{depth:02d}.onnx"
 
 
 def export_extension(model: ElasticModel) -> dict[str, bytes]:
-    """The second form of a chain: each segment on new positions alone, and the context that all of them read.
+    """Incremental inference for a chain: each segment on new positions alone, and the context that all of them read.
 
     Files by path, CONTEXT_FILE first; none for a model whose depths are no chain. docs/bundle-format.md has their
     inputs and outputs.
     """
     if not is_chain(model.config.paths):
         return {}
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    pieces = Pieces(model)
+    pieces = Pieces(_in_fp32(model))
     files = {CONTEXT_FILE: _extension_context(pieces)}
     return files | {extension_file(spec.depth): _extension(pieces, spec) for spec in segment_specs(model.config.paths)}
 
@@ -180,7 +140,7 @@ def _plain(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Map
 
 
 def _shapes(model: ElasticModel, layers: int = 1) -> dict[str, Shape]:
-    """Of everything that goes into and comes out of the second form; ``known`` is ``seen`` + ``new``."""
+    """Of everything that goes into and comes out of an incremental engine; ``known`` is ``seen`` + ``new``."""
     width, heads = model.config.width, model.config.heads
     each, size = 2 * heads, width // heads
     return {

@@ -9,13 +9,11 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from fathom.artefacts import BUNDLE
 from fathom.errors import ConfigError, MissingExtraError
-from fathom.exporter.bundle.derive import copy_files, lasting_files, refuse_same_folder, write_manifest
-from fathom.files import new_folder, sha256_bytes
+from fathom.exporter.bundle.derive import bound_to_engines, derive_bundle, open_source
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.lanes import length_buckets
-from fathom.runtime.manifest import FileEntry, Manifest, Plan
+from fathom.runtime.manifest import Manifest, Plan
 
 #: Requests in the largest batch that a plan accepts, and in the batch that it is tuned for.
 MAX_BATCH, USUAL_BATCH = 32, 8
@@ -34,33 +32,25 @@ def add_plans(source: Path, out: Path, capabilities: Sequence[str]) -> Manifest:
     if unknown or not capabilities:
         asked = f"unknown compute capability {unknown[0]}" if unknown else "no compute capability given"
         raise ConfigError(f"{asked}; TensorRT-RTX {trt.__version__} builds for {', '.join(sorted(known, key=float))}")
-    refuse_same_folder(source, out)
-    with Bundle.open(source) as bundle:
-        manifest = bundle.manifest
-    files = lasting_files(source, manifest)
-    with new_folder(out, BUNDLE) as folder:
-        copy_files(bundle, folder, files)
-        plans = tuple(_plan(trt, folder, manifest, each, known[each]) for each in dict.fromkeys(capabilities))
-        for name in (file for plan in plans for file in plan.segments.values()):
-            data = (folder / name).read_bytes()
-            files[name] = FileEntry(bytes=len(data), sha256=sha256_bytes(data))
-        files = dict(sorted(files.items()))
-        changed = {"plans": plans, "files": files, "fits": {}}
-        made = write_manifest(folder, manifest.model_copy(update=changed))
-        Bundle.open(folder).close()
-    return made
+    with open_source(source, out) as bundle:
+        drop = bound_to_engines(bundle)
+        new: dict[str, bytes] = {}
+        plans = []
+        for each in dict.fromkeys(capabilities):
+            plan, built = _plan(trt, bundle, each, known[each])
+            plans.append(plan)
+            new |= built
+        return derive_bundle(bundle, out, new, drop=drop, plans=tuple(plans), fits={})
 
 
-def _plan(trt: ModuleType, folder: Path, manifest: Manifest, capability: str, target: Any) -> Plan:
-    """All engines of a bundle's folder for one compute capability, written beside them."""
+def _plan(trt: ModuleType, bundle: Bundle, capability: str, target: Any) -> tuple[Plan, dict[str, bytes]]:
+    """All engines of a bundle for one compute capability, and the files of that plan."""
+    manifest = bundle.manifest
     engines = sorted({name for info in manifest.depths.values() for name in info.segments})
-    place = f"plans/sm{capability.replace('.', '')}"
-    (folder / place).mkdir(parents=True)
     buckets = length_buckets(manifest.model.max_history)
+    place = f"plans/sm{capability.replace('.', '')}"
     segments = {engine: f"{place}/{PurePosixPath(engine).stem}.plan" for engine in engines}
-    for engine, name in segments.items():
-        (folder / name).write_bytes(build_plan(trt, folder / engine, target, buckets))
-    return Plan(
+    plan = Plan(
         version=trt.__version__,
         compute_capability=capability,
         max_batch=MAX_BATCH,
@@ -68,6 +58,11 @@ def _plan(trt: ModuleType, folder: Path, manifest: Manifest, capability: str, ta
         segments=segments,
         built_from={engine: manifest.files[engine].sha256 for engine in engines},
     )
+    files = {
+        name: build_plan(trt, bundle.read(engine), bundle.path / engine, target, buckets)
+        for engine, name in segments.items()
+    }
+    return plan, files
 
 
 def load_library() -> ModuleType:
@@ -86,15 +81,15 @@ def known_capabilities(trt: ModuleType) -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": getattr(trt.ComputeCapability, name) for name in names}
 
 
-def build_plan(trt: ModuleType, engine: Path, capability: Any, buckets: Iterable[int]) -> bytes:
-    """One engine file as a plan; its precision is that of the ONNX operators."""
+def build_plan(trt: ModuleType, engine: bytes, name: object, capability: Any, buckets: Iterable[int]) -> bytes:
+    """One engine as a plan; its precision is that of the ONNX operators. ``name``: what an error calls it."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(engine.read_bytes()):
+    if not parser.parse(engine):
         reason = parser.get_error(0).desc().splitlines()[0] if parser.num_errors else "it cannot be read"
-        raise ConfigError(f"{engine}: TensorRT-RTX refuses this engine: {reason}; export the bundle in fp32 or fp16")
+        raise ConfigError(f"{name}: TensorRT-RTX refuses this engine: {reason}; export the bundle in fp32 or fp16")
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)
@@ -109,5 +104,5 @@ def build_plan(trt: ModuleType, engine: Path, capability: Any, buckets: Iterable
         shortest = longest + 1
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ConfigError(f"{engine}: TensorRT-RTX {trt.__version__} could not build a plan of this engine")
+        raise ConfigError(f"{name}: TensorRT-RTX {trt.__version__} could not build a plan of this engine")
     return bytes(plan)

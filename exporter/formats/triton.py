@@ -16,7 +16,7 @@ import onnx
 from fathom.artefacts import TRITON
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
-from fathom.exporter.bundle.derive import copy_files
+from fathom.exporter.bundle.derive import read_files, write_files
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import MANIFEST_NAME
@@ -85,7 +85,7 @@ def _tensor(kind: str, value: Any) -> str:
 
 def _router(folder: Path, bundle: Bundle, profile: DeviceProfile, inputs: dict[str, list[str]]) -> None:
     version = folder / "1"
-    copy_files(bundle, version / "bundle", bundle.manifest.files)
+    write_files(version / "bundle", read_files(bundle, bundle.manifest.files))
     write_json(version / "bundle" / MANIFEST_NAME, bundle.manifest.model_dump(mode="json"))
     shutil.copyfile(_ROUTER_MODEL, version / "model.py")
     write_json(version / "profile.json", profile.model_dump(mode="json"))

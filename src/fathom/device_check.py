@@ -67,7 +67,7 @@ def check_fit(path: Path, profile: DeviceProfile, profile_name: str) -> Fit:
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
     with Bundle.open(path) as bundle:
-        rewrite(bundle, {"fits": {**bundle.manifest.fits, profile.name: fit}})
+        rewrite(bundle, fits={**bundle.manifest.fits, profile.name: fit})
     return fit
 
 

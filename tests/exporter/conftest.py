@@ -10,8 +10,9 @@ import torch
 from shared import made_once
 
 from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.engine_set import EngineSet, segment_specs
 from fathom.exporter.engines.pieces import Pieces
-from fathom.exporter.engines.segments import assemble, segment_specs
+from fathom.exporter.engines.segments import assemble
 from fathom.importance.lattice.lattice import Lattice, all_masks
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
@@ -91,9 +92,10 @@ def pieces(checkpoint: Checkpoint) -> Pieces:
 
 
 @pytest.fixture(scope="session")
-def engines(pieces: Pieces) -> dict[str, bytes]:
-    """The engine files of ``checkpoint``."""
-    return {spec.file: assemble(pieces, spec) for spec in segment_specs(pieces.model.config.paths)}
+def engines(pieces: Pieces) -> EngineSet:
+    """The engines of ``checkpoint``."""
+    model = pieces.model
+    return EngineSet.of(model, {spec.file: assemble(pieces, spec) for spec in segment_specs(model.config.paths)})
 
 
 @pytest.fixture(scope="session")

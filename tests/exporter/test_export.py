@@ -10,7 +10,9 @@ import pytest
 
 from fathom.errors import ArtefactError, ConfigError, ParityError, PlanError
 from fathom.exporter.bundle import export as bundle_writer
-from fathom.exporter.bundle.export import export, transition_entropy
+from fathom.exporter.bundle.export import export
+from fathom.exporter.bundle.item_files import transition_entropy
+from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engines.engine import open_engine
@@ -21,9 +23,9 @@ from fathom.training.splits import leave_one_out
 
 
 @pytest.fixture(autouse=True)
-def traced(monkeypatch: pytest.MonkeyPatch, engines: dict[str, bytes]) -> None:
+def traced(monkeypatch: pytest.MonkeyPatch, engines: EngineSet) -> None:
     """Tests here need many exports of one model, and tracing it once is enough."""
-    monkeypatch.setattr(bundle_writer, "export_segments", lambda _: dict(engines))
+    monkeypatch.setattr(bundle_writer, "export_segments", lambda _: engines)
 
 
 def test_the_bundle_opens_and_every_check_passes(bundle_path: Path) -> None:
@@ -107,14 +109,13 @@ def test_the_evidence_that_was_given_is_kept(checkpoint: Checkpoint, dataset: Da
 def test_an_engine_that_disagrees_leaves_the_old_bundle_as_it_was(
     checkpoint: Checkpoint,
     dataset: Dataset,
-    engines: dict[str, bytes],
+    engines: EngineSet,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "bundle"
     before = export(checkpoint, dataset, out, name="tiny")
-    swapped = dict(engines)
-    swapped["engines/depth-08.onnx"] = engines["engines/depth-12.onnx"]
+    swapped = replace(engines, files={**engines.files, "engines/depth-08.onnx": engines.files["engines/depth-12.onnx"]})
     monkeypatch.setattr(bundle_writer, "export_segments", lambda _: swapped)
     with pytest.raises(ParityError, match="depth 8"):
         export(checkpoint, dataset, out, name="tiny")

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.items import item_vectors
 from fathom.exporter.engines.optional_exit import with_optional_exit
 from fathom.runtime.engines.segment import READ_EXIT, Segment
@@ -32,15 +33,15 @@ def session(data: bytes, profile: Path | None = None) -> onnxruntime.InferenceSe
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def test_who_does_not_know_the_input_gets_everything(checkpoint: Checkpoint, engines: dict[str, bytes]) -> None:
+def test_who_does_not_know_the_input_gets_everything(checkpoint: Checkpoint, engines: EngineSet) -> None:
     asked = feeds(checkpoint)
-    expected = session(engines[FIRST]).run(None, asked)
-    for found, value in zip(session(with_optional_exit(engines[FIRST])).run(None, asked), expected, strict=True):
+    expected = session(engines.files[FIRST]).run(None, asked)
+    for found, value in zip(session(with_optional_exit(engines.files[FIRST])).run(None, asked), expected, strict=True):
         assert found == pytest.approx(value, abs=1e-6)
 
 
-def test_without_its_exit_an_engine_passes_the_same_state_on(checkpoint: Checkpoint, engines: dict[str, bytes]) -> None:
-    opened = session(with_optional_exit(engines[FIRST]))
+def test_without_its_exit_an_engine_passes_the_same_state_on(checkpoint: Checkpoint, engines: EngineSet) -> None:
+    opened = session(with_optional_exit(engines.files[FIRST]))
     asked = feeds(checkpoint)
     names = [each.name for each in opened.get_outputs()]
     with_exit = dict(zip(names, opened.run(names, asked), strict=True))
@@ -51,9 +52,9 @@ def test_without_its_exit_an_engine_passes_the_same_state_on(checkpoint: Checkpo
 
 
 def test_a_segment_that_is_passed_through_runs_no_operator_of_its_exit(
-    checkpoint: Checkpoint, engines: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, engines: EngineSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = with_optional_exit(engines[FIRST])
+    engine = with_optional_exit(engines.files[FIRST])
 
     def operators(outputs: list[str]) -> set[str]:
         monkeypatch.setattr(
@@ -71,13 +72,13 @@ def test_a_segment_that_is_passed_through_runs_no_operator_of_its_exit(
     assert not any(name.startswith(("last-", "exit.")) for name in passed)
 
 
-def test_an_engine_that_nothing_follows_stays_as_it_is(engines: dict[str, bytes]) -> None:
-    assert with_optional_exit(engines[LAST]) == engines[LAST]
+def test_an_engine_that_nothing_follows_stays_as_it_is(engines: EngineSet) -> None:
+    assert with_optional_exit(engines.files[LAST]) == engines.files[LAST]
 
 
-def test_the_branch_holds_the_weights_that_only_it_reads(engines: dict[str, bytes]) -> None:
-    graph = onnx.load_from_string(with_optional_exit(engines[FIRST])).graph
-    before = {each.name for each in onnx.load_from_string(engines[FIRST]).graph.initializer}
+def test_the_branch_holds_the_weights_that_only_it_reads(engines: EngineSet) -> None:
+    graph = onnx.load_from_string(with_optional_exit(engines.files[FIRST])).graph
+    before = {each.name for each in onnx.load_from_string(engines.files[FIRST]).graph.initializer}
     (branches,) = (node.attribute for node in graph.node if node.op_type == "If")
     (then,) = (each.g for each in branches if each.name == "then_branch")
     outside = {each.name for each in graph.initializer} - {READ_EXIT}

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from fathom.benchmarks.experiments.parity import main as benchmark
 from fathom.errors import ArtefactError, DataError, ParityError
+from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.parity import DepthParity, check_parity, history_lengths, measure_parity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset, Sequences
@@ -33,9 +34,7 @@ def damaged(data: bytes, by: float) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def test_true_engines_agree_at_every_length(
-    checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences
-) -> None:
+def test_true_engines_agree_at_every_length(checkpoint: Checkpoint, engines: EngineSet, histories: Sequences) -> None:
     seen: list[tuple[int, int]] = []
     parity = measure_parity(
         checkpoint.model, engines, histories, every_length=True, progress=lambda *step: seen.append(step)
@@ -49,15 +48,16 @@ def test_true_engines_agree_at_every_length(
     assert seen[-1] == (len(histories) + 20, len(histories) + 20)
 
 
-def test_data_without_time_is_enough(checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences) -> None:
+def test_data_without_time_is_enough(checkpoint: Checkpoint, engines: EngineSet, histories: Sequences) -> None:
     check_parity(measure_parity(checkpoint.model, engines, replace(histories, timestamps=None)))
 
 
 def test_a_damaged_engine_is_found_at_its_depth(
-    checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences
+    checkpoint: Checkpoint, engines: EngineSet, histories: Sequences
 ) -> None:
     name = "engines/depth-08.onnx"
-    parity = measure_parity(checkpoint.model, engines | {name: damaged(engines[name], 0.01)}, histories)
+    files = {**engines.files, name: damaged(engines.files[name], 0.01)}
+    parity = measure_parity(checkpoint.model, replace(engines, files=files), histories)
     check_parity({depth: found for depth, found in parity.items() if depth != 8})
     with pytest.raises(ParityError, match="depth 8: the engine's user vector is off by"):
         check_parity(parity)
@@ -68,7 +68,7 @@ def test_other_items_are_found_even_where_vectors_are_close() -> None:
         check_parity({4: DepthParity(max_abs_error=1e-5, histories=100, users=100, agreed=99, identical=99)})
 
 
-def test_a_diverged_model_is_refused(checkpoint: Checkpoint, engines: dict[str, bytes], histories: Sequences) -> None:
+def test_a_diverged_model_is_refused(checkpoint: Checkpoint, engines: EngineSet, histories: Sequences) -> None:
     model = checkpoint.model.with_paths(checkpoint.model.config.paths, "prefix").eval()
     with torch.no_grad():
         model.embedding.weight[1] = float("nan")
@@ -76,7 +76,7 @@ def test_a_diverged_model_is_refused(checkpoint: Checkpoint, engines: dict[str, 
         measure_parity(model, engines, histories)
 
 
-def test_without_histories_nothing_is_claimed(checkpoint: Checkpoint, engines: dict[str, bytes]) -> None:
+def test_without_histories_nothing_is_claimed(checkpoint: Checkpoint, engines: EngineSet) -> None:
     empty = Sequences(np.zeros(0, np.int32), np.zeros(1, np.int64))
     with pytest.raises(DataError, match="no history"):
         measure_parity(checkpoint.model, engines, empty)

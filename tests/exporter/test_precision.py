@@ -8,12 +8,12 @@ import pytest
 
 from fathom.errors import ConfigError, ParityError
 from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.engine_set import EngineSet, segment_specs
 from fathom.exporter.engines.items import item_vectors
 from fathom.exporter.engines.optional_exit import with_optional_exit
-from fathom.exporter.engines.parity import SegmentRunner, measure_parity
+from fathom.exporter.engines.parity import measure_parity
 from fathom.exporter.engines.precision import BITS, mixed_bits, reduce_engines, same_bits
 from fathom.exporter.engines.reduced_quality import check_losses, relative_loss
-from fathom.exporter.engines.segments import segment_specs
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.engines.extension import History
@@ -31,29 +31,29 @@ def operators(data: bytes) -> set[str]:
 
 @pytest.mark.parametrize(("precision", "largest"), [("fp16", 0.01), ("int8", 0.5), ("int4", 0.7)])
 def test_fewer_bits_are_smaller_and_close_to_the_model(
-    checkpoint: Checkpoint, engines: dict[str, bytes], dataset: Dataset, precision: str, largest: float
+    checkpoint: Checkpoint, engines: EngineSet, dataset: Dataset, precision: str, largest: float
 ) -> None:
     cut = split(dataset, checkpoint.config.split)
     bits = precision if precision == "fp16" else same_bits(checkpoint.model, precision)
-    reduced = reduce_engines(checkpoint.model, engines, bits, cut.train)
-    assert set(reduced) == set(engines)
-    products = {op for data in reduced.values() for op in operators(data)}
+    reduced = reduce_engines(engines, bits, cut.train, checkpoint.model.config.max_history)
+    assert set(reduced.files) == set(engines.files)
+    products = {op for data in reduced.files.values() for op in operators(data)}
     assert WRITTEN_AS[precision] in products
-    shipped = {file: with_optional_exit(data) for file, data in reduced.items()}
+    shipped = reduced.converted(with_optional_exit)
     for depth in measure_parity(checkpoint.model, shipped, cut.test.histories).values():
         assert 0 < depth.max_abs_error < largest
 
 
 def test_an_answer_in_int8_does_not_depend_on_who_else_is_in_the_batch(
-    checkpoint: Checkpoint, engines: dict[str, bytes], dataset: Dataset
+    checkpoint: Checkpoint, engines: EngineSet, dataset: Dataset
 ) -> None:
     cut = split(dataset, checkpoint.config.split)
-    reduced = reduce_engines(checkpoint.model, engines, same_bits(checkpoint.model, "int8"), cut.train)
-    runner = SegmentRunner(reduced, segment_specs(checkpoint.model.config.paths), item_vectors(checkpoint.model))
+    model = checkpoint.model
+    reduced = reduce_engines(engines, same_bits(model, "int8"), cut.train, model.config.max_history)
     rng = np.random.default_rng(0)
     items = rng.integers(1, len(dataset.item_ids) + 1, (5, 12))
     times = 1_600_000_000 + np.cumsum(rng.integers(60, 90_000, (5, 12)), axis=1)
-    together, alone = runner.run_arrays(items, times), runner.run_arrays(items[2:3], times[2:3])
+    together, alone = reduced.run(items, times), reduced.run(items[2:3], times[2:3])
     for depth in checkpoint.model.depths:
         assert alone[depth][0] == pytest.approx(together[depth][2], abs=1e-4)
 

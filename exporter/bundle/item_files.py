@@ -1,0 +1,75 @@
+"""The files of a bundle that describe its items, and the selector that is fitted to the training histories."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.runtime.item_vectors import ItemVectors
+from fathom.runtime.manifest import (
+    CATALOGUE_FILE,
+    POPULARITY_FILE,
+    SELECTOR_FILE,
+    TRANSITIONS_FILE,
+    VECTORS_FILE,
+)
+from fathom.selector.complexity import ComplexityModel
+from fathom.selector.features import SelectorTables, measure_all
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Sequences
+
+#: The selector needs quantiles of the training histories; more of them do not move those.
+SELECTOR_HISTORIES = 20_000
+
+
+def item_files(checkpoint: Checkpoint, vectors: ItemVectors, train: Sequences) -> dict[str, bytes]:
+    """Path -> contents: catalogue, vectors, popularity, what follows items, and the selector fitted to all that."""
+    catalogue = {"ids": checkpoint.item_ids, "titles": checkpoint.titles, "categories": checkpoint.categories}
+    popularity = np.bincount(train.items, minlength=len(vectors)).astype(np.int64)
+    longest = checkpoint.model.config.max_history
+    transitions = transition_entropy(train, len(vectors))
+    tables = SelectorTables.build(popularity, vectors, transitions)
+    selector = ComplexityModel.fit(measure_all(_requests(train, longest), tables))
+    return {
+        CATALOGUE_FILE: _compact_json(catalogue),
+        VECTORS_FILE: _npy(vectors.rows),
+        POPULARITY_FILE: _npy(popularity),
+        TRANSITIONS_FILE: _npy(transitions),
+        SELECTOR_FILE: _compact_json(selector.to_json()),
+    }
+
+
+def transition_entropy(train: Sequences, items: int) -> NDArray[np.float32]:
+    """Entropy in nats of what followed each item, (items,); NaN for an item that nothing followed."""
+    follows = train.owners[1:] == train.owners[:-1]
+    pairs = train.items[:-1][follows].astype(np.int64) * items + train.items[1:][follows]
+    known, counts = np.unique(pairs, return_counts=True)
+    first = known // items
+    total = np.bincount(first, weights=counts, minlength=items)
+    spread = np.bincount(first, weights=counts * np.log(counts), minlength=items)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.where(total > 0, np.log(total) - spread / total, np.nan)
+    return np.maximum(entropy, 0.0).astype(np.float32)
+
+
+def _requests(train: Sequences, longest: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64] | None]]:
+    """Training histories as requests would bring them: not empty, cut to the model's longest."""
+    users = np.flatnonzero(train.lengths)
+    if len(users) > SELECTOR_HISTORIES:
+        users = users[np.linspace(0, len(users) - 1, SELECTOR_HISTORIES).round().astype(np.int64)]
+    for user in users.tolist():
+        times = train.times(user)
+        yield train[user][-longest:], None if times is None else times[-longest:]
+
+
+def _compact_json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
