@@ -27,9 +27,10 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
 from fathom.runtime.engines.engine import Engine, OnnxEngine
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.pipeline import Pipeline, Settings
-from fathom.runtime.query import Query
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.query import IndexedQuery
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.settings import PipelineSettings
 
 DEPTHS = (4, 16)
 SHAPES = ((1, 50), (1, 200), (32, 50), (32, 200), (256, 50), (256, 200))
@@ -81,9 +82,9 @@ def engines(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
 async def throughput(bundle: Bundle, engine: CudaEngine | OnnxEngine, depth: int) -> float:
     """Requests a second at a depth, histories of 50."""
     cloud, rng = load_profile("cloud"), np.random.default_rng(SEED)
-    settings = Settings(max_batch=256, max_batch_tokens=65_536, policy="deepest")
+    settings = PipelineSettings(max_batch=256, max_batch_tokens=65_536, policy="deepest")
     async with Pipeline(bundle, engine, settings=settings) as pipeline:
-        waiting = iter([Query(rng.integers(0, bundle.manifest.items, 50), 10, cloud, depth=depth)] * REQUESTS)
+        waiting = iter([IndexedQuery(rng.integers(0, bundle.manifest.items, 50), 10, cloud, depth=depth)] * REQUESTS)
 
         async def client() -> None:
             for query in waiting:

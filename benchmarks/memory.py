@@ -42,8 +42,9 @@ import numpy as np
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import open_engine
-from fathom.runtime.pipeline import Pipeline, Settings
-from fathom.runtime.query import Query
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.settings import PipelineSettings
+from fathom.runtime.query import IndexedQuery
 from fathom.serving.memory import use_memory_sparingly
 
 use_memory_sparingly()
@@ -53,12 +54,12 @@ async def answer():
     depths = [int(depth) for depth in sys.argv[3:]]
     rng = np.random.default_rng(0)
     engine = open_engine(bundle, threads=profile.threads, depths=depths)
-    async with Pipeline(bundle, engine, settings=Settings.for_profile(profile)) as pipeline:
+    async with Pipeline(bundle, engine, settings=PipelineSettings.for_profile(profile)) as pipeline:
         for depth in depths:
             for length in (50, 200):
                 for together in (1, profile.max_batch):
                     histories = rng.integers(0, bundle.manifest.items, (together, length))
-                    queries = [Query(history, 10, profile, depth=depth) for history in histories]
+                    queries = [IndexedQuery(history, 10, profile, depth=depth) for history in histories]
                     await asyncio.gather(*map(pipeline.recommend, queries))
 
 asyncio.run(answer())

@@ -26,7 +26,7 @@ from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.query import Query
+from fathom.runtime.query import IndexedQuery
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 from fathom.selector.features import SelectorTables
 
@@ -113,7 +113,7 @@ async def share(bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]
             answers = []
             for _ in range(REQUESTS):
                 history = rng.integers(0, bundle.manifest.items, 50)
-                answers.append(await pipeline.recommend(Query(history, BEST, cloud, depth=depth)))
+                answers.append(await pipeline.recommend(IndexedQuery(history, BEST, cloud, depth=depth)))
             engine_ms = float(np.median([answer.timing.engine_us for answer in answers])) / 1e3
             retrieval_ms = float(np.median([answer.timing.retrieval_us for answer in answers])) / 1e3
             total_ms = float(np.median([answer.timing.total_us for answer in answers])) / 1e3

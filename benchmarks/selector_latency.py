@@ -21,11 +21,12 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.pipeline import Pipeline, Settings
-from fathom.runtime.query import Query, Timing
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.query import IndexedQuery, Timing
+from fathom.runtime.settings import PipelineSettings
+from fathom.selector.chooser import DepthChooser
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure, measure_all
-from fathom.selector.policy import choose
 
 SEED = 1
 LENGTHS = (10, 200)
@@ -79,17 +80,18 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
     tables = random_tables(rng, n_items)
     model = ComplexityModel.fit(measure_all(random_histories(rng, n_items, rng.integers(5, 201, size=500)), tables))
     histories = random_histories(rng, n_items, np.full(HISTORIES, length))
-    profile = load_profile("edge")
+    profile, chooser = load_profile("edge"), DepthChooser(None, SERVED_DEPTHS, policy="rule", alpha=0.01)
     clock = time.perf_counter_ns
     marks = np.empty((WARM_UP + decisions, 4), dtype=np.int64)
     for row in range(len(marks)):
         items, seconds = histories[row % HISTORIES]
+        ids = items.astype(np.int64)
         start = clock()
         features = measure(items, seconds, tables)
         measured = clock()
         complexity = model.score(features)
         scored = clock()
-        choose(complexity, profile, SERVED_DEPTHS)
+        chooser.choose(profile, ids, lambda: (features, complexity))  # noqa: B023
         marks[row] = start, measured, scored, clock()
     marks = marks[WARM_UP:]
     steps_us = np.diff(marks, axis=1) / 1_000
@@ -114,11 +116,11 @@ async def measure_requests(bundle: Bundle, requests: int) -> list[Request]:
     rng = np.random.default_rng(SEED)
     profile = load_profile("cloud")
     found = []
-    async with Pipeline(bundle, open_engine(bundle), settings=Settings(policy="rule")) as pipeline:
+    async with Pipeline(bundle, open_engine(bundle), settings=PipelineSettings(policy="rule")) as pipeline:
         for length in LENGTHS:
             timings: list[Timing] = []
             for items, seconds in random_histories(rng, len(bundle.vectors), np.full(WARM_UP + requests, length)):
-                answer = await pipeline.recommend(Query(items, 10, profile, timestamps=seconds, depth=4))
+                answer = await pipeline.recommend(IndexedQuery(items, 10, profile, timestamps=seconds, depth=4))
                 timings.append(answer.timing)
             select, total = (
                 median(getattr(timing, name) for timing in timings[WARM_UP:]) for name in ("select_us", "total_us")

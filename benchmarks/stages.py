@@ -33,7 +33,7 @@ SAMPLES_PER_S = 200
 #: Stage -> what the innermost frame of ours is called, as py-spy writes it; the first that fits counts.
 LOOP_STAGES = {
     "read the message": ("Converter.query", "Converter._history", "Converter._k", "decoder"),
-    "choose the depth": ("selector/", "Pipeline._select", "Router.", "Batcher.outlook", "Batcher.queue_s", "cost.py"),
+    "choose the depth": ("selector/", "Pipeline._choose", "estimates.py", "Batcher.queue_s", "cost.py"),
     "wait in a lane": ("batcher.py", "lanes.py"),
     "word the answer": ("Converter.response", "_encoded_item"),
     "metrics": ("metrics.py", "prometheus_client"),

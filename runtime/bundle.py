@@ -50,7 +50,7 @@ from fathom.runtime.manifest_rules import first_broken_rule
 from fathom.runtime.signature import Trust
 from fathom.selector.certificate import Certificate
 from fathom.selector.complexity import ComplexityModel
-from fathom.selector.features import SelectorTables
+from fathom.selector.features import Features, SelectorTables, measure
 
 #: Files that opening reads, and so checks, in any case.
 READ_AT_OPEN = {CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, TRANSITIONS_FILE, SELECTOR_FILE, CERTIFICATE_FILE}
@@ -150,6 +150,11 @@ class Bundle:
             return cls(path, manifest, *_read_contents(path, manifest))
         except MemoryError:
             raise BundleError(f"{path}: opening it takes more memory than there is; {REBUILD}") from None
+
+    def inspect(self, items: NDArray[np.integer], timestamps: NDArray[np.int64] | None) -> tuple[Features, float]:
+        """A history's features and complexity, 0 to 1, from its items (n,) and seconds (n,), oldest first."""
+        features = measure(items, timestamps, self.tables)
+        return features, self.complexity.score(features)
 
     def read(self, name: str) -> bytes:
         """A file that the manifest lists, by its path in the folder: the very bytes that were checked.

@@ -1,27 +1,29 @@
-"""What goes into a pipeline and what comes out of it."""
+"""What goes into a pipeline and what comes out of it; the one place where a query is checked against the catalogue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.runtime.retriever import Indices, Scores
+from fathom.errors import InvalidRequestError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.retriever import Indices, ItemFilter, Scores
 from fathom.runtime.reuse import Owner, Reused
-from fathom.selector.policy import Decision
+from fathom.selector.choice import Choice
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """One request in the pipeline's terms.
+class IndexedQuery:
+    """One request, its items as indices of the catalogue.
 
     ``items``: known item indices, oldest first, at least one, of any length. ``timestamps``: seconds, one per item, or
     None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
-    ``checked``: all indices are int64 arrays and known to be in the catalogue. ``owner``: whose history it is, where
-    that is known.
+    ``owner``: whose history it is, where that is known.
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -35,7 +37,6 @@ class Query:
     categories: frozenset[str] = frozenset()
     include_seen: bool = False
     client: str = ""
-    checked: bool = False
     owner: Owner | None = None
 
     @property
@@ -64,7 +65,51 @@ class Answer:
 
     indices: Indices
     scores: Scores
-    decision: Decision
+    choice: Choice
     history_used: int
     timing: Timing
     reused: Reused = "nothing"
+
+
+class QueryHistory(NamedTuple):
+    """A query's history as arrays: all ``seen`` items (any,), and the newest of them that the engine reads, (n,).
+
+    ``timestamps``: seconds of ``items``, None where they are not known.
+    """
+
+    seen: Indices
+    items: Indices
+    timestamps: NDArray[np.int64] | None
+
+
+def history_of(query: IndexedQuery, bundle: Bundle) -> QueryHistory:
+    """The history of a query; raises InvalidRequestError where it, its timestamps or ``k`` cannot be."""
+    seen, timestamps = _indices(query.items, "items", bundle), None
+    if query.timestamps is not None:
+        timestamps = np.asarray(query.timestamps, dtype=np.int64)
+        if len(timestamps) != len(seen):
+            raise InvalidRequestError(f"{len(timestamps)} timestamps for {len(seen)} items; give one per item or none")
+    if query.k < 1 or not seen.size:
+        raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
+    newest = -bundle.manifest.model.max_history
+    return QueryHistory(seen, seen[newest:], None if timestamps is None else timestamps[newest:])
+
+
+def filter_of(query: IndexedQuery, seen: Indices, bundle: Bundle) -> ItemFilter:
+    """Which items may answer a query; raises InvalidRequestError, NotFoundError for an unknown category."""
+    exclude = _indices(query.exclude, "exclude", bundle) if len(query.exclude) else None
+    if not query.include_seen:
+        exclude = seen if exclude is None else np.concatenate((seen, exclude))
+    return ItemFilter(
+        exclude=np.empty(0, np.int64) if exclude is None else exclude,
+        allow=None if query.allow is None else _indices(query.allow, "allow", bundle),
+        mask=bundle.catalogue.category_mask(query.categories) if query.categories else None,
+    )
+
+
+def _indices(values: Sequence[int] | NDArray[np.integer], name: str, bundle: Bundle) -> Indices:
+    array: Indices = np.asarray(values, dtype=np.int64)
+    # Seen as unsigned, a negative index is a huge one: one comparison finds both mistakes.
+    if array.size and int(array.view(np.uint64).max()) >= len(bundle.vectors):
+        raise InvalidRequestError(f"{name} holds an index outside 0..{len(bundle.vectors) - 1}")
+    return array

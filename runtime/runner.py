@@ -13,8 +13,8 @@ from fathom.runtime.engines.engine import Engine
 from fathom.runtime.engines.extension import History, Kept
 from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
 from fathom.runtime.reuse import NOTHING, Start
-from fathom.selector.features import Features
-from fathom.selector.routing import Cascade, confidence
+from fathom.selector.choice import EarlyExit
+from fathom.selector.routing import confidence
 
 #: Items of two answers that are compared.
 COMPARED_ITEMS = 10
@@ -22,24 +22,17 @@ COMPARED_ITEMS = 10
 TRIAL_LENGTH = 64
 
 
-class Gate(NamedTuple):
-    """What decides at every exit whether a request goes on."""
-
-    cascade: Cascade
-    features: Features
-
-
 class Work(NamedTuple):
     """What the engine's thread needs of one request.
 
-    Input ids (index + 1), seconds, k, filter, its gate if any, and where it can begin.
+    Input ids (index + 1), seconds, k, filter, what may end it early, and where it can begin.
     """
 
     ids: NDArray[np.int64]
     timestamps: NDArray[np.int64] | None
     k: int
     keep: ItemFilter
-    gate: Gate | None = None
+    early_exit: EarlyExit | None = None
     start: Start = NOTHING
 
 
@@ -72,7 +65,7 @@ class Runner:
         if _all_go_to_the_end(works):
             return self._to_the_end(depth, works)
         results: list[Result | UnavailableError | None] = [None] * len(works)
-        paths = [work.gate.cascade.depths if work.gate else (depth,) for work in works]
+        paths = [work.early_exit.cascade.depths if work.early_exit else (depth,) for work in works]
         for path in set(paths):
             rows = [row for row, each in enumerate(paths) if each == path]
             for row, result in zip(rows, self._walk(path, [works[row] for row in rows]), strict=True):
@@ -114,7 +107,7 @@ class Runner:
         return users, kept
 
     def _walk(self, path: tuple[int, ...], works: list[Work]) -> Sequence[Result | UnavailableError]:
-        """Exit by exit; a request leaves where its gate says so, or at the last."""
+        """Exit by exit; a request leaves where its cascade says so, or at the last."""
         results: dict[int, Result | UnavailableError] = {}
         walk = self._engine.walk(*self._padded(works), path)
         active, rows = np.arange(len(works)), None
@@ -173,27 +166,27 @@ class Runner:
 
 
 def _all_go_to_the_end(works: Sequence[Work]) -> bool:
-    return all(work.gate is None for work in works)
+    return all(work.early_exit is None for work in works)
 
 
 def typical(works: Sequence[Work]) -> bool:
     """Whether a batch costs what was measured for its lane."""
-    return all(work.gate is None and (work.start is NOTHING or work.start.new == 1) for work in works)
+    return all(work.early_exit is None and (work.start is NOTHING or work.start.new == 1) for work in works)
 
 
 def _going_on(
     place: int, path: tuple[int, ...], works: Sequence[Work], found: Sequence[tuple[Indices, Scores]]
 ) -> NDArray[np.bool_]:
     """Which requests go on after this exit, (n,)."""
-    gate = works[0].gate
-    if gate is None or place == len(path) - 1:
+    early_exit = works[0].early_exit
+    if early_exit is None or place == len(path) - 1:
         return np.zeros(len(works), dtype=np.bool_)
     rows = [
-        (*work.gate.features, *confidence(scores[:COMPARED_ITEMS]))
+        (*work.early_exit.features, *confidence(scores[:COMPARED_ITEMS]))
         for work, (_, scores) in zip(works, found, strict=True)
-        if work.gate is not None
+        if work.early_exit is not None
     ]
-    return gate.cascade.goes_on(place, np.array(rows))
+    return early_exit.cascade.goes_on(place, np.array(rows))
 
 
 def _broken(depth: int) -> UnavailableError:

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import DeadlineError, NotFoundError, OverloadError
+from fathom.selector.choice import Choice, DepthReason
 
 #: How many times a deeper depth than the shallowest must leave time for the queue. At twice the load that the deepest
 #: depth can bear, 4 answers far more requests in time than 1 (docs/log.md).
@@ -17,43 +17,14 @@ QUEUE_WEIGHT = 4
 LEAST_WEIGHT = 1.25
 
 
-class DepthReason(StrEnum):
-    """Why a depth was chosen.
-
-    Asked for; a simple or a complex request; as certified; always the deepest; the certificate no longer fits; or all
-    that the deadline allows.
-    """
-
-    FIXED = "fixed"
-    SIMPLE = "simple"
-    COMPLEX = "complex"
-    DEADLINE = "deadline"
-    CERTIFIED = "certified"
-    DEEPEST = "deepest"
-    FALLBACK = "fallback"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The depth of one request; ``why`` is a sentence for a person.
-
-    ``complexity`` is 0 (simple) to 1, and None where it was not asked for, because it had no say.
-    """
-
-    depth: int
-    reason: DepthReason
-    why: str
-    complexity: float | None = None
-
-
-def obey(depth: int, served_depths: Collection[int]) -> Decision:
+def obey(depth: int, served_depths: Collection[int]) -> Choice:
     """The depth that a request asks for; raises NotFoundError when the bundle does not serve it."""
     if depth not in served_depths:
         raise NotFoundError(f"depth {depth} is not served here; there are {_list(served_depths)}")
-    return Decision(depth, DepthReason.FIXED, f"depth {depth} was asked for")
+    return Choice(depth, DepthReason.FIXED, f"depth {depth} was asked for")
 
 
-def choose(complexity: float, profile: DeviceProfile, served_depths: Collection[int]) -> Decision:
+def choose(complexity: float, profile: DeviceProfile, served_depths: Collection[int]) -> Choice:
     """The depth that a request should get: below the profile's threshold the shallow one, else the deep one.
 
     Where the bundle does not serve that depth, the nearest depth that both bundle and profile know takes its place,
@@ -72,58 +43,50 @@ def choose(complexity: float, profile: DeviceProfile, served_depths: Collection[
         why = (
             f"{why.partition(':')[0]}: depth {depth} for {profile.tier}, in place of {wanted}, which is not served here"
         )
-    return Decision(depth, DepthReason.SIMPLE if simple else DepthReason.COMPLEX, why, complexity)
+    return Choice(depth, DepthReason.SIMPLE if simple else DepthReason.COMPLEX, why, complexity)
 
 
 def fit_deadline(
-    decision: Decision,
-    *,
-    now_s: float,
-    deadline_s: float | None,
-    queue_s: float,
-    cost_p99_s: Mapping[int, float],
-    allowed: Collection[int],
-) -> Decision:
-    """The decision itself when it meets the deadline, else the deepest shallower allowed depth that does.
+    choice: Choice, *, time_s: float, queue_s: float, cost_p99_s: Mapping[int, float], allowed: Collection[int]
+) -> Choice:
+    """The choice itself when it meets the deadline, else the deepest shallower allowed depth that does.
 
-    A depth fits when ``now_s + weight * queue_s + cost_p99_s[depth] <= deadline_s``, with LEAST_WEIGHT for the
-    shallowest and QUEUE_WEIGHT for every other, so that under overload a queue is worked off by shallow answers long
-    before requests must be refused. A depth without a measured cost never fits. All times are seconds, of one clock.
-    A fixed depth is never replaced. When nothing fits, raises OverloadError where the shallowest would fit without the
-    queue, else DeadlineError.
+    A depth fits when ``weight * queue_s + cost_p99_s[depth] <= time_s``, with LEAST_WEIGHT for the shallowest and
+    QUEUE_WEIGHT for every other, so that under overload a queue is worked off by shallow answers long before requests
+    must be refused. A depth without a measured cost never fits. ``time_s``: what is left until the deadline; all times
+    are seconds. A fixed depth is never replaced. When nothing fits, raises OverloadError where the shallowest would fit
+    without the queue, else DeadlineError.
     """
-    if deadline_s is None:
-        return decision
-    time_s, wanted = deadline_s - now_s, decision.depth
-    fixed = decision.reason is DepthReason.FIXED
-    depths = [wanted] if fixed else [*(d for d in sorted(allowed) if d < wanted), wanted]
+    fixed = choice.reason is DepthReason.FIXED
+    depths = [choice.depth] if fixed else [*(d for d in sorted(allowed) if d < choice.depth), choice.depth]
     known = [d for d in depths if d in cost_p99_s]
     weights = [LEAST_WEIGHT, *(QUEUE_WEIGHT for _ in known[1:])]
-    fitting = [d for d, weight in zip(known, weights, strict=False) if cost_p99_s[d] + weight * queue_s <= time_s]
+    fitting = [d for d, weight in zip(known, weights, strict=False) if fits(queue_s, cost_p99_s[d], time_s, weight)]
     if not fitting:
-        tried = known[0] if known else wanted
+        tried = known[0] if known else choice.depth
         raise refusal(tried, time_s=time_s, queue_s=queue_s, cost_s=cost_p99_s.get(tried))
     depth = fitting[-1]
-    if depth == wanted:
-        return decision
-    why = f"{_left(time_s, queue_s)}: too little for depth {wanted}, depth {depth} needs {_ms(cost_p99_s[depth])}"
-    return Decision(depth, DepthReason.DEADLINE, why, decision.complexity)
+    if depth == choice.depth:
+        return choice
+    left = _left(time_s, queue_s)
+    why = f"{left}: too little for depth {choice.depth}, depth {depth} needs {_ms(cost_p99_s[depth])}"
+    return Choice(depth, DepthReason.DEADLINE, why, choice.complexity)
 
 
-def probing(decision: Decision, least: int) -> Decision:
-    """The decision for a request that ``fit_deadline`` refuses, but that is run to see whether it still has to.
+def probing(choice: Choice, shallowest: int) -> Choice:
+    """The choice for a request that ``fit_deadline`` refuses, but that is run to see whether it still has to.
 
-    ``least``: the shallowest depth that the request may have.
+    ``shallowest``: the shallowest depth that the request may have.
     """
-    if decision.depth == least:
-        return decision
-    why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {least} is tried"
-    return Decision(least, DepthReason.DEADLINE, why, decision.complexity)
+    if choice.depth == shallowest:
+        return replace(choice, early_exit=None, probe=True)
+    why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {shallowest} is tried"
+    return Choice(shallowest, DepthReason.DEADLINE, why, choice.complexity, probe=True)
 
 
-def fits(queue_s: float, cost_s: float, time_s: float) -> bool:
-    """Whether ``fit_deadline`` leaves any depth of this cost as it is."""
-    return cost_s + QUEUE_WEIGHT * queue_s <= time_s
+def fits(queue_s: float, cost_s: float, time_s: float, weight: float = QUEUE_WEIGHT) -> bool:
+    """Whether a depth of this cost can be answered in the time that is left, all in seconds."""
+    return cost_s + weight * queue_s <= time_s
 
 
 def refusal(depth: int, *, time_s: float, queue_s: float, cost_s: float | None) -> OverloadError | DeadlineError:

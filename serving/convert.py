@@ -15,9 +15,9 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.query import Answer, Query
+from fathom.runtime.query import Answer, IndexedQuery
 from fathom.runtime.reuse import Owner
-from fathom.selector.policy import DepthReason
+from fathom.selector.choice import DepthReason
 from fathom.serving.history.contract import StoredEvent
 
 #: Metadata that names a client.
@@ -53,8 +53,8 @@ class Converter:
 
     def query(
         self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "", owner: Owner | None = None
-    ) -> tuple[Query, int]:
-        """The Query of a client's request, and the number of unknown items in its history.
+    ) -> tuple[IndexedQuery, int]:
+        """The IndexedQuery of a client's request, and the number of unknown items in its history.
 
         ``deadline_s``: on the clock of ``time.monotonic``. ``owner``: whose history it is, where that is known. Raises
         InvalidRequestError or NotFoundError.
@@ -62,7 +62,7 @@ class Converter:
         if request.request_id:
             _check_id("request_id", request.request_id)
         items, timestamps, unknown = self._history(request)
-        query = Query(
+        query = IndexedQuery(
             items=items,
             timestamps=timestamps,
             k=self._k(request.k),
@@ -70,7 +70,6 @@ class Converter:
             depth=request.depth if request.HasField("depth") else None,
             deadline_s=deadline_s,
             client=client,
-            checked=True,
             owner=owner,
         )
         if not request.HasField("filter"):
@@ -90,13 +89,13 @@ class Converter:
 
         The items are joined from bytes that are made once: building a message of ten items costs as much as the rest.
         """
-        decision, timing, titles = answer.decision, answer.timing, request.include_titles
+        choice, timing, titles = answer.choice, answer.timing, request.include_titles
         message = pb.RecommendResponse(
             request_id=request.request_id,
-            depth=decision.depth,
-            reason=REASONS[decision.reason],
-            why=decision.why,
-            complexity=decision.complexity,
+            depth=choice.depth,
+            reason=REASONS[choice.reason],
+            why=choice.why,
+            complexity=choice.complexity,
             history_used=answer.history_used,
             unknown_items=unknown,
             timings=pb.Timings(

@@ -12,7 +12,7 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import Engine
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.pipeline import Settings as PipelineSettings
+from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
@@ -47,7 +47,7 @@ class Deployment:
             reuse_mb=reuse_mb(settings, self.profile),
         )
         self.pipeline = Pipeline(bundle, self._engine, settings=limits)
-        self.pipeline.router.require(self.profile)
+        self.pipeline.chooser.require(self.profile)
         profiles = served_profiles(bundle)
         self.converter = Converter(bundle, profiles, self.profile)
         self._message = bundle_message(bundle, engine.name, profiles, self.profile)
@@ -106,12 +106,12 @@ class Deployment:
             depths=self._engine.depths,
             profile=self.profile.name,
             engine=self._engine.name,
-            policy=self.pipeline.router.words(self.profile),
+            policy=self.pipeline.chooser.words(self.profile),
         )
 
     def describe(self) -> pb.GetBundleResponse:
         """GetBundle's answer, as it is now."""
-        self._message.routing.CopyFrom(routing_message(self.pipeline.router, self.profile, self.bundle.certificate))
+        self._message.routing.CopyFrom(routing_message(self.pipeline.chooser, self.profile, self.bundle.certificate))
         return self._message
 
     async def retire(self) -> None:

@@ -7,8 +7,8 @@ from fathom.edge_profiles.profile import TIER_DEFAULTS, DeviceProfile, load_prof
 from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.router import Router
 from fathom.selector.certificate import Certificate
+from fathom.selector.chooser import DepthChooser
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def bundle_message(
     )
 
 
-def routing_message(router: Router, profile: DeviceProfile, certificate: Certificate | None) -> pb.Routing:
+def routing_message(chooser: DepthChooser, profile: DeviceProfile, certificate: Certificate | None) -> pb.Routing:
     """How the requests of a profile are routed now, and what feedback has found."""
-    message = pb.Routing(policy=router.words(profile))
-    route = router.route(profile)
+    message = pb.Routing(policy=chooser.words(profile))
+    route = chooser.route(profile)
     if route is None or route.routing is None or certificate is None:
         return message
     message.certified, message.eps, message.delta = True, certificate.eps, certificate.delta

@@ -44,7 +44,7 @@ def readings(deployments: Iterable[Deployment], in_flight: int, history: History
     ):
         for each in served:
             yield Reading(f"fathom_reuse_{name}", text, {"bundle": each.name}, each.pipeline.remembered[place])
-    routes = {each.name: each.pipeline.router.route(each.profile) for each in served}
+    routes = {each.name: each.pipeline.chooser.route(each.profile) for each in served}
     monitors = {name: route.monitor for name, route in routes.items() if route is not None and route.monitor}
     for name, text, field in _FEEDBACK:
         for bundle, monitor in monitors.items():

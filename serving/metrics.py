@@ -26,7 +26,7 @@ from fathom.errors import ConfigError
 from fathom.runtime.engines.engine import Engine
 from fathom.runtime.engines.extension import History, Kept
 from fathom.runtime.query import Answer
-from fathom.selector.policy import DepthReason
+from fathom.selector.choice import DepthReason
 
 # From 0.25 ms to 5 s: engine times start below a millisecond, deadlines end at seconds.
 SECONDS = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -128,8 +128,8 @@ class Metrics:
         """A request has its answer."""
         if not self._shown:
             return
-        decision, timing = answer.decision, answer.timing
-        labels = bundle, decision.depth, decision.reason, answer.reused
+        choice, timing = answer.choice, answer.timing
+        labels = bundle, choice.depth, choice.reason, answer.reused
         self._note(partial(self._count_answer, labels, timing.total_us / 1e6, timing.queue_us / 1e6, unknown_items))
 
     def _note(self, count: Callable[[], None]) -> None:

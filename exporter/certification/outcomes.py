@@ -13,7 +13,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import Engine
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
-from fathom.selector.features import Features, measure
+from fathom.selector.features import Features
 from fathom.selector.routing import CONFIDENCE, Asked, confidence
 from fathom.training.splits import Cases
 
@@ -110,9 +110,8 @@ def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: 
     features = np.empty((count, len(Features._fields)))
     complexity = np.empty(count)
     for row in range(count):
-        times = cases.histories.times(row)
-        measured = measure(cases.histories[row][-longest:], None if times is None else times[-longest:], bundle.tables)
-        features[row], complexity[row] = measured, bundle.complexity.score(measured)
+        history, times = cases.histories[row][-longest:], cases.histories.times(row)
+        features[row], complexity[row] = bundle.inspect(history, None if times is None else times[-longest:])
     done = 0
     for rows in _batches(lengths):
         items, timestamps = _padded(cases, rows, int(lengths[rows].max()), uses_timestamps=uses_timestamps)

@@ -6,6 +6,7 @@ so the answers are the same; deadlines, queues and batches are Triton's.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import RequestError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
-from fathom.runtime.router import Router
-from fathom.selector.features import Features, measure
+from fathom.selector.chooser import DepthChooser
 
 DEFAULT_K = 10
 LARGEST_K = 1_000
@@ -33,7 +33,7 @@ class TritonPythonModel:
         self._bundle = Bundle.open(folder / "bundle")
         self._segments = json.loads((folder / "segments.json").read_bytes())
         self._profile = DeviceProfile.model_validate_json((folder / "profile.json").read_bytes())
-        self._router = Router(self._bundle.certificate, self._bundle.depths, policy="auto", alpha=0.01)
+        self._chooser = DepthChooser(self._bundle.certificate, self._bundle.depths, policy="auto", alpha=0.01)
         self._retriever = FlatRetriever(self._bundle.vectors)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -64,19 +64,16 @@ class TritonPythonModel:
         if not 1 <= k <= LARGEST_K:
             raise RequestError(f"k is {k}, at least 1 and at most {LARGEST_K}")
 
-        def look() -> tuple[Features, float]:
-            features = measure(items, timestamps, self._bundle.tables)
-            return features, self._bundle.complexity.score(features)
-
-        decision = self._router.decide(self._profile, look, items, None if depth is None else int(depth[0]))
-        user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], decision.depth)
+        fixed, inspect = None if depth is None else int(depth[0]), partial(self._bundle.inspect, items, timestamps)
+        choice = self._chooser.choose(self._profile, items, inspect, fixed=fixed)
+        user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], choice.depth)
         ((best, scores),) = self._retriever.search(user, [min(k, len(index))], [ItemFilter(exclude=seen)])
         names = np.array([self._bundle.catalogue.ids[item].encode() for item in best], dtype=np.object_)
         return [
             triton.Tensor("recommended", names),
             triton.Tensor("scores", scores),
-            triton.Tensor("depth_used", np.array([decision.depth], np.int32)),
-            triton.Tensor("why", np.array([decision.why.encode()], dtype=np.object_)),
+            triton.Tensor("depth_used", np.array([choice.depth], np.int32)),
+            triton.Tensor("why", np.array([choice.why.encode()], dtype=np.object_)),
         ]
 
     def _run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:

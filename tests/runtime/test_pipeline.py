@@ -26,9 +26,10 @@ from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.pipeline import Pipeline, Settings
-from fathom.runtime.query import Query
-from fathom.selector.policy import DepthReason
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.query import IndexedQuery
+from fathom.runtime.settings import PipelineSettings
+from fathom.selector.choice import DepthReason
 
 DEPTHS = (4, 8, 12, 16)
 CLOUD: DeviceProfile = load_profile("cloud")
@@ -57,8 +58,8 @@ async def pipeline(bundle: Bundle) -> AsyncIterator[Pipeline]:
         yield pipeline
 
 
-def query(items=(1, 2, 3), **changes) -> Query:
-    return Query(**({"items": items, "k": 10, "profile": CLOUD} | changes))
+def query(items=(1, 2, 3), **changes) -> IndexedQuery:
+    return IndexedQuery(**({"items": items, "k": 10, "profile": CLOUD} | changes))
 
 
 def expected(bundle: Bundle, items, depth: int, hidden) -> list[int]:
@@ -75,7 +76,7 @@ async def test_the_answer_is_the_best_unseen_items_with_their_cosines(bundle: Bu
     assert np.all(np.diff(answer.scores) <= 0)
     assert np.all(np.abs(answer.scores) <= 1 + 1e-6)
     assert answer.history_used == 3
-    assert answer.decision.reason is DepthReason.FIXED
+    assert answer.choice.reason is DepthReason.FIXED
     timing = answer.timing
     assert timing.total_us >= timing.select_us + timing.queue_us + timing.engine_us + timing.retrieval_us - 3
 
@@ -103,17 +104,17 @@ async def test_only_the_newest_items_are_used_but_all_count_as_seen(bundle: Bund
 
 
 async def test_the_selector_decides_within_the_profile(pipeline: Pipeline) -> None:
-    depths = {(await pipeline.recommend(query(range(n)))).decision.depth for n in (1, 20)}
+    depths = {(await pipeline.recommend(query(range(n)))).choice.depth for n in (1, 20)}
     assert depths == {CLOUD.shallow, CLOUD.deep}
     mobile = await pipeline.recommend(query(range(20), profile=load_profile("mobile")))
-    assert mobile.decision.depth in (4, 8)
+    assert mobile.choice.depth in (4, 8)
     with pytest.raises(NotFoundError, match="depth 5"):
         await pipeline.recommend(query(depth=5))
 
 
 async def test_a_tight_deadline_takes_a_shallower_depth_and_too_tight_a_one_none(pipeline: Pipeline) -> None:
     answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 3600))
-    assert answer.decision.reason is DepthReason.COMPLEX
+    assert answer.choice.reason is DepthReason.COMPLEX
     with pytest.raises(DeadlineError):
         await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 0.001))
     with pytest.raises(DeadlineError, match="passed"):
@@ -125,8 +126,8 @@ async def test_the_deepest_depth_that_fits_is_taken(bundle: Bundle, monkeypatch:
     monkeypatch.setattr(pipeline_module, "measure", lambda *_, **__: slow)
     async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)) as pipeline:
         answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 100))
-        assert answer.decision.depth == 8
-        assert answer.decision.reason is DepthReason.DEADLINE
+        assert answer.choice.depth == 8
+        assert answer.choice.reason is DepthReason.DEADLINE
         with pytest.raises(DeadlineError):
             await pipeline.recommend(query(range(20), depth=16, deadline_s=time.monotonic() + 100))
 
@@ -171,7 +172,7 @@ async def test_a_crowd_gets_the_answers_that_each_would_get_alone(make_bundle, t
             ids = np.asarray(q.items)[None, -20:] + 1
             times = None if q.timestamps is None else np.asarray(q.timestamps)[None, -20:]
             scores = np.asarray(bundle.vectors) @ engine.run(ids, times, q.depth)[0]
-            assert answer.decision.depth == q.depth
+            assert answer.choice.depth == q.depth
             np.testing.assert_allclose(answer.scores, np.sort(scores)[::-1][:5], atol=1e-5)
             np.testing.assert_allclose(answer.scores, scores[answer.indices], atol=1e-5)
 
@@ -184,7 +185,7 @@ async def test_the_queue_is_bounded_and_draining_lets_nobody_in_but_all_out(bund
         entered.release()
         assert free.wait(30)
 
-    pipeline = Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS, on_run=hold), settings=Settings(max_queue=2))
+    pipeline = Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS, on_run=hold), settings=PipelineSettings(max_queue=2))
     with pytest.raises(UnavailableError, match="starting"):
         await pipeline.recommend(query())
     await pipeline.start()
@@ -249,7 +250,7 @@ async def test_a_gpu_meets_every_shape_before_requests_do(bundle: Bundle) -> Non
 
     runs: Counter[tuple[int, int]] = Counter()
     engine = OnGpu(bundle.vectors, DEPTHS, on_run=lambda batch, depth: runs.update([(depth, batch)]))
-    async with Pipeline(bundle, engine, settings=Settings(max_batch=6, max_batch_tokens=10_000)):
+    async with Pipeline(bundle, engine, settings=PipelineSettings(max_batch=6, max_batch_tokens=10_000)):
         assert all(runs[depth, batch] >= 2 * 2 for depth in DEPTHS for batch in (1, 2, 4, 6))
 
 
@@ -257,18 +258,18 @@ async def test_costs_are_really_measured_at_the_start(bundle: Bundle, monkeypatc
     monkeypatch.undo()
     runs: set[int] = set()
     engine = FakeEngine(bundle.vectors, DEPTHS, on_run=lambda _, depth: runs.add(depth))
-    async with Pipeline(bundle, engine, settings=Settings(calibration_ms=0)) as pipeline:
+    async with Pipeline(bundle, engine, settings=PipelineSettings(calibration_ms=0)) as pipeline:
         assert runs == set(DEPTHS)
         answer = await pipeline.recommend(query(deadline_s=time.monotonic() + 30))
     assert answer.indices.size == 10
 
 
 def test_settings_come_from_the_profile_and_refuse_the_impossible() -> None:
-    settings = Settings.for_profile(CLOUD, max_queue=7)
+    settings = PipelineSettings.for_profile(CLOUD, max_queue=7)
     assert (settings.max_batch, settings.threads, settings.max_queue) == (CLOUD.max_batch, CLOUD.threads, 7)
     for changes in ({"max_batch": 0}, {"patience_ms": float("nan")}, {"calibration_ms": -1}):
         with pytest.raises(ConfigError, match=next(iter(changes))):
-            Settings(**changes)
+            PipelineSettings(**changes)
 
 
 def test_a_pipeline_that_never_started_can_be_closed(bundle: Bundle) -> None:

@@ -24,9 +24,10 @@ from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.engine import OnnxEngine, open_engine
 from fathom.runtime.engines.extension import Extender, Form, History, Kept
 from fathom.runtime.engines.segment import Segment
-from fathom.runtime.pipeline import Pipeline, Settings
-from fathom.runtime.query import Query
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.query import IndexedQuery
 from fathom.runtime.reuse import MOST_NEW, Memory, Owners
+from fathom.runtime.settings import PipelineSettings
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
 
 CLOUD = load_profile("cloud")
@@ -221,7 +222,7 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
     longest = bundle.manifest.model.max_history
     # Less than what ten histories take, so that some are evicted.
     async with (
-        Pipeline(bundle, open_engine(bundle, extends=True), settings=Settings(reuse_mb=0.3)) as reusing,
+        Pipeline(bundle, open_engine(bundle, extends=True), settings=PipelineSettings(reuse_mb=0.3)) as reusing,
         Pipeline(bundle, open_engine(bundle)) as plain,
     ):
         users = [[rng.randrange(len(bundle.vectors)) for _ in range(rng.randrange(1, longest))] for _ in range(12)]
@@ -234,7 +235,7 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
                 user += [rng.randrange(len(bundle.vectors)) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
                 depth = rng.choice(bundle.depths)
                 times = list(range(0, 100 * len(user), 100))
-                queries.append(Query(list(user), 10, CLOUD, timestamps=times, depth=depth))
+                queries.append(IndexedQuery(list(user), 10, CLOUD, timestamps=times, depth=depth))
             found = await asyncio.gather(*map(reusing.recommend, queries))
             expected = await asyncio.gather(*map(plain.recommend, queries))
             for one, other in zip(found, expected, strict=True):
@@ -266,14 +267,14 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
 
 async def test_what_is_remembered_counts_as_cheap(bundle: Bundle, known_costs: None) -> None:  # noqa: ARG001
     deepest = bundle.depths[-1]
-    settings = Settings(reuse_mb=8, policy="deepest")
+    settings = PipelineSettings(reuse_mb=8, policy="deepest")
     async with Pipeline(bundle, open_engine(bundle, extends=True), settings=settings) as pipeline:
         hurry_s = 0.06 * deepest
 
         async def ask(*items: int, hurried: bool) -> tuple[int, str]:
             deadline_s = time.monotonic() + hurry_s if hurried else None
-            answer = await pipeline.recommend(Query(items, 10, CLOUD, deadline_s=deadline_s))
-            return answer.decision.depth, answer.reused
+            answer = await pipeline.recommend(IndexedQuery(items, 10, CLOUD, deadline_s=deadline_s))
+            return answer.choice.depth, answer.reused
 
         assert await ask(1, 2, 3, 4, 5, hurried=False) == (deepest, "nothing")
         depth, reused = await ask(9, 2, 3, 4, 5, hurried=True)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
 from fathom.errors import DeadlineError, NotFoundError, OverloadError
-from fathom.selector.policy import LEAST_WEIGHT, QUEUE_WEIGHT, Decision, DepthReason, choose, fit_deadline, obey
+from fathom.selector.choice import Choice, DepthReason
+from fathom.selector.policy import LEAST_WEIGHT, QUEUE_WEIGHT, choose, fit_deadline, obey
 
 fast = settings(deadline=None, max_examples=300)
 PROFILES = [load_profile(name) for name in profile_names()]
@@ -81,10 +82,9 @@ def test_a_fixed_depth_that_is_not_served_is_not_found() -> None:
         obey(16, (4, 8))
 
 
-def fit(decision: Decision, **changes: Any) -> Decision:
+def fit(decision: Choice, **changes: Any) -> Choice:
     arguments: dict[str, Any] = {
-        "now_s": 100.0,
-        "deadline_s": 100.010,
+        "time_s": 0.010,
         "queue_s": 0.002,
         "cost_p99_s": {4: 0.003, 8: 0.006, 12: 0.009, 16: 0.012},
         "allowed": ALL,
@@ -94,10 +94,6 @@ def fit(decision: Decision, **changes: Any) -> Decision:
 
 DEEP = choose(1.0, EDGE, ALL)
 SHALLOW = choose(0.0, EDGE, ALL)
-
-
-def test_without_a_deadline_the_decision_stands() -> None:
-    assert fit(DEEP, deadline_s=None) is DEEP
 
 
 def test_a_decision_that_fits_stands() -> None:
@@ -141,11 +137,11 @@ def test_a_depth_without_a_measured_cost_never_fits() -> None:
 def test_the_error_says_what_was_left_and_what_it_would_take() -> None:
     full = r"^4\.0 ms left, 2\.0 ms of it in the queue, which is too full for depth 4; try again in 1\.5 ms$"
     with pytest.raises(OverloadError, match=full):
-        fit(DEEP, deadline_s=100.004)
+        fit(DEEP, time_s=0.004)
     with pytest.raises(DeadlineError, match=r"^2\.0 ms left: depth 4 needs 3\.0 ms; allow more time$"):
-        fit(DEEP, deadline_s=100.002)
+        fit(DEEP, time_s=0.002)
     with pytest.raises(DeadlineError, match="the deadline has passed"):
-        fit(DEEP, deadline_s=99.0)
+        fit(DEEP, time_s=-1.0)
 
 
 @fast
@@ -159,12 +155,11 @@ def test_the_error_says_what_was_left_and_what_it_would_take() -> None:
 def test_the_deadline_rule_picks_the_deepest_depth_that_fits(
     wanted: int, left_s: float, queue_s: float, cost_p99_s: dict[int, float], allowed: set[int]
 ) -> None:
-    decision = Decision(wanted, DepthReason.COMPLEX, "because", 0.7)
-    now_s = 1_000.0
+    decision = Choice(wanted, DepthReason.COMPLEX, "because", 0.7)
     candidates = {depth for depth in allowed | {wanted} if depth <= wanted and depth in cost_p99_s}
     weights = {depth: LEAST_WEIGHT if depth == min(candidates) else QUEUE_WEIGHT for depth in candidates}
     fitting = [depth for depth in candidates if cost_p99_s[depth] + weights[depth] * queue_s <= left_s]
-    arguments: dict[str, Any] = {"now_s": now_s, "deadline_s": now_s + left_s, "queue_s": queue_s}
+    arguments: dict[str, Any] = {"time_s": left_s, "queue_s": queue_s}
     if not fitting:
         in_time_alone = bool(candidates) and cost_p99_s[min(candidates)] <= left_s
         with pytest.raises(OverloadError if in_time_alone else DeadlineError):

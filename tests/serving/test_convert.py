@@ -10,7 +10,7 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.query import Answer, Timing
-from fathom.selector.policy import Decision, DepthReason
+from fathom.selector.choice import Choice, DepthReason
 from fathom.serving.convert import Converter
 
 IDS = ("a", "é" * 60, "x" * 300, "")
@@ -30,7 +30,7 @@ def test_a_response_is_the_message_of_its_fields(
     converter: Converter, titles: bool, complexity: float | None, synthetic_bundle: Path
 ) -> None:
     scores = np.array([0.5, 0.0, -0.25, -1.0], np.float32)
-    decision = Decision(8, DepthReason.SIMPLE, "because", complexity)
+    decision = Choice(8, DepthReason.SIMPLE, "because", complexity)
     answer = Answer(np.array([2, 1, 0, 3]), scores, decision, 5, Timing(1, 2, 3, 4, 11))
     request = pb.RecommendRequest(request_id="r", include_titles=titles)
     expected = pb.RecommendResponse(

@@ -4,11 +4,11 @@ import grpc
 import numpy as np
 
 from fathom.runtime.query import Answer, Timing
-from fathom.selector.policy import Decision, DepthReason
+from fathom.selector.choice import Choice, DepthReason
 from fathom.serving.metrics import MOST_NOTED, Metrics
 
 ANSWER = Answer(
-    np.array([1]), np.array([0.5], np.float32), Decision(8, DepthReason.FIXED, ""), 3, Timing(1, 2, 3, 4, 2_000)
+    np.array([1]), np.array([0.5], np.float32), Choice(8, DepthReason.FIXED, ""), 3, Timing(1, 2, 3, 4, 2_000)
 )
 
 

@@ -20,12 +20,13 @@ from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.fake import FakeEngine
-from fathom.runtime.pipeline import Pipeline, Settings
-from fathom.runtime.query import Query
-from fathom.runtime.router import Policy, Router
+from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.query import IndexedQuery
+from fathom.runtime.settings import PipelineSettings
+from fathom.selector.choice import DepthReason
+from fathom.selector.chooser import DepthChooser, Policy
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.policy import DepthReason
 from fathom.selector.routing import Cascade, coin
 from fathom.training.dataset import Sequences
 from fathom.training.splits import Cases
@@ -56,7 +57,7 @@ async def running(
     bundle: Bundle, *, on_run: Callable[[int, int], None] | None = None, **settings: Any
 ) -> AsyncIterator[Pipeline]:
     engine = FakeEngine(bundle.vectors, DEPTHS, on_run=on_run)
-    async with Pipeline(bundle, engine, settings=Settings(**settings)) as pipeline:
+    async with Pipeline(bundle, engine, settings=PipelineSettings(**settings)) as pipeline:
         yield pipeline
 
 
@@ -66,7 +67,7 @@ def histories(count: int, length: int) -> list[np.ndarray]:
 
 
 async def ask(pipeline: Pipeline, items: np.ndarray, **changes: Any) -> Any:
-    return await pipeline.recommend(Query(items, k=10, profile=CLOUD, **changes))
+    return await pipeline.recommend(IndexedQuery(items, k=10, profile=CLOUD, **changes))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -93,44 +94,44 @@ def never() -> tuple[Features, float]:
 def test_every_policy_decides_as_it_says(
     bundle: Bundle, policy: Policy, profile: Any, reasons: set[DepthReason]
 ) -> None:
-    router = Router(bundle.certificate, DEPTHS, policy=policy, alpha=0.01)
+    chooser = DepthChooser(bundle.certificate, DEPTHS, policy=policy, alpha=0.01)
     decisions = [
-        router.decide(profile, lambda c=complexity: (NOTHING, c), items, None)
+        chooser.choose(profile, items, lambda c=complexity: (NOTHING, c))
         for complexity, items in zip(np.linspace(0, 1, 50), histories(50, 5), strict=True)
     ]
     assert {each.reason for each in decisions} == reasons
     if reasons == {DepthReason.DEEPEST}:
         assert {each.depth for each in decisions} == {profile.depths[-1]}
     assert all(each.why for each in decisions)
-    assert router.words(profile)
-    fixed = router.decide(profile, never, ITEMS, 8)
+    assert chooser.words(profile)
+    fixed = chooser.choose(profile, ITEMS, never, fixed=8)
     assert (fixed.depth, fixed.reason) == (8, DepthReason.FIXED)
 
 
 def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start(synthetic_bundle: Path) -> None:
     bundle = Bundle.open(synthetic_bundle)
-    auto, certified = (Router(bundle.certificate, DEPTHS, policy=p, alpha=0.01) for p in ("auto", "certified"))
-    assert auto.decide(CLOUD, lambda: (NOTHING, 0.1), ITEMS, None).reason is DepthReason.SIMPLE
+    auto, certified = (DepthChooser(bundle.certificate, DEPTHS, policy=p, alpha=0.01) for p in ("auto", "certified"))
+    assert auto.choose(CLOUD, ITEMS, lambda: (NOTHING, 0.1)).reason is DepthReason.SIMPLE
     auto.require(CLOUD)
     with pytest.raises(ConfigError, match="nothing is certified for the depths of profile cloud-cpu"):
         certified.require(CLOUD)
     with pytest.raises(NotFoundError, match="allows depths"):
-        Router(None, (1, 2), policy="deepest", alpha=0.01).decide(CLOUD, lambda: (NOTHING, 0.1), ITEMS, None)
+        DepthChooser(None, (1, 2), policy="deepest", alpha=0.01).choose(CLOUD, ITEMS, lambda: (NOTHING, 0.1))
 
 
 def test_a_claim_is_only_for_exactly_its_depths(bundle: Bundle) -> None:
-    router = Router(bundle.certificate, (4, 8, 12), policy="auto", alpha=0.01)
-    assert router.route(CLOUD) is None
+    chooser = DepthChooser(bundle.certificate, (4, 8, 12), policy="auto", alpha=0.01)
+    assert chooser.route(CLOUD) is None
 
 
 async def test_requests_get_their_shares_and_equal_ones_the_same_depth(bundle: Bundle) -> None:
     async with running(bundle, feedback_share=0.0) as pipeline:
         asked = histories(2000, 6)
-        first = [(await ask(pipeline, items)).decision for items in asked]
+        first = [(await ask(pipeline, items)).choice for items in asked]
         share = sum(each.depth == 4 for each in first) / len(first)
         assert abs(share - 0.75) <= 4 * math.sqrt(0.75 * 0.25 / len(first))
         assert {each.depth for each in first} == {4, 16}
-        assert [(await ask(pipeline, items)).decision.depth for items in asked[:50]] == [d.depth for d in first[:50]]
+        assert [(await ask(pipeline, items)).choice.depth for items in asked[:50]] == [d.depth for d in first[:50]]
         assert first[0].why.endswith("as certified: 75 % depth 4, 25 % depth 16")
 
 
@@ -138,16 +139,16 @@ async def test_the_deadline_still_has_the_last_word(bundle: Bundle) -> None:
     async with running(bundle) as pipeline:
         deep = next(items for items in histories(50, 6) if coin(items) >= 0.75)
         late = await ask(pipeline, deep, deadline_s=time.monotonic() + 0.0135)
-        assert late.decision.reason is DepthReason.DEADLINE
-        assert late.decision.depth in (8, 12)
+        assert late.choice.reason is DepthReason.DEADLINE
+        assert late.choice.depth in (8, 12)
 
 
 async def test_answers_that_agree_raise_no_alarm(bundle: Bundle) -> None:
     async with running(bundle, feedback_share=1.0) as pipeline:
         for items in histories(300, 4):
             await ask(pipeline, items)
-        monitor = pipeline.router.route(CLOUD).monitor
-        await until(lambda: pipeline._second_runs.empty() and monitor.evidence.count > 50)
+        monitor = pipeline.chooser.route(CLOUD).monitor
+        await until(lambda: not pipeline.second_runs and monitor.evidence.count > 50)
         assert monitor.evidence.mean == 1.0
         assert not monitor.alarm
 
@@ -156,15 +157,15 @@ async def test_answers_that_no_longer_agree_raise_it_and_requests_fall_back(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(bundle, feedback_share=1.0) as pipeline:
-        monitor = pipeline.router.route(CLOUD).monitor
-        with caplog.at_level(logging.WARNING, logger="fathom.runtime"):
+        monitor = pipeline.chooser.route(CLOUD).monitor
+        with caplog.at_level(logging.WARNING, logger="fathom.selector"):
             for items in histories(400, 18):
                 answer = await ask(pipeline, items)
                 if monitor.alarm:
                     break
-                await until(pipeline._second_runs.empty)
+                await until(lambda: not pipeline.second_runs)
             answer = await ask(pipeline, histories(1, 3)[0])
-        assert (answer.decision.depth, answer.decision.reason) == (16, DepthReason.FALLBACK)
+        assert (answer.choice.depth, answer.choice.reason) == (16, DepthReason.FALLBACK)
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "no longer fits" in caplog.text
         count = monitor.evidence.count
@@ -180,7 +181,7 @@ async def test_second_runs_wait_until_the_engine_is_idle_and_end_with_the_pipeli
         await asyncio.gather(*(ask(pipeline, items) for items in shallow))
         # One run may have slipped in before the others were all in the queue.
         assert depths.count(16) <= 1
-        monitor = pipeline.router.route(CLOUD).monitor
+        monitor = pipeline.chooser.route(CLOUD).monitor
         await until(lambda: monitor.evidence.count == len(shallow))
         assert depths.count(16) == len(shallow)
     await asyncio.sleep(0)
@@ -209,9 +210,9 @@ async def test_a_cascade_stops_online_where_the_certificate_assumed(bundle: Bund
         fixed = {depth: [await ask(pipeline, items, depth=depth) for items in asked] for depth in DEPTHS}
     for answers in (alone, together):
         for row, answer in enumerate(answers):
-            assert answer.decision.depth == expected[row]
-            assert answer.indices.tolist() == fixed[answer.decision.depth][row].indices.tolist()
-            assert answer.decision.why.startswith(f"depth {answer.decision.depth}, as certified")
+            assert answer.choice.depth == expected[row]
+            assert answer.indices.tolist() == fixed[answer.choice.depth][row].indices.tolist()
+            assert answer.choice.why.startswith(f"depth {answer.choice.depth}, as certified")
     assert len(set(expected)) > 1
 
 
@@ -220,17 +221,17 @@ async def test_nothing_runs_twice_unless_it_is_asked_for(bundle: Bundle) -> None
         for items in histories(50, 6):
             await ask(pipeline, items)
         await ask(pipeline, ITEMS, depth=4)
-        assert pipeline._second_runs.empty()
+        assert not pipeline.second_runs
     async with running(bundle, feedback_share=1.0) as pipeline:
         for items in histories(20, 6):
             await ask(pipeline, items, exclude=[3])
-            await pipeline.recommend(Query(items, k=5, profile=CLOUD))
-        assert pipeline._second_runs.empty()
-        assert pipeline.router.route(CLOUD).monitor.evidence.count == 0
+            await pipeline.recommend(IndexedQuery(items, k=5, profile=CLOUD))
+        assert not pipeline.second_runs
+        assert pipeline.chooser.route(CLOUD).monitor.evidence.count == 0
     for wrong in ({"feedback_share": 1.5}, {"feedback_alpha": 0.0}):
         with pytest.raises(ConfigError, match="feedback_share"):
-            Settings(**wrong)
+            PipelineSettings(**wrong)
     assert bundle.certificate is not None
     claim = replace(bundle.certificate.claims[0], agreement=None)
     unwatched = replace(bundle.certificate, claims=(claim,))
-    assert Router(unwatched, DEPTHS, policy="auto", alpha=0.01).route(CLOUD).monitor is None
+    assert DepthChooser(unwatched, DEPTHS, policy="auto", alpha=0.01).route(CLOUD).monitor is None

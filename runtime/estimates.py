@@ -1,0 +1,36 @@
+"""What the batcher expects a request to take: the queue and the costs that a depth is chosen by."""
+
+from dataclasses import dataclass
+
+from fathom.runtime.batcher import Batcher
+from fathom.runtime.reuse import Starts
+from fathom.runtime.runner import Result, Work
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherEstimates:
+    """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items."""
+
+    batcher: Batcher[Work, Result]
+    starts: Starts
+    items: int
+    now_s: float
+    deadline_s: float
+    client: str
+
+    @property
+    def time_s(self) -> float:
+        return self.deadline_s - self.now_s
+
+    def queue_s(self, depth: int) -> float:
+        length = self._length(depth)
+        return self.batcher.queue_s(depth, length, now_s=self.now_s, deadline_s=self.deadline_s, client=self.client)
+
+    def cost_s(self, depth: int, *, cached: bool = True) -> float:
+        return self.batcher.p99_s(depth, self._length(depth) if cached else self.items)
+
+    def may_probe(self, depth: int) -> bool:
+        return self.batcher.may_probe(depth, self._length(depth), now_s=self.now_s, time_s=self.time_s)
+
+    def _length(self, depth: int) -> int:
+        return self.starts.at(depth).length(self.items)
