@@ -23,7 +23,7 @@ from fathom.exporter.certification.routing_curves import (
     static_curve,
 )
 from fathom.files import write_bytes, write_json
-from fathom.importance.report.style import STYLE
+from fathom.importance.report.html import document
 from fathom.selector.certificate import Certificate, Claim
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ SCHEMA_VERSION = 1
 LEAST_RANGE = 1e-3
 #: Characters of the bundle's name that the picture shows.
 LONGEST_NAME = 80
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
 WHAT = {
     "length": "short histories go to the shallowest depth",
@@ -165,19 +164,7 @@ def page(report: RoutingReport, certificate: Certificate, picture: bytes) -> str
         f"<tr><th scope=row>{escape(name)}</th><td>{r:+.3f} [{low:+.3f}, {high:+.3f}]</td></tr>"
         for name, (r, low, high) in report.features.items()
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="generator" content="{ROUTING_PAGE.mark}">
-<title>Routing of {escape(report.name)}</title>
-<style>{STYLE} img {{ max-width: 100%; background: white; border-radius: 6px; }}</style>
-</head>
-<body>
-<main>
-<h1>Routing of {escape(report.name)}</h1>
+    body = f"""<h1>Routing of {escape(report.name)}</h1>
 <p>{_verdict(report)}</p>
 <h2>Certificate: at least {percent(1 - certificate.eps)} of the deepest depth's NDCG@10</h2>
 <p>Each routing below keeps that much; the probability that any of this is wrong is at most
@@ -197,10 +184,9 @@ is learned is learned from validation items and judged on test items.</p>
 zero means that a constant predicts better).</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>feature</th><th>r [95 %]</th></tr></thead>
 <tbody>{features}</tbody></table></div>
-</main>
-</body>
-</html>
 """
+    style = " img { max-width: 100%; background: white; border-radius: 6px; }"
+    return document(f"Routing of {report.name}", ROUTING_PAGE.mark, body, style=style, images=True)
 
 
 def _verdict(report: RoutingReport) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 from fathom.importance.lattice.lattice import METRICS, Lattice
 from fathom.importance.lattice.values import Floats, along, best_chain, frontier, layers_of
 from fathom.importance.layer_ranking import LayerRanking, subsets_in_words
+from fathom.importance.report.html import cells, number, spoken, table
 from fathom.importance.report.lattice_plot import TITLES, best_graded
-from fathom.importance.report.page import cells, number, spoken, table
 from fathom.importance.statistics import order_by
 
 WIDTH, HEIGHT = 480, 330

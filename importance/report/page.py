@@ -1,6 +1,6 @@
 """The page of a LayerRanking: one HTML file that holds all of it and needs nothing else, no network and no scripts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from fathom.artefacts import RANKING_PAGE
 from fathom.files import write_bytes
 from fathom.importance.layer_ranking import Grade, LayerRanking
+from fathom.importance.report.html import cells, document, number, spoken, table
 from fathom.importance.report.plot import in_percent
-from fathom.importance.report.style import STYLE
 from fathom.importance.statistics import TIERS, disagreements
 
 if TYPE_CHECKING:
     from fathom.importance.lattice.lattice import Lattice
 
-#: What the page may load: nothing but its own styles.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 #: The colours of ranks, from last to first, and of Kendall's tau, from -1 over 0 to 1.
 RANKS = ((238, 244, 240), (127, 205, 187), (44, 127, 184), (12, 44, 100))
@@ -43,57 +41,7 @@ def page(ranking: LayerRanking, *, lattice: "Lattice | None" = None, depths: Seq
 
         sections.append(lattice_section(lattice, ranking, depths))
     sections.append(_left_out(ranking))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="generator" content="{RANKING_PAGE.mark}">
-<title>Layer importance</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{"".join(sections)}</main>
-</body>
-</html>
-"""
-
-
-def spoken(name: str) -> str:
-    """A method's name for a reader, escaped."""
-    return escape(name.replace("_", " "))
-
-
-def table(kind: str, caption: str, head: Iterable[str], rows: Iterable[tuple[str, str]], label: str = "") -> str:
-    """A table that scrolls sideways where it is too wide; ``rows`` are (name of the row, its cells as HTML)."""
-    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
-    body = "\n".join(f'<tr><th scope="row">{name}</th>{cells}</tr>' for name, cells in rows)
-    # A region that scrolls must be reachable with the keyboard, and then needs a name.
-    return f"""<div class="wide" role="region" tabindex="0" aria-label="{escape(label or caption)}">
-<table class="{kind}">
-<caption><span>{caption}</span></caption>
-<thead><tr>{columns}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>
-"""
-
-
-def cells(values: Iterable[str]) -> str:
-    """Cells of a table, of text that is HTML already."""
-    return "".join(f"<td>{value}</td>" for value in values)
-
-
-def number(value: float | None, form: str = ".2f") -> str:
-    """A number, or a dash where it is not known; never "-0"."""
-    if value is None:
-        return "–"
-    text = format(value, form)
-    return text if any(digit in text for digit in "123456789") else format(0.0, form)
+    return document("Layer importance", RANKING_PAGE.mark, "".join(sections))
 
 
 def _head(ranking: LayerRanking) -> str:
