@@ -71,7 +71,7 @@ main()
 @contextmanager
 def begun(source: Path, out: Path) -> Iterator[tuple[BaseProcess, TextIO]]:
     """A build that has begun, and what it says on stderr; killed at the end of the block, if it is still there."""
-    FORKED.set_forkserver_preload(["fathom.training", "fathom.build", "fathom.commands_offline"])
+    FORKED.set_forkserver_preload(["fathom.training", "fathom.build", "fathom.commands.build"])
     said, stderr = FORKED.Pipe(duplex=False)
     given = {"stderr": stderr, "arguments": arguments(source, out, *SMALL)}
     process = FORKED.Process(target=exec, args=(COMMAND, given))

@@ -13,7 +13,7 @@ import pytest
 from fathom import show
 from fathom.artefacts import REPORT_FOLDER, check_output
 from fathom.cli import main
-from fathom.commands_offline import show_ranking
+from fathom.commands.rank import show_ranking
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names

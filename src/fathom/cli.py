@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from fathom import commands_offline, commands_online
+from fathom.commands import build, bundle, client, data, device, export, plan, rank, serve, train
 from fathom.distribution import EXTRA_OF, version
 from fathom.errors import FathomError, MissingExtraError
 from fathom.show import err
@@ -34,8 +34,18 @@ def _options(
     """Options of the program itself."""
 
 
-commands_offline.register(app)
-commands_online.register(app)
+for group, name in (
+    (data.data_app, "data"),
+    (bundle.app, "bundle"),
+    (device.app, "profiles"),
+    (data.history_app, "history"),
+):
+    app.add_typer(group, name=name)
+for command in (
+    *(train.train, train.evaluate, rank.rank, rank.stability, plan.plan, train.heal, export.export, export.certify),
+    *(build.build, serve.serve, client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
+):
+    app.command()(command)
 
 
 def main() -> None:

@@ -1,0 +1,57 @@
+"""From a data set to a bundle in one command."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fathom import show
+from fathom.commands.bundle import show_bundle
+from fathom.commands.options import DEFAULT_PRESET, AsJson, Preset, Seed, Settings, need_training, train_config
+from fathom.commands.rank import show_ranking
+from fathom.commands.table_options import prepare_options, reads_tables
+from fathom.errors import ConfigError
+
+SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-retail-ii": "retail"}
+
+
+@reads_tables
+def build(
+    source: Annotated[str, typer.Argument(help="As for `fathom data prepare`, or a dataset folder.")],
+    out: Annotated[Path, typer.Option(help="The bundle; all other artefacts are kept beside it.")],
+    given: dict[str, Any],
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """All of it: prepare, train, rank, plan, heal, compare, evaluate, export, verify. Skips what has not changed.
+
+    Example: fathom build ml-100k --out build/ml-100k/bundle
+
+    Example: fathom build clicks.csv --items-path products.csv --out build/clicks/bundle
+    """
+    need_training()
+    from fathom.build import Build
+    from fathom.runtime.bundle import read_manifest
+    from fathom.verdict import verdict
+
+    config = train_config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
+    work = Build(source, out, config)
+    if not work.is_prepared:
+        work = replace(work, options=prepare_options(source, given))
+    elif given:
+        raise ConfigError(f"{source} is a dataset already: --{next(iter(given)).replace('_', '-')} does nothing for it")
+    ran = work.run()
+    if not ran:
+        show.err.print("nothing has changed: every artefact is current", highlight=False)
+    manifest, evaluation = read_manifest(out), work.evaluation()
+    sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
+    if as_json:
+        show.as_json({"ran": ran, "verdict": sentence, "manifest": manifest.model_dump(mode="json")})
+        return
+    show_ranking(work.folder / "ranking.json")
+    show.table("Quality on the test items, 95 % intervals over users", evaluation["table"])
+    show_bundle(manifest)
+    show.out.print(sentence, highlight=False, markup=False)

@@ -1,0 +1,198 @@
+"""Bundles: what is in them, and other bundles made from them."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
+from fathom.commands.options import AsJson, BundlePath
+
+if TYPE_CHECKING:
+    from fathom.runtime.manifest import Manifest
+
+app = typer.Typer(help="Look at, check and cut bundles.", no_args_is_help=True)
+
+
+def show_bundle(manifest: "Manifest") -> None:
+    """Print what a manifest says."""
+    from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows
+
+    show.facts("Bundle", [(name, value) for name, value in fact_rows(manifest)])
+    show.table("Depths", depth_rows(manifest))
+    if manifest.strategy_evidence:
+        show.table("Plans on validation items (* is shipped)", evidence_rows(manifest))
+
+
+@app.command("inspect")
+def bundle_inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """What a bundle holds: depths, layers, engines, sizes, parity, where it came from.
+
+    Example: fathom bundle inspect build/ml-100k/bundle
+    """
+    from fathom.runtime.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)
+
+
+@app.command("quality")
+def bundle_quality(bundle: BundlePath, as_json: AsJson = False) -> None:
+    """Quality per depth on held-out items, as measured when the bundle was made.
+
+    Example: fathom bundle quality build/ml-100k/bundle
+    """
+    from fathom.exporter.bundle.report import quality_rows
+    from fathom.runtime.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    if as_json:
+        show.as_json({str(d): info.model_dump()["quality"] for d, info in manifest.depths.items()})
+    else:
+        show.table("Quality on the test items, 95 % intervals over users", quality_rows(manifest))
+
+
+@app.command("verify")
+def bundle_verify(
+    bundle: BundlePath,
+    trust: Annotated[
+        list[Path] | None, typer.Option(help="Public key (PEM) that it must be signed with; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file of a bundle against its manifest; exit code 2 when one is not right.
+
+    Example: fathom bundle verify build/ml-100k/bundle
+    """
+    from fathom.runtime.bundle import verify
+    from fathom.runtime.signature import Trust
+
+    checks = verify(bundle, Trust.load(trust or ()))
+    if as_json:
+        show.as_json([asdict(check) for check in checks])
+    else:
+        rows = [["file", "", "what was found"]]
+        show.table(str(bundle), rows + [[c.name, "ok" if c.ok else "BAD", c.detail] for c in checks])
+    if not all(check.ok for check in checks):
+        raise typer.Exit(2)
+
+
+@app.command("keygen")
+def bundle_keygen(
+    private: Annotated[Path, typer.Argument(help="The new private key (PEM): keep it secret.")],
+    public: Annotated[Path, typer.Argument(help="The new public key (PEM): for `fathom serve --trust`.")],
+) -> None:
+    """Make a pair of ed25519 keys, to sign bundles and to check signatures.
+
+    Example: fathom bundle keygen shop-private.pem shop-public.pem
+    """
+    from fathom.exporter.bundle.sign import make_keys
+
+    make_keys(private, public)
+    print(f"{private}: private, keep it secret; {public}: public")
+
+
+@app.command("sign")
+def bundle_sign(
+    bundle: BundlePath, key: Annotated[Path, typer.Option(help="Private ed25519 key (PEM), as keygen makes it.")]
+) -> None:
+    """Sign a bundle, so that a server with `--trust PUBLIC` serves it.
+
+    Example: fathom bundle sign build/ml-100k/bundle --key shop-private.pem
+    """
+    from fathom.exporter.bundle.sign import sign_bundle
+
+    sign_bundle(bundle, key)
+    print(f"{bundle}: signed")
+
+
+@app.command("slice")
+def bundle_slice(
+    bundle: BundlePath,
+    profile: Annotated[str, typer.Option(help="A profile's name or file, or a tier.")],
+    out: Annotated[Path, typer.Option(help="The smaller bundle.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cut the smaller bundle that a device profile needs.
+
+    Example: fathom bundle slice build/ml-100k/bundle --profile mobile --out build/ml-100k/mobile
+    """
+    from fathom.edge_profiles.profile import load_profile
+    from fathom.exporter.bundle.slice import slice_bundle
+
+    check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
+    manifest = slice_bundle(bundle, load_profile(profile), out)
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)
+
+
+@app.command("convert")
+def bundle_convert(
+    bundle: BundlePath,
+    to: Annotated[
+        Literal["ort", "executorch", "cuda", "tensorrt-rtx", "triton"],
+        typer.Option(
+            help="ort: for onnxruntime's mobile builds. executorch: for phones that run .pte files. cuda: engines that"
+            " become CUDA graphs. tensorrt-rtx: with plans for NVIDIA GPUs beside the engines. triton: a model"
+            " repository for Triton."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
+    profile: Annotated[str, typer.Option(help="triton: the profile that depths are chosen for.")] = "cloud",
+    backend: Annotated[
+        Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")
+    ] = "onnxruntime",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="executorch: the checkpoint that the bundle was exported from.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs.")] = "8.6,8.9",
+    as_json: AsJson = False,
+) -> None:
+    """Write the same bundle with engines in another format, checked against the first, or for another server.
+
+    Example: fathom bundle convert build/ml-100k/mobile --to ort --out build/ml-100k/phone
+    """
+    from fathom.edge_profiles.profile import load_profile
+
+    kind = artefacts.TRITON if to == "triton" else artefacts.BUNDLE
+    check_outputs((out, kind), inputs=[bundle, checkpoint])
+    if to == "triton":
+        from fathom.exporter.formats.triton import write_triton
+
+        models = write_triton(bundle, out, load_profile(profile), backend=backend)
+        if as_json:
+            show.as_json({"models": models})
+        else:
+            print(f"{out}: {', '.join(models)}; ask {models[0]}")
+        return
+    if to == "ort":
+        from fathom.exporter.formats.ort import convert_to_ort
+
+        manifest = convert_to_ort(bundle, out)
+    elif to == "cuda":
+        from fathom.exporter.formats.cuda import convert_for_cuda
+
+        manifest = convert_for_cuda(bundle, out)
+    elif to == "executorch":
+        from fathom.errors import ConfigError
+        from fathom.exporter.formats.executorch import convert_to_executorch
+        from fathom.training.checkpoint import Checkpoint
+
+        if checkpoint is None:
+            raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
+        manifest = convert_to_executorch(bundle, Checkpoint.load(checkpoint), out)
+    else:
+        from fathom.exporter.formats.tensorrt import add_plans
+
+        manifest = add_plans(bundle, out, [each.strip() for each in gpu.split(",") if each.strip()])
+    if as_json:
+        show.as_json(manifest.model_dump(mode="json"))
+    else:
+        show_bundle(manifest)

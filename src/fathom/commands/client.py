@@ -1,0 +1,151 @@
+"""Commands that talk to a server."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
+from fathom.commands.connection_options import talks_to_server
+from fathom.commands.options import AsJson, BundlePath
+from fathom.connection import Connection
+
+if TYPE_CHECKING:
+    from fathom.client import Recommendation
+
+
+@talks_to_server
+def reload(
+    connection: Connection,
+    name: Annotated[str, typer.Argument(help="Only this bundle. Default: all.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a running server exchange its bundles for the newest in its folder; exit code 2 when one is refused.
+
+    Example: fathom reload --target 127.0.0.1:50051
+    """
+    from fathom.client import Client
+
+    with Client.over(connection) as client:
+        reloaded = client.reload(name)
+    if as_json:
+        show.as_json([asdict(each) for each in reloaded])
+    else:
+        rows = [["bundle", "serves", "before", ""]]
+        rows += [[e.bundle, e.version or "-", e.previous or "-", e.error and f"refused: {e.error}"] for e in reloaded]
+        show.table(f"Bundles of {connection.target}", rows)
+    if any(each.error for each in reloaded):
+        raise typer.Exit(2)
+
+
+@talks_to_server
+def recommend(
+    connection: Connection,
+    items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")] = "",
+    user: Annotated[str, typer.Option(help="In place of items: a user whose history the server keeps.")] = "",
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    profile: Annotated[str, typer.Option(help="A device profile or tier; default: the server's own.")] = "",
+    depth: Annotated[int | None, typer.Option(help="Run exactly this depth.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Only items of this category. Repeatable.")] = None,
+    exclude: Annotated[str, typer.Option(help="Ids never to return, with commas between them.")] = "",
+    bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
+    timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a running server: items with titles and scores, the depth, the reason, and where the time went.
+
+    Example: fathom recommend --items 50,172,181 -k 5 --profile edge
+    """
+    from fathom.client import Client
+
+    with Client.over(connection) as client:
+        answer = client.recommend(
+            _ids(items),
+            user_id=user,
+            bundle=bundle,
+            k=k,
+            profile=profile,
+            depth=depth,
+            categories=category or (),
+            exclude=_ids(exclude),
+            timeout_s=timeout_ms / 1000,
+        )
+    if as_json:
+        show.as_json(asdict(answer))
+    else:
+        show_answer(answer)
+
+
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def show_answer(answer: "Recommendation", *more: tuple[str, str]) -> None:
+    """Print one answer, and more names and values below it."""
+    rows = [["title", "id", "score"], *([item.title or "-", item.id, f"{item.score:.4f}"] for item in answer.items)]
+    show.table(f"depth {answer.depth}: {answer.why}", rows)
+    t = answer.timings
+    used = f"{answer.history_used} items of the history used, {answer.unknown_items} unknown"
+    stages = f"select {t.select_us}, queue {t.queue_us}, engine {t.engine_us}, retrieval {t.retrieval_us}"
+    show.facts("", [("server time", f"{t.total_us} µs ({stages})"), ("history", used), *more])
+
+
+def demo(
+    bundle: BundlePath,
+    data: Annotated[Path | None, typer.Option(help="Dataset with real histories. Default: beside the bundle.")] = None,
+    users: Annotated[int, typer.Option(min=1, help="Users to ask for.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Start a server, ask it for real users under the three tiers, and show the live answers.
+
+    Example: fathom demo build/ml-100k/bundle
+    """
+    from fathom.demo import ask
+
+    answers = ask(bundle, data or bundle.parent / "dataset", users)
+    if as_json:
+        show.as_json([asdict(answer) for answer in answers])
+        return
+    for answer in answers:
+        show.out.rule(f"a user with {answer.history} items, asked as {answer.tier}", align="left")
+        show_answer(answer.answer, ("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC"))
+
+
+@talks_to_server
+def loadtest(
+    connection: Connection,
+    trace: Annotated[Path, typer.Option(help="A trace, or a dataset folder to make one from.")],
+    rate: Annotated[float, typer.Option(help="Mean requests per second of a made trace.")] = 50.0,
+    duration: Annotated[float, typer.Option(help="Seconds of a made trace.")] = 30.0,
+    kind: Annotated[Literal["poisson", "bursty"], typer.Option(help="Arrivals of a made trace.")] = "poisson",
+    seed: Annotated[int, typer.Option(help="Seed of a made trace.")] = 0,
+    profile: Annotated[list[str] | None, typer.Option(help="Profiles to mix in a made trace. Repeatable.")] = None,
+    deadline_ms: Annotated[float, typer.Option(help="Deadline of each request.")] = 1000.0,
+    bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON, and a plot beside it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay an arrival trace in an open loop; latency counts from the intended send time.
+
+    Example: fathom loadtest --trace build/ml-100k/dataset --rate 200 --duration 10 --out load.json
+    """
+    from fathom.loadtests.replay import replay
+    from fathom.loadtests.traces import Trace, make_trace, read_histories
+
+    check_outputs((out, artefacts.LOAD_REPORT), inputs=[trace])
+    if trace.is_dir():
+        histories = read_histories(trace, seed=seed)
+        made = make_trace(
+            histories, kind=kind, rate_per_s=rate, duration_s=duration, seed=seed, profiles=profile or [""]
+        )
+    else:
+        made = Trace.load(trace)
+    report = replay(connection, made, bundle=bundle, deadline_ms=deadline_ms)
+    if out:
+        report.save(out)
+    if as_json:
+        show.as_json(report.as_dict())
+    else:
+        show.out.print(report.table())

@@ -1,0 +1,139 @@
+"""What a device may run, by its profile, and what this machine can run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fathom import show
+from fathom.commands.options import AsJson
+
+if TYPE_CHECKING:
+    from fathom.edge_profiles.profile import DeviceProfile
+
+app = typer.Typer(help="Device profiles: what a device may run.", no_args_is_help=True)
+
+
+@app.command("list")
+def profiles_list(as_json: AsJson = False) -> None:
+    """The profiles that come with Fathom.
+
+    Example: fathom profiles list
+    """
+    from fathom.edge_profiles.profile import load_profile, profile_names
+
+    profiles = [load_profile(name) for name in profile_names()]
+    if as_json:
+        show.as_json([profile.model_dump(mode="json") for profile in profiles])
+        return
+    rows = [["profile", "tier", "depths", "simple / complex", "threshold", "budget", "memory", "threads"]]
+    rows += [_profile_row(profile) for profile in profiles]
+    show.table("Device profiles", rows)
+
+
+def _profile_row(p: "DeviceProfile") -> list[str]:
+    depths = " ".join(map(str, p.depths))
+    choice = f"{p.shallow} / {p.deep}"
+    return [
+        p.name,
+        p.tier,
+        depths,
+        choice,
+        f"{p.threshold:g}",
+        f"{p.latency_budget_ms:g} ms",
+        f"{p.memory_limit_mb} MB",
+        str(p.threads),
+    ]
+
+
+@app.command("show")
+def profiles_show(
+    profile: Annotated[str, typer.Argument(help="A profile's name or file, or a tier.")], as_json: AsJson = False
+) -> None:
+    """Everything one profile says.
+
+    Example: fathom profiles show jetson-orin-nano
+    """
+    from fathom.edge_profiles.profile import load_profile
+
+    values = load_profile(profile).model_dump(mode="json")
+    if as_json:
+        show.as_json(values)
+    else:
+        show.facts(profile, [(key, _plain(value)) for key, value in values.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items() if each is not None)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value).strip()
+
+
+@app.command("check")
+def profiles_check(
+    path: Annotated[Path, typer.Argument(help="A profile YAML; or a bundle, followed by the profile.")],
+    profile: Annotated[str | None, typer.Argument(help="A profile's name or file, or a tier.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a profile of your own; or serve a bundle within a profile's memory, and note in it whether it fits.
+
+    Exit code 2 when there is a mistake, or it does not fit.
+
+    Example: fathom profiles check my-device.yaml
+    Example: fathom profiles check build/ml-100k/bundle phone-low
+    """
+    sound = _check_profile(path, as_json) if profile is None else _check_fit(path, profile, as_json)
+    if not sound:
+        raise typer.Exit(2)
+
+
+def _check_profile(path: Path, as_json: bool) -> bool:
+    from fathom.edge_profiles.profile import check
+
+    found = check(path)
+    problems = found if isinstance(found, list) else []
+    if as_json:
+        show.as_json({"path": str(path), "problems": problems})
+    elif problems:
+        for problem in problems:
+            show.out.print(problem, highlight=False, markup=False, soft_wrap=True)
+    else:
+        show.out.print(f"{path}: ok", highlight=False, markup=False)
+    return not problems
+
+
+def _check_fit(bundle: Path, name: str, as_json: bool) -> bool:
+    from fathom.device_check import check_fit
+    from fathom.edge_profiles.profile import load_profile
+
+    profile = load_profile(name)
+    with show.Activity(f"serve {bundle} as {profile.name}"):
+        fit = check_fit(bundle, profile, name)
+    fits = fit.fits(profile.memory_limit_mb)
+    if as_json:
+        show.as_json({"profile": profile.name, "fits": fits, **fit.model_dump(mode="json")})
+        return fits
+    took = "more than that" if fit.peak_mb is None else f"{fit.peak_mb:.1f} MB"
+    facts = [("peak memory", f"{took} of {profile.memory_limit_mb} MB"), ("", fit.words)]
+    show.facts(f"{bundle} {'fits' if fits else 'does not fit'} {profile.name}", [fact for fact in facts if fact[1]])
+    if fit.latency:
+        rows = [["depth", "history", "p50 ms", "p99 ms", f"p99 within {profile.latency_budget_ms:g} ms"]]
+        for each in fit.latency:
+            within = "yes" if each.p99_ms <= profile.latency_budget_ms else "no"
+            rows.append([str(each.depth), str(each.history), f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}", within])
+        show.table(f"Inside the server, {fit.threads} threads, {fit.machine}", rows)
+    return fits
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine can run: backends that really start, extras, GPU.
+
+    Example: fathom doctor
+    """
+    from fathom.doctor import examine
+
+    found = examine()
+    if as_json:
+        show.as_json(found)
+    else:
+        show.facts("This machine", list(found.items()))

@@ -1,0 +1,202 @@
+"""How much each layer matters, by several methods, and how far rankings agree."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
+from fathom.commands.options import AsJson, Data, Out, need_training, read_json
+from fathom.errors import ConfigError
+from fathom.show import Activity
+
+if TYPE_CHECKING:
+    from fathom.importance.layer_ranking import LayerRanking
+
+#: More methods than these have too many pairs to print.
+MANY_METHODS = 6
+
+
+def rank(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    data: Data,
+    out: Out,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between them; all; or auto: the best within --budget. Default: fisher, gradient,"
+            " ablation, block_influence.",
+            show_default=False,
+        ),
+    ] = "fisher,gradient,ablation,block_influence",
+    budget: Annotated[
+        str | None, typer.Option(help="Of --methods, run what predicts best within this time, as 60s or 5m; auto: 60s.")
+    ] = None,
+    users: Annotated[int, typer.Option(min=1, help="Users to measure on.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the users and of sampled labels.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the ranking as PNG.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write ranking and lattice as one HTML page.")] = None,
+    lattice: Annotated[Path | None, typer.Option(help="Folder for every subset's quality; grades the methods.")] = None,
+    lattice_orders: Annotated[int, typer.Option(min=0, help="Sample so many orders; 0: every subset.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Ray cluster that shares it: its address, or auto.")] = None,
+    lattice_plot: Annotated[
+        Path | None, typer.Option(help="Also draw the lattice as PNG: every subset, each choice.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much each layer matters, by several methods, and what they agree on.
+
+    Example: fathom rank build/ml-100k/checkpoint --data build/ml-100k/dataset --out ranking.json --plot ranking.png
+
+    Example: fathom rank CHECKPOINT --data DATASET --out ranking.json --lattice lattice --workers 2 --page ranking.html
+    """
+    need_training()
+    from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
+    from fathom.importance.distribution import over_processes, over_ray
+    from fathom.importance.report.lattice_plot import plot_lattice
+    from fathom.importance.report.page import write_page
+    from fathom.importance.report.plot import plot_ranking
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+
+    if lattice_plot and (lattice is None or lattice_orders):
+        raise ConfigError(
+            "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
+        )
+    check_outputs(
+        (out, artefacts.RANKING),
+        (plot, artefacts.RANKING_PLOT),
+        (page, artefacts.RANKING_PAGE),
+        (lattice, artefacts.LATTICE),
+        (lattice_plot, artefacts.LATTICE_PLOT),
+        inputs=[checkpoint, data],
+    )
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if names == ["auto"]:
+        names, budget = ["all"], budget or "60s"
+    budget_seconds = None if budget is None else _seconds(budget)
+    loaded, dataset, truth = Checkpoint.load(checkpoint), Dataset.load(data), None
+    runner = over_ray(ray) if ray else over_processes(workers)
+    if lattice is not None:
+        with Activity("measure the lattice") as activity:
+            truth = measure_checkpoint(
+                loaded,
+                dataset,
+                lattice,
+                users=users,
+                seed=seed,
+                orders=lattice_orders,
+                runner=runner,
+                progress=activity.lattice,
+            )
+    with Activity("rank the layers") as activity:
+        ranking = rank_checkpoint(
+            loaded,
+            dataset,
+            names,
+            budget_seconds=budget_seconds,
+            users=users,
+            seed=seed,
+            lattice=truth,
+            runner=runner,
+            progress=activity.ranking,
+        )
+    ranking.save(out)
+    if plot:
+        plot_ranking(ranking, plot)
+    if page:
+        write_page(ranking, page, lattice=truth, depths=loaded.model.depths)
+    if lattice_plot and truth is not None:
+        plot_lattice(truth, ranking, loaded.model.depths, lattice_plot)
+    if as_json:
+        show.as_json(read_json(out))
+    else:
+        show_ranking(out)
+
+
+def _seconds(budget: str) -> float:
+    """60s, 5m, or a number of seconds."""
+    number, unit = (budget[:-1], budget[-1]) if budget[-1:] in ("s", "m") else (budget, "s")
+    try:
+        seconds = float(number) * (60 if unit == "m" else 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"--budget {budget}: a time above 0, as 60s or 5m")
+    return seconds
+
+
+def stability(
+    rankings: Annotated[list[Path], typer.Argument(help="Two ranking.json or more.")], as_json: AsJson = False
+) -> None:
+    """How alike rankings are, of several training seeds, draws of users or data sets: by method and by consensus.
+
+    Example: fathom stability seed-0/ranking.json seed-1/ranking.json seed-2/ranking.json
+    """
+    from fathom.importance.layer_ranking import LayerRanking
+    from fathom.importance.stability import compare_rankings
+    from fathom.importance.statistics import quarter
+
+    found = compare_rankings({str(path): LayerRanking.load(path) for path in rankings})
+    if as_json:
+        show.as_json(found.as_dict())
+        return
+    rows = [["method", "mean tau", "lowest tau", f"top {quarter(found.layers)} shared"]]
+    named = dict(sorted(found.methods.items(), key=lambda item: -item[1].mean))
+    named |= {"consensus (Borda)": found.consensus} | ({"consensus (Kemeny)": found.kemeny} if found.kemeny else {})
+    for name, alike in named.items():
+        rows.append([name, f"{alike.mean:+.2f}", f"{alike.lowest:+.2f}", f"{alike.overlap:.0%}"])
+    show.table(f"How alike {found.rankings} rankings of {found.layers} layers are: Kendall's tau over all pairs", rows)
+    if found.only_in_some:
+        show.facts("", [("not in every ranking", ", ".join(found.only_in_some))])
+
+
+def show_ranking(path: Path) -> None:
+    """Print a LayerRanking: rank of each layer by each method, consensus, tiers, agreement, grades."""
+    from fathom.importance.layer_ranking import LayerRanking
+
+    ranking = LayerRanking.load(path)
+    layers = range(ranking.layers)
+    rows = [["layer", *map(str, layers), "stability"]]
+    ranked = [(name, method.ranks, method.stability) for name, method in ranking.methods.items()]
+    places = tuple(ranking.consensus_order.index(layer) + 1 for layer in layers)
+    for name, ranks, stable in [*ranked, ("consensus", places, ranking.consensus_stability)]:
+        rows.append([name, *map(str, ranks), "" if stable is None else f"{stable:.2f}"])
+    show.table(f"Layer importance, rank 1 = matters most ({ranking.users:,} users)", rows)
+    facts = []
+    for tier, shares in ranking.tiers.items():
+        those = [f"{layer} ({shares[layer]:.2f})" for layer in ranking.consensus_order if ranking.tier(layer) == tier]
+        facts.append((tier, ", ".join(those)))
+    if ranking.kemeny_order:
+        facts.append(("Kemeny order", " ".join(map(str, ranking.kemeny_order))))
+    left_out = [("left out", f"{name}: {reason}") for name, reason in ranking.left_out.items()]
+    show.facts("", [*facts, ("Kendall tau", _agreement(ranking)), *left_out])
+    if ranking.grades:
+        show_grades(ranking)
+
+
+def _agreement(ranking: "LayerRanking") -> str:
+    """Kendall's tau of each pair of methods, or of each method with all others where there are many."""
+    names = list(ranking.methods)
+    if len(names) <= MANY_METHODS:
+        pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
+        taus = [f"{a} and {b} {ranking.kendall_tau[a][b]:+.2f}" for a, b in pairs]
+        return ", ".join(taus) or "one method only"
+    means = {a: fmean(ranking.kendall_tau[a][b] for b in names if b != a) for a in names}
+    return "mean with the others: " + ", ".join(f"{name} {mean:+.2f}" for name, mean in means.items())
+
+
+def show_grades(ranking: "LayerRanking") -> None:
+    """Print each method's grade against the lattice, the best first."""
+    losses, gains = ranking.grades["loss"], ranking.grades["ndcg@10"]
+    is_whole = all(grade.regret for grade in losses.values())
+    regrets = ["regret of log p", "regret of NDCG@10"] if is_whole else []
+    rows = [["method", "tau with the Shapley values", *regrets]]
+    for name, grade in sorted(losses.items(), key=lambda item: -item[1].tau):
+        lost = [f"{fmean(each[name].regret.values()):.4f}" for each in (losses, gains) if is_whole]
+        rows.append([name, f"{grade.tau:+.2f} [{grade.low:+.2f}, {grade.high:+.2f}]", *lost])
+    explained = "; regret: the mean over the sizes of subsets" if is_whole else ""
+    show.table(f"Grades against {ranking.graded_against}{explained}", rows)

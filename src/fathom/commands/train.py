@@ -1,0 +1,139 @@
+"""Training a network, healing it for a plan, and its quality."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
+from fathom.commands.options import (
+    DEFAULT_PRESET,
+    AsJson,
+    Data,
+    Out,
+    Preset,
+    Seed,
+    Settings,
+    need_training,
+    train_config,
+)
+from fathom.errors import ConfigError
+from fathom.show import Activity
+
+
+def train(
+    dataset: Annotated[Path | None, typer.Argument(help="Dataset folder; not needed for --show-settings.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint; replaced only if it is one.")] = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print every setting that --set can change, and train nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one elastic network with an exit at each depth; an interrupted run goes on where it was.
+
+    Example: fathom train build/ml-100k/dataset --out build/ml-100k/checkpoint --set train.epochs=10
+
+    Example: fathom train --show-settings --preset ml-1m
+    """
+    need_training()
+    from fathom.training import settings_page
+    from fathom.training.dataset import Dataset
+    from fathom.training.train import fit
+
+    config = train_config(preset or DEFAULT_PRESET, settings, seed)
+    if show_settings:
+        if as_json:
+            show.as_json(settings_page.as_dict(config))
+        else:
+            show.table(f"Settings, from the preset {preset or DEFAULT_PRESET}", settings_page.rows(config))
+        return
+    if dataset is None or out is None:
+        raise ConfigError("fathom train needs a dataset folder and --out; fathom train --help has an example")
+    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
+    with Activity("train") as activity:
+        checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
+    if as_json:
+        show.as_json(dict(checkpoint.metrics))
+    else:
+        _show_training(checkpoint.metrics)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    data: Data,
+    part: Annotated[Literal["test", "validation"], typer.Option(help="Which held-out items.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quality of every depth and of the baselines: full ranking, seen items left out, 95 % intervals over users.
+
+    Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
+    """
+    need_training()
+    from fathom.exporter.planning.heal import check_dataset
+    from fathom.files import write_json
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+    from fathom.training.evaluate import evaluate_model
+    from fathom.training.splits import split
+
+    check_outputs((out, artefacts.EVALUATION), inputs=[checkpoint, data])
+    loaded, dataset = Checkpoint.load(checkpoint), Dataset.load(data)
+    check_dataset(loaded, dataset)
+    with Activity("evaluate") as activity:
+        cut = split(dataset, loaded.config.split)
+        report = evaluate_model(loaded.model, dataset, cut, part=part, progress=activity.update)
+    if out:
+        write_json(out, report.as_dict())
+    if as_json:
+        show.as_json(report.as_dict())
+    else:
+        show.table(f"Quality on the {part} items ({report.cases:,} users)", report.table())
+
+
+def heal(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    plan: Annotated[Path, typer.Argument(help="plan.json, made by `fathom plan`.")],
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a checkpoint on in a plan's order, so that layers learn to work beside their new neighbours.
+
+    Example: fathom heal CHECKPOINT plan.json --data DATASET --out HEALED --set train.heal_epochs=3
+    """
+    need_training()
+    from fathom.exporter.planning.heal import heal as run
+    from fathom.exporter.planning.plan import DepthPlan
+    from fathom.training.checkpoint import Checkpoint
+    from fathom.training.dataset import Dataset
+    from fathom.training.presets import apply_settings
+
+    check_outputs((out, artefacts.CHECKPOINT), inputs=[checkpoint, plan, data])
+    loaded = Checkpoint.load(checkpoint)
+    config = apply_settings(loaded.config.train, settings or [])
+    with Activity("heal") as activity:
+        healed = run(
+            loaded, DepthPlan.load(plan), Dataset.load(data), out=out, config=config, progress=activity.training
+        )
+    if as_json:
+        show.as_json(dict(healed.metrics))
+    else:
+        _show_training(healed.metrics)
+
+
+def _show_training(metrics: Mapping[str, Any]) -> None:
+    evaluated = [epoch for epoch in metrics["training"] if epoch["validation_ndcg@10"]]
+    depths = list(dict.fromkeys(depth for epoch in evaluated for depth in epoch["validation_ndcg@10"]))
+    rows = [["stage", "epoch", "loss", *(f"NDCG@10 depth {depth}" for depth in depths)]]
+    for epoch in evaluated:
+        found = [epoch["validation_ndcg@10"].get(depth) for depth in depths]
+        values = ["" if value is None else f"{value:.4f}" for value in found]
+        rows.append([epoch["stage"], str(epoch["epoch"]), f"{epoch['loss']:.3f}", *values])
+    show.table("Validation while training", rows)
