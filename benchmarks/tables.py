@@ -16,8 +16,8 @@ from fathom.benchmarks.experiments.quality.stored import Pool, pools
 from fathom.benchmarks.experiments.quality.tables import (
     counting_facts,
     depth_facts,
-    in_order,
     mean_hr,
+    page_order,
     quality_sections,
     seeds,
 )
@@ -41,7 +41,7 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
     Raises ArtefactError when a run or a marker is missing, or a run was measured with code that nobody can look up.
     """
     check_committed(folder)
-    found, engine = in_order(pools(folder)), _load(folder, "engine_depth")
+    found, engine = sorted(pools(folder), key=lambda pool: page_order(pool.dataset)), _load(folder, "engine_depth")
     pictures = {name: plots.svg(figure) for name, figure in plots.figures(found, engine).items()}
     measured = load_measured(folder)
     more = {PICTURE: plots.svg(lattice_figure(measured))} if measured else {}

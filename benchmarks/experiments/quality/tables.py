@@ -1,12 +1,13 @@
 """The sections of docs/results.md about quality. Each is a function of pooled runs, "" without them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from statistics import fmean
 from typing import Any
 
 from fathom.benchmarks.experiments.quality.arms import ARMS, DEPTHS
-from fathom.benchmarks.experiments.quality.stored import Of, Pool, Pooled
-from fathom.benchmarks.markdown import decimal, interval, percent, table
+from fathom.benchmarks.experiments.quality.stored import Pool, Pooled
+from fathom.benchmarks.markdown import decimal, interval, paragraphs, percent, table
 from fathom.training.metrics import Interval
 
 #: In the order of the page; a data set that is not here follows under its own name.
@@ -25,6 +26,7 @@ CAPTIONS = {
 }
 PUBLISHED_ML_1M = ["SASRec, 3,000 negatives (arXiv 2309.07602), best figure we know", ".3159", ".1857", "", "", ""]
 SYSTEMS = tuple(f"depth {depth}" for depth in DEPTHS)
+SHALLOWEST, DEEPEST = ("ladder", SYSTEMS[0]), ("ladder", SYSTEMS[-1])
 NON_INFERIORITY, KEPT = -0.02, 0.95
 DEPTH_VERDICTS = ("depth pays", "no measurable headroom", "depth costs")
 #: The arms in which one network serves every depth, as the page calls them.
@@ -42,9 +44,19 @@ CHOICES = tuple(
 )
 
 
-def title(pool: Pool) -> str:
+def dataset_title(dataset: str) -> str:
     """The data set's name for a reader."""
-    return TITLES.get(pool.dataset, pool.dataset)
+    return TITLES.get(dataset, dataset)
+
+
+def title(pool: Pool) -> str:
+    """The name of the pool's data set for a reader."""
+    return dataset_title(pool.dataset)
+
+
+def page_order(dataset: str) -> int:
+    """Where the data set stands on the page."""
+    return [*TITLES, dataset].index(dataset)
 
 
 def seeds(count: int) -> str:
@@ -52,59 +64,47 @@ def seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def in_order(pools: Iterable[Pool]) -> list[Pool]:
-    """The data sets in the order of the page."""
-    names = [*TITLES]
-    return sorted(pools, key=lambda pool: names.index(pool.dataset) if pool.dataset in names else len(names))
-
-
 def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any], figures: Iterable[str]) -> list[str]:
     """All sections, in order. engine: the stored run of engine_depth; figures: names of the plots that exist."""
     parts = [_plain_statement(pools), _choice_of_layers(pools), _pictures(figures)]
+    about_one = (_all_arms, _beside_others, _exits_against_alone, _healed, _ablations, _cold)
     for pool in pools:
-        parts += [f"## {title(pool)}", _all_arms(pool), _beside_others(pool), _exits_against_alone(pool)]
-        parts += [_healed(pool), _ablations(pool), _cold(pool)]
-    return [part for part in (*parts, _compression(pools, engine)) if part]
+        parts += [f"## {title(pool)}", *(about(pool) for about in about_one)]
+    return [*parts, _compression(pools, engine)]
 
 
 def _pictures(figures: Iterable[str]) -> str:
     shown = [f"![{CAPTIONS[name]}](figures/{name}.svg)" for name in figures]
     note = "Bars are the 95 % interval of each value alone; whether two values differ is in the paired tables."
-    return "\n\n".join([note, *shown]) if shown else ""
+    return paragraphs(note, *shown) if shown else ""
 
 
 def _plain_statement(pools: Sequence[Pool]) -> str:
     lines = []
     for pool in pools:
-        gained = pool.difference(("ladder", "depth 16"), ("ladder", "depth 4"))
-        kept = pool.share(("ladder", "depth 4"), ("ladder", "depth 16"))
+        gained, kept = pool.difference(DEEPEST, SHALLOWEST), pool.share(SHALLOWEST, DEEPEST)
         if gained is None or kept is None:
             continue
-        pays = _verdict(gained, *DEPTH_VERDICTS)
         shown = "shown" if kept.low >= KEPT else "not shown" if kept.value >= KEPT else "missed"
         line = (
             f"- **{title(pool)}** ({seeds(gained.seeds)}): NDCG@10 of depth 16 less depth 4 is"
-            f" {interval(gained, signed=True)}: {pays}. Depth 4 keeps {percent(kept)} % of depth 16; at least"
-            f" {100 * KEPT:.0f} %: {shown}."
+            f" {interval(gained, signed=True)}: {_verdict(gained, *DEPTH_VERDICTS)}. Depth 4 keeps {percent(kept)} % of"
+            f" depth 16; at least {100 * KEPT:.0f} %: {shown}."
         )
         verdicts = {about: [verdict for *_, verdict in _exits(pool, arm)] for arm, about in ONE_NETWORK.items()}
         counts = [f"{about}: {_counted(found)}" for about, found in verdicts.items() if found]
-        if counts:
-            line += f" Exits against separately trained networks: {'; '.join(counts)}."
-        lines.append(line)
+        lines.append(line + (f" Exits against separately trained networks: {'; '.join(counts)}." if counts else ""))
     lines += [f"- Counting: {fact}." for fact in counting_facts(pools)]
     return "\n".join(["## What the figures say\n", *lines]) if lines else ""
 
 
 def depth_facts(pools: Sequence[Pool]) -> list[str]:
     """On which data sets depth pays, and where it does not, in one line; none without runs."""
-    gained = {title(pool): pool.difference(("ladder", SYSTEMS[-1]), ("ladder", SYSTEMS[0])) for pool in pools}
-    found = {name: _verdict(each, *DEPTH_VERDICTS) for name, each in gained.items() if each is not None}
-    said = {
-        verdict: [name for name, found_verdict in found.items() if found_verdict == verdict]
-        for verdict in DEPTH_VERDICTS
-    }
-    parts = [f"{verdict} on {', '.join(names)}" for verdict, names in said.items() if names]
+    found: dict[str, list[str]] = {verdict: [] for verdict in DEPTH_VERDICTS}
+    for pool in pools:
+        if (gained := pool.difference(DEEPEST, SHALLOWEST)) is not None:
+            found[_verdict(gained, *DEPTH_VERDICTS)].append(title(pool))
+    parts = [f"{verdict} on {', '.join(names)}" for verdict, names in found.items() if names]
     return [f"NDCG@10 of depth 16 against depth 4: {'; '.join(parts)}"] if parts else []
 
 
@@ -135,33 +135,26 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 def _choice_of_layers(pools: Sequence[Pool]) -> str:
     rows = []
-    for pool in pools:
-        for chosen, other in CHOICES:
-            overall = pool.difference((chosen, *SYSTEMS), (other, *SYSTEMS))
-            shallow = pool.difference((chosen, "depth 4"), (other, "depth 4"))
-            if overall is not None:
-                verdict = _verdict(overall, "helped", "no measurable difference", "hurt")
-                cells = [interval(overall, signed=True), interval(shallow, signed=True), verdict, str(overall.seeds)]
-                rows.append([title(pool), f"`{chosen}`", f"`{other}`", *cells])
-    if not rows:
-        return ""
+    for pool, (chosen, other) in product(pools, CHOICES):
+        overall = pool.difference((chosen, *SYSTEMS), (other, *SYSTEMS))
+        if overall is not None:
+            shallow = pool.difference((chosen, SYSTEMS[0]), (other, SYSTEMS[0]))
+            verdict = _verdict(overall, "helped", "no measurable difference", "hurt")
+            figures = [interval(each, signed=True) for each in (overall, shallow)]
+            rows.append([title(pool), f"`{chosen}`", f"`{other}`", *figures, verdict, str(overall.seeds)])
     head = ["", "layers by importance", "compared with", "NDCG@10, mean over depths", "at depth 4", "choosing", "seeds"]
     about = (
         "Did choosing layers by the ranking help? `nested` runs the most important layers in their order, `permuted`"
         " runs them first, `prefix` takes the first layers; all are healed alike. `cut-` starts from a network that"
         " never had exits."
     )
-    return f"{about}\n\n{table(head, rows)}"
+    return paragraphs(about, table(head, rows)) if rows else ""
 
 
 def _all_arms(pool: Pool) -> str:
-    rows = []
-    for arm in _ordered(pool):
-        found = [pool.mean((arm, system)) for system in SYSTEMS]
-        if any(found):
-            rows.append([f"`{arm}`", *map(interval, found), *_effort(pool, arm)])
-    head = ["NDCG@10, test item", *SYSTEMS, "seeds", "hours each"]
-    return table(head, rows) if rows else ""
+    found = {arm: [pool.mean((arm, system)) for system in SYSTEMS] for arm in _ordered(pool)}
+    rows = [[f"`{arm}`", *map(interval, each), *_effort(pool, arm)] for arm, each in found.items() if any(each)]
+    return table(["NDCG@10, test item", *SYSTEMS, "seeds", "hours each"], rows)
 
 
 def _beside_others(pool: Pool) -> str:
@@ -170,7 +163,7 @@ def _beside_others(pool: Pool) -> str:
         ndcg = pool.mean((arm, system))
         if ndcg is not None:
             name = f"RecTools {system}" if arm.startswith("rectools-") else system
-            less = None if arm == "ladder" else pool.difference(("ladder", SYSTEMS[-1]), (arm, system))
+            less = None if arm == "ladder" else pool.difference(DEEPEST, (arm, system))
             cells = [decimal(mean_hr(pool, arm, system)), interval(ndcg), interval(less, signed=True)]
             rows.append([name, *cells, *_effort(pool, arm)])
     if pool.dataset == "ml-1m":
@@ -212,35 +205,33 @@ def _exits_against_alone(pool: Pool) -> str:
         " healing, which every bundle goes through, adds some:"
     )
     head = ["exit", "NDCG@10 against `alone-`, %", "verdict", "seeds"]
-    return f"{about}\n\n{table(head, rows)}" if rows else ""
+    return paragraphs(about, table(head, rows)) if rows else ""
 
 
 def _healed(pool: Pool) -> str:
     everything = "permuted-consensus"
-    arms = ["tune-nothing", "tune-exits", "tune-last-three", "tune-lora", everything]
     rows = []
-    for arm in arms:
+    for arm in ("tune-nothing", "tune-exits", "tune-last-three", "tune-lora", everything):
         if arm in pool.arms:
             name = "everything" if arm == everything else arm.removeprefix("tune-").replace("-", " ")
+            means = [pool.mean((arm, system)) for system in SYSTEMS]
             less = None if arm == everything else pool.difference((arm, *SYSTEMS), (everything, *SYSTEMS))
-            rows.append([name, *_centres(pool, arm), interval(less, signed=True), _count(less)])
-    if len(rows) < 2:
-        return ""
+            cells = ["" if mean is None else decimal(mean.value) for mean in means]
+            rows.append([name, *cells, interval(less, signed=True), "" if less is None else str(less.seeds)])
     head = ["healed, in the order of `permuted-consensus`", *SYSTEMS, "less everything, mean over depths", "seeds"]
-    return table(head, rows)
+    return table(head, rows) if len(rows) > 1 else ""
 
 
 def _ablations(pool: Pool) -> str:
     rows = []
     for arm in _ordered(pool):
-        if arm.startswith(("without-", "with-")):
-            depths: list[Sequence[str]] = [SYSTEMS[:1], SYSTEMS[-1:], SYSTEMS]
-            found = [pool.difference((arm, *systems), ("ladder", *systems)) for systems in depths]
-            if found[-1] is not None:
-                cells = [interval(each, signed=True) for each in found]
-                rows.append([f"`{arm}`", *cells, decimal(_validation(pool, arm), signed=True), _count(found[-1])])
+        overall = pool.difference((arm, *SYSTEMS), ("ladder", *SYSTEMS))
+        if overall is not None and arm.startswith(("without-", "with-")):
+            ends = [pool.difference((arm, system), ("ladder", system)) for system in (SYSTEMS[0], SYSTEMS[-1])]
+            cells = [interval(each, signed=True) for each in (*ends, overall)]
+            rows.append([f"`{arm}`", *cells, decimal(_validation(pool, arm), signed=True), str(overall.seeds)])
     head = ["NDCG@10 less `ladder`", "depth 4", "depth 16", "mean over depths", "the same on validation items", "seeds"]
-    return table(head, rows) if rows else ""
+    return table(head, rows)
 
 
 def _validation(pool: Pool, arm: str) -> float:
@@ -256,25 +247,20 @@ def _validation(pool: Pool, arm: str) -> float:
 def _compression(pools: Sequence[Pool], engine: Mapping[str, Any]) -> str:
     times = {row["depth"]: row["median_us"] for row in engine["result"]["rows"] if row["history"] == 50}
     rows = []
-    for pool in pools:
-        for depth, system in zip(DEPTHS[:-1], SYSTEMS[:-1], strict=True):
-            kept = pool.share(("ladder", system), ("ladder", SYSTEMS[-1]))
-            if kept is None:
-                continue
+    for pool, (depth, system) in product(pools, zip(DEPTHS[:-1], SYSTEMS[:-1], strict=True)):
+        if (kept := pool.share(("ladder", system), DEEPEST)) is not None:
             shallow, deep = (pool.of("ladder")[0].systems[name]["parameters"] for name in (system, SYSTEMS[-1]))
-            whole, layers = sum(deep.values()) / sum(shallow.values()), deep["layers"] / shallow["layers"]
+            smaller = (sum(deep.values()) / sum(shallow.values()), deep["layers"] / shallow["layers"])
             faster = f"{times[16] / times[depth]:.1f}x" if pool.dataset == ENGINE_DATA else ""
-            cells = [f"{whole:.2f}x", f"{layers:.2f}x", percent(kept), faster]
+            cells = [*(f"{ratio:.2f}x" for ratio in smaller), percent(kept), faster]
             rows.append([title(pool), system, *cells, str(kept.seeds)])
-    if not rows:
-        return ""
     head = ["", "", "parameters", "layers alone", "quality kept, %", "speed-up", "seeds"]
     about = (
         "Depth 16 against a shallower exit of the ladder. Parameters: layers, exit and item embeddings; a process saves"
         " far less memory than that, because most of its memory is not the network's: see Precision, below. Quality:"
         " NDCG@10; speed-up: one request inside the engine, history 50, one thread, measured for MovieLens-100K."
     )
-    return f"## Compression\n\n{about}\n\n{table(head, rows)}"
+    return paragraphs("## Compression", about, table(head, rows)) if rows else ""
 
 
 def _cold(pool: Pool) -> str:
@@ -287,7 +273,7 @@ def _cold(pool: Pool) -> str:
                 cells = [interval(ndcg), "" if system == "ladder" else interval(less, signed=True)]
                 rows.append([f"`{arm}`, seed {seed}", group, f"{found['cases']:,}", system, *cells])
     head = ["", "training events of the target", "cases", "system", "NDCG@10", "less `ladder`"]
-    return table(head, rows) if rows else ""
+    return table(head, rows)
 
 
 def _ordered(pool: Pool) -> list[str]:
@@ -296,18 +282,9 @@ def _ordered(pool: Pool) -> list[str]:
     return sorted(pool.arms, key=lambda arm: names.index(arm) if arm in names else len(names))
 
 
-def _centres(pool: Pool, arm: str) -> list[str]:
-    found: list[Of] = [(arm, system) for system in SYSTEMS]
-    return [decimal(value.value) if (value := pool.mean(each)) is not None else "" for each in found]
-
-
 def _effort(pool: Pool, arm: str) -> list[str]:
     runs = pool.of(arm)
     return [str(len(runs)), f"{fmean(run.value['result']['hours'] for run in runs):.2f}"]
-
-
-def _count(value: Pooled | None) -> str:
-    return "" if value is None else str(value.seeds)
 
 
 def _verdict(value: Interval, above: str, between: str, below: str) -> str:
