@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks.device_tables import device_sections
+from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
 from fathom.benchmarks.experiments.quality import plots
 from fathom.benchmarks.experiments.quality.stored import Pool, pools
@@ -42,11 +43,11 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
     """
     check_committed(folder)
     found, engine = sorted(pools(folder), key=lambda pool: page_order(pool.dataset)), _load(folder, "engine_depth")
-    pictures = {name: plots.svg(figure) for name, figure in plots.figures(found, engine).items()}
+    pictures = {name: svg(figure) for name, figure in plots.figures(found, engine).items()}
     measured = load_measured(folder)
-    more = {PICTURE: plots.svg(lattice_figure(measured))} if measured else {}
+    more = {PICTURE: svg(lattice_figure(measured))} if measured else {}
     if routed := load_routed(folder):
-        more[ROUTING_PICTURE] = plots.svg(areas_figure(routed))
+        more[ROUTING_PICTURE] = svg(areas_figure(routed))
     return {
         **{f"docs/figures/{name}.svg": picture for name, picture in (pictures | more).items()},
         "docs/results.md": results_page(folder, found, pictures).encode(),

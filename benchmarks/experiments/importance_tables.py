@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from fathom.benchmarks.experiments.quality.plots import ALONE, FAINT, GREY, INK, LADDER, STYLE, new_panels
+from fathom.benchmarks.experiments.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, STYLE, legend_above, new_panels
 from fathom.benchmarks.experiments.quality.tables import TITLES, seeds
 from fathom.benchmarks.markdown import decimal, table
 from fathom.importance.choice import Graded, choose_methods
@@ -19,7 +19,6 @@ from fathom.importance.registry import DEFAULT
 from fathom.importance.statistics import kendall_tau
 
 PICTURE = "lattice-frontier"
-GREEN = "#009e73"
 FIRST = "the first layers (no method)"
 ESTIMATES_THE_TRUTH = "shapley"
 SHALLOW = 4  # layers; the size whose regret is shown
@@ -223,31 +222,27 @@ def _lattices(measured: Sequence[Measured]) -> str:
 
 def lattice_figure(measured: Sequence[Measured]) -> Figure:
     """NDCG@10 against the number of layers, a panel for the first seed of each data set."""
+    shown = [own[0] for own in _by_dataset(measured).values()]
+    best_method = _methods_best_first(measured)[0]
     with mpl.rc_context(STYLE):
-        shown = [own[0] for own in _by_dataset(measured).values()]
-        figure, axes = new_panels(len(shown))
-        best_method = _methods_best_first(measured)[0]
-        for one, panel in zip(shown, axes, strict=True):
+        titles = [f"{_title(one.dataset)}, seed {one.seed}" for one in shown]
+        figure, panels = new_panels(titles, "layers that run", "NDCG@10, not healed")
+        for one, axes in zip(shown, panels, strict=True):
             truth, grades = one.result["truth"]["ndcg@10"], one.result["ranking"]["grades"]["ndcg@10"]
             places = range(len(truth["best"]))
-            panel.fill_between(places, truth["worst"], truth["best"], color=FAINT, label="worst to best subset")
-            panel.plot(places, truth["median"], color=GREY, linestyle=":", linewidth=1.2, label="median subset")
-            panel.plot(places, truth["best"], color=INK, linewidth=1.6, label="best subset")
+            axes.fill_between(places, truth["worst"], truth["best"], color=FAINT, label="worst to best subset")
+            axes.plot(places, truth["median"], color=GREY, linestyle=":", linewidth=1.2, label="median subset")
+            axes.plot(places, truth["best"], color=INK, linewidth=1.6, label="best subset")
             for name, grade in grades.items():
                 if name not in (best_method, CONSENSUS):
-                    panel.plot(*_chosen(truth["best"], grade["regret"]), color=GREY, linewidth=0.4)
-            for name, colour, line in ((best_method, LADDER, "o-"), (CONSENSUS, ALONE, "s-")):
+                    axes.plot(*_chosen(truth["best"], grade["regret"]), color=GREY, linewidth=0.4)
+            for name, colour, line in ((best_method, BLUE, "o-"), (CONSENSUS, ORANGE, "s-")):
                 if name in grades:
                     chosen, label = _chosen(truth["best"], grades[name]["regret"]), f"top layers by {_readable(name)}"
-                    panel.plot(*chosen, line, color=colour, markersize=3, linewidth=1.2, label=label)
-            panel.plot(places, truth["prefix"], color=GREEN, linewidth=1.2, linestyle="--", label="the first layers")
-            panel.set_title(f"{_title(one.dataset)}, seed {one.seed}", loc="left", size=10, color=INK)
-            panel.set_xlabel("layers that run")
-            panel.set_xticks([place for place in places if place % 4 == 0])
-        axes[0].set_ylabel("NDCG@10, not healed")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    return figure
+                    axes.plot(*chosen, line, color=colour, markersize=3, linewidth=1.2, label=label)
+            axes.plot(places, truth["prefix"], color=GREEN, linewidth=1.2, linestyle="--", label="the first layers")
+            axes.set_xticks([place for place in places if place % 4 == 0])
+        return legend_above(figure, panels[:1], 3)
 
 
 def _chosen(best: Sequence[float], regret: dict[str, float]) -> tuple[list[int], list[float]]:

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from fathom.benchmarks.experiments.quality.plots import GREY, INK, LADDER, STYLE
+from fathom.benchmarks.experiments.drawing import BLUE, GREY, INK, STYLE
 from fathom.benchmarks.experiments.quality.tables import TITLES
 from fathom.benchmarks.markdown import decimal, table
 
@@ -55,8 +55,8 @@ def areas_figure(runs: Sequence[Run]) -> Figure:
             areas = {each["name"]: each for each in run["result"]["report"]["policies"]}
             for place, name in enumerate(reversed(COMPARED)):
                 each = areas[name]
-                panel.plot([1e3 * each["low"], 1e3 * each["high"]], [place, place], color=LADDER, linewidth=2)
-                panel.plot(1e3 * each["area"], place, "o", color=LADDER, markersize=5)
+                panel.plot([1e3 * each["low"], 1e3 * each["high"]], [place, place], color=BLUE, linewidth=2)
+                panel.plot(1e3 * each["area"], place, "o", color=BLUE, markersize=5)
             panel.axvline(0, color=INK, linewidth=0.8)
             panel.set_yticks(range(len(COMPARED)), [WHAT[name] for name in reversed(COMPARED)])
             panel.set_ylim(-0.6, len(COMPARED) - 0.4)

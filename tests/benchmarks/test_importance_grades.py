@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fathom.benchmarks.experiments import importance_grades
+from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import importance_section, lattice_figure, load_measured
-from fathom.benchmarks.experiments.quality.plots import svg
 from fathom.importance import choice
 from fathom.importance.methods import meta_learning
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig

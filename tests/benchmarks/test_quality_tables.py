@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.quality import plots
 from fathom.benchmarks.experiments.quality.stored import Pool, Run, summary
 from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, quality_sections
@@ -145,7 +146,7 @@ def test_cold_items_are_shown_where_a_run_holds_them() -> None:
 def test_the_same_runs_give_the_same_pictures_without_a_date() -> None:
     def drawn() -> dict[str, bytes]:
         pool = Pool("ml-100k", [ladder(0, RISING), ladder(1, LEVEL), run_of("alone-4", 0, {4: 80})])
-        return {name: plots.svg(figure) for name, figure in plots.figures([pool], ENGINE).items()}
+        return {name: svg(figure) for name, figure in plots.figures([pool], ENGINE).items()}
 
     first = drawn()
     assert [*first] == ["quality-depth", "learning-curves", "quality-cost"]

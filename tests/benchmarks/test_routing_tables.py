@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fathom.benchmarks.experiments import certificate
-from fathom.benchmarks.experiments.quality.plots import svg
+from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.routing_tables import areas_figure, load_routed, routing_sections
 
 
