@@ -52,7 +52,7 @@ Network = tuple[ElasticLayers, list[Histories]]
 
 
 @dataclass(frozen=True)
-class Case:
+class StudiedNetwork:
     """One network of the quality study and the users on which its layers are ranked."""
 
     dataset: str
@@ -79,7 +79,7 @@ class Case:
         return validation_users(*self.load(), users=self.users, seed=self.seed)
 
 
-def measure(case: Case, workers: int) -> Lattice:
+def measure(case: StudiedNetwork, workers: int) -> Lattice:
     """The lattice of a case; the seconds that all attempts took together are kept beside it."""
     checkpoint, dataset = case.load()
     clock, started = case.work / "seconds.json", time.monotonic()
@@ -172,7 +172,7 @@ def _walk(work: tuple[ElasticLayers, Histories], masks: Masks) -> None:
     judge_subsets(*work, masks)
 
 
-def rank(case: Case, lattice: Lattice, workers: int) -> LayerRanking:
+def rank(case: StudiedNetwork, lattice: Lattice, workers: int) -> LayerRanking:
     """All methods on the users of a case; meta-learning as trained on the other data sets, if there are any."""
     model, batches = case.network()
     methods = load_methods([ALL])
@@ -190,7 +190,7 @@ def rank(case: Case, lattice: Lattice, workers: int) -> LayerRanking:
         )
 
 
-def examples(cases: Sequence[Case], lattices: Mapping[str, Lattice]) -> dict[str, tuple[Floats, Floats]]:
+def examples(cases: Sequence[StudiedNetwork], lattices: Mapping[str, Lattice]) -> dict[str, tuple[Floats, Floats]]:
     """What meta-learning learns from: the features and the exact values of each network's layers."""
     found = {}
     for case in cases:
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     users = list(zip(chosen.seeds, chain(chosen.users, repeat(chosen.users[-1])), strict=False))
-    cases = [Case(name, seed, count) for name in chosen.datasets for seed, count in users]
+    cases = [StudiedNetwork(name, seed, count) for name in chosen.datasets for seed, count in users]
     lattices = {case.name: measure(case, chosen.workers) for case in cases}
     known = examples(cases, lattices)
     for case in cases:
@@ -223,7 +223,7 @@ def main() -> None:
     write_json(choice.GRADED, {"models": [asdict(graded(result)) for result in stored]})
 
 
-def _store(case: Case, lattice: Lattice, workers: int) -> None:
+def _store(case: StudiedNetwork, lattice: Lattice, workers: int) -> None:
     network = case.network()
     started = time.monotonic()
     ranking = rank(case, lattice, workers)

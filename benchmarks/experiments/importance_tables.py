@@ -11,8 +11,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from fathom.benchmarks.experiments.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, STYLE, legend_above, new_panels
-from fathom.benchmarks.experiments.quality.tables import TITLES, seeds
-from fathom.benchmarks.markdown import decimal, table
+from fathom.benchmarks.experiments.quality.tables import dataset_title, page_order, seeds
+from fathom.benchmarks.markdown import decimal, paragraphs, table
 from fathom.importance.choice import Graded, choose_methods
 from fathom.importance.lattice.grades import CONSENSUS
 from fathom.importance.registry import DEFAULT
@@ -26,7 +26,7 @@ BUDGETS_S = (10, 60)
 
 
 @dataclass(frozen=True)
-class Measured:
+class StoredNetwork:
     """One network whose every subset of layers was measured: its data set, seed, and what is stored of it."""
 
     dataset: str
@@ -66,20 +66,19 @@ def graded(result: dict[str, Any]) -> Graded:
     )
 
 
-def load_measured(folder: Path) -> list[Measured]:
+def load_measured(folder: Path) -> list[StoredNetwork]:
     """All networks that are stored, in the order of the page."""
     runs = [json.loads(path.read_bytes()) for path in sorted((folder / "importance").glob("*.json"))]
-    found = [Measured(run["config"]["dataset"], run["seed"], run["result"]) for run in runs]
-    order = [*TITLES]
-    return sorted(found, key=lambda one: (order.index(one.dataset) if one.dataset in order else 99, one.seed))
+    found = [StoredNetwork(run["config"]["dataset"], run["seed"], run["result"]) for run in runs]
+    return sorted(found, key=lambda one: (page_order(one.dataset), one.seed))
 
 
-def _users(measured: Sequence[Measured]) -> str:
+def _users(measured: Sequence[StoredNetwork]) -> str:
     counts = sorted({one.result["ranking"]["users"] for one in measured})
     return " or ".join(map(str, counts))
 
 
-def importance_section(measured: Sequence[Measured]) -> str:
+def importance_section(measured: Sequence[StoredNetwork]) -> str:
     """All of the section, "" without runs."""
     if not measured:
         return ""
@@ -92,36 +91,33 @@ def importance_section(measured: Sequence[Measured]) -> str:
         f" method's top {SHALLOW}. Stability: tau between the scores of all users and those of a bootstrap resample."
         " Seconds: on one core."
     )
-    parts = ["## Layer importance: every method against the truth", _conclusion(measured), about, _methods(measured)]
-    return "\n\n".join([*parts, _choices(measured), f"![{_CAPTION}](figures/{PICTURE}.svg)", _lattices(measured)])
+    picture = f"![{_CAPTION}](figures/{PICTURE}.svg)"
+    parts = [_conclusion(measured), about, _methods(measured), _choices(measured), picture, _lattices(measured)]
+    return paragraphs("## Layer importance: every method against the truth", *parts)
 
 
 _CAPTION = "NDCG@10 by the number of layers that run: best, median and worst subset, and what is chosen"
 
 
-def _title(dataset: str) -> str:
-    return TITLES.get(dataset, dataset)
-
-
-def _by_dataset(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+def _by_dataset(measured: Sequence[StoredNetwork]) -> dict[str, list[StoredNetwork]]:
     return {one.dataset: [other for other in measured if other.dataset == one.dataset] for one in measured}
 
 
-def _taus(measured: Sequence[Measured], name: str) -> list[float]:
+def _taus(measured: Sequence[StoredNetwork], name: str) -> list[float]:
     return [tau for one in measured if (tau := one.tau(name)) is not None]
 
 
-def _lacks(measured: Sequence[Measured], name: str) -> str:
+def _lacks(measured: Sequence[StoredNetwork], name: str) -> str:
     return decimal(fmean(lack for one in measured if (lack := one.lacks(name)) is not None))
 
 
-def _best_first(measured: Sequence[Measured]) -> list[str]:
+def _best_first(measured: Sequence[StoredNetwork]) -> list[str]:
     """Methods, consensus and the first layers, the best mean grade first."""
     names = {name for one in measured for name in one.result["ranking"]["grades"]["loss"]} | {FIRST}
     return sorted(names, key=lambda name: (-fmean(_taus(measured, name)), name))
 
 
-def _methods_best_first(measured: Sequence[Measured]) -> list[str]:
+def _methods_best_first(measured: Sequence[StoredNetwork]) -> list[str]:
     return [name for name in _best_first(measured) if name not in (CONSENSUS, FIRST)]
 
 
@@ -138,7 +134,7 @@ def _range(values: Sequence[float]) -> str:
     return f"{_two(fmean(values))} ({_two(min(values))} to {_two(max(values))})" if values else ""
 
 
-def _conclusion(measured: Sequence[Measured]) -> str:
+def _conclusion(measured: Sequence[StoredNetwork]) -> str:
     # Shapley's method estimates the truth itself from fewer subsets: its grade says how well, not that it judges best.
     methods = [name for name in _methods_best_first(measured) if name != ESTIMATES_THE_TRUTH]
     best, second = methods[:2]
@@ -161,10 +157,10 @@ def _conclusion(measured: Sequence[Measured]) -> str:
     )
 
 
-def _methods(measured: Sequence[Measured]) -> str:
+def _methods(measured: Sequence[StoredNetwork]) -> str:
     head = ["method"]
     for dataset, own in _by_dataset(measured).items():
-        head += [f"tau, {_title(dataset)}, {seeds(len(own))}", f"{SHALLOW} layers lack"]
+        head += [f"tau, {dataset_title(dataset)}, {seeds(len(own))}", f"{SHALLOW} layers lack"]
     rows = []
     for name in _best_first(measured):
         cells = [_readable(name)]
@@ -179,7 +175,7 @@ def _methods(measured: Sequence[Measured]) -> str:
     return table([*head, "stability", "seconds"], rows)
 
 
-def _choices(measured: Sequence[Measured]) -> str:
+def _choices(measured: Sequence[StoredNetwork]) -> str:
     rows = []
     for dataset, own in _by_dataset(measured).items():
         networks, others = [one.graded for one in own], [one.graded for one in measured if one.dataset != dataset]
@@ -190,21 +186,21 @@ def _choices(measured: Sequence[Measured]) -> str:
             sets[f"auto, {budget_s} s"] = choose_methods(others, available, forward_s, budget_s)
         for name, chosen in sets.items():
             said = _range([network.tau(chosen) for network in networks])
-            rows.append([_title(dataset), name, ", ".join(map(_readable, chosen)), said])
+            rows.append([dataset_title(dataset), name, ", ".join(map(_readable, chosen)), said])
     about = (
         "What `--methods auto` chooses for a time on one core, from the grades on the other data sets alone, and the"
         " grade of the consensus of those methods:"
     )
-    return f"{about}\n\n{table(['', 'methods', 'which', 'tau'], rows)}"
+    return paragraphs(about, table(["", "methods", "which", "tau"], rows))
 
 
-def _lattices(measured: Sequence[Measured]) -> str:
+def _lattices(measured: Sequence[StoredNetwork]) -> str:
     rows = []
     for one in measured:
         truth, alone, seconds = one.result["truth"]["ndcg@10"], one.result["one_by_one"], one.result["seconds"]
         sum_error = max(metric["sum_error"] for metric in one.result["truth"].values())
         values = [truth["best"][-1], *(truth[of][SHALLOW] for of in ("best", "mean", "prefix"))]
-        cells = [f"{_title(one.dataset)}, seed {one.seed}", *map(decimal, values)]
+        cells = [f"{dataset_title(one.dataset)}, seed {one.seed}", *map(decimal, values)]
         cells += [" ".join(map(str, truth["best_subsets"][SHALLOW]))]
         cells += [f"{alone['largest_difference']:.0e}", f"{sum_error:.0e}", f"{alone['ratio']:.1f}"]
         cells += [f"{seconds[what] / 60:.0f}" for what in ("lattice", "methods")]
@@ -217,15 +213,15 @@ def _lattices(measured: Sequence[Measured]) -> str:
         " of a user's loss, and how many times faster a subset is in the lattice. Shapley values must sum to full less"
         " empty."
     )
-    return f"{about}\n\n{table([*head, 'minutes: lattice', 'all methods'], rows)}"
+    return paragraphs(about, table([*head, "minutes: lattice", "all methods"], rows))
 
 
-def lattice_figure(measured: Sequence[Measured]) -> Figure:
+def lattice_figure(measured: Sequence[StoredNetwork]) -> Figure:
     """NDCG@10 against the number of layers, a panel for the first seed of each data set."""
     shown = [own[0] for own in _by_dataset(measured).values()]
     best_method = _methods_best_first(measured)[0]
     with mpl.rc_context(STYLE):
-        titles = [f"{_title(one.dataset)}, seed {one.seed}" for one in shown]
+        titles = [f"{dataset_title(one.dataset)}, seed {one.seed}" for one in shown]
         figure, panels = new_panels(titles, "layers that run", "NDCG@10, not healed")
         for one, axes in zip(shown, panels, strict=True):
             truth, grades = one.result["truth"]["ndcg@10"], one.result["ranking"]["grades"]["ndcg@10"]

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.benchmarks.experiments.quality.stored import Pool, Run, margin, pack, path_of, pools, runs, summary, unpack
+from fathom.benchmarks.experiments.quality.stored import (
+    Pool,
+    QualityRun,
+    margin,
+    pack,
+    path_of,
+    pools,
+    runs,
+    summary,
+    unpack,
+)
 from fathom.errors import ArtefactError
 from fathom.training import metrics
 from fathom.training.metrics import Floats
@@ -17,9 +27,9 @@ from fathom.training.metrics import Floats
 SYSTEM = "depth 4"
 
 
-def run_of(arm: str, seed: int, places: Floats, **config: Any) -> Run:
+def run_of(arm: str, seed: int, places: Floats, **config: Any) -> QualityRun:
     systems = {SYSTEM: {"places": pack(places)}}
-    return Run("small", arm, seed, {"config": {"dataset": "sha", **config}, "result": {"systems": systems}})
+    return QualityRun("small", arm, seed, {"config": {"dataset": "sha", **config}, "result": {"systems": systems}})
 
 
 def pool_of(arms: dict[str, list[Floats]]) -> Pool:
@@ -108,7 +118,7 @@ def test_pairs_are_compared_over_the_seeds_that_both_have_and_missing_ones_give_
 
 def test_runs_that_cannot_be_compared_are_refused() -> None:
     places = np.ones(5)
-    other_data = Run(
+    other_data = QualityRun(
         "small", "b", 0, {"config": {"dataset": "other"}, "result": run_of("b", 0, places).value["result"]}
     )
     with pytest.raises(ArtefactError, match="other data"):

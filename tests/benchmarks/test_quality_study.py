@@ -26,7 +26,7 @@ def finished(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_arms(patch: pytest.MonkeyPatch, folder: Path, *names: str, path: Path | None = None, epochs: int = 1) -> None:
     patch.chdir(folder)
-    patch.setitem(study.DATASETS, "small", study.Source("csv", "tiny"))
+    patch.setitem(study.DATASETS, "small", study.StudyDataset("csv", "tiny"))
     given = ["--path", str(path)] if path else []
     settings = ["--set", f"train.epochs={epochs}", "--set", "train.grow_epochs=1"]
     patch.setattr(sys, "argv", ["quality", "small", *given, *settings, "--arms", *names])

@@ -7,7 +7,7 @@ import pytest
 
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.quality import plots
-from fathom.benchmarks.experiments.quality.stored import Pool, Run, summary
+from fathom.benchmarks.experiments.quality.stored import Pool, QualityRun, summary
 from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, quality_sections
 
 DEPTHS = (4, 8, 12, 16)
@@ -25,13 +25,15 @@ def exit_of(depth: int, found: int) -> dict[str, Any]:
     return summary(places(found)) | {"validation_ndcg@10": found / USERS, "parameters": parameters}
 
 
-def run_of(arm: str, seed: int, found: dict[int, int], dataset: str = "ml-100k", **more: Any) -> Run:
+def run_of(arm: str, seed: int, found: dict[int, int], dataset: str = "ml-100k", **more: Any) -> QualityRun:
     """found: how many users are answered rightly at each depth."""
     systems = {f"depth {depth}": exit_of(depth, count) for depth, count in found.items()}
-    return Run(dataset, arm, seed, {"config": {"dataset": "sha"}, "result": {"systems": systems, "hours": 0.5, **more}})
+    return QualityRun(
+        dataset, arm, seed, {"config": {"dataset": "sha"}, "result": {"systems": systems, "hours": 0.5, **more}}
+    )
 
 
-def ladder(seed: int, found: dict[int, int]) -> Run:
+def ladder(seed: int, found: dict[int, int]) -> QualityRun:
     training = [{"stage": "grow", "epoch": 2, "validation_ndcg@10": {"4": 0.4 + seed}}]
     training += [{"stage": "train", "epoch": 2, "validation_ndcg@10": {str(depth): 0.5 for depth in DEPTHS}}]
     return run_of("ladder", seed, found, training=training)
@@ -40,7 +42,7 @@ def ladder(seed: int, found: dict[int, int]) -> Run:
 LEVEL, RISING = dict.fromkeys(DEPTHS, 80), {4: 60, 8: 70, 12: 75, 16: 80}
 
 
-def page(*runs: Run) -> str:
+def page(*runs: QualityRun) -> str:
     return "\n\n".join(quality_sections([Pool("ml-100k", runs)], ENGINE, ()))
 
 
@@ -101,7 +103,7 @@ def test_baselines_and_peers_stand_below_the_ladder_and_missing_arms_are_absent(
     counted = {"systems": {"EASE": summary(places(40, 3.0))}, "hours": 0.0}
     peer = {"systems": {"SASRec": summary(places(50))}, "hours": 2.0}
     others = [
-        Run("ml-100k", name, 0, {"config": {"dataset": "sha"}, "result": result})
+        QualityRun("ml-100k", name, 0, {"config": {"dataset": "sha"}, "result": result})
         for name, result in (("baselines", counted), ("rectools-sasrec", peer))
     ]
     text = page(ladder(0, LEVEL), *others)
@@ -116,9 +118,9 @@ def test_baselines_and_peers_stand_below_the_ladder_and_missing_arms_are_absent(
 
 
 def test_counting_that_beats_the_best_depth_is_said_and_so_is_where_depth_pays() -> None:
-    def counted(dataset: str, found: int) -> Run:
+    def counted(dataset: str, found: int) -> QualityRun:
         result = {"systems": {"EASE": summary(places(found))}, "hours": 0.0}
-        return Run(dataset, "baselines", 0, {"config": {"dataset": "sha"}, "result": result})
+        return QualityRun(dataset, "baselines", 0, {"config": {"dataset": "sha"}, "result": result})
 
     level = run_of("ladder", 0, LEVEL, dataset="beauty")
     better, worse = counted("beauty", 120), counted("ml-100k", 79)

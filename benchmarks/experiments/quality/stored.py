@@ -52,7 +52,7 @@ def path_of(dataset: str, arm: str, seed: int, folder: Path = RESULTS) -> Path:
 
 
 @dataclass(frozen=True)
-class Run:
+class QualityRun:
     """One stored run."""
 
     dataset: str
@@ -71,12 +71,12 @@ class Run:
         return metrics.ndcg(unpack(self.systems[system]["places"]), CUTOFF)
 
 
-def runs(folder: Path = RESULTS) -> Iterator[Run]:
+def runs(folder: Path = RESULTS) -> Iterator[QualityRun]:
     """All stored runs, sorted by path; raises ArtefactError for a file that is none."""
     for path in sorted((folder / "quality").glob("*/*-seed-*.json")):
         try:
             value = json.loads(path.read_bytes())
-            yield Run(path.parent.name, path.stem.rpartition("-seed-")[0], int(value["seed"]), value)
+            yield QualityRun(path.parent.name, path.stem.rpartition("-seed-")[0], int(value["seed"]), value)
         except (ValueError, KeyError, TypeError) as error:
             raise ArtefactError(f"{path}: not a stored run ({error}); run it again") from None
 
@@ -100,7 +100,7 @@ class Pool:
     for runs that cannot be compared.
     """
 
-    def __init__(self, dataset: str, found: Iterable[Run]) -> None:
+    def __init__(self, dataset: str, found: Iterable[QualityRun]) -> None:
         self.dataset = dataset
         self.runs = {(run.arm, run.seed): run for run in found}
         _check_comparable(dataset, self.runs.values())
@@ -111,7 +111,7 @@ class Pool:
         """The arms that have runs."""
         return list(dict.fromkeys(arm for arm, _ in self.runs))
 
-    def of(self, arm: str) -> list[Run]:
+    def of(self, arm: str) -> list[QualityRun]:
         """The runs of an arm, by seed."""
         return [run for (name, _), run in sorted(self.runs.items()) if name == arm]
 
@@ -182,7 +182,7 @@ def pools(folder: Path = RESULTS) -> list[Pool]:
     return found
 
 
-def _check_comparable(dataset: str, found: Iterable[Run]) -> None:
+def _check_comparable(dataset: str, found: Iterable[QualityRun]) -> None:
     data, settings = set(), defaultdict(set)
     for run in found:
         data |= {(run.value["config"]["dataset"], len(system["places"])) for system in run.systems.values()}

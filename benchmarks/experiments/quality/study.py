@@ -38,7 +38,7 @@ PEER_NAMES: dict[Peer, str] = {"sasrec": "SASRec", "esasrec": "eSASRec", "hstu":
 
 
 @dataclass(frozen=True)
-class Source:
+class StudyDataset:
     """A data set: what ``fathom data prepare`` needs to know, the preset, and what differs from it."""
 
     source: str
@@ -52,11 +52,11 @@ def _amazon(options: PrepareOptions) -> PrepareOptions:
 
 
 DATASETS = {
-    "ml-100k": Source("ml-100k", "ml-100k"),
-    "ml-1m": Source("ml-1m", "ml-1m"),
-    "retail": Source("online-retail-ii", "retail", ("train.split=temporal",)),
-    "beauty": Source("parquet", "beauty", options=_amazon),
-    "electronics": Source("parquet", "beauty", options=_amazon),
+    "ml-100k": StudyDataset("ml-100k", "ml-100k"),
+    "ml-1m": StudyDataset("ml-1m", "ml-1m"),
+    "retail": StudyDataset("online-retail-ii", "retail", ("train.split=temporal",)),
+    "beauty": StudyDataset("parquet", "beauty", options=_amazon),
+    "electronics": StudyDataset("parquet", "beauty", options=_amazon),
 }
 
 
