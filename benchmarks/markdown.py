@@ -6,6 +6,8 @@ from typing import Any
 from fathom.training.metrics import Interval
 
 Row = Mapping[str, Any]
+Columns = Mapping[str, str | Callable[[Row], str]]
+"""Head -> the cell of a row, as a format string over its keys (``{median_us:,.0f}``) or a function of it."""
 
 
 def decimal(value: float, *, signed: bool = False) -> str:
@@ -33,11 +35,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) if rows else ""
 
 
-def table_of(rows: Iterable[Row], columns: Mapping[str, str | Callable[[Row], str]]) -> str:
-    """A Markdown table of a stored run's rows; "" without rows.
-
-    columns: head -> the cell of a row, as a format string over its keys (``{median_us:,.0f}``) or a function of it.
-    """
+def table_of(rows: Iterable[Row], columns: Columns) -> str:
+    """A Markdown table of a stored run's rows; "" without rows."""
     cells = [[cell.format(**row) if isinstance(cell, str) else cell(row) for cell in columns.values()] for row in rows]
     return table([*columns], cells)
 

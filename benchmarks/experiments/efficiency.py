@@ -22,6 +22,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from fathom.benchmarks.interleaved import interleaved
+from fathom.benchmarks.markdown import Columns, paragraphs, table_of
 from fathom.benchmarks.record import run, save_run
 from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle.export import export
@@ -162,6 +163,27 @@ def _measured(chains: Mapping[tuple[str, int], Chain], rounds: int) -> dict[str,
             )
             print(rows[-1], flush=True)
     return {"peak_gflops": round(peak, 1), "rows": rows}
+
+
+def section(run: Mapping[str, Any]) -> str:
+    """The run as docs/results.md tells it."""
+    columns: Columns = {
+        "blocks": "{block}",
+        "width": "{width}",
+        "batch": "{batch}",
+        "ms": "{ms:.1f}",
+        "GFLOP/s": "{gflops:.0f}",
+        "of the peak": "{share_of_peak:.0%}",
+        "where the time goes": lambda row: ", ".join(
+            f"{name} {share:.0%}" for name, share in list(row["operators"].items())[:5]
+        ),
+    }
+    return paragraphs(
+        "## How close engines come to the machine",
+        f"Depth 16, history {run['config']['history']}, fp32, one thread. The peak is that of a large matrix"
+        f" product on the same core: {run['result']['peak_gflops']:.0f} GFLOP/s.",
+        table_of(run["result"]["rows"], columns),
+    )
 
 
 def main() -> None:

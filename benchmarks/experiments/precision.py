@@ -13,12 +13,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from fathom.benchmarks.experiments import engine_memory
+from fathom.benchmarks.interleaved import interleaved
+from fathom.benchmarks.markdown import Columns, interval, paragraphs, percent, table_of
 from fathom.benchmarks.record import run, save_run
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.precision import Precision
@@ -28,6 +31,7 @@ from fathom.runtime.manifest import DepthInfo
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
+from fathom.training.metrics import Interval
 from fathom.training.splits import split
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
@@ -35,52 +39,26 @@ HISTORIES = (50, 200)
 WARM_UP_ROUNDS = 10
 SEED = 0
 
-# Opens engines of a bundle, runs each at its longest history, and tells what that took.
-_MEMORY = """
-import sys
-from pathlib import Path
-import numpy as np
-from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-with Bundle.open(Path(sys.argv[1])) as bundle:
-    import onnxruntime
-    before = peak()
-    with open_engine(bundle, depths=[int(depth) for depth in sys.argv[2:]]) as engine:
-        items = np.ones((1, bundle.manifest.model.max_history), np.int64)
-        for depth in engine.depths:
-            engine.run(items, None, depth)
-        print(before, peak())
-"""
-
 
 def memory_mb(bundle: Path, depths: tuple[int, ...]) -> tuple[float, float]:
     """Peak memory of a process before it opens the engines of these depths, and after it has run them."""
-    command = [sys.executable, "-c", _MEMORY, str(bundle), *map(str, depths)]
+    command = [sys.executable, "-m", engine_memory.__name__, str(bundle), *map(str, depths)]
     before, after = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return round(float(before), 1), round(float(after), 1)
 
 
-def times_ms(
-    engines: Mapping[Precision, Engine], items: int, repetitions: int
-) -> dict[tuple[Precision, int, int], float]:
+def times_ms(engines: Mapping[Precision, Engine], items: int, repetitions: int) -> dict[tuple[str, int, int], float]:
     """(precision, depth, history) -> median milliseconds of one request."""
     rng = np.random.default_rng(SEED)
-    runs = [
-        (name, depth, length) for name, engine in engines.items() for depth in engine.depths for length in HISTORIES
-    ]
-    spent = np.empty((len(runs), repetitions))
-    for turn in range(-WARM_UP_ROUNDS, repetitions):
-        histories = {length: rng.integers(1, items + 1, (1, length)) for length in HISTORIES}
-        for number in rng.permutation(len(runs)):
-            name, depth, length = runs[number]
-            begin = perf_counter()
-            engines[name].run(histories[length], None, depth)
-            if turn >= 0:
-                spent[number, turn] = perf_counter() - begin
-    return dict(zip(runs, (np.median(spent, axis=1) * 1e3).round(3).tolist(), strict=True))
+    histories = {length: rng.integers(1, items + 1, (1, length)) for length in HISTORIES}
+    calls = {
+        (name, depth, length): partial(engine.run, history, None, depth)
+        for name, engine in engines.items()
+        for depth in engine.depths
+        for length, history in histories.items()
+    }
+    took = interleaved(calls, repetitions, warm_up=WARM_UP_ROUNDS)
+    return {key: round(seconds * 1e3, 3) for key, seconds in took.items()}
 
 
 def measure(checkpoint: Checkpoint, dataset: Dataset, repetitions: int) -> dict[str, Any]:
@@ -120,6 +98,33 @@ def _quality(info: DepthInfo) -> dict[str, Any]:
         "max_abs_error": info.parity.max_abs_error,
         "top10_agreement": info.parity.top10_agreement,
     }
+
+
+def section(run: Mapping[str, Any]) -> str:
+    """The run as docs/results.md tells it."""
+    config, rows, together = run["config"], run["result"]["rows"], run["result"]["all_depths_peak_mb"]
+    alone = {row["precision"]: row["peak_mb"] for row in rows if row["depth"] == 16}
+    all_depths = ", ".join(f"{name} {peak:.0f} MB ({peak / alone[name]:.2f} x)" for name, peak in together.items())
+    model = config["model"]
+    columns: Columns = {
+        "precision": "{precision}",
+        "depth": "{depth}",
+        "engines KB": "{engines_kb:,}",
+        "peak MB": "{peak_mb:.0f}",
+        "history 50, ms": "{history_50_ms:.2f}",
+        "history 200, ms": "{history_200_ms:.2f}",
+        "NDCG@10": lambda row: interval(Interval(**row["ndcg@10"])),
+        "lost, %": lambda row: percent(Interval(**row["loss"])) if row["loss"] else "",
+    }
+    return paragraphs(
+        "## Precision" if model["width"] == 64 else f"### At width {model['width']}",
+        f"{config['data']}, {model['block']} blocks, width {model['width']}, one thread. Peak: of a process"
+        f" that opens the engines of this depth and runs them; before it opens any it holds"
+        f" {rows[0]['process_mb']:.0f} MB. Times: inside the engine, one request. Lost: the share"
+        " of NDCG@10 on the test items, against fp32, paired over users.",
+        table_of(rows, columns),
+        f"Peak with all depths together, and times that of depth 16 alone: {all_depths}.",
+    )
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fathom.benchmarks.markdown import Columns, decimal, paragraphs, percent, table, table_of
 from fathom.benchmarks.record import run, save_run
 from fathom.exporter.engines.reduced_quality import losses
 from fathom.exporter.planning.heal import heal
@@ -26,6 +27,7 @@ from fathom.runtime.manifest import MetricInterval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
+from fathom.training.metrics import Interval
 from fathom.training.model import ElasticModel
 from fathom.training.nf4 import linear_layers, pack, round_to_nf4
 from fathom.training.presets import apply_settings
@@ -117,6 +119,45 @@ def _shares(found: Mapping[int, MetricInterval]) -> str:
     return ", ".join(
         f"depth {depth} {each.value:+.2%} [{each.low:+.2%}, {each.high:+.2%}]" for depth, each in found.items()
     )
+
+
+def section(run: Mapping[str, Any]) -> str:
+    """The run as docs/results.md tells it."""
+    config, result, model = run["config"], run["result"], run["config"]["model"]
+    forms = {
+        "fp32": "fp32",
+        "NF4": "nf4",
+        f"NF4, adapters of rank {result['rank']} in fp32": "nf4_and_adapters",
+        f"NF4, adapters of rank {result['rank']} in fp16": "nf4_and_fp16_adapters",
+    }
+    files = [
+        [name, *(_file(result["bytes"], part, form) for part in ("weights", "network"))] for name, form in forms.items()
+    ]
+    columns: Columns = {
+        "depth": "{depth}",
+        "NDCG@10 in fp32": lambda row: decimal(row["ndcg@10"]),
+        "lost before healing": lambda row: percent(Interval(**row["lost_before_healing"])),
+        "lost after healing, per seed": lambda row: ", ".join(
+            percent(Interval(**each)) for each in row["lost_after_healing"]
+        ),
+    }
+    return paragraphs(
+        "## Four-bit weights with healed adapters",
+        f"{config['data']}, {model['block']} blocks, width {model['width']}. Of the weights NF4 changes"
+        f" {result['weight_error']['mean']:.1%} of their size (at most {result['weight_error']['largest']:.1%} in a"
+        " layer).",
+        table(["form", "weights of the blocks, KB", "whole network, KB"], files),
+        "Lost: the share of NDCG@10 on the test items against fp32, in %, paired over users; healed with"
+        f" {config['seeds']} seeds.",
+        table_of(result["rows"], columns),
+    )
+
+
+def _file(sizes: Mapping[str, int], part: str, form: str) -> str:
+    if f"{part}_{form}" not in sizes:
+        return ""
+    size, whole = sizes[f"{part}_{form}"], sizes[f"{part}_fp32"]
+    return f"{size / 1e3:,.0f}" + ("" if form == "fp32" else f" ({1 - size / whole:.1%} smaller)")
 
 
 def main() -> None:
