@@ -22,7 +22,8 @@ from fathom.benchmarks.experiments.quality.study import Study, open_dataset
 from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export
-from fathom.exporter.certification.certify import FAMILIES, CertificationData, certify, measure_bundle
+from fathom.exporter.certification.certify import CertificationData, certify, measure_bundle
+from fathom.exporter.certification.families import FAMILIES
 from fathom.exporter.certification.outcomes import Outcomes
 from fathom.exporter.certification.routing_curves import (
     Curve,

@@ -13,19 +13,25 @@ There is no seed to choose, and other users, their order or their names change n
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import ArtefactError, ConfigError, DataError
 from fathom.exporter.bundle.derive import rewrite
-from fathom.exporter.certification.outcomes import Costs, Outcomes, Progress, measure_costs, measure_outcomes
+from fathom.exporter.certification.families import Family, family_members
+from fathom.exporter.certification.outcomes import (
+    Costs,
+    Floats,
+    Outcomes,
+    Progress,
+    in_order,
+    measure_costs,
+    measure_outcomes,
+)
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digest
@@ -40,33 +46,12 @@ from fathom.selector.certificate import (
     users_needed,
 )
 from fathom.selector.features import Features
-from fathom.selector.learned import LossModel
-from fathom.selector.routing import (
-    Asked,
-    Cascade,
-    Learned,
-    Routing,
-    gated,
-    neighbours_mixed,
-    priced,
-    thresholds,
-)
+from fathom.selector.routing import Routing
 from fathom.training.dataset import Dataset
 from fathom.training.splits import split
 
-Family = Literal["mixture", "rule", "learned", "cascade"]
-FAMILIES: tuple[Family, ...] = ("mixture", "rule", "learned", "cascade")
-
-#: Steps of a family between two neighbouring depths, or in all.
-STEPS = 20
-#: The share of users that a learned family learns from.
-LEARNING = 1 / 3
 #: The part of delta that the bound of the agreement may fail with.
 AGREEMENT_PART = 0.1
-
-Floats = NDArray[np.float64]
-#: Requests that something is learned from, at least.
-FEWEST = 50
 
 
 @dataclass(frozen=True)
@@ -111,7 +96,7 @@ def check_risk(eps: float, delta: float) -> None:
 
 def certify(
     bundle: Bundle,
-    measured: CertificationData,
+    data: CertificationData,
     *,
     eps: float,
     delta: float,
@@ -127,12 +112,12 @@ def certify(
     for depths in depth_sets:
         if len(depths) < 2 or not set(depths) <= set(bundle.depths):
             raise ConfigError(f"depths {depths} cannot be certified: the bundle has {bundle.depths}; give two or more")
-    test, copies = in_order(measured.test)
+    test, copies = in_order(data.test)
     claims = [
-        _claim(measured, test, copies, tuple(sorted(depths)), family, eps=eps, level=delta / len(depth_sets))
+        _claim(data, test, copies, tuple(sorted(depths)), family, eps=eps, level=delta / len(depth_sets))
         for depths in depth_sets
     ]
-    means = measured.costs.of(test.lengths).mean(0)
+    means = data.costs.of(test.lengths).mean(0)
     return Certificate(
         schema_version=SCHEMA_VERSION,
         metric="ndcg@10",
@@ -141,9 +126,9 @@ def certify(
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         seed=None,
         dataset=bundle.manifest.source.dataset,
-        part=f"{measured.part}, test",
+        part=f"{data.part}, test",
         files=answering_files(bundle.manifest),
-        costs_ms={d: round(float(ms), 4) for d, ms in zip(measured.costs.depths, means, strict=True)},
+        costs_ms={d: round(float(ms), 4) for d, ms in zip(data.costs.depths, means, strict=True)},
         claims=tuple(claims),
         depths={depth: depth_digest(bundle.manifest, depth) for depth in bundle.depths},
         merged=int(copies.sum()),
@@ -156,30 +141,8 @@ def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
     return rewrite(bundle, {CERTIFICATE_FILE: data}, schema_version=BUNDLE_SCHEMA)
 
 
-def in_order(test: Outcomes) -> tuple[Outcomes, NDArray[np.bool_]]:
-    """The same requests in the order that betting reads them in, and which of them repeat an earlier case, (n,).
-
-    A request's place follows from a hash of its case and of how many equal ones were met before. So the order is as
-    good as random, copies are spread evenly, and the first of each case stand as they would without any copies.
-    """
-    met: Counter[bytes] = Counter()
-    keys, repeats = [], []
-    for digest in test.digests.tolist():
-        keys.append(sha256(digest + met[digest].to_bytes(8, "little")).digest())
-        repeats.append(met[digest] > 0)
-        met[digest] += 1
-    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
-    return test.select(order), np.array(repeats, dtype=np.bool_)[order]
-
-
-def distinct(requests: Outcomes) -> Outcomes:
-    """Each case once."""
-    ordered, copies = in_order(requests)
-    return ordered.select(~copies)
-
-
 def _claim(
-    measured: CertificationData,
+    data: CertificationData,
     test: Outcomes,
     copies: NDArray[np.bool_],
     depths: tuple[int, ...],
@@ -188,58 +151,55 @@ def _claim(
     eps: float,
     level: float,
 ) -> Claim:
-    costs = measured.costs.at_depths(depths)
-    test = test.at_depths(depths)
-    members: Sequence[Routing]
-    if family in ("learned", "cascade"):
-        known, judges = _learning(measured, test, copies)
-        members = learned_members(known, costs) if family == "learned" else cascade_members(known, costs)
-        test, copies = test.select(judges), copies[judges]
-    else:
-        members = neighbours_mixed(depths, STEPS) if family == "mixture" else thresholds(depths, STEPS)
+    costs, test = data.costs.at_depths(depths), test.at_depths(depths)
+    routings, judges = family_members(family, data.validation.at_depths(depths), test, copies, costs)
+    test, copies = test.select(judges), copies[judges]
     each_once = test.select(~copies)
     counted = [each_once, test] if copies.any() else [each_once]
-    passed = [
-        certified(each.quality[:, -1], (_routed(member, each) for member in members), eps=eps, level=level)
+    passed = min(
+        certified(each.quality[:, -1], (_routed(routing, each) for routing in routings), eps=eps, level=level)
         for each in counted
-    ]
-    if min(passed) == 0:
-        return Claim(depths, family, level, len(each_once), needed=_needed(counted, members[0], eps=eps, level=level))
-    chosen = members[min(passed) - 1]
+    )
+    claim = Claim(depths, family, level, len(each_once))
+    if passed == 0:
+        return replace(claim, needed=_needed(counted, routings[0], eps=eps, level=level))
+    chosen = routings[passed - 1]
     full, quality = each_once.quality[:, -1], _routed(chosen, each_once)
-    alone = costs.of(each_once.lengths)
-    ms = costs.of(each_once.lengths, walked=True) if family == "cascade" else alone
-    return Claim(
-        depths,
-        family,
-        level,
-        len(each_once),
+    return replace(
+        claim,
         routing=chosen,
         kept=round(float(quality.mean() / full.mean()), 6),
-        saved=round(1 - float((chosen.probabilities(each_once.asked) * ms).sum() / alone[:, -1].sum()), 6),
+        saved=round(1 - _share_of_compute(chosen, each_once, costs, walked=family == "cascade"), 6),
         agreement=_agreement(counted, chosen, level=level * AGREEMENT_PART),
         buckets=buckets(full, quality, _by(each_once), level=level),
     )
 
 
-def _routed(member: Routing, requests: Outcomes) -> Floats:
+def _share_of_compute(routing: Routing, requests: Outcomes, costs: Costs, *, walked: bool) -> float:
+    """Of what the deepest depth costs for all of them."""
+    ms = costs.of(requests.lengths, walked=walked)
+    alone = costs.of(requests.lengths)
+    return float((routing.probabilities(requests.asked) * ms).sum() / alone[:, -1].sum())
+
+
+def _routed(routing: Routing, requests: Outcomes) -> Floats:
     """The quality that each request is expected to get, (n,)."""
-    expected: Floats = (member.probabilities(requests.asked) * requests.quality).sum(1)
+    expected: Floats = (routing.probabilities(requests.asked) * requests.quality).sum(1)
     return expected
 
 
-def _needed(counted: Sequence[Outcomes], member: Routing, *, eps: float, level: float) -> int | None:
-    needed = [users_needed(each.quality[:, -1], _routed(member, each), eps=eps, level=level) for each in counted]
+def _needed(counted: Sequence[Outcomes], routing: Routing, *, eps: float, level: float) -> int | None:
+    needed = [users_needed(each.quality[:, -1], _routed(routing, each), eps=eps, level=level) for each in counted]
     known = [count for count in needed if count is not None]
     # It is an estimate; that those who are there were too few is certain.
     return max(*known, len(counted[0]) + 1) if len(known) == len(needed) else None
 
 
-def _agreement(counted: Sequence[Outcomes], member: Routing, *, level: float) -> float | None:
+def _agreement(counted: Sequence[Outcomes], routing: Routing, *, level: float) -> float | None:
     """A bound of the mean agreement of requests that are not routed to the deepest depth, however users count."""
     bounds = []
     for each in counted:
-        chance = member.probabilities(each.asked)[:, :-1]
+        chance = routing.probabilities(each.asked)[:, :-1]
         # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
         weighted, elsewhere = (chance * each.agreement[:, :-1]).sum(1), chance.sum(1)
         if elsewhere.any():
@@ -250,48 +210,6 @@ def _agreement(counted: Sequence[Outcomes], member: Routing, *, level: float) ->
 def _by(test: Outcomes) -> Mapping[str, Floats]:
     names = Features._fields
     return {name: test.features[:, names.index(name)] for name in ("length", "popularity")}
-
-
-def _learning(
-    measured: CertificationData, test: Outcomes, copies: NDArray[np.bool_]
-) -> tuple[list[Outcomes], NDArray[np.bool_]]:
-    """What is learned from, and which rows of ``test`` may judge it: none whose case was learned from."""
-    each_once = test.select(~copies)
-    learners = each_once.select(np.arange(int(len(each_once) * LEARNING)))
-    learned = set(learners.digests.tolist())
-    judges = np.array([digest not in learned for digest in test.digests.tolist()], dtype=np.bool_)
-    judged = set(test.digests[judges].tolist())
-    # In an order of its own: cross-validation takes its folds by place.
-    validation, _ = in_order(measured.validation.at_depths(test.depths))
-    unseen = np.array([digest not in judged for digest in validation.digests.tolist()], dtype=np.bool_)
-    return [learners, validation.select(unseen & np.isin(validation.users, learners.users))], judges
-
-
-def learned_members(known: Sequence[Outcomes], costs: Costs) -> list[Learned]:
-    """The family ``learned``, from requests whose answers are known; raises DataError for too few."""
-    asked, quality, relative = _together(known, costs, walked=False)
-    model = LossModel.fit(asked.features, quality[:, -1:] - quality[:, :-1])
-    return priced(model, costs.depths, relative, asked, 3 * STEPS)
-
-
-def cascade_members(known: Sequence[Outcomes], costs: Costs) -> list[Cascade]:
-    """The family ``cascade``, from requests whose answers are known; raises DataError for too few."""
-    asked, quality, relative = _together(known, costs, walked=True)
-    gates = [
-        LossModel.fit(asked.at_exit(place), quality[:, place + 1 :] - quality[:, place, None])
-        for place in range(len(costs.depths) - 1)
-    ]
-    return gated(gates, costs.depths, relative, asked, 3 * STEPS)
-
-
-def _together(known: Sequence[Outcomes], costs: Costs, *, walked: bool) -> tuple[Asked, Floats, list[float]]:
-    """Requests, their quality (n, D), and the mean cost of each depth relative to the deepest."""
-    asked = Asked(*(np.concatenate(parts) for parts in zip(*(each.asked for each in known), strict=True)))
-    if len(asked.features) < FEWEST:
-        raise DataError(f"{len(asked.features)} requests are too few to learn a routing from; use the mixture")
-    ms = np.concatenate([costs.of(each.lengths, walked=walked) for each in known])
-    relative: list[float] = (ms.mean(0) / ms[:, -1].mean()).tolist()
-    return asked, np.concatenate([each.quality for each in known]), relative
 
 
 def answering_files(manifest: Manifest) -> dict[str, str]:

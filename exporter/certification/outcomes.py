@@ -1,6 +1,7 @@
 """What a bundle answers to requests whose right answer is known, at every depth, and what each answer costs."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from hashlib import sha256
@@ -140,6 +141,28 @@ def case_digests(cases: Cases, longest: int) -> NDArray[np.void]:
     histories = (cases.histories[row][-longest:].astype("<i4").tobytes() for row in range(len(cases)))
     found = [sha256(items + target.tobytes()).digest() for items, target in zip(histories, targets, strict=True)]
     return np.array(found, dtype="V32")
+
+
+def in_order(test: Outcomes) -> tuple[Outcomes, NDArray[np.bool_]]:
+    """The same requests in the order that betting reads them in, and which of them repeat an earlier case, (n,).
+
+    A request's place follows from a hash of its case and of how many equal ones were met before. So the order is as
+    good as random, copies are spread evenly, and the first of each case stand as they would without any copies.
+    """
+    met: Counter[bytes] = Counter()
+    keys, repeats = [], []
+    for digest in test.digests.tolist():
+        keys.append(sha256(digest + met[digest].to_bytes(8, "little")).digest())
+        repeats.append(met[digest] > 0)
+        met[digest] += 1
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    return test.select(order), np.array(repeats, dtype=np.bool_)[order]
+
+
+def distinct(requests: Outcomes) -> Outcomes:
+    """Each case once."""
+    ordered, copies = in_order(requests)
+    return ordered.select(~copies)
 
 
 def measure_costs(bundle: Bundle, engine: Engine) -> Costs:

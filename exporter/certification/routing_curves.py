@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.exporter.certification.certify import cascade_members, learned_members
+from fathom.exporter.certification.families import cascade_members, learned_members
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel, cross_fitted

@@ -12,7 +12,8 @@ import numpy as np
 
 from fathom.artefacts import REPORT_FOLDER, ROUTING_PAGE, ROUTING_PLOT, check_output
 from fathom.errors import MissingExtraError
-from fathom.exporter.certification.certify import CertificationData, distinct
+from fathom.exporter.certification.certify import CertificationData
+from fathom.exporter.certification.outcomes import distinct
 from fathom.exporter.certification.routing_curves import (
     PolicyResult,
     evaluate_policy,
@@ -153,40 +154,54 @@ def _areas(axes: "Axes", report: RoutingReport) -> None:
 
 def page(report: RoutingReport, certificate: Certificate, picture: bytes) -> str:
     """One HTML file that needs nothing else."""
+    title = f"Routing of {report.name}"
+    main = f"""<h1>{escape(title)}</h1>
+<p>{_verdict(report)}</p>
+{_certified(certificate)}<h2>Policies against random mixing</h2>
+<img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
+{_policies(report)}{_features(report)}"""
+    style = " img { max-width: 100%; background: white; border-radius: 6px; }"
+    return document(title, ROUTING_PAGE.mark, main, style=style, images=True)
+
+
+def _certified(certificate: Certificate) -> str:
     claims = "".join(_claim_row(claim) for claim in certificate.claims)
     merged = f"<p>{certificate.merged:,} {SAME_CASE}.</p>\n" if certificate.merged else ""
+    return f"""<h2>Certificate: at least {percent(1 - certificate.eps)} of the deepest depth's NDCG@10</h2>
+<p>Each routing below keeps that much; the probability that any of this is wrong is at most
+{percent(certificate.delta)}. The figures for quality and compute are estimates.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
+<th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
+{merged}"""
+
+
+def _policies(report: RoutingReport) -> str:
     rows = "".join(
         f"<tr><th scope=row>{escape(each.name)}</th><td>{each.area:+.5f} [{each.low:+.5f}, {each.high:+.5f}]</td>"
         f"<td style='text-align:left'>{escape(WHAT[each.name])}</td></tr>"
         for each in report.policies
     )
-    features = "".join(
-        f"<tr><th scope=row>{escape(name)}</th><td>{r:+.3f} [{low:+.3f}, {high:+.3f}]</td></tr>"
-        for name, (r, low, high) in report.features.items()
-    )
-    body = f"""<h1>Routing of {escape(report.name)}</h1>
-<p>{_verdict(report)}</p>
-<h2>Certificate: at least {percent(1 - certificate.eps)} of the deepest depth's NDCG@10</h2>
-<p>Each routing below keeps that much; the probability that any of this is wrong is at most
-{percent(certificate.delta)}. The figures for quality and compute are estimates.</p>
-<div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
-<th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
-{merged}<h2>Policies against random mixing</h2>
-<img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
+    return f"""\
 <p>Answering each request at a depth chosen at random reaches every point on the dashed line, the convex hull of the
 static depths. Area: by how much NDCG@10 a policy lies above that line on average, for {report.users:,} test users. What
 is learned is learned from validation items and judged on test items.</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>policy</th><th>area [95 %]</th>
 <th style="text-align:left">what it does</th></tr></thead><tbody>{rows}</tbody></table></div>
-<h2>Which features predict what the shallowest depth loses</h2>
+"""
+
+
+def _features(report: RoutingReport) -> str:
+    rows = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{r:+.3f} [{low:+.3f}, {high:+.3f}]</td></tr>"
+        for name, (r, low, high) in report.features.items()
+    )
+    return f"""<h2>Which features predict what the shallowest depth loses</h2>
 <p>Correlation of each feature with the loss, NDCG@10 at depth {report.depths[-1]} minus NDCG@10 at depth
 {report.depths[0]}. All features together explain {report.explained:+.4f} of its variance (cross-fitted R&sup2;; below
 zero means that a constant predicts better).</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>feature</th><th>r [95 %]</th></tr></thead>
-<tbody>{features}</tbody></table></div>
+<tbody>{rows}</tbody></table></div>
 """
-    style = " img { max-width: 100%; background: white; border-radius: 6px; }"
-    return document(f"Routing of {report.name}", ROUTING_PAGE.mark, body, style=style, images=True)
 
 
 def _verdict(report: RoutingReport) -> str:

@@ -6,9 +6,9 @@ A part of the package and not of a bundle, because nothing in it depends on a mo
 """
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fathom.exporter.engines.search_graph import engine_bytes
 from fathom.files import write_bytes
 from fathom.runtime.engines.cuda import LOOKUP
 
@@ -29,11 +29,7 @@ def lookup_graph() -> bytes:
     ]
     outputs = [helper.make_tensor_value_info("item_vectors", TensorProto.FLOAT, ["batch", "history", "width"])]
     one = numpy_helper.from_array(np.array(1, np.int64), "one")
-    graph = helper.make_graph(nodes, "lookup", inputs, outputs, [one])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model)
-    encoded: bytes = model.SerializeToString(deterministic=True)
-    return encoded
+    return engine_bytes(helper.make_graph(nodes, "lookup", inputs, outputs, [one]))
 
 
 if __name__ == "__main__":

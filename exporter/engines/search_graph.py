@@ -42,24 +42,32 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
         helper.make_node("ScatterND", ["all", "hidden", "updates"], ["left"]),
         helper.make_node("If", ["masked"], names, then_branch=masked, else_branch=plain),
     ]
-    inputs = [
-        helper.make_tensor_value_info("users", TensorProto.FLOAT, ["rows", "width"]),
-        helper.make_tensor_value_info("vectors", _TYPES[precision], ["n", "width"]),
-        *([helper.make_tensor_value_info("scales", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
-        helper.make_tensor_value_info("hidden", TensorProto.INT64, ["m", 2]),
-        helper.make_tensor_value_info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
-        helper.make_tensor_value_info("masked", TensorProto.BOOL, []),
-        helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
-    ]
     constants: dict[str, NDArray[Any]] = {"never": np.array(-np.inf, np.float32)}
     if chunk is not None:
         constants |= _numbers(chunk)
     made = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "search", inputs, _results(*names), made)
+    return engine_bytes(helper.make_graph(nodes, "search", _inputs(precision), _results(*names), made))
+
+
+def engine_bytes(graph: onnx.GraphProto) -> bytes:
+    """A graph as an ONNX file that is a part of the package."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
     encoded: bytes = model.SerializeToString(deterministic=True)
     return encoded
+
+
+def _inputs(precision: ItemPrecision) -> list[onnx.ValueInfoProto]:
+    info = helper.make_tensor_value_info
+    return [
+        info("users", TensorProto.FLOAT, ["rows", "width"]),
+        info("vectors", _TYPES[precision], ["n", "width"]),
+        *([info("scales", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
+        info("hidden", TensorProto.INT64, ["m", 2]),
+        info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
+        info("masked", TensorProto.BOOL, []),
+        info("k", TensorProto.INT64, [1]),
+    ]
 
 
 def _scores(precision: ItemPrecision) -> list[onnx.NodeProto]:

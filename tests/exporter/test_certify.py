@@ -16,13 +16,12 @@ from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
 from fathom.exporter.bundle.report import fact_rows
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.certification.certify import (
-    FAMILIES,
     CertificationData,
-    Family,
     certify,
     measure_bundle,
     write_certificate,
 )
+from fathom.exporter.certification.families import FAMILIES, Family
 from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
 from fathom.exporter.certification.routing_curves import (
     PolicyResult,
