@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks.device_tables import device_sections
+from fathom.benchmarks.experiments import parity, routing, training_throughput
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
 from fathom.benchmarks.experiments.quality import plots
@@ -22,8 +23,7 @@ from fathom.benchmarks.experiments.quality.tables import (
     quality_sections,
     seeds,
 )
-from fathom.benchmarks.experiments.routing_tables import PICTURE as ROUTING_PICTURE
-from fathom.benchmarks.experiments.routing_tables import areas_figure, load_routed, routing_sections
+from fathom.benchmarks.experiments.routing_tables import routing_sections
 from fathom.benchmarks.markdown import decimal, paragraphs, table, table_of
 from fathom.benchmarks.record import RESULTS, run
 from fathom.benchmarks.serving_tables import serving_sections
@@ -46,8 +46,8 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
     pictures = {name: svg(figure) for name, figure in plots.figures(found, engine).items()}
     measured = load_measured(folder)
     more = {PICTURE: svg(lattice_figure(measured))} if measured else {}
-    if routed := load_routed(folder):
-        more[ROUTING_PICTURE] = svg(areas_figure(routed))
+    if routed := routing.load_routed(folder):
+        more[routing.PICTURE] = svg(routing.areas_figure(routed))
     return {
         **{f"docs/figures/{name}.svg": picture for name, picture in (pictures | more).items()},
         "docs/results.md": results_page(folder, found, pictures).encode(),
@@ -79,8 +79,12 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
         *quality_sections(quality, engine, pictures),
         importance_section(load_measured(folder)),
         *routing_sections(folder),
-        training_section(folder),
-        _parity_section(_load(folder, "parity")),
+        *(
+            [training_throughput.section(_load(folder, path.stem))]
+            if (path := folder / "training_throughput.json").exists()
+            else []
+        ),
+        parity.section(_load(folder, "parity")),
         _engine_section(engine),
         _selector_section(_load(folder, "selector_latency")),
         _server_section(_load(folder, "server_start"), _load(folder, "grpc_echo")),
@@ -94,7 +98,7 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
     """The figures that README.md shows, between its markers."""
     by_name = {pool.dataset: pool for pool in quality}
     echo, start = _load(folder, "grpc_echo")["result"], _load(folder, "server_start")["result"]["median"]
-    parity = _load(folder, "parity")["result"]["rows"]
+    compared = _load(folder, "parity")["result"]["rows"]
     depth_4, depth_16 = (_engine(folder, depth) for depth in (4, 16))
     decisions = [r for r in _load(folder, "selector_latency")["result"]["rows"] if r["history"] == 200]
     facts = [
@@ -103,8 +107,8 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
         *counting_facts(quality),
         *certified_fact(folder),
         f"engines against torch, history 1 to 200: largest error of a user vector"
-        f" {max(r['max_abs_error'] for r in parity):.1e}; the same top 10 for"
-        f" {min(r['identical_share'] for r in parity):.1%} of {parity[0]['users']} users",
+        f" {max(r['max_abs_error'] for r in compared):.1e}; the same top 10 for"
+        f" {min(r['identical_share'] for r in compared):.1%} of {compared[0]['users']} users",
         f"one request inside the engine, history 50, one thread: {depth_4['median_us'] / 1e3:.2f} ms at depth 4,"
         f" {depth_16['median_us'] / 1e3:.2f} ms at depth 16: {depth_4['share_of_deepest']:.2f} of it",
         f"one decision of the selector, history 200: median {max(r['median_us'] for r in decisions):.0f} µs,"
@@ -151,34 +155,6 @@ def _figures(pool: Pool | None, wanted: Sequence[tuple[str, str]]) -> list[list[
     """System, HR@10 and NDCG@10 of those that were run."""
     found = [] if pool is None else [(pool, arm, name, pool.mean((arm, name))) for arm, name in wanted]
     return [[name, decimal(mean_hr(of, arm, name)), decimal(ndcg.value)] for of, arm, name, ndcg in found if ndcg]
-
-
-def training_section(folder: Path) -> str:
-    """How fast training is, "" when that was not measured."""
-    if not (folder / "training_throughput.json").exists():
-        return ""
-    result = _load(folder, "training_throughput")["result"]
-    rows = [
-        [r["preset"], r["stage"], *(f"{speed:,}" for speed in r["events_per_s"].values())]
-        + [str(r[key]) for key in ("ratio", "ratio_same_batches", "achieved_gflops", "share_of_peak")]
-        for r in result["rows"]
-    ]
-    head = ["preset", "stage", "straightforward, events/s", "on Fathom's batches", "Fathom", "ratio"]
-    head += ["ratio, same batches", "GFLOP/s", "share of the peak"]
-    peak = f"The peak is that of a large fp32 matrix product on the same machine: {result['peak_gflops']} GFLOP/s."
-    return f"## Training speed against the straightforward loop of the same model\n\n{table(head, rows)}\n\n{peak}"
-
-
-def _parity_section(parity: Run) -> str:
-    low, high = parity["config"]["history_lengths"]
-    columns = {
-        "depth": "{depth}",
-        "largest error of the user vector": "{max_abs_error:.1e}",
-        "identical top 10": "{identical_share:.2%}",
-        "users": "{users}",
-    }
-    title = f"## Engines against torch, history {low} to {high}"
-    return paragraphs(title, table_of(parity["result"]["rows"], columns))
 
 
 def _engine_section(engine: Run) -> str:

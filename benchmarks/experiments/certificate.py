@@ -8,11 +8,14 @@ Writes results/certificate.json.
 """
 
 import argparse
+from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.record import run, save_run
 from fathom.selector.certificate import certified
 
@@ -56,17 +59,31 @@ def measure(replications: int, seed: int) -> list[dict[str, Any]]:
             "users": users,
             "changed": changed,
             "eps": eps,
-            "wrong": share_certified(
-                users=users, changed=changed, eps=eps, loss=eps, replications=replications, seed=seed
-            ),
-            "power": share_certified(
-                users=users, changed=changed, eps=eps, loss=0.0, replications=replications, seed=seed
-            ),
+            **{
+                name: share_certified(
+                    users=users, changed=changed, eps=eps, loss=loss, replications=replications, seed=seed
+                )
+                for name, loss in (("wrong", eps), ("power", 0.0))
+            },
         }
-        for eps in EPSILONS
-        for changed in CHANGED
-        for users in USERS
+        for eps, changed, users in product(EPSILONS, CHANGED, USERS)
     ]
+
+
+def section(run: Mapping[str, Any]) -> str:
+    """The run as docs/results.md tells it."""
+    columns = {
+        "eps": "{eps:.0%}",
+        "users answered differently": "{changed:.0%}",
+        "users": "{users:,}",
+        "certified at a loss of exactly eps": "{wrong:.1%}",
+        "certified at no loss": "{power:.1%}",
+    }
+    about = (
+        f"{run['config']['replications']:,} simulated replications each, delta {run['config']['delta']:.0%}: the first"
+        " share must stay below delta, the second is the power."
+    )
+    return paragraphs("### Does the certificate keep its word?", about, table_of(run["result"]["rows"], columns))
 
 
 def main() -> None:

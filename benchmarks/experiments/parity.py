@@ -8,9 +8,12 @@ are those that `fathom build` left beside the bundle, unless --checkpoint and --
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.record import run, save_run
 from fathom.errors import ArtefactError
 from fathom.exporter.engines.engine_set import EngineSet
@@ -19,6 +22,18 @@ from fathom.runtime.bundle import Bundle
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.splits import split
+
+
+def section(run: Mapping[str, Any]) -> str:
+    """The run as docs/results.md tells it."""
+    low, high = run["config"]["history_lengths"]
+    columns = {
+        "depth": "{depth}",
+        "largest error of the user vector": "{max_abs_error:.1e}",
+        "identical top 10": "{identical_share:.2%}",
+        "users": "{users}",
+    }
+    return paragraphs(f"## Engines against torch, history {low} to {high}", table_of(run["result"]["rows"], columns))
 
 
 def main(arguments: list[str] | None = None) -> Path:

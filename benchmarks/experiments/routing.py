@@ -10,15 +10,22 @@ boosted trees over all features and what the first exit says of its own answer. 
 """
 
 import argparse
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fathom.benchmarks.experiments.drawing import BLUE, GREY, INK, STYLE
 from fathom.benchmarks.experiments.quality.arms import ARMS
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
+from fathom.benchmarks.experiments.quality.tables import dataset_title, page_order
+from fathom.benchmarks.markdown import Columns, decimal, paragraphs, table_of
 from fathom.benchmarks.record import run, save_run
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export
@@ -42,6 +49,19 @@ from fathom.training.dataset import Dataset
 WORK = Path("build/routing")
 EPSILONS = (0.05, 0.01)
 DELTA = 0.05
+PICTURE = "routing-areas"
+SERVABLE = ("length", "rule", "learned", "cascade")
+COMPARED = (*SERVABLE, "boosted")
+WHAT = {
+    "length": "length alone",
+    "rule": "complexity rule",
+    "learned": "learned",
+    "cascade": "cascade",
+    "boosted": "boosted trees (reference)",
+    "hindsight": "hindsight (unreachable)",
+}
+
+Run = Mapping[str, Any]
 
 
 def opened(name: str, seed: int, dataset: Dataset) -> Bundle:
@@ -109,6 +129,123 @@ def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any)
     words = None if claim.routing is None else claim.routing.words
     figures = {name: getattr(claim, name) for name in ("policy", "users", "kept", "saved", "agreement", "needed")}
     return {"eps": eps, "delta": DELTA, "routing": words, **figures, "buckets": [asdict(b) for b in claim.buckets]}
+
+
+def load_routed(folder: Path) -> list[Run]:
+    """All stored networks, in the order of the page."""
+    runs = [json.loads(path.read_bytes()) for path in (folder / "routing").glob("*.json")]
+    return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
+
+
+def section(runs: Sequence[Run]) -> str:
+    """The runs as docs/results.md tells them, "" without runs."""
+    return paragraphs(_policies(runs), _needs_more_table(runs), _certified(runs)) if runs else ""
+
+
+def areas_figure(runs: Sequence[Run]) -> Figure:
+    """Each policy's area above the hull, as a share of what separates the deepest depth from the shallowest."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 1.2 + 0.55 * len(COMPARED) * ((len(runs) + 2) // 3)), layout="constrained")
+        columns = min(3, len(runs))
+        panels = figure.subplots((len(runs) + columns - 1) // columns, columns, squeeze=False, sharey=True).ravel()
+        for panel, run in zip(panels, runs, strict=False):
+            areas = {each["name"]: each for each in run["result"]["report"]["policies"]}
+            for place, name in enumerate(reversed(COMPARED)):
+                each = areas[name]
+                panel.plot([1e3 * each["low"], 1e3 * each["high"]], [place, place], color=BLUE, linewidth=2)
+                panel.plot(1e3 * each["area"], place, "o", color=BLUE, markersize=5)
+            panel.axvline(0, color=INK, linewidth=0.8)
+            panel.set_yticks(range(len(COMPARED)), [WHAT[name] for name in reversed(COMPARED)])
+            panel.set_ylim(-0.6, len(COMPARED) - 0.4)
+            panel.set_title(f"{_name(run)}", loc="left", fontsize=9)
+        for panel in panels[len(runs) :]:
+            panel.set_visible(False)
+        figure.supxlabel("mean NDCG@10 above the hull of static depths, in thousandths", fontsize=9, color=GREY)
+        return figure
+
+
+def _policies(runs: Sequence[Run]) -> str:
+    rows = []
+    for each in runs:
+        report = each["result"]["report"]
+        areas = {policy["name"]: _thousandths(policy) for policy in report["policies"]}
+        rows.append(
+            {"network": _name(each), "gap": report["static"][-1][1] - report["static"][0][1], **report, **areas}
+        )
+    columns: Columns = {
+        "network": "{network}",
+        "NDCG@10, deepest less shallowest": lambda row: decimal(row["gap"], signed=True),
+        "R² of the loss, cross-fitted": "{explained:+.4f}",
+        **{what: f"{{{name}}}" for name, what in WHAT.items()},
+    }
+    servable = [(run, each) for run in runs for each in run["result"]["report"]["policies"] if each["name"] in SERVABLE]
+    above = [f"{WHAT[each['name']]} ({_name(run)})" for run, each in servable if each["low"] > 0]
+    verdict = (
+        f"Of {len(servable)} servable policies, those above the hull with their whole interval: {len(above)}"
+        f"{': ' if above else ''}{', '.join(above)}; by chance alone {0.025 * len(servable):.1f}. Where static depths"
+        " differ, which request needs more depth can hardly be told from the request; so the certificate mixes depths."
+    )
+    about = (
+        "Area: mean NDCG@10 above the convex hull of the static depths (random mixing reaches every point of the hull),"
+        " over the hull's range of measured cost, in thousandths, with a 95 % interval over users. Learned on"
+        " validation items, judged on test items."
+    )
+    picture = f"![What knowing the request is worth](figures/{PICTURE}.svg)"
+    return paragraphs("## Routing against random mixing", verdict, about, table_of(rows, columns), picture)
+
+
+def _thousandths(area: Run) -> str:
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(1e3 * area[key] for key in ("area", "low", "high")))
+
+
+def _needs_more_table(runs: Sequence[Run]) -> str:
+    rows = [
+        {"network": _name(run), "profile": tier, **figures}
+        for run in runs
+        for tier, figures in run["result"]["needs_more"].items()
+    ]
+    columns: Columns = {
+        "network": "{network}",
+        "profile": "{profile}",
+        "shallow / deep": "{shallow} / {deep}",
+        "need more": "{share:.1%}",
+        "accuracy of the rule": "{accuracy_threshold:.1%}",
+        "of the best threshold": "{accuracy_best_threshold:.1%}",
+        "of a constant": "{accuracy_constant:.1%}",
+        "AUC of complexity": "{auc_complexity:.3f}",
+        "AUC, learned": "{auc_learned:.3f}",
+    }
+    about = (
+        "A request needs more when the deep depth answers it better than the shallow one. An accuracy says little"
+        " beside that of a constant."
+    )
+    return paragraphs("### Does complexity tell which requests need more?", about, table_of(rows, columns))
+
+
+def _certified(runs: Sequence[Run]) -> str:
+    columns: Columns = {
+        "network": "{network}",
+        "eps": "{eps:.0%}",
+        "family": "{policy}",
+        "users": "{users:,}",
+        "certified routing": lambda claim: claim["routing"] or f"not certified: {_needed(claim)}",
+        "quality kept": lambda claim: f"{claim['kept']:.1%}" if claim["routing"] else "",
+        "compute saved": lambda claim: f"{claim['saved']:.1%}" if claim["routing"] else "",
+    }
+    about = (
+        "The cheapest routing whose NDCG@10 is shown to be at least (1 - eps) of the deepest depth's, wrong with"
+        " probability at most 5 %. Kept: estimate. Saved: by the measured cost of a request alone, by its length."
+    )
+    rows = [{"network": _name(run), **claim} for run in runs for claim in run["result"]["claims"]]
+    return paragraphs("### What is certified", about, table_of(rows, columns))
+
+
+def _needed(claim: Run) -> str:
+    return f"about {claim['needed']:,} users needed" if claim["needed"] else "too much is lost"
+
+
+def _name(run: Run) -> str:
+    return f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}"
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from fathom.benchmarks.experiments import certificate
 from fathom.benchmarks.experiments.drawing import svg
-from fathom.benchmarks.experiments.routing_tables import areas_figure, load_routed, routing_sections
+from fathom.benchmarks.experiments.routing import areas_figure, load_routed
+from fathom.benchmarks.experiments.routing_tables import routing_sections
 
 
 def policy(name: str, area: float) -> dict[str, object]:
