@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from fathom.edge_profiles.document import read_document, short
 from fathom.errors import ConfigError
@@ -31,71 +31,166 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII
 log = logging.getLogger("fathom.serving")
 
 
+def _or(text: str) -> dict[str, JsonValue]:
+    """What holds without a value, for help and documentation."""
+    return {"default_text": text}
+
+
 class ServerSettings(BaseModel):
-    """Everything about a server that is neither in the bundle nor in a device profile."""
+    """Everything about a server that is neither in the bundle nor in a device profile.
+
+    The options of `fathom serve` and the table in docs/operating.md are made from the fields. The first sentence of a
+    description is the help text; the page shows the whole.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(default=50051, ge=0, le=LAST_PORT, description="gRPC port; 0 takes a free one")
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Host name or address to listen on. For gRPC and metrics; `::` stands for every IPv6 address. Unix"
+        " sockets are not supported.",
+    )
+    port: int = Field(
+        default=50051,
+        ge=0,
+        le=LAST_PORT,
+        description="gRPC port; 0 picks a free one. A port in use is an error and is never shared.",
+    )
     metrics_port: int | None = Field(
-        default=None, ge=0, le=LAST_PORT, description="HTTP port of /metrics; 0 takes a free one, off serves none"
+        default=None,
+        ge=0,
+        le=LAST_PORT,
+        description="HTTP port of /metrics and /healthz; 0 picks a free one. With several workers, worker i serves its"
+        " own metrics on this port + i.",
+        json_schema_extra=_or("off"),
     )
-    workers: int = Field(default=1, ge=1, le=256, description="server processes on the port")
+    workers: int = Field(default=1, ge=1, le=256, description="Number of server processes sharing the port.")
     default_bundle: str | None = Field(
-        default=None, min_length=1, description="bundle of requests that name none; default: the only one at the start"
+        default=None,
+        min_length=1,
+        description="Bundle for requests that name none. Without a default, such requests are refused. It remains the"
+        " default until a restart, whatever else is published, and is still served when its folder disappears.",
+        json_schema_extra=_or("the only one at startup"),
     )
-    watch_s: float = Field(default=0, ge=0, le=86_400, description="how often to look for new bundles; 0: never")
-    profile: str = Field(default="cloud", min_length=1, description="profile of requests that name none")
-    force: bool = Field(default=False, description="serve although the bundle did not fit the profile")
+    watch_s: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="Polling interval for new bundles, in seconds; 0 disables polling. New bundles are then loaded only"
+        " when `Reload` is called.",
+    )
+    profile: str = Field(
+        default="cloud",
+        min_length=1,
+        description="Device profile for requests that name none: a name, a tier or a YAML file.",
+    )
+    force: bool = Field(
+        default=False, description="Serve a bundle even if `fathom profiles check` found that it does not fit."
+    )
     policy: Literal["auto", "certified", "rule", "deepest"] = Field(
-        default="auto", description="auto: as certified, else by the profile's rule"
+        default="auto",
+        description="How depths are chosen. `auto`: as the bundle's certificate says for the profile's depths, or by"
+        " the profile's rule if there is none; `certified`: the same, but the deepest depth if there is none, and the"
+        " server refuses to start if there is none for its own profile; `rule`: always by the rule; `deepest`: always"
+        " the profile's deepest depth.",
     )
     feedback_share: float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="share of certified requests that are run at the deepest depth too, when idle",
+        description="Share of certified requests run again at the deepest depth; 0 disables feedback. Only requests"
+        " answered at a shallower depth, and only while the engine is idle.",
     )
-    feedback_alpha: float = Field(default=0.01, gt=0, lt=1, description="probability that feedback ever alarms wrongly")
+    feedback_alpha: float = Field(
+        default=0.01, gt=0, lt=1, description="Probability that feedback ever raises a false alarm."
+    )
     history: str = Field(
         default="off",
         min_length=1,
-        description="off, memory, sqlite:PATH or a redis URL",
+        description="Where user histories are kept: off, memory, sqlite:PATH or redis://HOST:PORT/DB. `memory` ends"
+        " with the process and allows one worker only; `sqlite:PATH` is one file shared by the workers of one machine;"
+        " `redis://HOST:PORT/DB` (Redis 6.2 or Valkey, extra `redis`) is shared by servers. Put a password into"
+        " `FATHOM_HISTORY`, so that no process list shows it.",
     )
-    history_max_events: int = Field(default=1_000, ge=1, le=10_000, description="events kept of a user, the newest")
-    history_days: int | None = Field(default=None, ge=1, le=36_500, description="events that are older are forgotten")
+    history_max_events: int = Field(
+        default=1_000, ge=1, le=10_000, description="Events kept per user; the newest are kept."
+    )
+    history_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=36_500,
+        description="Age in days beyond which events are ignored and deleted.",
+        json_schema_extra=_or("no limit"),
+    )
     history_ahead_s: int = Field(
-        default=86_400, ge=0, le=31_536_000, description="how far ahead of the server's clock an event may be dated"
+        default=86_400,
+        ge=0,
+        le=31_536_000,
+        description="How far in the future an event may be dated, in seconds. Later events are refused.",
     )
     history_tombstone_days: int = Field(
-        default=7, ge=1, le=3_650, description="how long late events of a deleted user are recognised"
+        default=7,
+        ge=1,
+        le=3_650,
+        description="Days to remember a deleted user. Late events from before the deletion are ignored until then.",
     )
     history_memory_mb: int = Field(
-        default=256, ge=16, le=1_000_000, description="memory for the histories of `memory`; the rest is dropped"
+        default=256,
+        ge=16,
+        le=1_000_000,
+        description="Memory limit of `--history memory`, in MB. Beyond it, the least recently seen users are dropped.",
     )
     reuse_mb: float | None = Field(
         default=None,
         ge=0,
         le=1_000_000,
-        description="memory for what is kept of histories; default: a part of the profile's memory, at most 64",
+        description="Memory per bundle for the prefix cache, in MB; 0 disables it. With the cache, a returning history"
+        " costs only its new items. See [Returning users](#returning-users).",
+        json_schema_extra=_or("1/16 of the profile's memory limit, at most 64; none below 16"),
     )
     threads: int | None = Field(
-        default=None, ge=1, le=256, description="engine threads; default: the profile's own number"
+        default=None, ge=1, le=256, description="Threads per engine run.", json_schema_extra=_or("the profile's")
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where engines run; auto: on a GPU if one can be used"
+        default="auto",
+        description="Where engines run; auto uses a GPU if there is one. See [NVIDIA GPUs](profiles.md#nvidia-gpus).",
     )
-    trust: tuple[Path, ...] = Field(default=(), description="public keys of which one must have signed each bundle")
-    max_queue: int = Field(default=1024, ge=1, le=1_000_000, description="waiting requests before the server is full")
+    trust: tuple[Path, ...] = Field(
+        default=(),
+        description="Public key (PEM) of a trusted signer; repeatable. A bundle signed by none of them is refused at"
+        ' startup, on reload and when polling (extra `sign`; [bundle-format.md](bundle-format.md), "Signatures").',
+        json_schema_extra=_or("signatures are not checked"),
+    )
+    max_queue: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Requests that may wait for the engine. The next one gets RESOURCE_EXHAUSTED, unless its client has"
+        " less than its fair share waiting.",
+    )
     backlog: int | None = Field(
-        default=None, ge=1, le=10_000_000, description="calls held unread; default: ten times max_queue"
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Calls that gRPC holds before the server reads them. Further calls are refused by gRPC itself with"
+        " CANCELLED. See [Overload](#overload).",
+        json_schema_extra=_or("10 times max_queue"),
     )
-    max_message_mb: int = Field(default=4, ge=1, le=1024, description="largest message in and out")
-    stream_in_flight: int = Field(default=64, ge=1, le=65536, description="requests one stream may have waiting")
-    drain_s: float = Field(default=20.0, ge=0, le=3600, description="time that requests in flight get to finish")
-    log_format: Literal["json", "text"] = "json"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_message_mb: int = Field(default=4, ge=1, le=1024, description="Largest message in either direction, in MB.")
+    stream_in_flight: int = Field(
+        default=64,
+        ge=1,
+        le=65536,
+        description="Requests one stream may have waiting. The server reads no further until one is answered.",
+    )
+    drain_s: float = Field(default=20, ge=0, le=3600, description="Seconds to finish requests in flight after SIGTERM.")
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="Format of the log on stderr. `json` writes one object per line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is logged."
+    )
 
     @field_validator("host")
     @classmethod

@@ -1,20 +1,18 @@
 """No command deletes or changes what Fathom did not write: it is refused before any work."""
 
-import inspect
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import pytest
 import typer
 
 from fathom import artefacts
-from fathom.artefacts import KINDS, REPORT_FOLDER, WHOLE, Kind, check_output, check_outputs, identify
+from fathom.artefacts import KINDS, REPORT_FOLDER, WHOLE, Kind, check_output, identify
 from fathom.cli import app
 from fathom.errors import OutputError
-from fathom.training.data import prepare
 
 PROGRAM = typer.main.get_command(app)
 #: (command, the parameter that says where to write): what it writes, and the rest of the command line.
@@ -218,77 +216,19 @@ def test_nothing_is_written_into_another_artefact_or_below_a_file(written: tuple
 
 
 def test_every_command_with_a_path_is_known_here() -> None:
-    found = set()
-    for name, callback in _commands(app):
-        for parameter in inspect.signature(callback, eval_str=True).parameters.values():
-            if "Path" in str(get_args(parameter.annotation)[0]):
-                found.add((name, parameter.name))
+    found = {
+        (name, parameter.name)
+        for name, command in _commands(PROGRAM)
+        for parameter in command.get_params(typer.Context(command))
+        if "Path" in str(parameter.type_descriptor.annotation)
+    }
     written = {(command, parameter.split()[0]) for command, parameter in WRITES}
     assert found == written | {(command, name) for command, names in READS.items() for name in names}
 
 
-def _commands(group: typer.Typer, before: str = "") -> Iterator[tuple[str, object]]:
-    for command in group.registered_commands:
-        assert command.callback is not None
-        yield before + (command.name or command.callback.__name__.replace("_", "-")), command.callback
-    for sub in group.registered_groups:
-        assert sub.typer_instance is not None
-        yield from _commands(sub.typer_instance, f"{before}{sub.name} ")
-
-
-@pytest.mark.parametrize(
-    "taken",
-    [
-        *("dataset", "checkpoint", ".checkpoint.training", "ranking.json", "ranking.png", "plans", "healed"),
-        *("healed/prefix", "healed/.nested.training", "comparison.json", "evaluation.json", "stages.json"),
-    ],
-)
-def test_a_build_replaces_nothing_beside_its_bundle_that_is_not_its_own(taken: str, place: Path) -> None:
-    path = place / "build" / taken
-    path.parent.mkdir(parents=True)
-    if taken == "healed":
-        path.write_text("mine")
-    else:
-        put("foreign folder" if "." not in path.name[1:] or "training" in taken else "file", artefacts.PLAN, path)
-    assert str(path) in refused("build", "{read} --out {out}", place, place / "build" / "bundle")
-
-
-def test_the_outputs_of_one_command_may_not_be_in_one_place(place: Path) -> None:
-    line = "{read} --data {read} --out {out} --plot {out}"
-    assert "two outputs" in refused("rank", line, place, place / "ranking")
-    line = "{read} --data {read} --lattice {out} --out {out}/ranking.json"
-    assert "two outputs" in refused("rank", line, place, place / "lattice")
-    assert "two outputs" in refused("loadtest", "--trace {read} --out {out}", place, place / "load.png")
-
-
-def test_the_states_of_interrupted_runs_are_replaced_only_when_they_are_ours(place: Path) -> None:
-    for name in (".out.training", ".out.shards"):
-        put("foreign folder", artefacts.PLAN, place / name)
-    refused("train", "{read} --out {out}", place, place / "out")
-    refused("heal", "{read} {read} --data {read} --out {out}", place, place / "out")
-    refused("rank", "{read} --data {read} --out {new} --lattice {out}", place, place / "out")
-
-
-def test_every_artefact_of_a_build_is_recognised_as_its_own_kind_and_as_wholly_ours(tiny_build: Path) -> None:
-    expected = {
-        "dataset": artefacts.DATASET,
-        "checkpoint": artefacts.CHECKPOINT,
-        "ranking.json": artefacts.RANKING,
-        "ranking.png": artefacts.RANKING_PLOT,
-        "plans": artefacts.PLANS,
-        "plans/nested.json": artefacts.PLAN,
-        "healed/nested": artefacts.CHECKPOINT,
-        "comparison.json": artefacts.COMPARISON,
-        "evaluation.json": artefacts.EVALUATION,
-        "stages.json": artefacts.STAMPS,
-        "bundle": artefacts.BUNDLE,
-    }
-    assert {name: identify(tiny_build / name) for name in expected} == expected
-    check_outputs(*((tiny_build / name, kind) for name, kind in expected.items() if "/nested" not in name))
-    assert {path.name for path in tiny_build.iterdir()} <= {name.partition("/")[0] for name in expected}
-
-
-def test_free_places_and_empty_folders_are_taken(tiny_csv: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "new/deep", "empty"):
-        assert prepare(str(tiny_csv), tmp_path / name).n_users == 60
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command

@@ -43,9 +43,11 @@ for group, name in (
     app.add_typer(group, name=name)
 for command in (
     *(train.train, train.evaluate, rank.rank, rank.stability, plan.plan, train.heal, export.export, export.certify),
-    *(build.build, serve.serve, client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
+    build.build,
+    *(client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
 ):
     app.command()(command)
+app.command(cls=serve.ServeCommand)(serve.serve)
 
 
 def main() -> None:

@@ -41,16 +41,16 @@ def train(
     Example: fathom train --show-settings --preset ml-1m
     """
     need_training()
-    from fathom.training import settings_page
+    from fathom.commands import settings_pages
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
     config = train_config(preset or DEFAULT_PRESET, settings, seed)
     if show_settings:
         if as_json:
-            show.as_json(settings_page.as_dict(config))
+            show.as_json(settings_pages.as_dict(config))
         else:
-            show.table(f"Settings, from the preset {preset or DEFAULT_PRESET}", settings_page.rows(config))
+            show.table(f"Settings, from the preset {preset or DEFAULT_PRESET}", settings_pages.rows(config))
         return
     if dataset is None or out is None:
         raise ConfigError("fathom train needs a dataset folder and --out; fathom train --help has an example")

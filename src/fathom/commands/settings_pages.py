@@ -1,27 +1,23 @@
-"""Every setting that ``--set`` can change, in words: docs/settings.md and `fathom train --show-settings`.
+"""Every setting in words: docs/settings.md, the table in docs/operating.md, and what the commands print of them.
 
-``python -m fathom.training.settings_page > docs/settings.md`` writes the page again.
+``python -m fathom.commands.settings_pages`` writes both pages again, in a checkout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
+from fathom.commands.options import DEFAULT_PRESET
+from fathom.commands.setting_text import default_text, kind, value_text
+from fathom.files import write_bytes
+from fathom.serving.config import ServerSettings
 from fathom.training.presets import PRESETS, TrainConfig
 
-DEFAULT_PRESET = "ml-100k"
-_KINDS: dict[Any, str] = {
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-    str: "text",
-    tuple: "whole numbers",
-}
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+BEGIN, END = "<!-- begin: written by `python -m fathom.commands.settings_pages` -->", "<!-- end -->"
 _HEAD = f"""# Settings of training
 
 `fathom train`, `heal` and `build` take each of these as `--set KEY=VALUE`, as often as needed:
@@ -50,10 +46,7 @@ class Setting:
 
     def text(self, config: TrainConfig) -> str:
         """The same as ``--set`` takes it."""
-        value = self.value(config)
-        if isinstance(value, tuple):
-            return ",".join(map(str, value))
-        return str(value).lower() if isinstance(value, bool) else str(value)
+        return value_text(self.value(config))
 
 
 def settings() -> Iterator[Setting]:
@@ -62,7 +55,7 @@ def settings() -> Iterator[Setting]:
         assert isinstance(part.annotation, type)
         assert issubclass(part.annotation, BaseModel)
         for name, field in part.annotation.model_fields.items():
-            yield Setting(f"{section}.{name}", _kind(field), field.description or "")
+            yield Setting(f"{section}.{name}", kind(field), field.description or "")
 
 
 def rows(config: TrainConfig) -> list[list[str]]:
@@ -78,33 +71,39 @@ def as_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return {each.key: {"value": each.value(config), "type": each.kind, "about": each.about} for each in settings()}
 
 
-def page() -> str:
+def pages() -> dict[str, str]:
+    """The text of each page in docs/ that lists settings."""
+    operating = (DOCS / "operating.md").read_text()
+    head, _, rest = operating.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    return {"settings.md": training_page(), "operating.md": f"{head}{BEGIN}\n{server_table()}{END}{tail}"}
+
+
+def training_page() -> str:
     """docs/settings.md."""
     default, *others = [DEFAULT_PRESET, *(name for name in PRESETS if name != DEFAULT_PRESET)]
-    head = ["setting", "what it is", "type", default, *others]
-    lines = [_HEAD, _line(head), _line(["---"] * len(head))]
+    rows = [["setting", "what it is", "type", default, *others]]
     for each in settings():
         usual = each.text(PRESETS[default])
         found = [each.text(PRESETS[name]) for name in others]
         differing = [text if text != usual else "" for text in found]
-        lines.append(_line([f"`{each.key}`", each.about, each.kind, usual, *differing]))
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{each.key}`", each.about, each.kind, usual, *differing])
+    return f"{_HEAD}\n{_table(rows)}"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def server_table() -> str:
+    """The settings of a server, as docs/operating.md has them."""
+    fields = ServerSettings.model_fields.items()
+    rows = [[f"`{name}`", field.description or "", kind(field), default_text(field)] for name, field in fields]
+    return _table([["setting", "what it is", "type", "default"], *rows])
 
 
-def _kind(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        return f"one of {', '.join(map(str, get_args(field.annotation)))}"
-    name = _KINDS[get_origin(field.annotation) or field.annotation]
-    found = {key: getattr(bound, key) for bound in field.metadata for key in _BOUNDS if hasattr(bound, key)}
-    if found.keys() == {"ge", "le"}:
-        return f"{name}, {found['ge']} to {found['le']}"
-    bounds = [f"{_BOUNDS[key]} {value}" for key, value in found.items()]
-    return ", ".join([name, " and ".join(bounds)] if bounds else [name])
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, the header first."""
+    head, *body = rows
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *body))
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    for page_name, page_text in pages().items():
+        write_bytes(DOCS / page_name, page_text.encode())
