@@ -26,7 +26,7 @@ class ServeCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Hand the settings that were given over as the context's object."""
         given = {option.name: ctx.params.pop(option.name) for option in _setting_options()}
-        ctx.obj = {name: value for name, value in given.items() if value is not None and value != []}
+        ctx.obj = {name: value for name, value in given.items() if value not in (None, [], ())}
         return super().invoke(ctx)
 
 
