@@ -24,6 +24,7 @@ from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery, Timing
 from fathom.runtime.settings import PipelineSettings
+from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure, measure_all
@@ -91,7 +92,7 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
         measured = clock()
         complexity = model.score(features)
         scored = clock()
-        chooser.choose(profile, ids, lambda: (features, complexity))  # noqa: B023
+        chooser.choose(DepthRequest(profile, ids, lambda: (features, complexity)))  # noqa: B023
         marks[row] = start, measured, scored, clock()
     marks = marks[WARM_UP:]
     steps_us = np.diff(marks, axis=1) / 1_000

@@ -1,6 +1,7 @@
 """Second runs: some routed requests are run at the deepest depth too, to see whether the certificate still holds."""
 
 import asyncio
+import logging
 import random
 import time
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from fathom.selector.choice import Comparison
 
 #: Requests that may wait for their second run.
 MOST_WAITING = 64
+
+log = logging.getLogger("fathom.runtime")
 
 
 class _SecondRun(NamedTuple):
@@ -65,4 +68,5 @@ class Feedback:
                 continue
             if len(result.indices):
                 same = np.intersect1d(first, result.indices, assume_unique=True)
-                monitor.add(len(same) / len(result.indices))
+                if monitor.add(len(same) / len(result.indices)):
+                    log.warning("%s", monitor.finding)

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -21,7 +20,7 @@ from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Owner, Starts
 from fathom.runtime.runner import Result, Runner, Work, typical
 from fathom.runtime.settings import PipelineSettings
-from fathom.selector.choice import Choice
+from fathom.selector.choice import Choice, DepthRequest
 from fathom.selector.chooser import DepthChooser
 
 #: How long after a refusal requests are looked at with suspicion.
@@ -151,8 +150,7 @@ class Pipeline:
         )
         if memory is not None and result.user is not None and result.kept is not None:
             memory.put(ids, times, result.user, result.kept, query.owner)
-        if choice.early_exit is not None:
-            choice = replace(choice, depth=result.depth, why=f"depth {result.depth}, {choice.why}")
+        choice = choice.stopped_at(result.depth)
         # The certificate speaks of requests without filters.
         if choice.comparison is not None and not query.is_filtered:
             self._feedback.offer(work, result, choice.comparison)
@@ -172,8 +170,9 @@ class Pipeline:
         if deadline_s is not None:
             estimates = BatcherEstimates(batcher, starts, len(history.items), now_s, deadline_s, query.client)
         inspect = partial(self.bundle.inspect, history.items, history.timestamps)
+        request = DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
         try:
-            return self.chooser.choose(query.profile, history.items, inspect, fixed=query.depth, estimates=estimates)
+            return self.chooser.choose(request)
         except (DeadlineError, OverloadError):
             self._pressed_until_s = now_s + PRESSED_S
             raise

@@ -6,7 +6,7 @@ from typing import Any, Self
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.runtime.retriever import BLOCK_ITEMS
-from fathom.selector.chooser import Policy
+from fathom.selector.policy import PolicyName
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PipelineSettings:
     patience_ms: float = 1000.0
     calibration_ms: float = 200.0
     retrieval_items: int = BLOCK_ITEMS
-    policy: Policy = "auto"
+    policy: PolicyName = "auto"
     feedback_share: float = 0.01
     feedback_alpha: float = 0.01
     reuse_mb: float = 0.0

@@ -1,9 +1,13 @@
-"""What is chosen for a request: one Choice."""
+"""What a depth is chosen for, and what is chosen."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.edge_profiles.profile import DeviceProfile
 from fathom.selector.features import Features
 from fathom.selector.monitor import Monitor
 from fathom.selector.routing import Cascade
@@ -26,26 +30,25 @@ class DepthReason(StrEnum):
 
 
 class EarlyExit(NamedTuple):
-    """What may answer a request at an exit before its depth: the cascade decides at every exit, from the features."""
+    """What decides at every exit on the way whether a request goes on."""
 
     cascade: Cascade
     features: Features
 
 
 class Comparison(NamedTuple):
-    """What the answer may be compared with later: that of the deepest depth; ``monitor`` is told how far they agree."""
+    """Where a routed request may be run again, and who is told how far both answers agree."""
 
     deepest: int
     monitor: Monitor
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The depth of one request; ``why`` is a sentence for a person.
 
-    ``complexity`` is 0 (simple) to 1, and None where it had no say. ``early_exit``: None where the request runs to its
-    depth. ``comparison``: None where nothing is to be compared. ``probe``: the request seems too late, and runs to
-    correct the estimates that say so.
+    ``complexity`` is 0 (simple) to 1, and None where it had no say. ``early_exit``: what may stop it before ``depth``.
+    ``comparison``: with what it may be compared later. ``probe``: no estimate says that it will be in time, but it
+    may correct the estimates.
     """
 
     depth: int
@@ -55,3 +58,39 @@ class Choice:
     early_exit: EarlyExit | None = None
     comparison: Comparison | None = None
     probe: bool = False
+
+    def stopped_at(self, depth: int) -> Self:
+        """The same once it is known at which exit it has stopped."""
+        return self if self.early_exit is None else self._replace(depth=depth, why=f"depth {depth}, {self.why}")
+
+
+class Estimates(Protocol):
+    """What a request with a deadline may expect, now; all in seconds."""
+
+    @property
+    def time_s(self) -> float:
+        """From now to the deadline."""
+
+    def queue_s(self, depth: int) -> float:
+        """Median time in the queue, for this depth."""
+
+    def cost_s(self, depth: int, *, cached: bool = True) -> float:
+        """What 99 of 100 such answers take once they begin, p99; without ``cached`` as if nothing were in the cache."""
+
+    def may_probe(self, depth: int) -> bool:
+        """Whether it should run at this depth although the estimates say that the time is too short."""
+
+
+class DepthRequest(NamedTuple):
+    """What there is to know of one request.
+
+    ``items``: int64 (length,), the item indices that the engine will see, oldest first. ``inspect``: measures their
+    features and complexity (0 to 1), and is called only where these have a say. ``fixed``: the depth that was asked
+    for, which overrides every policy. ``estimates``: None without a deadline.
+    """
+
+    profile: DeviceProfile
+    items: NDArray[np.int64]
+    inspect: Callable[[], tuple[Features, float]]
+    fixed: int | None = None
+    estimates: Estimates | None = None

@@ -106,7 +106,7 @@ class Deployment:
             depths=self._engine.depths,
             profile=self.profile.name,
             engine=self._engine.name,
-            policy=self.pipeline.chooser.words(self.profile),
+            policy=self.pipeline.chooser.policy(self.profile).words(self.profile),
         )
 
     def describe(self) -> pb.GetBundleResponse:

@@ -110,15 +110,15 @@ def bundle_message(
 
 def routing_message(chooser: DepthChooser, profile: DeviceProfile, certificate: Certificate | None) -> pb.Routing:
     """How the requests of a profile are routed now, and what feedback has found."""
-    message = pb.Routing(policy=chooser.words(profile))
-    route = chooser.route(profile)
-    if route is None or route.routing is None or certificate is None:
+    policy = chooser.policy(profile)
+    message = pb.Routing(policy=policy.words(profile))
+    if not policy.certified or certificate is None:
         return message
     message.certified, message.eps, message.delta = True, certificate.eps, certificate.delta
-    if route.monitor is not None:
-        evidence = route.monitor.evidence
+    if policy.monitor is not None:
+        evidence = policy.monitor.evidence
         message.feedback_samples, message.feedback_agreement = evidence.count, evidence.mean
-        message.expected_agreement, message.alarm = evidence.expected, route.monitor.alarm
+        message.expected_agreement, message.alarm = evidence.expected, policy.monitor.alarm
     return message
 
 

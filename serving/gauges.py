@@ -44,9 +44,9 @@ def readings(deployments: Iterable[Deployment], in_flight: int, history: History
     ):
         for each in served:
             yield Reading(f"fathom_reuse_{name}", text, {"bundle": each.name}, each.pipeline.remembered[place])
-    routes = {each.name: each.pipeline.chooser.route(each.profile) for each in served}
-    monitors = {name: route.monitor for name, route in routes.items() if route is not None and route.monitor}
+    watched = [(each.name, each.pipeline.chooser.policy(each.profile).monitor) for each in served]
+    monitors = [(name, monitor) for name, monitor in watched if monitor is not None]
     for name, text, field in _FEEDBACK:
-        for bundle, monitor in monitors.items():
+        for bundle, monitor in monitors:
             value = monitor.alarm if field == "alarm" else getattr(monitor.evidence, field)
             yield Reading(f"fathom_feedback_{name}", text, {"bundle": bundle}, value)

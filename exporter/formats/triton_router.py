@@ -18,6 +18,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import RequestError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 
 DEFAULT_K = 10
@@ -63,9 +64,8 @@ class TritonPythonModel:
         k = DEFAULT_K if count is None else int(count[0])
         if not 1 <= k <= LARGEST_K:
             raise RequestError(f"k is {k}, at least 1 and at most {LARGEST_K}")
-
         fixed, inspect = None if depth is None else int(depth[0]), partial(self._bundle.inspect, items, timestamps)
-        choice = self._chooser.choose(self._profile, items, inspect, fixed=fixed)
+        choice = self._chooser.choose(DepthRequest(self._profile, items, inspect, fixed))
         user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], choice.depth)
         ((best, scores),) = self._retriever.search(user, [min(k, len(index))], [ItemFilter(exclude=seen)])
         names = np.array([self._bundle.catalogue.ids[item].encode() for item in best], dtype=np.object_)

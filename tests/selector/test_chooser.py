@@ -1,7 +1,9 @@
-"""One choice from everything: served and allowed, never deeper than wanted, in time, or refused for a reason."""
+"""One decision: always a served depth, as the policy wants it, and the clock has the last word."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,96 +11,300 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
-from fathom.errors import DeadlineError, NotFoundError, OverloadError
-from fathom.selector.choice import DepthReason
-from fathom.selector.chooser import DepthChooser
+from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadError
+from fathom.runtime.bundle import Bundle
+from fathom.selector.certificate import Certificate, Claim
+from fathom.selector.choice import Choice, DepthReason, DepthRequest
+from fathom.selector.chooser import LEAST_WEIGHT, QUEUE_WEIGHT, DepthChooser
 from fathom.selector.features import Features
-from fathom.selector.policy import LEAST_WEIGHT
+from fathom.selector.learned import LossModel
+from fathom.selector.policy import PolicyName
+from fathom.selector.routing import Asked, Cascade, Learned, Mixture, Routing, Rule, coin
 
+fast = settings(deadline=None, max_examples=300)
+DEPTHS = (4, 8, 12, 16)
+CLOUD, EDGE = load_profile("cloud"), load_profile("edge")
 PROFILES = [load_profile(name) for name in profile_names()]
-CLOUD = load_profile("cloud")
+UNKNOWN = Features(*[math.nan] * len(Features._fields))
 ITEMS = np.array([1, 2, 3])
-FEATURES = Features(*[math.nan] * len(Features._fields))
+share = st.floats(0, 1)
+# Multiples of 1/1024 of a second: sums are exact, so the oracle below may compare them in another order.
 ticks = st.integers(0, 200).map(lambda n: n / 1024)
 
 
 @dataclass
-class Fixed:
-    """Estimates that do not change: what waits, what each layer costs, and whether a probe is due."""
+class Clock:
+    """Estimates as a test says; a depth without a cost never fits."""
 
-    time_s: float
-    wait_s: float
-    layer_s: float
-    probe: bool = False
+    time_s: float = 0.010
+    queue: float = 0.002
+    costs: dict[int, float] = field(default_factory=lambda: {4: 0.003, 8: 0.006, 12: 0.009, 16: 0.012})
+    uncached_costs: dict[int, float] = field(default_factory=dict)
+    probing: bool = False
 
     def queue_s(self, depth: int) -> float:  # noqa: ARG002
-        return self.wait_s
+        return self.queue
 
-    def cost_s(self, depth: int, *, cached: bool = True) -> float:  # noqa: ARG002
-        return depth * self.layer_s
+    def cost_s(self, depth: int, *, cached: bool = True) -> float:
+        costs = self.costs if cached else self.costs | self.uncached_costs
+        return costs.get(depth, math.inf)
 
     def may_probe(self, depth: int) -> bool:  # noqa: ARG002
-        return self.probe
+        return self.probing
+
+
+def request(
+    complexity: float = 1.0, profile: DeviceProfile = CLOUD, items: np.ndarray = ITEMS, **changes: Any
+) -> DepthRequest:
+    return DepthRequest(profile, items, lambda: (UNKNOWN, complexity), **changes)
 
 
 def never() -> tuple[Features, float]:
-    raise AssertionError("this request needs no look")
+    raise AssertionError("this request needs no look at it")
 
 
-def chooser(served: tuple[int, ...] = (4, 8, 12, 16)) -> DepthChooser:
-    return DepthChooser(None, served, policy="rule", alpha=0.01)
+def chooser(
+    certificate: Certificate | None = None, served: tuple[int, ...] = DEPTHS, policy: PolicyName = "auto"
+) -> DepthChooser:
+    return DepthChooser(certificate, served, policy=policy, alpha=0.01)
 
 
-def test_without_a_deadline_the_wanted_depth_stands() -> None:
-    choice = chooser().choose(CLOUD, ITEMS, lambda: (FEATURES, 1.0))
-    assert (choice.depth, choice.reason, choice.probe) == (CLOUD.deep, DepthReason.COMPLEX, False)
+def certificate(routing: Routing, agreement: float | None = 0.9) -> Certificate:
+    claim = Claim(routing.depths, routing.policy, 0.01, 100, routing, 1.0, 0.5, agreement)
+    return Certificate(2, "ndcg@10", 0.01, 0.1, "2026-01-01", None, "d", "test", {}, {}, (claim,))
 
 
-def test_what_cannot_be_in_time_is_refused_before_anybody_looks_at_it() -> None:
-    with pytest.raises(DeadlineError, match="depth 4 needs"):
-        chooser().choose(CLOUD, ITEMS, never, estimates=Fixed(0.001, 0.0, 1.0))
-    with pytest.raises(OverloadError, match="too full for depth 4"):
-        chooser().admit(CLOUD, None, Fixed(0.01, 1.0, 0.001))
+@pytest.fixture(scope="module")
+def bundle(certified_bundle: Path) -> Bundle:
+    return Bundle.open(certified_bundle)
 
 
-def test_a_probe_runs_at_the_shallowest_depth_although_it_seems_too_late() -> None:
-    choice = chooser().choose(CLOUD, ITEMS, lambda: (FEATURES, 1.0), estimates=Fixed(0.001, 0.0, 1.0, probe=True))
-    assert (choice.depth, choice.reason, choice.probe) == (4, DepthReason.DEADLINE, True)
+# Policies
 
 
-@settings(deadline=None, max_examples=300)
-@given(
-    st.sampled_from(PROFILES),
-    st.sets(st.integers(1, 20), min_size=1, max_size=6),
-    st.none() | st.integers(1, 20),
-    st.floats(0, 1),
-    st.none() | st.builds(Fixed, ticks, ticks, ticks, st.booleans()),
+@pytest.mark.parametrize(
+    ("policy", "profile", "reasons"),
+    [
+        ("auto", CLOUD, {DepthReason.CERTIFIED}),
+        ("auto", EDGE, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
+        ("certified", CLOUD, {DepthReason.CERTIFIED}),
+        ("certified", EDGE, {DepthReason.DEEPEST}),
+        ("rule", CLOUD, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
+        ("deepest", CLOUD, {DepthReason.DEEPEST}),
+    ],
 )
-def test_a_choice_is_served_allowed_no_deeper_than_wanted_and_in_time(
-    profile: DeviceProfile, served: set[int], fixed: int | None, complexity: float, estimates: Fixed | None
+def test_every_policy_decides_as_it_says(
+    bundle: Bundle, policy: PolicyName, profile: Any, reasons: set[DepthReason]
 ) -> None:
-    depths = chooser(tuple(sorted(served)))
+    choosing = chooser(bundle.certificate, policy=policy)
+    rng = np.random.default_rng(7)
+    choices = [
+        choosing.choose(request(complexity, profile, rng.integers(0, 50, 5))) for complexity in np.linspace(0, 1, 50)
+    ]
+    assert {each.reason for each in choices} == reasons
+    if reasons == {DepthReason.DEEPEST}:
+        assert {each.depth for each in choices} == {profile.depths[-1]}
+    assert all(each.why for each in choices)
+    assert choosing.policy(profile).words(profile)
+    fixed = choosing.choose(DepthRequest(profile, ITEMS, never, fixed=8))
+    assert (fixed.depth, fixed.reason, fixed.complexity) == (8, DepthReason.FIXED, None)
+    assert fixed.why == "depth 8 was asked for"
 
-    def choose(estimates: Fixed | None):
-        return depths.choose(profile, ITEMS, lambda: (FEATURES, complexity), fixed=fixed, estimates=estimates)
 
-    allowed = {fixed} & served if fixed is not None else served & set(profile.depths)
+def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start() -> None:
+    auto, certified = (chooser(policy=policy) for policy in ("auto", "certified"))
+    assert auto.choose(request(0.1)).reason is DepthReason.SIMPLE
+    auto.require(CLOUD)
+    with pytest.raises(ConfigError, match="nothing is certified for the depths of profile cloud-cpu"):
+        certified.require(CLOUD)
+
+
+@pytest.mark.parametrize("policy", ["auto", "certified", "rule", "deepest"])
+def test_a_depth_that_is_not_served_is_not_found(policy: PolicyName) -> None:
+    few = chooser(served=(1, 2), policy=policy)
+    for clock in (None, Clock()):
+        with pytest.raises(NotFoundError, match=r"cloud-cpu allows depths 4, 8, 12, 16, but this bundle .* 1, 2"):
+            few.choose(DepthRequest(CLOUD, ITEMS, never, estimates=clock))
+        with pytest.raises(NotFoundError, match="depth 16 is not served here; there are 1, 2"):
+            few.choose(DepthRequest(CLOUD, ITEMS, never, fixed=16, estimates=clock))
+    assert few.choose(DepthRequest(CLOUD, ITEMS, never, fixed=2)).depth == 2
+
+
+def test_a_claim_is_only_for_exactly_its_depths(bundle: Bundle) -> None:
+    assert chooser(bundle.certificate).policy(CLOUD).certified
+    assert not chooser(bundle.certificate, (4, 8, 12)).policy(CLOUD).certified
+
+
+def test_profiles_whose_served_depths_are_the_same_share_a_monitor_and_each_is_named_by_its_own_tier() -> None:
+    certified = chooser(certificate(Mixture("mixture", (4, 8), (0.5, 0.5))), (4, 8))
+    assert certified.policy(CLOUD).monitor is certified.policy(EDGE).monitor is not None
+    deepest = chooser(policy="deepest", served=(4, 8, 12))
+    other = EDGE.model_copy(update={"tier": "mobile"})
+    assert [deepest.choose(request(profile=each)).why.split()[-1] for each in (EDGE, other)] == ["edge", "mobile"]
+
+
+def test_a_routed_request_says_what_it_is_to_be_compared_with_until_the_alarm(bundle: Bundle) -> None:
+    certified = chooser(bundle.certificate)
+    monitor = certified.policy(CLOUD).monitor
+    assert monitor is not None
+    assert certified.choose(request()).comparison == (16, monitor)
+    assert sum(monitor.add(0.0) for _ in range(1000)) == 1
+    assert monitor.alarm
+    choice = certified.choose(DepthRequest(CLOUD, ITEMS, never))
+    assert (choice.depth, choice.reason, choice.comparison) == (16, DepthReason.FALLBACK, None)
+    unwatched = chooser(certificate(Mixture("mixture", DEPTHS, (0.0, 0.0, 0.0, 1.0)), None))
+    assert unwatched.choose(request()).comparison is None
+
+
+def model(rng: np.random.Generator, features: int, targets: int) -> LossModel:
+    weights = tuple(tuple(rng.normal(size=2 * features).tolist()) for _ in range(targets))
+    return LossModel((0.5,) * features, (0.3,) * features, tuple(rng.normal(size=targets).tolist()), weights)
+
+
+@fast
+@given(st.integers(0, 10_000), st.sampled_from(["mixture", "rule", "learned", "cascade"]))
+def test_a_request_gets_the_depth_that_its_certificate_assumed(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    count = len(Features._fields)
+    routing: Routing = {
+        "mixture": lambda: Mixture("mixture", DEPTHS, tuple(rng.dirichlet(np.ones(4)).tolist())),
+        "rule": lambda: Rule("rule", DEPTHS, float(rng.random())),
+        "learned": lambda: Learned("learned", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), model(rng, count, 3)),
+        "cascade": lambda: Cascade(
+            "cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), tuple(model(rng, count + 3, 3 - n) for n in range(3))
+        ),
+    }[kind]()
+    features, complexity, items = Features(*rng.random(count).tolist()), float(rng.random()), rng.integers(0, 50, 5)
+    choice = chooser(certificate(routing)).choose(DepthRequest(CLOUD, items, lambda: (features, complexity)))
+    assert (choice.reason, choice.complexity) == (DepthReason.CERTIFIED, complexity)
+    assert choice.why.endswith(f"as certified: {routing.words}")
+    confidence = rng.random((1, 4, 3))
+    (chances,) = routing.probabilities(Asked(np.array([features]), np.array([complexity]), confidence))
+    place = DEPTHS.index(choice.depth)
+    if kind == "mixture":
+        assert chances[:place].sum() <= coin(items) <= chances[: place + 1].sum()
+    elif kind == "cascade":
+        assert choice.early_exit == (routing, features)
+        assert choice.depth == 16
+        stopped = choice.stopped_at(DEPTHS[int(chances.argmax())])
+        assert stopped.why == f"depth {stopped.depth}, as certified: {routing.words}"
+    else:
+        assert chances[place] == 1
+        assert choice.early_exit is None
+        assert choice.stopped_at(4) is choice
+
+
+# Deadlines
+
+
+def fit(clock: Clock | None, complexity: float = 1.0, **changes: Any) -> Choice:
+    return chooser(policy="rule").choose(request(complexity, EDGE, estimates=clock, **changes))
+
+
+def test_without_a_deadline_the_choice_stands() -> None:
+    assert fit(None).depth == 12
+
+
+def test_a_choice_that_fits_stands() -> None:
+    assert fit(Clock(queue=0.001), 0.0) == fit(None, 0.0)
+
+
+def test_a_choice_that_is_too_deep_becomes_the_deepest_that_fits() -> None:
+    choice = fit(Clock(queue=0.001), 0.72)
+    assert (choice.depth, choice.reason, choice.complexity) == (8, DepthReason.DEADLINE, 0.72)
+    assert choice.why == "10.0 ms left, 1.0 ms of it in the queue: too little for depth 12, depth 8 needs 6.0 ms"
+
+
+def test_a_deadline_never_makes_a_request_deeper() -> None:
+    with pytest.raises(DeadlineError):
+        chooser(served=(8, 12), policy="rule").choose(request(0.0, EDGE, estimates=Clock(costs={8: 1.0, 12: 0.001})))
+
+
+def test_while_others_wait_only_the_shallowest_depth_may_use_all_the_time() -> None:
+    # Depth 8 would end at 8 ms of 10, but 2 ms of queue count four times for it, and 1.25 times for depth 4.
+    assert fit(Clock(queue=0.002)).depth == 4
+    assert fit(Clock(queue=0.0056)).depth == 4
+    with pytest.raises(OverloadError) as refused:
+        fit(Clock(queue=0.006))
+    assert refused.value.retry_after_s == pytest.approx(0.0005)
+    fixed = fit(Clock(queue=0.0032), fixed=8)
+    assert (fixed.depth, fixed.reason) == (8, DepthReason.FIXED)
+
+
+def test_a_fixed_depth_is_never_replaced() -> None:
+    with pytest.raises(DeadlineError, match=r"depth 16 needs 12.0 ms"):
+        fit(Clock(), fixed=16)
+
+
+def test_a_depth_without_a_measured_cost_never_fits() -> None:
+    assert fit(Clock(costs={4: 0.001})).depth == 4
+    with pytest.raises(DeadlineError, match="depth 4 needs"):
+        fit(Clock(costs={}))
+
+
+def test_the_error_says_what_was_left_and_what_it_would_take() -> None:
+    full = r"^4\.0 ms left, 2\.0 ms of it in the queue, which is too full for depth 4; try again in 1\.5 ms$"
+    with pytest.raises(OverloadError, match=full):
+        fit(Clock(time_s=0.004))
+    with pytest.raises(DeadlineError, match=r"^2\.0 ms left: depth 4 needs 3\.0 ms; allow more time$"):
+        fit(Clock(time_s=0.002))
+    with pytest.raises(DeadlineError, match="the deadline has passed"):
+        fit(Clock(time_s=-1.0))
+
+
+def test_what_cannot_be_in_time_is_refused_without_a_look_at_it() -> None:
+    late = DepthRequest(EDGE, ITEMS, never, estimates=Clock(time_s=0.001))
+    with pytest.raises(DeadlineError):
+        chooser().choose(late)
+
+
+def test_a_cascade_counts_as_its_walk_and_its_shallower_depths_as_they_are_cached() -> None:
+    rng = np.random.default_rng(0)
+    gates = tuple(model(rng, len(Features._fields) + 3, 3 - place) for place in range(3))
+    cascaded = chooser(certificate(Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), gates)))
+    clock = Clock(queue=0.0, costs=dict.fromkeys(DEPTHS, 0.001), uncached_costs=dict.fromkeys(DEPTHS, 0.02))
+    choice = cascaded.choose(request(estimates=clock))
+    assert (choice.depth, choice.reason) == (12, DepthReason.DEADLINE)
+    assert choice.early_exit is choice.comparison is None
+    assert cascaded.choose(request(estimates=replace(clock, time_s=0.02))).early_exit is not None
+
+
+@fast
+@given(
+    complexity=share,
+    profile=st.sampled_from(PROFILES),
+    served=st.sets(st.sampled_from((*DEPTHS, 3, 6))),
+    policy=st.sampled_from(["auto", "rule", "deepest"]),
+    fixed=st.none() | st.sampled_from((*DEPTHS, 5)),
+    clock=st.builds(
+        Clock, time_s=ticks, queue=ticks, costs=st.dictionaries(st.sampled_from(DEPTHS), ticks), probing=st.booleans()
+    ),
+)
+def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_the_shallowest_would_miss(
+    complexity: float, profile: DeviceProfile, served: set[int], policy: PolicyName, fixed: int | None, clock: Clock
+) -> None:
+    choosing = chooser(served=tuple(sorted(served)), policy=policy)
+    allowed = sorted(served & ({fixed} if fixed is not None else set(profile.depths)))
+    asked = request(complexity, profile, fixed=fixed)
     if not allowed:
         with pytest.raises(NotFoundError):
-            choose(estimates)
+            choosing.choose(asked)
         return
-    wanted = choose(None)
+    wanted = choosing.choose(asked)
     assert wanted.depth in allowed
-    if estimates is None:
+    candidates = [depth for depth in allowed if depth <= wanted.depth]
+    weight = {depth: LEAST_WEIGHT if depth == allowed[0] else QUEUE_WEIGHT for depth in candidates}
+    fitting = [depth for depth in candidates if clock.cost_s(depth) + weight[depth] * clock.queue <= clock.time_s]
+    timed = asked._replace(estimates=clock)
+    if allowed[0] not in fitting and not clock.probing:
+        alone = clock.cost_s(allowed[0]) <= clock.time_s
+        for refused in (lambda: choosing.choose(timed), lambda: choosing.admit(profile, fixed, clock)):
+            with pytest.raises(OverloadError if alone else DeadlineError):
+                refused()
         return
-    shallowest = min(allowed)
-    late = LEAST_WEIGHT * estimates.wait_s + estimates.cost_s(shallowest) > estimates.time_s
-    if late and not estimates.probe:
-        with pytest.raises((DeadlineError, OverloadError)):
-            choose(estimates)
-        return
-    choice = choose(estimates)
-    assert choice.depth in allowed
-    assert choice.depth <= wanted.depth
-    assert choice.probe == late
-    assert choice.probe or estimates.wait_s + estimates.cost_s(choice.depth) <= estimates.time_s
+    choosing.admit(profile, fixed, clock)
+    found = choosing.choose(timed)
+    assert found.depth == max(fitting, default=allowed[0])
+    assert found.probe == (not fitting)
+    assert (found._replace(probe=False) == wanted) == (found.depth == wanted.depth)
+    assert found.complexity == wanted.complexity

@@ -8,7 +8,7 @@ PROGRAM = """
 import json, sys, time
 before = set(sys.modules)
 start = time.process_time()
-import fathom.edge_profiles.profile, fathom.selector.complexity, fathom.selector.features, fathom.selector.chooser
+import fathom.edge_profiles.profile, fathom.selector.chooser, fathom.selector.complexity
 seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
 print(json.dumps([seconds, sorted(new)]))

@@ -1,4 +1,4 @@
-"""Depths follow the certificate where there is one, and feedback notices when it no longer fits."""
+"""Requests follow the certificate, and feedback notices when it no longer fits."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fathom.edge_profiles.profile import load_profile
-from fathom.errors import ConfigError, NotFoundError
+from fathom.errors import ConfigError
 from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
@@ -24,7 +24,7 @@ from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import DepthReason
-from fathom.selector.chooser import DepthChooser, Policy
+from fathom.selector.chooser import DepthChooser
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import Cascade, coin
@@ -76,54 +76,6 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-def never() -> tuple[Features, float]:
-    raise AssertionError("a depth that is asked for needs no look at the request")
-
-
-@pytest.mark.parametrize(
-    ("policy", "profile", "reasons"),
-    [
-        ("auto", CLOUD, {DepthReason.CERTIFIED}),
-        ("auto", EDGE, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
-        ("certified", CLOUD, {DepthReason.CERTIFIED}),
-        ("certified", EDGE, {DepthReason.DEEPEST}),
-        ("rule", CLOUD, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
-        ("deepest", CLOUD, {DepthReason.DEEPEST}),
-    ],
-)
-def test_every_policy_decides_as_it_says(
-    bundle: Bundle, policy: Policy, profile: Any, reasons: set[DepthReason]
-) -> None:
-    chooser = DepthChooser(bundle.certificate, DEPTHS, policy=policy, alpha=0.01)
-    decisions = [
-        chooser.choose(profile, items, lambda c=complexity: (NOTHING, c))
-        for complexity, items in zip(np.linspace(0, 1, 50), histories(50, 5), strict=True)
-    ]
-    assert {each.reason for each in decisions} == reasons
-    if reasons == {DepthReason.DEEPEST}:
-        assert {each.depth for each in decisions} == {profile.depths[-1]}
-    assert all(each.why for each in decisions)
-    assert chooser.words(profile)
-    fixed = chooser.choose(profile, ITEMS, never, fixed=8)
-    assert (fixed.depth, fixed.reason) == (8, DepthReason.FIXED)
-
-
-def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start(synthetic_bundle: Path) -> None:
-    bundle = Bundle.open(synthetic_bundle)
-    auto, certified = (DepthChooser(bundle.certificate, DEPTHS, policy=p, alpha=0.01) for p in ("auto", "certified"))
-    assert auto.choose(CLOUD, ITEMS, lambda: (NOTHING, 0.1)).reason is DepthReason.SIMPLE
-    auto.require(CLOUD)
-    with pytest.raises(ConfigError, match="nothing is certified for the depths of profile cloud-cpu"):
-        certified.require(CLOUD)
-    with pytest.raises(NotFoundError, match="allows depths"):
-        DepthChooser(None, (1, 2), policy="deepest", alpha=0.01).choose(CLOUD, ITEMS, lambda: (NOTHING, 0.1))
-
-
-def test_a_claim_is_only_for_exactly_its_depths(bundle: Bundle) -> None:
-    chooser = DepthChooser(bundle.certificate, (4, 8, 12), policy="auto", alpha=0.01)
-    assert chooser.route(CLOUD) is None
-
-
 async def test_requests_get_their_shares_and_equal_ones_the_same_depth(bundle: Bundle) -> None:
     async with running(bundle, feedback_share=0.0) as pipeline:
         asked = histories(2000, 6)
@@ -147,7 +99,7 @@ async def test_answers_that_agree_raise_no_alarm(bundle: Bundle) -> None:
     async with running(bundle, feedback_share=1.0) as pipeline:
         for items in histories(300, 4):
             await ask(pipeline, items)
-        monitor = pipeline.chooser.route(CLOUD).monitor
+        monitor = pipeline.chooser.policy(CLOUD).monitor
         await until(lambda: not pipeline.second_runs and monitor.evidence.count > 50)
         assert monitor.evidence.mean == 1.0
         assert not monitor.alarm
@@ -157,8 +109,8 @@ async def test_answers_that_no_longer_agree_raise_it_and_requests_fall_back(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(bundle, feedback_share=1.0) as pipeline:
-        monitor = pipeline.chooser.route(CLOUD).monitor
-        with caplog.at_level(logging.WARNING, logger="fathom.selector"):
+        monitor = pipeline.chooser.policy(CLOUD).monitor
+        with caplog.at_level(logging.WARNING, logger="fathom.runtime"):
             for items in histories(400, 18):
                 answer = await ask(pipeline, items)
                 if monitor.alarm:
@@ -181,7 +133,7 @@ async def test_second_runs_wait_until_the_engine_is_idle_and_end_with_the_pipeli
         await asyncio.gather(*(ask(pipeline, items) for items in shallow))
         # One run may have slipped in before the others were all in the queue.
         assert depths.count(16) <= 1
-        monitor = pipeline.chooser.route(CLOUD).monitor
+        monitor = pipeline.chooser.policy(CLOUD).monitor
         await until(lambda: monitor.evidence.count == len(shallow))
         assert depths.count(16) == len(shallow)
     await asyncio.sleep(0)
@@ -227,11 +179,11 @@ async def test_nothing_runs_twice_unless_it_is_asked_for(bundle: Bundle) -> None
             await ask(pipeline, items, exclude=[3])
             await pipeline.recommend(IndexedQuery(items, k=5, profile=CLOUD))
         assert not pipeline.second_runs
-        assert pipeline.chooser.route(CLOUD).monitor.evidence.count == 0
+        assert pipeline.chooser.policy(CLOUD).monitor.evidence.count == 0
     for wrong in ({"feedback_share": 1.5}, {"feedback_alpha": 0.0}):
         with pytest.raises(ConfigError, match="feedback_share"):
             PipelineSettings(**wrong)
     assert bundle.certificate is not None
     claim = replace(bundle.certificate.claims[0], agreement=None)
     unwatched = replace(bundle.certificate, claims=(claim,))
-    assert DepthChooser(unwatched, DEPTHS, policy="auto", alpha=0.01).route(CLOUD).monitor is None
+    assert DepthChooser(unwatched, DEPTHS, policy="auto", alpha=0.01).policy(CLOUD).monitor is None
