@@ -8,15 +8,15 @@ import typer
 
 from fathom import show
 from fathom.commands.bundle import show_bundle
-from fathom.commands.options import DEFAULT_PRESET, AsJson, Preset, Seed, Settings, need_training, train_config
+from fathom.commands.options import DEFAULT_PRESET, AsJson, Preset, Seed, Settings, need_training, takes, train_config
 from fathom.commands.rank import show_ranking
-from fathom.commands.table_options import prepare_options, reads_tables
+from fathom.commands.table_options import prepare_options, table_options
 from fathom.errors import ConfigError
 
 SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-retail-ii": "retail"}
 
 
-@reads_tables
+@takes(given=table_options)
 def build(
     source: Annotated[str, typer.Argument(help="As for `fathom data prepare`, or a dataset folder.")],
     out: Annotated[Path, typer.Option(help="The bundle; all other artefacts are kept beside it.")],

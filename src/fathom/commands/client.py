@@ -8,15 +8,15 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.connection_options import talks_to_server
-from fathom.commands.options import AsJson, BundlePath
+from fathom.commands.connection_options import connect
+from fathom.commands.options import AsJson, BundlePath, takes
 from fathom.connection import Connection
 
 if TYPE_CHECKING:
     from fathom.client import Recommendation
 
 
-@talks_to_server
+@takes(connection=connect)
 def reload(
     connection: Connection,
     name: Annotated[str, typer.Argument(help="Only this bundle. Default: all.")] = "",
@@ -40,7 +40,7 @@ def reload(
         raise typer.Exit(2)
 
 
-@talks_to_server
+@takes(connection=connect)
 def recommend(
     connection: Connection,
     items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")] = "",
@@ -113,7 +113,7 @@ def demo(
         show_answer(answer.answer, ("round trip", f"{answer.round_trip_ms:.2f} ms over gRPC"))
 
 
-@talks_to_server
+@takes(connection=connect)
 def loadtest(
     connection: Connection,
     trace: Annotated[Path, typer.Option(help="A trace, or a dataset folder to make one from.")],

@@ -8,8 +8,8 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, Out, need_training
-from fathom.commands.table_options import prepare_options, reads_tables
+from fathom.commands.options import AsJson, Out, need_training, takes
+from fathom.commands.table_options import prepare_options, table_options
 from fathom.show import Activity
 
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
@@ -17,7 +17,7 @@ history_app = typer.Typer(help="Histories of users that a server keeps.", no_arg
 
 
 @data_app.command("prepare")
-@reads_tables
+@takes(given=table_options)
 def data_prepare(
     source: Annotated[str, typer.Argument(help="ml-100k, ml-1m, amazon-reviews-2023, online-retail-ii, or a file.")],
     out: Out,

@@ -1,8 +1,11 @@
-"""Options that several commands share, and what each command needs before it can run."""
+"""Options shared by several commands, and helpers that commands need before they run."""
 
 import importlib
 import importlib.util
+import inspect
 import json
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +28,31 @@ Settings = Annotated[
     typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable; train --show-settings lists all."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
+
+
+def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: in place of each named parameter, the command takes the options that its group declares.
+
+    A group is a function or a dataclass with parameters as typer reads them; the command gets what it returns.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        added = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            made = {name: group(**{each: values.pop(each) for each in added[name]}) for name, group in groups.items()}
+            command(**values, **made)
+
+        spread = [each for name in own for each in (added[name].values() if name in added else [own[name]])]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in spread]
+        # Where typer looks for options.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
 
 
 def need_training() -> None:

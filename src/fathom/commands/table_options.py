@@ -1,9 +1,6 @@
 """The options that say how a table is read and what of it is kept: declared once, for every command that reads one."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 Unit = Literal["s", "ms", "us", "ns"]
 
 
-def _given(
+def table_options(
     path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
     items_path: Annotated[Path | None, typer.Option(help="Item metadata, where it is a file of its own.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the file's.")] = None,
@@ -44,21 +41,6 @@ def _given(
     """The options that were given, by their names in `PrepareOptions`."""
     given = {name: value for name, value in locals().items() if value is not None}
     return given if columns is None else given | {"columns": tuple(name.strip() for name in columns.split(","))}
-
-
-def reads_tables(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with these options beside its own; its parameter ``given`` gets those that were used."""
-    own, shared = inspect.signature(command, eval_str=True), inspect.signature(_given, eval_str=True)
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        command(given=_given(**{name: values.pop(name) for name in shared.parameters}), **values)
-
-    both = [*(p for name, p in own.parameters.items() if name != "given"), *shared.parameters.values()]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in both]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 def prepare_options(source: str, given: dict[str, Any]) -> "PrepareOptions":
