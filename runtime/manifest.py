@@ -116,7 +116,7 @@ class Plan(_Frozen):
     built_from: dict[str, str]
 
 
-class FitLatency(_Frozen):
+class DeviceLatency(_Frozen):
     """Milliseconds inside the server of one request alone with so many items; ``depth`` is what it ran."""
 
     depth: Depth
@@ -125,7 +125,7 @@ class FitLatency(_Frozen):
     p99_ms: NotNegative
 
 
-class Fit(_Frozen):
+class DeviceCheck(_Frozen):
     """What `fathom profiles check` found when it served the bundle under a profile.
 
     ``peak_mb``: most resident memory of the server's process; None: it did not run within ``memory_limit_mb``, and
@@ -135,7 +135,7 @@ class Fit(_Frozen):
     memory_limit_mb: Count
     threads: Count
     peak_mb: NotNegative | None
-    latency: tuple[FitLatency, ...] = ()
+    latency: tuple[DeviceLatency, ...] = ()
     words: str = ""
     machine: str
     created: Line
@@ -184,7 +184,7 @@ class Manifest(_Frozen):
     files: dict[str, FileEntry]
     source: Provenance
     profile: Line | None = Field(default=None, description="the profile that `slice` made this bundle for")
-    fits: dict[str, Fit] = Field(default={}, description="profile -> what serving under it took")
+    fits: dict[str, DeviceCheck] = Field(default={}, description="profile -> what serving under it took")
 
 
 def version_of(value: Mapping[str, Any]) -> str:

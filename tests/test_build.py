@@ -23,7 +23,7 @@ from fathom.files import sha256_tree
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import Fit, depth_digest
+from fathom.runtime.manifest import DeviceCheck, depth_digest
 from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -128,7 +128,7 @@ def add(bundle: Path) -> None:
         claim = Claim(depths, "mixture", 0.05, 60, needed=500)
         about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", None, "d" * 64, "leave-one-out, test")
         write_certificate(opened, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))
-    fit = Fit(memory_limit_mb=500, threads=1, peak_mb=100.0, machine="m", created="2026-01-01T00:00:00Z")
+    fit = DeviceCheck(memory_limit_mb=500, threads=1, peak_mb=100.0, machine="m", created="2026-01-01T00:00:00Z")
     with Bundle.open(bundle) as opened:
         rewrite(opened, fits={"edge-cpu": fit})
     make_keys(bundle.parent / "private.pem", bundle.parent / "public.pem")

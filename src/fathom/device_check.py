@@ -14,7 +14,7 @@ from fathom.errors import ConfigError, FathomError, UnavailableError
 from fathom.exporter.bundle.derive import rewrite
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import Fit, FitLatency
+from fathom.runtime.manifest import DeviceCheck, DeviceLatency
 
 #: A process sets more memory aside than it ever uses: stacks of threads, buffers of libraries. The kernel's limit
 #: counts that too, so it lies this far above the profile's and only ends what runs away; what was used decides.
@@ -24,14 +24,13 @@ REQUESTS = 100
 SEED = 0
 
 
-def check_fit(path: Path, profile: DeviceProfile, profile_name: str) -> Fit:
-    """Serve a bundle under a profile within its memory limit, measure, and write the Fit into the bundle's manifest.
+def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> DeviceCheck:
+    """Serve a bundle within a profile's memory limit, measure it, and note the result in the bundle's manifest.
 
-    ``profile_name``: as `fathom serve --profile` takes it. At each depth of the profile: requests alone, then a batch
+    ``profile_name``: as `fathom serve --profile` takes it. At each depth of the profile: single requests, then a batch
     as large as the profile allows, each with a history of its own. Linux only. Raises BundleError or ConfigError.
     """
-    status = Path("/proc/self/status")
-    if not status.exists():
+    if not Path("/proc/self/status").exists():
         raise ConfigError("fathom profiles check BUNDLE needs Linux: it reads the peak memory from /proc")
     check_output(real(path), BUNDLE)
     with Bundle.open(path) as bundle:
@@ -39,55 +38,57 @@ def check_fit(path: Path, profile: DeviceProfile, profile_name: str) -> Fit:
         ids, longest = bundle.catalogue.ids, bundle.manifest.model.max_history
     if not depths:
         raise ConfigError(f"{path}: the bundle has none of the depths of profile {profile.name}")
-    peak_mb, latency, words = None, [], ""
-    limit = profile.memory_limit_mb
+    limit, peak_mb, words = profile.memory_limit_mb, None, ""
+    latency: tuple[DeviceLatency, ...] = ()
+    options = ("--profile", profile_name, "--force")
     try:
         with (
-            running_server(path, "--profile", profile_name, "--force", data_limit_mb=limit + SET_ASIDE_MB) as server,
+            running_server(path, *options, data_limit_mb=limit + SET_ASIDE_MB) as server,
             Client(server.address) as client,
         ):
-            histories = _histories(ids)
-            lengths = sorted({min(length, longest) for length in HISTORIES})
-            for depth in depths:
-                for length in lengths:
-                    asked = [next(histories)[:length] for _ in range(REQUESTS)]
-                    latency.append(_latency(length, [client.recommend(items, depth=depth) for items in asked]))
-                batch = [Query(next(histories)[:longest], depth=depth) for _ in range(2 * profile.max_batch)]
-                _all_answered(client.recommend_many(batch))
-            peak_mb = _peak_mb(server.pid)
+            measured = tuple(_measure(client, depths, _histories(ids), longest, 2 * profile.max_batch))
+            peak_mb, latency = _peak_mb(server.pid), measured
     except UnavailableError as error:
         words = str(error)
-    fit = Fit(
+    found = DeviceCheck(
         memory_limit_mb=limit,
         threads=profile.threads,
         peak_mb=peak_mb,
-        latency=tuple(latency) if peak_mb is not None else (),
+        latency=latency,
         words=words,
         machine=machine(),
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
     with Bundle.open(path) as bundle:
-        rewrite(bundle, fits={**bundle.manifest.fits, profile.name: fit})
-    return fit
+        rewrite(bundle, fits={**bundle.manifest.fits, profile.name: found})
+    return found
+
+
+def _measure(
+    client: Client, depths: list[int], histories: Iterator[list[str]], longest: int, batch: int
+) -> Iterator[DeviceLatency]:
+    """Latency of single requests by depth and length of the history; a batch follows at each depth."""
+    for depth in depths:
+        for length in sorted({min(length, longest) for length in HISTORIES}):
+            alone = [next(histories)[:length] for _ in range(REQUESTS)]
+            yield _latency(length, [client.recommend(items, depth=depth) for items in alone])
+        together = [Query(next(histories)[:longest], depth=depth) for _ in range(batch)]
+        for result in client.recommend_many(together):
+            if isinstance(result, FathomError):
+                raise result
 
 
 def _histories(ids: tuple[str, ...]) -> Iterator[list[str]]:
-    """Ever new histories, as long as any model's."""
+    """A new random history each time, as long as any model's."""
     rng = np.random.default_rng(SEED)
     while True:
         yield [ids[item] for item in rng.integers(len(ids), size=max(HISTORIES))]
 
 
-def _latency(history: int, answers: list[Recommendation]) -> FitLatency:
+def _latency(history: int, answers: list[Recommendation]) -> DeviceLatency:
     took_ms = [answer.timings.total_us / 1e3 for answer in answers]
     p50, p99 = np.quantile(took_ms, (0.5, 0.99)).round(3).tolist()
-    return FitLatency(depth=answers[0].depth, history=history, p50_ms=p50, p99_ms=p99)
-
-
-def _all_answered(results: list[Recommendation | FathomError]) -> None:
-    for result in results:
-        if isinstance(result, FathomError):
-            raise result
+    return DeviceLatency(depth=answers[0].depth, history=history, p50_ms=p50, p99_ms=p99)
 
 
 def _peak_mb(pid: int) -> float:

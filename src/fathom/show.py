@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -195,7 +195,15 @@ def _heading(title: str) -> None:
         out.print(Text(title, style="bold"))
 
 
-def as_json(value: Any) -> None:
+def result(value: Any, as_json: bool, draw: Callable[..., None], *arguments: Any) -> None:
+    """Print a command's result: as JSON, or drawn from these arguments."""
+    if as_json:
+        print_json(value)
+    else:
+        draw(*arguments)
+
+
+def print_json(value: Any) -> None:
     """Print one JSON value and nothing else on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 

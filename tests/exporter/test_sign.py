@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fathom.cli import app
 from fathom.client import AsyncClient
-from fathom.device_check import check_fit
+from fathom.device_check import check_device
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import BundleError, BundleSignatureError, ConfigError, OutputError
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
@@ -184,7 +184,7 @@ def test_links_that_run_in_a_circle_are_one_line(signed: Path, keys: Path, tmp_p
         lambda: slice_bundle(circle, cloud, tmp_path / "out"),
         lambda: slice_bundle(signed, cloud, circle / "out"),
         lambda: convert_to_ort(circle, tmp_path / "out"),
-        lambda: check_fit(circle, cloud, "cloud-cpu"),
+        lambda: check_device(circle, cloud, "cloud-cpu"),
     ):
         with pytest.raises((BundleError, OutputError), match=r"^[^\n]{1,299}$"):
             work()

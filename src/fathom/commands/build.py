@@ -18,12 +18,13 @@ SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-ret
 
 @takes(given=table_options)
 def build(
+    *,
     source: Annotated[str, typer.Argument(help="As for `fathom data prepare`, or a dataset folder.")],
     out: Annotated[Path, typer.Option(help="The bundle; all other artefacts are kept beside it.")],
-    given: dict[str, Any],
     preset: Preset = None,
     settings: Settings = None,
     seed: Seed = None,
+    given: dict[str, Any],
     as_json: AsJson = False,
 ) -> None:
     """All of it: prepare, train, rank, plan, heal, compare, evaluate, export, verify. Skips what has not changed.
@@ -49,7 +50,7 @@ def build(
     manifest, evaluation = read_manifest(out), work.evaluation()
     sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
     if as_json:
-        show.as_json({"ran": ran, "verdict": sentence, "manifest": manifest.model_dump(mode="json")})
+        show.print_json({"ran": ran, "verdict": sentence, "manifest": manifest.model_dump(mode="json")})
         return
     show_ranking(work.folder / "ranking.json")
     show.table("Quality on the test items, 95 % intervals over users", evaluation["table"])

@@ -1,6 +1,7 @@
 """Bundles: what is in them, and other bundles made from them."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +9,8 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, BundlePath
+from fathom.commands.options import AsJson, BundlePath, takes
+from fathom.errors import ConfigError
 
 if TYPE_CHECKING:
     from fathom.runtime.manifest import Manifest
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at, check and cut bundles.", no_args_is_help=True)
 
 
-def show_bundle(manifest: "Manifest") -> None:
+def show_bundle(manifest: "Manifest", *, as_json: bool = False) -> None:
     """Print what a manifest says."""
     from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows
 
+    if as_json:
+        show.print_json(manifest.model_dump(mode="json"))
+        return
     show.facts("Bundle", [(name, value) for name, value in fact_rows(manifest)])
     show.table("Depths", depth_rows(manifest))
     if manifest.strategy_evidence:
@@ -35,10 +40,7 @@ def bundle_inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     from fathom.runtime.bundle import read_manifest
 
     manifest = read_manifest(bundle)
-    if as_json:
-        show.as_json(manifest.model_dump(mode="json"))
-    else:
-        show_bundle(manifest)
+    show_bundle(manifest, as_json=as_json)
 
 
 @app.command("quality")
@@ -51,10 +53,9 @@ def bundle_quality(bundle: BundlePath, as_json: AsJson = False) -> None:
     from fathom.runtime.bundle import read_manifest
 
     manifest = read_manifest(bundle)
-    if as_json:
-        show.as_json({str(d): info.model_dump()["quality"] for d, info in manifest.depths.items()})
-    else:
-        show.table("Quality on the test items, 95 % intervals over users", quality_rows(manifest))
+    title = "Quality on the test items, 95 % intervals over users"
+    values = {str(depth): info.model_dump()["quality"] for depth, info in manifest.depths.items()}
+    show.result(values, as_json, show.table, title, quality_rows(manifest))
 
 
 @app.command("verify")
@@ -74,7 +75,7 @@ def bundle_verify(
 
     checks = verify(bundle, Trust.load(trust or ()))
     if as_json:
-        show.as_json([asdict(check) for check in checks])
+        show.print_json([asdict(check) for check in checks])
     else:
         rows = [["file", "", "what was found"]]
         show.table(str(bundle), rows + [[c.name, "ok" if c.ok else "BAD", c.detail] for c in checks])
@@ -127,13 +128,25 @@ def bundle_slice(
 
     check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
     manifest = slice_bundle(bundle, load_profile(profile), out)
-    if as_json:
-        show.as_json(manifest.model_dump(mode="json"))
-    else:
-        show_bundle(manifest)
+    show_bundle(manifest, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What single formats need to know."""
+
+    profile: Annotated[str, typer.Option(help="triton: the profile that depths are chosen for.")] = "cloud"
+    backend: Annotated[Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")] = (
+        "onnxruntime"
+    )
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="executorch: the checkpoint that the bundle was exported from.")
+    ] = None
+    gpu: Annotated[str, typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs.")] = "8.6,8.9"
 
 
 @app.command("convert")
+@takes(options=ConvertOptions)
 def bundle_convert(
     bundle: BundlePath,
     to: Annotated[
@@ -145,54 +158,62 @@ def bundle_convert(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
-    profile: Annotated[str, typer.Option(help="triton: the profile that depths are chosen for.")] = "cloud",
-    backend: Annotated[
-        Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")
-    ] = "onnxruntime",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="executorch: the checkpoint that the bundle was exported from.")
-    ] = None,
-    gpu: Annotated[str, typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs.")] = "8.6,8.9",
+    options: ConvertOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Write the same bundle with engines in another format, checked against the first, or for another server.
+    """Convert a bundle's engines to another format and check them, or write it for another server.
 
     Example: fathom bundle convert build/ml-100k/mobile --to ort --out build/ml-100k/phone
     """
-    from fathom.edge_profiles.profile import load_profile
-
     kind = artefacts.TRITON if to == "triton" else artefacts.BUNDLE
-    check_outputs((out, kind), inputs=[bundle, checkpoint])
+    check_outputs((out, kind), inputs=[bundle, options.checkpoint])
     if to == "triton":
-        from fathom.exporter.formats.triton import write_triton
-
-        models = write_triton(bundle, out, load_profile(profile), backend=backend)
-        if as_json:
-            show.as_json({"models": models})
-        else:
-            print(f"{out}: {', '.join(models)}; ask {models[0]}")
-        return
-    if to == "ort":
-        from fathom.exporter.formats.ort import convert_to_ort
-
-        manifest = convert_to_ort(bundle, out)
-    elif to == "cuda":
-        from fathom.exporter.formats.cuda import convert_for_cuda
-
-        manifest = convert_for_cuda(bundle, out)
-    elif to == "executorch":
-        from fathom.errors import ConfigError
-        from fathom.exporter.formats.executorch import convert_to_executorch
-        from fathom.training.checkpoint import Checkpoint
-
-        if checkpoint is None:
-            raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
-        manifest = convert_to_executorch(bundle, Checkpoint.load(checkpoint), out)
+        _convert_to_triton(bundle, out, options, as_json=as_json)
     else:
-        from fathom.exporter.formats.tensorrt import add_plans
+        show_bundle(_CONVERTERS[to](bundle, out, options), as_json=as_json)
 
-        manifest = add_plans(bundle, out, [each.strip() for each in gpu.split(",") if each.strip()])
+
+def _convert_to_triton(bundle: Path, out: Path, options: ConvertOptions, *, as_json: bool) -> None:
+    from fathom.edge_profiles.profile import load_profile
+    from fathom.exporter.formats.triton import write_triton
+
+    models = write_triton(bundle, out, load_profile(options.profile), backend=options.backend)
     if as_json:
-        show.as_json(manifest.model_dump(mode="json"))
+        show.print_json({"models": models})
     else:
-        show_bundle(manifest)
+        print(f"{out}: {', '.join(models)}; ask {models[0]}")
+
+
+def _convert_to_ort(bundle: Path, out: Path, _: ConvertOptions) -> "Manifest":
+    from fathom.exporter.formats.ort import convert_to_ort
+
+    return convert_to_ort(bundle, out)
+
+
+def _convert_for_cuda(bundle: Path, out: Path, _: ConvertOptions) -> "Manifest":
+    from fathom.exporter.formats.cuda import convert_for_cuda
+
+    return convert_for_cuda(bundle, out)
+
+
+def _convert_to_executorch(bundle: Path, out: Path, options: ConvertOptions) -> "Manifest":
+    from fathom.exporter.formats.executorch import convert_to_executorch
+    from fathom.training.checkpoint import Checkpoint
+
+    if options.checkpoint is None:
+        raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
+    return convert_to_executorch(bundle, Checkpoint.load(options.checkpoint), out)
+
+
+def _add_tensorrt_plans(bundle: Path, out: Path, options: ConvertOptions) -> "Manifest":
+    from fathom.exporter.formats.tensorrt import add_plans
+
+    return add_plans(bundle, out, [each.strip() for each in options.gpu.split(",") if each.strip()])
+
+
+_CONVERTERS: dict[str, Callable[[Path, Path, ConvertOptions], "Manifest"]] = {
+    "ort": _convert_to_ort,
+    "cuda": _convert_for_cuda,
+    "executorch": _convert_to_executorch,
+    "tensorrt-rtx": _add_tensorrt_plans,
+}

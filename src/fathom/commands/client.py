@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @takes(connection=connect)
 def reload(
-    connection: Connection,
+    *,
     name: Annotated[str, typer.Argument(help="Only this bundle. Default: all.")] = "",
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Let a running server exchange its bundles for the newest in its folder; exit code 2 when one is refused.
@@ -31,7 +32,7 @@ def reload(
     with Client.over(connection) as client:
         reloaded = client.reload(name)
     if as_json:
-        show.as_json([asdict(each) for each in reloaded])
+        show.print_json([asdict(each) for each in reloaded])
     else:
         rows = [["bundle", "serves", "before", ""]]
         rows += [[e.bundle, e.version or "-", e.previous or "-", e.error and f"refused: {e.error}"] for e in reloaded]
@@ -42,7 +43,7 @@ def reload(
 
 @takes(connection=connect)
 def recommend(
-    connection: Connection,
+    *,
     items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")] = "",
     user: Annotated[str, typer.Option(help="In place of items: a user whose history the server keeps.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
@@ -52,6 +53,7 @@ def recommend(
     exclude: Annotated[str, typer.Option(help="Ids never to return, with commas between them.")] = "",
     bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
     timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Ask a running server: items with titles and scores, the depth, the reason, and where the time went.
@@ -72,10 +74,7 @@ def recommend(
             exclude=_ids(exclude),
             timeout_s=timeout_ms / 1000,
         )
-    if as_json:
-        show.as_json(asdict(answer))
-    else:
-        show_answer(answer)
+    show.result(asdict(answer), as_json, show_answer, answer)
 
 
 def _ids(text: str) -> list[str]:
@@ -106,7 +105,7 @@ def demo(
 
     answers = ask(bundle, data or bundle.parent / "dataset", users)
     if as_json:
-        show.as_json([asdict(answer) for answer in answers])
+        show.print_json([asdict(answer) for answer in answers])
         return
     for answer in answers:
         show.out.rule(f"a user with {answer.history} items, asked as {answer.tier}", align="left")
@@ -115,7 +114,7 @@ def demo(
 
 @takes(connection=connect)
 def loadtest(
-    connection: Connection,
+    *,
     trace: Annotated[Path, typer.Option(help="A trace, or a dataset folder to make one from.")],
     rate: Annotated[float, typer.Option(help="Mean requests per second of a made trace.")] = 50.0,
     duration: Annotated[float, typer.Option(help="Seconds of a made trace.")] = 30.0,
@@ -125,6 +124,7 @@ def loadtest(
     deadline_ms: Annotated[float, typer.Option(help="Deadline of each request.")] = 1000.0,
     bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON, and a plot beside it.")] = None,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Replay an arrival trace in an open loop; latency counts from the intended send time.
@@ -145,7 +145,4 @@ def loadtest(
     report = replay(connection, made, bundle=bundle, deadline_ms=deadline_ms)
     if out:
         report.save(out)
-    if as_json:
-        show.as_json(report.as_dict())
-    else:
-        show.out.print(report.table())
+    show.result(report.as_dict(), as_json, show.out.print, report.table())

@@ -19,6 +19,7 @@ history_app = typer.Typer(help="Histories of users that a server keeps.", no_arg
 @data_app.command("prepare")
 @takes(given=table_options)
 def data_prepare(
+    *,
     source: Annotated[str, typer.Argument(help="ml-100k, ml-1m, amazon-reviews-2023, online-retail-ii, or a file.")],
     out: Out,
     given: dict[str, Any],
@@ -38,10 +39,7 @@ def data_prepare(
     check_outputs((out, artefacts.DATASET), inputs=files_read(source, options))
     with Activity(f"prepare {source}") as activity:
         dataset = prepare(source, out, options=options, progress=activity.update)
-    if as_json:
-        show.as_json(dataset.meta)
-    else:
-        show.facts(str(out), show.dataset_facts(dataset.meta))
+    show.result(dataset.meta, as_json, show.facts, str(out), show.dataset_facts(dataset.meta))
 
 
 @history_app.command("import")
@@ -63,7 +61,7 @@ def history_import(
 
     imported = import_dataset(dataset, to, Retention(max_events, max_days))
     if as_json:
-        show.as_json(asdict(imported))
+        show.print_json(asdict(imported))
     else:
         left_out = (
             f"{imported.known} known already",

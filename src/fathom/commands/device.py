@@ -24,7 +24,7 @@ def profiles_list(as_json: AsJson = False) -> None:
 
     profiles = [load_profile(name) for name in profile_names()]
     if as_json:
-        show.as_json([profile.model_dump(mode="json") for profile in profiles])
+        show.print_json([profile.model_dump(mode="json") for profile in profiles])
         return
     rows = [["profile", "tier", "depths", "simple / complex", "threshold", "budget", "memory", "threads"]]
     rows += [_profile_row(profile) for profile in profiles]
@@ -57,10 +57,7 @@ def profiles_show(
     from fathom.edge_profiles.profile import load_profile
 
     values = load_profile(profile).model_dump(mode="json")
-    if as_json:
-        show.as_json(values)
-    else:
-        show.facts(profile, [(key, _plain(value)) for key, value in values.items()])
+    show.result(values, as_json, show.facts, profile, [(key, _plain(value)) for key, value in values.items()])
 
 
 def _plain(value: Any) -> str:
@@ -93,7 +90,7 @@ def _check_profile(path: Path, as_json: bool) -> bool:
     found = check(path)
     problems = found if isinstance(found, list) else []
     if as_json:
-        show.as_json({"path": str(path), "problems": problems})
+        show.print_json({"path": str(path), "problems": problems})
     elif problems:
         for problem in problems:
             show.out.print(problem, highlight=False, markup=False, soft_wrap=True)
@@ -103,15 +100,15 @@ def _check_profile(path: Path, as_json: bool) -> bool:
 
 
 def _check_fit(bundle: Path, name: str, as_json: bool) -> bool:
-    from fathom.device_check import check_fit
+    from fathom.device_check import check_device
     from fathom.edge_profiles.profile import load_profile
 
     profile = load_profile(name)
     with show.Activity(f"serve {bundle} as {profile.name}"):
-        fit = check_fit(bundle, profile, name)
+        fit = check_device(bundle, profile, name)
     fits = fit.fits(profile.memory_limit_mb)
     if as_json:
-        show.as_json({"profile": profile.name, "fits": fits, **fit.model_dump(mode="json")})
+        show.print_json({"profile": profile.name, "fits": fits, **fit.model_dump(mode="json")})
         return fits
     took = "more than that" if fit.peak_mb is None else f"{fit.peak_mb:.1f} MB"
     facts = [("peak memory", f"{took} of {profile.memory_limit_mb} MB"), ("", fit.words)]
@@ -133,7 +130,4 @@ def doctor(as_json: AsJson = False) -> None:
     from fathom.doctor import examine
 
     found = examine()
-    if as_json:
-        show.as_json(found)
-    else:
-        show.facts("This machine", list(found.items()))
+    show.result(found, as_json, show.facts, "This machine", list(found.items()))

@@ -1,7 +1,7 @@
 """Which layers each depth executes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,9 +9,6 @@ from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands.options import AsJson, need_training, read_json
 from fathom.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fathom.importance.lattice.lattice import Lattice
 
 
 def plan(
@@ -42,38 +39,49 @@ def plan(
     Example: fathom plan ranking.json --compare --lattice lattice
     """
     need_training()
-    from fathom.exporter.bundle.report import format_layers
-    from fathom.exporter.planning.plan import DepthPlan
-    from fathom.files import sha256_file
-    from fathom.importance.layer_ranking import LayerRanking
-
     try:
         wanted = tuple(int(depth) for depth in depths.split(","))
     except ValueError:
-        raise ConfigError(f"--depths {depths}: whole numbers with commas between them, as 4,8,12,16") from None
+        raise ConfigError(f"--depths {depths}: give whole numbers separated by commas, as 4,8,12,16") from None
     if compare:
         _compare_plans(ranking, lattice, out, wanted, metric, as_json=as_json)
-        return
-    if out is None:
+    elif out is None:
         raise ConfigError("--out is missing: say where to write the plan, as --out plan.json")
-    if lattice is not None and strategy != "lattice":
+    elif lattice is not None and strategy != "lattice":
         raise ConfigError(f"the {strategy} plan reads no lattice; use --strategy lattice or --compare with --lattice")
-    check_outputs((out, artefacts.PLAN), inputs=[ranking, lattice])
-    loaded = LayerRanking.load(ranking)
-    truth = None if lattice is None else _load_lattice(lattice)
-    made = DepthPlan.make(loaded, strategy, wanted, lattice=truth, metric=metric, ranking_sha256=sha256_file(ranking))
-    made.save(out)
-    if as_json:
-        show.as_json(read_json(out))
     else:
-        rows = [["depth", "layers in order"], *([str(d), format_layers(path)] for d, path in made.paths.items())]
-        show.table(f"{made.strategy} plan", rows)
+        check_outputs((out, artefacts.PLAN), inputs=[ranking, lattice])
+        _write_plan(ranking, lattice, out, strategy, wanted, metric)
+        _show_plan(out, as_json=as_json)
+
+
+def _write_plan(
+    ranking: Path, lattice: Path | None, out: Path, strategy: str, depths: tuple[int, ...], metric: str
+) -> None:
+    from fathom.exporter.planning.plan import DepthPlan
+    from fathom.files import sha256_file
+    from fathom.importance.lattice.lattice import Lattice
+    from fathom.importance.layer_ranking import LayerRanking
+
+    loaded, truth = LayerRanking.load(ranking), None if lattice is None else Lattice.load(lattice)
+    made = DepthPlan.make(loaded, strategy, depths, lattice=truth, metric=metric, ranking_sha256=sha256_file(ranking))
+    made.save(out)
+
+
+def _show_plan(path: Path, *, as_json: bool) -> None:
+    from fathom.exporter.bundle.report import format_layers
+    from fathom.exporter.planning.plan import DepthPlan
+
+    made = DepthPlan.load(path)
+    rows = [["depth", "layers in order"], *([str(d), format_layers(layers)] for d, layers in made.paths.items())]
+    show.result(read_json(path), as_json, show.table, f"{made.strategy} plan", rows)
 
 
 def _compare_plans(
     ranking: Path, lattice: Path | None, out: Path | None, depths: tuple[int, ...], metric: str, *, as_json: bool
 ) -> None:
     from fathom.exporter.planning.predict import TITLES, predict
+    from fathom.importance.lattice.lattice import Lattice
     from fathom.importance.layer_ranking import LayerRanking
 
     if out is not None:
@@ -82,9 +90,9 @@ def _compare_plans(
         raise ConfigError(
             "--compare needs --lattice FOLDER, every subset's quality; `fathom rank --lattice FOLDER` measures it"
         )
-    found = predict(LayerRanking.load(ranking), _load_lattice(lattice), depths, metric=metric)
+    found = predict(LayerRanking.load(ranking), Lattice.load(lattice), depths, metric=metric)
     if as_json:
-        show.as_json({"metric": metric, **found.as_dict()})
+        show.print_json({"metric": metric, **found.as_dict()})
         return
     for name, title in TITLES.items():
         show.table(f"{title} that the lattice predicts", found.rows(name))
@@ -98,9 +106,3 @@ def _compare_plans(
         ),
     ]
     show.facts("", [*notes, *found.left_out.items()])
-
-
-def _load_lattice(folder: Path) -> "Lattice":
-    from fathom.importance.lattice.lattice import Lattice
-
-    return Lattice.load(folder)

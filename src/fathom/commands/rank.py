@@ -1,53 +1,115 @@
 """How much each layer matters, by several methods, and how far rankings agree."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, Data, Out, need_training, read_json
+from fathom.commands.options import AsJson, Data, Out, need_training, read_json, takes
 from fathom.errors import ConfigError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
+    from fathom.importance.lattice.lattice import Lattice
     from fathom.importance.layer_ranking import LayerRanking
 
 #: More methods than these have too many pairs to print.
 MANY_METHODS = 6
 
 
-def rank(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    data: Data,
-    out: Out,
+@dataclass(frozen=True)
+class RankFiles:
+    """Where `fathom rank` writes."""
+
+    out: Out
+    plot: Annotated[Path | None, typer.Option(help="Also draw the ranking, as PNG.")] = None
+    page: Annotated[Path | None, typer.Option(help="Also write ranking and lattice as one HTML page.")] = None
+    lattice: Annotated[
+        Path | None, typer.Option(help="Folder for the quality of every subset of layers; grades the methods.")
+    ] = None
+    lattice_plot: Annotated[
+        Path | None, typer.Option(help="Also draw the lattice, as PNG: every subset and each method's choice.")
+    ] = None
+
+    def check(self, inputs: Sequence[Path]) -> None:
+        """Raise OutputError unless all of it may be written."""
+        check_outputs(
+            (self.out, artefacts.RANKING),
+            (self.plot, artefacts.RANKING_PLOT),
+            (self.page, artefacts.RANKING_PAGE),
+            (self.lattice, artefacts.LATTICE),
+            (self.lattice_plot, artefacts.LATTICE_PLOT),
+            inputs=inputs,
+        )
+
+    def write(self, ranking: "LayerRanking", lattice: "Lattice | None", depths: Sequence[int]) -> None:
+        """Write the ranking, and draw what was asked for."""
+        from fathom.importance.report.lattice_plot import plot_lattice
+        from fathom.importance.report.page import write_page
+        from fathom.importance.report.plot import plot_ranking
+
+        ranking.save(self.out)
+        if self.plot:
+            plot_ranking(ranking, self.plot)
+        if self.page:
+            write_page(ranking, self.page, lattice=lattice, depths=depths)
+        if self.lattice_plot and lattice is not None:
+            plot_lattice(lattice, ranking, depths, self.lattice_plot)
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """How `fathom rank` measures."""
+
     methods: Annotated[
         str,
         typer.Option(
-            help="Names with commas between them; all; or auto: the best within --budget. Default: fisher, gradient,"
+            help="Names separated by commas; all; or auto: the best within --budget. Default: fisher, gradient,"
             " ablation, block_influence.",
             show_default=False,
         ),
-    ] = "fisher,gradient,ablation,block_influence",
+    ] = "fisher,gradient,ablation,block_influence"
     budget: Annotated[
-        str | None, typer.Option(help="Of --methods, run what predicts best within this time, as 60s or 5m; auto: 60s.")
-    ] = None,
-    users: Annotated[int, typer.Option(min=1, help="Users to measure on.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the users and of sampled labels.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the ranking as PNG.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Also write ranking and lattice as one HTML page.")] = None,
-    lattice: Annotated[Path | None, typer.Option(help="Folder for every subset's quality; grades the methods.")] = None,
-    lattice_orders: Annotated[int, typer.Option(min=0, help="Sample so many orders; 0: every subset.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
-    ray: Annotated[str | None, typer.Option(help="Ray cluster that shares it: its address, or auto.")] = None,
-    lattice_plot: Annotated[
-        Path | None, typer.Option(help="Also draw the lattice as PNG: every subset, each choice.")
-    ] = None,
+        str | None,
+        typer.Option(help="Run the --methods that predict best within this time: 60s or 5m. Default for auto: 60s."),
+    ] = None
+    users: Annotated[int, typer.Option(min=1, help="Number of users to measure on.")] = 256
+    seed: Annotated[int, typer.Option(help="Seed for drawing users and sampling labels.")] = 0
+    lattice_orders: Annotated[
+        int, typer.Option(min=0, help="Number of layer orders to sample for --lattice; 0 measures every subset.")
+    ] = 0
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes that share the work.")] = 1
+    ray: Annotated[str | None, typer.Option(help="Ray cluster to run on: its address, or auto.")] = None
+
+    def wanted(self) -> tuple[list[str], float | None]:
+        """The names of the methods, and the time budget in seconds."""
+        names = [name.strip() for name in self.methods.split(",") if name.strip()]
+        is_auto = names == ["auto"]
+        budget = self.budget or ("60s" if is_auto else None)
+        return ["all"] if is_auto else names, None if budget is None else _seconds(budget)
+
+    def measured_on(self) -> dict[str, Any]:
+        """The users and the processes, as the functions that measure take them."""
+        from fathom.importance.distribution import over_processes, over_ray
+
+        runner = over_ray(self.ray) if self.ray else over_processes(self.workers)
+        return {"users": self.users, "seed": self.seed, "runner": runner}
+
+
+@takes(files=RankFiles, options=RankOptions)
+def rank(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    data: Data,
+    files: RankFiles,
+    options: RankOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how much each layer matters, by several methods, and what they agree on.
+    """Measure how much each layer matters, by several methods, and where they agree.
 
     Example: fathom rank build/ml-100k/checkpoint --data build/ml-100k/dataset --out ranking.json --plot ranking.png
 
@@ -55,66 +117,26 @@ def rank(
     """
     need_training()
     from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
-    from fathom.importance.distribution import over_processes, over_ray
-    from fathom.importance.report.lattice_plot import plot_lattice
-    from fathom.importance.report.page import write_page
-    from fathom.importance.report.plot import plot_ranking
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
-    if lattice_plot and (lattice is None or lattice_orders):
+    if files.lattice_plot and (files.lattice is None or options.lattice_orders):
         raise ConfigError(
             "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
         )
-    check_outputs(
-        (out, artefacts.RANKING),
-        (plot, artefacts.RANKING_PLOT),
-        (page, artefacts.RANKING_PAGE),
-        (lattice, artefacts.LATTICE),
-        (lattice_plot, artefacts.LATTICE_PLOT),
-        inputs=[checkpoint, data],
-    )
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if names == ["auto"]:
-        names, budget = ["all"], budget or "60s"
-    budget_seconds = None if budget is None else _seconds(budget)
-    loaded, dataset, truth = Checkpoint.load(checkpoint), Dataset.load(data), None
-    runner = over_ray(ray) if ray else over_processes(workers)
-    if lattice is not None:
+    files.check([checkpoint, data])
+    names, budget_seconds = options.wanted()
+    loaded, dataset, lattice = Checkpoint.load(checkpoint), Dataset.load(data), None
+    on = options.measured_on()
+    if files.lattice is not None:
+        orders = options.lattice_orders
         with Activity("measure the lattice") as activity:
-            truth = measure_checkpoint(
-                loaded,
-                dataset,
-                lattice,
-                users=users,
-                seed=seed,
-                orders=lattice_orders,
-                runner=runner,
-                progress=activity.lattice,
-            )
+            lattice = measure_checkpoint(loaded, dataset, files.lattice, orders=orders, progress=activity.lattice, **on)
     with Activity("rank the layers") as activity:
-        ranking = rank_checkpoint(
-            loaded,
-            dataset,
-            names,
-            budget_seconds=budget_seconds,
-            users=users,
-            seed=seed,
-            lattice=truth,
-            runner=runner,
-            progress=activity.ranking,
-        )
-    ranking.save(out)
-    if plot:
-        plot_ranking(ranking, plot)
-    if page:
-        write_page(ranking, page, lattice=truth, depths=loaded.model.depths)
-    if lattice_plot and truth is not None:
-        plot_lattice(truth, ranking, loaded.model.depths, lattice_plot)
-    if as_json:
-        show.as_json(read_json(out))
-    else:
-        show_ranking(out)
+        more = {"budget_seconds": budget_seconds, "lattice": lattice, "progress": activity.ranking, **on}
+        ranking = rank_checkpoint(loaded, dataset, names, **more)
+    files.write(ranking, lattice, loaded.model.depths)
+    show_ranking(files.out, as_json=as_json)
 
 
 def _seconds(budget: str) -> float:
@@ -142,7 +164,7 @@ def stability(
 
     found = compare_rankings({str(path): LayerRanking.load(path) for path in rankings})
     if as_json:
-        show.as_json(found.as_dict())
+        show.print_json(found.as_dict())
         return
     rows = [["method", "mean tau", "lowest tau", f"top {quarter(found.layers)} shared"]]
     named = dict(sorted(found.methods.items(), key=lambda item: -item[1].mean))
@@ -154,10 +176,13 @@ def stability(
         show.facts("", [("not in every ranking", ", ".join(found.only_in_some))])
 
 
-def show_ranking(path: Path) -> None:
+def show_ranking(path: Path, *, as_json: bool = False) -> None:
     """Print a LayerRanking: rank of each layer by each method, consensus, tiers, agreement, grades."""
     from fathom.importance.layer_ranking import LayerRanking
 
+    if as_json:
+        show.print_json(read_json(path))
+        return
     ranking = LayerRanking.load(path)
     layers = range(ranking.layers)
     rows = [["layer", *map(str, layers), "stability"]]

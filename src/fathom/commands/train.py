@@ -47,20 +47,15 @@ def train(
 
     config = train_config(preset or DEFAULT_PRESET, settings, seed)
     if show_settings:
-        if as_json:
-            show.as_json(settings_pages.as_dict(config))
-        else:
-            show.table(f"Settings, from the preset {preset or DEFAULT_PRESET}", settings_pages.rows(config))
+        title = f"Settings, from the preset {preset or DEFAULT_PRESET}"
+        show.result(settings_pages.as_dict(config), as_json, show.table, title, settings_pages.rows(config))
         return
     if dataset is None or out is None:
         raise ConfigError("fathom train needs a dataset folder and --out; fathom train --help has an example")
     check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
     with Activity("train") as activity:
         checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
-    if as_json:
-        show.as_json(dict(checkpoint.metrics))
-    else:
-        _show_training(checkpoint.metrics)
+    show.result(dict(checkpoint.metrics), as_json, _show_training, checkpoint.metrics)
 
 
 def evaluate(
@@ -90,10 +85,8 @@ def evaluate(
         report = evaluate_model(loaded.model, dataset, cut, part=part, progress=activity.update)
     if out:
         write_json(out, report.as_dict())
-    if as_json:
-        show.as_json(report.as_dict())
-    else:
-        show.table(f"Quality on the {part} items ({report.cases:,} users)", report.table())
+    title = f"Quality on the {part} items ({report.cases:,} users)"
+    show.result(report.as_dict(), as_json, show.table, title, report.table())
 
 
 def heal(
@@ -122,10 +115,7 @@ def heal(
         healed = run(
             loaded, DepthPlan.load(plan), Dataset.load(data), out=out, config=config, progress=activity.training
         )
-    if as_json:
-        show.as_json(dict(healed.metrics))
-    else:
-        _show_training(healed.metrics)
+    show.result(dict(healed.metrics), as_json, _show_training, healed.metrics)
 
 
 def _show_training(metrics: Mapping[str, Any]) -> None:
