@@ -41,10 +41,10 @@ bench: setup
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.experiments.training_throughput ml-100k=build/ml-100k/dataset
 	@$(BIN)/python -m fathom.benchmarks.experiments.parity $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.engine_depth $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.selector_latency $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.server_start $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.grpc_echo $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks run engine_depth $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks run selector_latency $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks run server_start $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks run grpc_echo $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks.experiments.routing ml-100k
 	@$(MAKE) --no-print-directory results
 

@@ -15,7 +15,7 @@ from fathom import DISTRIBUTION
 from fathom.artefacts import RUN, check_output
 from fathom.distribution import fathom_commit
 from fathom.errors import ConfigError, FathomError
-from fathom.files import write_json
+from fathom.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 RESULTS = Path("results")
@@ -57,6 +57,11 @@ def save_run(
         raise ConfigError(f"{path}: this run cannot be stored as JSON: {error}") from None
     write_json(path, run)
     return path
+
+
+def load_run(path: Path) -> Mapping[str, Any]:
+    """A stored run; raises ArtefactError where it is missing or is none."""
+    return read_json(path, kind="stored run", schema_version=SCHEMA_VERSION)
 
 
 def run(main: Callable[[], object]) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks.device_tables import device_sections
-from fathom.benchmarks.experiments import parity, routing, training_throughput
+from fathom.benchmarks import registry
+from fathom.benchmarks.experiments import efficiency, parity, precision, qlora, routing, training_throughput
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
 from fathom.benchmarks.experiments.quality import plots
@@ -24,9 +24,8 @@ from fathom.benchmarks.experiments.quality.tables import (
     seeds,
 )
 from fathom.benchmarks.experiments.routing_tables import routing_sections
-from fathom.benchmarks.markdown import decimal, paragraphs, table, table_of
+from fathom.benchmarks.markdown import decimal, table
 from fathom.benchmarks.record import RESULTS, run
-from fathom.benchmarks.serving_tables import serving_sections
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -85,13 +84,23 @@ def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str])
             else []
         ),
         parity.section(_load(folder, "parity")),
-        _engine_section(engine),
-        _selector_section(_load(folder, "selector_latency")),
-        _server_section(_load(folder, "server_start"), _load(folder, "grpc_echo")),
-        *serving_sections(folder),
-        *device_sections(folder),
+        *_system_sections(folder),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _system_sections(folder: Path) -> list[str]:
+    sections = {name: registry.load(name).section(folder) for name in registry.names()}
+    memory, retrieval, gpu = (sections.pop(name) for name in ("memory", "retrieval", "gpu"))
+    return [
+        *sections.values(),
+        registry.of_runs(precision.section, "precision", "precision-wide")(folder),
+        memory,
+        registry.of_runs(qlora.section, "qlora")(folder),
+        registry.of_runs(efficiency.section, "efficiency")(folder),
+        retrieval,
+        gpu,
+    ]
 
 
 def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
@@ -155,51 +164,6 @@ def _figures(pool: Pool | None, wanted: Sequence[tuple[str, str]]) -> list[list[
     """System, HR@10 and NDCG@10 of those that were run."""
     found = [] if pool is None else [(pool, arm, name, pool.mean((arm, name))) for arm, name in wanted]
     return [[name, decimal(mean_hr(of, arm, name)), decimal(ndcg.value)] for of, arm, name, ndcg in found if ndcg]
-
-
-def _engine_section(engine: Run) -> str:
-    columns = {
-        "history": "{history}",
-        "depth": "{depth}",
-        "median µs": "{median_us:,.0f}",
-        "p90 µs": "{p90_us:,.0f}",
-        "share of the deepest": "{share_of_deepest:.2f}",
-    }
-    return paragraphs("## One request inside the engine, one thread", table_of(engine["result"]["rows"], columns))
-
-
-def _selector_section(selector: Run) -> str:
-    rows = [
-        [f"{r['items']:,}", str(r["history"]), f"{r['median_us']:.1f}", f"{r['p99_us']:.1f}", f"{r['p999_us']:.1f}"]
-        for r in selector["result"]["rows"]
-    ]
-    head = ["items", "history", "median µs", "p99 µs", "p99.9 µs"]
-    parts = ["## One decision of the selector, features included", table(head, rows)]
-    requests = selector["result"].get("requests", [])
-    said = [f"{r['share']:.1%} of {r['total_us']:,.0f} µs at history {r['history']}" for r in requests]
-    return "\n\n".join([*parts, f"Its share of a whole request at depth 4, alone in the pipeline: {', '.join(said)}."])
-
-
-def _server_section(start: Run, echo: Run) -> str:
-    rows = []
-    for concurrency in (1, 32):
-        for side, figures in echo["result"][f"concurrency_{concurrency}"].items():
-            numbers = [f"{figures[key]:,.2f}" for key in ("p50_ms", "p99_ms", "requests_per_s")]
-            spent = [f"{figures[key]:,.0f}" for key in ("server_cpu_us", "loop_cpu_us", "second_cpu_us")]
-            rows.append([f"{side}, concurrency {concurrency}", *numbers, *spent])
-    low, high = echo["result"]["ratio_range"]
-    median = start["result"]["median"]
-    return "\n\n".join(
-        [
-            "## The server, depth 4, against a bare grpc.aio echo of the same messages",
-            table(["", "p50 ms", "p99 ms", "requests/s", "CPU µs per request", "event loop", "next thread"], rows),
-            f"Requests/s at concurrency 32, server over echo: {echo['result']['ratio_requests_per_s']:.3f}"
-            f" ({low:.3f} to {high:.3f} over the repetitions). The next thread is the busiest besides the event loop's:"
-            f" of the server the engine's. Start to ready {median['ready_s']:.2f} s;"
-            f" resident memory {median['ready_mb']:.0f} MB when ready, {median['served_mb']:.0f} MB after"
-            f" {start['config']['requests']:,} requests.",
-        ]
-    )
 
 
 def _load(folder: Path, name: str) -> Run:

@@ -157,7 +157,7 @@ PLANS = Kind("a folder of plans", "fathom build", PLAN.keys, head="prefix.json",
 EVALUATION = _json_file("an evaluation", "fathom evaluate", "protocol", "cases", "reference", "systems")
 COMPARISON = _json_file("a comparison of plans", "fathom build", "winner", "evidence")
 STAMPS = _json_file("a record of build stages", "fathom build", "stages")
-RUN = _json_file("a stored run of a benchmark", "python -m fathom.benchmarks.NAME", "command", "machine", "result")
+RUN = _json_file("a stored run of a benchmark", "python -m fathom.benchmarks run NAME", "command", "machine", "result")
 LOAD_PLOT = Kind("a plot of a load test", "fathom loadtest", mark="Fathom load test plot")
 LOAD_REPORT = Kind(
     "a load test's report",

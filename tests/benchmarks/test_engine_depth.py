@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.benchmarks.engine_depth import main, summarise
+from fathom.benchmarks.__main__ import main
+from fathom.benchmarks.systems.engine_depth import summarise
 
 
 def test_shares_are_of_the_deepest_depth_at_the_same_length() -> None:
@@ -21,13 +22,15 @@ def test_shares_are_of_the_deepest_depth_at_the_same_length() -> None:
 def test_a_run_prints_a_table_and_stores_it(
     synthetic_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = main([str(synthetic_bundle), "--repetitions", "3", "--results", str(tmp_path)])
-    run = json.loads(path.read_text())
-    assert path == tmp_path / "engine_depth.json"
+    main(["run", "engine_depth", str(synthetic_bundle), "--repetitions", "3", "--results", str(tmp_path)])
+    run = json.loads((tmp_path / "engine_depth.json").read_text())
     # The longest history of this bundle is 20.
     assert [(row["history"], row["depth"]) for row in run["result"]["rows"]] == [
         (history, depth) for history in (10, 20) for depth in (4, 8, 12, 16)
     ]
     assert all(row["median_us"] > 0 for row in run["result"]["rows"])
     assert run["config"]["threads"] == 1
-    assert len(capsys.readouterr().out.splitlines()) == 9
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith("|")]) == 2 + 8
+    main(["section", "engine_depth", "--results", str(tmp_path)])
+    assert capsys.readouterr().out in out

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from fathom.benchmarks.grpc_echo import compare
+from fathom.benchmarks.systems.grpc_echo import compare
 
 
 def test_both_servers_take_turns_and_every_figure_is_there(synthetic_bundle: Path) -> None:

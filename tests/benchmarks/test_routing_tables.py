@@ -76,12 +76,12 @@ def test_servers_and_feedback_are_told_as_stored(tmp_path: Path) -> None:
     (tmp_path / "routing_server").mkdir()
     for eps in (0.01, 0.05):
         config = {"bundle": "ml-1m", "eps": eps, "routing": "all at depth 4", "deadline_ms": 50.0}
-        stored_run = json.dumps({"config": config, "result": result})
+        stored_run = json.dumps({"schema_version": 1, "config": config, "result": result})
         (tmp_path / "routing_server" / f"ml-1m-eps-{eps:g}.json").write_text(stored_run)
     stream = {"mean_agreement": 0.73, "alarms": 0, "replications": 100, "median_values_until_alarm": None}
     drift = stream | {"mean_agreement": 0.61, "alarms": 100, "median_values_until_alarm": 26.0}
     config = {"bundle": "ml-1m", "routing": "all at depth 4", "values": 10_000, "alpha": 0.01}
-    run = {"config": config, "result": {"expected": 0.7, "no drift": stream, "drift": drift}}
+    run = {"schema_version": 1, "config": config, "result": {"expected": 0.7, "no drift": stream, "drift": drift}}
     (tmp_path / "feedback.json").write_text(json.dumps(run))
     server, feedback = routing_sections(tmp_path)
     assert server.index("eps 5%") < server.index("eps 1%")

@@ -3,8 +3,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fathom.benchmarks import server_start
-from fathom.benchmarks.server_start import measure_start, started
+from fathom.benchmarks.server import started
+from fathom.benchmarks.systems import server_start
+from fathom.benchmarks.systems.server_start import measure_start
 from fathom.errors import FathomError, UnavailableError
 
 

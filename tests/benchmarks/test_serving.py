@@ -1,15 +1,14 @@
 """Small twins of the measurements of a server under stress: real servers, few requests."""
 
 import asyncio
-import json
 from pathlib import Path
 
 import grpc
 import pytest
 
-from fathom.benchmarks import overload, workers
-from fathom.benchmarks.grpc_echo import make_requests
-from fathom.benchmarks.server_start import started
+from fathom.benchmarks.server import METHOD, started
+from fathom.benchmarks.systems import overload, workers
+from fathom.benchmarks.systems.grpc_echo import make_requests
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 IDS = [f"item-{number}" for number in range(10)]
@@ -20,7 +19,7 @@ def test_what_is_offered_is_offered_at_its_rate_and_all_of_it_ends(synthetic_bun
 
     async def measure() -> list[overload.Ended]:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            call = channel.unary_unary(overload.METHOD, request_serializer=None, response_deserializer=None)
+            call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
             return await overload.offer(call, requests, rate=200, seconds=0.5)
 
     with started(synthetic_bundle) as server:
@@ -40,10 +39,8 @@ def test_a_killed_worker_is_counted_and_replaced(
     # A client beside other tests hears late of a connection that ended.
     monkeypatch.setattr(workers, "NOTICED_S", 5.0)
     log, requests = tmp_path / "log", make_requests(synthetic_bundle)
-    with workers.serving(synthetic_bundle, log) as process:
-        assert process.stdout is not None
-        address = json.loads(process.stdout.readline())["address"]
-        result = asyncio.run(workers.measure(process.pid, log, address, requests, repetitions=1))
+    with started(synthetic_bundle, "--workers", "2", log=log) as server:
+        result = asyncio.run(workers.kills_of(server.pid, log, server.address, requests, repetitions=1))
     assert result["kills"] == 1
     assert result["statuses"]["OK"] > 0
     assert result["failed_otherwise"] == 0

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fathom.benchmarks.grpc_echo import Figures
-from fathom.benchmarks.stages import GRPC, GRPC_THREADS, split
+from fathom.benchmarks.systems.grpc_echo import Figures
+from fathom.benchmarks.systems.stages import GRPC, GRPC_THREADS, split
 
 SAMPLES = """\
 MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88);Converter.query (fathom/serving/convert.py:53) 30

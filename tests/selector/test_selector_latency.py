@@ -2,7 +2,7 @@
 
 import pytest
 
-from fathom.benchmarks.selector_latency import measure_latency
+from fathom.benchmarks.systems.selector_latency import measure_latency
 
 
 @pytest.mark.parametrize(("items", "history"), [(1_682, 10), (12_000, 200)])

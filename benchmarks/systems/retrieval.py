@@ -1,6 +1,6 @@
 """The best 100 of a million items: Fathom's retriever beside faiss, and its share of a request.
 
-    python -m fathom.benchmarks.retrieval build/ml-100k/bundle [--items 1000000]
+    python -m fathom.benchmarks run retrieval build/ml-100k/bundle [--items 1000000]
 
 Random unit vectors of width 64, one thread. Fathom without a filter and with one that removes 90 % of the items; faiss
 (IndexFlatIP, which is exact too) without. Every round runs all of them in a new random order. Then requests of
@@ -8,9 +8,9 @@ Random unit vectors of width 64, one thread. Fathom without a filter and with on
 the time is retrieval. Needs the extra bench. Writes results/retrieval.json.
 """
 
-import argparse
 import asyncio
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
 from fathom.runtime.bundle import Bundle, Catalogue
@@ -127,32 +128,48 @@ async def share(bundle: Bundle, rng: np.random.Generator) -> list[dict[str, Any]
                     "retrieval_share": round(retrieval_ms / total_ms, 3),
                 }
             )
-            print(found[-1], flush=True)
     return found
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=20)
-    chosen = parser.parse_args()
+def measure(options: Namespace) -> Iterator[Run]:
+    """Searches alone, then as a part of requests."""
     rng = np.random.default_rng(SEED)
-    found = searches(unit_vectors(rng, chosen.items), rng)
+    found = searches(unit_vectors(rng, options.items), rng)
     agreement = same_items(found, unit_vectors(rng, 32))
-    table = rows(found, rng, chosen.rounds)
-    for row in table:
-        print(row)
-    shares = []
-    with Bundle.open(chosen.bundle) as bundle:
+    table, shares = rows(found, rng, options.rounds), []
+    with Bundle.open(options.bundle) as bundle:
         for items in CATALOGUES:
             shares += asyncio.run(share(enlarged(bundle, items, rng), rng))
-        config = {"items": chosen.items, "width": WIDTH, "best": BEST, "removed": REMOVED, "rounds": chosen.rounds}
+        config = {"items": options.items, "width": WIDTH, "best": BEST, "removed": REMOVED, "rounds": options.rounds}
         config["bundle"] = bundle.manifest.name
-    result = {"rows": table, "same_items_as_faiss": round(agreement, 5), "share_of_a_request": shares}
-    print(f"stored in {save_run('retrieval', config=config, result=result, seed=SEED)}")
+    yield Run(config, {"rows": table, "same_items_as_faiss": round(agreement, 5), "share_of_a_request": shares}, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """Searches beside faiss, and their part of a request."""
+    result, config = run["result"], run["config"]
+    alone = {"search": "{search}", "batch": "{batch}", "ms": "{median_ms:.1f}", "times faiss": "{of_faiss:.2f}"}
+    shares = {
+        "items": "{items:,}",
+        "depth": "{depth}",
+        "engine ms": "{engine_ms:.2f}",
+        "retrieval ms": "{retrieval_ms:.2f}",
+        "retrieval's part of the request": "{retrieval_share:.0%}",
+    }
+    return paragraphs(
+        f"## The best {config['best']} of {config['items']:,} items",
+        f"Exact, width {config['width']}, one thread; {result['same_items_as_faiss']:.2%} of the items are those"
+        " that faiss finds.",
+        table_of(result["rows"], alone),
+        "What part of a request of 50 items it is, by the size of the catalogue:",
+        table_of(result["share_of_a_request"], shares),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="exact search beside faiss, and its part of a request",
+    cost="10 min, faiss",
+    arguments={"bundle": Path, "--items": 1_000_000, "--rounds": 20},
+    measure=measure,
+    section=of_runs(render, "retrieval"),
+)

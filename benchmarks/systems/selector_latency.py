@@ -1,15 +1,16 @@
 """Time of one selector decision, features included, on this machine.
 
-    python -m fathom.benchmarks.selector_latency build/ml-100k/bundle [--decisions 20000]
+    python -m fathom.benchmarks run selector_latency build/ml-100k/bundle [--decisions 20000]
 
 Random histories of a popularity-skewed catalogue; each decision is timed alone, on its own history, so that caches
 see what a server's would. Then its share of a whole request at depth 4, alone in the server's pipeline on the bundle.
 Writes results/selector_latency.json.
 """
 
-import argparse
 import asyncio
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import open_engine
@@ -27,7 +30,8 @@ from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.complexity import ComplexityModel
-from fathom.selector.features import SelectorTables, measure, measure_all
+from fathom.selector.features import SelectorTables, measure_all
+from fathom.selector.features import measure as measure_features
 
 SEED = 1
 LENGTHS = (10, 200)
@@ -88,7 +92,7 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
         items, seconds = histories[row % HISTORIES]
         ids = items.astype(np.int64)
         start = clock()
-        features = measure(items, seconds, tables)
+        features = measure_features(items, seconds, tables)
         measured = clock()
         complexity = model.score(features)
         scored = clock()
@@ -135,39 +139,44 @@ def run(decisions: int) -> list[Latency]:
     return [measure_latency(n_items, length, decisions) for n_items in CATALOGUES for length in LENGTHS]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, print a table, store the run."""
-    from fathom.benchmarks.record import save_run
+def measure(options: Namespace) -> Iterator[Run]:
+    """Decisions alone, then their share of whole requests."""
+    rows = run(options.decisions)
+    with Bundle.open(options.bundle) as bundle:
+        requests = asyncio.run(measure_requests(bundle, REQUESTS))
+    config = {
+        "decisions": options.decisions,
+        "width": WIDTH,
+        "lengths": LENGTHS,
+        "catalogues": CATALOGUES,
+        "timestamps": True,
+        "requests": REQUESTS,
+    }
+    yield Run(config, {"rows": [asdict(row) for row in rows], "requests": [asdict(each) for each in requests]}, SEED)
 
-    parser = argparse.ArgumentParser(description="Time of one selector decision.")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--decisions", type=int, default=20_000, help="decisions per case (default 20000)")
-    given = parser.parse_args(argv)
-    decisions = given.decisions
-    rows = run(decisions)
-    requests = asyncio.run(measure_requests(Bundle.open(given.bundle), REQUESTS))
-    print("microseconds of one decision")
-    print(" items  history   median    p99   p99.9  features  complexity  policy")
-    for r in rows:
-        whole = f"{r.items:>6}{r.history:>9}{r.median_us:>9.1f}{r.p99_us:>7.1f}{r.p999_us:>8.1f}"
-        print(f"{whole}{r.features_us:>10.1f}{r.complexity_us:>12.1f}{r.policy_us:>8.1f}")
-    for each in requests:
-        print(f"request at depth 4, history {each.history}: {each.total_us:.0f} us, selector {each.share:.1%} of it")
-    path = save_run(
-        "selector_latency",
-        config={
-            "decisions": decisions,
-            "width": WIDTH,
-            "lengths": LENGTHS,
-            "catalogues": CATALOGUES,
-            "timestamps": True,
-            "requests": REQUESTS,
-        },
-        result={"rows": [asdict(row) for row in rows], "requests": [asdict(each) for each in requests]},
-        seed=SEED,
+
+def render(run: StoredRun) -> str:
+    """A row per catalogue and history, and the share of a request."""
+    columns = {
+        "items": "{items:,}",
+        "history": "{history}",
+        "median µs": "{median_us:.1f}",
+        "p99 µs": "{p99_us:.1f}",
+        "p99.9 µs": "{p999_us:.1f}",
+    }
+    requests = run["result"].get("requests", [])
+    said = [f"{r['share']:.1%} of {r['total_us']:,.0f} µs at history {r['history']}" for r in requests]
+    return paragraphs(
+        "## One decision of the selector, features included",
+        table_of(run["result"]["rows"], columns),
+        f"Its share of a whole request at depth 4, alone in the pipeline: {', '.join(said)}.",
     )
-    print(f"stored in {path}")
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    summary="one decision of the selector, and its share of a request",
+    cost="2 min",
+    arguments={"bundle": Path, "--decisions": 20_000},
+    measure=measure,
+    section=of_runs(render, "selector_latency"),
+)

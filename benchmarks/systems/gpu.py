@@ -1,6 +1,6 @@
 """Engines on a GPU beside the same engines on the processor of the same machine.
 
-    python -m fathom.benchmarks.gpu build/cuda build/ml-100k/bundle [...]
+    python -m fathom.benchmarks run gpu build/cuda build/ml-100k/bundle [...]
 
 For every bundle, depths 4 and 16: milliseconds of one batch on the GPU, on one thread and on all cores, every round in
 a new random order, and the largest difference between their user vectors. `captured` says whether the bundle's engines
@@ -8,10 +8,10 @@ became CUDA graphs (`fathom bundle convert --to cuda`). Then requests a second t
 so many in flight, and the search for the best 100 of random catalogues. Needs the extra gpu. Writes results/gpu.json.
 """
 
-import argparse
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from fathom.benchmarks.interleaved import interleaved
-from fathom.benchmarks.record import run, save_run
-from fathom.benchmarks.retrieval import unit_vectors
+from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.systems.retrieval import unit_vectors
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
@@ -75,7 +76,6 @@ def engines(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
                 row |= median_ms(calls, rounds)
                 error = np.abs(gpu.run(items, None, depth) - all_cores.run(items, None, depth)).max()
                 found.append(row | {"max_abs_error": float(f"{error:.2g}")})
-                print(found[-1], flush=True)
     return found
 
 
@@ -110,33 +110,71 @@ def searches(rounds: int) -> list[dict[str, Any]]:
             pairs = zip(gpu.search(*asked), one.search(*asked), strict=True)
             same = np.mean([np.array_equal(found[0], expected[0]) for found, expected in pairs])
             table.append({"items": items, "batch": batch} | taken | {"same_answers": round(float(same), 4)})
-            print(table[-1], flush=True)
     return table
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, nargs="+")
-    parser.add_argument("--rounds", type=int, default=20)
-    chosen = parser.parse_args()
+def measure(options: Namespace) -> Iterator[Run]:
+    """Engines, pipelines, searches."""
     rows, rates = [], []
-    for path in chosen.bundles:
+    for path in options.bundles:
         with Bundle.open(path) as bundle:
-            rows += engines(bundle, chosen.rounds)
+            rows += engines(bundle, options.rounds)
             for depth in DEPTHS:
                 gpu, thread = CudaEngine(bundle, depths=DEPTHS), OnnxEngine(bundle, depths=DEPTHS, threads=1)
                 row = {"bundle": bundle.manifest.name, "captured": gpu.captured, "depth": depth}
                 for kind, engine in (("gpu", gpu), ("thread", thread)):
                     row[f"{kind}_per_s"] = round(asyncio.run(throughput(bundle, engine, depth)))
                 rates.append(row)
-                print(row, flush=True)
-    found = searches(chosen.rounds)
-    names = [path.name for path in chosen.bundles]
-    config = {"bundles": names, "best": BEST, "in_flight": IN_FLIGHT, "rounds": chosen.rounds}
-    result = {"engines": rows, "pipeline": rates, "search": found}
-    print(f"stored in {save_run('gpu', config=config, result=result, seed=SEED)}")
+    names = [path.name for path in options.bundles]
+    config = {"bundles": names, "best": BEST, "in_flight": IN_FLIGHT, "rounds": options.rounds}
+    yield Run(config, {"engines": rows, "pipeline": rates, "search": searches(options.rounds)}, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """Engines, pipelines and searches, a table each."""
+    result, config, cores = run["result"], run["config"], run["machine"]["cores"]
+    engines: Columns = {
+        "width, precision": lambda row: f"{row['width']}, {row['precision']}{'' if row['captured'] else ', no graphs'}",
+        "depth": "{depth}",
+        "batch": "{batch}",
+        "history": "{history}",
+        "GPU ms": "{gpu_ms:.2f}",
+        "one thread ms": lambda row: f"{row['thread_ms']:.2f}" if "thread_ms" in row else "",
+        f"{cores} cores ms": "{cores_ms:.1f}",
+        "error": "{max_abs_error:.0e}",
+    }
+    rates: Columns = {
+        "bundle": "{bundle}",
+        "graphs": lambda row: "captured" if row["captured"] else "",
+        "depth": "{depth}",
+        "GPU": "{gpu_per_s:,}",
+        "one thread": "{thread_per_s:,}",
+    }
+    searched: Columns = {
+        "items": "{items:,}",
+        "batch": "{batch}",
+        "GPU ms": "{gpu_ms:.2f}",
+        "one thread ms": "{thread_ms:.2f}",
+        f"{cores} cores ms": "{cores_ms:.2f}",
+        "same answers": "{same_answers:.0%}",
+    }
+    return paragraphs(
+        "## On a GPU",
+        f"{run['machine']['gpu']}, onnxruntime {run['versions']['onnxruntime-gpu']}; the processor is that of the"
+        " same machine. Histories go to the GPU and user vectors come back within the time. Error: the largest of a"
+        " user vector, against the processor with the same engines.",
+        table_of(result["engines"], engines),
+        f"Requests a second through the pipeline, without gRPC, history 50, {config['in_flight']} in flight:",
+        table_of(result["pipeline"], rates),
+        f"The best {config['best']} by exact search, width 64, without 50 items that each has seen:",
+        table_of(result["search"], searched),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="engines, pipeline and search on a GPU beside the processor",
+    cost="10 min, a GPU",
+    arguments={"bundles": (Path("build/ml-100k/bundle"),), "--rounds": 20},
+    measure=measure,
+    section=of_runs(render, "gpu"),
+)

@@ -1,6 +1,6 @@
 """The memory that a device needs: a process that opens a bundle as a profile says and answers, for large catalogues.
 
-    python -m fathom.benchmarks.memory [--items 12000 1000000]
+    python -m fathom.benchmarks run memory [--items 12000 1000000]
 
 The network is untrained, of width 64 and 16 layers: what it answers does not matter here. A bundle is exported for
 each catalogue and precision, and sliced for the profile. A process without gRPC, which asks for memory as a server
@@ -8,14 +8,17 @@ does, opens it, answers histories of 50 and 200 items at each depth, one and as 
 and tells the most memory that was resident. For comparison, the deepest depth alone. Writes results/memory.json.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.systems import peak_memory
 from fathom.benchmarks.untrained import untrained
 from fathom.edge_profiles.profile import load_profile
 from fathom.exporter.bundle.export import export
@@ -35,46 +38,14 @@ CASES: tuple[tuple[str, Precision, ItemPrecision, int], ...] = (
     ("cloud-cpu", "fp32", "fp32", 300),
 )
 
-_PROCESS = """
-import asyncio, sys
-from pathlib import Path
-import numpy as np
-from fathom.edge_profiles.profile import load_profile
-from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
-from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.settings import PipelineSettings
-from fathom.runtime.query import IndexedQuery
-from fathom.serving.memory import use_memory_sparingly
-
-use_memory_sparingly()
-
-async def answer():
-    bundle, profile = Bundle.open(Path(sys.argv[1])), load_profile(sys.argv[2])
-    depths = [int(depth) for depth in sys.argv[3:]]
-    rng = np.random.default_rng(0)
-    engine = open_engine(bundle, threads=profile.threads, depths=depths)
-    async with Pipeline(bundle, engine, settings=PipelineSettings.for_profile(profile)) as pipeline:
-        for depth in depths:
-            for length in (50, 200):
-                for together in (1, profile.max_batch):
-                    histories = rng.integers(0, bundle.manifest.items, (together, length))
-                    queries = [IndexedQuery(history, 10, profile, depth=depth) for history in histories]
-                    await asyncio.gather(*map(pipeline.recommend, queries))
-
-asyncio.run(answer())
-(peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-print(int(peak.split()[1]) / 1024)
-"""
-
 
 def peak_mb(bundle: Path, profile: str, depths: tuple[int, ...]) -> float:
     """Of a process that answers at these depths."""
-    command = [sys.executable, "-c", _PROCESS, str(bundle), profile, *map(str, depths)]
+    command = [sys.executable, "-m", peak_memory.__name__, str(bundle), profile, *map(str, depths)]
     return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 1)
 
 
-def measure(items: int) -> list[dict[str, Any]]:
+def rows_of(items: int) -> list[dict[str, Any]]:
     """One row per case."""
     checkpoint, dataset = untrained(items=items)
     rows = []
@@ -102,18 +73,40 @@ def measure(items: int) -> list[dict[str, Any]]:
                     "bundle_mb": round(sum(entry.bytes for entry in manifest.files.values()) / 2**20, 1),
                 }
             )
-            print(rows[-1], flush=True)
     return rows
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, nargs="+", default=list(CATALOGUES))
-    chosen = parser.parse_args()
-    rows = [row for items in chosen.items for row in measure(items)]
-    print(f"stored in {save_run('memory', config={'items': chosen.items}, result={'rows': rows}, seed=SEED)}")
+def measure(options: Namespace) -> Iterator[Run]:
+    """Every case for every catalogue."""
+    yield Run({"items": options.items}, {"rows": [row for items in options.items for row in rows_of(items)]}, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """A row per case."""
+    columns: Columns = {
+        "items": "{items:,}",
+        "profile": "{profile}",
+        "layers": "{precision}",
+        "vectors": "{item_precision}",
+        "depths": lambda row: ", ".join(map(str, row["depths"])),
+        "peak MB": "{peak_mb:,.1f}",
+        "at most": "{enough_mb}",
+        "deepest alone": "{deepest_alone_mb:,.1f}",
+        "times that": "{times_the_deepest:.2f}",
+        "bundle MB": "{bundle_mb:.0f}",
+    }
+    return paragraphs(
+        "## Memory on a device",
+        "The most resident memory of a process without a server that opens a bundle as the profile says and answers"
+        " at every depth; width 64, histories up to 200 items. «At most» is the aim for 12,000 items.",
+        table_of(run["result"]["rows"], columns),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="the memory that a device needs, for large catalogues",
+    cost="20 min, no bundle",
+    arguments={"--items": CATALOGUES},
+    measure=measure,
+    section=of_runs(render, "memory"),
+)

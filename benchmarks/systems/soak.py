@@ -1,6 +1,6 @@
 """A server at half of its capacity for half an hour: does it grow, does it slow down.
 
-    python -m fathom.benchmarks.soak build/ml-100k/bundle --data build/ml-100k/dataset [--minutes 30]
+    python -m fathom.benchmarks run soak build/ml-100k/bundle --data build/ml-100k/dataset [--minutes 30]
 
 A quarter each: a history, a user with one item more, a user_id after an append, a batch of three; at
 random moments, at half the rate that a closed loop reaches. The last minute is no harder than the first: the server
@@ -8,12 +8,13 @@ keeps GROWS events of a user, and a history that has grown by as many begins aga
 a request is due, resident memory (the median of a reading per second), threads, open files. Writes results/soak.json.
 """
 
-import argparse
 import asyncio
 import random
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fathom.benchmarks.record import run, save_run
-from fathom.benchmarks.server_start import Started, started
+from fathom.benchmarks.load import closed_loop, open_loop
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.server import StartedServer, started
 from fathom.client import AsyncClient, Event, Query
 from fathom.errors import FathomError
 from fathom.runtime.bundle import Bundle
@@ -102,22 +104,8 @@ class Traffic:
             await self._client.recommend_many([Query(user.history[-length:]) for length in (5, 20, 50)])
 
 
-async def closed_loop(traffic: Traffic, count: int) -> float:
-    """Requests per second that so many callers get."""
-    slots = asyncio.Semaphore(CONCURRENT)
-
-    async def one() -> None:
-        async with slots:
-            await traffic.one()
-
-    begin = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(count)))
-    return count / (time.perf_counter() - begin)
-
-
-async def open_loop(traffic: Traffic, rate: float, seconds: float) -> tuple[list[float], Counter[str]]:
+async def offer(traffic: Traffic, rate: float, seconds: float) -> tuple[list[float], Counter[str]]:
     """Seconds of each answered request, and how all ended."""
-    rng = np.random.default_rng(SEED)
     took: list[float] = []
     ends: Counter[str] = Counter()
 
@@ -129,16 +117,11 @@ async def open_loop(traffic: Traffic, rate: float, seconds: float) -> tuple[list
         except FathomError as error:
             ends[type(error).__name__] += 1
 
-    begin, due_s = time.perf_counter(), 0.0
-    async with asyncio.TaskGroup() as group:
-        while due_s < seconds:
-            due_s += rng.exponential(1 / rate)
-            await asyncio.sleep(max(0.0, begin + due_s - time.perf_counter()))
-            group.create_task(one(begin + due_s))
+    await open_loop(lambda _, due_s: one(due_s), rate, count=int(rate * seconds), seed=SEED)
     return took, ends
 
 
-async def measure(server: Started, histories: list[list[str]], minutes: int) -> dict[str, Any]:
+async def minute_by_minute(server: StartedServer, histories: list[list[str]], minutes: int) -> dict[str, Any]:
     """The capacity, then half of it, minute by minute."""
     process = psutil.Process(server.pid)
     resident: list[int] = []
@@ -153,12 +136,12 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
     async with AsyncClient(server.address) as client:
         traffic = Traffic(client, histories)
         await traffic.prepare()
-        await closed_loop(traffic, PROBES)
-        capacity = await closed_loop(traffic, PROBES)
-        await open_loop(traffic, capacity / 2, WARM_UP_S)
+        await closed_loop(lambda _: traffic.one(), CONCURRENT, PROBES)
+        capacity = await closed_loop(lambda _: traffic.one(), CONCURRENT, PROBES)
+        await offer(traffic, capacity / 2, WARM_UP_S)
         for minute in range(minutes):
             resident.clear()
-            took, ends = await open_loop(traffic, capacity / 2, 60.0)
+            took, ends = await offer(traffic, capacity / 2, 60.0)
             rows.append(
                 {
                     "minute": minute,
@@ -170,7 +153,6 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
                     "files": process.num_fds(),
                 }
             )
-            print(rows[-1], flush=True)
     watching.cancel()
     third = max(1, minutes // 3)
     first, last = rows[:third], rows[-third:]
@@ -188,25 +170,43 @@ async def measure(server: Started, histories: list[list[str]], minutes: int) -> 
     }
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--minutes", type=int, default=30)
-    chosen = parser.parse_args()
-    dataset = Dataset.load(chosen.data)
+def measure(options: Namespace) -> Iterator[Run]:
+    """Minute by minute."""
+    dataset = Dataset.load(options.data)
     histories = [[dataset.item_ids[item] for item in sequence] for sequence in dataset.sequences]
-    options = ("--history-max-events", str(GROWS))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        started(chosen.bundle, *options, "--history", f"sqlite:{folder}/h.db") as server,
-    ):
-        result = asyncio.run(measure(server, histories, chosen.minutes))
-    print({name: value for name, value in result.items() if name != "rows"})
-    config = {"bundle": Bundle.open(chosen.bundle).manifest.name, "minutes": chosen.minutes, "warm_up_s": WARM_UP_S}
-    print(f"stored in {save_run('soak', config=config, result=result, seed=SEED)}")
+    with tempfile.TemporaryDirectory() as folder:
+        store = ("--history-max-events", str(GROWS), "--history", f"sqlite:{folder}/h.db")
+        with started(options.bundle, *store) as server:
+            result = asyncio.run(minute_by_minute(server, histories, options.minutes))
+    config = {"bundle": Bundle.open(options.bundle).manifest.name, "minutes": options.minutes, "warm_up_s": WARM_UP_S}
+    yield Run(config, result, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """One paragraph."""
+    result = run["result"]
+    statuses = ", ".join(f"{count:,} {status}" for status, count in result["statuses"].items())
+    rows = result["rows"]
+    return "\n\n".join(
+        [
+            "## Half an hour at half of the capacity",
+            f"{run['config']['minutes']} minutes, {result['offered_per_s']:,.0f} calls/s of four kinds: {statuses}."
+            f" Resident memory from {rows[0]['rss_mb']:.1f} to {rows[-1]['rss_mb']:.1f} MB"
+            f" ({result['rss_grown']:+.1%}); p99 {result['p99_ms_first_third']:.1f} ms in the first third,"
+            f" {result['p99_ms_last_third']:.1f} ms in the last (medians over minutes); threads"
+            f" {_span(result['threads'])}, open files {_span(result['files'])}.",
+        ]
+    )
+
+
+def _span(values: list[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+BENCHMARK = Benchmark(
+    summary="half an hour at half of the capacity: does the server grow or slow down",
+    cost="35 min, the bundle's data",
+    arguments={"bundle": Path, "--data": Path, "--minutes": 30},
+    measure=measure,
+    section=of_runs(render, "soak"),
+)

@@ -1,7 +1,7 @@
 """Where the processor time of a request goes, by stage, in this version of the server and in another one.
 
     git worktree add build/before COMMIT
-    python -m fathom.benchmarks.stages build/ml-100k/bundle --before build/before/src
+    python -m fathom.benchmarks run stages build/ml-100k/bundle --before build/before/src
 
 The load is that of ``grpc_echo``: depth 4, history 50, 32 in flight. Each version runs in turns, every time in a new
 process; py-spy looks at its threads while the kernel counts their time. A stage is what the innermost frame of ours
@@ -9,21 +9,23 @@ belongs to, so what gRPC and the event loop do for themselves is a stage too. Ne
 results/stages.json.
 """
 
-import argparse
 import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fathom.benchmarks.grpc_echo import CONCURRENT, DEPTH, HISTORY, Figures, load, make_requests
-from fathom.benchmarks.record import run, save_run
-from fathom.benchmarks.server_start import Started, started
+from fathom.benchmarks.markdown import table
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.server import StartedServer, started
+from fathom.benchmarks.systems.grpc_echo import CONCURRENT, DEPTH, HISTORY, Figures, load, make_requests
 from fathom.errors import MissingExtraError
 
 SECONDS = 6.0
@@ -79,7 +81,7 @@ def split(samples: str, figures: Figures) -> dict[str, float]:
     return spent | {GRPC_THREADS: figures.server_cpu_us - figures.loop_cpu_us - figures.second_cpu_us}
 
 
-async def watch(server: Started, requests: list[bytes], spy: str, seconds: float) -> dict[str, float]:
+async def watch(server: StartedServer, requests: list[bytes], spy: str, seconds: float) -> dict[str, float]:
     """Load it, and split what it spends."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "samples"
@@ -91,7 +93,7 @@ async def watch(server: Started, requests: list[bytes], spy: str, seconds: float
         return split(out.read_text(), figures)
 
 
-def measure(bundle: Path, sources: dict[str, Path | None], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+def spent_by(bundle: Path, sources: dict[str, Path | None], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
     """Medians over rounds, each version in turn; ``sources``: version -> its ``src`` folder, None for this one."""
     spy = shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if spy is None:
@@ -110,31 +112,46 @@ def measure(bundle: Path, sources: dict[str, Path | None], rounds: int, seconds:
     return {name: {stage: round(median(spent), 1) for stage, spent in each.items()} for name, each in found.items()}
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--before", type=Path, help="src folder of another checkout")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    chosen = parser.parse_args()
-    sources = {"now": None} | ({"before": chosen.before} if chosen.before else {})
-    spent = measure(chosen.bundle, sources, chosen.rounds, chosen.seconds)
+def measure(options: Namespace) -> Iterator[Run]:
+    """This version, and the one before where it is given."""
+    sources: dict[str, Path | None] = {"now": None}
     commit = None
-    if chosen.before:
-        asked = ["git", "-C", str(chosen.before), "rev-parse", "HEAD"]
+    if options.before:
+        sources["before"] = Path(options.before)
+        asked = ["git", "-C", options.before, "rev-parse", "HEAD"]
         commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    spent = spent_by(options.bundle, sources, options.rounds, options.seconds)
     config: dict[str, Any] = {
-        "bundle": chosen.bundle.name,
+        "bundle": options.bundle.name,
         "depth": DEPTH,
         "history": HISTORY,
         "concurrency": CONCURRENT,
     }
-    config |= {"rounds": chosen.rounds, "seconds": chosen.seconds, "before": commit}
-    for stage in sorted({stage for each in spent.values() for stage in each}):
-        print(f"{stage:24}", *(f"{name} {each.get(stage, 0.0):7.1f} µs" for name, each in sorted(spent.items())))
-    print(f"stored in {save_run('stages', config=config, result={'cpu_us': spent})}")
+    yield Run(config | {"rounds": options.rounds, "seconds": options.seconds, "before": commit}, {"cpu_us": spent})
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """A row per stage."""
+    spent, config = run["result"]["cpu_us"], run["config"]
+    versions = sorted(spent)
+    stages = [*spent["now"], *(stage for stage in spent[versions[0]] if stage not in spent["now"])]
+    rows = [[stage, *(f"{spent[version].get(stage, 0.0):.0f}" for version in versions)] for stage in stages]
+    rows.append(["all", *(f"{sum(spent[version].values()):.0f}" for version in versions)])
+    before = f" Before is commit {config['before'][:7]}." if config["before"] else ""
+    return "\n\n".join(
+        [
+            "## Where the processor time of a request goes",
+            f"Depth {config['depth']}, history {config['history']}, {config['concurrency']} in flight: microseconds of"
+            f" processor time per request by stage.{before}",
+            table(["stage", *versions], rows),
+        ]
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="where the processor time of a request goes, by stage",
+    cost="2 min, py-spy",
+    arguments={"bundle": Path, "--before": "", "--rounds": ROUNDS, "--seconds": SECONDS},
+    measure=measure,
+    section=of_runs(render, "stages"),
+)

@@ -1,6 +1,6 @@
 """A worker killed under load: which requests notice, and how soon another one takes its place.
 
-    python -m fathom.benchmarks.workers build/ml-100k/bundle [--repetitions 20]
+    python -m fathom.benchmarks run workers build/ml-100k/bundle [--repetitions 20]
 
 `fathom serve --workers 2`, requests at random moments over eight connections, nothing tried again. Each time one
 worker gets kill -9. A request that failed was in flight in it when it began before the kill and ended after it, or
@@ -8,28 +8,26 @@ soon after, before the client could know. The next kill waits until the new work
 results/workers.json.
 """
 
-import argparse
 import asyncio
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import grpc
-import numpy as np
 import psutil
 
-from fathom.benchmarks.grpc_echo import METHOD, make_requests
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.load import open_loop
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.server import METHOD, started
+from fathom.benchmarks.systems.grpc_echo import make_requests
 
 SEED = 0
 RATE = 300.0
@@ -50,7 +48,7 @@ class Called(NamedTuple):
     status: str
 
 
-class Load:
+class WorkersTraffic:
     """Requests at random moments, each connection in turn, until it is told to stop."""
 
     def __init__(self, address: str, requests: Sequence[bytes]) -> None:
@@ -61,19 +59,17 @@ class Load:
 
     async def run(self) -> None:
         """Plain calls, so that nothing is tried again behind our back."""
-        random = np.random.default_rng(SEED)
-        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+        async with AsyncExitStack() as stack:
             calls = []
             for _ in range(CHANNELS):
-                options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
                 channel = await stack.enter_async_context(grpc.aio.insecure_channel(self._address, options=options))
                 calls.append(channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None))
-            begin, due_s, number = time.perf_counter(), 0.0, 0
-            while not self.stop.is_set():
-                due_s += random.exponential(1 / RATE)
-                await asyncio.sleep(max(0.0, due_s - (time.perf_counter() - begin)))
-                group.create_task(self._one(calls[number % CHANNELS], self._requests[number % len(self._requests)]))
-                number += 1
+
+            def send(number: int, _: float) -> Coroutine[Any, Any, None]:
+                return self._one(calls[number % CHANNELS], self._requests[number % len(self._requests)])
+
+            await open_loop(send, RATE, stop=self.stop, seed=SEED)
 
     async def _one(self, call: Any, request: bytes) -> None:
         began_s, status = time.perf_counter(), "OK"
@@ -91,9 +87,9 @@ async def until(ready: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def measure(parent: int, log: Path, address: str, requests: Sequence[bytes], repetitions: int) -> dict[str, Any]:
+async def kills_of(parent: int, log: Path, address: str, requests: Sequence[bytes], repetitions: int) -> dict[str, Any]:
     """Kill a worker, wait for the next one, as often as asked."""
-    load = Load(address, requests)
+    load = WorkersTraffic(address, requests)
     loading = asyncio.create_task(load.run())
     kills, back_s = [], []
     for repetition in range(repetitions):
@@ -122,34 +118,36 @@ async def measure(parent: int, log: Path, address: str, requests: Sequence[bytes
     }
 
 
-@contextmanager
-def serving(bundle: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """`fathom serve` with two workers and its log; the first line of its output has the address."""
-    command = [sys.executable, "-m", "fathom", "serve", str(bundle), "--port", "0", "--workers", "2", "--json"]
-    with log.open("w") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
-    chosen = parser.parse_args()
+def measure(options: Namespace) -> Iterator[Run]:
+    """All kills."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with serving(chosen.bundle, log) as process:
-            assert process.stdout is not None
-            address = json.loads(process.stdout.readline())["address"]
-            requests = make_requests(chosen.bundle)
-            result = asyncio.run(measure(process.pid, log, address, requests, chosen.repetitions))
-    print(result)
-    config = {"bundle": chosen.bundle.name, "workers": 2, "rate_per_s": RATE, "channels": CHANNELS}
-    print(f"stored in {save_run('workers', config=config, result=result, seed=SEED)}")
+        with started(options.bundle, "--workers", "2", log=log) as server:
+            requests = make_requests(options.bundle)
+            result = asyncio.run(kills_of(server.pid, log, server.address, requests, options.repetitions))
+    yield Run({"bundle": options.bundle.name, "workers": 2, "rate_per_s": RATE, "channels": CHANNELS}, result, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """One paragraph."""
+    result, config = run["result"], run["config"]
+    return "\n\n".join(
+        [
+            "## A worker killed under load",
+            f"kill -9 of one of {config['workers']} workers, {result['kills']} times, at {config['rate_per_s']:g}"
+            f" requests/s over {config['channels']} connections, nothing tried again: of {result['requests']:,}"
+            f" requests {result['failed_in_flight']} failed, of {result['in_flight_at_kills']} that were in flight in"
+            f" both workers at those moments, {result['failed_before_it_was_noticed']} that were sent before the client"
+            f" could notice, and {result['failed_otherwise']} others. Another worker was ready"
+            f" after {result['back_s']['median']:g} s (median; at most {result['back_s']['most']:g}).",
+        ]
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="a worker killed under load: which requests fail",
+    cost="2 min",
+    arguments={"bundle": Path, "--repetitions": REPETITIONS},
+    measure=measure,
+    section=of_runs(render, "workers"),
+)

@@ -1,13 +1,14 @@
 """Wall time of one request inside the engine, per depth and history length, on one thread.
 
-    python -m fathom.benchmarks.engine_depth BUNDLE [--repetitions 200]
+    python -m fathom.benchmarks run engine_depth BUNDLE [--repetitions 200]
 
 Histories are drawn from the bundle's items by popularity: an engine's time depends on their length only. Every round
 runs all (depth, length) pairs once in a new random order, so that a slower minute of the machine hits all of them.
 Writes ``results/engine_depth.json``.
 """
 
-import argparse
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import Engine, open_engine
 
@@ -26,7 +28,7 @@ Pair = tuple[int, int]
 """(depth, history)"""
 
 
-def measure(
+def times_us(
     engine: Engine, bundle: Bundle, histories: tuple[int, ...], *, repetitions: int, seed: int
 ) -> dict[Pair, NDArray[np.float64]]:
     """Microseconds of each repetition of one request, float64 (repetitions,), per depth and history length."""
@@ -66,42 +68,6 @@ def summarise(spent: dict[Pair, NDArray[np.float64]]) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: list[str] | None = None) -> Path:
-    """Measure, print a table, store the run; returns the stored file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fathom.benchmarks.engine_depth", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--repetitions", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder for the stored run")
-    chosen = parser.parse_args(arguments)
-    with Bundle.open(chosen.bundle) as bundle:
-        longest = bundle.manifest.model.max_history
-        histories = tuple(sorted({min(length, longest) for length in HISTORIES}))
-        engine = open_engine(bundle, threads=1)
-        spent = measure(engine, bundle, histories, repetitions=chosen.repetitions, seed=chosen.seed)
-        engine.close()
-        rows = summarise(spent)
-        config = {
-            "bundle": bundle.manifest.name,
-            "bundle_version": bundle.manifest.version,
-            "strategy": bundle.manifest.strategy,
-            "model": bundle.manifest.model.model_dump(mode="json"),
-            "engine": engine.name,
-            "threads": 1,
-            "batch": 1,
-            "repetitions": chosen.repetitions,
-        }
-    print(f"{'history':>8} {'depth':>6} {'median µs':>10} {'p10':>8} {'p90':>8} {'of deepest':>11}")
-    for row in rows:
-        print(
-            f"{row['history']:>8} {row['depth']:>6} {row['median_us']:>10.1f} {row['p10_us']:>8.1f}"
-            f" {row['p90_us']:>8.1f} {row['share_of_deepest']:>11.3f}"
-        )
-    return save_run("engine_depth", config=config, result={"rows": rows}, seed=chosen.seed, folder=chosen.results)
-
-
 def _request(
     bundle: Bundle, length: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -113,5 +79,41 @@ def _request(
     return items, 1_600_000_000 + 3_600 * hours
 
 
-if __name__ == "__main__":
-    run(main)
+def measure(options: Namespace) -> Iterator[Run]:
+    """Every depth and history length."""
+    with Bundle.open(options.bundle) as bundle, open_engine(bundle, threads=1) as engine:
+        manifest = bundle.manifest
+        histories = tuple(sorted({min(length, manifest.model.max_history) for length in HISTORIES}))
+        spent = times_us(engine, bundle, histories, repetitions=options.repetitions, seed=options.seed)
+        config = {
+            "bundle": manifest.name,
+            "bundle_version": manifest.version,
+            "strategy": manifest.strategy,
+            "model": manifest.model.model_dump(mode="json"),
+            "engine": engine.name,
+            "threads": 1,
+            "batch": 1,
+            "repetitions": options.repetitions,
+        }
+    yield Run(config, {"rows": summarise(spent)}, options.seed)
+
+
+def render(run: StoredRun) -> str:
+    """A row per history and depth."""
+    columns = {
+        "history": "{history}",
+        "depth": "{depth}",
+        "median µs": "{median_us:,.0f}",
+        "p90 µs": "{p90_us:,.0f}",
+        "share of the deepest": "{share_of_deepest:.2f}",
+    }
+    return paragraphs("## One request inside the engine, one thread", table_of(run["result"]["rows"], columns))
+
+
+BENCHMARK = Benchmark(
+    summary="one request inside the engine, by depth and history",
+    cost="1 min",
+    arguments={"bundle": Path, "--repetitions": 200, "--seed": 0},
+    measure=measure,
+    section=of_runs(render, "engine_depth"),
+)

@@ -1,6 +1,6 @@
 """What routing saves, and what the deadline saves, measured through real servers.
 
-    python -m fathom.benchmarks.routing_server build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
+    python -m fathom.benchmarks run routing_server build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
 
 Needs a certified bundle. Requests are the test histories of the data set, so that every answer has a right one.
 
@@ -10,11 +10,11 @@ that the deepest depth can answer, each of which wants its answer within 50 ms. 
 results/routing_server/NAME-eps-EPS.json.
 """
 
-import argparse
 import asyncio
 import time
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-import psutil
 
-from fathom.benchmarks.record import run, save_run
-from fathom.benchmarks.server_start import Started, started
+from fathom.benchmarks.load import open_loop
+from fathom.benchmarks.markdown import Columns, decimal, paragraphs, table_of
+from fathom.benchmarks.record import RESULTS, load_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun
+from fathom.benchmarks.server import StartedServer, started
 from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
@@ -44,7 +46,7 @@ LOAD_S = 20.0
 
 
 @dataclass(frozen=True)
-class Case:
+class ServedCase:
     """A request and the id that answers it."""
 
     items: list[str]
@@ -60,14 +62,14 @@ class Answered:
     gain: float
 
 
-def read_cases(bundle: Bundle, dataset: Dataset) -> list[Case]:
+def read_cases(bundle: Bundle, dataset: Dataset) -> list[ServedCase]:
     """The test cases of the bundle's split, in random order."""
     if bundle.manifest.source.split is None:
         raise ConfigError(f"{bundle.path}: it does not say how its data were split; export it again")
     cases = split(dataset, bundle.manifest.source.split).test
     ids, longest = dataset.item_ids, bundle.manifest.model.max_history
     found = [
-        Case([ids[i] for i in cases.histories[row][-longest:].tolist()], ids[int(cases.targets[row])])
+        ServedCase([ids[i] for i in cases.histories[row][-longest:].tolist()], ids[int(cases.targets[row])])
         for row in range(len(cases))
     ]
     order = np.random.default_rng(SEED).permutation(len(found))
@@ -75,12 +77,12 @@ def read_cases(bundle: Bundle, dataset: Dataset) -> list[Case]:
 
 
 async def ask_all(
-    stub: Any, cases: Sequence[Case], concurrency: int, depth: int | None = None
+    stub: Any, cases: Sequence[ServedCase], concurrency: int, depth: int | None = None
 ) -> list[pb.RecommendResponse]:
     """Every case, so many at a time."""
     slots = asyncio.Semaphore(concurrency)
 
-    async def one(case: Case) -> pb.RecommendResponse:
+    async def one(case: ServedCase) -> pb.RecommendResponse:
         async with slots:
             answer: pb.RecommendResponse = await stub.Recommend(pb.RecommendRequest(item_ids=case.items, depth=depth))
             return answer
@@ -88,15 +90,14 @@ async def ask_all(
     return await asyncio.gather(*(one(case) for case in cases))
 
 
-async def offer(stub: Any, cases: Sequence[Case], rate: float, seconds: float, *, deadline: bool) -> list[Answered]:
+async def offer(
+    stub: Any, cases: Sequence[ServedCase], rate: float, seconds: float, *, deadline: bool
+) -> list[Answered]:
     """Poisson arrivals; with ``deadline`` the server is told it, else only the watch of the client knows."""
-    random = np.random.default_rng(SEED)
-    moments = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
-    begin = time.perf_counter()
     found: list[Answered] = []
 
-    async def one(case: Case, due_s: float) -> None:
-        left = DEADLINE_S - (time.perf_counter() - begin - due_s)
+    async def one(case: ServedCase, due_s: float) -> None:
+        left = DEADLINE_S - (time.perf_counter() - due_s)
         depth, gain = None, 0.0
         if left > 0 or not deadline:
             with suppress(grpc.aio.AioRpcError):
@@ -104,17 +105,15 @@ async def offer(stub: Any, cases: Sequence[Case], rate: float, seconds: float, *
                     pb.RecommendRequest(item_ids=case.items), timeout=left if deadline else 10 * seconds
                 )
                 depth, gain = answer.depth, _gain(answer, case)
-        found.append(Answered(time.perf_counter() - begin - due_s, depth, gain))
+        found.append(Answered(time.perf_counter() - due_s, depth, gain))
 
-    tasks = []
-    for place, moment in enumerate(moments.tolist()):
-        await asyncio.sleep(max(0.0, moment - (time.perf_counter() - begin)))
-        tasks.append(asyncio.create_task(one(cases[place % len(cases)], moment)))
-    await asyncio.gather(*tasks)
+    await open_loop(
+        lambda number, due_s: one(cases[number % len(cases)], due_s), rate, count=int(rate * seconds), seed=SEED
+    )
     return found
 
 
-def _gain(answer: pb.RecommendResponse, case: Case) -> float:
+def _gain(answer: pb.RecommendResponse, case: ServedCase) -> float:
     places = [place for place, item in enumerate(answer.items) if item.id == case.target]
     return float(1 / np.log2(places[0] + 2)) if places else 0.0
 
@@ -134,13 +133,9 @@ def summarise_load(found: Sequence[Answered]) -> dict[str, Any]:
     }
 
 
-def cpu_s(server: Started) -> float:
-    """User and system time of the server's process."""
-    times = psutil.Process(server.pid).cpu_times()
-    return float(times.user + times.system)
-
-
-async def measure_compute(servers: dict[str, Started], cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+async def measure_compute(
+    servers: dict[str, StartedServer], cases: Sequence[ServedCase], rounds: int
+) -> list[dict[str, Any]]:
     """CPU milliseconds per request of each server, rounds alternating, and the share saved."""
     rows = []
     async with AsyncStubs(servers) as stubs:
@@ -151,10 +146,10 @@ async def measure_compute(servers: dict[str, Started], cases: Sequence[Case], ro
             for turn in range(rounds):
                 block = [cases[i % len(cases)] for i in range(turn * REQUESTS, (turn + 1) * REQUESTS)]
                 for name in sorted(servers, reverse=bool(turn % 2)):
-                    before, start_s = cpu_s(servers[name]), time.perf_counter()
+                    before, start_s = servers[name].cpu_s(), time.perf_counter()
                     answers = await ask_all(stubs[name], block, concurrency)
                     wall[name].append((time.perf_counter() - start_s) / len(block) * 1e3)
-                    spent[name].append((cpu_s(servers[name]) - before) / len(block) * 1e3)
+                    spent[name].append((servers[name].cpu_s() - before) / len(block) * 1e3)
                     gains[name] += [_gain(answer, case) for answer, case in zip(answers, block, strict=True)]
             saved = 1 - np.array(spent["certified"]) / np.array(spent["deepest"])
             drawn = np.random.default_rng(SEED).choice(saved, (2000, len(saved)))
@@ -178,7 +173,7 @@ async def measure_compute(servers: dict[str, Started], cases: Sequence[Case], ro
 class AsyncStubs:
     """One channel per server."""
 
-    def __init__(self, servers: dict[str, Started]) -> None:
+    def __init__(self, servers: dict[str, StartedServer]) -> None:
         self._channels = {name: grpc.aio.insecure_channel(server.address) for name, server in servers.items()}
 
     async def __aenter__(self) -> dict[str, Any]:
@@ -193,7 +188,7 @@ class AsyncStubs:
 
 
 async def measure_load(
-    servers: dict[str, Started], cases: Sequence[Case], deepest: int, seconds: float
+    servers: dict[str, StartedServer], cases: Sequence[ServedCase], deepest: int, seconds: float
 ) -> dict[str, Any]:
     """Capacity at the deepest depth, then every arm at twice that rate."""
     async with AsyncStubs(servers) as stubs:
@@ -212,45 +207,77 @@ async def measure_load(
     return {"capacity_per_s": round(capacity, 1), "offered_per_s": round(OVERLOAD * capacity, 1), "arms": arms}
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=LOAD_S)
-    chosen = parser.parse_args()
-    bundle = Bundle.open(chosen.bundle)
+def measure(options: Namespace) -> Iterator[Run]:
+    """Compute, then load."""
+    bundle = Bundle.open(options.bundle)
     if bundle.certificate is None:
         raise ConfigError(f"{bundle.path}: not certified; run `fathom certify` first")
-    cases = read_cases(bundle, Dataset.load(chosen.data))
+    cases = read_cases(bundle, Dataset.load(options.data))
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(
-                started(chosen.bundle, "--policy", name, "--feedback-share", "0", "--reuse-mb", "0")
+                started(options.bundle, "--policy", name, "--feedback-share", "0", "--reuse-mb", "0")
             )
             for name in ("certified", "deepest")
         }
-        compute = asyncio.run(measure_compute(servers, cases, chosen.rounds))
-        load = asyncio.run(measure_load(servers, cases, bundle.depths[-1], chosen.seconds))
+        compute = asyncio.run(measure_compute(servers, cases, options.rounds))
+        load = asyncio.run(measure_load(servers, cases, bundle.depths[-1], options.seconds))
     claim = bundle.certificate.claim(bundle.depths)
-    words = claim.routing.words if claim and claim.routing else None
-    for row in compute:
-        print(row)
-    for name, arm in load["arms"].items():
-        print(f"{name}: {arm}")
     config = {
         "bundle": bundle.manifest.name,
-        "routing": words,
+        "routing": claim.routing.words if claim and claim.routing else None,
         "eps": bundle.certificate.eps,
-        "rounds": chosen.rounds,
+        "rounds": options.rounds,
         "requests_per_round": REQUESTS,
         "deadline_ms": DEADLINE_S * 1e3,
-        "load_s": chosen.seconds,
+        "load_s": options.seconds,
     }
     name = f"routing_server/{bundle.manifest.name}-eps-{bundle.certificate.eps:g}"
-    print(f"stored in {save_run(name, config=config, result={'compute': compute, 'load': load}, seed=SEED)}")
+    yield Run(config, {"compute": compute, "load": load}, SEED, name)
 
 
-if __name__ == "__main__":
-    run(main)
+def section(folder: Path = RESULTS) -> str:
+    """All stored runs, the largest eps first."""
+    paths = sorted((folder / "routing_server").glob("*.json"), reverse=True)
+    about = (
+        "CPU time of the server's process per request, gRPC included, against a server that answers everything at the"
+        " deepest depth; alternating rounds over the same requests."
+    )
+    parts = [part for path in paths for part in _parts(load_run(path))]
+    return paragraphs("### Through the server", about, *parts) if parts else ""
+
+
+def _parts(run: StoredRun) -> list[str]:
+    config, load = run["config"], run["result"]["load"]
+    compute: Columns = {
+        "concurrency": "{concurrency}",
+        "CPU ms, deepest": "{cpu_ms[deepest]:.2f}",
+        "CPU ms, certified": "{cpu_ms[certified]:.2f}",
+        "saved": "{saved[value]:.1%} [{saved[low]:.1%}, {saved[high]:.1%}]",
+        "NDCG@10, deepest": lambda row: decimal(row["ndcg"]["deepest"]),
+        "certified": lambda row: decimal(row["ndcg"]["certified"]),
+    }
+    arms: Columns = {
+        "server": "{name}",
+        "in time": "{in_time:.1%}",
+        "answered": "{answered:.1%}",
+        "NDCG@10 of those in time": lambda row: decimal(row["ndcg_in_time"] or 0.0),
+        "of all requests": lambda row: decimal(row["ndcg_of_all"] or 0.0),
+        "depths": lambda row: ", ".join(f"{depth}: {share:.0%}" for depth, share in row["depths"].items()),
+    }
+    return [
+        f"{config['bundle']}, certified at eps {config['eps']:.0%}: {config['routing']}.",
+        table_of(run["result"]["compute"], compute),
+        f"Poisson arrivals at {load['offered_per_s']:,.0f} requests/s, twice what the deepest depth answers"
+        f" ({load['capacity_per_s']:,.0f}/s), each wanted within {config['deadline_ms']:.0f} ms:",
+        table_of([{"name": name, **arm} for name, arm in load["arms"].items()], arms),
+    ]
+
+
+BENCHMARK = Benchmark(
+    summary="what routing and the deadline save, through real servers",
+    cost="10 min, a certified bundle and its data",
+    arguments={"bundle": Path, "--data": Path, "--rounds": ROUNDS, "--seconds": LOAD_S},
+    measure=measure,
+    section=section,
+)

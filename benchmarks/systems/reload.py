@@ -1,17 +1,18 @@
 """Bundles exchanged under load: what the requests notice.
 
-    python -m fathom.benchmarks.reload build/ml-100k/bundle build/routing/ml-1m-seed-0/bundle
+    python -m fathom.benchmarks run reload build/ml-100k/bundle build/routing/ml-1m-seed-0/bundle
 
 Publishes the two bundles in turn, 50 times, then damaged ones, each followed by a Reload call, while 100 requests/s
 arrive at random. Every answer is compared with what its version answered alone. Writes results/reload.json.
 """
 
-import argparse
 import asyncio
 import shutil
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import grpc
 import numpy as np
 import psutil
 
-from fathom.benchmarks.record import run, save_run
-from fathom.benchmarks.server_start import Started, started
+from fathom.benchmarks.load import open_loop
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.server import StartedServer, started
 from fathom.client import AsyncClient, Reloaded
+from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 
 RATE = 100.0
 RELOADS = 50
@@ -39,7 +42,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Noticed:
+class ReloadedRequest:
     """One request: when it ended, how long it took, its status, and whether its answer is its version's own."""
 
     ended_s: float
@@ -49,14 +52,14 @@ class Noticed:
     right: bool
 
 
-class Load:
+class ReloadTraffic:
     """Requests at random moments until it is told to stop."""
 
     def __init__(self, address: str, histories: list[list[str]]) -> None:
         self._address = address
         self._requests = [pb.RecommendRequest(item_ids=items, depth=DEPTH) for items in histories]
         self.expected: dict[str, list[list[float]]] = {}
-        self.found: list[Noticed] = []
+        self.found: list[ReloadedRequest] = []
         self.stop = asyncio.Event()
 
     async def learn(self) -> None:
@@ -68,16 +71,13 @@ class Load:
 
     async def run(self) -> None:
         """Plain calls, so that nothing is tried again behind our back."""
-        random = np.random.default_rng(SEED)
-        begin, due_s = time.perf_counter(), 0.0
-        async with grpc.aio.insecure_channel(self._address) as channel, asyncio.TaskGroup() as group:
+        async with grpc.aio.insecure_channel(self._address) as channel:
             stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
-            number = 0
-            while not self.stop.is_set():
-                due_s += random.exponential(1 / RATE)
-                await asyncio.sleep(max(0.0, due_s - (time.perf_counter() - begin)))
-                group.create_task(self._one(stub, number % len(self._requests), begin + due_s))
-                number += 1
+
+            def send(number: int, due_s: float) -> Coroutine[Any, Any, None]:
+                return self._one(stub, number % len(self._requests), due_s)
+
+            await open_loop(send, RATE, stop=self.stop, seed=SEED)
 
     async def _one(self, stub: Any, place: int, due_s: float) -> None:
         status, version, right = "OK", "", False
@@ -89,7 +89,7 @@ class Load:
         except grpc.aio.AioRpcError as error:
             status = error.code().name
         now = time.perf_counter()
-        self.found.append(Noticed(now, now - due_s, status, version, right))
+        self.found.append(ReloadedRequest(now, now - due_s, status, version, right))
 
 
 def _scores(answer: pb.RecommendResponse) -> list[float]:
@@ -106,10 +106,12 @@ def publish(bundle: Path, repository: Path, number: int, *, damaged: bool = Fals
     new.rename(repository / "shop" / str(number))
 
 
-async def measure(server: Started, bundles: list[Path], repository: Path, histories: list[list[str]]) -> dict[str, Any]:
+async def exchanges(
+    server: StartedServer, bundles: list[Path], repository: Path, histories: list[list[str]]
+) -> dict[str, Any]:
     """All reloads under load, then as long without."""
     process = psutil.Process(server.pid)
-    load = Load(server.address, histories)
+    load = ReloadTraffic(server.address, histories)
     reloads: list[tuple[float, float, Reloaded]] = []
     rss_mb: list[float] = []
     async with AsyncClient(server.address) as client:
@@ -152,25 +154,46 @@ def _times(seconds: list[float]) -> dict[str, float]:
     return {f"p{q}": round(float(np.quantile(seconds, q / 100)) * 1e3, 2) for q in (50, 99)}
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, nargs=2)
-    chosen = parser.parse_args()
-    opened = [Bundle.open(path) for path in chosen.bundles]
+def measure(options: Namespace) -> Iterator[Run]:
+    """All exchanges, under load."""
+    if len(options.bundles) != 2:
+        raise ConfigError(f"{len(options.bundles)} bundles; give two that share items")
+    opened = [Bundle.open(path) for path in options.bundles]
     common = sorted(set(opened[0].catalogue.ids) & set(opened[1].catalogue.ids))
     random = np.random.default_rng(SEED)
     histories = [[common[i] for i in random.choice(len(common), LENGTH, replace=False)] for _ in range(HISTORIES)]
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
-        publish(chosen.bundles[0], repository, 1)
+        publish(options.bundles[0], repository, 1)
         with started(repository) as server:
-            result = asyncio.run(measure(server, chosen.bundles, repository, histories))
-    print(result)
-    names = [read_manifest(path).name for path in chosen.bundles]
-    config = {"bundles": names, "rate_per_s": RATE, "reloads": RELOADS, "damaged": DAMAGED, "depth": DEPTH}
-    print(f"stored in {save_run('reload', config=config, result=result, seed=SEED)}")
+            result = asyncio.run(exchanges(server, options.bundles, repository, histories))
+    names = [each.manifest.name for each in opened]
+    yield Run(
+        {"bundles": names, "rate_per_s": RATE, "reloads": RELOADS, "damaged": DAMAGED, "depth": DEPTH}, result, SEED
+    )
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """One paragraph."""
+    result, config = run["result"], run["config"]
+    statuses = ", ".join(f"{count:,} {status}" for status, count in result["statuses"].items())
+    return "\n\n".join(
+        [
+            "## Bundles exchanged under load",
+            f"{result['exchanged']} exchanges at {config['rate_per_s']:g} requests/s: {statuses};"
+            f" {result['wrong_answers']} answers that were not those of the version that they named."
+            f" {result['refused']} of {config['damaged']} damaged bundles refused. An exchange takes"
+            f" {result['reload_s']:.1f} s; meanwhile p50 {result['during_ms']['p50']:.1f} ms"
+            f" and p99 {result['during_ms']['p99']:.1f} ms, against {result['quiet_ms']['p50']:.1f} and"
+            f" {result['quiet_ms']['p99']:.1f} ms without.",
+        ]
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="bundles exchanged under load",
+    cost="6 min, two bundles",
+    arguments={"bundles": (Path("build/ml-100k/bundle"), Path("build/ml-100k/other"))},
+    measure=measure,
+    section=of_runs(render, "reload"),
+)

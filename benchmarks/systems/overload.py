@@ -1,6 +1,6 @@
 """A server under more load than it can bear: goodput, and what becomes of the rest.
 
-    python -m fathom.benchmarks.overload BUNDLE --data DATASET
+    python -m fathom.benchmarks run overload BUNDLE --data DATASET
 
 Poisson arrivals at multiples of the rate that the deepest depth can answer; each request wants its answer within 50 ms
 and says so to the server, which wants the deepest depth for all. Goodput: requests/s that are answered in time. Once
@@ -9,12 +9,12 @@ part of the processor, so it does as little as it can: requests are encoded befo
 Writes results/overload.json, with --name NAME results/overload-NAME.json.
 """
 
-import argparse
 import asyncio
 import gc
 import time
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,11 @@ import numpy as np
 import psutil
 import uvloop
 
-from fathom.benchmarks.grpc_echo import METHOD
-from fathom.benchmarks.record import run, save_run
-from fathom.benchmarks.routing_server import read_cases
-from fathom.benchmarks.server_start import Started, started
+from fathom.benchmarks.load import closed_loop, open_loop
+from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.server import METHOD, StartedServer, started
+from fathom.benchmarks.systems.routing_server import read_cases
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.training.dataset import Dataset
@@ -52,39 +53,28 @@ class Ended(NamedTuple):
 
 async def offer(call: Any, requests: Sequence[bytes], rate: float, seconds: float) -> list[Ended]:
     """Poisson arrivals, however slow the answers are; what is late before it is called is not called any more."""
-    moments = np.cumsum(np.random.default_rng(SEED).exponential(1 / rate, int(rate * seconds))).tolist()
-    ended: list[float | None] = [None] * len(moments)
-    called: list[tuple[float, Any]] = []
-    everything = asyncio.Event()
-    left = len(moments)
+    calls: list[tuple[float, float, Any]] = []
+    ended: dict[int, float] = {}
+    everything, count = asyncio.Event(), int(rate * seconds)
 
-    def end(place: int) -> None:
-        nonlocal left
-        ended[place] = time.perf_counter()
-        left -= 1
-        if not left:
+    def end(number: int) -> None:
+        ended[number] = time.perf_counter()
+        if len(ended) == count:
             everything.set()
 
-    begin = time.perf_counter()
-    for place, moment in enumerate(moments):
-        if (early_s := moment - (time.perf_counter() - begin)) > 0:
-            await asyncio.sleep(early_s)
+    def send(number: int, due_s: float) -> None:
         now = time.perf_counter()
-        time_s = DEADLINE_S - (now - begin - moment)
-        made = call(requests[place % len(requests)], timeout=time_s) if time_s > 0 else None
-        called.append((now, made))
+        left_s = DEADLINE_S - (now - due_s)
+        made = call(requests[number % len(requests)], timeout=left_s) if left_s > 0 else None
+        calls.append((due_s, now, made))
         if made is None:
-            end(place)
+            end(number)
         else:
-            made.add_done_callback(lambda _, place=place: end(place))
-        if place % 64 == 0:
-            await asyncio.sleep(0)
+            made.add_done_callback(lambda _: end(number))
+
+    await open_loop(send, rate, count=count, seed=SEED)
     await everything.wait()
-    return [
-        await _ended(begin + moment, *each, end_s)
-        for moment, each, end_s in zip(moments, called, ended, strict=True)
-        if end_s is not None
-    ]
+    return [await _ended(*each, ended[number]) for number, each in enumerate(calls)]
 
 
 async def _ended(due: float, called: float, made: Any, end_s: float) -> Ended:
@@ -119,22 +109,16 @@ def _quantile(found: list[Ended], status: str, share: float) -> float | None:
     return round(float(np.quantile(times, share)) * 1e3, 2) if times else None
 
 
-async def capacity_of(server: Started, requests: Sequence[bytes]) -> float:
+async def capacity_of(server: StartedServer, requests: Sequence[bytes]) -> float:
     """Requests/s that a closed loop gets answered, without deadlines: at the depth that the server wants."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
-        numbers = iter(range(ANSWERS))
-
-        async def caller() -> None:
-            for number in numbers:
-                await call(requests[number % len(requests)])
-
-        begin = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
-        return ANSWERS / (time.perf_counter() - begin)
+        return await closed_loop(lambda number: call(requests[number % len(requests)]), CONCURRENCY, ANSWERS)
 
 
-async def measure(server: Started, requests: Sequence[bytes], capacity: float, seconds: float) -> list[dict[str, Any]]:
+async def loads(
+    server: StartedServer, requests: Sequence[bytes], capacity: float, seconds: float
+) -> list[dict[str, Any]]:
     """Every factor of the capacity."""
     process = psutil.Process(server.pid)
     rows = []
@@ -147,40 +131,74 @@ async def measure(server: Started, requests: Sequence[bytes], capacity: float, s
             gc.enable()
             grown = (process.memory_info().rss - before) / 1e6
             rows.append({"factor": factor, **summarise(found, seconds), "memory_grown_mb": round(grown, 2)})
-            print(rows[-1], flush=True)
-    return rows
+        return rows
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=LOAD_S)
-    parser.add_argument("--name")
-    chosen = parser.parse_args()
-    bundle = Bundle.open(chosen.bundle)
-    cases = read_cases(bundle, Dataset.load(chosen.data))
+def measure(options: Namespace) -> Iterator[Run]:
+    """The capacity, then every load with each backlog."""
+    bundle = Bundle.open(options.bundle)
+    cases = read_cases(bundle, Dataset.load(options.data))
     requests = [pb.RecommendRequest(item_ids=case.items).SerializeToString() for case in cases]
     # Each history comes several times; that they are remembered is not what this is about.
-    options = ["--policy", "deepest", "--feedback-share", "0", "--reuse-mb", "0"]
-    with started(chosen.bundle, *options) as server:
+    fixed = ["--policy", "deepest", "--feedback-share", "0", "--reuse-mb", "0"]
+    with started(options.bundle, *fixed) as server:
         capacity = uvloop.run(capacity_of(server, requests))
     result: dict[str, Any] = {"capacity_per_s": round(capacity, 1)}
     for backlog in BACKLOGS:
-        with started(chosen.bundle, *options, *(["--backlog", str(backlog)] if backlog else [])) as server:
-            rows = uvloop.run(measure(server, requests, capacity, chosen.seconds))
+        with started(options.bundle, *fixed, *(["--backlog", str(backlog)] if backlog else [])) as server:
+            rows = uvloop.run(loads(server, requests, capacity, options.seconds))
         result[f"backlog_{backlog or 'default'}"] = rows
     config = {
         "bundle": bundle.manifest.name,
         "width": bundle.manifest.model.width,
         "mean_history": round(sum(len(case.items) for case in cases) / len(cases), 1),
         "deadline_ms": DEADLINE_S * 1e3,
-        "load_s": chosen.seconds,
+        "load_s": options.seconds,
     }
-    name = f"overload-{chosen.name}" if chosen.name else "overload"
-    print(f"stored in {save_run(name, config=config, result=result, seed=SEED)}")
+    yield Run(config, result, SEED, options.name)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """A row per backlog and load."""
+    result, config = run["result"], run["config"]
+
+    def times(key: str) -> Callable[[StoredRun], str]:
+        return lambda row: "-" if row[key] is None else f"{row[key]:.1f}"
+
+    def status(name: str) -> Callable[[StoredRun], str]:
+        return lambda row: str(row["statuses"].get(name, 0))
+
+    statuses = ("OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
+    columns: Columns = {
+        "backlog": "{backlog}",
+        "load": "{factor:g} x",
+        "offered/s": "{offered_per_s:,.0f}",
+        "goodput/s": "{goodput_per_s:,.0f}",
+        "of its peak": "{share:.0%}",
+        "answered p99 ms": times("answered_p99_ms"),
+        "refused p50 ms": times("refused_p50_ms"),
+        "refused p99 ms": times("refused_p99_ms"),
+        **{name: status(name) for name in statuses},
+        "memory MB": "{memory_grown_mb:+.1f}",
+    }
+    rows = []
+    for name in ("backlog_default", "backlog_8"):
+        peak, backlog = max(row["goodput_per_s"] for row in result[name]), name.removeprefix("backlog_")
+        rows += [{**row, "backlog": backlog, "share": row["goodput_per_s"] / peak} for row in result[name]]
+    return paragraphs(
+        f"## More load than the server can bear, width {config['width']}",
+        f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, Poisson arrivals;"
+        f" each request wants its answer within {config['deadline_ms']:g} ms and says so. Load as a multiple of the"
+        f" {result['capacity_per_s']:,.0f} requests/s that a closed loop gets at the deepest depth. Client and"
+        " server share two cores.",
+        table_of(rows, columns),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="goodput under more load than the server can bear",
+    cost="5 min, the bundle's data",
+    arguments={"bundle": Path, "--data": Path, "--seconds": LOAD_S, "--name": "overload"},
+    measure=measure,
+    section=of_runs(render, "overload", "overload-wide"),
+)

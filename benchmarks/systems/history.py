@@ -1,12 +1,11 @@
 """Histories of users: what kill -9 loses, what an append and a read cost.
 
-    python -m fathom.benchmarks.history [--repetitions 20]
+    python -m fathom.benchmarks run history [--repetitions 20]
 
 A process appends 10,000 events, 50 at a time, and prints each number when the append has returned; it is killed at a
 random moment, and every event that was acknowledged must be in the file. Writes results/history.json.
 """
 
-import argparse
 import asyncio
 import random
 import signal
@@ -14,11 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.systems import appender
 from fathom.errors import FathomError
 from fathom.serving.history.contract import HistoryStore, Retention, StoredEvent
 from fathom.serving.history.open import open_history
@@ -30,22 +33,6 @@ SEED = 0
 READS = 2_000
 HISTORY = 200
 
-APPENDER = f"""
-import asyncio, sys
-from fathom.serving.history.contract import StoredEvent, Retention
-from fathom.serving.history.open import open_history
-
-async def main():
-    store = open_history(sys.argv[1], Retention({EVENTS}))
-    async def append(number):
-        await store.append(f"user-{{number % {USERS}}}", [StoredEvent(f"e{{number}}", "item", number)])
-        print(number, flush=True)
-    for first in range(0, {EVENTS}, {AT_ONCE}):
-        await asyncio.gather(*(append(first + each) for each in range({AT_ONCE})))
-
-asyncio.run(main())
-"""
-
 
 def _open(setting: str) -> HistoryStore:
     store = open_history(setting, Retention(EVENTS))
@@ -55,7 +42,8 @@ def _open(setting: str) -> HistoryStore:
 
 def kill(setting: str, after: int) -> dict[str, int]:
     """Kill an appender once it has acknowledged so many events; counts what it acknowledged and what of it is lost."""
-    with subprocess.Popen([sys.executable, "-c", APPENDER, setting], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", appender.__name__, setting, *map(str, (EVENTS, AT_ONCE, USERS))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         promised = {int(next(process.stdout)) for _ in range(after)}
         process.send_signal(signal.SIGKILL)
@@ -98,17 +86,14 @@ async def cost(setting: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=20)
-    chosen = parser.parse_args()
+def measure(options: Namespace) -> Iterator[Run]:
+    """Kills, then costs."""
     rng = random.Random(SEED)
     with tempfile.TemporaryDirectory() as folder:
-        kills = []
-        for number in range(chosen.repetitions):
-            kills.append(kill(f"sqlite:{Path(folder) / f'{number}.db'}", rng.randrange(1, EVENTS * 9 // 10)))
-            print(kills[-1], flush=True)
+        kills = [
+            kill(f"sqlite:{Path(folder) / f'{number}.db'}", rng.randrange(1, EVENTS * 9 // 10))
+            for number in range(options.repetitions)
+        ]
         result: dict[str, Any] = {
             "kills": kills,
             "acknowledged": sum(each["acknowledged"] for each in kills),
@@ -116,10 +101,31 @@ def main() -> None:
             "sqlite": asyncio.run(cost(f"sqlite:{Path(folder) / 'cost.db'}")),
             "memory": asyncio.run(cost("memory")),
         }
-    print({name: value for name, value in result.items() if name != "kills"})
-    config = {"events": EVENTS, "at_once": AT_ONCE, "repetitions": chosen.repetitions, "history": HISTORY}
-    print(f"stored in {save_run('history', config=config, result=result, seed=SEED)}")
+    config = {"events": EVENTS, "at_once": AT_ONCE, "repetitions": options.repetitions, "history": HISTORY}
+    yield Run(config, result, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """What was lost, and a row per store."""
+    result = run["result"]
+    columns = {
+        "store": "{store}",
+        "append alone ms": "{append_ms:.2f}",
+        "appends together/s": "{appends_together_per_s:,}",
+        f"read {run['config']['history']} events µs": "{read_us:.0f}",
+    }
+    return paragraphs(
+        "## Histories of users",
+        f"kill -9 of a process that appends, {len(result['kills'])} times at random moments: of"
+        f" {result['acknowledged']:,} acknowledged events {result['lost']} were lost.",
+        table_of([{"store": name, **result[name]} for name in ("sqlite", "memory")], columns),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="stored histories: what kill -9 loses, what an append and a read cost",
+    cost="2 min, no bundle",
+    arguments={"--repetitions": 20},
+    measure=measure,
+    section=of_runs(render, "history"),
+)

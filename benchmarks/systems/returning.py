@@ -1,21 +1,22 @@
 """A returning user with one new item: going on from what is kept, against computing the whole history afresh.
 
-    python -m fathom.benchmarks.returning build/ml-100k/bundle --data build/ml-100k/dataset
+    python -m fathom.benchmarks run returning build/ml-100k/bundle --data build/ml-100k/dataset
 
 Histories of 200 items, batch 1, one thread, at every depth; both ways take turns. Also what remembering costs a user
 who is new, and the memory that a remembered user takes. Writes results/returning.json.
 """
 
-import argparse
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.engine import Engine, open_engine
@@ -41,7 +42,7 @@ def read_histories(bundle: Bundle, dataset: Dataset, length: int) -> tuple[np.nd
     return np.array(ids, np.int64), np.array(seconds, np.int64)
 
 
-def measure(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray, depth: int) -> dict[str, Any]:
+def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray, depth: int) -> dict[str, Any]:
     """Medians over users of the milliseconds of each way, in turns, and what they find."""
     length = ids.shape[1]
     grown = [History(row[:-1], at[:-1], None) for row, at in zip(ids, seconds, strict=True)]
@@ -95,25 +96,45 @@ def _top(bundle: Bundle, user: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.argsort(-scores, kind="stable")[:TOP]
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    chosen = parser.parse_args()
-    bundle = Bundle.open(chosen.bundle)
+def measure(options: Namespace) -> Iterator[Run]:
+    """Every depth."""
+    bundle = Bundle.open(options.bundle)
     length = bundle.manifest.model.max_history
-    ids, seconds = read_histories(bundle, Dataset.load(chosen.data), length)
+    ids, seconds = read_histories(bundle, Dataset.load(options.data), length)
     with open_engine(bundle, extends=True) as engine:
         if not engine.resumes:
-            raise ConfigError(f"{chosen.bundle}: it has no second form; export it again")
-        rows = []
-        for depth in bundle.depths:
-            rows.append(measure(engine, bundle, ids, seconds, depth))
-            print(rows[-1], flush=True)
+            raise ConfigError(f"{options.bundle}: it has no engines for incremental inference; export it again")
+        rows = [row_of(engine, bundle, ids, seconds, depth) for depth in bundle.depths]
     config = {"bundle": bundle.manifest.name, "history": length, "threads": 1, "rounds": ROUNDS, "batch": BATCH}
-    print(f"stored in {save_run('returning', config=config, result={'rows': rows}, seed=0)}")
+    yield Run(config, {"rows": rows}, 0)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """A row per depth."""
+    config = run["config"]
+    columns = {
+        "depth": "{depth}",
+        "whole ms": "{afresh_ms:.2f}",
+        "incremental ms": "{resumed_ms:.2f}",
+        "times less": "{times_less:.1f}",
+        "same top 10": "{same_top_10} of {users}",
+        "new user costs": "{new_user_costs:.2f} x",
+        "in a batch": "{new_users_in_batch_cost:.2f} x",
+        "cached KB": "{kept_kb:.0f}",
+    }
+    return paragraphs(
+        "## A returning user with one new item",
+        f"Bundle {config['bundle']}, {config['history'] - 1} items cached and one new, batch 1, one thread:"
+        " the engine's time for the new item alone, and for the whole history. On the right what caching costs a user"
+        f" who is new, alone and in a batch of {config['batch']}, times not caching.",
+        table_of(run["result"]["rows"], columns),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="a returning user with one new item: incremental inference against the whole history",
+    cost="2 min, the bundle's data",
+    arguments={"bundle": Path, "--data": Path},
+    measure=measure,
+    section=of_runs(render, "returning"),
+)

@@ -1,6 +1,6 @@
 """Does the server notice that its certificate no longer fits? Streams with and without drift.
 
-    python -m fathom.benchmarks.feedback build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
+    python -m fathom.benchmarks run feedback build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
 
 Needs a certified bundle. Each value of a stream is what the server's feedback sees: of a random test history that the
 certificate routes below the deepest depth, the share of the deepest depth's top 10 that it gets too. Drifted: the same
@@ -8,7 +8,8 @@ histories after the popularity of all items was shuffled (item i is replaced by 
 Writes results/feedback.json.
 """
 
-import argparse
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.errors import ConfigError
 from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.runtime.bundle import Bundle
@@ -79,17 +81,12 @@ def replicate(seen: tuple[Floats, Floats], expected: float, replications: int, s
     }
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--replications", type=int, default=REPLICATIONS)
-    chosen = parser.parse_args()
-    bundle, dataset = Bundle.open(chosen.bundle), Dataset.load(chosen.data)
+def measure(options: Namespace) -> Iterator[Run]:
+    """Streams without drift, then with it."""
+    bundle, dataset = Bundle.open(options.bundle), Dataset.load(options.data)
     claim = bundle.certificate.claim(bundle.depths) if bundle.certificate else None
     if claim is None or claim.routing is None or claim.agreement is None or bundle.manifest.source.split is None:
-        raise ConfigError(f"{chosen.bundle}: routes nothing below the deepest depth; certify it first")
+        raise ConfigError(f"{options.bundle}: routes nothing below the deepest depth; certify it first")
     cases = split(dataset, bundle.manifest.source.split).test
     rows = np.random.default_rng(SEED).permutation(len(cases))[:USERS]
     cases = Cases(cases.histories.select(rows), cases.targets[rows], cases.users[rows])
@@ -97,11 +94,35 @@ def main() -> None:
     with open_engine(bundle) as engine:
         for name, given in (("no drift", cases), ("drift", shuffled(cases, bundle.manifest.items, SEED))):
             seen = agreements(bundle, engine, claim, given)
-            result[name] = replicate(seen, claim.agreement, chosen.replications, SEED)
-            print(f"{name}: {result[name]}")
+            result[name] = replicate(seen, claim.agreement, options.replications, SEED)
     config = {"bundle": bundle.manifest.name, "routing": claim.routing.words, "alpha": ALPHA, "values": LENGTH}
-    print(f"stored in {save_run('feedback', config={**config, 'users': len(cases)}, result=result, seed=SEED)}")
+    yield Run({**config, "users": len(cases)}, result, SEED)
 
 
-if __name__ == "__main__":
-    run(main)
+def render(run: StoredRun) -> str:
+    """A row per stream."""
+    config, result = run["config"], run["result"]
+    columns: Columns = {
+        "stream": "{name}",
+        "mean agreement": "{mean_agreement:.3f}",
+        "alarms": "{alarms} of {replications}",
+        "values until the alarm, median": lambda row: (
+            "" if row["median_values_until_alarm"] is None else f"{row['median_values_until_alarm']:,.0f}"
+        ),
+    }
+    return paragraphs(
+        "### Does feedback notice drift?",
+        f"{config['bundle']}: {config['routing']}. Values as the server's feedback sees them, {config['values']:,} in a"
+        f" stream, until the e-process passes 1/{config['alpha']}; expected: at least {result['expected']:.3f}. Drift:"
+        " the popularity of all items shuffled.",
+        table_of([{"name": name, **result[name]} for name in ("no drift", "drift")], columns),
+    )
+
+
+BENCHMARK = Benchmark(
+    summary="does the server notice that its certificate no longer fits",
+    cost="10 min, a certified bundle and its data",
+    arguments={"bundle": Path, "--data": Path, "--replications": REPLICATIONS},
+    measure=measure,
+    section=of_runs(render, "feedback"),
+)

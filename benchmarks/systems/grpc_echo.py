@@ -1,19 +1,18 @@
 """The server against a bare grpc.aio echo of the same messages: what everything behind the wire costs.
 
-    python -m fathom.benchmarks.grpc_echo build/ml-100k/bundle [--seconds 5] [--repetitions 5]
+    python -m fathom.benchmarks run grpc_echo build/ml-100k/bundle [--seconds 5] [--repetitions 5]
 
 Both servers run in processes of their own and take turns; the client is this process, in a closed loop. The echo
 decodes each request and encodes one of the server's own answers. Depth 4, history 50, k 10. Writes
 results/grpc_echo.json: requests per second at concurrency 32 as a ratio, latency at concurrency 1.
 """
 
-import argparse
 import asyncio
-import json
 import random
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,11 +23,13 @@ from typing import Any
 import grpc
 import psutil
 
-from fathom.benchmarks.server_start import started
+from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
+from fathom.benchmarks.server import METHOD, catalogue_ids, cpu_s, started
+from fathom.benchmarks.systems import echo_server
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
-METHOD = "/fathom.v1.Recommender/Recommend"
 SEED = 1
 DEPTH, HISTORY, K = 4, 50, 10
 HISTORIES = 500
@@ -67,32 +68,10 @@ class Turn:
         return self.server.requests_per_s / self.echo.requests_per_s
 
 
-async def echo(answer: bytes) -> None:
-    """A bare server that answers everything with the same message; prints its port, runs until it is ended."""
-    response = pb.RecommendResponse.FromString(answer)
-
-    async def call(request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:  # noqa: ARG001
-        return response
-
-    handler = grpc.unary_unary_rpc_method_handler(
-        call, pb.RecommendRequest.FromString, pb.RecommendResponse.SerializeToString
-    )
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("fathom.v1.Recommender", {"Recommend": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
-    await server.wait_for_termination()
-
-
 @contextmanager
 def running_echo(answer: bytes) -> Iterator[tuple[str, int]]:
     """Address and process id of an echo server."""
-    program = "import asyncio, sys; from fathom.benchmarks.grpc_echo import echo; "
-    program += "asyncio.run(echo(bytes.fromhex(sys.argv[1])))"
-    command = [sys.executable, "-c", program, answer.hex()]
+    command = [sys.executable, "-m", echo_server.__name__, answer.hex()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -116,12 +95,12 @@ async def load(address: str, pid: int, requests: Sequence[bytes], concurrency: i
         call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
         for duration in (min(WARM_UP_S, seconds), seconds):
             latencies.clear()
-            before = _cpu_s(process), _cpu_s(me)
+            before = cpu_s(process), cpu_s(me)
             threads_before = _threads_cpu_s(process)
             begin = time.perf_counter()
             await asyncio.gather(*(caller(call, number, begin + duration) for number in range(concurrency)))
             took = time.perf_counter() - begin
-            after = _cpu_s(process), _cpu_s(me)
+            after = cpu_s(process), cpu_s(me)
             threads = {each: now - threads_before.get(each, 0) for each, now in _threads_cpu_s(process).items()}
     count = len(latencies)
     ordered = sorted(latencies)
@@ -140,14 +119,9 @@ def _threads_cpu_s(process: psutil.Process) -> dict[int, float]:
     return {each.id: each.user_time + each.system_time for each in process.threads()}
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
 def make_requests(bundle: Path) -> list[bytes]:
     """Encoded requests over random items of the bundle's catalogue."""
-    ids = json.loads((bundle / "items" / "catalogue.json").read_bytes())["ids"]
+    ids = catalogue_ids(bundle)
     rng = random.Random(SEED)
     return [
         pb.RecommendRequest(item_ids=rng.choices(ids, k=HISTORY), k=K, depth=DEPTH).SerializeToString()
@@ -200,38 +174,51 @@ def _medians(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure, print, store."""
-    from fathom.benchmarks.record import save_run
+def measure(options: Namespace) -> Iterator[Run]:
+    """Both servers in turns."""
+    config = {
+        "bundle": options.bundle.name,
+        "depth": DEPTH,
+        "history": HISTORY,
+        "k": K,
+        "concurrency": [CONCURRENT, 1],
+        "seconds": options.seconds,
+        "repetitions": options.repetitions,
+    }
+    yield Run(config, compare(options.bundle, options.seconds, options.repetitions), SEED)
 
-    parser = argparse.ArgumentParser(description="The server against a bare gRPC echo.")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per server, concurrency and repetition")
-    parser.add_argument("--repetitions", type=int, default=5)
-    options = parser.parse_args(argv)
-    result = compare(options.bundle, options.seconds, options.repetitions)
-    for concurrency in (CONCURRENT, 1):
-        for side, figures in result[f"concurrency_{concurrency}"].items():
-            line = "  ".join(f"{name} {value:,.2f}" for name, value in figures.items())
-            print(f"concurrency {concurrency:>2}  {side:<6}  {line}")
+
+def render(run: StoredRun) -> str:
+    """A row per server and concurrency."""
+    result = run["result"]
+    rows = [
+        {"side": f"{side}, concurrency {concurrency}", **figures}
+        for concurrency in (1, CONCURRENT)
+        for side, figures in result[f"concurrency_{concurrency}"].items()
+    ]
+    columns = {
+        "": "{side}",
+        "p50 ms": "{p50_ms:,.2f}",
+        "p99 ms": "{p99_ms:,.2f}",
+        "requests/s": "{requests_per_s:,.2f}",
+        "CPU µs per request": "{server_cpu_us:,.0f}",
+        "event loop": "{loop_cpu_us:,.0f}",
+        "next thread": "{second_cpu_us:,.0f}",
+    }
     low, high = result["ratio_range"]
-    print(f"requests/s of the server over the echo: {result['ratio_requests_per_s']} ({low} to {high})")
-    path = save_run(
-        "grpc_echo",
-        config={
-            "bundle": options.bundle.name,
-            "depth": DEPTH,
-            "history": HISTORY,
-            "k": K,
-            "concurrency": [CONCURRENT, 1],
-            "seconds": options.seconds,
-            "repetitions": options.repetitions,
-        },
-        result=result,
-        seed=SEED,
+    return paragraphs(
+        "## The server, depth 4, against a bare grpc.aio echo of the same messages",
+        table_of(rows, columns),
+        f"Requests/s at concurrency 32, server over echo: {result['ratio_requests_per_s']:.3f} ({low:.3f} to"
+        f" {high:.3f} over the repetitions). The next thread is the busiest besides the event loop's: of the server the"
+        " engine's.",
     )
-    print(f"stored in {path}")
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    summary="the server against a bare gRPC echo of the same messages",
+    cost="3 min",
+    arguments={"bundle": Path, "--seconds": 5.0, "--repetitions": 5},
+    measure=measure,
+    section=of_runs(render, "grpc_echo"),
+)

@@ -1,0 +1,93 @@
+"""All benchmarks, in the order of docs/results.md: modules whose ``BENCHMARK`` measures, and shows what is stored."""
+
+import importlib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fathom.benchmarks.record import RESULTS, load_run
+from fathom.errors import ConfigError
+
+#: Below fathom.benchmarks; the last part is the benchmark's name.
+MODULES = (
+    "systems.engine_depth",
+    "systems.selector_latency",
+    "systems.grpc_echo",
+    "systems.server_start",
+    "systems.returning",
+    "systems.overload",
+    "systems.workers",
+    "systems.stages",
+    "systems.reload",
+    "systems.history",
+    "systems.soak",
+    "systems.memory",
+    "systems.retrieval",
+    "systems.gpu",
+)
+
+StoredRun = Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """One run to be stored: plain JSON values, with units in their names; ``name``: other than the benchmark's own."""
+
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    seed: int | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """``measure`` gives runs, one by one; ``section`` shows what is stored in a folder, "" where that is nothing.
+
+    ``cost``: how long it takes, and what it needs besides a bundle. ``arguments``: of the command line, each with its
+    type where it must be given, else with its default; several values where that is a tuple.
+    """
+
+    summary: str
+    cost: str
+    arguments: Mapping[str, Any]
+    measure: Callable[[Namespace], Iterable[Run]]
+    section: Callable[[Path], str]
+
+
+def add_arguments(parser: ArgumentParser, benchmark: Benchmark) -> None:
+    """Those of a benchmark, and the folder of its results."""
+    for name, given in benchmark.arguments.items():
+        if isinstance(given, type) and not name.startswith("-"):
+            parser.add_argument(name, type=given)
+        elif isinstance(given, type):
+            parser.add_argument(name, type=given, required=True)
+        elif isinstance(given, tuple):
+            parser.add_argument(name, type=type(given[0]), nargs="+", default=given)
+        else:
+            parser.add_argument(name, type=type(given), default=given)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+
+
+def names() -> dict[str, str]:
+    """Name -> module, in order."""
+    return {module.rpartition(".")[2]: f"fathom.benchmarks.{module}" for module in MODULES}
+
+
+def load(name: str) -> Benchmark:
+    """A benchmark by its name; raises ConfigError for one that does not exist."""
+    known = names()
+    if name not in known:
+        raise ConfigError(f"no benchmark is called {name}; there are {', '.join(known)}")
+    found: Benchmark = importlib.import_module(known[name]).BENCHMARK
+    return found
+
+
+def of_runs(render: Callable[[StoredRun], str], *stored: str) -> Callable[[Path], str]:
+    """A section of those of these runs that are stored, each rendered by itself."""
+
+    def section(folder: Path = RESULTS) -> str:
+        paths = [folder / f"{name}.json" for name in stored]
+        return "\n\n".join(render(load_run(path)) for path in paths if path.exists())
+
+    return section

@@ -1,0 +1,55 @@
+"""One command lists, runs and shows every benchmark."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fathom.benchmarks import registry
+from fathom.benchmarks.__main__ import listing, main
+from fathom.benchmarks.load import closed_loop, open_loop
+
+
+def test_every_benchmark_says_what_it_measures_and_costs_and_has_nothing_to_show_of_an_empty_folder(
+    tmp_path: Path,
+) -> None:
+    for name in registry.names():
+        benchmark = registry.load(name)
+        assert benchmark.summary
+        assert benchmark.cost
+        assert benchmark.section(tmp_path) == ""
+    assert len(listing().splitlines()) == 2 + len(registry.names())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_help_of_every_benchmark_can_be_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["run", name, "--help"])
+    assert end.value.code == 0
+    assert "--results" in capsys.readouterr().out
+
+
+def test_an_unknown_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["run", "nothing"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: no benchmark is called nothing; there are ")
+
+
+async def test_an_open_loop_does_not_wait_for_answers_and_a_closed_one_does() -> None:
+    running, most, sent = 0, 0, []
+
+    async def call(number: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        sent.append(number)
+
+    await open_loop(lambda number, _: call(number), 5_000, count=100)
+    assert sorted(sent) == list(range(100))
+    assert most > 10
+    most = 0
+    assert await closed_loop(call, 4, 20) > 0
+    assert most == 4
