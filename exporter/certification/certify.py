@@ -13,7 +13,7 @@ There is no seed to choose, and other users, their order or their names change n
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -27,7 +27,6 @@ from fathom.exporter.certification.outcomes import (
     Costs,
     Floats,
     Outcomes,
-    Progress,
     in_order,
     measure_costs,
     measure_outcomes,
@@ -64,7 +63,9 @@ class CertificationData:
     part: str
 
 
-def measure_bundle(bundle: Bundle, dataset: Dataset, *, progress: Progress = lambda _: None) -> CertificationData:
+def measure_bundle(
+    bundle: Bundle, dataset: Dataset, *, progress: Callable[[str], None] = lambda _: None
+) -> CertificationData:
     """Ask everything. Raises ArtefactError for another data set, DataError without cases."""
     source = bundle.manifest.source
     if dataset.sha256 != source.dataset:

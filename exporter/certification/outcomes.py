@@ -26,8 +26,6 @@ K = 10
 BATCH_TOKENS = 4096
 ROUNDS = 15
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -65,7 +63,7 @@ class Outcomes:
         return Asked(self.features, self.complexity, self.confidence)
 
     def select(self, rows: NDArray[Any]) -> Self:
-        """Some rows, by index or mask."""
+        """Some rows, by index (m,) or mask (n,)."""
         parts = [getattr(self, field.name) for field in fields(self)[1:]]
         return type(self)(self.depths, *(part[rows] for part in parts))
 
@@ -99,7 +97,9 @@ class Costs:
         return Costs(depths, self.lengths, self.alone[:, columns], self.walked[:, columns])
 
 
-def measure_outcomes(bundle: Bundle, engine: Engine, cases: Cases, *, progress: Progress = lambda _: None) -> Outcomes:
+def measure_outcomes(
+    bundle: Bundle, engine: Engine, cases: Cases, *, progress: Callable[[str], None] = lambda _: None
+) -> Outcomes:
     """Ask every case of every depth, through the engine and the retriever that a server would use."""
     retriever = FlatRetriever(bundle.vectors)
     longest = bundle.manifest.model.max_history

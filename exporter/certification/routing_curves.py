@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.certification.families import cascade_members, learned_members
-from fathom.exporter.certification.outcomes import Costs, Outcomes
+from fathom.exporter.certification.outcomes import Costs, Floats, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel, cross_fitted
 from fathom.selector.routing import one_hot, thresholds
-
-Floats = NDArray[np.float64]
 
 STEPS = 40
 RESAMPLES = 1000
@@ -97,7 +95,7 @@ def evaluate_policy(curve: Curve, static: Curve, *, seed: int = 0, resamples: in
 
 
 def hull(cost: Floats, quality: Floats) -> tuple[Floats, Floats]:
-    """The corners of the upper convex hull, by ascending cost."""
+    """Cost and quality of the corners (m,) of the upper convex hull of points (n,), by ascending cost."""
     corners: list[int] = []
     for i in np.lexsort((-quality, cost)):
         while len(corners) > 1 and _left_of(cost, quality, corners[-2], corners[-1], int(i)):
@@ -129,7 +127,7 @@ def needs_more(known: Outcomes, judged: Outcomes, *, shallow: int, deep: int, th
 
 
 def auc(score: Floats, positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve; ties count half."""
+    """Area under the ROC curve of a score (n,) for what is ``positive`` (n,); ties count half."""
     values, places = np.unique(score, return_inverse=True)
     of_value = np.bincount(places, minlength=len(values))
     ranks = (np.cumsum(of_value) - (of_value - 1) / 2)[places]
@@ -173,7 +171,7 @@ def routed(name: str, chances: Sequence[Floats], judged: Outcomes, costs: Costs,
 
 
 def prices() -> Floats:
-    """From free computation to more than any answer is worth, in NDCG@10 per request at the deepest depth."""
+    """From free computation to more than any answer is worth, in NDCG@10 per request at the deepest depth; (m,)."""
     return np.concatenate([[0.0], np.geomspace(1e-5, 3.0, STEPS)])
 
 

@@ -215,13 +215,16 @@ def _verdict(report: RoutingReport) -> str:
 
 
 def _claim_row(claim: Claim) -> str:
-    depths = ", ".join(map(str, claim.depths))
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in _claim_cells(claim))
+    return f"<tr><th scope=row>{', '.join(map(str, claim.depths))}</th>{cells}</tr>"
+
+
+def _claim_cells(claim: Claim) -> list[str]:
+    """The routing and its users, quality kept and compute saved; where there is none, why, and the users."""
+    users = f"{claim.users:,}"
     if claim.routing is None or claim.kept is None or claim.saved is None:
-        return f"<tr><th scope=row>{depths}</th><td>{escape(not_certified(claim))}</td><td>{claim.users:,}</td></tr>"
-    return (
-        f"<tr><th scope=row>{depths}</th><td>{escape(claim.routing.words)}</td><td>{claim.users:,}</td>"
-        f"<td>{claim.kept:.1%}</td><td>{claim.saved:.1%}</td></tr>"
-    )
+        return [not_certified(claim), users]
+    return [claim.routing.words, users, f"{claim.kept:.1%}", f"{claim.saved:.1%}"]
 
 
 def not_certified(claim: Claim) -> str:
@@ -248,12 +251,8 @@ def certificate_rows(certificate: Certificate) -> list[list[str]]:
     """A row of text per claim, the header first; the users who were copies of others come last."""
     rows = [["depths", "routing", "users", "quality kept", "compute saved"]]
     for claim in certificate.claims:
-        depths = " ".join(map(str, claim.depths))
-        if claim.routing is None or claim.kept is None or claim.saved is None:
-            rows.append([depths, not_certified(claim), f"{claim.users:,}", "", ""])
-        else:
-            figures = [f"{claim.users:,}", f"{claim.kept:.1%}", f"{claim.saved:.1%}"]
-            rows.append([depths, claim.routing.words, *figures])
+        cells = [" ".join(map(str, claim.depths)), *_claim_cells(claim)]
+        rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     if certificate.merged:
         rows.append(["merged", SAME_CASE, f"{certificate.merged:,}", "", ""])
     return rows

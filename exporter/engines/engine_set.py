@@ -89,7 +89,7 @@ class EngineSet:
     def steps(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None
     ) -> Iterator[tuple[SegmentSpec, Values, Values]]:
-        """As ``run``, segment by segment: what each reads and gives."""
+        """As ``run``, segment by segment: what each reads, and what it gives, as ``user_vector`` (B, width)."""
         feeds: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self.vectors.padded(items)}
         feeds["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
         for spec in self.specs:

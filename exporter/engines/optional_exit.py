@@ -4,7 +4,7 @@ onnxruntime 1.31 computes all outputs, whichever are asked for. A segment that i
 deeper exit would run its last layer and its exit for nothing, so they become the branch of an ``If``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -35,9 +35,7 @@ def with_optional_exit(data: bytes) -> bytes:
     shared = [each for each in graph.initializer if each.name in read]
     own = [each for each in graph.initializer if each.name not in read]
     names = {each.name: _inner(each.name) for each in exits}
-    for node in branch:
-        for values in (node.input, node.output):
-            values[:] = [names.get(value, value) for value in values]
+    _rename(branch, names)
     skip = helper.make_node(
         "If",
         [READ_EXIT],
@@ -49,10 +47,7 @@ def with_optional_exit(data: bytes) -> bytes:
     given = [*graph.input, helper.make_tensor_value_info(READ_EXIT, TensorProto.BOOL, [])]
     always = numpy_helper.from_array(np.array(True), READ_EXIT)
     whole = helper.make_graph([*trunk, skip], graph.name, given, graph.output, [*shared, always])
-    del proto.graph.value_info[:]
-    proto.graph.CopyFrom(whole)
-    onnx.checker.check_model(proto)
-    return bytes(proto.SerializeToString(deterministic=True))
+    return _with_graph(proto, whole)
 
 
 def without_optional_exit(data: bytes) -> bytes:
@@ -64,16 +59,24 @@ def without_optional_exit(data: bytes) -> bytes:
         return data
     branch = next(each.g for each in skip.attribute if each.name == "then_branch")
     names = {inner.name: outer for inner, outer in zip(branch.output, skip.output, strict=True)}
-    for node in branch.node:
-        for values in (node.input, node.output):
-            values[:] = [names.get(value, value) for value in values]
+    _rename(branch.node, names)
     nodes = [node for node in graph.node if node != skip]
     constants = [each for each in graph.initializer if each.name != READ_EXIT]
     inputs = [each for each in graph.input if each.name != READ_EXIT]
     whole = helper.make_graph(
         [*nodes, *branch.node], graph.name, inputs, graph.output, [*constants, *branch.initializer]
     )
-    proto.graph.CopyFrom(whole)
+    return _with_graph(proto, whole)
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    for node in nodes:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+
+
+def _with_graph(proto: onnx.ModelProto, graph: onnx.GraphProto) -> bytes:
+    proto.graph.CopyFrom(graph)
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
 

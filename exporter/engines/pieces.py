@@ -30,21 +30,13 @@ _AXES = {
     "hidden": {0: "batch", 1: "history"},
     "item_vectors": {0: "batch", 1: "history"},
     "newest": {0: "batch"},
+    "new_items": {0: "batch", 1: "new"},
+    "past": {0: "batch", 2: "seen"},
     "mask": {0: "batch", 3: "history"},
     "positions": {},
     "time": {0: "batch", 2: "history", 3: "history"},
 }
-#: The same where only new positions are computed. That known = past + new is left to the exporter to find.
-_EXTENSION_AXES = {
-    "items": (0, 1),
-    "timestamps": (0, 1),
-    "new_items": (0, 1),
-    "hidden": (0, 1),
-    "past": (0, 2),
-    "mask": (0, 3),
-    "positions": (),
-    "time": (0, 2, 3),
-}
+_WHOLE_NUMBERS = {"items", "timestamps", "new_items"}
 
 
 @dataclass(frozen=True)
@@ -94,61 +86,56 @@ class Pieces:
     def extension_context(self) -> Piece:
         """items [, timestamps], new_items -> mask [, time], where only new items ask."""
         names = (*self.request_names, "new_items")
-        return self._extension("context", _ExtensionContextPiece(self.model), names, self.context_names)
+        return self._piece("context", _ContextPiece(self.model), names, self.context_names, incremental=True)
 
     def extension_layer(self, index: int, *, last_only: bool) -> Piece:
         """As ``layer``, with past -> hidden_next and made, what the layer must keep."""
         block = self.model.block(index)
         names = ("hidden", "past", "positions", *self.context_names)
         module = _ExtensionLayerPiece(block, last_only)
-        return self._extension((last_only, *_build(block)), module, names, ("hidden_next", "made"))
-
-    def _extension(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
-        key = (self._shape, "extension", key)
-        if key not in _traced:
-            # Batch 2, 3 new positions after 5.
-            config = self.model.config
-            width, heads = config.width, config.heads
-            examples = {
-                "items": torch.zeros(2, 8, dtype=torch.int64),
-                "timestamps": torch.zeros(2, 8, dtype=torch.int64),
-                "new_items": torch.zeros(2, 3, dtype=torch.int64),
-                "hidden": torch.ones(2, 3, width),
-                "past": torch.ones(2, 2 * heads, 5, width // heads),
-                "mask": torch.ones(2, 1, 1, 8),
-                "positions": self._positions,
-                "time": torch.ones(2, heads, 3, 8),
-            }
-            axes = {name: dict.fromkeys(_EXTENSION_AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
-            _traced[key] = _trace(module, {name: examples[name] for name in inputs}, outputs, axes)
-        return _traced[key]
+        return self._piece((last_only, *_build(block)), module, names, ("hidden_next", "made"), incremental=True)
 
     def exit(self, depth: int) -> Piece:
         """newest (batch, 1, width) -> user_vector (batch, width)."""
         exit_ = self.model.exits[str(depth)]
         return self._piece(_build(exit_), _ExitPiece(exit_), ("newest",), ("user_vector",))
 
-    @property
-    def _positions(self) -> Tensor:
-        longest = self.model.config.max_history
-        return torch.zeros((), dtype=torch.int64).expand(longest, longest)
-
-    def _piece(self, key: object, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Piece:
-        key = (self._shape, key)
+    def _piece(
+        self,
+        key: object,
+        module: nn.Module,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        incremental: bool = False,
+    ) -> Piece:
+        """``incremental``: only new positions are computed."""
+        key = (self._shape, incremental, key)
         if key not in _traced:
-            examples = {name: self._example(name) for name in inputs}
-            _traced[key] = _trace(module, examples, outputs, _plain_axes(inputs))
+            examples = {name: self._example(name, 8 if incremental else 3) for name in inputs}
+            # That known = seen + new is left to the exporter to find.
+            axes = _dynamic_axes(inputs) if incremental else _plain_axes(inputs)
+            _traced[key] = _trace(module, examples, outputs, axes)
         return _traced[key]
 
-    def _example(self, name: str) -> Tensor:
-        # Batch 2 and history 3: torch.export takes sizes 0 and 1 for constants.
+    def _example(self, name: str, known: int) -> Tensor:
+        # Batch 2 and 3 new positions: torch.export takes sizes 0 and 1 for constants.
         width, heads = self.model.config.width, self.model.config.heads
-        floats = {"hidden": (2, 3, width), "item_vectors": (2, 3, width), "newest": (2, 1, width), "mask": (2, 1, 1, 3)}
-        if name in floats:
-            return torch.ones(floats[name])
-        if name == "time":
-            return torch.ones(2, heads, 3, 3)
-        return self._positions if name == "positions" else torch.zeros(2, 3, dtype=torch.int64)
+        shapes = {
+            "items": (2, known),
+            "timestamps": (2, known),
+            "new_items": (2, 3),
+            "hidden": (2, 3, width),
+            "item_vectors": (2, 3, width),
+            "newest": (2, 1, width),
+            "past": (2, 2 * heads, 5, width // heads),
+            "mask": (2, 1, 1, known),
+            "time": (2, heads, 3, known),
+        }
+        if name == "positions":
+            longest = self.model.config.max_history
+            return torch.zeros((), dtype=torch.int64).expand(longest, longest)
+        return torch.zeros(shapes[name], dtype=torch.int64) if name in _WHOLE_NUMBERS else torch.ones(shapes[name])
 
 
 def context_weights(model: ElasticModel) -> dict[str, NDArray[np.float32]]:
@@ -171,8 +158,10 @@ class _ContextPiece(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
-        context = self.model.context(items, timestamps)
+    def forward(
+        self, items: Tensor, timestamps: Tensor | None = None, new_items: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        context = self.model.context(items, timestamps, None if new_items is None else new_items.shape[1])
         return (context.mask,) if context.time is None else (context.mask, context.time)
 
 
@@ -197,16 +186,6 @@ class _LayerPiece(nn.Module):
     def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, time: Tensor | None = None) -> Tensor:
         out: Tensor = self.block(hidden, Context(mask, positions, time), self.last_only)
         return out
-
-
-class _ExtensionContextPiece(nn.Module):
-    def __init__(self, model: ElasticModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, items: Tensor, new_items: Tensor, timestamps: Tensor | None = None) -> tuple[Tensor, ...]:
-        context = self.model.context(items, timestamps, new_items.shape[1])
-        return (context.mask,) if context.time is None else (context.mask, context.time)
 
 
 class _ExtensionLayerPiece(nn.Module):
@@ -252,6 +231,10 @@ def _index(values: Any, indices: Sequence[Any]) -> Any:
 def _plain_axes(names: Iterable[str]) -> dict[str, dict[int, Any]]:
     axes = {name: torch.export.Dim(name, min=1) for name in ("batch", "history")}
     return {name: {i: axes[axis] for i, axis in _AXES[name].items()} for name in names}
+
+
+def _dynamic_axes(names: Iterable[str]) -> dict[str, dict[int, Any]]:
+    return {name: dict.fromkeys(_AXES[name], torch.export.Dim.DYNAMIC) for name in names}
 
 
 def _trace(

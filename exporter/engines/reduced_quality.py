@@ -48,7 +48,7 @@ def losses(full: EvaluationReport, reduced: EvaluationReport, depths: tuple[int,
 
 
 def relative_loss(full: Floats, reduced: Floats) -> MetricInterval:
-    """1 - mean(reduced) / mean(full) over the same users, with its 95 % percentile bootstrap interval."""
+    """1 - mean(reduced) / mean(full) over the same users (n,), with its 95 % percentile bootstrap interval."""
     means = bootstrap_means(np.stack((full, reduced), axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.nan_to_num(1 - means[:, 1] / means[:, 0])
