@@ -39,13 +39,13 @@ protos: setup
 
 bench: setup
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.experiments.training_throughput ml-100k=build/ml-100k/dataset
-	@$(BIN)/python -m fathom.benchmarks.experiments.parity $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks run training_throughput ml-100k=build/ml-100k/dataset
+	@$(BIN)/python -m fathom.benchmarks run parity $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run engine_depth $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run selector_latency $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run server_start $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run grpc_echo $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks.experiments.routing ml-100k
+	@$(BIN)/python -m fathom.benchmarks run routing ml-100k
 	@$(MAKE) --no-print-directory results
 
 results: setup

@@ -12,6 +12,14 @@ from fathom.errors import ConfigError
 
 #: Below fathom.benchmarks; the last part is the benchmark's name.
 MODULES = (
+    "experiments.quality",
+    "experiments.importance",
+    "experiments.routing",
+    "experiments.certificate",
+    "systems.routing_server",
+    "systems.feedback",
+    "experiments.training_throughput",
+    "experiments.parity",
     "systems.engine_depth",
     "systems.selector_latency",
     "systems.grpc_echo",
@@ -23,7 +31,10 @@ MODULES = (
     "systems.reload",
     "systems.history",
     "systems.soak",
+    "experiments.precision",
     "systems.memory",
+    "experiments.qlora",
+    "experiments.efficiency",
     "systems.retrieval",
     "systems.gpu",
 )
@@ -45,7 +56,7 @@ class Benchmark:
     """``measure`` gives runs, one by one; ``section`` shows what is stored in a folder, "" where that is nothing.
 
     ``cost``: how long it takes, and what it needs besides a bundle. ``arguments``: of the command line, each with its
-    type where it must be given, else with its default; several values where that is a tuple.
+    type where it must be given, else with its default (None: a path that may be left out); several values in a tuple.
     """
 
     summary: str
@@ -58,14 +69,13 @@ class Benchmark:
 def add_arguments(parser: ArgumentParser, benchmark: Benchmark) -> None:
     """Those of a benchmark, and the folder of its results."""
     for name, given in benchmark.arguments.items():
-        if isinstance(given, type) and not name.startswith("-"):
-            parser.add_argument(name, type=given)
-        elif isinstance(given, type):
-            parser.add_argument(name, type=given, required=True)
-        elif isinstance(given, tuple):
-            parser.add_argument(name, type=type(given[0]), nargs="+", default=given)
-        else:
-            parser.add_argument(name, type=type(given), default=given)
+        several = isinstance(given, tuple)
+        (one, *_) = given if several else (given,)
+        kind = Path if one is None else one if isinstance(one, type) else type(one)
+        details: dict[str, Any] = {"nargs": "+"} if several else {}
+        if name.startswith("-"):
+            details |= {"required": True} if given is one is kind else {"default": () if one is kind else given}
+        parser.add_argument(name, type=kind, **details)
     parser.add_argument("--results", type=Path, default=RESULTS)
 
 

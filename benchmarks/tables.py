@@ -5,34 +5,24 @@ python -m fathom.benchmarks.tables
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks import registry
-from fathom.benchmarks.experiments import efficiency, parity, precision, qlora, routing, training_throughput
+from fathom.benchmarks.experiments import routing
 from fathom.benchmarks.experiments.drawing import svg
-from fathom.benchmarks.experiments.importance_tables import PICTURE, importance_section, lattice_figure, load_measured
+from fathom.benchmarks.experiments.importance_tables import PICTURE, lattice_figure, load_measured
 from fathom.benchmarks.experiments.quality import plots
 from fathom.benchmarks.experiments.quality.stored import Pool, pools
-from fathom.benchmarks.experiments.quality.tables import (
-    counting_facts,
-    depth_facts,
-    mean_hr,
-    page_order,
-    quality_sections,
-    seeds,
-)
-from fathom.benchmarks.experiments.routing_tables import routing_sections
-from fathom.benchmarks.markdown import decimal, table
-from fathom.benchmarks.record import RESULTS, run
+from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, mean_hr, seeds
+from fathom.benchmarks.markdown import decimal, paragraphs, table
+from fathom.benchmarks.record import RESULTS, load_run, run
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
 BEGIN, END = "<!-- begin: written by `make results` -->", "<!-- end -->"
 README = "README.md"
-
-Run = Mapping[str, Any]
 
 
 def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
@@ -41,15 +31,15 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
     Raises ArtefactError when a run or a marker is missing, or a run was measured with code that nobody can look up.
     """
     check_committed(folder)
-    found, engine = sorted(pools(folder), key=lambda pool: page_order(pool.dataset)), _load(folder, "engine_depth")
-    pictures = {name: svg(figure) for name, figure in plots.figures(found, engine).items()}
-    measured = load_measured(folder)
-    more = {PICTURE: svg(lattice_figure(measured))} if measured else {}
+    found = pools(folder)
+    figures = plots.figures(found, load_run(folder / "engine_depth.json"))
+    if measured := load_measured(folder):
+        figures[PICTURE] = lattice_figure(measured)
     if routed := routing.load_routed(folder):
-        more[routing.PICTURE] = svg(routing.areas_figure(routed))
+        figures[routing.PICTURE] = routing.areas_figure(routed)
     return {
-        **{f"docs/figures/{name}.svg": picture for name, picture in (pictures | more).items()},
-        "docs/results.md": results_page(folder, found, pictures).encode(),
+        **{f"docs/figures/{name}.svg": svg(figure) for name, figure in figures.items()},
+        "docs/results.md": results_page(folder).encode(),
         README: with_block(readme, readme_block(folder, found)).encode(),
     }
 
@@ -68,48 +58,23 @@ def check_committed(folder: Path) -> None:
             )
 
 
-def results_page(folder: Path, quality: Sequence[Pool], pictures: Iterable[str]) -> str:
+def results_page(folder: Path) -> str:
     """docs/results.md as text."""
-    engine = _load(folder, "engine_depth")
-    parts = [
+    intro = (
         "# Results\n\nWritten by `make results` from the stored runs in `results/`; each names its command, config,"
         " seed, commit and machine. Quality: full ranking, seen items left out, 95 % intervals over users and seeds"
-        " (crossed random effects), differences user by user over the seeds that both sides have.",
-        *quality_sections(quality, engine, pictures),
-        importance_section(load_measured(folder)),
-        *routing_sections(folder),
-        *(
-            [training_throughput.section(_load(folder, path.stem))]
-            if (path := folder / "training_throughput.json").exists()
-            else []
-        ),
-        parity.section(_load(folder, "parity")),
-        *_system_sections(folder),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _system_sections(folder: Path) -> list[str]:
-    sections = {name: registry.load(name).section(folder) for name in registry.names()}
-    memory, retrieval, gpu = (sections.pop(name) for name in ("memory", "retrieval", "gpu"))
-    return [
-        *sections.values(),
-        registry.of_runs(precision.section, "precision", "precision-wide")(folder),
-        memory,
-        registry.of_runs(qlora.section, "qlora")(folder),
-        registry.of_runs(efficiency.section, "efficiency")(folder),
-        retrieval,
-        gpu,
-    ]
+        " (crossed random effects), differences user by user over the seeds that both sides have."
+    )
+    return paragraphs(intro, *(registry.load(name).section(folder) for name in registry.names())) + "\n"
 
 
 def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
     """The figures that README.md shows, between its markers."""
     by_name = {pool.dataset: pool for pool in quality}
-    echo, start = _load(folder, "grpc_echo")["result"], _load(folder, "server_start")["result"]["median"]
-    compared = _load(folder, "parity")["result"]["rows"]
+    echo, start = _result(folder, "grpc_echo"), _result(folder, "server_start")["median"]
+    compared = _result(folder, "parity")["rows"]
     depth_4, depth_16 = (_engine(folder, depth) for depth in (4, 16))
-    decisions = [r for r in _load(folder, "selector_latency")["result"]["rows"] if r["history"] == 200]
+    decisions = [r for r in _result(folder, "selector_latency")["rows"] if r["history"] == 200]
     facts = [
         *_large_fact(by_name.get("ml-1m")),
         *depth_facts(quality),
@@ -127,7 +92,7 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
         f"`fathom serve` is ready after {start['ready_s']:.1f} s and holds {start['served_mb']:.0f} MB",
     ]
     listed = "\n".join(f"- {fact}" for fact in facts)
-    return "\n\n".join(part for part in (_small_table(by_name.get("ml-100k")), listed) if part)
+    return paragraphs(_small_table(by_name.get("ml-100k")), listed)
 
 
 def _small_table(pool: Pool | None) -> str:
@@ -151,7 +116,7 @@ def certified_fact(folder: Path) -> list[str]:
     """What the mixture is certified for on the data set that `make bench` measures."""
     if not (folder / "routing" / "ml-100k-seed-0.json").exists():
         return []
-    claims = _load(folder / "routing", "ml-100k-seed-0")["result"]["claims"]
+    claims = _result(folder, "routing/ml-100k-seed-0")["claims"]
     claim = next(claim for claim in claims if claim["policy"] == "mixture")
     asked = f"ML-100K, {claim['users']:,} test users, at most {claim['eps']:.0%} of depth 16's NDCG@10 to be lost"
     if claim["routing"] is None:
@@ -166,16 +131,13 @@ def _figures(pool: Pool | None, wanted: Sequence[tuple[str, str]]) -> list[list[
     return [[name, decimal(mean_hr(of, arm, name)), decimal(ndcg.value)] for of, arm, name, ndcg in found if ndcg]
 
 
-def _load(folder: Path, name: str) -> Run:
-    path = folder / f"{name}.json"
-    if not path.exists():
-        raise ArtefactError(f"{path}: no such run; make bench measures it")
-    value: Run = json.loads(path.read_bytes())
-    return value
+def _result(folder: Path, name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = load_run(folder / f"{name}.json")["result"]
+    return found
 
 
-def _engine(folder: Path, depth: int) -> Run:
-    rows: list[Run] = _load(folder, "engine_depth")["result"]["rows"]
+def _engine(folder: Path, depth: int) -> Mapping[str, Any]:
+    rows: list[Mapping[str, Any]] = _result(folder, "engine_depth")["rows"]
     return next(row for row in rows if row["history"] == 50 and row["depth"] == depth)
 
 

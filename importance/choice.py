@@ -1,7 +1,7 @@
 """Which methods to run in a given time: those whose consensus came closest to the truth where the truth is known.
 
 ``graded.json`` beside this module holds, for each model whose lattice was measured, the exact Shapley values of its
-layers and every method's scores and seconds; ``python -m fathom.benchmarks.experiments.importance_grades`` writes it.
+layers and every method's scores and seconds; ``python -m fathom.benchmarks run importance`` writes it.
 """
 
 import json

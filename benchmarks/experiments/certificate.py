@@ -1,14 +1,10 @@
 """Does the certificate keep its word? Simulated users with a known loss, and real outcomes with a loss made known.
 
-    python -m fathom.benchmarks.experiments.certificate
-
 Coverage: the true loss is exactly eps, and the share of 1,000 replications in which the routing is certified all the
 same. Power: nothing is lost, though a part of the users is answered differently, and the share that is certified.
-Writes results/certificate.json.
 """
 
-import argparse
-from collections.abc import Mapping
+from argparse import Namespace
 from itertools import product
 from typing import Any
 
@@ -16,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.benchmarks.markdown import paragraphs, table_of
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.selector.certificate import certified
 
 Floats = NDArray[np.float64]
@@ -52,7 +48,7 @@ def share_certified(*, users: int, changed: float, eps: float, loss: float, repl
     return count / replications
 
 
-def measure(replications: int, seed: int) -> list[dict[str, Any]]:
+def shares(replications: int, seed: int) -> list[dict[str, Any]]:
     """Every combination, with the loss at eps (coverage) and at zero (power)."""
     return [
         {
@@ -70,8 +66,7 @@ def measure(replications: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def section(run: Mapping[str, Any]) -> str:
-    """The run as docs/results.md tells it."""
+def _section(run: StoredRun) -> str:
     columns = {
         "eps": "{eps:.0%}",
         "users answered differently": "{changed:.0%}",
@@ -86,19 +81,15 @@ def section(run: Mapping[str, Any]) -> str:
     return paragraphs("### Does the certificate keep its word?", about, table_of(run["result"]["rows"], columns))
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replications", type=int, default=REPLICATIONS)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
-    rows = measure(chosen.replications, chosen.seed)
-    print("  eps  changed   users   certified at loss eps   at no loss")
-    for row in rows:
-        print(f"{row['eps']:>5}{row['changed']:>9}{row['users']:>8,}{row['wrong']:>24.1%}{row['power']:>13.1%}")
-    config = {"replications": chosen.replications, "delta": DELTA, "hit_rate": HIT_RATE}
-    print(f"stored in {save_run('certificate', config=config, result={'rows': rows}, seed=chosen.seed)}")
+def _measure(options: Namespace) -> list[Run]:
+    config = {"replications": options.replications, "delta": DELTA, "hit_rate": HIT_RATE}
+    return [Run(config, {"rows": shares(options.replications, options.seed)}, options.seed)]
 
 
-if __name__ == "__main__":
-    run(main)
+BENCHMARK = Benchmark(
+    summary="Whether the certificate keeps its word: coverage and power over simulated users with a known loss",
+    cost="minutes",
+    arguments={"--replications": REPLICATIONS, "--seed": 0},
+    measure=_measure,
+    section=of_runs(_section, "certificate"),
+)

@@ -1,19 +1,18 @@
 """How close an engine comes to what the machine can do: GFLOP/s at depth 16, and where the time goes.
 
-    python -m fathom.benchmarks.experiments.efficiency
-
 Engines of untrained models of both block kinds and three widths, history 200, one thread, batch 1 and 32. A FLOP is a
 multiplication or an addition of a matrix product that the engine really does: 15 layers for all positions, the exit's
 for the last one. The peak is the faster of numpy's and onnxruntime's product of two large fp32 matrices, on one thread
 too, measured in turn with the engines. The shares of operators come from onnxruntime's profiler, in a run of their own.
-Writes results/efficiency.json.
 """
 
-import argparse
 import json
 import tempfile
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from onnx import TensorProto, helper
 
 from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.markdown import Columns, paragraphs, table_of
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.engine_set import SegmentSpec, segment_specs
@@ -131,42 +130,32 @@ def products() -> dict[str, Callable[[], object]]:
 def measure(rounds: int) -> dict[str, Any]:
     """GFLOP/s of every engine and of the peak, in turn."""
     limit_blas_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        kinds = [(block, width) for block in BLOCKS for width in WIDTHS]
-        chains = {(block, width): Chain(Path(folder) / f"{block}-{width}", block, width) for block, width in kinds}
-        return _measured(chains, rounds)
-
-
-def _measured(chains: Mapping[tuple[str, int], Chain], rounds: int) -> dict[str, Any]:
     work: dict[tuple[Any, ...], tuple[float, Callable[[], object]]] = {
-        ("peak", name): (2.0 * SIDE**3, product) for name, product in products().items()
+        ("peak", name): (2.0 * SIDE**3, call) for name, call in products().items()
     }
-    for key, chain in chains.items():
-        for batch in BATCHES:
-            work[*key, batch] = (batch * chain.flops, lambda chain=chain, batch=batch: chain.run(batch))  # type: ignore[misc]
-    took = interleaved({key: call for key, (_, call) in work.items()}, rounds)
-    speed = {key: work[key][0] / took[key] / 1e9 for key in work}
-    peak = max(value for key, value in speed.items() if key[0] == "peak")
-    rows = []
-    for (block, width), chain in chains.items():
-        for batch in BATCHES:
-            rows.append(
-                {
-                    "block": block,
-                    "width": width,
-                    "batch": batch,
-                    "ms": round(took[block, width, batch] * 1e3, 2),
-                    "gflops": round(speed[block, width, batch], 1),
-                    "share_of_peak": round(speed[block, width, batch] / peak, 3),
-                    "operators": chain.operators(batch),
-                }
-            )
-            print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        chains = {kind: Chain(Path(folder) / "-".join(map(str, kind)), *kind) for kind in product(BLOCKS, WIDTHS)}
+        for (kind, chain), batch in product(chains.items(), BATCHES):
+            work[*kind, batch] = (batch * chain.flops, partial(chain.run, batch))
+        took = interleaved({key: call for key, (_, call) in work.items()}, rounds)
+        speed = {key: work[key][0] / took[key] / 1e9 for key in work}
+        peak = max(value for key, value in speed.items() if key[0] == "peak")
+        rows = [
+            {
+                "block": block,
+                "width": width,
+                "batch": batch,
+                "ms": round(took[block, width, batch] * 1e3, 2),
+                "gflops": round(speed[block, width, batch], 1),
+                "share_of_peak": round(speed[block, width, batch] / peak, 3),
+                "operators": chains[block, width].operators(batch),
+            }
+            for block, width, batch in product(BLOCKS, WIDTHS, BATCHES)
+        ]
     return {"peak_gflops": round(peak, 1), "rows": rows}
 
 
-def section(run: Mapping[str, Any]) -> str:
-    """The run as docs/results.md tells it."""
+def _section(run: StoredRun) -> str:
     columns: Columns = {
         "blocks": "{block}",
         "width": "{width}",
@@ -186,16 +175,15 @@ def section(run: Mapping[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    chosen = parser.parse_args()
-    result = measure(chosen.rounds)
-    config = {"depth": DEPTH, "history": HISTORY, "threads": 1, "precision": "fp32", "rounds": chosen.rounds}
-    print(f"peak {result['peak_gflops']} GFLOP/s")
-    print(f"stored in {save_run('efficiency', config=config, result=result, seed=SEED)}")
+def _measure(options: Namespace) -> list[Run]:
+    config = {"depth": DEPTH, "history": HISTORY, "threads": 1, "precision": "fp32", "rounds": options.rounds}
+    return [Run(config, measure(options.rounds), SEED)]
 
 
-if __name__ == "__main__":
-    run(main)
+BENCHMARK = Benchmark(
+    summary="GFLOP/s of the engines at depth 16 beside the machine's peak, and which operators take the time",
+    cost="minutes; exports its own untrained networks",
+    arguments={"--rounds": 20},
+    measure=_measure,
+    section=of_runs(_section, "efficiency"),
+)

@@ -11,7 +11,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from fathom.benchmarks.experiments.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, STYLE, legend_above, new_panels
-from fathom.benchmarks.experiments.quality.tables import dataset_title, page_order, seeds
+from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
+from fathom.benchmarks.experiments.quality.tables import seeds
 from fathom.benchmarks.markdown import decimal, paragraphs, table
 from fathom.importance.choice import Graded, choose_methods
 from fathom.importance.lattice.grades import CONSENSUS

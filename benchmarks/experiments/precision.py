@@ -1,17 +1,15 @@
 """What fewer bits give and cost at every depth: size, memory, time of a request, quality.
 
-    python -m fathom.benchmarks.experiments.precision build/ml-100k/healed/prefix --data build/ml-100k/dataset
-
 Exports the checkpoint in every precision, and measures on one thread: engine files on disk; the most resident memory
 of a process that opens the engines and runs them, alone and with all depths; milliseconds of one request with 50 items
 and with 200, all engines in a new random order in every round; NDCG@10 on the test items with its interval, and the
-share of it that is lost, paired over users. Writes results/precision.json.
+share of it that is lost, paired over users.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from fathom.benchmarks.experiments import engine_memory
 from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.markdown import Columns, interval, paragraphs, percent, table_of
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.precision import Precision
 from fathom.runtime.bundle import Bundle
@@ -38,6 +36,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 HISTORIES = (50, 200)
 WARM_UP_ROUNDS = 10
 SEED = 0
+STORED = ("precision", "precision-wide")
 
 
 def memory_mb(bundle: Path, depths: tuple[int, ...]) -> tuple[float, float]:
@@ -86,7 +85,6 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, repetitions: int) -> dict[
                         **_quality(info),
                     }
                 )
-                print(rows[-1], flush=True)
         together = {name: memory_mb(path, bundles[name].depths)[1] for name, path in paths.items()}
     return {"rows": rows, "all_depths_peak_mb": together}
 
@@ -100,8 +98,7 @@ def _quality(info: DepthInfo) -> dict[str, Any]:
     }
 
 
-def section(run: Mapping[str, Any]) -> str:
-    """The run as docs/results.md tells it."""
+def _section(run: StoredRun) -> str:
     config, rows, together = run["config"], run["result"]["rows"], run["result"]["all_depths_peak_mb"]
     alone = {row["precision"]: row["peak_mb"] for row in rows if row["depth"] == 16}
     all_depths = ", ".join(f"{name} {peak:.0f} MB ({peak / alone[name]:.2f} x)" for name, peak in together.items())
@@ -127,25 +124,21 @@ def section(run: Mapping[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--repetitions", type=int, default=100)
-    parser.add_argument("--name", default="precision", help="of the stored run")
-    chosen = parser.parse_args()
-    checkpoint, dataset = Checkpoint.load(chosen.checkpoint), Dataset.load(chosen.data)
-    result = measure(checkpoint, dataset, chosen.repetitions)
-    print(f"all depths together: {result['all_depths_peak_mb']}")
+def _measure(options: Namespace) -> list[Run]:
+    checkpoint, dataset = Checkpoint.load(options.checkpoint), Dataset.load(options.data)
     config = {
         "data": dataset.meta["name"],
         "model": checkpoint.model.config.model_dump(mode="json", exclude={"paths"}),
         "threads": 1,
-        "repetitions": chosen.repetitions,
+        "repetitions": options.repetitions,
     }
-    print(f"stored in {save_run(chosen.name, config=config, result=result, seed=SEED)}")
+    return [Run(config, measure(checkpoint, dataset, options.repetitions), SEED, options.name)]
 
 
-if __name__ == "__main__":
-    run(main)
+BENCHMARK = Benchmark(
+    summary="What fewer bits give and cost at every depth: size, memory, time of a request, quality",
+    cost="minutes; a checkpoint and its data set",
+    arguments={"checkpoint": Path, "--data": Path, "--repetitions": 100, "--name": STORED[0]},
+    measure=_measure,
+    section=of_runs(_section, *STORED),
+)

@@ -1,14 +1,12 @@
 """What four-bit weights with healed adapters save, and what they keep: NF4 and QLoRA against the fp32 network.
 
-    python -m fathom.benchmarks.experiments.qlora build/ml-100k/healed/prefix --data build/ml-100k/dataset [--seeds 3]
-
 Sizes are those of files that are written; NDCG@10 on the test users at every depth, as the share that is lost against
 the fp32 network (paired over users), before healing and after it, healed with every seed. The research project that
-Fathom began from claims 69.4 % smaller weights that keep 64.7 % of the quality. Writes results/qlora.json.
+Fathom began from claims 69.4 % smaller weights that keep 64.7 % of the quality.
 """
 
-import argparse
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fathom.benchmarks.markdown import Columns, decimal, paragraphs, percent, table, table_of
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.engines.reduced_quality import losses
 from fathom.exporter.planning.heal import heal
 from fathom.exporter.planning.plan import DepthPlan
@@ -97,7 +95,6 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, seeds: int) -> dict[str, A
         for seed in range(seeds):
             config = apply_settings(checkpoint.config.train, ["train.heal_tune=qlora", f"train.seed={seed}"])
             healed.append(lost(heal(checkpoint, plan, dataset, out=Path(folder) / str(seed), config=config).model))
-            print(f"seed {seed}: {_shares(healed[-1])}", flush=True)
     quality = full.systems
     return {
         "bytes": sizes(model),
@@ -115,14 +112,7 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, seeds: int) -> dict[str, A
     }
 
 
-def _shares(found: Mapping[int, MetricInterval]) -> str:
-    return ", ".join(
-        f"depth {depth} {each.value:+.2%} [{each.low:+.2%}, {each.high:+.2%}]" for depth, each in found.items()
-    )
-
-
-def section(run: Mapping[str, Any]) -> str:
-    """The run as docs/results.md tells it."""
+def _section(run: StoredRun) -> str:
     config, result, model = run["config"], run["result"], run["config"]["model"]
     forms = {
         "fp32": "fp32",
@@ -160,23 +150,18 @@ def _file(sizes: Mapping[str, int], part: str, form: str) -> str:
     return f"{size / 1e3:,.0f}" + ("" if form == "fp32" else f" ({1 - size / whole:.1%} smaller)")
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args()
+def _measure(options: Namespace) -> list[Run]:
     torch.set_num_threads(2)
-    checkpoint, dataset = Checkpoint.load(chosen.checkpoint), Dataset.load(chosen.data)
-    result = measure(checkpoint, dataset, chosen.seeds)
-    print(result["bytes"], result["weight_error"], sep="\n")
-    for row in result["rows"]:
-        print(row, flush=True)
+    checkpoint, dataset = Checkpoint.load(options.checkpoint), Dataset.load(options.data)
     model = checkpoint.model.config.model_dump(mode="json", exclude={"paths"})
-    config = {"data": dataset.meta["name"], "model": model, "seeds": chosen.seeds}
-    print(f"stored in {save_run('qlora', config=config, result=result, seed=0)}")
+    config = {"data": dataset.meta["name"], "model": model, "seeds": options.seeds}
+    return [Run(config, measure(checkpoint, dataset, options.seeds), 0)]
 
 
-if __name__ == "__main__":
-    run(main)
+BENCHMARK = Benchmark(
+    summary="What four-bit weights with healed adapters (NF4, QLoRA) save and keep, against the fp32 network",
+    cost="an hour; a checkpoint and its data set",
+    arguments={"checkpoint": Path, "--data": Path, "--seeds": 3},
+    measure=_measure,
+    section=of_runs(_section, "qlora"),
+)

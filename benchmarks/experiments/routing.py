@@ -1,18 +1,17 @@
 """Is knowing the request worth anything? Every policy against static depths, and what can be certified.
 
-    python -m fathom.benchmarks.experiments.routing ml-100k --seeds 0
-
 For each data set and seed the network ``ladder`` of the benchmark ``quality`` (trained now unless it lies in
 build/quality) is exported, asked at every depth through its engines, and certified with every family of routings.
 Policies are learned on validation items and judged on test items; beside them stands the cross-fitted reference,
-boosted trees over all features and what the first exit says of its own answer. Bundles lie in build/routing. Writes
-``results/routing/DATASET-seed-S.json``.
+boosted trees over all features and what the first exit says of its own answer. Bundles lie in build/routing.
+Stored as ``routing/DATASET-seed-S``.
 """
 
-import argparse
 import json
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from numpy.typing import NDArray
 
 from fathom.benchmarks.experiments.drawing import BLUE, GREY, INK, STYLE
 from fathom.benchmarks.experiments.quality.arms import ARMS
+from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
-from fathom.benchmarks.experiments.quality.tables import dataset_title, page_order
 from fathom.benchmarks.markdown import Columns, decimal, paragraphs, table_of
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export
 from fathom.exporter.certification.certify import CertificationData, certify, measure_bundle
@@ -60,8 +59,6 @@ WHAT = {
     "boosted": "boosted trees (reference)",
     "hindsight": "hindsight (unreachable)",
 }
-
-Run = Mapping[str, Any]
 
 
 def opened(name: str, seed: int, dataset: Dataset) -> Bundle:
@@ -131,18 +128,19 @@ def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any)
     return {"eps": eps, "delta": DELTA, "routing": words, **figures, "buckets": [asdict(b) for b in claim.buckets]}
 
 
-def load_routed(folder: Path) -> list[Run]:
+def load_routed(folder: Path) -> list[StoredRun]:
     """All stored networks, in the order of the page."""
     runs = [json.loads(path.read_bytes()) for path in (folder / "routing").glob("*.json")]
     return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
 
 
-def section(runs: Sequence[Run]) -> str:
-    """The runs as docs/results.md tells them, "" without runs."""
+def section(folder: Path) -> str:
+    """The stored runs as docs/results.md tells them, "" without any."""
+    runs = load_routed(folder)
     return paragraphs(_policies(runs), _needs_more_table(runs), _certified(runs)) if runs else ""
 
 
-def areas_figure(runs: Sequence[Run]) -> Figure:
+def areas_figure(runs: Sequence[StoredRun]) -> Figure:
     """Each policy's area above the hull, as a share of what separates the deepest depth from the shallowest."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 1.2 + 0.55 * len(COMPARED) * ((len(runs) + 2) // 3)), layout="constrained")
@@ -164,7 +162,7 @@ def areas_figure(runs: Sequence[Run]) -> Figure:
         return figure
 
 
-def _policies(runs: Sequence[Run]) -> str:
+def _policies(runs: Sequence[StoredRun]) -> str:
     rows = []
     for each in runs:
         report = each["result"]["report"]
@@ -194,11 +192,11 @@ def _policies(runs: Sequence[Run]) -> str:
     return paragraphs("## Routing against random mixing", verdict, about, table_of(rows, columns), picture)
 
 
-def _thousandths(area: Run) -> str:
+def _thousandths(area: StoredRun) -> str:
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(1e3 * area[key] for key in ("area", "low", "high")))
 
 
-def _needs_more_table(runs: Sequence[Run]) -> str:
+def _needs_more_table(runs: Sequence[StoredRun]) -> str:
     rows = [
         {"network": _name(run), "profile": tier, **figures}
         for run in runs
@@ -222,7 +220,7 @@ def _needs_more_table(runs: Sequence[Run]) -> str:
     return paragraphs("### Does complexity tell which requests need more?", about, table_of(rows, columns))
 
 
-def _certified(runs: Sequence[Run]) -> str:
+def _certified(runs: Sequence[StoredRun]) -> str:
     columns: Columns = {
         "network": "{network}",
         "eps": "{eps:.0%}",
@@ -240,28 +238,24 @@ def _certified(runs: Sequence[Run]) -> str:
     return paragraphs("### What is certified", about, table_of(rows, columns))
 
 
-def _needed(claim: Run) -> str:
+def _needed(claim: StoredRun) -> str:
     return f"about {claim['needed']:,} users needed" if claim["needed"] else "too much is lost"
 
 
-def _name(run: Run) -> str:
+def _name(run: StoredRun) -> str:
     return f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}"
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    chosen = parser.parse_args()
-    for name in chosen.datasets:
-        for seed in chosen.seeds:
-            result = study(name, seed)
-            config = {"dataset": name, "epsilons": EPSILONS, "delta": DELTA}
-            path = save_run(f"routing/{name}-seed-{seed}", config=config, result=result, seed=seed)
-            areas = ", ".join(f"{p['name']} {p['area']:+.5f}" for p in result["report"]["policies"])
-            print(f"stored in {path}: {areas}; certified: {result['claims'][0]['routing']}")
+def _measure(options: Namespace) -> Iterator[Run]:
+    for name, seed in product(options.datasets, options.seeds):
+        config = {"dataset": name, "epsilons": EPSILONS, "delta": DELTA}
+        yield Run(config, study(name, seed), seed, f"routing/{name}-seed-{seed}")
 
 
-if __name__ == "__main__":
-    run(main)
+BENCHMARK = Benchmark(
+    summary="Whether choosing a depth by the request beats static depths and random mixing, and what can be certified",
+    cost="minutes for each seed once its network is trained, which takes as long as in `quality`",
+    arguments={"datasets": (str,), "--seeds": (0,)},
+    measure=_measure,
+    section=section,
+)

@@ -1,19 +1,16 @@
 """Training speed against the straightforward eager fp32 loop of the same model, and against this machine's peak.
 
-    python -m fathom.benchmarks.experiments.training_throughput ml-100k=build/ml-100k/dataset [PRESET=DATASET ...]
-
 Each side (``training_side.py`` says what they are) is a process of its own, in turns; a figure is the median over
 turns. Speed counts events, not padding. The peak is that of a large fp32 matrix product. The achieved share counts the
 arithmetic of the plain formulas on those batches, so that computing a score twice does not count.
-Writes ``results/training_throughput.json``; run it on an otherwise idle machine.
+Run it on an otherwise idle machine.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from argparse import Namespace
 from statistics import median
 from typing import Any
 
@@ -22,7 +19,7 @@ import torch
 from fathom.benchmarks.experiments import training_side
 from fathom.benchmarks.experiments.training_side import SIDES
 from fathom.benchmarks.markdown import Columns, paragraphs, table_of
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 
 MATRIX = 2048
 
@@ -68,8 +65,7 @@ def compare(preset: str, dataset: str, turns: int, steps: int, peak: float) -> l
     return rows
 
 
-def section(run: Mapping[str, Any]) -> str:
-    """The run as docs/results.md tells it."""
+def _section(run: StoredRun) -> str:
     columns: Columns = {
         "preset": "{preset}",
         "stage": "{stage}",
@@ -89,22 +85,19 @@ def section(run: Mapping[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Measure both sides in turns, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("of", nargs="+", metavar="PRESET=DATASET")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    chosen = parser.parse_args()
-    pairs = [tuple(each.partition("=")[::2]) for each in chosen.of]
-    peak = peak_gflops()
-    rows = [row for name, folder in pairs for row in compare(name, folder, chosen.turns, chosen.steps, peak)]
-    for row in rows:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-    config = {"turns": chosen.turns, "steps": chosen.steps, "threads": torch.get_num_threads(), "matrix": MATRIX}
-    stored = save_run("training_throughput", config=config, result={"peak_gflops": round(peak), "rows": rows}, seed=0)
-    print(f"stored in {stored}")
+def _measure(options: Namespace) -> list[Run]:
+    peak, rows = peak_gflops(), []
+    for each in options.of:
+        preset, _, dataset = each.partition("=")
+        rows += compare(preset, dataset, options.turns, options.steps, peak)
+    config = {"turns": options.turns, "steps": options.steps, "threads": torch.get_num_threads(), "matrix": MATRIX}
+    return [Run(config, {"peak_gflops": round(peak), "rows": rows}, 0)]
 
 
-if __name__ == "__main__":
-    run(main)
+BENCHMARK = Benchmark(
+    summary="Training speed beside the straightforward loop of the same model and the peak of the machine",
+    cost="minutes on an idle machine; a data set",
+    arguments={"of": (str,), "--turns": 5, "--steps": 20},
+    measure=_measure,
+    section=of_runs(_section, "training_throughput"),
+)

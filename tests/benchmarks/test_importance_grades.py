@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fathom.benchmarks.experiments import importance_grades
+from fathom.benchmarks.__main__ import main
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import importance_section, lattice_figure, load_measured
 from fathom.importance import choice
@@ -41,10 +40,7 @@ def stored(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("NUMBA_DISABLE_JIT", "1")
         patch.setattr(meta_learning, "TRAINED", folder / "meta_learning.json")
         patch.setattr(choice, "GRADED", folder / "graded.json")
-        patch.setattr(
-            sys, "argv", ["importance_grades", "one", "two", *["--seeds", "0", "1", "--users", "20", "--workers", "1"]]
-        )
-        importance_grades.main()
+        main(["run", "importance", "one", "two", *["--seeds", "0", "1", "--users", "20", "--workers", "1"]])
     return folder
 
 

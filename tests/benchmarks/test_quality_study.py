@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fathom.benchmarks.experiments.quality import __main__ as program
+from fathom.benchmarks.__main__ import main
 from fathom.benchmarks.experiments.quality import arms, study
 from fathom.benchmarks.experiments.quality.stored import runs
-from fathom.errors import ArtefactError, ConfigError
+from fathom.errors import ConfigError
 from fathom.training import presets
 
 
@@ -28,9 +27,8 @@ def run_arms(patch: pytest.MonkeyPatch, folder: Path, *names: str, path: Path | 
     patch.chdir(folder)
     patch.setitem(study.DATASETS, "small", study.StudyDataset("csv", "tiny"))
     given = ["--path", str(path)] if path else []
-    settings = ["--set", f"train.epochs={epochs}", "--set", "train.grow_epochs=1"]
-    patch.setattr(sys, "argv", ["quality", "small", *given, *settings, "--arms", *names])
-    program.main()
+    settings = ["--set", f"train.epochs={epochs}", "train.grow_epochs=1"]
+    main(["run", "quality", "small", *given, *settings, "--arms", *names])
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -69,15 +67,16 @@ def test_a_separate_network_has_its_own_depth_and_an_order_by_chance_is_one(fini
 
 
 def test_what_is_stored_is_left_alone_and_other_settings_are_refused(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     before = results(folder)
     run_arms(monkeypatch, folder, "ladder", "nested-random")
     assert results(folder) == before
-    with pytest.raises(ArtefactError, match="made with other settings"):
+    with pytest.raises(SystemExit, match="2"):
         run_arms(monkeypatch, folder, "ladder", epochs=2)
+    assert "made with other settings" in capsys.readouterr().err
     assert results(folder) == before
 
 

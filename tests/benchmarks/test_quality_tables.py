@@ -43,7 +43,7 @@ LEVEL, RISING = dict.fromkeys(DEPTHS, 80), {4: 60, 8: 70, 12: 75, 16: 80}
 
 
 def page(*runs: QualityRun) -> str:
-    return "\n\n".join(quality_sections([Pool("ml-100k", runs)], ENGINE, ()))
+    return "\n\n".join(quality_sections([Pool("ml-100k", runs)], ENGINE))
 
 
 def row(text: str, start: str) -> list[str]:
@@ -135,7 +135,7 @@ def test_counting_that_beats_the_best_depth_is_said_and_so_is_where_depth_pays()
         " no measurable headroom on Amazon Beauty, Online Retail II"
     ]
     assert depth_facts([]) == []
-    assert beaten in "\n".join(quality_sections(pools, ENGINE, ()))
+    assert beaten in "\n".join(quality_sections(pools, ENGINE))
 
 
 def test_cold_items_are_shown_where_a_run_holds_them() -> None:

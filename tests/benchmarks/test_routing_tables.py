@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fathom.benchmarks.experiments import certificate
+from fathom.benchmarks.experiments import certificate, routing
 from fathom.benchmarks.experiments.drawing import svg
-from fathom.benchmarks.experiments.routing import areas_figure, load_routed
-from fathom.benchmarks.experiments.routing_tables import routing_sections
+from fathom.benchmarks.experiments.routing import areas_figure, load_routed, section
+from fathom.benchmarks.systems import feedback, routing_server
 
 
 def policy(name: str, area: float) -> dict[str, object]:
@@ -43,29 +43,30 @@ def stored(folder: Path, dataset: str, area: float) -> None:
 
 
 def test_nothing_measured_gives_nothing(tmp_path: Path) -> None:
-    assert routing_sections(tmp_path) == []
+    for benchmark in (routing.BENCHMARK, certificate.BENCHMARK, routing_server.BENCHMARK, feedback.BENCHMARK):
+        assert benchmark.section(tmp_path) == ""
 
 
 def test_routing_is_said_to_win_only_where_it_is_shown(tmp_path: Path) -> None:
     stored(tmp_path, "ml-1m", -0.0005)
-    page = "\n".join(routing_sections(tmp_path))
+    page = section(tmp_path)
     assert "Of 4 servable policies, those above the hull with their whole interval: 0; by chance alone 0.1" in page
     assert "| MovieLens-1M, seed 0 | 5% | mixture | 6,040 | 85 % depth 4, 15 % depth 8 | 97.2% | 75.0% |" in page
     assert "not certified: about 20,000 users needed" in page
     stored(tmp_path, "ml-100k", 0.001)
-    page = "\n".join(routing_sections(tmp_path))
+    page = section(tmp_path)
     assert "with their whole interval: 4: length alone (MovieLens-100K, seed 0), complexity rule" in page
     assert svg(areas_figure(load_routed(tmp_path))).startswith(b"<?xml")
 
 
 def test_the_certificates_word_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "USERS", (2_000,))
-    rows = certificate.measure(replications=50, seed=0)
+    rows = certificate.shares(replications=50, seed=0)
     assert all(row["wrong"] <= 0.14 for row in rows)
     assert rows[0]["power"] > rows[0]["wrong"]
-    run = {"config": {"replications": 50, "delta": 0.05}, "result": {"rows": rows}}
+    run = {"schema_version": 1, "config": {"replications": 50, "delta": 0.05}, "result": {"rows": rows}}
     (tmp_path / "certificate.json").write_text(json.dumps(run))
-    assert "### Does the certificate keep its word?" in routing_sections(tmp_path)[0]
+    assert "### Does the certificate keep its word?" in certificate.BENCHMARK.section(tmp_path)
 
 
 def test_servers_and_feedback_are_told_as_stored(tmp_path: Path) -> None:
@@ -83,8 +84,8 @@ def test_servers_and_feedback_are_told_as_stored(tmp_path: Path) -> None:
     config = {"bundle": "ml-1m", "routing": "all at depth 4", "values": 10_000, "alpha": 0.01}
     run = {"schema_version": 1, "config": config, "result": {"expected": 0.7, "no drift": stream, "drift": drift}}
     (tmp_path / "feedback.json").write_text(json.dumps(run))
-    server, feedback = routing_sections(tmp_path)
+    server, told = routing_server.BENCHMARK.section(tmp_path), feedback.BENCHMARK.section(tmp_path)
     assert server.index("eps 5%") < server.index("eps 1%")
     assert "| 1 | 8.00 | 3.00 | 60.0% [55.0%, 65.0%] | .2000 | .1900 |" in server
     assert "| certified, deadline | 97.0% | 100.0% | .0000 | .1000 | 4: 75%, 8: 25% |" in server
-    assert "| drift | 0.610 | 100 of 100 | 26 |" in feedback
+    assert "| drift | 0.610 | 100 of 100 | 26 |" in told

@@ -36,7 +36,7 @@ def test_what_is_certified_is_said_as_far_as_it_was_measured(tmp_path: Path) -> 
         ({"needed": None}, "nothing is certified, too much is lost"),
         ({"routing": "all at depth 4", "saved": 0.61}, "certified for all at depth 4, 61% of the engines' time saved"),
     ):
-        run = {"result": {"claims": [{"policy": "rule"}, claim | change]}}
+        run = {"schema_version": 1, "result": {"claims": [{"policy": "rule"}, claim | change]}}
         (tmp_path / "routing" / "ml-100k-seed-0.json").write_text(json.dumps(run))
         (fact,) = certified_fact(tmp_path)
         assert fact == f"ML-100K, 943 test users, at most 5% of depth 16's NDCG@10 to be lost: {said}"
@@ -96,10 +96,12 @@ def test_what_a_remembered_history_is_said_to_take_is_what_was_measured() -> Non
     assert said in " ".join((ROOT / "docs" / "operating.md").read_text(encoding="utf-8").split())
 
 
-def test_speed_of_training_is_shown_as_it_was_measured() -> None:
+def test_speed_of_training_is_shown_when_it_was_measured(tmp_path: Path) -> None:
+    assert training_throughput.BENCHMARK.section(tmp_path) == ""
     speeds = {"straightforward": 1000, "same batches": 1250, "fathom": 2500}
     row = {"preset": "tiny", "stage": "grow", "events_per_s": speeds, "ratio": 2.5, "ratio_same_batches": 2.0}
     result = {"peak_gflops": 90, "rows": [{**row, "achieved_gflops": 30.5, "share_of_peak": 0.339}]}
-    page = training_throughput.section({"result": result})
+    (tmp_path / "training_throughput.json").write_text(json.dumps({"schema_version": 1, "result": result}))
+    page = training_throughput.BENCHMARK.section(tmp_path)
     assert "| tiny | grow | 1,000 | 1,250 | 2,500 | 2.5 | 2.0 | 30.5 | 0.339 |" in page
     assert "product on the same machine: 90 GFLOP/s" in page

@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from fathom.benchmarks.experiments.parity import main as benchmark
-from fathom.errors import ArtefactError, DataError, ParityError
+from fathom.benchmarks.__main__ import main
+from fathom.errors import DataError, ParityError
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.parity import DepthParity, check_parity, history_lengths, measure_parity
 from fathom.training.checkpoint import Checkpoint
@@ -88,16 +88,19 @@ def test_the_benchmark_stores_every_length_and_refuses_another_checkpoint(
     bundle_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Checkpoint, "load", lambda path: replace(checkpoint, sha256=path.name))
     monkeypatch.setattr(Dataset, "load", lambda _: dataset)
     options = ["--data", "data", "--results", str(tmp_path), "--checkpoint"]
-    run = json.loads(benchmark([str(bundle_path), *options, "c" * 64]).read_text())
+    main(["run", "parity", str(bundle_path), *options, "c" * 64])
+    run = json.loads((tmp_path / "parity.json").read_text())
     assert [row["depth"] for row in run["result"]["rows"]] == [4, 8, 12, 16]
     assert all(row["identical_share"] == 1 for row in run["result"]["rows"])
     assert run["config"]["history_lengths"] == [1, 20]
-    with pytest.raises(ArtefactError, match="another checkpoint"):
-        benchmark([str(bundle_path), *options, "other"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "parity", str(bundle_path), *options, "other"])
+    assert "another checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("longest", [1, 2, 20, 200, 10_000])

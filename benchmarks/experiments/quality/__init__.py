@@ -1,1 +1,66 @@
-"""Quality experiments as code: arms of training, planning and healing, run on one data set and stored."""
+"""Quality experiments as code: arms of training, planning and healing, run on data sets and seeds.
+
+What is trained is an arm of ``arms.py``, stored as quality/DATASET/ARM-seed-S. A run that is stored with the same
+settings is left alone; one that was interrupted goes on where it was. Checkpoints lie in build/quality. A data set that
+cannot be downloaded is read once from --path.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fathom.benchmarks.experiments.quality.arms import chosen
+from fathom.benchmarks.experiments.quality.peers import PEERS
+from fathom.benchmarks.experiments.quality.stored import path_of, pools
+from fathom.benchmarks.experiments.quality.study import Study, open_dataset
+from fathom.benchmarks.experiments.quality.tables import quality_sections
+from fathom.benchmarks.markdown import paragraphs
+from fathom.benchmarks.record import RESULTS, load_run
+from fathom.benchmarks.registry import Benchmark, Run
+
+BASELINES, RECTOOLS = "baselines", "peers"
+PEER_EPOCHS = 100
+
+Planned = tuple[str, dict[str, Any], Callable[[], Mapping[str, Any]]]
+"""The name of an arm, its config, and what measures it."""
+
+
+def _measure(options: Namespace) -> Iterator[Run]:
+    chosen([name for name in options.arms if name not in (BASELINES, RECTOOLS)])
+    dataset = open_dataset(options.dataset, options.path)
+    for seed in options.seeds:
+        study = Study(options.dataset, dataset, seed, tuple(options.set), options.results)
+        for arm, config, measure in _planned(study, options.arms):
+            path, config = path_of(study.name, arm, seed, options.results), {"dataset": dataset.sha256, **config}
+            if not path.exists() or load_run(path)["config"] != config:
+                yield Run(config, measure(), seed, f"quality/{study.name}/{path.stem}")
+
+
+def _planned(study: Study, names: Sequence[str]) -> Iterator[Planned]:
+    split = study.config.train.split
+    if BASELINES in names:
+        yield BASELINES, {"split": split}, study.count
+    for arm in chosen([name for name in names if name not in (BASELINES, RECTOOLS)]):
+        training = arm.change(study.config).model_dump(mode="json")
+        healed = {"start": arm.start, "strategy": arm.strategy, "order": arm.order, "training": training}
+        yield arm.name, healed, partial(study.measure, arm)
+    for peer in PEERS if RECTOOLS in names else ():
+        yield f"rectools-{peer}", {"split": split, "epochs": PEER_EPOCHS}, partial(study.ask_peer, peer, PEER_EPOCHS)
+
+
+def _section(folder: Path = RESULTS) -> str:
+    if not (folder / "quality").exists():
+        return ""
+    engine = folder / "engine_depth.json"
+    return paragraphs(*quality_sections(pools(folder), load_run(engine) if engine.exists() else None))
+
+
+BENCHMARK = Benchmark(
+    summary="Quality per depth, of separately trained networks, baselines, plans, healing, ablations and other systems",
+    cost="minutes to hours for each arm and seed; data sets but MovieLens-100K need their files",
+    arguments={"dataset": str, "--seeds": (0,), "--arms": (BASELINES, "main"), "--path": None, "--set": (str,)},
+    measure=_measure,
+    section=_section,
+)

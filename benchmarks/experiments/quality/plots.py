@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fathom.benchmarks.experiments.drawing import BLUE, GREY, ORANGE, STYLE, legend_above, new_panels
 from fathom.benchmarks.experiments.quality.arms import DEPTHS
 from fathom.benchmarks.experiments.quality.stored import Pool, Pooled
-from fathom.benchmarks.experiments.quality.tables import ENGINE_DATA, seeds, title
+from fathom.benchmarks.experiments.quality.tables import ENGINE_DATA, pictures, seeds, title
 
 SHADES = ("#9ecae1", "#4a98c9", "#1764ab", "#08214d")  # shallow to deep
 BASELINES = ("popularity", "EASE", "transitions")
@@ -22,15 +22,13 @@ LOWEST_SHOWN = 0.6  # of a learning curve's highest value: its end is what matte
 def figures(pools: Sequence[Pool], engine: Mapping[str, Any]) -> dict[str, Figure]:
     """The pictures that the runs allow, by name. engine: the stored run of engine_depth."""
     laddered = [pool for pool in pools if "ladder" in pool.arms]
+    drawn_by = {
+        "quality-depth": lambda: _quality_depth(laddered),
+        "learning-curves": lambda: _learning_curves(laddered),
+        "quality-cost": lambda: _quality_cost(next(p for p in laddered if p.dataset == ENGINE_DATA), engine),
+    }
     with mpl.rc_context(STYLE):
-        drawn = {}
-        if laddered:
-            drawn["quality-depth"] = _quality_depth(laddered)
-            drawn["learning-curves"] = _learning_curves(laddered)
-        for pool in laddered:
-            if pool.dataset == ENGINE_DATA:
-                drawn["quality-cost"] = _quality_cost(pool, engine)
-    return drawn
+        return {name: drawn_by[name]() for name in pictures(pools)}
 
 
 def _panels(pools: Sequence[Pool], xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:

@@ -22,8 +22,26 @@ from fathom.errors import ArtefactError
 from fathom.training import metrics
 from fathom.training.metrics import Floats
 
+#: In the order of the page; a data set that is not here follows under its own name.
+TITLES = {
+    "ml-100k": "MovieLens-100K",
+    "ml-1m": "MovieLens-1M",
+    "retail": "Online Retail II",
+    "beauty": "Amazon Beauty",
+    "electronics": "Amazon Electronics",
+}
 CUTOFF = 10
 MARKS = "0123456789a"  # the place of the right item, 0 where it is not among the first ten
+
+
+def dataset_title(dataset: str) -> str:
+    """The data set's name for a reader."""
+    return TITLES.get(dataset, dataset)
+
+
+def page_order(dataset: str) -> int:
+    """Where the data set stands on the page."""
+    return [*TITLES, dataset].index(dataset)
 
 
 def pack(places: Floats) -> str:
@@ -175,11 +193,11 @@ def margin(cells: Floats) -> float:
 
 
 def pools(folder: Path = RESULTS) -> list[Pool]:
-    """The runs of each data set; raises ArtefactError when none is stored."""
+    """The runs of each data set, in the order of the page; raises ArtefactError when none is stored."""
     found = [Pool(dataset, group) for dataset, group in groupby(runs(folder), key=lambda run: run.dataset)]
     if not found:
-        raise ArtefactError(f"{folder}: no quality run is stored; the benchmark quality measures one")
-    return found
+        raise ArtefactError(f"{folder}: no quality run is stored; `python -m fathom.benchmarks run quality` makes one")
+    return sorted(found, key=lambda pool: page_order(pool.dataset))
 
 
 def _check_comparable(dataset: str, found: Iterable[QualityRun]) -> None:

@@ -13,10 +13,10 @@ from fathom.benchmarks.experiments.quality.arms import ARMS, Arm
 from fathom.benchmarks.experiments.quality.cold import by_group, cold_groups
 from fathom.benchmarks.experiments.quality.peers import Peer, score_peer
 from fathom.benchmarks.experiments.quality.stored import path_of, summary, unpack
+from fathom.benchmarks.record import RESULTS, load_run
 from fathom.errors import ArtefactError, ConfigError
 from fathom.exporter.planning.heal import heal
 from fathom.exporter.planning.plan import DepthPlan
-from fathom.files import read_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.statistics import order_by
@@ -74,12 +74,13 @@ def open_dataset(name: str, path: Path | None) -> Dataset:
 
 @dataclass(frozen=True)
 class Study:
-    """The arms of one data set and seed; ``settings`` change the preset for all of them."""
+    """The arms of one data set and seed; ``settings`` change the preset for all, ``results`` holds the stored runs."""
 
     name: str
     dataset: Dataset
     seed: int
     settings: tuple[str, ...] = ()
+    results: Path = RESULTS
 
     @property
     def folder(self) -> Path:
@@ -159,7 +160,7 @@ class Study:
 
     def cold(self, systems: Mapping[str, Any]) -> dict[str, Any]:
         """The deepest exit beside the ladder's, by how often the right item was seen in training."""
-        ladder = read_json(path_of(self.name, "ladder", self.seed), kind="stored run", schema_version=1)
+        ladder = load_run(path_of(self.name, "ladder", self.seed, self.results))
         deepest = depth_name(self.config.model.depths[-1])
         places = {
             name: unpack(found[deepest]["places"])

@@ -1,23 +1,15 @@
 """The sections of docs/results.md about quality. Each is a function of pooled runs, "" without them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any
 
 from fathom.benchmarks.experiments.quality.arms import ARMS, DEPTHS
-from fathom.benchmarks.experiments.quality.stored import Pool, Pooled
+from fathom.benchmarks.experiments.quality.stored import Pool, Pooled, dataset_title
 from fathom.benchmarks.markdown import decimal, interval, paragraphs, percent, table
 from fathom.training.metrics import Interval
 
-#: In the order of the page; a data set that is not here follows under its own name.
-TITLES = {
-    "ml-100k": "MovieLens-100K",
-    "ml-1m": "MovieLens-1M",
-    "retail": "Online Retail II",
-    "beauty": "Amazon Beauty",
-    "electronics": "Amazon Electronics",
-}
 ENGINE_DATA = "ml-100k"  # whose network engine_depth measures
 CAPTIONS = {
     "quality-depth": "NDCG@10 by depth: one network's exits, and a network for each depth",
@@ -44,19 +36,9 @@ CHOICES = tuple(
 )
 
 
-def dataset_title(dataset: str) -> str:
-    """The data set's name for a reader."""
-    return TITLES.get(dataset, dataset)
-
-
 def title(pool: Pool) -> str:
     """The name of the pool's data set for a reader."""
     return dataset_title(pool.dataset)
-
-
-def page_order(dataset: str) -> int:
-    """Where the data set stands on the page."""
-    return [*TITLES, dataset].index(dataset)
 
 
 def seeds(count: int) -> str:
@@ -64,17 +46,24 @@ def seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any], figures: Iterable[str]) -> list[str]:
-    """All sections, in order. engine: the stored run of engine_depth; figures: names of the plots that exist."""
-    parts = [_plain_statement(pools), _choice_of_layers(pools), _pictures(figures)]
+def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any] | None) -> list[str]:
+    """All sections, in order. engine: the stored run of engine_depth, None where there is none."""
+    parts = [_plain_statement(pools), _choice_of_layers(pools), _pictures(pools)]
     about_one = (_all_arms, _beside_others, _exits_against_alone, _healed, _ablations, _cold)
     for pool in pools:
         parts += [f"## {title(pool)}", *(about(pool) for about in about_one)]
     return [*parts, _compression(pools, engine)]
 
 
-def _pictures(figures: Iterable[str]) -> str:
-    shown = [f"![{CAPTIONS[name]}](figures/{name}.svg)" for name in figures]
+def pictures(pools: Sequence[Pool]) -> list[str]:
+    """The names of the pictures that these runs allow."""
+    laddered = [pool.dataset for pool in pools if "ladder" in pool.arms]
+    cost = ["quality-cost"] if ENGINE_DATA in laddered else []
+    return ["quality-depth", "learning-curves", *cost] if laddered else []
+
+
+def _pictures(pools: Sequence[Pool]) -> str:
+    shown = [f"![{CAPTIONS[name]}](figures/{name}.svg)" for name in pictures(pools)]
     note = "Bars are the 95 % interval of each value alone; whether two values differ is in the paired tables."
     return paragraphs(note, *shown) if shown else ""
 
@@ -244,14 +233,15 @@ def _validation(pool: Pool, arm: str) -> float:
     )
 
 
-def _compression(pools: Sequence[Pool], engine: Mapping[str, Any]) -> str:
-    times = {row["depth"]: row["median_us"] for row in engine["result"]["rows"] if row["history"] == 50}
+def _compression(pools: Sequence[Pool], engine: Mapping[str, Any] | None) -> str:
+    measured = engine["result"]["rows"] if engine else ()
+    times = {row["depth"]: row["median_us"] for row in measured if row["history"] == 50}
     rows = []
     for pool, (depth, system) in product(pools, zip(DEPTHS[:-1], SYSTEMS[:-1], strict=True)):
         if (kept := pool.share(("ladder", system), DEEPEST)) is not None:
             shallow, deep = (pool.of("ladder")[0].systems[name]["parameters"] for name in (system, SYSTEMS[-1]))
             smaller = (sum(deep.values()) / sum(shallow.values()), deep["layers"] / shallow["layers"])
-            faster = f"{times[16] / times[depth]:.1f}x" if pool.dataset == ENGINE_DATA else ""
+            faster = f"{times[16] / times[depth]:.1f}x" if times and pool.dataset == ENGINE_DATA else ""
             cells = [*(f"{ratio:.2f}x" for ratio in smaller), percent(kept), faster]
             rows.append([title(pool), system, *cells, str(kept.seeds)])
     head = ["", "", "parameters", "layers alone", "quality kept, %", "speed-up", "seeds"]

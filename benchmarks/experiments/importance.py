@@ -1,19 +1,16 @@
-"""Every importance method against the truth: all subsets of layers of the networks of the quality study.
+"""Every importance method against the truth: all subsets of layers of the networks of the benchmark ``quality``.
 
-    python -m fathom.benchmarks.experiments.importance_grades ml-100k retail --seeds 0 1 2 --users 256 128
-
-For each data set and seed: the whole lattice of the network ``ladder`` (which the benchmark
-``quality`` trains), all methods on the same users, their grades, and the time of all of it. Meta-learning is
-graded as trained on the other data sets only, and left out where they are fewer than two networks. Then what Fathom
-ships is learned from all of them: the file of meta-learning, and that of ``fathom rank --methods auto``. Lattices lie
-in build/importance and are measured once; interrupted ones go on where they were. Writes
-``results/importance/DATASET-seed-S.json``.
+For each data set and seed: the whole lattice of the network ``ladder``, all methods on the same users, their grades,
+and the time of all of it. Meta-learning is graded as trained on the other data sets only, and left out where they are
+fewer than two networks. Then what Fathom ships is learned from all of them: the file of meta-learning, and that of
+``fathom rank --methods auto``. Lattices lie in build/importance and are measured once; interrupted ones go on where
+they were. Stored as ``importance/DATASET-seed-S``.
 """
 
-import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -22,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fathom.benchmarks.experiments.importance_tables import graded
+from fathom.benchmarks.experiments.importance_tables import graded, importance_section, load_measured
 from fathom.benchmarks.experiments.quality.study import WORK as NETWORKS
-from fathom.benchmarks.record import RESULTS, run, save_run
+from fathom.benchmarks.registry import Benchmark, Run
 from fathom.files import write_json
 from fathom.importance import choice
 from fathom.importance.adapter import ElasticLayers, Histories, measure_checkpoint, validation_users
@@ -62,10 +59,6 @@ class StudiedNetwork:
     @property
     def name(self) -> str:
         return f"{self.dataset}-seed-{self.seed}"
-
-    @property
-    def stored(self) -> Path:
-        return RESULTS / "importance" / f"{self.name}.json"
 
     @property
     def work(self) -> Path:
@@ -201,47 +194,6 @@ def examples(cases: Sequence[StudiedNetwork], lattices: Mapping[str, Lattice]) -
     return found
 
 
-def main() -> None:
-    """Measure, print, store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--users", type=int, nargs="+", default=[256], help="of each seed; the last for those left")
-    parser.add_argument("--workers", type=int, default=2)
-    chosen = parser.parse_args()
-    users = list(zip(chosen.seeds, chain(chosen.users, repeat(chosen.users[-1])), strict=False))
-    cases = [StudiedNetwork(name, seed, count) for name in chosen.datasets for seed, count in users]
-    lattices = {case.name: measure(case, chosen.workers) for case in cases}
-    known = examples(cases, lattices)
-    for case in cases:
-        others = {other.name: known[other.name] for other in cases if other.dataset != case.dataset}
-        if len(others) > 1:
-            write_json(case.work / "meta_learning.json", meta_learning.train_on(list(others.values()), list(others)))
-        _store(case, lattices[case.name], chosen.workers)
-    write_json(meta_learning.TRAINED, meta_learning.train_on(list(known.values()), list(known)))
-    stored = [json.loads(case.stored.read_bytes())["result"] for case in cases]
-    write_json(choice.GRADED, {"models": [asdict(graded(result)) for result in stored]})
-
-
-def _store(case: StudiedNetwork, lattice: Lattice, workers: int) -> None:
-    network = case.network()
-    started = time.monotonic()
-    ranking = rank(case, lattice, workers)
-    methods_seconds = time.monotonic() - started
-    lattice_seconds = float(json.loads((case.work / "seconds.json").read_bytes()))
-    ranking.save(case.work / "ranking.json")
-    checked = one_by_one(network, lattice)
-    forward = round(choice.forward_seconds(*network), 4)
-    result = {
-        "seconds": {"lattice": round(lattice_seconds), "methods": round(methods_seconds), "forward": forward},
-        "one_by_one": checked,
-        "truth": truth(lattice, case.load()[0].model.depths),
-        "ranking": json.loads((case.work / "ranking.json").read_bytes()),
-    }
-    config = {"dataset": case.dataset, "users": case.users, "workers": workers}
-    print(f"stored in {save_run(f'importance/{case.name}', config=config, result=result, seed=case.seed)}: {checked}")
-
-
 def _number(value: float) -> float:
     return float(f"{value:.6g}")
 
@@ -250,5 +202,46 @@ def _list(values: Floats) -> list[float]:
     return [_number(value) for value in values]
 
 
-if __name__ == "__main__":
-    run(main)
+def _result(case: StudiedNetwork, lattice: Lattice, workers: int) -> dict[str, Any]:
+    network = case.network()
+    started = time.monotonic()
+    ranking = rank(case, lattice, workers)
+    methods_seconds = time.monotonic() - started
+    ranking.save(case.work / "ranking.json")
+    return {
+        "seconds": {
+            "lattice": round(float(json.loads((case.work / "seconds.json").read_bytes()))),
+            "methods": round(methods_seconds),
+            "forward": round(choice.forward_seconds(*network), 4),
+        },
+        "one_by_one": one_by_one(network, lattice),
+        "truth": truth(lattice, case.load()[0].model.depths),
+        "ranking": json.loads((case.work / "ranking.json").read_bytes()),
+    }
+
+
+def _measure(options: Namespace) -> Iterator[Run]:
+    users = list(zip(options.seeds, chain(options.users, repeat(options.users[-1])), strict=False))
+    cases = [StudiedNetwork(name, seed, count) for name in options.datasets for seed, count in users]
+    lattices = {case.name: measure(case, options.workers) for case in cases}
+    known = examples(cases, lattices)
+    grades = []
+    for case in cases:
+        others = {other.name: known[other.name] for other in cases if other.dataset != case.dataset}
+        if len(others) > 1:
+            write_json(case.work / "meta_learning.json", meta_learning.train_on(list(others.values()), list(others)))
+        result = _result(case, lattices[case.name], options.workers)
+        grades.append(asdict(graded(result)))
+        config = {"dataset": case.dataset, "users": case.users, "workers": options.workers}
+        yield Run(config, result, case.seed, f"importance/{case.name}")
+    write_json(meta_learning.TRAINED, meta_learning.train_on(list(known.values()), list(known)))
+    write_json(choice.GRADED, {"models": grades})
+
+
+BENCHMARK = Benchmark(
+    summary="Every importance method against the truth, the quality of all subsets of layers",
+    cost="hours for each seed, after `quality` has trained its networks",
+    arguments={"datasets": (str,), "--seeds": (0,), "--users": (256,), "--workers": 2},
+    measure=_measure,
+    section=lambda folder: importance_section(load_measured(folder)),
+)
