@@ -13,7 +13,7 @@ from typing import TextIO
 import pytest
 from in_process import fathom
 
-from fathom.build import exported
+from fathom.building.build import exported
 from fathom.client import Client
 from fathom.exporter.bundle.derive import rewrite
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
@@ -71,7 +71,7 @@ main()
 @contextmanager
 def begun(source: Path, out: Path) -> Iterator[tuple[BaseProcess, TextIO]]:
     """A build that has begun, and what it says on stderr; killed at the end of the block, if it is still there."""
-    FORKED.set_forkserver_preload(["fathom.training", "fathom.build", "fathom.commands.build"])
+    FORKED.set_forkserver_preload(["fathom.training", "fathom.building.build", "fathom.commands.build"])
     said, stderr = FORKED.Pipe(duplex=False)
     given = {"stderr": stderr, "arguments": arguments(source, out, *SMALL)}
     process = FORKED.Process(target=exec, args=(COMMAND, given))

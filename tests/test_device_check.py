@@ -79,7 +79,7 @@ def test_a_bundle_that_does_not_fit_is_refused_until_it_is_forced(bundle: Path, 
 def test_a_bundle_that_does_not_even_start_is_refused_with_its_own_words(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fathom.device_check.SET_ASIDE_MB", 0)
+    monkeypatch.setattr("fathom.tools.device_check.SET_ASIDE_MB", 0)
     found = CliRunner().invoke(app, ["profiles", "check", str(bundle), profile(tmp_path, 30), "--json"])
     assert found.exit_code == 2
     fit = json.loads(found.stdout)

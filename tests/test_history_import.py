@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fathom.errors import ConfigError, DataError
-from fathom.history_import import Imported, import_dataset
 from fathom.serving.history.contract import Retention, StoredEvent
 from fathom.serving.history.open import open_history
+from fathom.tools.history_import import Imported, import_dataset
 from fathom.training.dataset import Dataset
 
 

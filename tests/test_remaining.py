@@ -3,7 +3,7 @@
 import pytest
 
 from fathom import show
-from fathom.remaining import EPOCHS, Remaining
+from fathom.building.remaining import EPOCHS, Remaining
 from fathom.training.presets import TrainConfig, preset
 from fathom.training.train import TrainProgress
 

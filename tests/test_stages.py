@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fathom.artefacts import Kind
-from fathom.stages import Stage, Stamps
+from fathom.building.stages import Stage, Stamps
 
 TEXT = Kind("a text", "a test")
 

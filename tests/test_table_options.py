@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fathom.build import Build
+from fathom.building.build import Build
+from fathom.building.stages import PACKAGE
 from fathom.cli import app
 from fathom.commands.table_options import prepare_options
 from fathom.errors import ConfigError, FathomError
@@ -120,3 +121,9 @@ def test_names_that_are_not_utf8_are_refused_in_one_line(clicks: Path, tmp_path:
         named = ["--user-column", "who", "--item-column", "what"]
         with pytest.raises(FathomError, match="not UTF-8"):
             CliRunner().invoke(app, [*command, *arguments, *named], catch_exceptions=False)
+
+
+def test_the_code_that_a_stage_depends_on_exists(clicks: Path, tmp_path: Path) -> None:
+    build = Build(str(clicks), tmp_path / "bundle", preset("tiny"))
+    for stage in build.stages():
+        assert [name for name in stage.code if not (PACKAGE / name).exists()] == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fathom.verdict import FEWEST_USERS, verdict
+from fathom.building.verdict import FEWEST_USERS, verdict
 
 
 def sentence(differences: dict[str, tuple[float, float, float]], users: int = 1000) -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from rich import box
 from rich.cells import cell_len
@@ -18,7 +18,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from fathom.importance.lattice.lattice import LatticeProgress
     from fathom.importance.rank import RankProgress
-    from fathom.remaining import Remaining
     from fathom.training.train import TrainProgress
 
 PLAIN_EVERY_S = 5.0
@@ -32,6 +31,16 @@ out = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 
 
+class TimeLeft(Protocol):
+    """How many seconds a whole build still takes; None while that is unknown."""
+
+    def in_stage(self, elapsed_s: float) -> float | None:
+        """So many seconds into the current stage."""
+
+    def in_training(self, progress: "TrainProgress") -> float | None:
+        """After a batch of training."""
+
+
 class Activity:
     """One long step: a live line on a terminal; elsewhere plain lines, at most one every few seconds.
 
@@ -39,7 +48,7 @@ class Activity:
     that it is a stage of.
     """
 
-    def __init__(self, title: str, remaining: "Remaining | None" = None) -> None:
+    def __init__(self, title: str, remaining: TimeLeft | None = None) -> None:
         self.title = title
         self._remaining = remaining
         self._live = err.is_terminal

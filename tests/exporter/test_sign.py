@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from fathom.cli import app
 from fathom.client import AsyncClient
-from fathom.device_check import check_device
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import BundleError, BundleSignatureError, ConfigError, OutputError
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
@@ -25,6 +24,7 @@ from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings, load_settings
 from fathom.serving.server import Server
+from fathom.tools.device_check import check_device
 
 
 @pytest.fixture(scope="module")

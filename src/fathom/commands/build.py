@@ -34,9 +34,9 @@ def build(
     Example: fathom build clicks.csv --items-path products.csv --out build/clicks/bundle
     """
     need_training()
-    from fathom.build import Build
+    from fathom.building.build import Build
+    from fathom.building.verdict import verdict
     from fathom.runtime.bundle import read_manifest
-    from fathom.verdict import verdict
 
     config = train_config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
     work = Build(source, out, config)

@@ -101,7 +101,7 @@ def demo(
 
     Example: fathom demo build/ml-100k/bundle
     """
-    from fathom.demo import ask
+    from fathom.tools.demo import ask
 
     answers = ask(bundle, data or bundle.parent / "dataset", users)
     if as_json:

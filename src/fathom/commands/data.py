@@ -56,8 +56,8 @@ def history_import(
 
     Example: fathom history import build/ml-100k/dataset --to sqlite:build/history.db
     """
-    from fathom.history_import import import_dataset
     from fathom.serving.history.contract import Retention
+    from fathom.tools.history_import import import_dataset
 
     imported = import_dataset(dataset, to, Retention(max_events, max_days))
     if as_json:

@@ -100,8 +100,8 @@ def _check_profile(path: Path, as_json: bool) -> bool:
 
 
 def _check_fit(bundle: Path, name: str, as_json: bool) -> bool:
-    from fathom.device_check import check_device
     from fathom.edge_profiles.profile import load_profile
+    from fathom.tools.device_check import check_device
 
     profile = load_profile(name)
     with show.Activity(f"serve {bundle} as {profile.name}"):
@@ -127,7 +127,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: fathom doctor
     """
-    from fathom.doctor import examine
+    from fathom.tools.doctor import examine
 
     found = examine()
     show.result(found, as_json, show.facts, "This machine", list(found.items()))

@@ -8,13 +8,13 @@ import numpy as np
 
 from fathom.artefacts import BUNDLE, check_output, real
 from fathom.client import Client, Query, Recommendation
-from fathom.doctor import machine
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError, FathomError, UnavailableError
 from fathom.exporter.bundle.derive import rewrite
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import DeviceCheck, DeviceLatency
+from fathom.tools.doctor import machine
 
 #: A process sets more memory aside than it ever uses: stacks of threads, buffers of libraries. The kernel's limit
 #: counts that too, so it lies this far above the profile's and only ends what runs away; what was used decides.

@@ -10,7 +10,7 @@ from typing import Any
 from fathom.artefacts import Kind
 from fathom.files import sha256_bytes, sha256_file, sha256_tree, write_json
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 SCHEMA_VERSION = 1
 
 

@@ -23,6 +23,8 @@ from fathom.artefacts import (
     Kind,
     check_outputs,
 )
+from fathom.building.remaining import Remaining
+from fathom.building.stages import Stage, Stamps
 from fathom.errors import BundleError
 from fathom.exporter.bundle.export import export
 from fathom.exporter.planning.compare import compare
@@ -32,11 +34,9 @@ from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.report.plot import plot_ranking
-from fathom.remaining import Remaining
 from fathom.runtime.bundle import Bundle, read_manifest
 from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, MetricInterval, sealed
 from fathom.show import Activity, dataset_facts, err
-from fathom.stages import Stage, Stamps
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
@@ -52,13 +52,7 @@ COMPARISON_SCHEMA_VERSION = 1
 #: The plans that are healed and compared: those that follow from the consensus, which every build measures.
 COMPARED: tuple[Strategy, ...] = ("prefix", "nested", "permuted-prefix")
 
-_READING = [
-    f"training/{name}.py"
-    for name in (
-        *("any_table", "catalogue", "columns", "data", "delimited", "ids", "json_lines", "options", "readers", "rows"),
-        *("sources", "times"),
-    )
-]
+_READING = [f"training/{name}" for name in ("catalogue.py", "data.py", "sources.py", "tables")]
 _HEALING, _COMPARING = ["training"], ["training", "exporter/planning/compare.py"]
 _EXPORTING = ["exporter", "runtime", "selector"]
 
