@@ -1,14 +1,13 @@
 """What the batcher expects a request to take: the queue and the costs that a depth is chosen by."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fathom.runtime.batcher import Batcher
 from fathom.runtime.reuse import Starts
 from fathom.runtime.runner import Result, Work
 
 
-@dataclass(frozen=True, slots=True)
-class BatcherEstimates:
+class BatcherEstimates(NamedTuple):
     """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items."""
 
     batcher: Batcher[Work, Result]

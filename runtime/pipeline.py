@@ -34,6 +34,7 @@ class Pipeline:
         self.bundle = bundle
         self.engine = engine
         self.settings = PipelineSettings() if settings is None else settings
+        self._catalogue_items = len(bundle.catalogue)
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._batcher: Batcher[Work, Result] | None = None
@@ -131,13 +132,15 @@ class Pipeline:
         batcher = self._batcher
         if batcher is None or self._feedback is None or not self._accepting:
             raise UnavailableError("the pipeline is starting or draining; try again later")
-        history = history_of(query, self.bundle)
+        history = history_of(query, self._catalogue_items, self._max_history)
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         memory = self._memory
         starts = NO_STARTS if memory is None else memory.starts(ids, times, query.owner)
         choice = self._choose(query, history, starts, batcher, start_s)
         start = NOTHING if choice.early_exit else starts.at(choice.depth)
-        work = Work(ids, times, query.k, filter_of(query, history.seen, self.bundle), choice.early_exit, start)
+        work = Work(
+            ids, times, query.k, filter_of(query, history.seen, self.bundle.catalogue), choice.early_exit, start
+        )
         queued_s = time.monotonic()
         result, began_s = await batcher.run(
             work,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError
-from fathom.runtime.bundle import Bundle
+from fathom.runtime.bundle import Catalogue
 from fathom.runtime.retriever import Indices, ItemFilter, Scores
 from fathom.runtime.reuse import Owner, Reused
 from fathom.selector.choice import Choice
@@ -82,36 +82,36 @@ class QueryHistory(NamedTuple):
     timestamps: NDArray[np.int64] | None
 
 
-def history_of(query: IndexedQuery, bundle: Bundle) -> QueryHistory:
+def history_of(query: IndexedQuery, catalogue_items: int, max_history: int) -> QueryHistory:
     """The history of a query; raises InvalidRequestError where it, its timestamps or ``k`` cannot be."""
-    seen, timestamps = _indices(query.items, "items", bundle), None
+    seen, timestamps = _indices(query.items, "items", catalogue_items), None
     if query.timestamps is not None:
         timestamps = np.asarray(query.timestamps, dtype=np.int64)
         if len(timestamps) != len(seen):
             raise InvalidRequestError(f"{len(timestamps)} timestamps for {len(seen)} items; give one per item or none")
     if query.k < 1 or not seen.size:
         raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
-    newest = -bundle.manifest.model.max_history
-    return QueryHistory(seen, seen[newest:], None if timestamps is None else timestamps[newest:])
+    newest = slice(-max_history, None)
+    return QueryHistory(seen, seen[newest], None if timestamps is None else timestamps[newest])
 
 
-def filter_of(query: IndexedQuery, seen: Indices, bundle: Bundle) -> ItemFilter:
+def filter_of(query: IndexedQuery, seen: Indices, catalogue: Catalogue) -> ItemFilter:
     """Which items may answer a query; raises InvalidRequestError, NotFoundError for an unknown category."""
-    exclude = _indices(query.exclude, "exclude", bundle) if len(query.exclude) else None
+    exclude = _indices(query.exclude, "exclude", len(catalogue)) if len(query.exclude) else None
     if not query.include_seen:
         exclude = seen if exclude is None else np.concatenate((seen, exclude))
     return ItemFilter(
         exclude=np.empty(0, np.int64) if exclude is None else exclude,
-        allow=None if query.allow is None else _indices(query.allow, "allow", bundle),
-        mask=bundle.catalogue.category_mask(query.categories) if query.categories else None,
+        allow=None if query.allow is None else _indices(query.allow, "allow", len(catalogue)),
+        mask=catalogue.category_mask(query.categories) if query.categories else None,
     )
 
 
-def _indices(values: Sequence[int] | NDArray[np.integer], name: str, bundle: Bundle) -> Indices:
+def _indices(values: Sequence[int] | NDArray[np.integer], name: str, catalogue_items: int) -> Indices:
     array: Indices = np.asarray(values, dtype=np.int64)
-    if array.size:
+    if len(array):
         # Seen as unsigned, a negative index is a huge one: one comparison finds both. argmax costs half of max.
-        unsigned, items = array.view(np.uint64), len(bundle.vectors)
-        if unsigned.item(unsigned.argmax()) >= items:
-            raise InvalidRequestError(f"{name} holds an index outside 0..{items - 1}")
+        unsigned = array.view(np.uint64)
+        if unsigned.item(unsigned.argmax()) >= catalogue_items:
+            raise InvalidRequestError(f"{name} holds an index outside 0..{catalogue_items - 1}")
     return array

@@ -35,7 +35,7 @@ class DepthChooser:
         self._served = frozenset(served)
         self._policy = policy
         self._alpha = alpha
-        self._fixed = {depth: FixedDepth((depth,)) for depth in served}
+        self._fixed = {depth: FixedDepth(depth) for depth in served}
         self._policies: dict[tuple[int, ...], DepthPolicy] = {}
         self._monitors: dict[tuple[int, ...], Monitor] = {}
 
@@ -59,10 +59,9 @@ class DepthChooser:
 
     def policy(self, profile: DeviceProfile) -> DepthPolicy:
         """How the requests of a profile are routed; raises NotFoundError where none of its depths is served."""
-        policy = self._policies.get(profile.depths)
-        if policy is None:
-            policy = self._policies[profile.depths] = self._new_policy(profile)
-        return policy
+        return self._policies.get(profile.depths) or self._policies.setdefault(
+            profile.depths, self._new_policy(profile)
+        )
 
     def require(self, profile: DeviceProfile) -> None:
         """Raises ConfigError where the policy is ``certified`` and nothing is certified for this profile."""
@@ -74,7 +73,7 @@ class DepthChooser:
 
     def _policy_of(self, profile: DeviceProfile, fixed: int | None) -> DepthPolicy:
         if fixed is None:
-            return self.policy(profile)
+            return self._policies.get(profile.depths) or self.policy(profile)
         if fixed not in self._fixed:
             raise NotFoundError(f"depth {fixed} is not served here; there are {_list(self._served)}")
         return self._fixed[fixed]
@@ -125,14 +124,15 @@ def _time_for(shallowest: int, estimates: Estimates) -> _Time:
 
 def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Estimates) -> Choice:
     """The choice itself where it meets the deadline, else the deepest shallower depth that does, else a probe."""
-    shallowest, *deeper = (depth for depth in depths if depth <= wanted.depth)
-    for depth in reversed(deeper):
-        is_wanted = depth == wanted.depth
-        cost_s = estimates.cost_s(depth, cached=not is_wanted or wanted.early_exit is None)
-        if cost_s + QUEUE_WEIGHT * time.queue_s <= time.left_s:
-            return wanted if is_wanted else _shallower(wanted, depth, time, cost_s)
+    shallowest, spare_s = depths[0], time.left_s - QUEUE_WEIGHT * time.queue_s
     if wanted.depth == shallowest:
         return wanted if time.fits else wanted._replace(probe=True)
+    if estimates.cost_s(wanted.depth, cached=wanted.early_exit is None) <= spare_s:
+        return wanted
+    for depth in reversed(depths[1 : depths.index(wanted.depth)]):
+        cost_s = estimates.cost_s(depth)
+        if cost_s <= spare_s:
+            return _shallower(wanted, depth, time, cost_s)
     if time.fits:
         return _shallower(wanted, shallowest, time, estimates.cost_s(shallowest))
     why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {shallowest} is tried"

@@ -36,11 +36,15 @@ class DepthPolicy:
 
 
 class FixedDepth(DepthPolicy):
-    """The only one of ``depths``: the request asks for it."""
+    """The depth that a request asks for."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__((depth,))
+        self._choice = Choice(depth, DepthReason.FIXED, f"depth {depth} was asked for")
 
     def choose(self, request: DepthRequest) -> Choice:  # noqa: ARG002
         """The depth that was asked for."""
-        return Choice(self.deepest, DepthReason.FIXED, f"depth {self.deepest} was asked for")
+        return self._choice
 
 
 class ProfileRule(DepthPolicy):
@@ -65,6 +69,7 @@ class CertifiedRouting(DepthPolicy):
         self.monitor = monitor
         self._routing = routing
         self._comparison = None if monitor is None else Comparison(self.deepest, monitor)
+        self._why = f"as certified: {routing.words}"
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth of the certified routing, or the deepest once the alarm is raised."""
@@ -72,16 +77,12 @@ class CertifiedRouting(DepthPolicy):
             why = f"depth {self.deepest}: routed answers no longer agree with it as certified"
             return Choice(self.deepest, DepthReason.FALLBACK, why)
         features, complexity = request.inspect()
-        depth, why = self._routing.depth(features, complexity, coin(request.items)), self._words
+        depth, why = self._routing.depth(features, complexity, coin(request.items)), self._why
         if isinstance(self._routing, Cascade):
             exits = EarlyExit(self._routing, features)
             return Choice(depth, DepthReason.CERTIFIED, why, complexity, exits, self._comparison)
         why = f"depth {depth}, {why}"
         return Choice(depth, DepthReason.CERTIFIED, why, complexity, comparison=self._comparison)
-
-    @property
-    def _words(self) -> str:
-        return f"as certified: {self._routing.words}"
 
     def words(self, profile: DeviceProfile) -> str:  # noqa: ARG002
         """The routing in a few words."""
