@@ -13,7 +13,7 @@ from fathom.runtime.batcher import Batcher
 from fathom.runtime.retriever import Indices
 from fathom.runtime.reuse import NOTHING
 from fathom.runtime.runner import COMPARED_ITEMS, Result, Work
-from fathom.selector.choice import Comparison
+from fathom.selector.choice import AgreementCheck
 
 #: Requests that may wait for their second run.
 MOST_WAITING = 64
@@ -26,7 +26,7 @@ class _SecondRun(NamedTuple):
 
     work: Work
     first: Indices
-    comparison: Comparison
+    check: AgreementCheck
 
 
 class Feedback:
@@ -44,12 +44,12 @@ class Feedback:
         """Requests that wait for their second run."""
         return self._waiting.qsize()
 
-    def offer(self, work: Work, result: Result, comparison: Comparison) -> None:
+    def offer(self, work: Work, result: Result, check: AgreementCheck) -> None:
         """Perhaps note an answered request; what finds no room is forgotten."""
-        if work.k < COMPARED_ITEMS or comparison.monitor.alarm or result.depth == comparison.deepest:
+        if work.k < COMPARED_ITEMS or check.monitor.alarm or result.depth == check.deepest:
             return
         if self._random.random() < self._share and not self._waiting.full():
-            self._waiting.put_nowait(_SecondRun(work, result.indices[:COMPARED_ITEMS], comparison))
+            self._waiting.put_nowait(_SecondRun(work, result.indices[:COMPARED_ITEMS], check))
 
     def close(self) -> None:
         """Stop at once."""

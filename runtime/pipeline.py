@@ -155,8 +155,8 @@ class Pipeline:
             memory.put(ids, times, result.user, result.kept, query.owner)
         choice = choice.stopped_at(result.depth)
         # The certificate speaks of requests without filters.
-        if choice.comparison is not None and not query.is_filtered:
-            self._feedback.offer(work, result, choice.comparison)
+        if choice.agreement_check is not None and not query.is_filtered:
+            self._feedback.offer(work, result, choice.agreement_check)
         timing = Timing(
             select_us=int((queued_s - start_s) * 1e6),
             queue_us=int((began_s - queued_s) * 1e6),

@@ -36,7 +36,7 @@ class EarlyExit(NamedTuple):
     features: Features
 
 
-class Comparison(NamedTuple):
+class AgreementCheck(NamedTuple):
     """Where a routed request may be run again, and who is told how far both answers agree."""
 
     deepest: int
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     """The depth of one request; ``why`` is a sentence for a person.
 
     ``complexity`` is 0 (simple) to 1, and None where it had no say. ``early_exit``: what may stop it before ``depth``.
-    ``comparison``: with what it may be compared later. ``probe``: no estimate says that it will be in time, but it
+    ``agreement_check``: with what it may be compared later. ``probe``: no estimate says that it will be in time, but it
     may correct the estimates.
     """
 
@@ -56,7 +56,7 @@ class Choice(NamedTuple):
     why: str
     complexity: float | None = None
     early_exit: EarlyExit | None = None
-    comparison: Comparison | None = None
+    agreement_check: AgreementCheck | None = None
     probe: bool = False
 
     def stopped_at(self, depth: int) -> Self:

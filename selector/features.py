@@ -59,7 +59,7 @@ _EMPTY = Features(0.0, *[UNKNOWN] * 10)
 _UNTIMED = (UNKNOWN, UNKNOWN, UNKNOWN)
 
 
-class Vectors(Protocol):
+class VectorTable(Protocol):
     """Item vectors of unit length, looked up."""
 
     def take(self, items: NDArray[np.integer], /) -> NDArray[np.float32]:
@@ -76,12 +76,12 @@ class SelectorTables:
 
     log_popularity: NDArray[np.float32]
     tail: NDArray[np.float32]
-    vectors: Vectors
+    vectors: VectorTable
     transition_entropy: NDArray[np.float32]
 
     @classmethod
     def build(
-        cls, popularity: NDArray[np.int64], vectors: Vectors, transition_entropy: NDArray[np.float32]
+        cls, popularity: NDArray[np.int64], vectors: VectorTable, transition_entropy: NDArray[np.float32]
     ) -> "SelectorTables":
         """Tables from training counts (n,), item vectors and entropies (n,); what fits is not copied."""
         return cls(

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.selector.choice import Choice, Comparison, DepthReason, DepthRequest, EarlyExit
+from fathom.selector.choice import AgreementCheck, Choice, DepthReason, DepthRequest, EarlyExit
 from fathom.selector.monitor import Monitor
 from fathom.selector.routing import Cascade, Routing, coin
 
@@ -68,7 +68,7 @@ class CertifiedRouting(DepthPolicy):
         super().__init__(routing.depths)
         self.monitor = monitor
         self._routing = routing
-        self._comparison = None if monitor is None else Comparison(self.deepest, monitor)
+        self._agreement_check = None if monitor is None else AgreementCheck(self.deepest, monitor)
         self._why = f"as certified: {routing.words}"
 
     def choose(self, request: DepthRequest) -> Choice:
@@ -80,9 +80,9 @@ class CertifiedRouting(DepthPolicy):
         depth, why = self._routing.depth(features, complexity, coin(request.items)), self._why
         if isinstance(self._routing, Cascade):
             exits = EarlyExit(self._routing, features)
-            return Choice(depth, DepthReason.CERTIFIED, why, complexity, exits, self._comparison)
+            return Choice(depth, DepthReason.CERTIFIED, why, complexity, exits, self._agreement_check)
         why = f"depth {depth}, {why}"
-        return Choice(depth, DepthReason.CERTIFIED, why, complexity, comparison=self._comparison)
+        return Choice(depth, DepthReason.CERTIFIED, why, complexity, agreement_check=self._agreement_check)
 
     def words(self, profile: DeviceProfile) -> str:  # noqa: ARG002
         """The routing in a few words."""

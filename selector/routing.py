@@ -50,9 +50,9 @@ class Mixture:
                 return depth
         return self.depths[-1]
 
-    def probabilities(self, asked: "Asked") -> Floats:
+    def probabilities(self, inputs: "RoutingInputs") -> Floats:
         """Probability of each depth, (n, depths), for many requests."""
-        return np.tile(np.array(self.shares), (len(asked.features), 1))
+        return np.tile(np.array(self.shares), (len(inputs.features), 1))
 
     @property
     def words(self) -> str:
@@ -73,9 +73,9 @@ class Rule:
         """The depth of one request."""
         return self.depths[0 if complexity < self.threshold else -1]
 
-    def probabilities(self, asked: "Asked") -> Floats:
+    def probabilities(self, inputs: "RoutingInputs") -> Floats:
         """Probability of each depth, (n, depths); see Mixture."""
-        return one_hot(np.where(asked.complexity < self.threshold, 0, len(self.depths) - 1), len(self.depths))
+        return one_hot(np.where(inputs.complexity < self.threshold, 0, len(self.depths) - 1), len(self.depths))
 
     @property
     def words(self) -> str:
@@ -109,9 +109,9 @@ class Learned:
                 best, depth = total, other
         return depth
 
-    def probabilities(self, asked: "Asked") -> Floats:
+    def probabilities(self, inputs: "RoutingInputs") -> Floats:
         """Probability of each depth, (n, depths); see Mixture."""
-        losses = np.column_stack([self.model.predict(asked.features), np.zeros(len(asked.features))])
+        losses = np.column_stack([self.model.predict(inputs.features), np.zeros(len(inputs.features))])
         totals = losses + self.price * np.array(self.costs)
         # Of two equal totals the deepest goes, then the shallowest: as online.
         order = np.roll(np.arange(len(self.depths)), 1)
@@ -152,11 +152,11 @@ class Cascade:
         worth = self.gates[place].predict(rows) > self.price * further
         return np.asarray(worth.any(axis=-1))
 
-    def probabilities(self, asked: "Asked") -> Floats:
+    def probabilities(self, inputs: "RoutingInputs") -> Floats:
         """Probability of each depth, (n, depths); see Mixture."""
-        stopped = np.full(len(asked.features), len(self.depths) - 1)
+        stopped = np.full(len(inputs.features), len(self.depths) - 1)
         for place in reversed(range(len(self.depths) - 1)):
-            stopped[~self.goes_on(place, asked.at_exit(place))] = place
+            stopped[~self.goes_on(place, inputs.at_exit(place))] = place
         return one_hot(stopped, len(self.depths))
 
     @property
@@ -168,7 +168,7 @@ class Cascade:
 Routing = Annotated[Mixture | Rule | Learned | Cascade, Field(discriminator="policy")]
 
 
-class Asked(NamedTuple):
+class RoutingInputs(NamedTuple):
     """Many requests: ``features`` (n, features), ``complexity`` (n,), ``confidence`` (n, depths, 3) at every exit."""
 
     features: Floats
@@ -200,29 +200,31 @@ def thresholds(depths: Sequence[int], steps: int) -> list[Rule]:
     return [Rule("rule", tuple(depths), step / steps) for step in range(1, steps + 1)]
 
 
-def priced(model: LossModel, depths: Sequence[int], costs: Sequence[float], asked: Asked, steps: int) -> list[Learned]:
+def priced(
+    model: LossModel, depths: Sequence[int], costs: Sequence[float], inputs: RoutingInputs, steps: int
+) -> list[Learned]:
     """From free computation to prices at which everything is shallow, about evenly spaced in what they cost.
 
-    ``asked``: requests, as those that the model has learned from.
+    ``inputs``: of requests, as those that the model has learned from.
     """
     path = [Learned("learned", tuple(depths), price, tuple(costs), model) for price in _PRICES]
-    return _evenly(path, costs, asked, steps)
+    return _evenly(path, costs, inputs, steps)
 
 
 def gated(
-    gates: Sequence[LossModel], depths: Sequence[int], costs: Sequence[float], asked: Asked, steps: int
+    gates: Sequence[LossModel], depths: Sequence[int], costs: Sequence[float], inputs: RoutingInputs, steps: int
 ) -> list[Cascade]:
     """As ``priced``, for cascades."""
     path = [Cascade("cascade", tuple(depths), price, tuple(costs), tuple(gates)) for price in _PRICES]
-    return _evenly(path, costs, asked, steps)
+    return _evenly(path, costs, inputs, steps)
 
 
 _PRICES: Sequence[float] = (0.0, *np.geomspace(1e-6, 10.0, 400).tolist())
 _Priced = TypeVar("_Priced", Learned, Cascade)
 
 
-def _evenly(path: Sequence[_Priced], costs: Sequence[float], asked: Asked, steps: int) -> list[_Priced]:
-    spent = np.array([float((each.probabilities(asked) @ np.array(costs)).mean()) for each in path])
+def _evenly(path: Sequence[_Priced], costs: Sequence[float], inputs: RoutingInputs, steps: int) -> list[_Priced]:
+    spent = np.array([float((each.probabilities(inputs) @ np.array(costs)).mean()) for each in path])
     wanted = np.linspace(spent[0], spent[-1], steps)
     return [path[i] for i in sorted({int(np.abs(spent - level).argmin()) for level in wanted})]
 

@@ -180,12 +180,12 @@ def _share_of_compute(routing: Routing, requests: Outcomes, costs: Costs, *, wal
     """Of what the deepest depth costs for all of them."""
     ms = costs.of(requests.lengths, walked=walked)
     alone = costs.of(requests.lengths)
-    return float((routing.probabilities(requests.asked) * ms).sum() / alone[:, -1].sum())
+    return float((routing.probabilities(requests.routing_inputs) * ms).sum() / alone[:, -1].sum())
 
 
 def _routed(routing: Routing, requests: Outcomes) -> Floats:
     """The quality that each request is expected to get, (n,)."""
-    expected: Floats = (routing.probabilities(requests.asked) * requests.quality).sum(1)
+    expected: Floats = (routing.probabilities(requests.routing_inputs) * requests.quality).sum(1)
     return expected
 
 
@@ -200,7 +200,7 @@ def _agreement(counted: Sequence[Outcomes], routing: Routing, *, level: float) -
     """A bound of the mean agreement of requests that are not routed to the deepest depth, however users count."""
     bounds = []
     for each in counted:
-        chance = routing.probabilities(each.asked)[:, :-1]
+        chance = routing.probabilities(each.routing_inputs)[:, :-1]
         # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
         weighted, elsewhere = (chance * each.agreement[:, :-1]).sum(1), chance.sum(1)
         if elsewhere.any():

@@ -10,10 +10,10 @@ from fathom.errors import DataError
 from fathom.exporter.certification.outcomes import Costs, Floats, Outcomes, in_order
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import (
-    Asked,
     Cascade,
     Learned,
     Routing,
+    RoutingInputs,
     gated,
     neighbours_mixed,
     priced,
@@ -47,29 +47,31 @@ def family_members(
 
 def learned_members(known: Sequence[Outcomes], costs: Costs) -> list[Learned]:
     """The family ``learned``, from requests whose answers are known; raises DataError for too few."""
-    asked, quality, relative = _together(known, costs, walked=False)
-    model = LossModel.fit(asked.features, quality[:, -1:] - quality[:, :-1])
-    return priced(model, costs.depths, relative, asked, 3 * STEPS)
+    inputs, quality, relative = _together(known, costs, walked=False)
+    model = LossModel.fit(inputs.features, quality[:, -1:] - quality[:, :-1])
+    return priced(model, costs.depths, relative, inputs, 3 * STEPS)
 
 
 def cascade_members(known: Sequence[Outcomes], costs: Costs) -> list[Cascade]:
     """The family ``cascade``, from requests whose answers are known; raises DataError for too few."""
-    asked, quality, relative = _together(known, costs, walked=True)
+    inputs, quality, relative = _together(known, costs, walked=True)
     gates = [
-        LossModel.fit(asked.at_exit(place), quality[:, place + 1 :] - quality[:, place, None])
+        LossModel.fit(inputs.at_exit(place), quality[:, place + 1 :] - quality[:, place, None])
         for place in range(len(costs.depths) - 1)
     ]
-    return gated(gates, costs.depths, relative, asked, 3 * STEPS)
+    return gated(gates, costs.depths, relative, inputs, 3 * STEPS)
 
 
-def _together(known: Sequence[Outcomes], costs: Costs, *, walked: bool) -> tuple[Asked, Floats, list[float]]:
+def _together(known: Sequence[Outcomes], costs: Costs, *, walked: bool) -> tuple[RoutingInputs, Floats, list[float]]:
     """Requests, their quality (n, D), and the mean cost of each depth relative to the deepest."""
-    asked = Asked(*(np.concatenate(parts) for parts in zip(*(each.asked for each in known), strict=True)))
-    if len(asked.features) < FEWEST:
-        raise DataError(f"{len(asked.features)} requests are too few to learn a routing from; use the mixture")
+    inputs = RoutingInputs(
+        *(np.concatenate(parts) for parts in zip(*(each.routing_inputs for each in known), strict=True))
+    )
+    if len(inputs.features) < FEWEST:
+        raise DataError(f"{len(inputs.features)} requests are too few to learn a routing from; use the mixture")
     ms = np.concatenate([costs.of(each.lengths, walked=walked) for each in known])
     relative: list[float] = (ms.mean(0) / ms[:, -1].mean()).tolist()
-    return asked, np.concatenate([each.quality for each in known]), relative
+    return inputs, np.concatenate([each.quality for each in known]), relative
 
 
 def _learning(

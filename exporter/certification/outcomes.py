@@ -15,7 +15,7 @@ from fathom.runtime.engines.engine import Engine
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 from fathom.selector.features import Features
-from fathom.selector.routing import CONFIDENCE, Asked, confidence
+from fathom.selector.routing import CONFIDENCE, RoutingInputs, confidence
 from fathom.training.splits import Cases
 
 Floats = NDArray[np.float64]
@@ -58,9 +58,9 @@ class Outcomes:
         return share
 
     @property
-    def asked(self) -> Asked:
+    def routing_inputs(self) -> RoutingInputs:
         """What a routing may know of the requests."""
-        return Asked(self.features, self.complexity, self.confidence)
+        return RoutingInputs(self.features, self.complexity, self.confidence)
 
     def select(self, rows: NDArray[Any]) -> Self:
         """Some rows, by index (m,) or mask (n,)."""

@@ -59,9 +59,9 @@ def policies(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Curve]:
     levels = np.unique(np.quantile(length, np.linspace(0, 1, STEPS + 1)))
     ends = len(judged.depths) - 1
     by_length = [one_hot(np.where(length <= level, 0, ends), ends + 1) for level in levels]
-    rules = [rule.probabilities(judged.asked) for rule in thresholds(judged.depths, STEPS)]
-    learned = [each.probabilities(judged.asked) for each in learned_members([known], costs)]
-    cascaded = [each.probabilities(judged.asked) for each in cascade_members([known], costs)]
+    rules = [rule.probabilities(judged.routing_inputs) for rule in thresholds(judged.depths, STEPS)]
+    learned = [each.probabilities(judged.routing_inputs) for each in learned_members([known], costs)]
+    cascaded = [each.probabilities(judged.routing_inputs) for each in cascade_members([known], costs)]
     return [
         routed("length", by_length, judged, costs),
         routed("rule", rules, judged, costs),

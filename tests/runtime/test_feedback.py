@@ -148,11 +148,13 @@ async def test_a_cascade_stops_online_where_the_certificate_assumed(bundle: Bund
     outcomes = measure_outcomes(bundle, FakeEngine(bundle.vectors, DEPTHS), cases)
     # Going on is said to gain where the best answer is not far ahead of the second.
     gates = [
-        LossModel.fit(outcomes.asked.at_exit(place), 0.1 - np.repeat(outcomes.confidence[:, place, 1:2], 3 - place, 1))
+        LossModel.fit(
+            outcomes.routing_inputs.at_exit(place), 0.1 - np.repeat(outcomes.confidence[:, place, 1:2], 3 - place, 1)
+        )
         for place in range(3)
     ]
     cascade = Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), tuple(gates))
-    expected = [DEPTHS[place] for place in cascade.probabilities(outcomes.asked).argmax(1)]
+    expected = [DEPTHS[place] for place in cascade.probabilities(outcomes.routing_inputs).argmax(1)]
     assert bundle.certificate is not None
     claim = replace(bundle.certificate.claims[0], policy="cascade", routing=cascade)
     certified = replace(bundle, certificate=replace(bundle.certificate, claims=(claim,)))

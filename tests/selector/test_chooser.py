@@ -19,7 +19,7 @@ from fathom.selector.chooser import LEAST_WEIGHT, QUEUE_WEIGHT, DepthChooser
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
 from fathom.selector.policy import PolicyName
-from fathom.selector.routing import Asked, Cascade, Learned, Mixture, Routing, Rule, coin
+from fathom.selector.routing import Cascade, Learned, Mixture, Routing, RoutingInputs, Rule, coin
 
 fast = settings(deadline=None, max_examples=300)
 DEPTHS = (4, 8, 12, 16)
@@ -147,13 +147,13 @@ def test_a_routed_request_says_what_it_is_to_be_compared_with_until_the_alarm(bu
     certified = chooser(bundle.certificate)
     monitor = certified.policy(CLOUD).monitor
     assert monitor is not None
-    assert certified.choose(request()).comparison == (16, monitor)
+    assert certified.choose(request()).agreement_check == (16, monitor)
     assert sum(monitor.add(0.0) for _ in range(1000)) == 1
     assert monitor.alarm
     choice = certified.choose(DepthRequest(CLOUD, ITEMS, never))
-    assert (choice.depth, choice.reason, choice.comparison) == (16, DepthReason.FALLBACK, None)
+    assert (choice.depth, choice.reason, choice.agreement_check) == (16, DepthReason.FALLBACK, None)
     unwatched = chooser(certificate(Mixture("mixture", DEPTHS, (0.0, 0.0, 0.0, 1.0)), None))
-    assert unwatched.choose(request()).comparison is None
+    assert unwatched.choose(request()).agreement_check is None
 
 
 def model(rng: np.random.Generator, features: int, targets: int) -> LossModel:
@@ -179,7 +179,7 @@ def test_a_request_gets_the_depth_that_its_certificate_assumed(seed: int, kind: 
     assert (choice.reason, choice.complexity) == (DepthReason.CERTIFIED, complexity)
     assert choice.why.endswith(f"as certified: {routing.words}")
     confidence = rng.random((1, 4, 3))
-    (chances,) = routing.probabilities(Asked(np.array([features]), np.array([complexity]), confidence))
+    (chances,) = routing.probabilities(RoutingInputs(np.array([features]), np.array([complexity]), confidence))
     place = DEPTHS.index(choice.depth)
     if kind == "mixture":
         assert chances[:place].sum() <= coin(items) <= chances[: place + 1].sum()
@@ -265,7 +265,7 @@ def test_a_cascade_counts_as_its_walk_and_its_shallower_depths_as_they_are_cache
     clock = Clock(queue=0.0, costs=dict.fromkeys(DEPTHS, 0.001), uncached_costs=dict.fromkeys(DEPTHS, 0.02))
     choice = cascaded.choose(request(estimates=clock))
     assert (choice.depth, choice.reason) == (12, DepthReason.DEADLINE)
-    assert choice.early_exit is choice.comparison is None
+    assert choice.early_exit is choice.agreement_check is None
     assert cascaded.choose(request(estimates=replace(clock, time_s=0.02))).early_exit is not None
 
 

@@ -8,10 +8,10 @@ import pytest
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import (
-    Asked,
     Cascade,
     Learned,
     Mixture,
+    RoutingInputs,
     Rule,
     coin,
     confidence,
@@ -39,9 +39,9 @@ def learned_model() -> LossModel:
     return LossModel.fit(table, losses)
 
 
-def asked(count: int = 400) -> Asked:
+def asked(count: int = 400) -> RoutingInputs:
     rng = np.random.default_rng(3)
-    return Asked(rows(count), rng.random(count), rng.random((count, len(DEPTHS), 3)))
+    return RoutingInputs(rows(count), rng.random(count), rng.random((count, len(DEPTHS), 3)))
 
 
 def gates() -> tuple[LossModel, ...]:
@@ -65,7 +65,7 @@ def gates() -> tuple[LossModel, ...]:
 def test_online_and_offline_choose_alike(routing: Rule | Learned) -> None:
     table = rows()
     complexity = np.random.default_rng(1).random(len(table))
-    chances = routing.probabilities(Asked(table, complexity, np.empty(0)))
+    chances = routing.probabilities(RoutingInputs(table, complexity, np.empty(0)))
     for row, simple, chance in zip(table, complexity, chances, strict=True):
         depth = routing.depth(Features(*row.tolist()), float(simple), 0.5)
         assert chance[DEPTHS.index(depth)] == 1.0
