@@ -50,8 +50,9 @@ def _run(name: str, arguments: list[str]) -> None:
     benchmark = registry.load(name)
     parser = argparse.ArgumentParser(
         prog=f"python -m fathom.benchmarks run {name}",
-        description=f"Measures {benchmark.summary}. Takes {benchmark.cost}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=benchmark.about,
+        epilog=f"Takes {benchmark.cost}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     registry.add_arguments(parser, benchmark)
     options = parser.parse_args(arguments)

@@ -55,15 +55,21 @@ class Run(NamedTuple):
 class Benchmark:
     """``measure`` gives runs, one by one; ``section`` shows what is stored in a folder, "" where that is nothing.
 
+    ``about``: the module's docstring, which says in its first line what is measured.
     ``cost``: how long it takes, and what it needs besides a bundle. ``arguments``: of the command line, each with its
     type where it must be given, else with its default (None: a path that may be left out); several values in a tuple.
     """
 
-    summary: str
+    about: str
     cost: str
     arguments: Mapping[str, Any]
     measure: Callable[[Namespace], Iterable[Run]]
     section: Callable[[Path], str]
+
+    @property
+    def summary(self) -> str:
+        """What is measured, in one line."""
+        return self.about.partition("\n")[0].removesuffix(".")
 
 
 def add_arguments(parser: ArgumentParser, benchmark: Benchmark) -> None:

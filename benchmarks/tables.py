@@ -1,4 +1,6 @@
-"""Writes docs/results.md, its pictures, and the figures of README.md, from the stored runs in results/ alone.
+"""Writes docs/results.md, its pictures and the figures of README.md from the stored runs in results/ alone.
+
+CONTRIBUTING.md gets the list of all benchmarks.
 
 python -m fathom.benchmarks.tables
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks import registry
+from fathom.benchmarks.__main__ import listing
 from fathom.benchmarks.experiments import routing
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import PICTURE, lattice_figure, load_measured
@@ -22,11 +25,10 @@ from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
 BEGIN, END = "<!-- begin: written by `make results` -->", "<!-- end -->"
-README = "README.md"
 
 
-def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
-    """All that is written, by its path in the repository.
+def documents(root: Path, folder: Path = RESULTS) -> dict[str, bytes]:
+    """All that is written, by its path in the repository at ``root``.
 
     Raises ArtefactError when a run or a marker is missing, or a run was measured with code that nobody can look up.
     """
@@ -37,10 +39,11 @@ def documents(readme: str, folder: Path = RESULTS) -> dict[str, bytes]:
         figures[PICTURE] = lattice_figure(measured)
     if routed := routing.load_routed(folder):
         figures[routing.PICTURE] = routing.areas_figure(routed)
+    blocks = {"README.md": readme_block(folder, found), "CONTRIBUTING.md": listing()}
     return {
         **{f"docs/figures/{name}.svg": svg(figure) for name, figure in figures.items()},
         "docs/results.md": results_page(folder).encode(),
-        README: with_block(readme, readme_block(folder, found)).encode(),
+        **{page: with_block(root / page, block).encode() for page, block in blocks.items()},
     }
 
 
@@ -141,18 +144,18 @@ def _engine(folder: Path, depth: int) -> Mapping[str, Any]:
     return next(row for row in rows if row["history"] == 50 and row["depth"] == depth)
 
 
-def with_block(page: str, block: str) -> str:
+def with_block(page: Path, block: str) -> str:
     """The page with the block between its markers; raises ArtefactError when a marker is missing."""
-    before, begin, rest = page.partition(BEGIN)
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ArtefactError(f"README.md: the markers {BEGIN} and {END} are missing")
+        raise ArtefactError(f"{page}: the markers {BEGIN} and {END} are missing")
     return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
 
 
 def main() -> None:
     """Write all documents, and say which."""
-    written = documents(Path(README).read_text(encoding="utf-8"))
+    written = documents(Path())
     for path, content in written.items():
         write_bytes(Path(path), content)
     print(f"wrote {', '.join(written)}")

@@ -180,10 +180,4 @@ def _measure(options: Namespace) -> list[Run]:
     return [Run(config, measure(options.rounds), SEED)]
 
 
-BENCHMARK = Benchmark(
-    summary="GFLOP/s of the engines at depth 16 beside the machine's peak, and which operators take the time",
-    cost="minutes; exports its own untrained networks",
-    arguments={"--rounds": 20},
-    measure=_measure,
-    section=of_runs(_section, "efficiency"),
-)
+BENCHMARK = Benchmark(__doc__, "10 min, no bundle", {"--rounds": 20}, _measure, of_runs(_section, "efficiency"))

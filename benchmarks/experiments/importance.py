@@ -1,4 +1,4 @@
-"""Every importance method against the truth: all subsets of layers of the networks of the benchmark ``quality``.
+"""Every importance method against the truth: the quality of all subsets of layers of the networks of `quality`.
 
 For each data set and seed: the whole lattice of the network ``ladder``, all methods on the same users, their grades,
 and the time of all of it. Meta-learning is graded as trained on the other data sets only, and left out where they are
@@ -239,9 +239,9 @@ def _measure(options: Namespace) -> Iterator[Run]:
 
 
 BENCHMARK = Benchmark(
-    summary="Every importance method against the truth, the quality of all subsets of layers",
-    cost="hours for each seed, after `quality` has trained its networks",
-    arguments={"datasets": (str,), "--seeds": (0,), "--users": (256,), "--workers": 2},
-    measure=_measure,
-    section=lambda folder: importance_section(load_measured(folder)),
+    __doc__,
+    "hours a seed, the networks of `quality`",
+    {"datasets": (str,), "--seeds": (0,), "--users": (256,), "--workers": 2},
+    _measure,
+    lambda folder: importance_section(load_measured(folder)),
 )

@@ -65,9 +65,9 @@ def _measure(options: Namespace) -> Iterator[Run]:
 
 
 BENCHMARK = Benchmark(
-    summary="Engines against torch at every history length, and the top 10 of all test users",
-    cost="a minute; a bundle, its checkpoint and data set",
-    arguments={"bundle": Path, "--checkpoint": None, "--data": None},
-    measure=_measure,
-    section=of_runs(_section, "parity"),
+    __doc__,
+    "1 min, the bundle's checkpoint and data",
+    {"bundle": Path, "--checkpoint": None, "--data": None},
+    _measure,
+    of_runs(_section, "parity"),
 )

@@ -136,9 +136,9 @@ def _measure(options: Namespace) -> list[Run]:
 
 
 BENCHMARK = Benchmark(
-    summary="What fewer bits give and cost at every depth: size, memory, time of a request, quality",
-    cost="minutes; a checkpoint and its data set",
-    arguments={"checkpoint": Path, "--data": Path, "--repetitions": 100, "--name": STORED[0]},
-    measure=_measure,
-    section=of_runs(_section, *STORED),
+    __doc__,
+    "10 min, a checkpoint and its data",
+    {"checkpoint": Path, "--data": Path, "--repetitions": 100, "--name": STORED[0]},
+    _measure,
+    of_runs(_section, *STORED),
 )

@@ -159,9 +159,9 @@ def _measure(options: Namespace) -> list[Run]:
 
 
 BENCHMARK = Benchmark(
-    summary="What four-bit weights with healed adapters (NF4, QLoRA) save and keep, against the fp32 network",
-    cost="an hour; a checkpoint and its data set",
-    arguments={"checkpoint": Path, "--data": Path, "--seeds": 3},
-    measure=_measure,
-    section=of_runs(_section, "qlora"),
+    __doc__,
+    "1 hour, a checkpoint and its data",
+    {"checkpoint": Path, "--data": Path, "--seeds": 3},
+    _measure,
+    of_runs(_section, "qlora"),
 )

@@ -253,9 +253,5 @@ def _measure(options: Namespace) -> Iterator[Run]:
 
 
 BENCHMARK = Benchmark(
-    summary="Whether choosing a depth by the request beats static depths and random mixing, and what can be certified",
-    cost="minutes for each seed once its network is trained, which takes as long as in `quality`",
-    arguments={"datasets": (str,), "--seeds": (0,)},
-    measure=_measure,
-    section=section,
+    __doc__, "10 min a seed, the networks of `quality`", {"datasets": (str,), "--seeds": (0,)}, _measure, section
 )

@@ -95,9 +95,9 @@ def _measure(options: Namespace) -> list[Run]:
 
 
 BENCHMARK = Benchmark(
-    summary="Training speed beside the straightforward loop of the same model and the peak of the machine",
-    cost="minutes on an idle machine; a data set",
-    arguments={"of": (str,), "--turns": 5, "--steps": 20},
-    measure=_measure,
-    section=of_runs(_section, "training_throughput"),
+    __doc__,
+    "15 min, a data set and an idle machine",
+    {"of": (str,), "--turns": 5, "--steps": 20},
+    _measure,
+    of_runs(_section, "training_throughput"),
 )

@@ -1,10 +1,7 @@
 """Wall time of one request inside the engine, per depth and history length, on one thread.
 
-    python -m fathom.benchmarks run engine_depth BUNDLE [--repetitions 200]
-
 Histories are drawn from the bundle's items by popularity: an engine's time depends on their length only. Every round
 runs all (depth, length) pairs once in a new random order, so that a slower minute of the machine hits all of them.
-Writes ``results/engine_depth.json``.
 """
 
 from argparse import Namespace
@@ -111,9 +108,5 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="one request inside the engine, by depth and history",
-    cost="1 min",
-    arguments={"bundle": Path, "--repetitions": 200, "--seed": 0},
-    measure=measure,
-    section=of_runs(render, "engine_depth"),
+    __doc__, "1 min", {"bundle": Path, "--repetitions": 200, "--seed": 0}, measure, of_runs(render, "engine_depth")
 )

@@ -1,11 +1,8 @@
 """Does the server notice that its certificate no longer fits? Streams with and without drift.
 
-    python -m fathom.benchmarks run feedback build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
-
 Needs a certified bundle. Each value of a stream is what the server's feedback sees: of a random test history that the
 certificate routes below the deepest depth, the share of the deepest depth's top 10 that it gets too. Drifted: the same
 histories after the popularity of all items was shuffled (item i is replaced by item p(i), for a random permutation p).
-Writes results/feedback.json.
 """
 
 from argparse import Namespace
@@ -120,9 +117,9 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="does the server notice that its certificate no longer fits",
-    cost="10 min, a certified bundle and its data",
-    arguments={"bundle": Path, "--data": Path, "--replications": REPLICATIONS},
-    measure=measure,
-    section=of_runs(render, "feedback"),
+    __doc__,
+    "10 min, a certified bundle and its data",
+    {"bundle": Path, "--data": Path, "--replications": REPLICATIONS},
+    measure,
+    of_runs(render, "feedback"),
 )

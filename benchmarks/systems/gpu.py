@@ -1,11 +1,9 @@
 """Engines on a GPU beside the same engines on the processor of the same machine.
 
-    python -m fathom.benchmarks run gpu build/cuda build/ml-100k/bundle [...]
-
 For every bundle, depths 4 and 16: milliseconds of one batch on the GPU, on one thread and on all cores, every round in
 a new random order, and the largest difference between their user vectors. `captured` says whether the bundle's engines
 became CUDA graphs (`fathom bundle convert --to cuda`). Then requests a second through the whole pipeline, without gRPC,
-so many in flight, and the search for the best 100 of random catalogues. Needs the extra gpu. Writes results/gpu.json.
+so many in flight, and the search for the best 100 of random catalogues. Needs the extra gpu.
 """
 
 import asyncio
@@ -172,9 +170,9 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="engines, pipeline and search on a GPU beside the processor",
-    cost="10 min, a GPU",
-    arguments={"bundles": (Path("build/ml-100k/bundle"),), "--rounds": 20},
-    measure=measure,
-    section=of_runs(render, "gpu"),
+    __doc__,
+    "10 min, a GPU",
+    {"bundles": (Path("build/ml-100k/bundle"),), "--rounds": 20},
+    measure,
+    of_runs(render, "gpu"),
 )

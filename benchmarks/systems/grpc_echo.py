@@ -1,7 +1,5 @@
 """The server against a bare grpc.aio echo of the same messages: what everything behind the wire costs.
 
-    python -m fathom.benchmarks run grpc_echo build/ml-100k/bundle [--seconds 5] [--repetitions 5]
-
 Both servers run in processes of their own and take turns; the client is this process, in a closed loop. The echo
 decodes each request and encodes one of the server's own answers. Depth 4, history 50, k 10. Writes
 results/grpc_echo.json: requests per second at concurrency 32 as a ratio, latency at concurrency 1.
@@ -216,9 +214,5 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="the server against a bare gRPC echo of the same messages",
-    cost="3 min",
-    arguments={"bundle": Path, "--seconds": 5.0, "--repetitions": 5},
-    measure=measure,
-    section=of_runs(render, "grpc_echo"),
+    __doc__, "3 min", {"bundle": Path, "--seconds": 5.0, "--repetitions": 5}, measure, of_runs(render, "grpc_echo")
 )

@@ -1,9 +1,7 @@
 """Histories of users: what kill -9 loses, what an append and a read cost.
 
-    python -m fathom.benchmarks run history [--repetitions 20]
-
 A process appends 10,000 events, 50 at a time, and prints each number when the append has returned; it is killed at a
-random moment, and every event that was acknowledged must be in the file. Writes results/history.json.
+random moment, and every event that was acknowledged must be in the file.
 """
 
 import asyncio
@@ -122,10 +120,4 @@ def render(run: StoredRun) -> str:
     )
 
 
-BENCHMARK = Benchmark(
-    summary="stored histories: what kill -9 loses, what an append and a read cost",
-    cost="2 min, no bundle",
-    arguments={"--repetitions": 20},
-    measure=measure,
-    section=of_runs(render, "history"),
-)
+BENCHMARK = Benchmark(__doc__, "2 min, no bundle", {"--repetitions": 20}, measure, of_runs(render, "history"))

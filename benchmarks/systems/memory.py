@@ -1,11 +1,9 @@
 """The memory that a device needs: a process that opens a bundle as a profile says and answers, for large catalogues.
 
-    python -m fathom.benchmarks run memory [--items 12000 1000000]
-
 The network is untrained, of width 64 and 16 layers: what it answers does not matter here. A bundle is exported for
 each catalogue and precision, and sliced for the profile. A process without gRPC, which asks for memory as a server
 does, opens it, answers histories of 50 and 200 items at each depth, one and as many as the profile lets a batch hold,
-and tells the most memory that was resident. For comparison, the deepest depth alone. Writes results/memory.json.
+and tells the most memory that was resident. For comparison, the deepest depth alone.
 """
 
 import subprocess
@@ -103,10 +101,4 @@ def render(run: StoredRun) -> str:
     )
 
 
-BENCHMARK = Benchmark(
-    summary="the memory that a device needs, for large catalogues",
-    cost="20 min, no bundle",
-    arguments={"--items": CATALOGUES},
-    measure=measure,
-    section=of_runs(render, "memory"),
-)
+BENCHMARK = Benchmark(__doc__, "20 min, no bundle", {"--items": CATALOGUES}, measure, of_runs(render, "memory"))

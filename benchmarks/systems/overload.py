@@ -1,7 +1,5 @@
 """A server under more load than it can bear: goodput, and what becomes of the rest.
 
-    python -m fathom.benchmarks run overload BUNDLE --data DATASET
-
 Poisson arrivals at multiples of the rate that the deepest depth can answer; each request wants its answer within 50 ms
 and says so to the server, which wants the deepest depth for all. Goodput: requests/s that are answered in time. Once
 with the backlog that a server has by default, once with a small one. The client runs beside the server and takes its
@@ -196,9 +194,9 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="goodput under more load than the server can bear",
-    cost="5 min, the bundle's data",
-    arguments={"bundle": Path, "--data": Path, "--seconds": LOAD_S, "--name": "overload"},
-    measure=measure,
-    section=of_runs(render, "overload", "overload-wide"),
+    __doc__,
+    "5 min, the bundle's data",
+    {"bundle": Path, "--data": Path, "--seconds": LOAD_S, "--name": "overload"},
+    measure,
+    of_runs(render, "overload", "overload-wide"),
 )

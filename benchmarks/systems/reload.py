@@ -1,9 +1,7 @@
 """Bundles exchanged under load: what the requests notice.
 
-    python -m fathom.benchmarks run reload build/ml-100k/bundle build/routing/ml-1m-seed-0/bundle
-
 Publishes the two bundles in turn, 50 times, then damaged ones, each followed by a Reload call, while 100 requests/s
-arrive at random. Every answer is compared with what its version answered alone. Writes results/reload.json.
+arrive at random. Every answer is compared with what its version answered alone.
 """
 
 import asyncio
@@ -191,9 +189,9 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="bundles exchanged under load",
-    cost="6 min, two bundles",
-    arguments={"bundles": (Path("build/ml-100k/bundle"), Path("build/ml-100k/other"))},
-    measure=measure,
-    section=of_runs(render, "reload"),
+    __doc__,
+    "6 min, two bundles",
+    {"bundles": (Path("build/ml-100k/bundle"), Path("build/ml-100k/other"))},
+    measure,
+    of_runs(render, "reload"),
 )

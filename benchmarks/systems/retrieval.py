@@ -1,11 +1,9 @@
 """The best 100 of a million items: Fathom's retriever beside faiss, and its share of a request.
 
-    python -m fathom.benchmarks run retrieval build/ml-100k/bundle [--items 1000000]
-
 Random unit vectors of width 64, one thread. Fathom without a filter and with one that removes 90 % of the items; faiss
 (IndexFlatIP, which is exact too) without. Every round runs all of them in a new random order. Then requests of
 50 items through the pipeline of a bundle whose catalogue was filled up to 12,000 and to a million items: what part of
-the time is retrieval. Needs the extra bench. Writes results/retrieval.json.
+the time is retrieval. Needs the extra bench.
 """
 
 import asyncio
@@ -167,9 +165,9 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="exact search beside faiss, and its part of a request",
-    cost="10 min, faiss",
-    arguments={"bundle": Path, "--items": 1_000_000, "--rounds": 20},
-    measure=measure,
-    section=of_runs(render, "retrieval"),
+    __doc__,
+    "10 min, faiss",
+    {"bundle": Path, "--items": 1_000_000, "--rounds": 20},
+    measure,
+    of_runs(render, "retrieval"),
 )

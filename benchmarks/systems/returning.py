@@ -1,9 +1,7 @@
-"""A returning user with one new item: going on from what is kept, against computing the whole history afresh.
-
-    python -m fathom.benchmarks run returning build/ml-100k/bundle --data build/ml-100k/dataset
+"""A returning user with one new item: incremental inference, against computing the whole history again.
 
 Histories of 200 items, batch 1, one thread, at every depth; both ways take turns. Also what remembering costs a user
-who is new, and the memory that a remembered user takes. Writes results/returning.json.
+who is new, and the memory that a remembered user takes.
 """
 
 import time
@@ -132,9 +130,5 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="a returning user with one new item: incremental inference against the whole history",
-    cost="2 min, the bundle's data",
-    arguments={"bundle": Path, "--data": Path},
-    measure=measure,
-    section=of_runs(render, "returning"),
+    __doc__, "2 min, the bundle's data", {"bundle": Path, "--data": Path}, measure, of_runs(render, "returning")
 )

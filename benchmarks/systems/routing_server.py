@@ -1,13 +1,10 @@
 """What routing saves, and what the deadline saves, measured through real servers.
 
-    python -m fathom.benchmarks run routing_server build/routing/ml-1m-seed-0/bundle --data build/quality/ml-1m/dataset
-
 Needs a certified bundle. Requests are the test histories of the data set, so that every answer has a right one.
 
 Compute: CPU seconds of the server's process per request, of a server that follows the certificate and one that answers
 everything at the deepest depth, in alternating rounds over the same requests. Load: Poisson arrivals at twice the rate
-that the deepest depth can answer, each of which wants its answer within 50 ms. Writes
-results/routing_server/NAME-eps-EPS.json.
+that the deepest depth can answer, each of which wants its answer within 50 ms.
 """
 
 import asyncio
@@ -275,9 +272,9 @@ def _parts(run: StoredRun) -> list[str]:
 
 
 BENCHMARK = Benchmark(
-    summary="what routing and the deadline save, through real servers",
-    cost="10 min, a certified bundle and its data",
-    arguments={"bundle": Path, "--data": Path, "--rounds": ROUNDS, "--seconds": LOAD_S},
-    measure=measure,
-    section=section,
+    __doc__,
+    "10 min, a certified bundle and its data",
+    {"bundle": Path, "--data": Path, "--rounds": ROUNDS, "--seconds": LOAD_S},
+    measure,
+    section,
 )

@@ -1,10 +1,7 @@
 """Time of one selector decision, features included, on this machine.
 
-    python -m fathom.benchmarks run selector_latency build/ml-100k/bundle [--decisions 20000]
-
 Random histories of a popularity-skewed catalogue; each decision is timed alone, on its own history, so that caches
 see what a server's would. Then its share of a whole request at depth 4, alone in the server's pipeline on the bundle.
-Writes results/selector_latency.json.
 """
 
 import asyncio
@@ -174,9 +171,5 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="one decision of the selector, and its share of a request",
-    cost="2 min",
-    arguments={"bundle": Path, "--decisions": 20_000},
-    measure=measure,
-    section=of_runs(render, "selector_latency"),
+    __doc__, "2 min", {"bundle": Path, "--decisions": 20_000}, measure, of_runs(render, "selector_latency")
 )

@@ -1,8 +1,5 @@
 """How long `fathom serve` takes until it answers, and how much memory it then holds.
-
-    python -m fathom.benchmarks run server_start build/ml-100k/bundle [--repetitions 5]
-
-Writes results/server_start.json. Refuses to store a run in which the server has torch loaded.
+Refuses to store a run in which the server has torch loaded.
 """
 
 import time
@@ -74,10 +71,4 @@ def render(run: StoredRun) -> str:
     )
 
 
-BENCHMARK = Benchmark(
-    summary="from the start of `fathom serve` to its first answer, and the memory that it holds",
-    cost="1 min",
-    arguments={"bundle": Path, "--repetitions": 5},
-    measure=measure,
-    section=of_runs(render, "server_start"),
-)
+BENCHMARK = Benchmark(__doc__, "1 min", {"bundle": Path, "--repetitions": 5}, measure, of_runs(render, "server_start"))

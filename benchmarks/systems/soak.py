@@ -1,11 +1,9 @@
 """A server at half of its capacity for half an hour: does it grow, does it slow down.
 
-    python -m fathom.benchmarks run soak build/ml-100k/bundle --data build/ml-100k/dataset [--minutes 30]
-
 A quarter each: a history, a user with one item more, a user_id after an append, a batch of three; at
 random moments, at half the rate that a closed loop reaches. The last minute is no harder than the first: the server
 keeps GROWS events of a user, and a history that has grown by as many begins again. Per minute: latency from the moment
-a request is due, resident memory (the median of a reading per second), threads, open files. Writes results/soak.json.
+a request is due, resident memory (the median of a reading per second), threads, open files.
 """
 
 import asyncio
@@ -204,9 +202,9 @@ def _span(values: list[int]) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="half an hour at half of the capacity: does the server grow or slow down",
-    cost="35 min, the bundle's data",
-    arguments={"bundle": Path, "--data": Path, "--minutes": 30},
-    measure=measure,
-    section=of_runs(render, "soak"),
+    __doc__,
+    "35 min, the bundle's data",
+    {"bundle": Path, "--data": Path, "--minutes": 30},
+    measure,
+    of_runs(render, "soak"),
 )

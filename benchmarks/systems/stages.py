@@ -1,12 +1,9 @@
 """Where the processor time of a request goes, by stage, in this version of the server and in another one.
 
     git worktree add build/before COMMIT
-    python -m fathom.benchmarks run stages build/ml-100k/bundle --before build/before/src
-
 The load is that of ``grpc_echo``: depth 4, history 50, 32 in flight. Each version runs in turns, every time in a new
 process; py-spy looks at its threads while the kernel counts their time. A stage is what the innermost frame of ours
-belongs to, so what gRPC and the event loop do for themselves is a stage too. Needs the extra bench. Writes
-results/stages.json.
+belongs to, so what gRPC and the event loop do for themselves is a stage too. Needs the extra bench.
 """
 
 import asyncio
@@ -149,9 +146,9 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="where the processor time of a request goes, by stage",
-    cost="2 min, py-spy",
-    arguments={"bundle": Path, "--before": "", "--rounds": ROUNDS, "--seconds": SECONDS},
-    measure=measure,
-    section=of_runs(render, "stages"),
+    __doc__,
+    "2 min, py-spy",
+    {"bundle": Path, "--before": "", "--rounds": ROUNDS, "--seconds": SECONDS},
+    measure,
+    of_runs(render, "stages"),
 )

@@ -1,11 +1,8 @@
 """A worker killed under load: which requests notice, and how soon another one takes its place.
 
-    python -m fathom.benchmarks run workers build/ml-100k/bundle [--repetitions 20]
-
 `fathom serve --workers 2`, requests at random moments over eight connections, nothing tried again. Each time one
 worker gets kill -9. A request that failed was in flight in it when it began before the kill and ended after it, or
-soon after, before the client could know. The next kill waits until the new worker says that it is ready. Writes
-results/workers.json.
+soon after, before the client could know. The next kill waits until the new worker says that it is ready.
 """
 
 import asyncio
@@ -145,9 +142,5 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="a worker killed under load: which requests fail",
-    cost="2 min",
-    arguments={"bundle": Path, "--repetitions": REPETITIONS},
-    measure=measure,
-    section=of_runs(render, "workers"),
+    __doc__, "2 min", {"bundle": Path, "--repetitions": REPETITIONS}, measure, of_runs(render, "workers")
 )

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_document_is_the_one_that_the_stored_runs_give() -> None:
-    written = documents((ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "results")
+    written = documents(ROOT, ROOT / "results")
     assert [path for path, content in written.items() if (ROOT / path).read_bytes() != content] == []
     pictures = {f"docs/figures/{path.name}" for path in (ROOT / "docs" / "figures").glob("*.svg")}
     assert pictures == {path for path in written if path.endswith(".svg")}
@@ -22,9 +22,10 @@ def test_every_document_is_the_one_that_the_stored_runs_give() -> None:
 
 def test_without_runs_or_markers_there_is_an_error_and_no_page(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="no quality run"):
-        documents("", tmp_path)
+        documents(ROOT, tmp_path)
+    (tmp_path / "README.md").write_text(f"no end {BEGIN}")
     with pytest.raises(ArtefactError, match="markers"):
-        with_block(f"no end {BEGIN}", "figures")
+        with_block(tmp_path / "README.md", "figures")
 
 
 def test_what_is_certified_is_said_as_far_as_it_was_measured(tmp_path: Path) -> None:
@@ -49,10 +50,10 @@ def test_a_run_of_code_that_was_not_committed_is_named_and_nothing_is_published(
     (tmp_path / "routing").mkdir()
     (tmp_path / "routing" / "ml-1m.json").write_text(json.dumps({"commit": commit}))
     with pytest.raises(ArtefactError, match=r"routing/ml-1m\.json: measured with code that was not committed"):
-        documents("", tmp_path)
+        documents(ROOT, tmp_path)
     (tmp_path / "routing" / "ml-1m.json").write_text("[]")
     with pytest.raises(ArtefactError, match=r"routing/ml-1m\.json: not a stored run"):
-        documents("", tmp_path)
+        documents(ROOT, tmp_path)
 
 
 #: What looks like a measurement: a number with a unit, a metric's value, or a share in words.

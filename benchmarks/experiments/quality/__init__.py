@@ -1,4 +1,4 @@
-"""Quality experiments as code: arms of training, planning and healing, run on data sets and seeds.
+"""Quality per depth: arms of training, planning and healing, beside counting baselines and other recommenders.
 
 What is trained is an arm of ``arms.py``, stored as quality/DATASET/ARM-seed-S. A run that is stored with the same
 settings is left alone; one that was interrupted goes on where it was. Checkpoints lie in build/quality. A data set that
@@ -58,9 +58,9 @@ def _section(folder: Path = RESULTS) -> str:
 
 
 BENCHMARK = Benchmark(
-    summary="Quality per depth, of separately trained networks, baselines, plans, healing, ablations and other systems",
-    cost="minutes to hours for each arm and seed; data sets but MovieLens-100K need their files",
-    arguments={"dataset": str, "--seeds": (0,), "--arms": (BASELINES, "main"), "--path": None, "--set": (str,)},
-    measure=_measure,
-    section=_section,
+    __doc__,
+    "10 min to hours an arm and seed, the data",
+    {"dataset": str, "--seeds": (0,), "--arms": (BASELINES, "main"), "--path": None, "--set": (str,)},
+    _measure,
+    _section,
 )
