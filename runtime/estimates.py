@@ -3,15 +3,15 @@
 from typing import NamedTuple
 
 from fathom.runtime.batcher import Batcher
-from fathom.runtime.reuse import Starts
-from fathom.runtime.runner import Result, Work
+from fathom.runtime.prefix_cache import CacheHits
+from fathom.runtime.runner import BatchItem, BatchResult
 
 
 class BatcherEstimates(NamedTuple):
     """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items."""
 
-    batcher: Batcher[Work, Result]
-    starts: Starts
+    batcher: Batcher[BatchItem, BatchResult]
+    hits: CacheHits
     items: int
     now_s: float
     deadline_s: float
@@ -32,4 +32,4 @@ class BatcherEstimates(NamedTuple):
         return self.batcher.may_probe(depth, self._length(depth), now_s=self.now_s, time_s=self.time_s)
 
     def _length(self, depth: int) -> int:
-        return self.starts.at(depth).length(self.items)
+        return self.hits.at(depth).length(self.items)

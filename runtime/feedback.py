@@ -10,9 +10,9 @@ import numpy as np
 
 from fathom.errors import OverloadError, UnavailableError
 from fathom.runtime.batcher import Batcher
+from fathom.runtime.prefix_cache import MISS
 from fathom.runtime.retriever import Indices
-from fathom.runtime.reuse import NOTHING
-from fathom.runtime.runner import COMPARED_ITEMS, Result, Work
+from fathom.runtime.runner import COMPARED_ITEMS, BatchItem, BatchResult
 from fathom.selector.choice import AgreementCheck
 
 #: Requests that may wait for their second run.
@@ -24,7 +24,7 @@ log = logging.getLogger("fathom.runtime")
 class _SecondRun(NamedTuple):
     """A routed request, the items that it was given first, and what they are to be compared with."""
 
-    work: Work
+    work: BatchItem
     first: Indices
     check: AgreementCheck
 
@@ -32,7 +32,7 @@ class _SecondRun(NamedTuple):
 class Feedback:
     """Runs a ``share`` of what it is offered again, one at a time, whenever the engine has nothing else to do."""
 
-    def __init__(self, batcher: Batcher[Work, Result], share: float) -> None:
+    def __init__(self, batcher: Batcher[BatchItem, BatchResult], share: float) -> None:
         self._batcher = batcher
         self._share = share
         self._random = random.Random(0)
@@ -44,7 +44,7 @@ class Feedback:
         """Requests that wait for their second run."""
         return self._waiting.qsize()
 
-    def offer(self, work: Work, result: Result, check: AgreementCheck) -> None:
+    def offer(self, work: BatchItem, result: BatchResult, check: AgreementCheck) -> None:
         """Perhaps note an answered request; what finds no room is forgotten."""
         if work.k < COMPARED_ITEMS or check.monitor.alarm or result.depth == check.deepest:
             return
@@ -59,7 +59,7 @@ class Feedback:
         while True:
             work, first, (deepest, monitor) = await self._waiting.get()
             await self._batcher.idle()
-            again = work._replace(k=COMPARED_ITEMS, early_exit=None, start=NOTHING)
+            again = work._replace(k=COMPARED_ITEMS, early_exit=None, hit=MISS)
             try:
                 result, _ = await self._batcher.run(
                     again, depth=deepest, length=len(again.ids), arrival_s=time.monotonic(), deadline_s=None

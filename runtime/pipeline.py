@@ -11,14 +11,14 @@ from fathom.runtime.batcher import Batcher
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import measure
-from fathom.runtime.engines.engine import Engine
+from fathom.runtime.engines.interface import Engine
 from fathom.runtime.estimates import BatcherEstimates
 from fathom.runtime.feedback import Feedback
 from fathom.runtime.lanes import Lanes, length_buckets
+from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache
 from fathom.runtime.query import Answer, IndexedQuery, QueryHistory, Timing, filter_of, history_of
 from fathom.runtime.retriever import FlatRetriever
-from fathom.runtime.reuse import NO_STARTS, NOTHING, Memory, Owner, Starts
-from fathom.runtime.runner import Result, Runner, Work, typical
+from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import Choice, DepthRequest
 from fathom.selector.chooser import DepthChooser
@@ -37,15 +37,16 @@ class Pipeline:
         self._catalogue_items = len(bundle.catalogue)
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
-        self._batcher: Batcher[Work, Result] | None = None
+        self._batcher: Batcher[BatchItem, BatchResult] | None = None
+        self._runner: Runner | None = None
         self._accepting = False
         self._pressed_until_s = 0.0
         self.chooser = DepthChooser(
             bundle.certificate, engine.depths, policy=self.settings.policy, alpha=self.settings.feedback_alpha
         )
         self._feedback: Feedback | None = None
-        remembers = self.settings.reuse_mb and engine.resumes and self._max_history > 1
-        self._memory = Memory(int(self.settings.reuse_mb * 2**20)) if remembers else None
+        caches = self.settings.reuse_mb and engine.incremental and self._max_history > 1
+        self._cache = PrefixCache(int(self.settings.reuse_mb * 2**20)) if caches else None
 
     async def start(self) -> None:
         """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
@@ -54,8 +55,8 @@ class Pipeline:
         items, threads = settings.retrieval_items, settings.threads
         device = self.engine.device
         retriever = FlatRetriever(self.bundle.vectors, block_items=items, threads=threads, device=device)
-        runner = Runner(self.bundle, self.engine, retriever, remembers=self._memory is not None)
-        buckets = length_buckets(self._max_history, remembered=self._memory is not None)
+        runner = self._runner = Runner(self.bundle, self.engine, retriever, caches=self._cache is not None)
+        buckets = length_buckets(self._max_history, remembered=self._cache is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
             max_queue=settings.max_queue,
@@ -79,6 +80,11 @@ class Pipeline:
         self._feedback = Feedback(self._batcher, settings.feedback_share)
         self._accepting = True
 
+    def observe(self, observer: Observer) -> None:
+        """From now on tell ``observer`` of every run of the engine, in the engine's thread."""
+        assert self._runner is not None, "start() comes first"
+        self._runner.observer = observer
+
     @property
     def waiting(self) -> int:
         """Requests that wait for the engine."""
@@ -95,18 +101,18 @@ class Pipeline:
         return self._batcher is not None and self._batcher.failing
 
     @property
-    def remembered(self) -> tuple[int, int]:
+    def cached(self) -> tuple[int, int]:
         """Histories that are remembered, and the bytes that they take."""
-        return (0, 0) if self._memory is None else (len(self._memory), self._memory.nbytes)
+        return (0, 0) if self._cache is None else (len(self._cache), self._cache.nbytes)
 
     def forget(self, owner: Owner | None = None) -> None:
         """Remember no history of this owner any more; of nobody when None, nor those that are being answered."""
-        if self._memory is None:
+        if self._cache is None:
             return
         if owner is not None:
-            self._memory.forget(owner)
+            self._cache.forget(owner)
         else:
-            self._memory = Memory(self._memory.most_bytes)
+            self._cache = PrefixCache(self._cache.most_bytes)
 
     def admit(self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float, client: str) -> None:
         """Raise OverloadError or DeadlineError where ``recommend`` surely would, before a request is read.
@@ -118,8 +124,8 @@ class Pipeline:
         if now_s > self._pressed_until_s or self._batcher is None or not self._accepting:
             return
         # What the cache may hold of the history is not known yet: the least that it can cost.
-        length = 0 if self._memory is not None else min(max(items, 1), self._max_history)
-        estimates = BatcherEstimates(self._batcher, NO_STARTS, length, now_s, deadline_s, client)
+        length = 0 if self._cache is not None else min(max(items, 1), self._max_history)
+        estimates = BatcherEstimates(self._batcher, NO_HITS, length, now_s, deadline_s, client)
         self.chooser.admit(profile, depth, estimates)
 
     async def recommend(self, query: IndexedQuery) -> Answer:
@@ -134,25 +140,24 @@ class Pipeline:
             raise UnavailableError("the pipeline is starting or draining; try again later")
         history = history_of(query, self._catalogue_items, self._max_history)
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
-        memory = self._memory
-        starts = NO_STARTS if memory is None else memory.starts(ids, times, query.owner)
-        choice = self._choose(query, history, starts, batcher, start_s)
-        start = NOTHING if choice.early_exit else starts.at(choice.depth)
-        work = Work(
-            ids, times, query.k, filter_of(query, history.seen, self.bundle.catalogue), choice.early_exit, start
-        )
+        cache = self._cache
+        hits = NO_HITS if cache is None else cache.lookup(ids, times, query.owner)
+        choice = self._choose(query, history, hits, batcher, start_s)
+        hit = MISS if choice.early_exit else hits.at(choice.depth)
+        keep = filter_of(query, history.seen, self.bundle.catalogue)
+        work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit)
         queued_s = time.monotonic()
         result, began_s = await batcher.run(
             work,
             depth=choice.depth,
-            length=start.length(len(ids)),
+            length=hit.length(len(ids)),
             arrival_s=queued_s,
             deadline_s=query.deadline_s,
             client=query.client,
             probe=choice.probe,
         )
-        if memory is not None and result.user is not None and result.kept is not None:
-            memory.put(ids, times, result.user, result.kept, query.owner)
+        if cache is not None and result.user is not None and result.state is not None:
+            cache.put(ids, times, result.user, result.state, query.owner)
         choice = choice.stopped_at(result.depth)
         # The certificate speaks of requests without filters.
         if choice.agreement_check is not None and not query.is_filtered:
@@ -164,14 +169,19 @@ class Pipeline:
             retrieval_us=int(result.retrieval_s * 1e6),
             total_us=int((time.monotonic() - start_s) * 1e6),
         )
-        return Answer(result.indices, result.scores, choice, len(ids), timing, start.reused)
+        return Answer(result.indices, result.scores, choice, len(ids), timing, hit.reused)
 
     def _choose(
-        self, query: IndexedQuery, history: QueryHistory, starts: Starts, batcher: Batcher[Work, Result], now_s: float
+        self,
+        query: IndexedQuery,
+        history: QueryHistory,
+        hits: CacheHits,
+        batcher: Batcher[BatchItem, BatchResult],
+        now_s: float,
     ) -> Choice:
         estimates, deadline_s = None, query.deadline_s
         if deadline_s is not None:
-            estimates = BatcherEstimates(batcher, starts, len(history.items), now_s, deadline_s, query.client)
+            estimates = BatcherEstimates(batcher, hits, len(history.items), now_s, deadline_s, query.client)
         inspect = partial(self.bundle.inspect, history.items, history.timestamps)
         request = DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
         try:

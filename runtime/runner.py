@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine
-from fathom.runtime.engines.extension import History, Kept
+from fathom.runtime.engines.incremental import CachedHistory, CachedState
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.padding import left_padded
+from fathom.runtime.prefix_cache import MISS, CacheHit
 from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
-from fathom.runtime.reuse import NOTHING, Start
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
 
@@ -22,10 +23,10 @@ COMPARED_ITEMS = 10
 TRIAL_LENGTH = 64
 
 
-class Work(NamedTuple):
+class BatchItem(NamedTuple):
     """What the engine's thread needs of one request.
 
-    Input ids (index + 1), seconds, k, filter, what may end it early, and where it can begin.
+    ``ids``: (n,) item index + 1. ``timestamps``: (n,) seconds. ``hit``: what the prefix cache holds of it.
     """
 
     ids: NDArray[np.int64]
@@ -33,11 +34,11 @@ class Work(NamedTuple):
     k: int
     keep: ItemFilter
     early_exit: EarlyExit | None = None
-    start: Start = NOTHING
+    hit: CacheHit = MISS
 
 
-class Result(NamedTuple):
-    """One answer, the depth that it comes from, seconds of its whole batch, and what can be remembered of it."""
+class BatchResult(NamedTuple):
+    """One answer, the depth that it comes from, seconds of its whole batch, and what can be cached of it."""
 
     indices: Indices
     scores: Scores
@@ -45,26 +46,34 @@ class Result(NamedTuple):
     engine_s: float
     retrieval_s: float
     user: NDArray[np.float32] | None = None
-    kept: Kept | None = None
+    state: CachedState | None = None
+
+
+#: Told of a run of the engine: its depth, how many requests, and seconds.
+Observer = Callable[[int, int, float], None]
 
 
 class Runner:
-    """Answers batches with one engine; where it ``remembers``, with what can be kept of every history."""
+    """Answers batches with one engine; where it ``caches``, with the state of every history.
 
-    def __init__(self, bundle: Bundle, engine: Engine, retriever: FlatRetriever, *, remembers: bool) -> None:
+    ``observer``: told of every run, from the engine's thread, once it is set.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, retriever: FlatRetriever, *, caches: bool) -> None:
         self._vectors = bundle.vectors
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._engine = engine
         self._retriever = retriever
-        self._remembers = remembers
-        self._trials: dict[int, Kept] = {}
+        self._caches = caches
+        self.observer: Observer | None = None
+        self._trials: dict[int, CachedState] = {}
 
-    def run(self, depth: int, works: list[Work]) -> Sequence[Result | UnavailableError]:
+    def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """One batch of requests for a depth, each answered or with an error of its own."""
         if _all_go_to_the_end(works):
             return self._to_the_end(depth, works)
-        results: list[Result | UnavailableError | None] = [None] * len(works)
+        results: list[BatchResult | UnavailableError | None] = [None] * len(works)
         paths = [work.early_exit.cascade.depths if work.early_exit else (depth,) for work in works]
         for path in set(paths):
             rows = [row for row, each in enumerate(paths) if each == path]
@@ -72,43 +81,51 @@ class Runner:
                 results[row] = result
         return [result for result in results if result is not None]
 
-    def _to_the_end(self, depth: int, works: list[Work]) -> Sequence[Result | UnavailableError]:
+    def _to_the_end(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         start_s = time.monotonic()
-        users, kept = self._users(depth, works)
+        users, states, ran = self._users(depth, works)
         engine_s = time.monotonic()
+        if ran:
+            self._observe(depth, ran, engine_s - start_s)
         found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
-        own = users if not self._remembers else [user.copy() for user in users]
+        own = users if not self._caches else [user.copy() for user in users]
         return [
-            Result(*pair, depth, engine_s - start_s, end_s - engine_s, user, rest) if ok else _broken(depth)
-            for pair, ok, user, rest in zip(found, finite, own, kept, strict=True)
+            BatchResult(*pair, depth, engine_s - start_s, end_s - engine_s, user, state) if ok else _broken(depth)
+            for pair, ok, user, state in zip(found, finite, own, states, strict=True)
         ]
 
-    def _users(self, depth: int, works: list[Work]) -> tuple[NDArray[np.float32], Sequence[Kept | None]]:
-        """User vectors of a batch, and what is to be kept of each that was computed."""
-        if not self._remembers:
-            return self._engine.run(*self._padded(works), depth), [None] * len(works)
+    def _users(
+        self, depth: int, works: list[BatchItem]
+    ) -> tuple[NDArray[np.float32], Sequence[CachedState | None], int]:
+        """User vectors of a batch (n, width), what to cache of each that was computed, and how many those were."""
+        if not self._caches:
+            return self._engine.run(*self._padded(works), depth), [None] * len(works), len(works)
         users = np.empty((len(works), self._vectors.width), np.float32)
-        kept: list[Kept | None] = [None] * len(works)
+        states: list[CachedState | None] = [None] * len(works)
         rows = []
         for row, work in enumerate(works):
-            if work.start.user is None:
+            if work.hit.user is None:
                 rows.append(row)
             else:
-                users[row] = work.start.user
+                users[row] = work.hit.user
         if rows:
             chosen = [works[row] for row in rows]
-            histories = [History(work.ids, work.timestamps, work.start.kept) for work in chosen]
-            users[rows], found = self._engine.resume(histories, depth)
-            for row, each in zip(rows, found, strict=True):
-                kept[row] = each
-        return users, kept
+            histories = [CachedHistory(work.ids, work.timestamps, work.hit.state) for work in chosen]
+            users[rows], found = self._engine.run_incremental(histories, depth)
+            for row, state in zip(rows, found, strict=True):
+                states[row] = state
+        return users, states, len(rows)
 
-    def _walk(self, path: tuple[int, ...], works: list[Work]) -> Sequence[Result | UnavailableError]:
+    def _observe(self, depth: int, requests: int, seconds: float) -> None:
+        if self.observer is not None:
+            self.observer(depth, requests, seconds)
+
+    def _walk(self, path: tuple[int, ...], works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """Exit by exit; a request leaves where its cascade says so, or at the last."""
-        results: dict[int, Result | UnavailableError] = {}
+        results: dict[int, BatchResult | UnavailableError] = {}
         walk = self._engine.walk(*self._padded(works), path)
         active, rows = np.arange(len(works)), None
         spent = np.zeros(2)
@@ -116,6 +133,7 @@ class Runner:
             start_s = time.monotonic()
             users = walk.send(rows)
             engine_s = time.monotonic()
+            self._observe(depth, len(users), engine_s - start_s)
             waiting = [works[i] for i in active.tolist()]
             ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
             found = self._retriever.search(users, ks, [work.keep for work in waiting])
@@ -124,32 +142,29 @@ class Runner:
             rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
             for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
                 k, (indices, scores) = waiting[i].k, found[i]
-                ok = Result(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
+                ok = BatchResult(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
                 results[int(active[i])] = ok if finite[i] else _broken(depth)
             active = active[rows]
             if not len(active):
                 break
         return [results[row] for row in range(len(works))]
 
-    def _padded(self, works: Sequence[Work]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        longest = max(len(work.ids) for work in works)
-        items = np.zeros((len(works), longest), dtype=np.int64)
-        timestamps = np.zeros_like(items) if self._uses_timestamps else None
-        for row, work in enumerate(works):
-            items[row, longest - len(work.ids) :] = work.ids
-            if timestamps is not None and work.timestamps is not None:
-                timestamps[row, longest - len(work.ids) :] = work.timestamps
-        return items, timestamps
+    def _padded(self, items: Sequence[BatchItem]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        longest = max(len(item.ids) for item in items)
+        ids = left_padded([item.ids for item in items], longest)
+        if not self._uses_timestamps:
+            return ids, None
+        return ids, left_padded([() if item.timestamps is None else item.timestamps for item in items], longest)
 
     def try_out(self, depth: int, length: int, requests: int) -> None:
         """What one batch of ordinary requests costs, from padding to the best ten."""
         ids = np.arange(length or min(TRIAL_LENGTH, self._max_history), dtype=np.int64) % len(self._vectors) + 1
-        start = NOTHING
+        hit = MISS
         if length == 0:
             if depth not in self._trials:
-                self._trials[depth] = self._engine.resume([History(ids[:-1], None, None)], depth)[1][0]
-            start = Start("prefix", self._trials[depth], new=1)
-        self.run(depth, [Work(ids, None, 10, ItemFilter(exclude=ids - 1), start=start)] * requests)
+                self._trials[depth] = self._engine.run_incremental([CachedHistory(ids[:-1], None, None)], depth)[1][0]
+            hit = CacheHit("prefix", self._trials[depth], new=1)
+        self.run(depth, [BatchItem(ids, None, 10, ItemFilter(exclude=ids - 1), hit=hit)] * requests)
 
     def capture(self, lengths: Sequence[int], batch_limit: Callable[[int], int]) -> None:
         """Let a GPU meet every shape that requests can have: the first two batches of one are slow."""
@@ -165,17 +180,17 @@ class Runner:
         self._trials.clear()
 
 
-def _all_go_to_the_end(works: Sequence[Work]) -> bool:
+def _all_go_to_the_end(works: Sequence[BatchItem]) -> bool:
     return all(work.early_exit is None for work in works)
 
 
-def typical(works: Sequence[Work]) -> bool:
+def typical(works: Sequence[BatchItem]) -> bool:
     """Whether a batch costs what was measured for its lane."""
-    return all(work.early_exit is None and (work.start is NOTHING or work.start.new == 1) for work in works)
+    return all(work.early_exit is None and (work.hit is MISS or work.hit.new == 1) for work in works)
 
 
 def _going_on(
-    place: int, path: tuple[int, ...], works: Sequence[Work], found: Sequence[tuple[Indices, Scores]]
+    place: int, path: tuple[int, ...], works: Sequence[BatchItem], found: Sequence[tuple[Indices, Scores]]
 ) -> NDArray[np.bool_]:
     """Which requests go on after this exit, (n,)."""
     early_exit = works[0].early_exit

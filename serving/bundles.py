@@ -9,7 +9,7 @@ from pathlib import Path
 from fathom.errors import ConfigError, FathomError, InvalidRequestError, NotFoundError
 from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import Manifest
-from fathom.runtime.reuse import Owners
+from fathom.runtime.prefix_cache import Owners
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import echo

@@ -15,8 +15,8 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery
-from fathom.runtime.reuse import Owner
 from fathom.selector.choice import DepthReason
 from fathom.serving.history.contract import StoredEvent
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -10,20 +11,20 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import BundleError, FathomError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine
+from fathom.runtime.engines.interface import Engine
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
 from fathom.serving.describe import DeploymentInfo, bundle_message, own_profile, routing_message, served_profiles
-from fathom.serving.metrics import MeteredEngine, Metrics
+from fathom.serving.metrics import Metrics
 
 #: Loads a bundle's engine with so many threads.
 MakeEngine = Callable[[Bundle, int], Engine]
 
 
-#: The second form of a bundle's engines takes about as much.
+#: The engines for incremental inference take about as much.
 LEAST_REUSE_MB = 16
 #: An engine that has failed gets so long for its test.
 TEST_S = 10.0
@@ -32,11 +33,11 @@ TEST_S = 10.0
 class Deployment:
     """A bundle under the name it is asked for; ``engine`` belongs to it and is closed with it."""
 
-    def __init__(self, name: str, bundle: Bundle, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, name: str, bundle: Bundle, engine: Engine, settings: ServerSettings) -> None:
         self.name = name
         self.bundle = bundle
         self.profile = own_profile(settings.profile, bundle, force=settings.force)
-        self._engine = MeteredEngine(engine, metrics, name)
+        self._engine = engine
         limits = PipelineSettings.for_profile(
             self.profile,
             max_queue=settings.max_queue,
@@ -75,7 +76,7 @@ class Deployment:
         try:
             bundle, engine = await asyncio.to_thread(load)
             try:
-                deployment = cls(name, bundle, engine, settings, metrics)
+                deployment = cls(name, bundle, engine, settings)
             except BaseException:
                 engine.close()
                 raise
@@ -85,7 +86,7 @@ class Deployment:
             except BaseException:
                 deployment.close()
                 raise
-            deployment._engine.recording = True
+            deployment.pipeline.observe(partial(metrics.ran, name))
             return deployment
         except FathomError:
             raise

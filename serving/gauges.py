@@ -43,7 +43,7 @@ def readings(deployments: Iterable[Deployment], in_flight: int, history: History
         ("bytes", "Memory that they take.", 1),
     ):
         for each in served:
-            yield Reading(f"fathom_reuse_{name}", text, {"bundle": each.name}, each.pipeline.remembered[place])
+            yield Reading(f"fathom_reuse_{name}", text, {"bundle": each.name}, each.pipeline.cached[place])
     watched = [(each.name, each.pipeline.chooser.policy(each.profile).monitor) for each in served]
     monitors = [(name, monitor) for name, monitor in watched if monitor is not None]
     for name, text, field in _FEEDBACK:

@@ -5,9 +5,8 @@ docs/operating.md lists them. Each server has its own registry, so that several 
 
 import socket
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import groupby
@@ -16,15 +15,11 @@ from typing import Any, NamedTuple, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fathom.errors import ConfigError
-from fathom.runtime.engines.engine import Engine
-from fathom.runtime.engines.extension import History, Kept
 from fathom.runtime.query import Answer
 from fathom.selector.choice import DepthReason
 
@@ -188,56 +183,6 @@ class Metrics:
         if self._shown:
             self._engine_seconds.labels(bundle, str(depth)).observe(seconds)
             self._batch_size.labels(bundle, str(depth)).observe(size)
-
-
-class MeteredEngine:
-    """An Engine that counts the runs of the one inside, once ``recording`` is set (so not those of the warm-up)."""
-
-    def __init__(self, engine: Engine, metrics: Metrics, bundle: str) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._bundle = bundle
-        self.name = engine.name
-        self.device = engine.device
-        self.depths = engine.depths
-        self.recording = False
-
-    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
-        """See ``Engine.run``."""
-        started = time.perf_counter()
-        users = self._engine.run(items, timestamps, depth)
-        if self.recording:
-            self._metrics.ran(self._bundle, depth, len(items), time.perf_counter() - started)
-        return users
-
-    def walk(
-        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
-        """See ``Engine.walk``; each part of the way counts as a run at the depth that it reaches."""
-        walk, rows = self._engine.walk(items, timestamps, depths), None
-        for depth in depths:
-            started = time.perf_counter()
-            users = walk.send(rows)
-            if self.recording:
-                self._metrics.ran(self._bundle, depth, len(users), time.perf_counter() - started)
-            rows = yield users
-
-    @property
-    def resumes(self) -> bool:
-        """See ``Engine.resumes``."""
-        return self._engine.resumes
-
-    def resume(self, histories: Sequence[History], depth: int) -> tuple[NDArray[np.float32], list[Kept]]:
-        """See ``Engine.resume``."""
-        started = time.perf_counter()
-        found = self._engine.resume(histories, depth)
-        if self.recording:
-            self._metrics.ran(self._bundle, depth, len(histories), time.perf_counter() - started)
-        return found
-
-    def close(self) -> None:
-        """See ``Engine.close``."""
-        self._engine.close()
 
 
 class _Http(ThreadingMixIn, WSGIServer):

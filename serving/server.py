@@ -21,7 +21,8 @@ from fathom.errors import ConfigError, FathomError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine, open_engine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.open import open_engine
 from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
 from fathom.serving.deployment import MakeEngine, reuse_mb
@@ -76,8 +77,8 @@ class Server:
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
             profile = own_profile(settings.profile, bundle, force=True)
-            extends = reuse_mb(settings, profile) > 0
-            return open_engine(bundle, threads=threads, extends=extends, device=settings.device)
+            incremental = reuse_mb(settings, profile) > 0
+            return open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
         self._history = open_history(settings.history, _retention(settings))

@@ -29,7 +29,7 @@ from fathom.exporter.engines.engine_set import SegmentSpec, segment_specs
 from fathom.exporter.engines.segments import IR_VERSION
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.segment import READ_EXIT
 from fathom.training.model import ModelConfig
 

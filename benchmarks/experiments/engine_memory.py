@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 
 
 def peak_mb() -> float:

@@ -24,7 +24,8 @@ from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.precision import Precision
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine, open_engine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import DepthInfo
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

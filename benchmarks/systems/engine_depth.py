@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine, open_engine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.open import open_engine
 
 HISTORIES = (10, 50, 200)
 WARM_UP_ROUNDS = 20

@@ -20,7 +20,8 @@ from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.errors import ConfigError
 from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine, open_engine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.open import open_engine
 from fathom.selector.betting import Evidence
 from fathom.selector.certificate import Claim
 from fathom.show import Activity

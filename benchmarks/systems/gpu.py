@@ -24,7 +24,8 @@ from fathom.benchmarks.systems.retrieval import unit_vectors
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
-from fathom.runtime.engines.engine import Engine, OnnxEngine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery

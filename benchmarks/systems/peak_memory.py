@@ -8,7 +8,7 @@ import numpy as np
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.settings import PipelineSettings

@@ -22,7 +22,7 @@ from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
 from fathom.runtime.bundle import Bundle, Catalogue
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery

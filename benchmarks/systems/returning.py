@@ -17,8 +17,9 @@ from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine, open_engine
-from fathom.runtime.engines.extension import History
+from fathom.runtime.engines.incremental import CachedHistory
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.open import open_engine
 from fathom.training.dataset import Dataset
 
 USERS = 200
@@ -43,10 +44,10 @@ def read_histories(bundle: Bundle, dataset: Dataset, length: int) -> tuple[np.nd
 def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray, depth: int) -> dict[str, Any]:
     """Medians over users of the milliseconds of each way, in turns, and what they find."""
     length = ids.shape[1]
-    grown = [History(row[:-1], at[:-1], None) for row, at in zip(ids, seconds, strict=True)]
-    kept = [engine.resume([history], depth)[1][0] for history in grown]
-    new = [History(row, at, None) for row, at in zip(ids, seconds, strict=True)]
-    returning = [history._replace(kept=rest) for history, rest in zip(new, kept, strict=True)]
+    grown = [CachedHistory(row[:-1], at[:-1], None) for row, at in zip(ids, seconds, strict=True)]
+    kept = [engine.run_incremental([history], depth)[1][0] for history in grown]
+    new = [CachedHistory(row, at, None) for row, at in zip(ids, seconds, strict=True)]
+    returning = [history._replace(state=rest) for history, rest in zip(new, kept, strict=True)]
     afresh_ms: list[float] = []
     resumed_ms: list[float] = []
     first_ms: list[float] = []
@@ -54,8 +55,8 @@ def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray,
     for number in range(ROUNDS):
         # One way after the other over all users, so that each finds its own weights in the cache, but no user's data.
         plain = [_timed(engine.run, ids[row : row + 1], seconds[row : row + 1], depth) for row in range(len(ids))]
-        resumed = [_timed(engine.resume, [history], depth) for history in returning]
-        first = [_timed(engine.resume, [history], depth) for history in new]
+        resumed = [_timed(engine.run_incremental, [history], depth) for history in returning]
+        first = [_timed(engine.run_incremental, [history], depth) for history in new]
         for ways, found in ((afresh_ms, plain), (resumed_ms, resumed), (first_ms, first)):
             ways += [took_ms for took_ms, _ in found]
         if number == 0:
@@ -66,7 +67,7 @@ def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray,
     for start in range(0, len(ids) - BATCH + 1, BATCH):
         rows = slice(start, start + BATCH)
         plain_batch_ms.append(_timed(engine.run, ids[rows], seconds[rows], depth)[0])
-        first_batch_ms.append(_timed(engine.resume, new[rows], depth)[0])
+        first_batch_ms.append(_timed(engine.run_incremental, new[rows], depth)[0])
     return {
         "depth": depth,
         "users": len(ids),
@@ -99,8 +100,8 @@ def measure(options: Namespace) -> Iterator[Run]:
     bundle = Bundle.open(options.bundle)
     length = bundle.manifest.model.max_history
     ids, seconds = read_histories(bundle, Dataset.load(options.data), length)
-    with open_engine(bundle, extends=True) as engine:
-        if not engine.resumes:
+    with open_engine(bundle, incremental=True) as engine:
+        if not engine.incremental:
             raise ConfigError(f"{options.bundle}: it has no engines for incremental inference; export it again")
         rows = [row_of(engine, bundle, ids, seconds, depth) for depth in bundle.depths]
     config = {"bundle": bundle.manifest.name, "history": length, "threads": 1, "rounds": ROUNDS, "batch": BATCH}

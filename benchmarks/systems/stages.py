@@ -46,7 +46,7 @@ LOOP_STAGES = {
     ),
 }
 ENGINE_STAGES = {
-    "engine": ("engine.py",),
+    "engine": ("engines/",),
     "search": ("retriever.py",),
     "batches": ("batcher.py", "lanes.py", "pipeline.py", "metrics.py"),
 }

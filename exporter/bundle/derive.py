@@ -15,7 +15,7 @@ from fathom.artefacts import BUNDLE, real
 from fathom.errors import ConfigError, ParityError
 from fathom.files import new_folder, sha256_bytes, write_json
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest, sealed
 
 log = logging.getLogger("fathom.exporter")

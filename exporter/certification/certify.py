@@ -32,7 +32,7 @@ from fathom.exporter.certification.outcomes import (
     measure_outcomes,
 )
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digest
 from fathom.runtime.manifest import SCHEMA_VERSION as BUNDLE_SCHEMA
 from fathom.selector.certificate import (

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine
+from fathom.runtime.engines.interface import Engine
 from fathom.runtime.lanes import length_buckets
+from fathom.runtime.padding import left_padded
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 from fathom.selector.features import Features
 from fathom.selector.routing import CONFIDENCE, RoutingInputs, confidence
@@ -200,15 +201,11 @@ def _batches(lengths: NDArray[Any]) -> Iterator[NDArray[np.intp]]:
 def _padded(
     cases: Cases, rows: NDArray[np.intp], longest: int, *, uses_timestamps: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    items = np.zeros((len(rows), longest), dtype=np.int64)
-    timestamps = np.zeros_like(items) if uses_timestamps else None
-    for place, row in enumerate(rows):
-        history = cases.histories[row][-longest:]
-        items[place, longest - len(history) :] = history + 1
-        times = cases.histories.times(row)
-        if timestamps is not None and times is not None:
-            timestamps[place, longest - len(history) :] = times[-longest:]
-    return items, timestamps
+    items = left_padded([cases.histories[row] + 1 for row in rows.tolist()], longest)
+    if not uses_timestamps:
+        return items, None
+    times = [cases.histories.times(row) for row in rows.tolist()]
+    return items, left_padded([() if each is None else each for each in times], longest)
 
 
 def _ndcg(best: NDArray[np.int64], target: int) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from fathom.errors import DataError, ParityError
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.segments import CONTEXT_FILE, extension_file
-from fathom.runtime.engines.extension import Extender, Form, History
+from fathom.runtime.engines.incremental import CachedHistory, IncrementalFiles, IncrementalRunner
 from fathom.runtime.engines.segment import Segment
 from fathom.training.dataset import Sequences
 from fathom.training.model import ElasticModel
@@ -27,8 +27,10 @@ def incremental_error(
     if not len(histories):
         raise DataError("no history to check the engines with: no user has enough events for a case")
     config = model.config
-    form = Form(config.span, config.heads, config.width, CONTEXT_FILE, {d: extension_file(d) for d in config.paths})
-    extender = Extender(form, engines.vectors, lambda path: Segment(files[path], path, threads=1), model.depths)
+    form = IncrementalFiles(
+        config.span, config.heads, config.width, CONTEXT_FILE, {d: extension_file(d) for d in config.paths}
+    )
+    runner = IncrementalRunner(form, engines.vectors, lambda path: Segment(files[path], path, threads=1), model.depths)
     worst = 0.0
     for row in np.argsort(-histories.lengths, kind="stable")[:HISTORIES].tolist():
         ids = histories[row][-config.max_history :].astype(np.int64) + 1
@@ -37,9 +39,9 @@ def incremental_error(
         expected = engines.run(ids[None], seconds[None])
         for depth in model.depths:
             begun = max(1, len(ids) - EXTENDED)
-            users, kept = extender.resume([History(ids[:begun], seconds[:begun], None)], depth)
+            users, kept = runner.run([CachedHistory(ids[:begun], seconds[:begun], None)], depth)
             for length in range(begun + 1, len(ids) + 1):
-                users, kept = extender.resume([History(ids[:length], seconds[:length], kept[0])], depth)
+                users, kept = runner.run([CachedHistory(ids[:length], seconds[:length], kept[0])], depth)
             worst = max(worst, float(np.abs(users - expected[depth]).max()))
     if not worst <= MAX_ABS_ERROR:
         raise ParityError(f"incremental inference is off by {worst:.2g}, more than {MAX_ABS_ERROR:g}; export again")

@@ -15,7 +15,7 @@ from fathom.errors import ArtefactError, MissingExtraError, ParityError
 from fathom.exporter.bundle.derive import CHECKED_LENGTHS, derive_bundle, open_source, random_histories
 from fathom.exporter.engines.quiet import quiet
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, Parity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.model import ElasticModel

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from fathom.errors import BundleError, ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.afresh import Afresh
-from fathom.runtime.engines.segment import Segment
+from fathom.runtime.engines.interface import StatelessEngine, load_chains
+from fathom.runtime.engines.segment import Segment, check_chains
 from fathom.runtime.engines.session import Device
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.lanes import length_buckets
@@ -18,7 +18,7 @@ from fathom.runtime.lanes import length_buckets
 LOOKUP = Path(__file__).with_name("lookup.onnx")
 
 
-class CudaEngine(Afresh):
+class CudaEngine(StatelessEngine):
     """See ``Engine``: what a segment leaves stays on the device until the user vectors are read.
 
     Histories are padded to the end of their length bucket and batches to a power of two, so that few shapes occur. For
@@ -38,16 +38,10 @@ class CudaEngine(Afresh):
         self.name = f"onnxruntime-{device}"
         self._buckets = length_buckets(bundle.manifest.model.max_history)
         self._timestamps = bundle.manifest.model.uses_timestamps
-        segments: dict[str, _CudaSegment] = {}
-        self._chains: dict[int, list[_CudaSegment]] = {}
-        for depth in depths:
-            names = bundle.segments(depth)
-            for name in names:
-                if name not in segments:
-                    segments[name] = _CudaSegment(bundle.read(name), bundle.path / name, device)
-            self._chains[depth] = [segments[name] for name in names]
-            for place, segment in enumerate(self._chains[depth]):
-                segment.check(bundle.manifest.model, first=place == 0, last=place == len(names) - 1)
+        self._chains = load_chains(
+            bundle, depths, lambda name: _CudaSegment(bundle.read(name), bundle.path / name, device)
+        )
+        check_chains(self._chains.values(), bundle.manifest.model)
         self._lookup = _CudaSegment(LOOKUP.read_bytes(), LOOKUP, device)
         self._table = _table(bundle.vectors, device)
         self._buffers: dict[tuple[int, int], _Buffers] = {}
@@ -81,12 +75,6 @@ class CudaEngine(Afresh):
         self._buffers.clear()
         self._lookup.forget()
         self._table = None
-
-    def __enter__(self) -> "CudaEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _table(vectors: ItemVectors, device: Device) -> Any:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.engines.afresh import Afresh
+from fathom.runtime.engines.interface import StatelessEngine
 from fathom.runtime.engines.session import Device
 from fathom.runtime.item_vectors import ItemVectors
 
 
-class FakeEngine(Afresh):
+class FakeEngine(StatelessEngine):
     """The user vector at depth d is the unit mean of the newest d items' vectors: deeper looks further back.
 
     ``on_run(batch, depth)`` is called before each run, in the engine's thread; what it raises is the engine's failure.

@@ -1,6 +1,6 @@
 """One engine file of a bundle, opened."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,3 +65,10 @@ class Segment:
                     f"{self._name}: {brief(each.name)} is {each.type} {brief(each.shape)} where {kind} of {axes} axes"
                     f"{f' with width {width}' if width else ''} is needed; export the bundle again"
                 )
+
+
+def check_chains(chains: Iterable[Sequence[Segment]], model: ModelInfo) -> None:
+    """Raise BundleError for the first segment that does not suit its place."""
+    for chain in chains:
+        for place, segment in enumerate(chain):
+            segment.check(model, first=place == 0, last=place == len(chain) - 1)

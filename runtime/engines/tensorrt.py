@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.afresh import Afresh
+from fathom.runtime.engines.interface import StatelessEngine, load_chains, model_inputs
 from fathom.runtime.engines.plans import PlanRefusedError, choose_plan
 from fathom.runtime.engines.session import Device
 from fathom.runtime.manifest import Plan
@@ -42,7 +42,7 @@ def gpu_capability() -> str | None:
     return ".".join(str(value) for _, value in found) if all(int(error) == 0 for error, _ in found) else None
 
 
-class RtxEngine(Afresh):
+class RtxEngine(StatelessEngine):
     """See ``Engine``: all segments of one plan, on one stream, for one thread.
 
     The library captures a CUDA graph for each optimization profile, so one per length bucket. A batch beyond the plan's
@@ -60,18 +60,15 @@ class RtxEngine(Afresh):
         self._cuda = cuda
         self._plan = plan
         self._width = bundle.manifest.model.width
-        self._timestamps = bundle.manifest.model.uses_timestamps
-        self._vectors = bundle.vectors
+        self._bundle = bundle
         self._stream = self._got(cuda.cudaStreamCreate())
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        segments: dict[str, _Segment] = {}
-        self._chains: dict[int, list[_Segment]] = {}
-        for depth in depths:
-            for engine in bundle.segments(depth):
-                if engine not in segments:
-                    file = plan.segments[engine]
-                    segments[engine] = _Segment(trt, runtime, bundle.read(file), file, plan, self._stream)
-            self._chains[depth] = [segments[engine] for engine in bundle.segments(depth)]
+
+        def load(engine: str) -> _Segment:
+            file = plan.segments[engine]
+            return _Segment(trt, runtime, bundle.read(file), file, plan, self._stream)
+
+        self._chains = load_chains(bundle, depths, load)
         positions = plan.max_batch * plan.histories[-1]
         hidden = positions * self._width * 4
         ids, users = positions * 8, plan.max_batch * self._width * 4
@@ -88,9 +85,7 @@ class RtxEngine(Afresh):
             return np.concatenate([self.run(items[part], at, depth) for part, at in zip(parts, times, strict=True)])
         batch, length = items.shape
         profile = next(place for place, longest in enumerate(self._plan.histories) if length <= longest)
-        inputs: dict[str, NDArray[Any]] = {"items": items, "item_vectors": self._vectors.padded(items)}
-        if self._timestamps:
-            inputs["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+        inputs = model_inputs(self._bundle, items, timestamps)
         for name, value in inputs.items():
             self._copy(self._buffers[name], np.ascontiguousarray(value), to_device=True)
         shapes = {name: value.shape for name, value in inputs.items()}
@@ -110,12 +105,6 @@ class RtxEngine(Afresh):
         for buffer in (*self._buffers.values(), *self._hidden):
             self._got(self._cuda.cudaFree(buffer))
         self._got(self._cuda.cudaStreamDestroy(self._stream))
-
-    def __enter__(self) -> "RtxEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _copy(self, buffer: int, array: NDArray[Any], *, to_device: bool) -> None:
         kinds = self._cuda.cudaMemcpyKind

@@ -10,7 +10,7 @@ MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88);Conv
 MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88) 10
 MainThread;run (fathom/serving/loop.py:9);Runner.run (asyncio/runners.py:118) 60
 fathom-engine;Batcher._work (fathom/runtime/batcher.py:1);FlatRetriever.search (fathom/runtime/retriever.py:3);run (onnxruntime/x.py:4) 25
-fathom-engine;Batcher._work (fathom/runtime/batcher.py:1);OnnxEngine.run (fathom/runtime/engine.py:3);run (onnxruntime/x.py:4) 75
+fathom-engine;Batcher._work (fathom/runtime/batcher.py:1);OnnxEngine.run (fathom/runtime/engines/onnx.py:3);run (onnxruntime/x.py:4) 75
 fathom-engine;Batcher._next (fathom/runtime/batcher.py:1);Condition.wait (threading.py:3) 900
 """  # noqa: E501
 

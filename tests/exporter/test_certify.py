@@ -42,7 +42,7 @@ from fathom.exporter.certification.routing_report import (
     write_report,
 )
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, version_of
 from fathom.selector.features import Features
 from fathom.training.dataset import Dataset

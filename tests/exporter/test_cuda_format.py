@@ -12,7 +12,8 @@ from fathom.exporter.formats.cuda import convert_for_cuda
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
-from fathom.runtime.engines.engine import OnnxEngine, open_engine
+from fathom.runtime.engines.onnx import OnnxEngine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.tensorrt import gpu_capability
 
 

@@ -11,7 +11,7 @@ from fathom.errors import ArtefactError, ConfigError
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.formats.executorch import Program, build_program, convert_to_executorch
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.training.checkpoint import Checkpoint
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install 'fathom-recommender[executorch]'")

@@ -15,7 +15,7 @@ from fathom.exporter.bundle.item_files import transition_entropy
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import MetricInterval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

@@ -17,7 +17,7 @@ from fathom.exporter.planning.plan import DepthPlan, Strategy
 from fathom.importance.adapter import measure_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 

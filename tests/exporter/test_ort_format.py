@@ -10,8 +10,8 @@ from fathom.errors import ConfigError
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.formats.ort import OPERATORS_FILE, convert_to_ort
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engines.engine import open_engine
-from fathom.runtime.engines.extension import History
+from fathom.runtime.engines.incremental import CachedHistory
+from fathom.runtime.engines.open import open_engine
 
 
 def test_a_converted_bundle_answers_as_the_first_does(bundle_path: Path, tmp_path: Path) -> None:
@@ -24,14 +24,14 @@ def test_a_converted_bundle_answers_as_the_first_does(bundle_path: Path, tmp_pat
     with (
         Bundle.open(bundle_path) as one,
         Bundle.open(tmp_path / "phone") as two,
-        open_engine(one, extends=True) as before,
-        open_engine(two, extends=True) as after,
+        open_engine(one, incremental=True) as before,
+        open_engine(two, incremental=True) as after,
     ):
         assert one.manifest.version != two.manifest.version
         assert after.depths == before.depths
         for depth in after.depths:
             assert after.run(items, times, depth) == pytest.approx(before.run(items, times, depth), abs=1e-5)
-            resumed = [e.resume([History(items[0], times[0], None)], depth)[0] for e in (before, after)]
+            resumed = [e.run_incremental([CachedHistory(items[0], times[0], None)], depth)[0] for e in (before, after)]
             assert resumed[1] == pytest.approx(resumed[0], abs=1e-5)
 
 

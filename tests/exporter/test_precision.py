@@ -15,8 +15,8 @@ from fathom.exporter.engines.parity import measure_parity
 from fathom.exporter.engines.precision import BITS, mixed_bits, reduce_engines, same_bits
 from fathom.exporter.engines.reduced_quality import check_losses, relative_loss
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
-from fathom.runtime.engines.extension import History
+from fathom.runtime.engines.incremental import CachedHistory
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -98,14 +98,14 @@ def test_item_vectors_in_fewer_bits_are_measured_and_remembered_histories_go_on(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, precision: ItemPrecision
 ) -> None:
     export(checkpoint, dataset, tmp_path / "small", name="small", item_precision=precision, max_loss=1.0)
-    with Bundle.open(tmp_path / "small") as bundle, open_engine(bundle, extends=True) as engine:
+    with Bundle.open(tmp_path / "small") as bundle, open_engine(bundle, incremental=True) as engine:
         manifest = bundle.manifest
         assert (manifest.precision, manifest.item_precision) == ("fp32", precision)
         assert bundle.vectors.precision == precision
         assert np.asarray(bundle.vectors) == pytest.approx(np.asarray(item_vectors(checkpoint.model)), abs=0.01)
         assert all(info.loss is not None and info.parity.max_abs_error < 0.1 for info in manifest.depths.values())
         items, times = np.array([[1, 2, 3]]), np.array([[5, 60, 700]])
-        resumed, _ = engine.resume([History(items[0], times[0], None)], 8)
+        resumed, _ = engine.run_incremental([CachedHistory(items[0], times[0], None)], 8)
         assert resumed == pytest.approx(engine.run(items, times, 8), abs=1e-5)
     with pytest.raises(ParityError, match=f"fp32, items {precision}, more than -100"):
         export(checkpoint, dataset, tmp_path / "no", name="no", item_precision=precision, max_loss=-1.0)

@@ -12,7 +12,7 @@ from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import BundleEditedError, ConfigError
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 
 
 def profile(*depths: int) -> DeviceProfile:

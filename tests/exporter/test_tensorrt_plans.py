@@ -19,7 +19,8 @@ from fathom.exporter.formats.tensorrt import add_plans
 from fathom.files import read_json, write_json
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.engines.engine import OnnxEngine, open_engine
+from fathom.runtime.engines.onnx import OnnxEngine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.plans import PlanRefusedError, choose_plan
 from fathom.runtime.engines.tensorrt import RtxEngine, gpu_capability
 from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, version_of

@@ -9,7 +9,9 @@ import pytest
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
-from fathom.runtime.engines.engine import Engine, OnnxEngine, open_engine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.onnx import OnnxEngine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.session import offers_cuda
 from fathom.runtime.engines.tensorrt import gpu_capability
 from tests.runtime.test_engine import EngineContract
@@ -57,8 +59,8 @@ def test_a_provider_that_does_not_start_is_said_aloud_and_the_cpu_answers(
     def refuses(*_: object, **__: object) -> CudaEngine:
         raise ConfigError("onnxruntime runs on CPUExecutionProvider")
 
-    monkeypatch.setattr("fathom.runtime.engines.engine.offers_cuda", lambda: True)
-    monkeypatch.setattr("fathom.runtime.engines.engine.CudaEngine", refuses)
+    monkeypatch.setattr("fathom.runtime.engines.open.offers_cuda", lambda: True)
+    monkeypatch.setattr("fathom.runtime.engines.open.CudaEngine", refuses)
     with Bundle.open(synthetic_bundle) as bundle, caplog.at_level(logging.WARNING):
         assert isinstance(open_engine(bundle), OnnxEngine)
         assert "the GPU is not used, the CPU answers instead: onnxruntime runs on CPU" in caplog.text

@@ -10,8 +10,10 @@ import pytest
 
 from fathom.errors import BundleEditedError, BundleError, BundleTruncatedError, ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import Engine, OnnxEngine, open_engine
 from fathom.runtime.engines.fake import FakeEngine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.onnx import OnnxEngine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import version_of
 
 
@@ -127,7 +129,7 @@ def test_a_batch_with_too_many_positions_is_run_in_parts(
     with Bundle.open(synthetic_bundle) as bundle, open_engine(bundle) as engine:
         expected = engine.run(items, None, 16)
         for most in (1, 5, 12, 34):
-            monkeypatch.setattr("fathom.runtime.engines.engine.MOST_POSITIONS", most)
+            monkeypatch.setattr("fathom.runtime.engines.onnx.MOST_POSITIONS", most)
             np.testing.assert_allclose(engine.run(items, np.zeros_like(items), 16), expected, atol=1e-6)
 
 

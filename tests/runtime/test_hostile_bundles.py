@@ -25,7 +25,7 @@ from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows, 
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.files import sha256_bytes
 from fathom.runtime.bundle import Bundle, read_manifest, verify
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, depth_digest, version_of
 from fathom.runtime.signature import Trust
 from fathom.serving.repository import Repository, state_of
@@ -113,7 +113,7 @@ def answers(bundle: Bundle) -> dict[int, bytes]:
     manifest = bundle.manifest
     for rows in (fact_rows, depth_rows, evidence_rows, quality_rows):
         "".join(map(str, rows(manifest))).encode()
-    with open_engine(bundle, device="cpu", extends=True) as engine:
+    with open_engine(bundle, device="cpu", incremental=True) as engine:
         return {depth: engine.run(HISTORY, None, depth).tobytes() for depth in bundle.depths}
 
 

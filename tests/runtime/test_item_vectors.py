@@ -10,7 +10,7 @@ import pytest
 from fathom.errors import BundleError
 from fathom.files import sha256_file, write_json
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 from fathom.runtime.manifest import VECTORS_FILE, version_of
 from fathom.runtime.retriever import FlatRetriever, ItemFilter

@@ -23,8 +23,8 @@ from fathom.runtime import batcher as batcher_module
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.engine import open_engine
 from fathom.runtime.engines.fake import FakeEngine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery

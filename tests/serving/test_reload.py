@@ -22,8 +22,9 @@ from fathom.errors import BundleMissingFileError, ConfigError, InvalidRequestErr
 from fathom.files import write_json
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, read_manifest
-from fathom.runtime.engines.engine import Engine, open_engine
 from fathom.runtime.engines.fake import FakeEngine
+from fathom.runtime.engines.interface import Engine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import MANIFEST_NAME, version_of
 from fathom.serving.config import ServerSettings
 from fathom.serving.repository import Repository, state_of

@@ -23,7 +23,7 @@ from fathom.errors import ConnectError
 from fathom.loadtests.replay import replay
 from fathom.loadtests.traces import Arrival, Trace
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-from fathom.runtime.engines.engine import open_engine
+from fathom.runtime.engines.open import open_engine
 from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
 from fathom.serving.gate import Gate

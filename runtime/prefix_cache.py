@@ -1,4 +1,4 @@
-"""What the pipeline remembers of the histories it has answered, so that a returning one costs only what is new."""
+"""The prefix cache: keys, values and user vectors of answered histories, so that a grown one costs only what is new."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.engines.extension import Kept
+from fathom.runtime.engines.incremental import CachedState
 
 Ids = NDArray[np.int64]
 Reused = Literal["nothing", "prefix", "layers", "vector"]
@@ -39,7 +39,7 @@ class Owners:
         return self._owners.setdefault(name, Owner())
 
     def forget(self, name: str) -> Owner | None:
-        """Let what is being answered leave nothing behind; what is remembered is for ``Memory.forget``."""
+        """Let what is being answered leave nothing behind; what is remembered is for ``PrefixCache.forget``."""
         owner = self._owners.pop(name, None)
         if owner is not None:
             owner.forgotten = True
@@ -48,19 +48,19 @@ class Owners:
 
 @dataclass(slots=True)
 class _Entry:
-    """One history: its user vectors by depth, what is kept of it, and whose it is, where that is known."""
+    """One history: its user vectors by depth, its cached state, and whose it is, where that is known."""
 
     users: dict[int, NDArray[np.float32]]
-    kept: Kept
+    state: CachedState
     nbytes: int = 0
     owners: set[Owner] = field(default_factory=set)
 
 
-class Start(NamedTuple):
-    """Where a request can begin: ``user``: it has its vector already; ``new``: items that are to be computed."""
+class CacheHit(NamedTuple):
+    """Where a request can begin: ``user``: its vector is cached; ``new``: items that are to be computed."""
 
     reused: Reused
-    kept: Kept | None = None
+    state: CachedState | None = None
     user: NDArray[np.float32] | None = None
     new: int = 0
 
@@ -69,10 +69,10 @@ class Start(NamedTuple):
         return 0 if self.reused in ("vector", "prefix") else items
 
 
-NOTHING = Start("nothing")
+MISS = CacheHit("nothing")
 
 
-class Memory:
+class PrefixCache:
     """A bounded store of histories, least recently used first out. Used from one event loop."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -84,7 +84,7 @@ class Memory:
         """Histories in it."""
         return len(self._entries)
 
-    def starts(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None) -> "Starts":
+    def lookup(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None) -> "CacheHits":
         """What is remembered of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items."""
         found = []
         for new in range(min(MOST_NEW + 1, len(ids))):
@@ -95,32 +95,32 @@ class Memory:
                 found.append((new, entry))
                 if new == 0 and owner is not None:
                     entry.owners.add(owner)
-        return Starts(found)
+        return CacheHits(found)
 
     def put(
         self,
         ids: Ids,
         timestamps: Ids | None,
         user: NDArray[np.float32],
-        kept: Kept,
+        state: CachedState,
         owner: Owner | None = None,
     ) -> None:
-        """Remember a history that was answered at ``kept.depth``, unless its owner has been forgotten meanwhile."""
+        """Remember a history that was answered at ``state.depth``, unless its owner has been forgotten meanwhile."""
         if owner is not None and owner.forgotten:
             return
         key = _key(ids, timestamps)
         entry = self._entries.pop(key, None)
         if entry is None:
-            entry = _Entry({}, kept)
+            entry = _Entry({}, state)
         self.nbytes -= entry.nbytes
         # Of two depths the deeper one serves both.
-        if kept.depth >= entry.kept.depth:
-            entry.kept = kept
-        entry.users[kept.depth] = user
+        if state.depth >= entry.state.depth:
+            entry.state = state
+        entry.users[state.depth] = user
         if owner is not None:
             entry.owners.add(owner)
         vectors = sum(each.nbytes for each in entry.users.values())
-        entry.nbytes = entry.kept.nbytes + vectors + len(key) + OVERHEAD
+        entry.nbytes = entry.state.nbytes + vectors + len(key) + OVERHEAD
         self._entries[key] = entry
         self.nbytes += entry.nbytes
         while self.nbytes > self.most_bytes:
@@ -133,24 +133,24 @@ class Memory:
             self.nbytes -= self._entries.pop(key).nbytes
 
 
-class Starts(NamedTuple):
+class CacheHits(NamedTuple):
     """Remembered histories that a request may begin from: (items that are new, entry), the longest first."""
 
     found: list[tuple[int, _Entry]]
 
-    def at(self, depth: int) -> Start:
+    def at(self, depth: int) -> CacheHit:
         """The cheapest way to a depth."""
         for new, entry in self.found:
             if new == 0 and depth in entry.users:
-                return Start("vector", user=entry.users[depth])
-            if new and entry.kept.depth >= depth:
-                return Start("prefix", kept=entry.kept, new=new)
-            if new == 0 and entry.kept.depth < depth and entry.kept.hidden is not None:
-                return Start("layers", kept=entry.kept)
-        return NOTHING
+                return CacheHit("vector", user=entry.users[depth])
+            if new and entry.state.depth >= depth:
+                return CacheHit("prefix", state=entry.state, new=new)
+            if new == 0 and entry.state.depth < depth and entry.state.hidden is not None:
+                return CacheHit("layers", state=entry.state)
+        return MISS
 
 
-NO_STARTS = Starts([])
+NO_HITS = CacheHits([])
 
 
 def _key(ids: Ids, timestamps: Ids | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Remembered histories: what is computed from them is what would be computed afresh, and memory is bounded."""
+"""Remembered histories: what is computed from them is what would be computed afresh, and cache is bounded."""
 
 import asyncio
 import random
@@ -21,12 +21,13 @@ from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, ext
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.engine import OnnxEngine, open_engine
-from fathom.runtime.engines.extension import Extender, Form, History, Kept
+from fathom.runtime.engines.incremental import CachedHistory, CachedState, IncrementalFiles, IncrementalRunner
+from fathom.runtime.engines.onnx import OnnxEngine
+from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.segment import Segment
 from fathom.runtime.pipeline import Pipeline
+from fathom.runtime.prefix_cache import MOST_NEW, Owners, PrefixCache
 from fathom.runtime.query import IndexedQuery
-from fathom.runtime.reuse import MOST_NEW, Memory, Owners
 from fathom.runtime.settings import PipelineSettings
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
 
@@ -42,7 +43,7 @@ def bundle(tiny_build: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle) -> Iterator[OnnxEngine]:
-    with open_engine(bundle, extends=True) as opened:
+    with open_engine(bundle, incremental=True) as opened:
         yield opened
 
 
@@ -60,15 +61,17 @@ def model(request: pytest.FixtureRequest) -> ElasticModel:
 
 
 @pytest.fixture(scope="module")
-def extender(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> Extender:
+def runner(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> IncrementalRunner:
     files = export_extension(model)
     assert next(iter(files)) == CONTEXT_FILE
     folder = tmp_path_factory.mktemp("extension")
     (folder / "engines").mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(with_optional_exit(data))
-    form = Form(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
-    return Extender(form, item_vectors(model), lambda name: Segment((folder / name).read_bytes(), name, 1), DEPTHS)
+    form = IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
+    return IncrementalRunner(
+        form, item_vectors(model), lambda name: Segment((folder / name).read_bytes(), name, 1), DEPTHS
+    )
 
 
 def afresh(model: ElasticModel, ids: np.ndarray, seconds: np.ndarray, depth: int) -> np.ndarray:
@@ -79,14 +82,14 @@ def afresh(model: ElasticModel, ids: np.ndarray, seconds: np.ndarray, depth: int
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_way_of_growing_gives_what_computing_afresh_gives(
-    model: ElasticModel, extender: Extender, data: st.DataObject
+    model: ElasticModel, runner: IncrementalRunner, data: st.DataObject
 ) -> None:
     rows = data.draw(st.integers(1, 3), "rows")
     rng = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
     ids = rng.integers(1, ITEMS + 1, (rows, 12))
     seconds = np.cumsum(rng.integers(0, 10_000, (rows, 12)), axis=1)
     lengths = [data.draw(st.integers(1, 6)) for _ in range(rows)]
-    kept: list[Kept | None] = [None] * rows
+    kept: list[CachedState | None] = [None] * rows
     for _ in range(4):
         depth = data.draw(st.sampled_from(DEPTHS), "depth")
         histories = []
@@ -95,8 +98,8 @@ def test_any_way_of_growing_gives_what_computing_afresh_gives(
             if data.draw(st.booleans(), "evicted") or (start is not None and not _possible(start, lengths[row], depth)):
                 start = None
             length = lengths[row]
-            histories.append(History(ids[row, :length], seconds[row, :length], start))
-        users, found = extender.resume(histories, depth)
+            histories.append(CachedHistory(ids[row, :length], seconds[row, :length], start))
+        users, found = runner.run(histories, depth)
         for row, history in enumerate(histories):
             np.testing.assert_allclose(
                 users[row], afresh(model, history.ids, seconds[row, : len(history.ids)], depth), atol=1e-5
@@ -107,8 +110,8 @@ def test_any_way_of_growing_gives_what_computing_afresh_gives(
         lengths = [min(12, length + data.draw(st.integers(0, 3), "new")) for length in lengths]
 
 
-def _possible(kept: Kept, length: int, depth: int) -> bool:
-    """As ``Extender.resume`` asks for it."""
+def _possible(kept: CachedState, length: int, depth: int) -> bool:
+    """As ``IncrementalRunner.resume`` asks for it."""
     if length == kept.length:
         return kept.depth < depth and kept.hidden is not None
     return kept.depth >= depth
@@ -124,83 +127,83 @@ def vector(value: float) -> np.ndarray:
     return np.full(4, value, np.float32)
 
 
-def kept(depth: int, length: int, *, hidden: bool = True, size: int = 10) -> Kept:
-    return Kept(depth, length, np.zeros((depth, 2, size), np.float32), np.zeros((length, 4)) if hidden else None)
+def kept(depth: int, length: int, *, hidden: bool = True, size: int = 10) -> CachedState:
+    return CachedState(depth, length, np.zeros((depth, 2, size), np.float32), np.zeros((length, 4)) if hidden else None)
 
 
 def test_the_cheapest_start_is_chosen() -> None:
-    memory, ids = Memory(10**6), np.arange(1, 11)
-    assert memory.starts(ids, None).at(4).reused == "nothing"
-    memory.put(ids[:8], None, vector(1), kept(8, 8))
-    grown = memory.starts(ids, None)
+    cache, ids = PrefixCache(10**6), np.arange(1, 11)
+    assert cache.lookup(ids, None).at(4).reused == "nothing"
+    cache.put(ids[:8], None, vector(1), kept(8, 8))
+    grown = cache.lookup(ids, None)
     assert [(grown.at(depth).reused, grown.at(depth).new) for depth in (4, 8, 12)] == [
         ("prefix", 2),
         ("prefix", 2),
         ("nothing", 0),
     ]
-    same = memory.starts(ids[:8], None)
+    same = cache.lookup(ids[:8], None)
     assert same.at(8).reused == "vector"
     assert same.at(12).reused == "layers"
     assert same.at(4).reused == "nothing"  # its exit lies in the middle of what is kept
-    memory.put(ids[:7], None, vector(2), kept(16, 7, hidden=False))
-    assert (memory.starts(ids[:8], None).at(16).reused, memory.starts(ids[:8], None).at(16).new) == ("layers", 0)
-    assert (memory.starts(ids[:8], None).at(4).reused, memory.starts(ids[:8], None).at(4).new) == ("prefix", 1)
-    assert [start.at(8).length(50) for start in (grown, same, memory.starts(ids[1:], None))] == [0, 0, 50]
+    cache.put(ids[:7], None, vector(2), kept(16, 7, hidden=False))
+    assert (cache.lookup(ids[:8], None).at(16).reused, cache.lookup(ids[:8], None).at(16).new) == ("layers", 0)
+    assert (cache.lookup(ids[:8], None).at(4).reused, cache.lookup(ids[:8], None).at(4).new) == ("prefix", 1)
+    assert [start.at(8).length(50) for start in (grown, same, cache.lookup(ids[1:], None))] == [0, 0, 50]
 
 
 def test_other_histories_are_no_start() -> None:
-    memory, ids = Memory(10**6), np.arange(1, 21)
-    memory.put(ids, ids * 100, vector(1), kept(8, 20))
-    assert memory.starts(ids, ids * 100).at(8).reused == "vector"
+    cache, ids = PrefixCache(10**6), np.arange(1, 21)
+    cache.put(ids, ids * 100, vector(1), kept(8, 20))
+    assert cache.lookup(ids, ids * 100).at(8).reused == "vector"
     for other in (ids[1:], ids[::-1].copy(), np.append(ids[:-1], 99), np.append(ids, range(MOST_NEW + 1))):
-        assert memory.starts(other, np.arange(len(other)) * 100).at(8).reused == "nothing"
-    assert memory.starts(ids, ids * 101).at(8).reused == "nothing"
-    assert memory.starts(ids, None).at(8).reused == "nothing"
+        assert cache.lookup(other, np.arange(len(other)) * 100).at(8).reused == "nothing"
+    assert cache.lookup(ids, ids * 101).at(8).reused == "nothing"
+    assert cache.lookup(ids, None).at(8).reused == "nothing"
 
 
 def test_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
-    memory = Memory(20_000)
+    cache = PrefixCache(20_000)
     histories = [np.arange(n, n + 5) for n in range(1, 100)]
     for ids in histories:
-        memory.put(ids, None, vector(1), kept(8, 5))
-        memory.starts(histories[0], None)
-        assert memory.nbytes <= 20_000
-    assert memory.starts(histories[0], None).at(8).reused == "vector"
-    assert memory.starts(histories[-1], None).at(8).reused == "vector"
-    assert memory.starts(histories[50], None).at(8).reused == "nothing"
-    assert 2 < len(memory) < 99
-    memory.put(np.arange(3), None, vector(1), kept(8, 5, size=10_000))
-    assert len(memory) == memory.nbytes == 0
+        cache.put(ids, None, vector(1), kept(8, 5))
+        cache.lookup(histories[0], None)
+        assert cache.nbytes <= 20_000
+    assert cache.lookup(histories[0], None).at(8).reused == "vector"
+    assert cache.lookup(histories[-1], None).at(8).reused == "vector"
+    assert cache.lookup(histories[50], None).at(8).reused == "nothing"
+    assert 2 < len(cache) < 99
+    cache.put(np.arange(3), None, vector(1), kept(8, 5, size=10_000))
+    assert len(cache) == cache.nbytes == 0
 
 
 def test_a_forgotten_owner_takes_only_what_is_theirs() -> None:
-    owners, memory = Owners(), Memory(10**6)
+    owners, cache = Owners(), PrefixCache(10**6)
     anna, berta = owners.of("anna"), owners.of("berta")
     assert owners.of("anna") is anna
     histories = [np.array(each, np.int64) for each in ([1, 2], [1, 2, 3], [7, 8], [9])]
     for ids, owner in zip(histories, (anna, anna, berta, None), strict=True):
-        memory.put(ids, None, vector(1.0), kept(4, len(ids)), owner)
+        cache.put(ids, None, vector(1.0), kept(4, len(ids)), owner)
     # Answered from what nobody owned: theirs as well from now on.
-    assert memory.starts(histories[3], None, anna).at(4).reused == "vector"
+    assert cache.lookup(histories[3], None, anna).at(4).reused == "vector"
     assert owners.forget("anna") is anna
-    memory.forget(anna)
-    assert [memory.starts(ids, None).at(4).reused for ids in histories] == ["nothing", "nothing", "vector", "nothing"]
+    cache.forget(anna)
+    assert [cache.lookup(ids, None).at(4).reused for ids in histories] == ["nothing", "nothing", "vector", "nothing"]
     # What was being answered is not remembered afterwards, and what comes later is.
-    memory.put(histories[0], None, vector(1.0), kept(4, 2), anna)
-    assert len(memory) == 1
-    memory.put(histories[0], None, vector(1.0), kept(4, 2), owners.of("anna"))
-    assert len(memory) == 2
-    memory.forget(berta)
-    memory.forget(owners.of("anna"))
-    assert (len(memory), memory.nbytes) == (0, 0)
+    cache.put(histories[0], None, vector(1.0), kept(4, 2), anna)
+    assert len(cache) == 1
+    cache.put(histories[0], None, vector(1.0), kept(4, 2), owners.of("anna"))
+    assert len(cache) == 2
+    cache.forget(berta)
+    cache.forget(owners.of("anna"))
+    assert (len(cache), cache.nbytes) == (0, 0)
 
 
 def test_an_owner_of_nothing_is_not_known() -> None:
-    owners, memory = Owners(), Memory(10_000)
+    owners, cache = Owners(), PrefixCache(10_000)
     for number in range(100):
         ids = np.array([number], np.int64)
-        memory.put(ids, None, vector(1.0), kept(4, 1), owners.of(f"user-{number}"))
-    assert 1 <= len(owners._owners) == len(memory) < 100
+        cache.put(ids, None, vector(1.0), kept(4, 1), owners.of(f"user-{number}"))
+    assert 1 <= len(owners._owners) == len(cache) < 100
     assert owners.forget("user-0") is None
 
 
@@ -222,7 +225,7 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
     longest = bundle.manifest.model.max_history
     # Less than what ten histories take, so that some are evicted.
     async with (
-        Pipeline(bundle, open_engine(bundle, extends=True), settings=PipelineSettings(reuse_mb=0.3)) as reusing,
+        Pipeline(bundle, open_engine(bundle, incremental=True), settings=PipelineSettings(reuse_mb=0.3)) as reusing,
         Pipeline(bundle, open_engine(bundle)) as plain,
     ):
         users = [[rng.randrange(len(bundle.vectors)) for _ in range(rng.randrange(1, longest))] for _ in range(12)]
@@ -241,7 +244,7 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
                 reused[one.reused] += 1
-        histories, nbytes = reusing.remembered
+        histories, nbytes = reusing.cached
         assert 0 < nbytes <= 0.3 * 2**20
         assert histories < 60
         assert min(reused[each] for each in ("nothing", "prefix", "vector", "layers")) >= 2, reused
@@ -250,7 +253,7 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
         reusing.forget()
         assert (await answering).scores.size
         # What was being answered then is not kept either.
-        assert reusing.remembered == (0, 0)
+        assert reusing.cached == (0, 0)
         owners = Owners()
         await reusing.recommend(replace(queries[0], owner=owners.of("anna")))
         answering = asyncio.create_task(
@@ -259,16 +262,16 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
         await asyncio.sleep(0)
         reusing.forget(owners.forget("berta"))
         assert (await answering).scores.size
-        assert reusing.remembered[0] == 1
+        assert reusing.cached[0] == 1
         reusing.forget(owners.forget("anna"))
-        assert reusing.remembered == (0, 0)
-        assert plain.remembered == (0, 0)
+        assert reusing.cached == (0, 0)
+        assert plain.cached == (0, 0)
 
 
 async def test_what_is_remembered_counts_as_cheap(bundle: Bundle, known_costs: None) -> None:  # noqa: ARG001
     deepest = bundle.depths[-1]
     settings = PipelineSettings(reuse_mb=8, policy="deepest")
-    async with Pipeline(bundle, open_engine(bundle, extends=True), settings=settings) as pipeline:
+    async with Pipeline(bundle, open_engine(bundle, incremental=True), settings=settings) as pipeline:
         hurry_s = 0.06 * deepest
 
         async def ask(*items: int, hurried: bool) -> tuple[int, str]:
@@ -284,7 +287,7 @@ async def test_what_is_remembered_counts_as_cheap(bundle: Bundle, known_costs: N
 
 
 def test_an_engine_says_whether_it_resumes(bundle: Bundle, engine: OnnxEngine, synthetic_bundle: Path) -> None:
-    assert engine.resumes
-    with open_engine(bundle) as plain, open_engine(Bundle.open(synthetic_bundle), extends=True) as without:
-        assert not plain.resumes
-        assert not without.resumes
+    assert engine.incremental
+    with open_engine(bundle) as plain, open_engine(Bundle.open(synthetic_bundle), incremental=True) as without:
+        assert not plain.incremental
+        assert not without.incremental

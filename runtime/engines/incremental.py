@@ -1,4 +1,4 @@
-"""The second form of a chain of segments: computes new positions only, on top of what is kept of those before.
+"""Incremental inference: computes new positions only, from the keys and values that are cached of those before.
 
 The model is causal, so a position's state never changes when the history grows; a layer looks back over its span only,
 so keys and values of the newest ``span - 1`` positions are all that a new one needs.
@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from fathom.errors import BundleError
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import Manifest
+from fathom.runtime.padding import left_padded
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What is kept of a history at a depth.
+class CachedState:
+    """What is cached of a history at a depth.
 
     ``length``: its items. ``past``: (depth x 2 heads, P, width / heads), keys and values of every layer at its newest
     P = min(span - 1, length) positions. ``hidden``: (length, width), where the next segment goes on, if known.
@@ -38,21 +39,25 @@ class Kept:
         return self.past.nbytes + (0 if self.hidden is None else self.hidden.nbytes)
 
 
-class History(NamedTuple):
-    """A history of input ids (index + 1) and seconds, and what is kept of its first ``kept.length`` items, if any."""
+class CachedHistory(NamedTuple):
+    """A history of input ids (index + 1) and seconds, and the state that is cached of its first items, if any."""
 
     ids: Ids
     timestamps: Ids | None
-    kept: Kept | None
+    state: CachedState | None
 
     @property
     def new(self) -> int:
-        """Items that nothing is kept of."""
-        return len(self.ids) - (self.kept.length if self.kept else 0)
+        """Items of which nothing is cached."""
+        return len(self.ids) - (self.state.length if self.state else 0)
 
 
-class Form(NamedTuple):
-    """What the engine files of a second form need to be run with; ``segments``: depth -> file."""
+#: User vectors (batch, width), and what is to be cached of each history.
+Incremental = tuple[Floats, list[CachedState]]
+
+
+class IncrementalFiles(NamedTuple):
+    """The engine files for incremental inference, and the shapes that they work on; ``segments``: depth -> file."""
 
     span: int
     heads: int
@@ -61,8 +66,8 @@ class Form(NamedTuple):
     segments: Mapping[int, str]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Form | None":
-        """That of a bundle, if it has one."""
+    def of(cls, manifest: Manifest) -> "IncrementalFiles | None":
+        """Those of a bundle, if it has them."""
         model, extension = manifest.model, manifest.extension
         if extension is None:
             return None
@@ -84,39 +89,41 @@ class Runs(Protocol):
         """These outputs; ``feeds`` may hold more than it reads."""
 
 
-class Extender:
-    """Goes on from what is kept; ``load`` opens an engine file by its path inside the bundle."""
+class IncrementalRunner:
+    """Runs them; ``load`` opens an engine file by its path inside the bundle."""
 
-    def __init__(self, form: Form, vectors: ItemVectors, load: Callable[[str], Runs], depths: Sequence[int]) -> None:
-        self._span = form.span
-        self._each = 2 * form.heads
-        self._size = form.width // form.heads
+    def __init__(
+        self, files: IncrementalFiles, vectors: ItemVectors, load: Callable[[str], Runs], depths: Sequence[int]
+    ) -> None:
+        self._span = files.span
+        self._each = 2 * files.heads
+        self._size = files.width // files.heads
         self._vectors = vectors
-        self._scale = np.float32(form.width**0.5)
-        chain = [depth for depth in sorted(form.segments) if depth <= max(depths)]
-        self._segments = {depth: load(form.segments[depth]) for depth in chain}
-        context = load(form.context)
+        self._scale = np.float32(files.width**0.5)
+        chain = [depth for depth in sorted(files.segments) if depth <= max(depths)]
+        self._segments = {depth: load(files.segments[depth]) for depth in chain}
+        context = load(files.context)
         read = {name for segment in self._segments.values() for name in segment.inputs}
         self._context_names = [name for name in context.outputs if name in read]
         self._context = context if self._context_names else None
-        _check_names(context, {"items", "timestamps", "new_items"}, set(), form.context)
+        _check_names(context, {"items", "timestamps", "new_items"}, set(), files.context)
         for depth, segment in self._segments.items():
             gives = {"user_vector", "last_made"} if depth == chain[-1] else {"hidden_out"}
-            _check_names(segment, {"hidden_in", "past", "new_items", *context.outputs}, gives, form.segments[depth])
+            _check_names(segment, {"hidden_in", "past", "new_items", *context.outputs}, gives, files.segments[depth])
         # The place in the path of each segment's first layer: the exit before has computed its own for one position.
         self._starts = dict(zip(chain, [0, *(depth - 1 for depth in chain)], strict=False))
 
-    def resume(self, histories: Sequence[History], depth: int) -> tuple[Floats, list[Kept]]:
-        """User vectors (B, width) at a depth, and what is now kept of each history at it.
+    def run(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
+        """User vectors (B, width) at a depth, and what is to be cached of each history now.
 
-        What is kept must be of this depth or deeper, or have ``hidden`` and cover its whole history. Histories that are
-        new in the same number of items run together.
+        A cached state must be of this depth or deeper, or have ``hidden`` and cover its whole history. Histories
+        that are new in the same number of items run together.
         """
         users = np.empty((len(histories), self._vectors.width), np.float32)
-        kept: dict[int, Kept] = {}
+        kept: dict[int, CachedState] = {}
         groups: dict[int | None, list[int]] = {}
         for row, history in enumerate(histories):
-            groups.setdefault(history.new if history.kept else None, []).append(row)
+            groups.setdefault(history.new if history.state else None, []).append(row)
         for new, rows in groups.items():
             chosen = [histories[row] for row in rows]
             if new is None:
@@ -131,10 +138,10 @@ class Extender:
             kept |= zip(rows, found, strict=True)
         return users, [kept[row] for row in range(len(histories))]
 
-    def _start(self, histories: Sequence[History], depth: int) -> tuple[Floats, list[Kept]]:
+    def _start(self, histories: Sequence[CachedHistory], depth: int) -> tuple[Floats, list[CachedState]]:
         """From nothing, padded on the left to the longest."""
         longest = max(len(history.ids) for history in histories)
-        items, times = _padded(histories, longest)
+        items, times = _inputs(histories, longest)
         past = np.empty((len(items), depth * self._each, 0, self._size), np.float32)
         users, made, hidden = self._run(items, times, longest, self._embed(items), past, 0, depth)
         kept = []
@@ -142,14 +149,14 @@ class Extender:
             length = len(history.ids)
             newest = min(self._span - 1, length)
             rest = None if hidden is None else hidden[row, longest - length :].copy()
-            kept.append(Kept(depth, length, made[row, :, made.shape[2] - newest :].copy(), rest))
+            kept.append(CachedState(depth, length, made[row, :, made.shape[2] - newest :].copy(), rest))
         return users, kept
 
-    def _extend(self, histories: Sequence[History], new: int, depth: int) -> tuple[Floats, list[Kept]]:
+    def _extend(self, histories: Sequence[CachedHistory], new: int, depth: int) -> tuple[Floats, list[CachedState]]:
         """By so many new items each."""
-        olds = [history.kept for history in histories if history.kept is not None]
+        olds = [history.state for history in histories if history.state is not None]
         seen = max(old.past.shape[1] for old in olds)
-        items, times = _padded(histories, seen + new)
+        items, times = _inputs(histories, seen + new)
         layers = depth * self._each
         if len(olds) == 1:
             past = olds[0].past[None, :layers]
@@ -165,20 +172,20 @@ class Extender:
             whole = None
             if rest is not None and old.depth == depth and old.hidden is not None:
                 whole = np.concatenate((old.hidden, rest[row]))
-            kept.append(Kept(depth, length, _shifted(old.past[:layers], made[row], self._span - 1), whole))
+            kept.append(CachedState(depth, length, _shifted(old.past[:layers], made[row], self._span - 1), whole))
         return users, kept
 
-    def _deepen(self, history: History, depth: int) -> tuple[Floats, Kept]:
-        """By the layers between the depth that is kept and this one, for all positions."""
-        old = history.kept
+    def _deepen(self, history: CachedHistory, depth: int) -> tuple[Floats, CachedState]:
+        """By the layers between the cached depth and this one, for all positions."""
+        old = history.state
         assert old is not None
         assert old.hidden is not None
         start = old.depth - 1
-        items, times = _padded([history], old.length)
+        items, times = _inputs([history], old.length)
         past = np.empty((1, (depth - start) * self._each, 0, self._size), np.float32)
         users, made, rest = self._run(items, times, old.length, old.hidden[None], past, old.depth, depth)
         new = np.concatenate((old.past[: start * self._each], made[0]))
-        return users[0], Kept(depth, old.length, new, None if rest is None else rest[0])
+        return users[0], CachedState(depth, old.length, new, None if rest is None else rest[0])
 
     def _run(
         self, items: Ids, times: Ids, new: int, hidden: Floats, past: Floats, known: int, depth: int
@@ -221,7 +228,7 @@ class Extender:
 def _check_names(engine: Runs, known: set[str], needed: set[str], file: str) -> None:
     """Raise BundleError for an engine that reads what is not known, or does not give what is needed."""
     if not known.issuperset(engine.inputs) or not needed.issubset(engine.outputs):
-        raise BundleError(f"{file}: not an engine of the second form; export the bundle again")
+        raise BundleError(f"{file}: not an engine for incremental inference; export the bundle again")
 
 
 def _shifted(past: Floats, made: Floats, most: int) -> Floats:
@@ -234,13 +241,8 @@ def _shifted(past: Floats, made: Floats, most: int) -> Floats:
     return joined
 
 
-def _padded(histories: Sequence[History], length: int) -> tuple[Ids, Ids]:
-    """The newest ``length`` ids and seconds of each, padded on the left with 0."""
-    items = np.zeros((len(histories), length), np.int64)
-    times = np.zeros_like(items)
-    for row, history in enumerate(histories):
-        ids = history.ids[-length:]
-        items[row, length - len(ids) :] = ids
-        if history.timestamps is not None:
-            times[row, length - len(ids) :] = history.timestamps[-length:]
-    return items, times
+def _inputs(histories: Sequence[CachedHistory], length: int) -> tuple[Ids, Ids]:
+    """The newest ``length`` ids and seconds of each, (B, length)."""
+    ids = [history.ids for history in histories]
+    times = [() if history.timestamps is None else history.timestamps for history in histories]
+    return left_padded(ids, length), left_padded(times, length)

@@ -1,0 +1,118 @@
+"""What turns histories into user vectors: the contract of all engines, and what they have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import cache
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.errors import ConfigError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engines.incremental import CachedHistory, Incremental
+from fathom.runtime.engines.session import Device
+
+Opened = TypeVar("Opened")
+
+
+class Engine(Protocol):
+    """What turns histories into user vectors; one batch has one depth."""
+
+    @property
+    def name(self) -> str:
+        """For people and metrics, as ``onnxruntime-cpu``."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """Where onnxruntime computes beside it: the search for items is made there."""
+        ...
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that ``run`` accepts, ascending."""
+        ...
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """User vectors (batch, width), unit rows.
+
+        ``items``: int64 (batch, history) input ids, item index + 1, padded on the left with 0, at least one item a row.
+        ``timestamps``: seconds, of the same shape and padding, or None when unknown; a model without them ignores them.
+        """
+        ...
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """Like ``run`` at each of ``depths``, ascending, going on from what the depth before has computed.
+
+        Rows that are sent back are the only ones that go on, counted among those of the vectors just given.
+        """
+        ...
+
+    @property
+    def incremental(self) -> bool:
+        """Whether ``resume`` can be called."""
+        ...
+
+    def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
+        """As ``run``, computing only what is not cached: user vectors (batch, width), and what to cache of each now."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; ``run`` must not be called afterwards."""
+        ...
+
+
+class BaseEngine(ABC):
+    """A context manager that closes the engine."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See ``Engine.close``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class StatelessEngine(BaseEngine):
+    """An engine that keeps nothing between two depths or two requests: every run computes the whole history."""
+
+    incremental = False
+
+    @abstractmethod
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``."""
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``; every depth computes the whole history again."""
+        for depth in depths:
+            rows = yield self.run(items, timestamps, depth)
+            if rows is not None:
+                items, timestamps = items[rows], None if timestamps is None else timestamps[rows]
+
+    def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:  # noqa: ARG002
+        """Not here: see ``incremental``."""
+        raise ConfigError("this engine has no incremental inference")
+
+
+def load_chains(bundle: Bundle, depths: Iterable[int], load: Callable[[str], Opened]) -> dict[int, list[Opened]]:
+    """Depth -> its segments in order, each opened by ``load(file)``; what several depths share is loaded once."""
+    load_once = cache(load)
+    return {depth: [load_once(name) for name in bundle.segments(depth)] for depth in depths}
+
+
+def model_inputs(
+    bundle: Bundle, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None
+) -> dict[str, NDArray[Any]]:
+    """What the first segment of a chain may read of histories, ids and seconds (batch, history)."""
+    inputs: dict[str, NDArray[Any]] = {"items": items, "item_vectors": bundle.vectors.padded(items)}
+    if bundle.manifest.model.uses_timestamps:
+        inputs["timestamps"] = np.zeros_like(items) if timestamps is None else timestamps
+    return inputs

@@ -1,0 +1,87 @@
+"""onnxruntime on the CPU."""
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.engines.incremental import CachedHistory, Incremental, IncrementalFiles, IncrementalRunner
+from fathom.runtime.engines.interface import BaseEngine, load_chains, model_inputs
+from fathom.runtime.engines.segment import Segment, check_chains
+from fathom.runtime.engines.session import Device
+
+#: Positions that onnxruntime computes at once: with more, what a layer leaves no longer stays in the cache of a core.
+MOST_POSITIONS = 2048
+
+
+class OnnxEngine(BaseEngine):
+    """onnxruntime on the CPU; segments that several depths share are loaded once.
+
+    A context manager; holds a session per segment, with ``incremental`` two, and no state between runs.
+    """
+
+    name = "onnxruntime-cpu"
+    device: Device = "cpu"
+
+    def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], threads: int, incremental: bool = False) -> None:
+        self.depths = depths
+        self._bundle = bundle
+
+        def load(name: str) -> Segment:
+            return Segment(bundle.read(name), bundle.path / name, threads)
+
+        self._chains = load_chains(bundle, depths, load)
+        check_chains(self._chains.values(), bundle.manifest.model)
+        files = IncrementalFiles.of(bundle.manifest) if incremental else None
+        self._incremental = None if files is None else IncrementalRunner(files, bundle.vectors, load, depths)
+
+    @property
+    def incremental(self) -> bool:
+        """See ``Engine.incremental``."""
+        return self._incremental is not None
+
+    def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
+        """See ``Engine.run_incremental``."""
+        assert self._incremental is not None, "only where ``incremental``"
+        return self._incremental.run(histories, depth)
+
+    def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+        """See ``Engine.run``; KeyError for a depth that it does not have."""
+        parts = min(-(-items.size // MOST_POSITIONS), len(items))
+        if parts > 1:
+            times = [None] * parts if timestamps is None else np.array_split(timestamps, parts)
+            pairs = zip(np.array_split(items, parts), times, strict=True)
+            return np.concatenate([self.run(some, at, depth) for some, at in pairs])
+        feeds = model_inputs(self._bundle, items, timestamps)
+        *passed, last = self._chains[depth]
+        for segment in passed:
+            feeds["hidden_in"] = segment.run(["hidden_out"], feeds)[0]
+        return last.run(["user_vector"], feeds)[0]
+
+    def walk(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+        """See ``Engine.walk``; depths that share no segment start from the history again."""
+        feeds = model_inputs(self._bundle, items, timestamps)
+        done: list[Segment] = []
+        for place, depth in enumerate(depths):
+            chain = self._chains[depth]
+            if done != chain[: len(done)]:
+                feeds.pop("hidden_in", None)
+                done = []
+            for segment in chain[len(done) : -1]:
+                feeds["hidden_in"] = segment.run(["hidden_out"], feeds)[0]
+            if place + 1 < len(depths) and self._chains[depths[place + 1]][: len(chain)] == chain:
+                vectors, feeds["hidden_in"] = chain[-1].run(["user_vector", "hidden_out"], feeds)
+                done = chain
+            else:
+                vectors, done = chain[-1].run(["user_vector"], feeds)[0], chain[:-1]
+            rows = yield vectors
+            if rows is not None:
+                feeds = {name: value[rows] for name, value in feeds.items()}
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._chains.clear()
+        self._incremental = None
