@@ -1,13 +1,12 @@
 """How figures are written in the documents."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 from fathom.training.metrics import Interval
 
 Row = Mapping[str, Any]
-Columns = Mapping[str, str | Callable[[Row], str]]
-"""Head -> the cell of a row, as a format string over its keys (``{median_us:,.0f}``) or a function of it."""
 
 
 def decimal(value: float, *, signed: bool = False) -> str:
@@ -35,10 +34,31 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) if rows else ""
 
 
-def table_of(rows: Iterable[Row], columns: Columns) -> str:
-    """A Markdown table of a stored run's rows; "" without rows."""
-    cells = [[cell.format(**row) if isinstance(cell, str) else cell(row) for cell in columns.values()] for row in rows]
-    return table([*columns], cells)
+class _Cells(Formatter):
+    """Formats that know ``decimal``, ``interval`` and ``percent`` as well, signed after a "+"; None is left empty."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, list):
+            return ", ".join(self.format_field(each, format_spec) for each in value)
+        form = _FORMS.get(format_spec.removeprefix("+"))
+        if form is None:
+            return format(value, format_spec)
+        figure = Interval(**value) if isinstance(value, Mapping) else value
+        return form(figure, signed=format_spec.startswith("+"))
+
+
+_FORMS: dict[str, Callable[..., str]] = {"decimal": decimal, "interval": interval, "percent": percent}
+
+
+def table_of(rows: Iterable[Row], columns: str) -> str:
+    """A Markdown table of a stored run's rows; "" without rows.
+
+    columns: ``head={cell} | head={cell}``, each cell a format string over a row's keys: ``median µs={median_us:.0f}``.
+    """
+    heads, _, cells = zip(*(column.partition("=") for column in columns.split(" | ")), strict=True)
+    return table(heads, [[_Cells().vformat(cell, (), row) for cell in cells] for row in rows])
 
 
 def paragraphs(*parts: str) -> str:

@@ -67,18 +67,19 @@ def shares(replications: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _section(run: StoredRun) -> str:
-    columns = {
-        "eps": "{eps:.0%}",
-        "users answered differently": "{changed:.0%}",
-        "users": "{users:,}",
-        "certified at a loss of exactly eps": "{wrong:.1%}",
-        "certified at no loss": "{power:.1%}",
-    }
     about = (
         f"{run['config']['replications']:,} simulated replications each, delta {run['config']['delta']:.0%}: the first"
         " share must stay below delta, the second is the power."
     )
-    return paragraphs("### Does the certificate keep its word?", about, table_of(run["result"]["rows"], columns))
+    return paragraphs(
+        "### Does the certificate keep its word?",
+        about,
+        table_of(
+            run["result"]["rows"],
+            "eps={eps:.0%} | users answered differently={changed:.0%} | users={users:,}"
+            " | certified at a loss of exactly eps={wrong:.1%} | certified at no loss={power:.1%}",
+        ),
+    )
 
 
 def _measure(options: Namespace) -> list[Run]:

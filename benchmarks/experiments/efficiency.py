@@ -21,7 +21,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from fathom.benchmarks.interleaved import interleaved
-from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle.export import export
@@ -156,22 +156,19 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _section(run: StoredRun) -> str:
-    columns: Columns = {
-        "blocks": "{block}",
-        "width": "{width}",
-        "batch": "{batch}",
-        "ms": "{ms:.1f}",
-        "GFLOP/s": "{gflops:.0f}",
-        "of the peak": "{share_of_peak:.0%}",
-        "where the time goes": lambda row: ", ".join(
-            f"{name} {share:.0%}" for name, share in list(row["operators"].items())[:5]
-        ),
-    }
+    rows = [
+        {**row, "where": [f"{name} {share:.0%}" for name, share in row["operators"].items()][:5]}
+        for row in run["result"]["rows"]
+    ]
     return paragraphs(
         "## How close engines come to the machine",
         f"Depth 16, history {run['config']['history']}, fp32, one thread. The peak is that of a large matrix"
         f" product on the same core: {run['result']['peak_gflops']:.0f} GFLOP/s.",
-        table_of(run["result"]["rows"], columns),
+        table_of(
+            rows,
+            "blocks={block} | width={width} | batch={batch} | ms={ms:.1f} | GFLOP/s={gflops:.0f}"
+            " | of the peak={share_of_peak:.0%} | where the time goes={where}",
+        ),
     )
 
 

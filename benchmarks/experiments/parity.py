@@ -22,13 +22,14 @@ from fathom.training.splits import split
 
 def _section(run: StoredRun) -> str:
     low, high = run["config"]["history_lengths"]
-    columns = {
-        "depth": "{depth}",
-        "largest error of the user vector": "{max_abs_error:.1e}",
-        "identical top 10": "{identical_share:.2%}",
-        "users": "{users}",
-    }
-    return paragraphs(f"## Engines against torch, history {low} to {high}", table_of(run["result"]["rows"], columns))
+    return paragraphs(
+        f"## Engines against torch, history {low} to {high}",
+        table_of(
+            run["result"]["rows"],
+            "depth={depth} | largest error of the user vector={max_abs_error:.1e}"
+            " | identical top 10={identical_share:.2%} | users={users}",
+        ),
+    )
 
 
 def _measure(options: Namespace) -> Iterator[Run]:

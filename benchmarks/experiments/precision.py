@@ -19,7 +19,7 @@ import numpy as np
 
 from fathom.benchmarks.experiments import engine_memory
 from fathom.benchmarks.interleaved import interleaved
-from fathom.benchmarks.markdown import Columns, interval, paragraphs, percent, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.precision import Precision
@@ -30,7 +30,6 @@ from fathom.runtime.manifest import DepthInfo
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
-from fathom.training.metrics import Interval
 from fathom.training.splits import split
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
@@ -104,23 +103,18 @@ def _section(run: StoredRun) -> str:
     alone = {row["precision"]: row["peak_mb"] for row in rows if row["depth"] == 16}
     all_depths = ", ".join(f"{name} {peak:.0f} MB ({peak / alone[name]:.2f} x)" for name, peak in together.items())
     model = config["model"]
-    columns: Columns = {
-        "precision": "{precision}",
-        "depth": "{depth}",
-        "engines KB": "{engines_kb:,}",
-        "peak MB": "{peak_mb:.0f}",
-        "history 50, ms": "{history_50_ms:.2f}",
-        "history 200, ms": "{history_200_ms:.2f}",
-        "NDCG@10": lambda row: interval(Interval(**row["ndcg@10"])),
-        "lost, %": lambda row: percent(Interval(**row["loss"])) if row["loss"] else "",
-    }
     return paragraphs(
         "## Precision" if model["width"] == 64 else f"### At width {model['width']}",
         f"{config['data']}, {model['block']} blocks, width {model['width']}, one thread. Peak: of a process"
         f" that opens the engines of this depth and runs them; before it opens any it holds"
         f" {rows[0]['process_mb']:.0f} MB. Times: inside the engine, one request. Lost: the share"
         " of NDCG@10 on the test items, against fp32, paired over users.",
-        table_of(rows, columns),
+        table_of(
+            rows,
+            "precision={precision} | depth={depth} | engines KB={engines_kb:,} | peak MB={peak_mb:.0f}"
+            " | history 50, ms={history_50_ms:.2f} | history 200, ms={history_200_ms:.2f}"
+            " | NDCG@10={ndcg@10:interval} | lost, %={loss:percent}",
+        ),
         f"Peak with all depths together, and times that of depth 16 alone: {all_depths}.",
     )
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fathom.benchmarks.markdown import Columns, decimal, paragraphs, percent, table, table_of
+from fathom.benchmarks.markdown import paragraphs, table, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.engines.reduced_quality import losses
 from fathom.exporter.planning.heal import heal
@@ -25,7 +25,6 @@ from fathom.runtime.manifest import MetricInterval
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
-from fathom.training.metrics import Interval
 from fathom.training.model import ElasticModel
 from fathom.training.nf4 import linear_layers, pack, round_to_nf4
 from fathom.training.presets import apply_settings
@@ -123,14 +122,6 @@ def _section(run: StoredRun) -> str:
     files = [
         [name, *(_file(result["bytes"], part, form) for part in ("weights", "network"))] for name, form in forms.items()
     ]
-    columns: Columns = {
-        "depth": "{depth}",
-        "NDCG@10 in fp32": lambda row: decimal(row["ndcg@10"]),
-        "lost before healing": lambda row: percent(Interval(**row["lost_before_healing"])),
-        "lost after healing, per seed": lambda row: ", ".join(
-            percent(Interval(**each)) for each in row["lost_after_healing"]
-        ),
-    }
     return paragraphs(
         "## Four-bit weights with healed adapters",
         f"{config['data']}, {model['block']} blocks, width {model['width']}. Of the weights NF4 changes"
@@ -139,7 +130,12 @@ def _section(run: StoredRun) -> str:
         table(["form", "weights of the blocks, KB", "whole network, KB"], files),
         "Lost: the share of NDCG@10 on the test items against fp32, in %, paired over users; healed with"
         f" {config['seeds']} seeds.",
-        table_of(result["rows"], columns),
+        table_of(
+            result["rows"],
+            "depth={depth} | NDCG@10 in fp32={ndcg@10:decimal}"
+            " | lost before healing={lost_before_healing:percent}"
+            " | lost after healing, per seed={lost_after_healing:percent}",
+        ),
     )
 
 

@@ -24,7 +24,7 @@ from fathom.benchmarks.experiments.drawing import BLUE, GREY, INK, STYLE
 from fathom.benchmarks.experiments.quality.arms import ARMS
 from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
-from fathom.benchmarks.markdown import Columns, decimal, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export
@@ -170,12 +170,10 @@ def _policies(runs: Sequence[StoredRun]) -> str:
         rows.append(
             {"network": _name(each), "gap": report["static"][-1][1] - report["static"][0][1], **report, **areas}
         )
-    columns: Columns = {
-        "network": "{network}",
-        "NDCG@10, deepest less shallowest": lambda row: decimal(row["gap"], signed=True),
-        "R² of the loss, cross-fitted": "{explained:+.4f}",
-        **{what: f"{{{name}}}" for name, what in WHAT.items()},
-    }
+    columns = "network={network} | NDCG@10, deepest less shallowest={gap:+decimal}"
+    columns += " | R² of the loss, cross-fitted={explained:+.4f}" + "".join(
+        f" | {what}={{{name}}}" for name, what in WHAT.items()
+    )
     servable = [(run, each) for run in runs for each in run["result"]["report"]["policies"] if each["name"] in SERVABLE]
     above = [f"{WHAT[each['name']]} ({_name(run)})" for run, each in servable if each["low"] > 0]
     verdict = (
@@ -202,44 +200,40 @@ def _needs_more_table(runs: Sequence[StoredRun]) -> str:
         for run in runs
         for tier, figures in run["result"]["needs_more"].items()
     ]
-    columns: Columns = {
-        "network": "{network}",
-        "profile": "{profile}",
-        "shallow / deep": "{shallow} / {deep}",
-        "need more": "{share:.1%}",
-        "accuracy of the rule": "{accuracy_threshold:.1%}",
-        "of the best threshold": "{accuracy_best_threshold:.1%}",
-        "of a constant": "{accuracy_constant:.1%}",
-        "AUC of complexity": "{auc_complexity:.3f}",
-        "AUC, learned": "{auc_learned:.3f}",
-    }
     about = (
         "A request needs more when the deep depth answers it better than the shallow one. An accuracy says little"
         " beside that of a constant."
     )
-    return paragraphs("### Does complexity tell which requests need more?", about, table_of(rows, columns))
+    return paragraphs(
+        "### Does complexity tell which requests need more?",
+        about,
+        table_of(
+            rows,
+            "network={network} | profile={profile} | shallow / deep={shallow} / {deep} | need more={share:.1%}"
+            " | accuracy of the rule={accuracy_threshold:.1%}"
+            " | of the best threshold={accuracy_best_threshold:.1%} | of a constant={accuracy_constant:.1%}"
+            " | AUC of complexity={auc_complexity:.3f} | AUC, learned={auc_learned:.3f}",
+        ),
+    )
 
 
 def _certified(runs: Sequence[StoredRun]) -> str:
-    columns: Columns = {
-        "network": "{network}",
-        "eps": "{eps:.0%}",
-        "family": "{policy}",
-        "users": "{users:,}",
-        "certified routing": lambda claim: claim["routing"] or f"not certified: {_needed(claim)}",
-        "quality kept": lambda claim: f"{claim['kept']:.1%}" if claim["routing"] else "",
-        "compute saved": lambda claim: f"{claim['saved']:.1%}" if claim["routing"] else "",
-    }
+    rows = []
+    for run in runs:
+        for claim in run["result"]["claims"]:
+            needed = f"about {claim['needed']:,} users needed" if claim["needed"] else "too much is lost"
+            routing = claim["routing"] or f"not certified: {needed}"
+            figures = {key: f"{claim[key]:.1%}" if claim["routing"] else "" for key in ("kept", "saved")}
+            rows.append({**claim, "network": _name(run), "certified": routing, **figures})
     about = (
         "The cheapest routing whose NDCG@10 is shown to be at least (1 - eps) of the deepest depth's, wrong with"
         " probability at most 5 %. Kept: estimate. Saved: by the measured cost of a request alone, by its length."
     )
-    rows = [{"network": _name(run), **claim} for run in runs for claim in run["result"]["claims"]]
+    columns = (
+        "network={network} | eps={eps:.0%} | family={policy} | users={users:,} | certified routing={certified}"
+        " | quality kept={kept} | compute saved={saved}"
+    )
     return paragraphs("### What is certified", about, table_of(rows, columns))
-
-
-def _needed(claim: StoredRun) -> str:
-    return f"about {claim['needed']:,} users needed" if claim["needed"] else "too much is lost"
 
 
 def _name(run: StoredRun) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from fathom.benchmarks.experiments import training_side
 from fathom.benchmarks.experiments.training_side import SIDES
-from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 
 MATRIX = 2048
@@ -66,21 +66,16 @@ def compare(preset: str, dataset: str, turns: int, steps: int, peak: float) -> l
 
 
 def _section(run: StoredRun) -> str:
-    columns: Columns = {
-        "preset": "{preset}",
-        "stage": "{stage}",
-        "straightforward, events/s": "{events_per_s[straightforward]:,}",
-        "on Fathom's batches": "{events_per_s[same batches]:,}",
-        "Fathom": "{events_per_s[fathom]:,}",
-        "ratio": "{ratio}",
-        "ratio, same batches": "{ratio_same_batches}",
-        "GFLOP/s": "{achieved_gflops}",
-        "share of the peak": "{share_of_peak}",
-    }
     peak = run["result"]["peak_gflops"]
     return paragraphs(
         "## Training speed against the straightforward loop of the same model",
-        table_of(run["result"]["rows"], columns),
+        table_of(
+            run["result"]["rows"],
+            "preset={preset} | stage={stage} | straightforward, events/s={events_per_s[straightforward]:,}"
+            " | on Fathom's batches={events_per_s[same batches]:,} | Fathom={events_per_s[fathom]:,}"
+            " | ratio={ratio} | ratio, same batches={ratio_same_batches} | GFLOP/s={achieved_gflops}"
+            " | share of the peak={share_of_peak}",
+        ),
         f"The peak is that of a large fp32 matrix product on the same machine: {peak} GFLOP/s.",
     )
 

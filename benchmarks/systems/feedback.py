@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.errors import ConfigError
 from fathom.exporter.certification.outcomes import measure_outcomes
@@ -100,20 +100,16 @@ def measure(options: Namespace) -> Iterator[Run]:
 def render(run: StoredRun) -> str:
     """A row per stream."""
     config, result = run["config"], run["result"]
-    columns: Columns = {
-        "stream": "{name}",
-        "mean agreement": "{mean_agreement:.3f}",
-        "alarms": "{alarms} of {replications}",
-        "values until the alarm, median": lambda row: (
-            "" if row["median_values_until_alarm"] is None else f"{row['median_values_until_alarm']:,.0f}"
-        ),
-    }
     return paragraphs(
         "### Does feedback notice drift?",
         f"{config['bundle']}: {config['routing']}. Values as the server's feedback sees them, {config['values']:,} in a"
         f" stream, until the e-process passes 1/{config['alpha']}; expected: at least {result['expected']:.3f}. Drift:"
         " the popularity of all items shuffled.",
-        table_of([{"name": name, **result[name]} for name in ("no drift", "drift")], columns),
+        table_of(
+            [{"name": name, **result[name]} for name in ("no drift", "drift")],
+            "stream={name} | mean agreement={mean_agreement:.3f} | alarms={alarms} of {replications}"
+            " | values until the alarm, median={median_values_until_alarm:,.0f}",
+        ),
     )
 
 

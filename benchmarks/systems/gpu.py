@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fathom.benchmarks.interleaved import interleaved
-from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.systems.retrieval import unit_vectors
 from fathom.edge_profiles.profile import load_profile
@@ -132,41 +132,39 @@ def measure(options: Namespace) -> Iterator[Run]:
 def render(run: StoredRun) -> str:
     """Engines, pipelines and searches, a table each."""
     result, config, cores = run["result"], run["config"], run["machine"]["cores"]
-    engines: Columns = {
-        "width, precision": lambda row: f"{row['width']}, {row['precision']}{'' if row['captured'] else ', no graphs'}",
-        "depth": "{depth}",
-        "batch": "{batch}",
-        "history": "{history}",
-        "GPU ms": "{gpu_ms:.2f}",
-        "one thread ms": lambda row: f"{row['thread_ms']:.2f}" if "thread_ms" in row else "",
-        f"{cores} cores ms": "{cores_ms:.1f}",
-        "error": "{max_abs_error:.0e}",
-    }
-    rates: Columns = {
-        "bundle": "{bundle}",
-        "graphs": lambda row: "captured" if row["captured"] else "",
-        "depth": "{depth}",
-        "GPU": "{gpu_per_s:,}",
-        "one thread": "{thread_per_s:,}",
-    }
-    searched: Columns = {
-        "items": "{items:,}",
-        "batch": "{batch}",
-        "GPU ms": "{gpu_ms:.2f}",
-        "one thread ms": "{thread_ms:.2f}",
-        f"{cores} cores ms": "{cores_ms:.2f}",
-        "same answers": "{same_answers:.0%}",
-    }
+    rows = [
+        {
+            "thread_ms": None,
+            **row,
+            "kind": f"{row['width']}, {row['precision']}{'' if row['captured'] else ', no graphs'}",
+        }
+        for row in result["engines"]
+    ]
+    pipeline = [{**row, "graphs": "captured" if row["captured"] else ""} for row in result["pipeline"]]
     return paragraphs(
         "## On a GPU",
         f"{run['machine']['gpu']}, onnxruntime {run['versions']['onnxruntime-gpu']}; the processor is that of the"
         " same machine. Histories go to the GPU and user vectors come back within the time. Error: the largest of a"
         " user vector, against the processor with the same engines.",
-        table_of(result["engines"], engines),
+        table_of(
+            rows,
+            "width, precision={kind} | depth={depth} | batch={batch} | history={history} | GPU ms={gpu_ms:.2f}"
+            " | one thread ms={thread_ms:.2f}"
+            f" | {cores} cores ms={{cores_ms:.1f}}"
+            " | error={max_abs_error:.0e}",
+        ),
         f"Requests a second through the pipeline, without gRPC, history 50, {config['in_flight']} in flight:",
-        table_of(result["pipeline"], rates),
+        table_of(
+            pipeline,
+            "bundle={bundle} | graphs={graphs} | depth={depth} | GPU={gpu_per_s:,} | one thread={thread_per_s:,}",
+        ),
         f"The best {config['best']} by exact search, width 64, without 50 items that each has seen:",
-        table_of(result["search"], searched),
+        table_of(
+            result["search"],
+            "items={items:,} | batch={batch} | GPU ms={gpu_ms:.2f} | one thread ms={thread_ms:.2f}"
+            f" | {cores} cores ms={{cores_ms:.2f}}"
+            " | same answers={same_answers:.0%}",
+        ),
     )
 
 

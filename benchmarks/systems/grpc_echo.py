@@ -194,19 +194,15 @@ def render(run: StoredRun) -> str:
         for concurrency in (1, CONCURRENT)
         for side, figures in result[f"concurrency_{concurrency}"].items()
     ]
-    columns = {
-        "": "{side}",
-        "p50 ms": "{p50_ms:,.2f}",
-        "p99 ms": "{p99_ms:,.2f}",
-        "requests/s": "{requests_per_s:,.2f}",
-        "CPU µs per request": "{server_cpu_us:,.0f}",
-        "event loop": "{loop_cpu_us:,.0f}",
-        "next thread": "{second_cpu_us:,.0f}",
-    }
     low, high = result["ratio_range"]
     return paragraphs(
         "## The server, depth 4, against a bare grpc.aio echo of the same messages",
-        table_of(rows, columns),
+        table_of(
+            rows,
+            "={side} | p50 ms={p50_ms:,.2f} | p99 ms={p99_ms:,.2f} | requests/s={requests_per_s:,.2f}"
+            " | CPU µs per request={server_cpu_us:,.0f} | event loop={loop_cpu_us:,.0f}"
+            " | next thread={second_cpu_us:,.0f}",
+        ),
         f"Requests/s at concurrency 32, server over echo: {result['ratio_requests_per_s']:.3f} ({low:.3f} to"
         f" {high:.3f} over the repetitions). The next thread is the busiest besides the event loop's: of the server the"
         " engine's.",

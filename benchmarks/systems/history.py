@@ -106,17 +106,15 @@ def measure(options: Namespace) -> Iterator[Run]:
 def render(run: StoredRun) -> str:
     """What was lost, and a row per store."""
     result = run["result"]
-    columns = {
-        "store": "{store}",
-        "append alone ms": "{append_ms:.2f}",
-        "appends together/s": "{appends_together_per_s:,}",
-        f"read {run['config']['history']} events µs": "{read_us:.0f}",
-    }
     return paragraphs(
         "## Histories of users",
         f"kill -9 of a process that appends, {len(result['kills'])} times at random moments: of"
         f" {result['acknowledged']:,} acknowledged events {result['lost']} were lost.",
-        table_of([{"store": name, **result[name]} for name in ("sqlite", "memory")], columns),
+        table_of(
+            [{"store": name, **result[name]} for name in ("sqlite", "memory")],
+            "store={store} | append alone ms={append_ms:.2f} | appends together/s={appends_together_per_s:,}"
+            f" | read {run['config']['history']} events µs={{read_us:.0f}}",
+        ),
     )
 
 

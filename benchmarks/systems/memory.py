@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.systems import peak_memory
 from fathom.benchmarks.untrained import untrained
@@ -81,23 +81,17 @@ def measure(options: Namespace) -> Iterator[Run]:
 
 def render(run: StoredRun) -> str:
     """A row per case."""
-    columns: Columns = {
-        "items": "{items:,}",
-        "profile": "{profile}",
-        "layers": "{precision}",
-        "vectors": "{item_precision}",
-        "depths": lambda row: ", ".join(map(str, row["depths"])),
-        "peak MB": "{peak_mb:,.1f}",
-        "at most": "{enough_mb}",
-        "deepest alone": "{deepest_alone_mb:,.1f}",
-        "times that": "{times_the_deepest:.2f}",
-        "bundle MB": "{bundle_mb:.0f}",
-    }
     return paragraphs(
         "## Memory on a device",
         "The most resident memory of a process without a server that opens a bundle as the profile says and answers"
         " at every depth; width 64, histories up to 200 items. «At most» is the aim for 12,000 items.",
-        table_of(run["result"]["rows"], columns),
+        table_of(
+            run["result"]["rows"],
+            "items={items:,} | profile={profile} | layers={precision} | vectors={item_precision}"
+            " | depths={depths} | peak MB={peak_mb:,.1f} | at most={enough_mb}"
+            " | deepest alone={deepest_alone_mb:,.1f} | times that={times_the_deepest:.2f}"
+            " | bundle MB={bundle_mb:.0f}",
+        ),
     )
 
 

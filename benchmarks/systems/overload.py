@@ -12,7 +12,7 @@ import gc
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import psutil
 import uvloop
 
 from fathom.benchmarks.load import closed_loop, open_loop
-from fathom.benchmarks.markdown import Columns, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import METHOD, StartedServer, started
 from fathom.benchmarks.systems.routing_server import read_cases
@@ -38,6 +38,7 @@ LOAD_S = 15.0
 BACKLOGS = (None, 8)
 #: Of the closed loop that measures capacity.
 CONCURRENCY, ANSWERS = 64, 1_600
+STATUSES = ("OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
 
 
 class Ended(NamedTuple):
@@ -159,37 +160,26 @@ def measure(options: Namespace) -> Iterator[Run]:
 def render(run: StoredRun) -> str:
     """A row per backlog and load."""
     result, config = run["result"], run["config"]
-
-    def times(key: str) -> Callable[[StoredRun], str]:
-        return lambda row: "-" if row[key] is None else f"{row[key]:.1f}"
-
-    def status(name: str) -> Callable[[StoredRun], str]:
-        return lambda row: str(row["statuses"].get(name, 0))
-
-    statuses = ("OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
-    columns: Columns = {
-        "backlog": "{backlog}",
-        "load": "{factor:g} x",
-        "offered/s": "{offered_per_s:,.0f}",
-        "goodput/s": "{goodput_per_s:,.0f}",
-        "of its peak": "{share:.0%}",
-        "answered p99 ms": times("answered_p99_ms"),
-        "refused p50 ms": times("refused_p50_ms"),
-        "refused p99 ms": times("refused_p99_ms"),
-        **{name: status(name) for name in statuses},
-        "memory MB": "{memory_grown_mb:+.1f}",
-    }
     rows = []
     for name in ("backlog_default", "backlog_8"):
         peak, backlog = max(row["goodput_per_s"] for row in result[name]), name.removeprefix("backlog_")
-        rows += [{**row, "backlog": backlog, "share": row["goodput_per_s"] / peak} for row in result[name]]
+        for row in result[name]:
+            statuses = dict.fromkeys(STATUSES, 0) | row["statuses"]
+            rows.append({**row, **statuses, "backlog": backlog, "share": row["goodput_per_s"] / peak})
     return paragraphs(
         f"## More load than the server can bear, width {config['width']}",
         f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, Poisson arrivals;"
         f" each request wants its answer within {config['deadline_ms']:g} ms and says so. Load as a multiple of the"
         f" {result['capacity_per_s']:,.0f} requests/s that a closed loop gets at the deepest depth. Client and"
         " server share two cores.",
-        table_of(rows, columns),
+        table_of(
+            rows,
+            "backlog={backlog} | load={factor:g} x | offered/s={offered_per_s:,.0f}"
+            " | goodput/s={goodput_per_s:,.0f} | of its peak={share:.0%} | answered p99 ms={answered_p99_ms:.1f}"
+            " | refused p50 ms={refused_p50_ms:.1f} | refused p99 ms={refused_p99_ms:.1f} | OK={OK}"
+            " | RESOURCE_EXHAUSTED={RESOURCE_EXHAUSTED} | CANCELLED={CANCELLED}"
+            " | DEADLINE_EXCEEDED={DEADLINE_EXCEEDED} | memory MB={memory_grown_mb:+.1f}",
+        ),
     )
 
 

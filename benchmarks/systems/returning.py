@@ -111,22 +111,18 @@ def measure(options: Namespace) -> Iterator[Run]:
 def render(run: StoredRun) -> str:
     """A row per depth."""
     config = run["config"]
-    columns = {
-        "depth": "{depth}",
-        "whole ms": "{afresh_ms:.2f}",
-        "incremental ms": "{resumed_ms:.2f}",
-        "times less": "{times_less:.1f}",
-        "same top 10": "{same_top_10} of {users}",
-        "new user costs": "{new_user_costs:.2f} x",
-        "in a batch": "{new_users_in_batch_cost:.2f} x",
-        "cached KB": "{kept_kb:.0f}",
-    }
     return paragraphs(
         "## A returning user with one new item",
         f"Bundle {config['bundle']}, {config['history'] - 1} items cached and one new, batch 1, one thread:"
         " the engine's time for the new item alone, and for the whole history. On the right what caching costs a user"
         f" who is new, alone and in a batch of {config['batch']}, times not caching.",
-        table_of(run["result"]["rows"], columns),
+        table_of(
+            run["result"]["rows"],
+            "depth={depth} | whole ms={afresh_ms:.2f} | incremental ms={resumed_ms:.2f}"
+            " | times less={times_less:.1f} | same top 10={same_top_10} of {users}"
+            " | new user costs={new_user_costs:.2f} x | in a batch={new_users_in_batch_cost:.2f} x"
+            " | cached KB={kept_kb:.0f}",
+        ),
     )
 
 

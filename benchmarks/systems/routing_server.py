@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 
 from fathom.benchmarks.load import open_loop
-from fathom.benchmarks.markdown import Columns, decimal, paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.record import RESULTS, load_run
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.benchmarks.server import StartedServer, started
@@ -246,29 +246,30 @@ def section(folder: Path = RESULTS) -> str:
 
 def _parts(run: StoredRun) -> list[str]:
     config, load = run["config"], run["result"]["load"]
-    compute: Columns = {
-        "concurrency": "{concurrency}",
-        "CPU ms, deepest": "{cpu_ms[deepest]:.2f}",
-        "CPU ms, certified": "{cpu_ms[certified]:.2f}",
-        "saved": "{saved[value]:.1%} [{saved[low]:.1%}, {saved[high]:.1%}]",
-        "NDCG@10, deepest": lambda row: decimal(row["ndcg"]["deepest"]),
-        "certified": lambda row: decimal(row["ndcg"]["certified"]),
-    }
-    arms: Columns = {
-        "server": "{name}",
-        "in time": "{in_time:.1%}",
-        "answered": "{answered:.1%}",
-        "NDCG@10 of those in time": lambda row: decimal(row["ndcg_in_time"] or 0.0),
-        "of all requests": lambda row: decimal(row["ndcg_of_all"] or 0.0),
-        "depths": lambda row: ", ".join(f"{depth}: {share:.0%}" for depth, share in row["depths"].items()),
-    }
     return [
         f"{config['bundle']}, certified at eps {config['eps']:.0%}: {config['routing']}.",
-        table_of(run["result"]["compute"], compute),
+        table_of(
+            run["result"]["compute"],
+            "concurrency={concurrency} | CPU ms, deepest={cpu_ms[deepest]:.2f}"
+            " | CPU ms, certified={cpu_ms[certified]:.2f}"
+            " | saved={saved[value]:.1%} [{saved[low]:.1%}, {saved[high]:.1%}]"
+            " | NDCG@10, deepest={ndcg[deepest]:decimal} | certified={ndcg[certified]:decimal}",
+        ),
         f"Poisson arrivals at {load['offered_per_s']:,.0f} requests/s, twice what the deepest depth answers"
         f" ({load['capacity_per_s']:,.0f}/s), each wanted within {config['deadline_ms']:.0f} ms:",
-        table_of([{"name": name, **arm} for name, arm in load["arms"].items()], arms),
+        table_of(
+            [_arm_row(name, arm) for name, arm in load["arms"].items()],
+            "server={name} | in time={in_time:.1%} | answered={answered:.1%}"
+            " | NDCG@10 of those in time={ndcg_in_time:decimal} | of all requests={ndcg_of_all:decimal}"
+            " | depths={depths}",
+        ),
     ]
+
+
+def _arm_row(name: str, arm: StoredRun) -> dict[str, Any]:
+    depths = [f"{depth}: {share:.0%}" for depth, share in arm["depths"].items()]
+    ndcg = {key: arm[key] or 0.0 for key in ("ndcg_in_time", "ndcg_of_all")}
+    return {**arm, "name": name, "depths": depths, **ndcg}
 
 
 BENCHMARK = Benchmark(

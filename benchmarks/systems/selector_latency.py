@@ -154,18 +154,15 @@ def measure(options: Namespace) -> Iterator[Run]:
 
 def render(run: StoredRun) -> str:
     """A row per catalogue and history, and the share of a request."""
-    columns = {
-        "items": "{items:,}",
-        "history": "{history}",
-        "median µs": "{median_us:.1f}",
-        "p99 µs": "{p99_us:.1f}",
-        "p99.9 µs": "{p999_us:.1f}",
-    }
     requests = run["result"].get("requests", [])
     said = [f"{r['share']:.1%} of {r['total_us']:,.0f} µs at history {r['history']}" for r in requests]
     return paragraphs(
         "## One decision of the selector, features included",
-        table_of(run["result"]["rows"], columns),
+        table_of(
+            run["result"]["rows"],
+            "items={items:,} | history={history} | median µs={median_us:.1f} | p99 µs={p99_us:.1f}"
+            " | p99.9 µs={p999_us:.1f}",
+        ),
         f"Its share of a whole request at depth 4, alone in the pipeline: {', '.join(said)}.",
     )
 
