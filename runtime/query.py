@@ -96,7 +96,10 @@ def history_of(query: IndexedQuery, catalogue_items: int, max_history: int) -> Q
 
 
 def filter_of(query: IndexedQuery, seen: Indices, catalogue: Catalogue) -> ItemFilter:
-    """Which items may answer a query; raises InvalidRequestError, NotFoundError for an unknown category."""
+    """Which items may answer a query whose history is ``seen`` (any,), item indices.
+
+    Raises InvalidRequestError, and NotFoundError for an unknown category.
+    """
     exclude = _indices(query.exclude, "exclude", len(catalogue)) if len(query.exclude) else None
     if not query.include_seen:
         exclude = seen if exclude is None else np.concatenate((seen, exclude))

@@ -40,12 +40,12 @@ def log_capital(values: Floats, *, largest: float, delta: float) -> Floats:
 
 
 def is_negative(values: Floats, *, largest: float, delta: float) -> bool:
-    """Whether the mean of these independent values is shown to be below zero, wrongly with probability <= ``delta``."""
+    """Whether independent values (n,) are shown to be below zero on average, wrongly with probability <= ``delta``."""
     return bool(len(values) and log_capital(values, largest=largest, delta=delta).max() >= math.log(1 / delta))
 
 
 def values_needed(values: Floats, *, largest: float, delta: float) -> int | None:
-    """About how many such values would show it; None when these are not below zero on average."""
+    """About how many values such as these (n,) would show it; None when they are not below zero on average."""
     mean = float(values.mean()) if len(values) else 0.0
     if mean >= 0:
         return None

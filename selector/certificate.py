@@ -9,7 +9,6 @@ all, a loss clipped at zero would look like a large one.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -115,18 +114,9 @@ class Certificate:
         return next((depth for depth in sorted(depths) if self.depths.get(depth) != depths[depth]), None)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form, read back by ``load``."""
+        """JSON-able form, read back by ``parse``."""
         form: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return form
-
-    @classmethod
-    def load(cls, path: Path) -> "Certificate":
-        """Read ``certificate.json``; raises ArtefactError, in one line, for anything else."""
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise ArtefactError(f"{path}: no certificate here") from None
-        return cls.parse(data, where=str(path))
 
     @classmethod
     def parse(cls, data: bytes, *, where: str) -> "Certificate":
@@ -165,12 +155,12 @@ def certified(full: Floats, routed: Iterable[Floats], *, eps: float, level: floa
 
 
 def users_needed(full: Floats, routed: Floats, *, eps: float, level: float) -> int | None:
-    """About how many users such as these would certify a routing; None where it loses eps or more."""
+    """About how many users such as these (n,) would certify a routing; None where it loses eps or more."""
     return values_needed((1 - eps) * full - routed, largest=1 - eps, delta=level)
 
 
 def kept_at_least(full: Floats, routed: Floats, *, level: float) -> float:
-    """A lower bound of the quality kept, as a share of the quality at the deepest depth, at this level."""
+    """A lower bound of routed (n,) over full quality (n,), in the mean of the users, at this level."""
 
     def shown(share: float) -> bool:
         return is_negative(share * full - routed, largest=share, delta=level)
@@ -179,7 +169,7 @@ def kept_at_least(full: Floats, routed: Floats, *, level: float) -> float:
 
 
 def at_least(values: Floats, *, level: float) -> float:
-    """A lower bound of the mean of values in [0, 1], at this level."""
+    """A lower bound of the mean of values (n,) in [0, 1], at this level."""
 
     def shown(mean: float) -> bool:
         return is_negative(mean - values, largest=mean, delta=level)
@@ -188,7 +178,10 @@ def at_least(values: Floats, *, level: float) -> float:
 
 
 def buckets(full: Floats, routed: Floats, by: Mapping[str, Floats], *, level: float) -> tuple[Bucket, ...]:
-    """Thirds of the users by each feature in ``by`` (n,), low to high; bounds hold for all of them together."""
+    """Thirds of the users by each feature in ``by`` (n,), low to high; bounds hold for all of them together.
+
+    ``full``, ``routed`` (n,): quality of each user, 0 to 1.
+    """
     thirds: list[tuple[str, NDArray[np.bool_]]] = []
     for feature, values in by.items():
         low, high = np.quantile(values, [1 / 3, 2 / 3])

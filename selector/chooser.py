@@ -59,9 +59,8 @@ class DepthChooser:
 
     def policy(self, profile: DeviceProfile) -> DepthPolicy:
         """How the requests of a profile are routed; raises NotFoundError where none of its depths is served."""
-        return self._policies.get(profile.depths) or self._policies.setdefault(
-            profile.depths, self._new_policy(profile)
-        )
+        depths = profile.depths
+        return self._policies.get(depths) or self._policies.setdefault(depths, self._new_policy(profile))
 
     def require(self, profile: DeviceProfile) -> None:
         """Raises ConfigError where the policy is ``certified`` and nothing is certified for this profile."""
@@ -73,7 +72,7 @@ class DepthChooser:
 
     def _policy_of(self, profile: DeviceProfile, fixed: int | None) -> DepthPolicy:
         if fixed is None:
-            return self._policies.get(profile.depths) or self.policy(profile)
+            return self.policy(profile)
         if fixed not in self._fixed:
             raise NotFoundError(f"depth {fixed} is not served here; there are {_list(self._served)}")
         return self._fixed[fixed]
@@ -95,10 +94,11 @@ class DepthChooser:
 
 
 class _Time(NamedTuple):
-    """Seconds to the deadline, those of them in the queue, and whether the shallowest depth fits."""
+    """Seconds to the deadline, those of them in the queue, what the shallowest depth costs, and whether it fits."""
 
     left_s: float
     queue_s: float
+    cost_s: float
     fits: bool
 
 
@@ -111,7 +111,7 @@ def _time_for(shallowest: int, estimates: Estimates) -> _Time:
     time_s, queue_s, cost_s = estimates.time_s, estimates.queue_s(shallowest), estimates.cost_s(shallowest)
     fits = LEAST_WEIGHT * queue_s + cost_s <= time_s
     if fits or estimates.may_probe(shallowest):
-        return _Time(time_s, queue_s, fits)
+        return _Time(time_s, queue_s, cost_s, fits)
     if cost_s <= time_s:
         wait_s = LEAST_WEIGHT * queue_s + cost_s - time_s
         left = _left(time_s, queue_s)
@@ -134,7 +134,7 @@ def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Es
         if cost_s <= spare_s:
             return _shallower(wanted, depth, time, cost_s)
     if time.fits:
-        return _shallower(wanted, shallowest, time, estimates.cost_s(shallowest))
+        return _shallower(wanted, shallowest, time, time.cost_s)
     why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {shallowest} is tried"
     return Choice(shallowest, DepthReason.DEADLINE, why, wanted.complexity, probe=True)
 

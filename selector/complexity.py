@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +19,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fathom.errors import ArtefactError, brief
-from fathom.files import read_json, write_json
 from fathom.selector.features import Features
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -146,16 +144,6 @@ class ComplexityModel:
             first = error.errors()[0]
             key, words = brief(".".join(map(str, first["loc"]))) or "content", brief(first["msg"], 100)
             raise ArtefactError(f"{where}: not a selector: {key}: {words}; export the bundle again") from None
-
-    def save(self, path: Path) -> None:
-        """Write ``selector.json``, whole or not at all."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path) -> "ComplexityModel":
-        """Read ``selector.json``; raises ArtefactError."""
-        value = read_json(path, kind="selector", schema_version=SCHEMA_VERSION)
-        return cls.from_json(value, where=str(path))
 
 
 _ADAPTER = TypeAdapter(ComplexityModel)

@@ -83,7 +83,7 @@ class SelectorTables:
     def build(
         cls, popularity: NDArray[np.int64], vectors: VectorTable, transition_entropy: NDArray[np.float32]
     ) -> "SelectorTables":
-        """Tables from training counts (n,), item vectors and entropies (n,); what fits is not copied."""
+        """Tables from training counts (n,), item vectors and entropies (n,), in nats; what fits is not copied."""
         return cls(
             np.log1p(popularity, dtype=np.float32),
             _tail(popularity),

@@ -68,7 +68,7 @@ class LossModel:
 
 
 def cross_fitted(rows: Floats, losses: Floats) -> Floats:
-    """The losses (n, targets) that models predict for requests which they have not learned from."""
+    """Losses (n, targets) that models predict for requests (n, features) which they have not learned from."""
     predicted = np.empty_like(losses)
     for rest, fold in _folds(len(rows)):
         predicted[fold] = LossModel.fit(rows[rest], losses[rest]).predict(rows[fold])

@@ -19,11 +19,7 @@ class DepthPolicy:
 
     def __init__(self, depths: tuple[int, ...]) -> None:
         self.depths = depths
-
-    @property
-    def deepest(self) -> int:
-        """The deepest depth that the profile allows and the engine serves."""
-        return self.depths[-1]
+        self.deepest = depths[-1]
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth that a request should get."""

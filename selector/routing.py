@@ -26,7 +26,7 @@ CONFIDENCE = ("best", "to_second", "to_tenth")
 
 
 def coin(items: NDArray[np.int64]) -> float:
-    """A number in [0, 1) that follows from a history: equal requests are routed alike."""
+    """A number in [0, 1) that follows from a history, item indices (length,): equal requests are routed alike."""
     return crc32(items.tobytes()) / 2**32
 
 
@@ -51,7 +51,7 @@ class Mixture:
         return self.depths[-1]
 
     def probabilities(self, inputs: "RoutingInputs") -> Floats:
-        """Probability of each depth, (n, depths), for many requests."""
+        """Probability of each depth, (n, depths), for n requests."""
         return np.tile(np.array(self.shares), (len(inputs.features), 1))
 
     @property
@@ -74,7 +74,7 @@ class Rule:
         return self.depths[0 if complexity < self.threshold else -1]
 
     def probabilities(self, inputs: "RoutingInputs") -> Floats:
-        """Probability of each depth, (n, depths); see Mixture."""
+        """Probability of each depth, (n, depths), for n requests."""
         return one_hot(np.where(inputs.complexity < self.threshold, 0, len(self.depths) - 1), len(self.depths))
 
     @property
@@ -110,7 +110,7 @@ class Learned:
         return depth
 
     def probabilities(self, inputs: "RoutingInputs") -> Floats:
-        """Probability of each depth, (n, depths); see Mixture."""
+        """Probability of each depth, (n, depths), for n requests."""
         losses = np.column_stack([self.model.predict(inputs.features), np.zeros(len(inputs.features))])
         totals = losses + self.price * np.array(self.costs)
         # Of two equal totals the deepest goes, then the shallowest: as online.
@@ -153,7 +153,7 @@ class Cascade:
         return np.asarray(worth.any(axis=-1))
 
     def probabilities(self, inputs: "RoutingInputs") -> Floats:
-        """Probability of each depth, (n, depths); see Mixture."""
+        """Probability of each depth, (n, depths), for n requests."""
         stopped = np.full(len(inputs.features), len(self.depths) - 1)
         for place in reversed(range(len(self.depths) - 1)):
             stopped[~self.goes_on(place, inputs.at_exit(place))] = place
@@ -230,7 +230,7 @@ def _evenly(path: Sequence[_Priced], costs: Sequence[float], inputs: RoutingInpu
 
 
 def confidence(scores: Sequence[float] | NDArray[np.floating]) -> tuple[float, float, float]:
-    """CONFIDENCE of an answer, from the scores of its best ten items, best first; zeros for fewer than two."""
+    """CONFIDENCE of an answer, from the scores (<= 10,) of its best items, best first; zeros for fewer than two."""
     if len(scores) < 2:
         return 0.0, 0.0, 0.0
     best = float(scores[0])
@@ -238,5 +238,5 @@ def confidence(scores: Sequence[float] | NDArray[np.floating]) -> tuple[float, f
 
 
 def one_hot(chosen: NDArray[np.intp], count: int) -> Floats:
-    """Probability 1 for the chosen column, (n, count)."""
+    """Probability 1 for the chosen column of each row (n,), as (n, count)."""
     return np.eye(count)[chosen]

@@ -1,7 +1,6 @@
 """The certificate: wrong no more often than promised, powerful where nothing is lost, refused when it is not one."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,10 +86,8 @@ def certificate() -> Certificate:
     )
 
 
-def test_it_reads_what_it_wrote_and_knows_its_files(tmp_path: Path) -> None:
-    path = tmp_path / "certificate.json"
-    path.write_text(json.dumps(certificate().to_json()))
-    loaded = Certificate.load(path)
+def test_it_reads_what_it_wrote_and_knows_its_files() -> None:
+    loaded = Certificate.parse(json.dumps(certificate().to_json()).encode(), where="certificate.json")
     assert loaded == certificate()
     assert loaded.claim((4, 8)) == loaded.claims[0]
     assert loaded.claim((4, 8, 12)) is None
@@ -115,9 +112,8 @@ def claim_for(depths: tuple[int, ...], *, routed: tuple[int, ...]) -> dict[str, 
         ("schema_version", 3),
     ],
 )
-def test_what_is_no_certificate_is_refused_in_one_line(tmp_path: Path, key: str, value: object) -> None:
-    path = tmp_path / "certificate.json"
-    path.write_text(json.dumps(certificate().to_json() | {key: value}))
-    with pytest.raises(ArtefactError) as caught:
-        Certificate.load(path)
+def test_what_is_no_certificate_is_refused_in_one_line(key: str, value: object) -> None:
+    data = json.dumps(certificate().to_json() | {key: value}).encode()
+    with pytest.raises(ArtefactError, match=r"^certificate\.json: ") as caught:
+        Certificate.parse(data, where="certificate.json")
     assert "\n" not in str(caught.value)

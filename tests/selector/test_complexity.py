@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,11 +131,8 @@ def test_a_model_survives_json_exactly(training: list[tuple[float, ...]]) -> Non
     assert all(again.score(Features(*row)) == model.score(Features(*row)) for row in training)
 
 
-def test_a_model_survives_its_file(model: ComplexityModel, tmp_path: Path) -> None:
-    path = tmp_path / "selector" / "selector.json"
-    model.save(path)
-    assert ComplexityModel.load(path) == model
-    assert path.stat().st_size < 30_000
+def test_a_models_file_is_small(model: ComplexityModel) -> None:
+    assert len(json.dumps(model.to_json())) < 30_000
 
 
 @pytest.mark.parametrize(
@@ -159,18 +155,12 @@ def test_a_model_survives_its_file(model: ComplexityModel, tmp_path: Path) -> No
         ({"combined": None}, "not a selector: combined"),
     ],
 )
-def test_a_damaged_selector_is_refused_in_one_line(
-    model: ComplexityModel, tmp_path: Path, change: dict[str, Any], says: str
-) -> None:
+def test_a_damaged_selector_is_refused_in_one_line(model: ComplexityModel, change: dict[str, Any], says: str) -> None:
     value = {**model.to_json(), **change}
-    with pytest.raises(ArtefactError) as caught:
-        ComplexityModel.from_json(value)
+    with pytest.raises(ArtefactError, match=r"^selector\.json: ") as caught:
+        ComplexityModel.from_json(value, where="selector.json")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-    path = tmp_path / "selector.json"
-    path.write_text(json.dumps(value), encoding="utf-8")
-    with pytest.raises(ArtefactError, match=r"selector\.json: "):
-        ComplexityModel.load(path)
 
 
 def test_a_selector_without_a_schema_version_is_refused(model: ComplexityModel) -> None:
