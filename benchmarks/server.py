@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from fathom.errors import UnavailableError
+from fathom.runtime.bundle import Bundle
 
 METHOD = "/fathom.v1.Recommender/Recommend"
 
@@ -46,7 +47,7 @@ def started(bundle: Path, *options: str, log: Path | None = None) -> Iterator[St
         assert process.stdout is not None
         ready = process.stdout.readline()
         if not ready:
-            raise UnavailableError(f"{bundle}: the server did not start; its words are above")
+            raise UnavailableError(f"{bundle}: the server did not start; its error is above")
         try:
             yield StartedServer(json.loads(ready)["address"], process.pid, time.perf_counter() - begin)
         finally:
@@ -54,8 +55,9 @@ def started(bundle: Path, *options: str, log: Path | None = None) -> Iterator[St
 
 
 def catalogue_ids(bundle: Path) -> list[str]:
-    """The ids of a bundle's items."""
-    return [str(item) for item in json.loads((bundle / "items" / "catalogue.json").read_bytes())["ids"]]
+    """The ids of a bundle's items; raises BundleError when it cannot be opened."""
+    with Bundle.open(bundle) as opened:
+        return list(opened.catalogue.ids)
 
 
 def cpu_s(process: psutil.Process) -> float:

@@ -53,3 +53,19 @@ async def test_an_open_loop_does_not_wait_for_answers_and_a_closed_one_does() ->
     most = 0
     assert await closed_loop(call, 4, 20) > 0
     assert most == 4
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.names() if {"bundle", "bundles"} & registry.load(name).arguments.keys()]
+)
+def test_a_benchmark_ends_in_one_line_and_stores_nothing_when_the_bundle_is_not_there(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing, arguments = str(tmp_path / "nowhere"), registry.load(name).arguments
+    bundles = [missing] * (2 if "bundles" in arguments else 1)
+    data = ["--data", missing] if "--data" in arguments else []
+    with pytest.raises(SystemExit) as end:
+        main(["run", name, *bundles, *data, "--results", str(tmp_path / "results")])
+    assert end.value.code == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "results").exists()
