@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 PROBE_AFTER_S = 0.1
 #: Batches in a row whose failure is more than bad luck.
 MOST_FAILURES = 3
+CLOSED = "the engine is closed; call another server"
 
 log = logging.getLogger("fathom.runtime")
 
@@ -94,9 +95,8 @@ class Batcher(Generic[Work, Result]):
         queue_s = 0.0
         if len(self._lanes):
             with self._changed:
-                lead = self._lanes.lead(client)
-                credit_s = lead * self._cost.each_s(depth, self._lanes.bucket(length)) if lead else 0.0
-                ahead = self._lanes.ahead(self._lanes.urgency_s(now_s, deadline_s) - credit_s)
+                urgency_s = self._lanes.urgency_s(now_s, deadline_s) - self._credit_s(depth, length, client)
+                ahead = self._lanes.ahead(urgency_s)
                 queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)
                 queue_s *= self._lanes.share(client)
         if self._running:
@@ -138,14 +138,7 @@ class Batcher(Generic[Work, Result]):
         # What the engine must keep to, for the answer to be back in time.
         by_s = None if deadline_s is None or probe else deadline_s - self._lag.value
         entry = Entry(depth, length, arrival_s, by_s, job, client)
-        with self._changed:
-            if self._closed:
-                raise UnavailableError("the engine is closed; call another server")
-            if self._lanes.full(client):
-                raise self._overload()
-            entry.credit_s = self._lanes.lead(client) * self._cost.each_s(depth, self._lanes.bucket(length))
-            self._lanes.push(entry)
-            self._changed.notify()
+        self._push(entry)
         try:
             found = await future
             now_s = self._clock()
@@ -156,6 +149,21 @@ class Batcher(Generic[Work, Result]):
                 self._lanes.cancel(entry)
             self._note_idle()
             raise
+
+    def _push(self, entry: Entry[_Job[Work, Result]]) -> None:
+        with self._changed:
+            if self._closed:
+                raise UnavailableError(CLOSED)
+            if self._lanes.full(entry.client):
+                raise self._overload()
+            entry.credit_s = self._credit_s(entry.depth, entry.length, entry.client)
+            self._lanes.push(entry)
+            self._changed.notify()
+
+    def _credit_s(self, depth: int, length: int, client: str) -> float:
+        """How much more urgent a request is because its client has fewer waiting than another."""
+        lead = self._lanes.lead(client)
+        return lead * self._cost.each_s(depth, self._lanes.bucket(length)) if lead else 0.0
 
     async def idle(self) -> None:
         """Return when nothing waits and nothing runs: at once where that is so. May be awaited by several."""
@@ -240,7 +248,7 @@ class Batcher(Generic[Work, Result]):
             entries: list[Entry[_Job[Work, Result]]] = self._lanes.clear()
             self._running += len(entries)
         if entries:
-            closed = [UnavailableError("the engine is closed; call another server") for _ in entries]
+            closed = [UnavailableError(CLOSED) for _ in entries]
             self._post(Taken(0, 0, entries, []), closed, 0.0)
 
     def _deliver(

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from fathom.runtime.lanes import Cell
+
 STEP_P50 = 0.04
 STEP_P99 = 0.10
 # A span lasts at least this long and has at least this many observations. Two spans are less than a second.
@@ -29,8 +31,6 @@ LEAST_LAG_S = 0.0002
 PROBE_TOKENS = 256
 # Timed rounds that the start always takes, whatever its budget; the round before them only warms up.
 ROUNDS = 3
-
-Cell = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

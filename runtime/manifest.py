@@ -88,7 +88,7 @@ class DepthInfo(_Frozen):
 
 
 class Extension(_Frozen):
-    """The second form of a chain of segments, which computes new positions only (docs/bundle-format.md).
+    """The incremental engines of a chain, which compute new positions only (docs/bundle-format.md).
 
     ``segments``: depth -> engine file. ``context``: the file that all of them read. ``span``: positions that a layer
     looks back over, its own included. ``max_abs_error``: of the user vector, against computing afresh.

@@ -157,7 +157,7 @@ class _Block:
 
 
 def _mask(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:
-    """The items that pass allow list and mask, (n,); None = all."""
+    """The items that pass allow list and mask, bool (n,); None = all."""
     if keep.allow is None:
         return keep.mask
     shown = np.zeros(n, dtype=np.bool_)
@@ -168,7 +168,7 @@ def _mask(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:
 
 
 def _pairs(items: Sequence[Indices]) -> Indices:
-    """(row, item) of every list, (m, 2)."""
+    """(row, item) of every list, int64 (m, 2)."""
     sizes = [len(each) for each in items]
     pairs = np.empty((sum(sizes), 2), np.int64)
     pairs[:, 0] = np.repeat(np.arange(len(items)), sizes)
@@ -177,7 +177,7 @@ def _pairs(items: Sequence[Indices]) -> Indices:
 
 
 def _inside(pairs: Indices, low: int, width: int) -> Indices:
-    """Those of a block, counted from its first item."""
+    """Of (row, item) pairs (m, 2) those of a block, counted from its first item."""
     items = pairs[:, 1] - low
     found = (items >= 0) & (items < width)
     return np.stack((pairs[found, 0], items[found]), axis=1)
