@@ -10,9 +10,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from fathom.selector.schema import Floats
 
 #: No more of the capital than this is ever lost to one value.
 MOST_AT_STAKE = 0.75

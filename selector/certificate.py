@@ -13,22 +13,19 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from fathom.errors import ArtefactError, brief
 from fathom.files import parse_json
 from fathom.selector.betting import is_negative, largest_shown, values_needed
-from fathom.selector.routing import Depth, Routing
+from fathom.selector.routing import Routing
+from fathom.selector.schema import STRICT, Depth, Floats, Share, validated
 
 SCHEMA_VERSION: Literal[2] = 2
 
-Floats = NDArray[np.float64]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Bucket:
     """A part of the users under the certified routing.
 
@@ -42,7 +39,7 @@ class Bucket:
     low: float
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Claim:
     """What is certified for all profiles that allow these depths.
 
@@ -55,12 +52,12 @@ class Claim:
 
     depths: tuple[Depth, ...]
     policy: str
-    level: Fraction
+    level: Share
     users: int
     routing: Routing | None = None
     kept: float | None = None
     saved: float | None = None
-    agreement: Fraction | None = None
+    agreement: Share | None = None
     needed: int | None = None
     buckets: tuple[Bucket, ...] = ()
 
@@ -71,7 +68,7 @@ class Claim:
             raise ValueError("the routing is for other depths than the claim")
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Certificate:
     """``selector/certificate.json``: what was promised, on which data, for which engines.
 
@@ -125,16 +122,8 @@ class Certificate:
             value = parse_json(data)
         except ValueError as error:
             raise ArtefactError(f"{where}: not a certificate: {brief(error, 100)}") from None
-        found = value.get("schema_version") if isinstance(value, dict) else None
-        if isinstance(found, int) and found > SCHEMA_VERSION:
-            newer = f"has schema_version {brief(found)}, newer than {SCHEMA_VERSION}"
-            raise ArtefactError(f"{where}: this certificate {newer}; upgrade Fathom")
-        try:
-            return _ADAPTER.validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key, words = brief(".".join(map(str, first["loc"]))) or "content", brief(first["msg"], 100)
-            raise ArtefactError(f"{where}: not a certificate: {key}: {words}; certify the bundle again") from None
+        remedy = "certify the bundle again"
+        return validated(_ADAPTER, value, kind="certificate", where=where, newest=SCHEMA_VERSION, remedy=remedy)
 
 
 _ADAPTER = TypeAdapter(Certificate)

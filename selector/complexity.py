@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from fathom.errors import ArtefactError, brief
 from fathom.selector.features import Features
+from fathom.selector.schema import STRICT, Finite, Share, validated
 
 SCHEMA_VERSION: Literal[1] = 1
 QUANTILES = 65
@@ -33,20 +33,16 @@ WEIGHTS: Mapping[str, float] = {
     "density": -1.0,
 }
 
-Bounded = Annotated[float, Field(ge=-1e12, le=1e12)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Scale:
     """A rank between 0 and 1 for any value: linear between the training quantiles, constant outside them.
 
     ``values`` ascend strictly; a value that many training histories share has the middle of their ranks.
     """
 
-    values: Annotated[tuple[Bounded, ...], Field(min_length=1)]
-    ranks: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+    values: Annotated[tuple[Finite, ...], Field(min_length=1)]
+    ranks: Annotated[tuple[Share, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.ranks):
@@ -80,7 +76,7 @@ class Scale:
         return below + (value - low) / (values[i] - low) * (ranks[i] - below)
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class ComplexityModel:
     """Normalisation learned on training histories.
 
@@ -89,7 +85,7 @@ class ComplexityModel:
     """
 
     schema_version: Literal[1]
-    weights: dict[str, Bounded]
+    weights: dict[str, Finite]
     scales: dict[str, Scale | None]
     combined: Scale
     histories: Annotated[int, Field(ge=1)]
@@ -133,17 +129,8 @@ class ComplexityModel:
     @classmethod
     def from_json(cls, value: Mapping[str, Any], *, where: str = "selector") -> "ComplexityModel":
         """Raises ArtefactError, in one line, for a newer schema, NaN, or anything that ``fit`` cannot have made."""
-        found = value.get("schema_version")
-        if isinstance(found, int) and found > SCHEMA_VERSION:
-            raise ArtefactError(
-                f"{where}: this selector has schema_version {brief(found)}, newer than {SCHEMA_VERSION}; upgrade Fathom"
-            )
-        try:
-            return _ADAPTER.validate_python(dict(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key, words = brief(".".join(map(str, first["loc"]))) or "content", brief(first["msg"], 100)
-            raise ArtefactError(f"{where}: not a selector: {key}: {words}; export the bundle again") from None
+        remedy = "export the bundle again"
+        return validated(_ADAPTER, value, kind="selector", where=where, newest=SCHEMA_VERSION, remedy=remedy)
 
 
 _ADAPTER = TypeAdapter(ComplexityModel)

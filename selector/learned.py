@@ -7,14 +7,12 @@ choices is a constant.
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-Floats = NDArray[np.float64]
+from fathom.selector.schema import STRICT, Finite, Floats
 
 FOLDS = 5
 #: Relative to the number of requests; infinity is the constant.
@@ -22,11 +20,8 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0, np.inf)
 #: Standardised features end here: what lies further out is as far as anything that was seen.
 FARTHEST = 3.0
 
-Finite = Annotated[float, Field(ge=-1e12, le=1e12)]
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class LossModel:
     """Expected loss of each target from a row of features; NaN is an unknown feature and counts as its mean.
 

@@ -10,16 +10,12 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fathom.selector.features import Features
-from fathom.selector.learned import Finite, LossModel
-
-Floats = NDArray[np.float64]
-Depth = Annotated[int, Field(ge=1, le=32)]
-Share = Annotated[float, Field(ge=0, le=1)]
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+from fathom.selector.learned import LossModel
+from fathom.selector.schema import STRICT, Depth, Finite, Floats, Share
 
 #: What an exit says about its own answer: the best cosine, and how far the second and the tenth lie below it.
 CONFIDENCE = ("best", "to_second", "to_tenth")
@@ -30,7 +26,7 @@ def coin(items: NDArray[np.int64]) -> float:
     return crc32(items.tobytes()) / 2**32
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Mixture:
     """Each depth gets its share of the requests, whatever they are; a hash of the history decides."""
 
@@ -61,7 +57,7 @@ class Mixture:
         return ", ".join(parts).replace("%", " %")
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Rule:
     """The shallowest depth for requests below a threshold of complexity, the deepest for the others."""
 
@@ -83,7 +79,7 @@ class Rule:
         return f"depth {self.depths[0]} below complexity {self.threshold:.2f}, else depth {self.depths[-1]}"
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Learned:
     """The depth with the least expected loss + price x cost; ``costs`` are relative to the deepest depth.
 
@@ -123,7 +119,7 @@ class Learned:
         return f"least expected loss + {self.price:.2g} x cost, over depths {', '.join(map(str, self.depths))}"
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True, config=STRICT)
 class Cascade:
     """At every exit a gate decides whether to go on: while some deeper depth is expected to gain more than it costs.
 

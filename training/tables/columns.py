@@ -51,7 +51,7 @@ _RECBOLE_TYPE = re.compile(r":(token|float)(_seq)?$")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ColumnChoice:
     """Which of a table's columns are used, by role, and which are not."""
 
     used: dict[Role, str]
@@ -60,7 +60,7 @@ class Choice:
 
 def choose(
     path: Path, found: Sequence[str], wanted: dict[Role, str | None], required: Sequence[Role], options: dict[Role, str]
-) -> Choice:
+) -> ColumnChoice:
     """The column of each wanted role: the one named, else the only one with a usual name, else none.
 
     found: the table's columns; wanted: role -> the name that was asked for, None for a usual one;
@@ -83,7 +83,7 @@ def choose(
             if role in required and column in used.values():
                 raise DataError(f"{path}: {_short(column)!r} cannot be both user and item; choose another column")
             used[role] = column
-    return Choice(used, tuple(name for name in found if name not in used.values()))
+    return ColumnChoice(used, tuple(name for name in found if name not in used.values()))
 
 
 def has_usual(found: Sequence[str], role: Role) -> bool:
