@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fathom.errors import ArtefactError, ConfigError
 from fathom.importance.choice import Graded, choose_methods, forward_seconds
-from fathom.importance.distribution import Runner, one_after_the_other
+from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import LayerTensors, per_sample_gradients
 from fathom.importance.lattice.lattice import Lattice, masks_on_the_way, measure_lattice, random_orders
 from fathom.importance.lattice.lattice import Progress as LatticeProgressReport
@@ -43,7 +43,7 @@ def rank_checkpoint(
     users: int = 256,
     seed: int = 0,
     lattice: Lattice | None = None,
-    runner: Runner = one_after_the_other,
+    runner: PieceRunner = one_after_the_other,
     progress: Progress | None = None,
 ) -> LayerRanking:
     """Rank the layers of a checkpoint on the validation cases of ``users`` users, drawn by ``seed``.
@@ -83,7 +83,7 @@ def measure_checkpoint(
     users: int = 256,
     seed: int = 0,
     orders: int = 0,
-    runner: Runner = one_after_the_other,
+    runner: PieceRunner = one_after_the_other,
     progress: LatticeProgressReport = lambda _: None,
 ) -> Lattice:
     """Measure every subset of the layers on the users that ``rank_checkpoint`` measures on, unless ``out`` holds it.

@@ -20,7 +20,7 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-class Runner(Protocol):
+class PieceRunner(Protocol):
     """Computes function(shared, piece) for every piece, and yields each with its result when it is there."""
 
     def __call__(
@@ -41,13 +41,13 @@ def in_one_thread(function: Callable[[Shared, Piece], Result], shared: Shared, p
 def one_after_the_other(
     function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
 ) -> Iterator[tuple[Piece, Result]]:
-    """The Runner of this process, in the order of the pieces."""
+    """The PieceRunner of this process, in the order of the pieces."""
     for piece in pieces:
         yield piece, in_one_thread(function, shared, piece)
 
 
-def over_processes(workers: int) -> Runner:
-    """A Runner of so many processes of this machine; with one, this process."""
+def over_processes(workers: int) -> PieceRunner:
+    """A PieceRunner of so many processes of this machine; with one, this process."""
     if workers == 1:
         return one_after_the_other
 
@@ -67,8 +67,8 @@ def over_processes(workers: int) -> Runner:
     return run
 
 
-def over_ray(address: str | None = None) -> Runner:
-    """A Runner of the Ray cluster at this address, or of one as large as this machine that lasts as long as the work.
+def over_ray(address: str | None = None) -> PieceRunner:
+    """A PieceRunner of the Ray cluster at this address, or of one as large as this machine for as long as it takes.
 
     "auto" is the cluster that this machine belongs to; its machines need Fathom with the extra ``train``. Raises
     MissingExtraError without ray.

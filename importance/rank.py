@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
-from fathom.importance.distribution import Runner, one_after_the_other
+from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
 from fathom.importance.lattice.grades import CONSENSUS, Truth, grade
 from fathom.importance.lattice.lattice import METRICS, Lattice
@@ -55,7 +55,7 @@ def rank_layers(
     *,
     seed: int = 0,
     skip_inapplicable: bool = False,
-    runner: Runner = one_after_the_other,
+    runner: PieceRunner = one_after_the_other,
     progress: Progress | None = None,
     lattice: Lattice | None = None,
     checkpoint: str | None = None,
@@ -68,6 +68,28 @@ def rank_layers(
     the result. Raises ConfigError when there is nothing to rank or to rank by, MissingExtraError without a library,
     DataError without data, ArtefactError when activations or scores are not finite.
     """
+    layers, users = _layers_and_users(model, batches, methods)
+    here = runner is one_after_the_other
+    work = _Work(model, batches, seed, skip_inapplicable, len(methods), progress if here else None)
+    pieces = [_Piece(number, name, method) for number, (name, method) in enumerate(methods.items(), 1)]
+    found: dict[str, tuple[MethodScores, Floats] | str] = {}
+    for piece, result in runner(_score, work, pieces):
+        found[piece.name] = result
+        if progress and not here:
+            done = len(found)
+            progress(RankProgress(piece.name, done, len(pieces), len(batches), len(batches), done / len(pieces)))
+    left_out = {name: reason for name in methods if isinstance(reason := found[name], str)}
+    scored = {name: result for name in methods if not isinstance(result := found[name], str)}
+    if not scored:
+        raise ConfigError(f"nothing to rank by: no method can judge this model here; {'; '.join(left_out.values())}")
+    ranking = _put_together(scored, layers, users, seed, lattice)
+    return replace(ranking, checkpoint=checkpoint, dataset=dataset, left_out=left_out)
+
+
+def _layers_and_users(
+    model: LayeredModel, batches: Sequence[Batch], methods: Mapping[str, ImportanceMethod]
+) -> tuple[int, int]:
+    """How many there are; raises where there is nothing to rank, or to rank by."""
     layers = len(model.layers)
     if sorted(model.layers) != list(range(layers)):
         raise ConfigError(f"the model does not run each of its layers once, but {list(model.layers)}; cannot rank them")
@@ -78,40 +100,29 @@ def rank_layers(
     users = sum(len(model.real_positions(batch)) for batch in batches)
     if users == 0:
         raise DataError("no users to rank layers on: the data holds no history")
-    here = runner is one_after_the_other
-    work = _Work(model, batches, seed, skip_inapplicable, len(methods), progress if here else None)
-    pieces = [_Piece(number, name, method) for number, (name, method) in enumerate(methods.items(), 1)]
-    found: dict[str, tuple[MethodScores, Floats] | str] = {}
-    for piece, result in runner(_score, work, pieces):
-        found[piece.name] = result
-        if progress and not here:
-            done = len(found)
-            progress(RankProgress(piece.name, done, len(pieces), len(batches), len(batches), done / len(pieces)))
-    measured, rows, left_out = {}, {}, {}
-    for name in methods:
-        match found[name]:
-            case str(reason):
-                left_out[name] = reason
-            case scores, own_rows:
-                measured[name], rows[name] = scores, own_rows
-    if not measured:
-        raise ConfigError(f"nothing to rank by: no method can judge this model here; {'; '.join(left_out.values())}")
+    return layers, users
+
+
+def _put_together(
+    scored: Mapping[str, tuple[MethodScores, Floats]], layers: int, users: int, seed: int, lattice: Lattice | None
+) -> LayerRanking:
+    """Consensus, agreement, stability and grades of the methods' scores and rows (users, layers)."""
+    measured = {name: scores for name, (scores, _) in scored.items()}
     agreement = {a: {b: kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured}
     rankings = [method.ranks for method in measured.values()]
     consensus, least_disagreeing = borda(rankings), kemeny(rankings)
-    drawn = {name: resampled_means(values, seed=seed) for name, values in rows.items()}
-    measured = {name: replace(m, stability=stability(drawn[name], m.scores)) for name, m in measured.items()}
+    drawn = {name: resampled_means(rows, seed=seed) for name, (_, rows) in scored.items()}
     drawn_consensus = resampled_borda(list(drawn.values()))
-    graded = rows | {CONSENSUS: np.array([consensus])}
+    graded = {name: rows for name, (_, rows) in scored.items()} | {CONSENSUS: np.array([consensus])}
     truths = {} if lattice is None else {metric: Truth.of(lattice, metric) for metric in METRICS}
     sizes = range(1, layers)
     return LayerRanking(
         layers=layers,
-        checkpoint=checkpoint,
-        dataset=dataset,
+        checkpoint=None,
+        dataset=None,
         users=users,
         seed=seed,
-        methods=measured,
+        methods={name: replace(m, stability=stability(drawn[name], m.scores)) for name, m in measured.items()},
         kendall_tau=agreement,
         consensus_scores=tuple(consensus),
         consensus_order=tuple(order_by(consensus)),
@@ -122,7 +133,6 @@ def rank_layers(
         kemeny_order=None if least_disagreeing is None else tuple(least_disagreeing),
         tiers=tier_probabilities(drawn_consensus),
         consensus_stability=stability(drawn_consensus, consensus),
-        left_out=left_out,
         graded_subsets=None if lattice is None else len(lattice.masks),
     )
 

@@ -162,13 +162,7 @@ class Pipeline:
         # The certificate speaks of requests without filters.
         if choice.agreement_check is not None and not query.is_filtered:
             self._feedback.offer(work, result, choice.agreement_check)
-        timing = Timing(
-            select_us=int((queued_s - start_s) * 1e6),
-            queue_us=int((began_s - queued_s) * 1e6),
-            engine_us=int(result.engine_s * 1e6),
-            retrieval_us=int(result.retrieval_s * 1e6),
-            total_us=int((time.monotonic() - start_s) * 1e6),
-        )
+        timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
         return Answer(result.indices, result.scores, choice, len(ids), timing, hit.reused)
 
     def _choose(

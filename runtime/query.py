@@ -1,8 +1,9 @@
 """What goes into a pipeline and what comes out of it; the one place where a query is checked against the catalogue."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,12 @@ class Timing:
     engine_us: int
     retrieval_us: int
     total_us: int
+
+    @classmethod
+    def of(cls, start_s: float, queued_s: float, began_s: float, engine_s: float, retrieval_s: float) -> Self:
+        """From the moments of a request that ends now, on the clock of ``time.monotonic``, and its batch's seconds."""
+        stages_s = queued_s - start_s, began_s - queued_s, engine_s, retrieval_s, time.monotonic() - start_s
+        return cls(*(int(seconds * 1e6) for seconds in stages_s))
 
 
 @dataclass(frozen=True, slots=True)

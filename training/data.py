@@ -80,12 +80,7 @@ def prepare(
     Raises DataError, in one line, for missing files and columns, for more malformed rows than tolerated, for item
     metadata that knows none of the items, and when the filters leave nothing; ConfigError for an unknown source.
     """
-    if source not in DEFAULTS and Path(source).exists():
-        if options is not None and options.path is not None:
-            raise ConfigError(f"path does nothing for {source}, which is a file or folder itself; leave it out")
-        options = replace(options or PrepareOptions(), path=Path(source))
-        source = generic_source(Path(source))
-    options = options or default_options(source)
+    source, options = _resolved(source, options)
     check_output(out, DATASET)
     with open_source(source, options, progress) as opened:
         events, hints, report, notes = _read_events(opened, options, progress)
@@ -95,32 +90,52 @@ def prepare(
             progress(f"reading items from {opened.items.path.name}")
         item_report = None if opened.items is None else RowReport(opened.items.path, options.max_malformed)
         items, matched = item_table(opened, events.item_ids, hints, item_report, whole=whole)
-        meta = {
-            "schema_version": SCHEMA_VERSION,
-            "name": options.name or _name(source, options.path),
-            "counts": {"users": len(events.user_ids), "items": items.height, "events": len(events)},
-            "has_time": "timestamp" in opened.events.columns,
-            "filters": {
-                "minimum_rating": options.minimum_rating,
-                "repeats": options.repeats,
-                "k_core": options.k_core,
-                "removed": removed,
-            },
-            "source": {"kind": source, "origin": opened.origin, "files": _files(opened)},
-            "interactions": {**report.as_dict(), "columns": dict(opened.events.columns), "unused": [*opened.unused]},
-            "items": None,
-            "notes": notes,
-        }
-        if opened.items is not None and item_report is not None:
+        counts = {"users": len(events.user_ids), "items": items.height, "events": len(events)}
+        meta = {"schema_version": SCHEMA_VERSION, "name": options.name or _name(source, options.path), "counts": counts}
+        meta |= _provenance(opened, source, options, report, removed)
+        meta |= {"items": None, "notes": notes}
+        if opened.items is not None and item_report is not None and matched is not None:
             columns = {"columns": dict(opened.items.columns), "unused": [*opened.items_unused]}
             meta["items"] = {**item_report.as_dict(), "matched": matched, **columns}
-            known = f"{matched:,} of {items.height:,} items are in {opened.items.path.name}"
-            bad = item_report.malformed.total()
-            known += f", where {bad:,} of {item_report.rows:,} rows are malformed" if bad else ""
-            notes.append(f"item data: {known}; {_columns(opened.items.columns, opened.items_unused)}")
+            notes.append(_about_items(opened, item_report, matched, items.height))
     progress(f"writing {len(events):,} events of {len(events.user_ids):,} users and {items.height:,} items")
     _write(out, events, items, meta)
     return Dataset.load(out)
+
+
+def _resolved(source: str, options: PrepareOptions | None) -> tuple[str, PrepareOptions]:
+    """The kind of a source, which may be a path, and what is asked of it."""
+    if source not in DEFAULTS and Path(source).exists():
+        if options is not None and options.path is not None:
+            raise ConfigError(f"path does nothing for {source}, which is a file or folder itself; leave it out")
+        options = replace(options or PrepareOptions(), path=Path(source))
+        source = generic_source(Path(source))
+    return source, options or default_options(source)
+
+
+def _provenance(
+    opened: Source, kind: str, options: PrepareOptions, report: RowReport, removed: Mapping[str, int]
+) -> dict[str, Any]:
+    """What meta.json says of the files, and of what was left out of them."""
+    return {
+        "has_time": "timestamp" in opened.events.columns,
+        "filters": {
+            "minimum_rating": options.minimum_rating,
+            "repeats": options.repeats,
+            "k_core": options.k_core,
+            "removed": removed,
+        },
+        "source": {"kind": kind, "origin": opened.origin, "files": _files(opened)},
+        "interactions": {**report.as_dict(), "columns": dict(opened.events.columns), "unused": [*opened.unused]},
+    }
+
+
+def _about_items(opened: Source, report: RowReport, matched: int, items: int) -> str:
+    assert opened.items is not None
+    known = f"{matched:,} of {items:,} items are in {opened.items.path.name}"
+    bad = report.malformed.total()
+    known += f", where {bad:,} of {report.rows:,} rows are malformed" if bad else ""
+    return f"item data: {known}; {_columns(opened.items.columns, opened.items_unused)}"
 
 
 def k_core(users: Codes, items: Codes, k: int) -> NDArray[np.bool_]:

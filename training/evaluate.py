@@ -116,19 +116,7 @@ def evaluate(
     """
     if len(cases) == 0:
         raise DataError("nothing to evaluate: no user has enough events for a case")
-    places: dict[str, Floats] = {}
-    covered: dict[str, NDArray[np.bool_]] = {}
-    for scorer in scorers:
-        done = 0
-        for rows, histories in _chunks(cases, n_items):
-            found = scorer(histories)
-            for name, scores in found.items():
-                judged = _prepared(name, scores, histories, n_items, filter_seen=filter_seen)
-                places.setdefault(name, np.empty(len(cases)))[rows] = ranks(judged, cases.targets[rows])
-                best = top_items(judged, COVERAGE_CUTOFF)
-                covered.setdefault(name, np.zeros(n_items, dtype=np.bool_))[best[best >= 0]] = True
-            done += len(rows)
-            progress(f"{', '.join(found)}: {done:,} of {len(cases):,} users")
+    places, covered = _ranked(cases, scorers, n_items, filter_seen, progress)
     users = {name: per_user(system, cutoffs) for name, system in places.items()}
     reference = next(iter(users)) if reference is None else reference
     if reference not in users:
@@ -144,6 +132,30 @@ def evaluate(
         per_user=users,
         places=places,
     )
+
+
+def _ranked(
+    cases: Cases,
+    scorers: Iterable[SystemsScorer],
+    n_items: int,
+    filter_seen: bool,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Floats], dict[str, NDArray[np.bool_]]]:
+    """Of each system: the place of every case's target, from 1 (cases,), and which items it gave at all (items,)."""
+    places: dict[str, Floats] = {}
+    covered: dict[str, NDArray[np.bool_]] = {}
+    for scorer in scorers:
+        done = 0
+        for rows, histories in _chunks(cases, n_items):
+            found = scorer(histories)
+            for name, scores in found.items():
+                prepared = _prepared(name, scores, histories, n_items, filter_seen=filter_seen)
+                places.setdefault(name, np.empty(len(cases)))[rows] = ranks(prepared, cases.targets[rows])
+                best = top_items(prepared, COVERAGE_CUTOFF)
+                covered.setdefault(name, np.zeros(n_items, dtype=np.bool_))[best[best >= 0]] = True
+            done += len(rows)
+            progress(f"{', '.join(found)}: {done:,} of {len(cases):,} users")
+    return places, covered
 
 
 def evaluate_model(
@@ -168,19 +180,10 @@ def evaluate_model(
     from fathom.training.scorer import depth_name, exit_scorer  # torch takes seconds to import
 
     known = split.train if part == "validation" else split.until_test
-    scorers: list[SystemsScorer] = [exit_scorer(model, device)]
-    left_out: dict[str, str] = {}
-    for name in baselines:
-        if name not in BASELINES:
-            raise ConfigError(f"unknown baseline {name!r}; known: {', '.join(BASELINES)}")
-        if name == "EASE" and dataset.n_items > EASE_MAX_ITEMS:
-            left_out[name] = f"the catalogue has more than {EASE_MAX_ITEMS:,} items"
-            continue
-        progress(f"fitting {name}")
-        scorers.append(named(name, BASELINES[name](known, dataset.n_items)))
+    fitted, left_out = _fitted(baselines, known, dataset.n_items, progress)
     report = evaluate(
         split.validation if part == "validation" else split.test,
-        scorers,
+        [exit_scorer(model, device), *fitted],
         n_items=dataset.n_items,
         reference=reference or depth_name(model.depths[-1]),
         resamples=resamples,
@@ -188,6 +191,22 @@ def evaluate_model(
         progress=progress,
     )
     return replace(report, left_out=left_out)
+
+
+def _fitted(
+    baselines: Iterable[str], known: Sequences, n_items: int, progress: Callable[[str], None]
+) -> tuple[list[SystemsScorer], dict[str, str]]:
+    """Baselines that have learned what is known, and why others were left out."""
+    scorers, left_out = [], {}
+    for name in baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"unknown baseline {name!r}; known: {', '.join(BASELINES)}")
+        if name == "EASE" and n_items > EASE_MAX_ITEMS:
+            left_out[name] = f"the catalogue has more than {EASE_MAX_ITEMS:,} items"
+            continue
+        progress(f"fitting {name}")
+        scorers.append(named(name, BASELINES[name](known, n_items)))
+    return scorers, left_out
 
 
 def _chunks(cases: Cases, n_items: int) -> Iterator[tuple[NDArray[np.int64], Sequences]]:

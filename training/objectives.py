@@ -65,7 +65,7 @@ class CandidateSource:
 
 
 @dataclass(frozen=True)
-class Exit:
+class ExitLoss:
     """One exit's view of a batch.
 
     ``users`` (B, L, d); ``log_total`` (B, L), the logarithm of the partition sum over the candidates; ``expected``
@@ -91,17 +91,17 @@ class Objective:
         self.share = share / share.sum()
         self.targets = F.embedding(ahead.clamp(min=0), vectors)
 
-    def read(self, users: Tensor) -> Exit:
+    def read(self, users: Tensor) -> ExitLoss:
         """Compare user vectors (B, L, d) with all candidates."""
         log_total, expected = partition(users, self.vectors, self.weights)
-        return Exit(users, log_total, expected)
+        return ExitLoss(users, log_total, expected)
 
-    def cross_entropy(self, exit_: Exit) -> Tensor:
+    def cross_entropy(self, exit_: ExitLoss) -> Tensor:
         """Mean of -log p(target) where the target competes with the candidates, a scalar."""
         scores = (self.targets * exit_.users[:, :, None]).sum(-1)
         return (F.softplus(exit_.log_total[..., None] - scores) * self.share).sum()
 
-    def distillation(self, student: Exit, teacher: Exit) -> Tensor:
+    def distillation(self, student: ExitLoss, teacher: ExitLoss) -> Tensor:
         """Mean cross entropy of the student's distribution over the candidates under the teacher's, a scalar.
 
         With scores linear in the user vector it is log(total) - user . E_teacher[item vector]. The teacher gets no

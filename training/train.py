@@ -59,7 +59,7 @@ Progress = Callable[[TrainProgress], None]
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One schedule of warm-up and cosine over some exits."""
 
     name: str
@@ -193,17 +193,17 @@ class Trainer:
         self.worked = 0.0
         self.started_s = time.monotonic()
 
-    def _stages(self, *, heal: bool) -> tuple[Stage, ...]:
+    def _stages(self, *, heal: bool) -> tuple[TrainingStage, ...]:
         s, depths = self.settings, self.model.depths
         if heal:
-            return (Stage("heal", s.heal_epochs, s.heal_learning_rate, depths, 0.0),)
+            return (TrainingStage("heal", s.heal_epochs, s.heal_learning_rate, depths, 0.0),)
         trained = depths if s.exit_weight else depths[-1:]
-        together = Stage("train", s.epochs, s.learning_rate, trained, s.layer_drop)
+        together = TrainingStage("train", s.epochs, s.learning_rate, trained, s.layer_drop)
         if s.grow_epochs == 0 or len(depths) == 1:
             return (together,)
         # The next stage goes on from where this one ends.
         last = min(1.0, s.learning_rate / s.grow_learning_rate)
-        return (Stage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0, last), together)
+        return (TrainingStage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0, last), together)
 
     def run(self) -> Checkpoint:
         """Train through all stages; returns the unsaved checkpoint with each exit at the best epoch."""
@@ -228,7 +228,7 @@ class Trainer:
         self.model = restore(self.model, self.tune)
         return self._checkpoint(run)
 
-    def _run_stage(self, stage: Stage, optimizer: torch.optim.Optimizer, run: _Run) -> None:
+    def _run_stage(self, stage: TrainingStage, optimizer: torch.optim.Optimizer, run: _Run) -> None:
         while run.epoch < stage.epochs and run.stale < self.settings.patience:
             started = time.monotonic()
             loss = self._epoch(stage, optimizer, run)
@@ -249,7 +249,7 @@ class Trainer:
                 history=tuple(run.history),
             ).save(self.state_path)
 
-    def _epoch(self, stage: Stage, optimizer: torch.optim.Optimizer, run: _Run) -> float:
+    def _epoch(self, stage: TrainingStage, optimizer: torch.optim.Optimizer, run: _Run) -> float:
         """One pass over the training windows; returns the mean loss."""
         rng = np.random.default_rng([self.settings.seed, run.stage, run.epoch])
         torch.manual_seed(int(rng.integers(2**62)))
@@ -273,7 +273,12 @@ class Trainer:
         return total / len(batches)
 
     def step(
-        self, stage: Stage, optimizer: torch.optim.Optimizer, batch: Batch, rng: np.random.Generator, layer_drop: float
+        self,
+        stage: TrainingStage,
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        rng: np.random.Generator,
+        layer_drop: float,
     ) -> float:
         """One step on one batch; returns its loss."""
         loss = self._loss(stage, batch, rng, layer_drop)
@@ -283,7 +288,7 @@ class Trainer:
         optimizer.step()
         return loss.item()
 
-    def _loss(self, stage: Stage, batch: Batch, rng: np.random.Generator, layer_drop: float) -> Tensor:
+    def _loss(self, stage: TrainingStage, batch: Batch, rng: np.random.Generator, layer_drop: float) -> Tensor:
         """Deepest exit, plus some random shallower exits; these can imitate the deepest (``distillation``)."""
         *shallower, deepest = stage.depths
         students = rng.permutation(shallower)[: self.settings.exits_per_step].tolist()
@@ -306,7 +311,7 @@ class Trainer:
             loss = loss + weight * own
         return loss / (1 + weight * len(students))
 
-    def _validate(self, stage: Stage, run: _Run, loss: float) -> None:
+    def _validate(self, stage: TrainingStage, run: _Run, loss: float) -> None:
         self.ndcg = ndcg_at_10(self.model, self.validation, stage.depths, 4 * self.settings.batch_tokens)
         mean = sum(self.ndcg.values()) / len(self.ndcg)
         run.stale += 1
@@ -315,7 +320,7 @@ class Trainer:
         ndcg = {str(depth): value for depth, value in self.ndcg.items()}
         run.history.append({"stage": stage.name, "epoch": run.epoch, "loss": loss, "validation_ndcg@10": ndcg})
 
-    def optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+    def optimizer(self, stage: TrainingStage) -> torch.optim.Optimizer:
         """AdamW for one stage; norms and biases are not decayed."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
@@ -329,11 +334,11 @@ class Trainer:
     def _bf16(self) -> bool:
         return self.settings.precision == "bf16" or (self.settings.precision == "auto" and self.device.type == "cuda")
 
-    def _work(self, stage: Stage) -> float:
+    def _work(self, stage: TrainingStage) -> float:
         """Rough cost of a step of this stage: its layers, plus four for embeddings and softmax."""
         return max(stage.depths) + 4.0
 
-    def _report(self, stage: Stage, run: _Run, step: int, steps: int, loss: float) -> None:
+    def _report(self, stage: TrainingStage, run: _Run, step: int, steps: int, loss: float) -> None:
         epochs_here = stage.epochs - run.epoch - step / steps
         left = epochs_here * self._work(stage)
         left += sum(later.epochs * self._work(later) for later in self.stages[run.stage + 1 :])

@@ -25,7 +25,7 @@ from fathom.training import blocks, model, objectives
 from fathom.training.batches import Batch, epoch_batches, make_batch
 from fathom.training.dataset import Dataset
 from fathom.training.presets import preset
-from fathom.training.train import Stage, Trainer, keep_freed_memory
+from fathom.training.train import Trainer, TrainingStage, keep_freed_memory
 
 SIDES = ("straightforward", "same batches", "fathom")
 #: Steps after which Fathom's memory has settled.
@@ -75,7 +75,7 @@ def make_batches(trainer: Trainer, side: str, count: int, rng: Rng) -> list[Batc
     return [padded(batch, settings.window) for batch in batches] if side == "straightforward" else batches
 
 
-def measure_stage(trainer: Trainer, stage: Stage, side: str, batches: list[Batch], steps: int, rng: Rng) -> Row:
+def measure_stage(trainer: Trainer, stage: TrainingStage, side: str, batches: list[Batch], steps: int, rng: Rng) -> Row:
     """Events per second, FLOP per event, and the mean loss of the first steps, whose weights the trainer keeps."""
     optimizer, timed = trainer.optimizer(stage), batches[:steps]
     if side != "fathom":

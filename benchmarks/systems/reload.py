@@ -130,21 +130,27 @@ async def exchanges(
         await asyncio.sleep(15)
         load.stop.set()
         await loading
-    during = [each.seconds for each in load.found if each.ended_s < quiet_s]
-    after = [each.seconds for each in load.found if each.ended_s >= quiet_s]
+    used = {"after_10": round(rss_mb[9], 1), "after_50": round(rss_mb[RELOADS - 1], 1)}
+    return _summary(load.found, reloads, quiet_s) | {"rss_mb": used}
+
+
+def _summary(
+    found: list[ReloadedRequest], reloads: list[tuple[float, float, Reloaded]], quiet_s: float
+) -> dict[str, Any]:
+    during = [each.seconds for each in found if each.ended_s < quiet_s]
+    after = [each.seconds for each in found if each.ended_s >= quiet_s]
     good, refused = [r for *_, r in reloads if not r.error], [r for *_, r in reloads if r.error]
     return {
-        "requests": len(load.found),
-        "statuses": dict(Counter(each.status for each in load.found)),
-        "versions": dict(Counter(each.version for each in load.found)),
-        "wrong_answers": sum(not each.right for each in load.found if each.status == "OK"),
+        "requests": len(found),
+        "statuses": dict(Counter(each.status for each in found)),
+        "versions": dict(Counter(each.version for each in found)),
+        "wrong_answers": sum(not each.right for each in found if each.status == "OK"),
         "exchanged": sum(each.version != each.previous for each in good),
         "refused": len(refused),
         "refusal": refused[0].error.split("/")[-1] if refused else "",
         "reload_s": round(float(np.median([end - begin for begin, end, each in reloads if not each.error])), 2),
         "during_ms": _times(during),
         "quiet_ms": _times(after),
-        "rss_mb": {"after_10": round(rss_mb[9], 1), "after_50": round(rss_mb[RELOADS - 1], 1)},
     }
 
 

@@ -152,7 +152,11 @@ async def minute_by_minute(server: StartedServer, histories: list[list[str]], mi
                 }
             )
     watching.cancel()
-    third = max(1, minutes // 3)
+    return _summary(rows, capacity)
+
+
+def _summary(rows: list[dict[str, Any]], capacity: float) -> dict[str, Any]:
+    third = max(1, len(rows) // 3)
     first, last = rows[:third], rows[-third:]
     return {
         "capacity_per_s": round(capacity, 1),

@@ -25,7 +25,7 @@ from torch import Tensor
 from fathom.artefacts import LATTICE, LATTICE_SHARDS, check_output, expect, lattice_shards
 from fathom.errors import ArtefactError, ConfigError
 from fathom.files import new_folder, read_json, remove_folder, write_bytes, write_json
-from fathom.importance.distribution import Runner, one_after_the_other
+from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import Batch, LayeredModel
 
 SCHEMA_VERSION = 1
@@ -187,7 +187,7 @@ def measure_lattice(
     *,
     masks: Masks | None = None,
     about: dict[str, Any],
-    runner: Runner = one_after_the_other,
+    runner: PieceRunner = one_after_the_other,
     progress: Progress = lambda _: None,
 ) -> Lattice:
     """Measure subsets of the layers (all of them by default) on some batches and write the lattice to ``out``.

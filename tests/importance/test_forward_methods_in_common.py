@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor
+from toys import DECISIVE, IRRELEVANT, WEAK, Careful, Reversed, elastic, generator, histories, learned, part_of
 
-from fathom.importance.adapter import ElasticLayers, Histories
-from fathom.importance.interface import ImportanceMethod, run_skipping
+from fathom.importance.interface import ImportanceMethod
 from fathom.importance.methods.activation import Activation
 from fathom.importance.methods.activation_patching import ActivationPatching
 from fathom.importance.methods.attention import Attention
@@ -15,66 +14,13 @@ from fathom.importance.methods.spectral import Spectral
 from fathom.importance.methods.uncertainty import Uncertainty
 from fathom.importance.methods.zero_shot import ZeroShot
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
-from fathom.training.model import ElasticModel, ModelConfig
 
 SEE_GATES = [Activation(), CKA(), Spectral(), ActivationPatching(), Uncertainty()]
 ALL = [*SEE_GATES, Attention(), GradientFlow(), ZeroShot()]
 FOLDED = (CKA, Spectral)
-IRRELEVANT, WEAK, DECISIVE = 0.0, 0.05, 2.0
-ITEMS = 30
 
 every_method = pytest.mark.parametrize("method", ALL, ids=lambda method: type(method).__name__)
 every_method_that_sees_gates = pytest.mark.parametrize("method", SEE_GATES, ids=lambda method: type(method).__name__)
-
-
-class Careful(GatedToy):
-    """Reads no padding itself, and looks at all real positions alike."""
-
-    def attention(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:  # type: ignore[override]
-        scores = (self.blocks[layer](hidden) @ hidden.mT).masked_fill(~batch.real[:, None], -torch.inf)
-        return scores.softmax(-1)[:, None]
-
-    def _logits(self, batch: ToyBatch, hidden: Tensor) -> Tensor:
-        real = batch.real[..., None]
-        logits: Tensor = self.readout(torch.where(real, hidden, 0.0).sum(1) / real.sum(1))
-        return logits
-
-
-class Reversed(GatedToy):
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(reversed(range(len(self.blocks))))
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def learned(model: GatedToy, batches: list[ToyBatch]) -> list[ToyBatch]:
-    """The same inputs labelled by the model itself, so that what it does is right."""
-    return [
-        ToyBatch(batch.inputs, model._logits(batch, run_skipping(model, batch)).argmax(-1), batch.real)
-        for batch in batches
-    ]
-
-
-def part_of(batch: ToyBatch, part: slice) -> ToyBatch:
-    return ToyBatch(batch.inputs[part], batch.labels[part], batch.real[part])
-
-
-def elastic() -> ElasticLayers:
-    torch.manual_seed(0)
-    config = {"items": ITEMS, "layers": 4, "paths": {4: (0, 2, 1, 3)}, "strategy": "permuted-prefix"}
-    model = ElasticModel(ModelConfig.model_validate(config | {"width": 16, "max_history": 12, "time_bias": False}))
-    return ElasticLayers(model.double())
-
-
-def histories(model: ElasticLayers, *, padding: int) -> list[Histories]:
-    random = torch.Generator().manual_seed(1)
-    items = torch.randint(1, ITEMS + 1, (12, 7), generator=random)
-    items[::3, :4] = 0
-    items = torch.nn.functional.pad(items, (padding, 0))
-    return [model.batch(items, None, torch.randint(ITEMS, (12,), generator=random))]
 
 
 @every_method_that_sees_gates
@@ -122,14 +68,14 @@ def test_padding_is_not_read_even_if_it_is_nan(method: ImportanceMethod) -> None
 @every_method
 def test_a_sequence_model_may_be_padded_further(method: ImportanceMethod) -> None:
     model = elastic()
-    rows = method.scores(model, histories(model, padding=0), generator())
-    torch.testing.assert_close(method.scores(model, histories(model, padding=3), generator()), rows)
+    rows = method.scores(model, histories(model, 12, padding=0), generator())
+    torch.testing.assert_close(method.scores(model, histories(model, 12, padding=3), generator()), rows)
 
 
 @pytest.mark.parametrize("method", [*SEE_GATES, ZeroShot()], ids=lambda method: type(method).__name__)
 def test_a_block_that_became_the_identity_does_not_matter(method: ImportanceMethod) -> None:
     model = elastic()
     model._model.block(2).become_identity()
-    scores = method.scores(model, histories(model, padding=0), generator()).mean(0)
+    scores = method.scores(model, histories(model, 12, padding=0), generator()).mean(0)
     assert abs(scores[2]) < 1e-9
     assert scores[[0, 1, 3]].abs().min() > 1e-6

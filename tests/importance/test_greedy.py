@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 from torch import Tensor
+from toys import Careful, Reversed, generator, learned, part_of
 
 from fathom.errors import DataError
 from fathom.importance.interface import LayeredModel, run_skipping
@@ -16,41 +17,11 @@ from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
 GATES = [0.6, 0.2, 1.0, 0.4, 0.8]
 
 
-class Careful(GatedToy):
-    """Reads no padding itself."""
-
-    def _logits(self, batch: ToyBatch, hidden: Tensor) -> Tensor:
-        real = batch.real[..., None]
-        logits: Tensor = self.readout(torch.where(real, hidden, 0.0).sum(1) / real.sum(1))
-        return logits
-
-
-class Reversed(GatedToy):
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(reversed(range(len(self.blocks))))
-
-
 class StandIns(GatedToy):
     """Layers 0 and 1 both cut off what is negative: either can go, but not both."""
 
     def run_layer(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:
         return hidden.clamp(min=0) if layer < 2 else super().run_layer(batch, layer, hidden)
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def learned(model: GatedToy, batches: list[ToyBatch]) -> list[ToyBatch]:
-    return [
-        ToyBatch(batch.inputs, model._logits(batch, run_skipping(model, batch)).argmax(-1), batch.real)
-        for batch in batches
-    ]
-
-
-def part_of(batch: ToyBatch, part: slice | Tensor) -> ToyBatch:
-    return ToyBatch(batch.inputs[part], batch.labels[part], batch.real[part])
 
 
 def scores_of(model: LayeredModel, batches: Iterable[ToyBatch]) -> Tensor:

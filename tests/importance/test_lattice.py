@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fathom.errors import ArtefactError, ConfigError
-from fathom.importance.distribution import Runner, over_processes, over_ray
+from fathom.importance.distribution import PieceRunner, over_processes, over_ray
 from fathom.importance.interface import run_skipping
 from fathom.importance.lattice import lattice as lattice_module
 from fathom.importance.lattice.lattice import (
@@ -125,7 +125,7 @@ def test_shards_of_other_work_are_not_used(toy: GatedToy, batches: list[ToyBatch
 
 @pytest.mark.parametrize("runner", [over_processes(2), over_ray()], ids=["processes", "ray"])
 def test_wherever_the_work_is_done_it_gives_the_same_bits(
-    toy: GatedToy, batches: list[ToyBatch], measured: Lattice, tmp_path: Path, runner: Runner
+    toy: GatedToy, batches: list[ToyBatch], measured: Lattice, tmp_path: Path, runner: PieceRunner
 ) -> None:
     shared = measure_lattice(toy, batches, tmp_path / "lattice", about={"seed": 0}, runner=runner)
     assert np.array_equal(shared.losses, measured.losses)

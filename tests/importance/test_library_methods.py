@@ -12,10 +12,10 @@ import torch
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.special import digamma
 from torch import Tensor, nn
+from toys import DECISIVE, IRRELEVANT, WEAK, Careful, Reversed, elastic, generator, histories, learned, part_of
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
 from fathom.files import write_json
-from fathom.importance.adapter import ElasticLayers, Histories
 from fathom.importance.features import principal_components
 from fathom.importance.interface import ImportanceMethod, hidden_states, run_layers, run_skipping
 from fathom.importance.lattice.lattice import all_masks, judge_subsets
@@ -28,25 +28,6 @@ from fathom.importance.methods.shapley import PERMUTATIONS, Shapley
 from fathom.importance.methods.topology import Topology, diagrams, distances
 from fathom.importance.statistics import Floats, kendall_tau
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
-from fathom.training.model import ElasticModel, ModelConfig
-
-IRRELEVANT, WEAK, DECISIVE = 0.0, 0.05, 2.0
-ITEMS = 30
-
-
-class Careful(GatedToy):
-    """Reads no padding itself."""
-
-    def _logits(self, batch: ToyBatch, hidden: Tensor) -> Tensor:
-        real = batch.real[..., None]
-        logits: Tensor = self.readout(torch.where(real, hidden, 0.0).sum(1) / real.sum(1))
-        return logits
-
-
-class Reversed(GatedToy):
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(reversed(range(len(self.blocks))))
 
 
 class Stretching(GatedToy):
@@ -54,37 +35,6 @@ class Stretching(GatedToy):
 
     def run_layer(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:  # noqa: ARG002
         return 3 * hidden.flip(-1)
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def learned(model: GatedToy, batches: list[ToyBatch]) -> list[ToyBatch]:
-    """The same inputs labelled by the model itself, so that what it does is right."""
-    return [
-        ToyBatch(batch.inputs, model._logits(batch, run_skipping(model, batch)).argmax(-1), batch.real)
-        for batch in batches
-    ]
-
-
-def part_of(batch: ToyBatch, part: slice) -> ToyBatch:
-    return ToyBatch(batch.inputs[part], batch.labels[part], batch.real[part])
-
-
-def elastic() -> ElasticLayers:
-    torch.manual_seed(0)
-    config = {"items": ITEMS, "layers": 4, "paths": {4: (0, 2, 1, 3)}, "strategy": "permuted-prefix"}
-    model = ElasticModel(ModelConfig.model_validate(config | {"width": 16, "max_history": 12, "time_bias": False}))
-    return ElasticLayers(model.double())
-
-
-def histories(model: ElasticLayers, *, padding: int) -> list[Histories]:
-    random = torch.Generator().manual_seed(1)
-    items = torch.randint(1, ITEMS + 1, (24, 7), generator=random)
-    items[::3, :4] = 0
-    items = torch.nn.functional.pad(items, (padding, 0))
-    return [model.batch(items, None, torch.randint(ITEMS, (24,), generator=random))]
 
 
 def exact_values(model: GatedToy, batches: list[ToyBatch]) -> Floats:
@@ -174,9 +124,9 @@ def test_padding_is_not_read_even_if_it_is_nan(method: ImportanceMethod) -> None
 
 def test_a_sequence_model_may_be_padded_further(method: ImportanceMethod) -> None:
     model = elastic()
-    rows = method.scores(model, histories(model, padding=0), generator())
+    rows = method.scores(model, histories(model, 24, padding=0), generator())
     torch.testing.assert_close(
-        method.scores(model, histories(model, padding=3), generator()), rows, rtol=1e-5, atol=1e-6
+        method.scores(model, histories(model, 24, padding=3), generator()), rows, rtol=1e-5, atol=1e-6
     )
 
 
@@ -185,7 +135,7 @@ def test_a_block_that_became_the_identity_does_not_matter(method: ImportanceMeth
         pytest.skip("it ranks")
     model = elastic()
     model._model.block(2).become_identity()
-    scores = method.scores(model, histories(model, padding=0), generator()).mean(0)
+    scores = method.scores(model, histories(model, 24, padding=0), generator()).mean(0)
     assert scores[2] == 0
     assert scores[[0, 1, 3]].abs().min() > 1e-6
 

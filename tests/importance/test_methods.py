@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toys import DECISIVE, IRRELEVANT, WEAK, generator, learned
 
 from fathom.importance.interface import ImportanceMethod, hidden_states, run_skipping
 from fathom.importance.methods.ablation import Ablation
@@ -11,19 +12,6 @@ from fathom.importance.methods.gradient import Gradient
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
 
 METHODS = [Fisher(), Gradient(), Ablation(), BlockInfluence()]
-IRRELEVANT, WEAK, DECISIVE = 0.0, 0.05, 2.0
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-def learned(model: GatedToy, batches: list[ToyBatch]) -> list[ToyBatch]:
-    """The same inputs labelled by the model itself, so that what it does is right and skipping does harm."""
-    return [
-        ToyBatch(batch.inputs, model._logits(batch, run_skipping(model, batch)).argmax(-1), batch.real)
-        for batch in batches
-    ]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

@@ -39,10 +39,7 @@ def plan(
     Example: fathom plan ranking.json --compare --lattice lattice
     """
     need_training()
-    try:
-        wanted = tuple(int(depth) for depth in depths.split(","))
-    except ValueError:
-        raise ConfigError(f"--depths {depths}: give whole numbers separated by commas, as 4,8,12,16") from None
+    wanted = _numbers(depths)
     if compare:
         _compare_plans(ranking, lattice, out, wanted, metric, as_json=as_json)
     elif out is None:
@@ -53,6 +50,13 @@ def plan(
         check_outputs((out, artefacts.PLAN), inputs=[ranking, lattice])
         _write_plan(ranking, lattice, out, strategy, wanted, metric)
         _show_plan(out, as_json=as_json)
+
+
+def _numbers(depths: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(depth) for depth in depths.split(","))
+    except ValueError:
+        raise ConfigError(f"--depths {depths}: give whole numbers separated by commas, as 4,8,12,16") from None
 
 
 def _write_plan(
