@@ -45,9 +45,10 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def sources() -> set[str]:
-    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in DATA_SUFFIXES]
-    glue = [path for path in (ROOT / "src" / "fathom").iterdir() if path.suffix in DATA_SUFFIXES]
-    return {f"fathom/{path.relative_to(ROOT).as_posix()}" for path in files} | {f"fathom/{path.name}" for path in glue}
+    roots = [ROOT / folder for folder in FOLDERS] + [ROOT / "src" / "fathom"]
+    # Links are not followed: each folder is walked once, under its own name.
+    files = [path for root in roots for path in root.rglob("*") if path.suffix in DATA_SUFFIXES]
+    return {f"fathom/{path.relative_to(ROOT).as_posix().removeprefix('src/fathom/')}" for path in files}
 
 
 def test_the_wheel_holds_every_source_file_and_nothing_else(wheel_names: set[str]) -> None:
