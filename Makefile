@@ -7,7 +7,7 @@ BUNDLE := build/ml-100k/bundle
 TARGET ?= 127.0.0.1:50051
 PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
-.PHONY: setup run test lint typecheck protos bench results loadtest clean
+.PHONY: setup run test lint typecheck docs-check protos bench results loadtest clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -32,6 +32,9 @@ lint: setup
 
 typecheck: setup
 	@$(BIN)/mypy
+
+docs-check: setup
+	@$(BIN)/pytest -q tests/test_docs.py tests/test_settings_pages.py tests/benchmarks/test_tables.py tests/benchmarks/test_registry.py
 
 protos: setup
 	@$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos protos/fathom/v1/recommender.proto
