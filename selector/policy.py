@@ -91,14 +91,16 @@ def by_rule(complexity: float, profile: DeviceProfile, depths: Collection[int]) 
     Where that is not among ``depths``, which are some of the profile's, the nearest takes its place, the deeper of two
     equally near.
     """
-    simple = complexity < profile.threshold
-    wanted = profile.shallow if simple else profile.deep
-    depth = wanted if wanted in depths else min(depths, key=lambda each: (abs(each - wanted), -each))
-    text, limit = f"{complexity:.2f}", f"{profile.threshold:.2f}"
-    below = "is not below" if not simple else "is just below" if text == limit else "is below"
-    if depth != wanted:
-        then = f"depth {depth} for {profile.tier}, in place of {wanted}, which is not served here"
+    tier, threshold = profile.tier, profile.threshold
+    text, limit = f"{complexity:.2f}", f"{threshold:.2f}"
+    if complexity < threshold:
+        wanted, reason, enough = profile.shallow, DepthReason.SIMPLE, " is enough"
+        below = "is just below" if text == limit else "is below"
     else:
-        then = f"depth {depth} {'is enough ' if simple else ''}for {profile.tier}"
-    reason = DepthReason.SIMPLE if simple else DepthReason.COMPLEX
-    return Choice(depth, reason, f"complexity {text} {below} {limit}: {then}", complexity)
+        wanted, reason, enough, below = profile.deep, DepthReason.COMPLEX, "", "is not below"
+    if wanted in depths:
+        why = f"complexity {text} {below} {limit}: depth {wanted}{enough} for {tier}"
+        return Choice(wanted, reason, why, complexity)
+    depth = min(depths, key=lambda each: (abs(each - wanted), -each))
+    why = f"complexity {text} {below} {limit}: depth {depth} for {tier}, in place of {wanted}, which is not served here"
+    return Choice(depth, reason, why, complexity)
