@@ -27,7 +27,7 @@ def build(
     given: dict[str, Any],
     as_json: AsJson = False,
 ) -> None:
-    """All of it: prepare, train, rank, plan, heal, compare, evaluate, export, verify. Skips what has not changed.
+    """Run every stage: prepare, train, rank, plan, heal, compare, evaluate, export. Skips what has not changed.
 
     Example: fathom build ml-100k --out build/ml-100k/bundle
 

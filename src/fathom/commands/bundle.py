@@ -66,7 +66,7 @@ def bundle_verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every file of a bundle against its manifest; exit code 2 when one is not right.
+    """Check every file of a bundle against its manifest; exit code 2 if one is wrong.
 
     Example: fathom bundle verify build/ml-100k/bundle
     """
@@ -88,7 +88,7 @@ def bundle_keygen(
     private: Annotated[Path, typer.Argument(help="The new private key (PEM): keep it secret.")],
     public: Annotated[Path, typer.Argument(help="The new public key (PEM): for `fathom serve --trust`.")],
 ) -> None:
-    """Make a pair of ed25519 keys, to sign bundles and to check signatures.
+    """Make an ed25519 key pair for signing bundles and checking signatures.
 
     Example: fathom bundle keygen shop-private.pem shop-public.pem
     """

@@ -23,7 +23,7 @@ def reload(
     connection: Connection,
     as_json: AsJson = False,
 ) -> None:
-    """Let a running server exchange its bundles for the newest in its folder; exit code 2 when one is refused.
+    """Make a running server load the newest bundles from its folder; exit code 2 if one is refused.
 
     Example: fathom reload --target 127.0.0.1:50051
     """
@@ -44,14 +44,14 @@ def reload(
 @takes(connection=connect)
 def recommend(
     *,
-    items: Annotated[str, typer.Option(help="Item ids with commas between them, oldest first.")] = "",
-    user: Annotated[str, typer.Option(help="In place of items: a user whose history the server keeps.")] = "",
+    items: Annotated[str, typer.Option(help="Item ids separated by commas, oldest first.")] = "",
+    user: Annotated[str, typer.Option(help="A user whose history the server keeps, instead of --items.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    profile: Annotated[str, typer.Option(help="A device profile or tier; default: the server's own.")] = "",
+    profile: Annotated[str, typer.Option(help="A device profile or tier. Default: the server's.")] = "",
     depth: Annotated[int | None, typer.Option(help="Run exactly this depth.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only items of this category. Repeatable.")] = None,
-    exclude: Annotated[str, typer.Option(help="Ids never to return, with commas between them.")] = "",
-    bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
+    exclude: Annotated[str, typer.Option(help="Item ids never to return, separated by commas.")] = "",
+    bundle: Annotated[str, typer.Option(help="Which of the server's bundles. Default: the server's default.")] = "",
     timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
     connection: Connection,
     as_json: AsJson = False,
@@ -122,7 +122,7 @@ def loadtest(
     seed: Annotated[int, typer.Option(help="Seed of a made trace.")] = 0,
     profile: Annotated[list[str] | None, typer.Option(help="Profiles to mix in a made trace. Repeatable.")] = None,
     deadline_ms: Annotated[float, typer.Option(help="Deadline of each request.")] = 1000.0,
-    bundle: Annotated[str, typer.Option(help="Which of the server's bundles; default: its default.")] = "",
+    bundle: Annotated[str, typer.Option(help="Which of the server's bundles. Default: the server's default.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON, and a plot beside it.")] = None,
     connection: Connection,
     as_json: AsJson = False,

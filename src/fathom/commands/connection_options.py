@@ -10,12 +10,12 @@ from fathom.connection import DEFAULT_TARGET, Connection
 
 def connect(
     target: Annotated[str, typer.Option(help="host:port of the server.")] = DEFAULT_TARGET,
-    tls: Annotated[bool, typer.Option("--tls", help="Use TLS, with the certificate authorities of gRPC.")] = False,
-    ca: Annotated[Path | None, typer.Option(help="Use TLS, with this certificate authority (PEM).")] = None,
-    cert: Annotated[Path | None, typer.Option(help="TLS: the certificate to show (PEM).")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Use TLS with gRPC's default certificate authorities.")] = False,
+    ca: Annotated[Path | None, typer.Option(help="Use TLS with this certificate authority (PEM).")] = None,
+    cert: Annotated[Path | None, typer.Option(help="TLS: client certificate (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="TLS: the key of --cert (PEM).")] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Sent with every call. Repeatable.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata sent with every call. Repeatable.")
     ] = None,
 ) -> Connection:
     """The connection that the options describe."""

@@ -52,7 +52,7 @@ def history_import(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put the interactions of a dataset into a store; doing it again adds only what is new. Servers may be running.
+    """Import the interactions of a dataset into a store; repeated imports add only new events. Servers may be running.
 
     Example: fathom history import build/ml-100k/dataset --to sqlite:build/history.db
     """

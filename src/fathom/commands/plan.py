@@ -17,7 +17,7 @@ def plan(
     strategy: Annotated[
         str, typer.Option(help="prefix, nested, permuted-prefix, greedy or lattice.")
     ] = "permuted-prefix",
-    depths: Annotated[str, typer.Option(help="Depths with commas between them.")] = "4,8,12,16",
+    depths: Annotated[str, typer.Option(help="Depths separated by commas.")] = "4,8,12,16",
     compare: Annotated[
         bool, typer.Option("--compare", help="Print what a lattice predicts for each strategy.")
     ] = False,
@@ -26,11 +26,11 @@ def plan(
     ] = None,
     metric: Annotated[
         Literal["loss", "ndcg@10"],
-        typer.Option(help="What the lattice plan is the best by; loss is log p, less noisy."),
+        typer.Option(help="What the lattice plan optimizes; loss (log p) is less noisy."),
     ] = "loss",
     as_json: AsJson = False,
 ) -> None:
-    """Turn a ranking into a DepthPlan, which layers each depth executes in which order; or compare the strategies.
+    """Turn a ranking into a plan: the layers each depth executes, in order; or compare the strategies.
 
     Example: fathom plan ranking.json --strategy nested --depths 4,8,12,16 --out plan.json
 

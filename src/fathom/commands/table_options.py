@@ -14,29 +14,43 @@ Unit = Literal["s", "ms", "us", "ns"]
 
 def table_options(
     path: Annotated[Path | None, typer.Option(help="The source's file or folder; ml-100k fetches its own.")] = None,
-    items_path: Annotated[Path | None, typer.Option(help="Item metadata, where it is a file of its own.")] = None,
+    items_path: Annotated[Path | None, typer.Option(help="File with item metadata, if it is separate.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the file's.")] = None,
     user_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as user_id.")] = None,
     item_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as item_id.")] = None,
     timestamp_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as timestamp.")] = None,
-    timestamp_unit: Annotated[Unit | None, typer.Option(help="Of numeric times. Default: by their size.")] = None,
-    timestamp_format: Annotated[str | None, typer.Option(help="Of times in text, such as %d.%m.%Y.")] = None,
-    position_column: Annotated[str | None, typer.Option(help="Order within a user, where there is no time.")] = None,
+    timestamp_unit: Annotated[
+        Unit | None, typer.Option(help="Unit of numeric times. Default: detected from their size.")
+    ] = None,
+    timestamp_format: Annotated[
+        str | None, typer.Option(help="Format of times given as text, such as %d.%m.%Y.")
+    ] = None,
+    position_column: Annotated[
+        str | None, typer.Option(help="Column that orders a user's events, if there are no times.")
+    ] = None,
     rating_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as rating.")] = None,
-    items_id_column: Annotated[str | None, typer.Option(help="Of the item metadata.")] = None,
-    title_column: Annotated[str | None, typer.Option(help="Of the item metadata or, without it, of SOURCE.")] = None,
-    categories_column: Annotated[str | None, typer.Option(help="As --title-column.")] = None,
+    items_id_column: Annotated[str | None, typer.Option(help="Id column of the item metadata.")] = None,
+    title_column: Annotated[
+        str | None, typer.Option(help="Title column of the item metadata or, without it, of SOURCE.")
+    ] = None,
+    categories_column: Annotated[str | None, typer.Option(help="Categories column; see --title-column.")] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Names of the columns of a csv file without a header line, with commas between.")
+        str | None, typer.Option(help="Column names of a csv file without a header line, separated by commas.")
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help=r"Of csv files, such as ';' or '\t'. Default: found out.")
+        str | None, typer.Option(help=r"Delimiter of csv files, such as ';' or '\t'. Default: detected.")
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Of text files, such as latin-1. Default: utf-8.")] = None,
-    max_malformed: Annotated[float | None, typer.Option(help="Share of bad rows to accept. Default: 0.01.")] = None,
-    k_core: Annotated[int | None, typer.Option(help="Fewest events of every user and item.")] = None,
-    minimum_rating: Annotated[float | None, typer.Option(help="Lower ratings are left out.")] = None,
-    repeats: Annotated[Literal["keep", "drop"] | None, typer.Option(help="Later events with the same item.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of text files, such as latin-1. Default: utf-8.")
+    ] = None,
+    max_malformed: Annotated[
+        float | None, typer.Option(help="Share of malformed rows to accept. Default: 0.01.")
+    ] = None,
+    k_core: Annotated[int | None, typer.Option(help="Minimum number of events per user and per item.")] = None,
+    minimum_rating: Annotated[float | None, typer.Option(help="Drop events with a lower rating.")] = None,
+    repeats: Annotated[
+        Literal["keep", "drop"] | None, typer.Option(help="Keep or drop a user's later events with the same item.")
+    ] = None,
 ) -> dict[str, Any]:
     """The options that were given, by their names in `PrepareOptions`."""
     given = {name: value for name, value in locals().items() if value is not None}

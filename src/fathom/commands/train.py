@@ -34,7 +34,7 @@ def train(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one elastic network with an exit at each depth; an interrupted run goes on where it was.
+    """Train one elastic network with an exit at each depth; an interrupted run resumes where it stopped.
 
     Example: fathom train build/ml-100k/dataset --out build/ml-100k/checkpoint --set train.epochs=10
 
