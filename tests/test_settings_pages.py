@@ -12,8 +12,11 @@ from fathom.cli import app
 from fathom.commands.setting_text import default_text, help_text
 from fathom.commands.settings_pages import DOCS, pages, settings, training_page
 from fathom.errors import FathomError
+from fathom.exporter.engines.reduced_quality import MAX_LOSS
+from fathom.importance.registry import DEFAULT
 from fathom.serving.config import ServerSettings
 from fathom.training.presets import PRESETS, TrainConfig, apply_settings, preset
+from fathom.training.tables.rows import MALFORMED_LIMIT
 
 
 @pytest.mark.parametrize("name", ["settings.md", "operating.md"])
@@ -81,3 +84,17 @@ def test_an_option_of_serve_that_is_not_given_leaves_the_file_its_say(
         assert CliRunner().invoke(app, ["serve", "bundle", *given, *more]).exception is None
     file = ServerSettings(trust=(Path("a.pem"),), force=True, port=7)
     assert used == [file, file.model_copy(update={"trust": (Path("b.pem"), Path("c.pem")), "max_queue": 5})]
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("export", f"otherwise {MAX_LOSS}."),
+        ("data prepare", f"malformed rows to accept. Default: {MALFORMED_LIMIT}."),
+        ("rank", f"Default: {', '.join(DEFAULT)}."),
+        ("history import", f"[default: {ServerSettings().history_max_events}]"),
+    ],
+)
+def test_a_default_in_a_help_text_is_what_the_code_has(command: str, default: str) -> None:
+    printed = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "400"}).output
+    assert default in " ".join(printed.split())
