@@ -148,3 +148,15 @@ def per_sample_gradients(
     with torch.no_grad():
         gradients: dict[str, Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims=in_dims)(detached, *samples)
     return gradients
+
+
+def states_and_gradients(model: LayeredModel, batch: Batch) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The embedding and every layer's output, (samples, positions, width) each, and the loss's gradient at the outputs.
+
+    No sample influences another one's loss, so the gradient of the sum holds each sample's own.
+    """
+    with torch.enable_grad():
+        states = [model.embed(batch).detach().requires_grad_()]
+        for layer in model.layers:
+            states.append(run_layers(model, batch, states[-1], [layer]))
+        return states, torch.autograd.grad(model.losses(batch, states[-1]).sum(), states[1:])

@@ -9,24 +9,13 @@ import numpy as np
 import torch
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
+from fathom.importance import statistics
 from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
 from fathom.importance.lattice.grades import CONSENSUS, Truth, grade
 from fathom.importance.lattice.lattice import METRICS, Lattice
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
-from fathom.importance.statistics import (
-    Floats,
-    bootstrap_interval,
-    borda,
-    kemeny,
-    kendall_tau,
-    order_by,
-    ranks_of,
-    resampled_borda,
-    resampled_means,
-    stability,
-    tier_probabilities,
-)
+from fathom.importance.statistics import Floats
 
 
 @dataclass(frozen=True)
@@ -108,11 +97,13 @@ def _put_together(
 ) -> LayerRanking:
     """Consensus, agreement, stability and grades of the methods' scores and rows (users, layers)."""
     measured = {name: scores for name, (scores, _) in scored.items()}
-    agreement = {a: {b: kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured}
+    agreement = {
+        a: {b: statistics.kendall_tau(measured[a].scores, measured[b].scores) for b in measured} for a in measured
+    }
     rankings = [method.ranks for method in measured.values()]
-    consensus, least_disagreeing = borda(rankings), kemeny(rankings)
-    drawn = {name: resampled_means(rows, seed=seed) for name, (_, rows) in scored.items()}
-    drawn_consensus = resampled_borda(list(drawn.values()))
+    consensus, least_disagreeing = statistics.borda(rankings), statistics.kemeny(rankings)
+    drawn = {name: statistics.resampled_means(rows, seed=seed) for name, (_, rows) in scored.items()}
+    drawn_consensus = statistics.resampled_borda(list(drawn.values()))
     graded = {name: rows for name, (_, rows) in scored.items()} | {CONSENSUS: np.array([consensus])}
     truths = {} if lattice is None else {metric: Truth.of(lattice, metric) for metric in METRICS}
     sizes = range(1, layers)
@@ -122,17 +113,19 @@ def _put_together(
         dataset=None,
         users=users,
         seed=seed,
-        methods={name: replace(m, stability=stability(drawn[name], m.scores)) for name, m in measured.items()},
+        methods={
+            name: replace(m, stability=statistics.stability(drawn[name], m.scores)) for name, m in measured.items()
+        },
         kendall_tau=agreement,
         consensus_scores=tuple(consensus),
-        consensus_order=tuple(order_by(consensus)),
+        consensus_order=tuple(statistics.order_by(consensus)),
         grades={
             metric: {name: grade(scores, truth, sizes, seed=seed) for name, scores in graded.items()}
             for metric, truth in truths.items()
         },
         kemeny_order=None if least_disagreeing is None else tuple(least_disagreeing),
-        tiers=tier_probabilities(drawn_consensus),
-        consensus_stability=stability(drawn_consensus, consensus),
+        tiers=statistics.tier_probabilities(drawn_consensus),
+        consensus_stability=statistics.stability(drawn_consensus, consensus),
         graded_subsets=None if lattice is None else len(lattice.masks),
     )
 
@@ -196,9 +189,11 @@ def _measure(
         raise
     seconds = time.perf_counter() - started
     _check(name, rows, model, batches)
-    low, high = bootstrap_interval(rows, seed=seed)
+    low, high = statistics.bootstrap_interval(rows, seed=seed)
     scores = rows.mean(0)
-    found = MethodScores(_floats(scores), _floats(low), _floats(high), tuple(ranks_of(scores)), round(seconds, 3))
+    found = MethodScores(
+        _floats(scores), _floats(low), _floats(high), tuple(statistics.ranks_of(scores)), round(seconds, 3)
+    )
     return found, rows
 
 

@@ -88,23 +88,17 @@ def length_buckets(max_history: int, *, remembered: bool = False) -> tuple[int, 
     return (*ends, max_history)
 
 
+@dataclass(kw_only=True, eq=False)
 class Lanes(Generic[Payload]):
     """The bounded queue. Not safe for use by several threads at once: its owner locks."""
 
-    def __init__(
-        self,
-        *,
-        buckets: tuple[int, ...],
-        max_queue: int,
-        max_batch: int,
-        max_batch_tokens: int,
-        patience_s: float,
-    ) -> None:
-        self._buckets = buckets
-        self._max_queue = max_queue
-        self._max_batch = max_batch
-        self._max_batch_tokens = max_batch_tokens
-        self._patience_s = patience_s
+    buckets: tuple[int, ...]
+    max_queue: int
+    max_batch: int
+    max_batch_tokens: int
+    patience_s: float
+
+    def __post_init__(self) -> None:
         self._lanes: dict[Cell, _Lane[Payload]] = {}
         self._order = count()
         self._live = 0
@@ -116,11 +110,11 @@ class Lanes(Generic[Payload]):
 
     def full(self, client: str = "") -> bool:
         """Whether no further entry of a client may wait: the queue is full, and the client has its part of it."""
-        if self._live < self._max_queue:
+        if self._live < self.max_queue:
             return False
         own = self._clients.get(client, 0)
         clients = len(self._clients) + (own == 0)
-        return own >= self._max_queue // clients
+        return own >= self.max_queue // clients
 
     def lead(self, client: str) -> int:
         """How many more entries wait of the client that has most than of this one."""
@@ -135,15 +129,15 @@ class Lanes(Generic[Payload]):
 
     def bucket(self, length: int) -> int:
         """The upper end of the bucket that a history of this length belongs to."""
-        return self._buckets[bisect_left(self._buckets, length)]
+        return self.buckets[bisect_left(self.buckets, length)]
 
     def batch_limit(self, length: int) -> int:
         """The most requests of one batch, padded to ``length``; at least one."""
-        return max(1, min(self._max_batch, self._max_batch_tokens // max(1, length)))
+        return max(1, min(self.max_batch, self.max_batch_tokens // max(1, length)))
 
     def urgency_s(self, arrival_s: float, deadline_s: float | None) -> float:
         """When an entry should be answered: what the order of service follows."""
-        patient = arrival_s + self._patience_s
+        patient = arrival_s + self.patience_s
         return patient if deadline_s is None else min(deadline_s, patient)
 
     def push(self, entry: Entry[Payload]) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import grpc
@@ -30,39 +31,32 @@ Result = TypeVar("Result")
 log = logging.getLogger("fathom.serving")
 
 
+@dataclass(eq=False)
 class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     """Answers requests while the gate is open."""
 
-    def __init__(
-        self,
-        bundles: Bundles,
-        history: HistoryStore | None,
-        *,
-        gate: Gate,
-        metrics: Metrics,
-        stream_in_flight: int,
-        tell_workers: TellWorkers,
-    ) -> None:
-        self._bundles = bundles
-        self._history = history
-        self._gate = gate
-        self._metrics = metrics
-        self._stream_in_flight = stream_in_flight
-        self._tell_workers = tell_workers
+    bundles: Bundles
+    history: HistoryStore | None
+    gate: Gate
+    metrics: Metrics
+    stream_in_flight: int
+    tell_workers: TellWorkers
+
+    def __post_init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def Recommend(self, request: pb.RecommendRequest, context: Any) -> bytes:
         """One history in, the k best items out: an encoded RecommendResponse."""
-        with self._gate:
+        with self.gate:
             try:
                 return await self._answer(request, deadline_of(context.time_remaining()), client_of(context))
             except Exception as error:
-                self._metrics.failed(status_of(error)[0])
+                self.metrics.failed(status_of(error)[0])
                 raise
 
     async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> pb.RecommendBatchResponse:
         """Many independent requests; results in their order."""
-        with self._gate:
+        with self.gate:
             count = len(request.requests)
             if count > LARGEST_BATCH:
                 raise InvalidRequestError(f"the batch has {count} requests, at most {LARGEST_BATCH}; send several")
@@ -77,7 +71,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         What is in flight is still answered when the server drains or a message cannot be decoded.
         """
         client = client_of(context)
-        slots = asyncio.Semaphore(self._stream_in_flight)
+        slots = asyncio.Semaphore(self.stream_in_flight)
         writing = asyncio.Lock()  # gRPC sends one message of a call at a time
 
         async def answer(request: pb.RecommendRequest) -> None:
@@ -93,10 +87,10 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 slots.release()
 
         failure: RequestError | None = None
-        with self._gate:
+        with self.gate:
             async with asyncio.TaskGroup() as group:
                 try:
-                    async with self._gate.until_closing():
+                    async with self.gate.until_closing():
                         async for request in requests:
                             await slots.acquire()
                             group.create_task(answer(request))
@@ -107,7 +101,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
     async def AppendEvents(self, request: pb.AppendEventsRequest, context: Any) -> pb.AppendEventsResponse:  # noqa: ARG002
         """Add events to what is known of a user."""
-        with self._gate:
+        with self.gate:
             return _appended(await self._append(request))
 
     async def AppendEventStream(
@@ -117,45 +111,45 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     ) -> pb.AppendEventsResponse:
         """The same for many messages."""
         total = Appended()
-        with self._gate:
-            async with self._gate.until_closing():
+        with self.gate:
+            async with self.gate.until_closing():
                 async for each in requests:
                     total += await self._append(each)
             return _appended(total)
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
         """Forget a user; goes on to its end even if the caller does not wait for it."""
-        with self._gate:
+        with self.gate:
             return await self._to_its_end(self._delete(self._known(), user_of(request)))
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
-        with self._gate:
+        with self.gate:
             answer = pb.GetBundleResponse()
-            answer.CopyFrom(self._bundles.choose(request.bundle).describe())
-            answer.bundles.extend(each.name for each in self._bundles)
+            answer.CopyFrom(self.bundles.choose(request.bundle).describe())
+            answer.bundles.extend(each.name for each in self.bundles)
             return answer
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadResponse:  # noqa: ARG002
         """Serve the newest bundles; goes on to its end even if the caller does not wait for it."""
-        with self._gate:
+        with self.gate:
             return await self._to_its_end(self._reload(request.bundle))
 
     async def _reload(self, name: str) -> pb.ReloadResponse:
-        reloaded = await self._bundles.reload(name)
+        reloaded = await self.bundles.reload(name)
         return pb.ReloadResponse(
-            bundles=map(_reloaded, reloaded), workers_behind=await self._tell_workers("reload", name)
+            bundles=map(_reloaded, reloaded), workers_behind=await self.tell_workers("reload", name)
         )
 
     async def _delete(self, history: HistoryStore, user_id: str) -> pb.DeleteUserResponse:
         digest = digest_of(user_id)
         try:
-            with self._metrics.using_history("delete"):
+            with self.metrics.using_history("delete"):
                 deleted = await history.delete(user_id)
         finally:
             # A store that fails may have deleted already, and what is remembered must not outlive that.
-            self._bundles.forget(digest)
-            behind = await self._tell_workers("forget", digest)
+            self.bundles.forget(digest)
+            behind = await self.tell_workers("forget", digest)
         return pb.DeleteUserResponse(deleted=deleted, workers_behind=behind)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -165,13 +159,13 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         return await asyncio.shield(task)
 
     def _known(self) -> HistoryStore:
-        if self._history is None:
+        if self.history is None:
             raise InvalidRequestError("this server keeps no histories (`fathom serve --history`); send item_ids")
-        return self._history
+        return self.history
 
     async def _append(self, request: pb.AppendEventsRequest) -> Appended:
         history, user_id, events = self._known(), user_of(request), events_of(request)
-        with self._metrics.using_history("append"):
+        with self.metrics.using_history("append"):
             return await history.append(user_id, events)
 
     async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
@@ -181,18 +175,18 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 raise InvalidRequestError("the request has a user_id and a history; send one of them")
             history, user_id = self._known(), user_of(request)
             # Before the history is read: what is deleted from then on is not remembered.
-            owner = self._bundles.owners.of(digest_of(user_id))
-            with self._metrics.using_history("read"):
+            owner = self.bundles.owners.of(digest_of(user_id))
+            with self.metrics.using_history("read"):
                 events = await history.read(user_id)
             use_history(request, events)
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
-        deployment = self._bundles.choose(request.bundle)
+        deployment = self.bundles.choose(request.bundle)
         if deadline_s is not None:
             profile, depth = deployment.converter.profile(request.profile), request.depth or None
             deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
         query, unknown = deployment.converter.query(request, deadline_s, client, owner)
         answer = await deployment.pipeline.recommend(query)
-        self._metrics.answered(deployment.name, answer, unknown)
+        self.metrics.answered(deployment.name, answer, unknown)
         return deployment.converter.response(request, answer, unknown)
 
     async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> pb.RecommendResult:
@@ -201,7 +195,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             return pb.RecommendResult(response=pb.RecommendResponse.FromString(encoded))
         except Exception as error:
             code, text = status_of(error)
-            self._metrics.failed(code)
+            self.metrics.failed(code)
             if code is grpc.StatusCode.INTERNAL:
                 log.error("unexpected error in one request of many", exc_info=error)
             failure = pb.RecommendError(request_id=request.request_id, code=code_number(code), message=text)

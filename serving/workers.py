@@ -18,7 +18,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,22 +159,17 @@ def _own(settings: ServerSettings, port: int, number: int) -> ServerSettings:
     return settings.model_copy(update={"port": port, "metrics_port": metrics_port})
 
 
+@dataclass(eq=False)
 class _Worker:
     """One process, and its successors."""
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        bundle_path: Path,
-        run: RunWorker,
-        number: int,
-        relay: Callable[["_Worker", Notice], Coroutine[Any, Any, None]],
-    ) -> None:
-        self._settings = settings
-        self._bundle_path = bundle_path
-        self._run = run
-        self._number = number
-        self._relay = relay
+    settings: ServerSettings
+    bundle_path: Path
+    run: RunWorker
+    number: int
+    relay: "Callable[[_Worker, Notice], Coroutine[Any, Any, None]]"
+
+    def __post_init__(self) -> None:
         self._pipe: Connection | None = None
         self._process: multiprocessing.context.SpawnProcess | None = None
         self._ready: asyncio.Future[ServerInfo | str | None] | None = None
@@ -186,7 +181,7 @@ class _Worker:
 
     def pin(self, default_bundle: str) -> None:
         """From its next start on, the bundle of requests that name none."""
-        self._settings = self._settings.model_copy(update={"default_bundle": default_bundle})
+        self.settings = self.settings.model_copy(update={"default_bundle": default_bundle})
 
     async def start(self) -> ServerInfo:
         """Start it and wait until it is ready; raises ConfigError with its own words when it does not get so far."""
@@ -195,27 +190,27 @@ class _Worker:
         self._pipe, theirs = _SPAWN.Pipe()
         self._ready = loop.create_future()
         self._missed.clear()
-        arguments = (self._settings, self._bundle_path, theirs)
-        self._process = _SPAWN.Process(target=self._run, args=arguments, name=f"fathom-worker-{self._number}")
+        arguments = (self.settings, self.bundle_path, theirs)
+        self._process = _SPAWN.Process(target=self.run, args=arguments, name=f"fathom-worker-{self.number}")
         self._process.start()
         theirs.close()
         loop.add_reader(self._pipe.fileno(), self._hear, self._pipe)
         said = await self._ready
         if isinstance(said, ServerInfo):
             return said
-        raise ConfigError(said or f"worker {self._number} ended before it was ready; its log says why")
+        raise ConfigError(said or f"worker {self.number} ended before it was ready; its log says why")
 
     async def keep(self) -> None:
         """Whenever it ends, start it again; at once after a good start, later and later after bad ones."""
         pause_s = 0.0
         while True:
-            log.warning("worker %d ended with code %s; starting another", self._number, await self.ended())
+            log.warning("worker %d ended with code %s; starting another", self.number, await self.ended())
             await asyncio.sleep(pause_s)
             try:
                 await self.start()
                 pause_s = 0.0
             except FathomError as error:
-                log.error("worker %d: %s", self._number, error)
+                log.error("worker %d: %s", self.number, error)
                 pause_s = min(MOST_PAUSE_S, 2 * pause_s or 1.0)
 
     async def tell(self, what: str, name: str) -> bool:
@@ -241,7 +236,7 @@ class _Worker:
         if not self._missed:
             log.warning(
                 "worker %d (process %s) does not answer; the others go on, and it follows when it answers again",
-                self._number,
+                self.number,
                 self._process and self._process.pid,
             )
         self._missed.add(what)
@@ -260,13 +255,13 @@ class _Worker:
             self._let_go(pipe)
             return
         if isinstance(said, Notice):
-            self._start(self._relay(self, said))
+            self._start(self.relay(self, said))
         elif isinstance(said, Ack):
             self._settle(self._awaited.get(said.number), True)
         else:
             self._settle(self._ready, said)
         if self._missed:
-            log.warning("worker %d answers again; it is told what it has missed", self._number)
+            log.warning("worker %d answers again; it is told what it has missed", self.number)
             missed, self._missed = self._missed, set()
             for what in missed:
                 self._start(self.tell(what, ""))
@@ -311,7 +306,7 @@ class _Worker:
             async with asyncio.timeout(within_s):
                 await self.ended()
         except TimeoutError:
-            log.warning("worker %d has not ended within %g s; it is killed", self._number, within_s)
+            log.warning("worker %d has not ended within %g s; it is killed", self.number, within_s)
             self.kill()
             await self.ended()
 

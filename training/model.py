@@ -91,6 +91,10 @@ class ModelConfig(_Shape):
         return self
 
 
+#: Depths, or layers.
+Depths = Collection[int]
+
+
 class Exit(nn.Module):
     """Turns a hidden state into a unit-norm user vector: own norm, then a low-rank adapter that starts at zero."""
 
@@ -185,11 +189,7 @@ class ElasticModel(nn.Module):
         return out
 
     def forward(
-        self,
-        items: Tensor,
-        timestamps: Tensor | None = None,
-        depths: Collection[int] | None = None,
-        skip: Collection[int] = (),
+        self, items: Tensor, timestamps: Tensor | None = None, depths: Depths | None = None, skip: Depths = ()
     ) -> dict[int, Tensor]:
         """User vectors (B, L, width) at every position for each depth (all of them by default).
 
@@ -199,11 +199,7 @@ class ElasticModel(nn.Module):
         return {depth: self.read_exit(depth, state) for depth, state in hidden.items()}
 
     def hidden(
-        self,
-        items: Tensor,
-        timestamps: Tensor | None = None,
-        depths: Collection[int] | None = None,
-        skip: Collection[int] = (),
+        self, items: Tensor, timestamps: Tensor | None = None, depths: Depths | None = None, skip: Depths = ()
     ) -> dict[int, Tensor]:
         """Like ``forward``, but the hidden states (B, L, width) that the exits read."""
         context = self.context(items, timestamps)

@@ -177,23 +177,20 @@ class _EmbedPiece(nn.Module):
         return hidden
 
 
-class _LayerPiece(nn.Module):
+class _BlockPiece(nn.Module):
     def __init__(self, block: Block, last_only: bool) -> None:
         super().__init__()
         self.block = block
         self.last_only = last_only
 
+
+class _LayerPiece(_BlockPiece):
     def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, time: Tensor | None = None) -> Tensor:
         out: Tensor = self.block(hidden, Context(mask, positions, time), self.last_only)
         return out
 
 
-class _ExtensionLayerPiece(nn.Module):
-    def __init__(self, block: Block, last_only: bool) -> None:
-        super().__init__()
-        self.block = block
-        self.last_only = last_only
-
+class _ExtensionLayerPiece(_BlockPiece):
     def forward(
         self, hidden: Tensor, past: Tensor, positions: Tensor, mask: Tensor, time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

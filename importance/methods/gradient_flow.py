@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fathom.importance.interface import Batch, LayeredModel, run_layers
+from fathom.importance.interface import Batch, LayeredModel, states_and_gradients
 
 
 class GradientFlow:
@@ -27,12 +27,7 @@ class GradientFlow:
 
     def _batch(self, model: LayeredModel, batch: Batch) -> Tensor:
         real = model.real_positions(batch)[..., None]
-        with torch.enable_grad():
-            outputs = [model.embed(batch).detach().requires_grad_()]
-            for layer in model.layers:
-                outputs.append(run_layers(model, batch, outputs[-1], [layer]))
-            # No sample influences another one's loss, so the gradient of the sum holds each sample's own.
-            gradients = torch.autograd.grad(model.losses(batch, outputs[-1]).sum(), outputs[1:])
+        _, gradients = states_and_gradients(model, batch)
         flow = real.new_zeros(len(real), len(model.layers), dtype=gradients[0].dtype)
         for layer, gradient in zip(model.layers, gradients, strict=True):
             flow[:, layer] = torch.where(real, gradient, 0.0).flatten(1).norm(dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
 from fathom.files import read_json
-from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, run_layers
+from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, states_and_gradients
 from fathom.importance.jackknife import centred_pseudo_values, without_each_fold
 from fathom.importance.methods.activation import Activation
 from fathom.importance.methods.attention import Attention
@@ -143,11 +143,7 @@ def _rows(model: LayeredModel, batches: Iterable[Batch], generator: torch.Genera
 def _first_order(model: LayeredModel, batch: Batch) -> Tensor:
     """Gradient times update, and the loss read before each layer less that read after it, (samples, layers, 2)."""
     real = model.real_positions(batch)[..., None]
-    with torch.enable_grad():
-        states = [model.embed(batch).detach().requires_grad_()]
-        for layer in model.layers:
-            states.append(run_layers(model, batch, states[-1], [layer]))
-        gradients = torch.autograd.grad(model.losses(batch, states[-1]).sum(), states[1:])
+    states, gradients = states_and_gradients(model, batch)
     found = torch.zeros(len(real), len(model.layers), 2, dtype=gradients[0].dtype, device=real.device)
     with torch.no_grad():
         losses = [model.losses(batch, state) for state in states]

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -95,35 +95,27 @@ def _json_file(name: str, made_by: str, *keys: str) -> Kind:
     return Kind(name, made_by, frozenset(keys))
 
 
-DATASET = Kind(
-    "a dataset",
-    "fathom data prepare",
-    frozenset({"counts", "sha256"}),
-    head="meta.json",
-    own=r"(interactions|items|users)\.parquet",
+def _folder(name: str, made_by: str, head: str, own: str, keys: str) -> Kind:
+    return Kind(name, made_by, frozenset(keys.split()), head=head, own=own)
+
+
+DATASET = _folder(
+    "a dataset", "fathom data prepare", "meta.json", r"(interactions|items|users)\.parquet", "counts sha256"
 )
-TRAINING_STATE = Kind(
+TRAINING_STATE = _folder(
     "the state of an interrupted training",
     "fathom train",
-    frozenset({"fingerprint", "stage", "epoch", "best_score"}),
-    head="state.json",
-    own=r"(model|best|optimizer)\.safetensors",
+    "state.json",
+    r"(model|best|optimizer)\.safetensors",
+    "fingerprint stage epoch best_score",
 )
-CHECKPOINT = Kind(
-    "a checkpoint",
-    "fathom train",
-    frozenset({"model", "train", "dataset", "split"}),
-    head="config.json",
-    own=r"model\.safetensors|items\.parquet|metrics\.json",
+_OF_A_CHECKPOINT = r"model\.safetensors|items\.parquet|metrics\.json"
+CHECKPOINT = replace(
+    _folder("a checkpoint", "fathom train", "config.json", _OF_A_CHECKPOINT, "model train dataset split"),
     beside=(training_state, TRAINING_STATE),
 )
-BUNDLE = Kind(
-    "a bundle",
-    "fathom export",
-    frozenset({"version", "depths", "files", "source"}),
-    head="manifest.json",
-    own=r"manifest\.sig",
-    listed=True,
+BUNDLE = replace(
+    _folder("a bundle", "fathom export", "manifest.json", r"manifest\.sig", "version depths files source"), listed=True
 )
 TRITON = Kind(
     "a Triton model repository",
@@ -136,19 +128,11 @@ TRITON = Kind(
 )
 #: Never recognised, and so never replaced.
 KEY = Kind("a key", "fathom bundle keygen")
-LATTICE_SHARDS = Kind(
-    "the shards of an interrupted lattice",
-    "fathom rank --lattice",
-    frozenset({"layers", "subsets"}),
-    head="about.json",
-    own=r"\d+-\d+",
+LATTICE_SHARDS = _folder(
+    "the shards of an interrupted lattice", "fathom rank --lattice", "about.json", r"\d+-\d+", "layers subsets"
 )
-LATTICE = Kind(
-    "a lattice",
-    "fathom rank --lattice",
-    frozenset({"layers", "executed"}),
-    head="lattice.json",
-    own=r"(masks|losses|places)\.npy",
+LATTICE = replace(
+    _folder("a lattice", "fathom rank --lattice", "lattice.json", r"(masks|losses|places)\.npy", "layers executed"),
     beside=(lattice_shards, LATTICE_SHARDS),
 )
 RANKING = _json_file("a layer ranking", "fathom rank", "layers", "methods", "kendall_tau", "consensus")

@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from rich import box
@@ -104,11 +103,9 @@ class Activity:
             err.print(f"{self.title} ...", highlight=False)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
-        if error is None:
+        if kind is None:
             took = _duration(time.monotonic() - self._start)
             err.print(f"[green]✓[/] {self.title} [dim]{took}[/]", highlight=False)
 

@@ -5,10 +5,14 @@ import torch
 from toys import DECISIVE, IRRELEVANT, WEAK, Careful, Reversed, elastic, generator, histories, learned, part_of
 
 from fathom.importance.interface import ImportanceMethod
+from fathom.importance.methods.ablation import Ablation
 from fathom.importance.methods.activation import Activation
 from fathom.importance.methods.activation_patching import ActivationPatching
 from fathom.importance.methods.attention import Attention
+from fathom.importance.methods.block_influence import BlockInfluence
 from fathom.importance.methods.cka import CKA
+from fathom.importance.methods.fisher import Fisher
+from fathom.importance.methods.gradient import Gradient
 from fathom.importance.methods.gradient_flow import GradientFlow
 from fathom.importance.methods.spectral import Spectral
 from fathom.importance.methods.uncertainty import Uncertainty
@@ -20,10 +24,12 @@ ALL = [*SEE_GATES, Attention(), GradientFlow(), ZeroShot()]
 FOLDED = (CKA, Spectral)
 
 every_method = pytest.mark.parametrize("method", ALL, ids=lambda method: type(method).__name__)
+#: These have tests of their own besides.
+BASIC = [Fisher(), Gradient(), Ablation(), BlockInfluence()]
 every_method_that_sees_gates = pytest.mark.parametrize("method", SEE_GATES, ids=lambda method: type(method).__name__)
 
 
-@every_method_that_sees_gates
+@pytest.mark.parametrize("method", [*BASIC, *SEE_GATES], ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("decisive", [0, 2, 4])
 def test_irrelevant_layers_score_zero_and_the_decisive_layer_wins(method: ImportanceMethod, decisive: int) -> None:
     gates = [WEAK, IRRELEVANT, WEAK, IRRELEVANT, WEAK]

@@ -21,7 +21,7 @@ from fathom.serving.server import serve
 async def block(self, request, context):
     print("blocked", flush=True)
     sys.stdin.readline()
-    return self._bundles.choose("").describe()
+    return self.bundles.choose("").describe()
 
 service.RecommenderService.GetBundle = block
 settings = load_settings({"port": 0, "log_level": "error"}, environment={})

@@ -6,28 +6,22 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from fathom import errors
 from fathom.client import arguments
-from fathom.errors import (
-    ConnectError,
-    DeadlineError,
-    FathomError,
-    InvalidRequestError,
-    NotFoundError,
-    OverloadError,
-    UnavailableError,
-)
+from fathom.errors import ConnectError, DeadlineError, FathomError, OverloadError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 T = TypeVar("T")
 
+_TIMINGS = ("select_us", "queue_us", "engine_us", "retrieval_us", "total_us")
 # gRPC lists every address that it tried.
 LONGEST_DETAILS = 220
 
 _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
@@ -269,43 +263,33 @@ def _result(result: pb.RecommendResult) -> Recommendation | FathomError:
 
 
 def _recommendation(message: pb.RecommendResponse) -> Recommendation:
-    timings = message.timings
     return Recommendation(
         items=tuple(Item(item.id, item.score, item.title) for item in message.items),
-        depth=message.depth,
         reason=reason_of(message),
-        why=message.why,
         complexity=message.complexity if message.HasField("complexity") else None,
-        history_used=message.history_used,
-        unknown_items=message.unknown_items,
-        timings=Timings(timings.select_us, timings.queue_us, timings.engine_us, timings.retrieval_us, timings.total_us),
-        bundle_version=message.bundle_version,
-        request_id=message.request_id,
+        timings=Timings(**_copied(message.timings, *_TIMINGS)),
+        **_copied(message, "depth", "why", "history_used", "unknown_items", "bundle_version", "request_id"),
     )
 
 
 def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
+    same = ("name", "version", "strategy", "precision", "engine", "items", "max_history", "uses_timestamps")
     return BundleInfo(
-        name=message.name,
-        version=message.version,
-        strategy=message.strategy,
-        precision=message.precision,
-        engine=message.engine,
-        items=message.items,
-        max_history=message.max_history,
-        uses_timestamps=message.uses_timestamps,
         depths=tuple(each.depth for each in message.depths),
-        default_profile=message.default_profile,
         profiles=tuple(profile.name for profile in message.profiles),
         quality={
             each.depth: {name: Interval(q.value, q.low, q.high) for name, q in each.quality.items()}
             for each in message.depths
         },
-        policy=message.routing.policy,
-        certified=message.routing.certified,
-        alarm=message.routing.alarm,
         bundles=tuple(message.bundles),
+        **_copied(message, *same, "default_profile"),
+        **_copied(message.routing, "policy", "certified", "alarm"),
     )
+
+
+def _copied(message: Any, *names: str) -> dict[str, Any]:
+    """Fields that are called the same on both sides of the wire."""
+    return {name: getattr(message, name) for name in names}
 
 
 def _reloaded(response: pb.ReloadResponse) -> list[Reloaded]:
