@@ -90,7 +90,7 @@ def test_an_option_of_serve_that_is_not_given_leaves_the_file_its_say(
     ("command", "default"),
     [
         ("export", f"otherwise {MAX_LOSS}."),
-        ("data prepare", f"malformed rows to accept. Default: {MALFORMED_LIMIT}."),
+        ("data prepare", f"Accepted share of malformed rows. Default: {MALFORMED_LIMIT}."),
         ("rank", f"Default: {', '.join(DEFAULT)}."),
         ("history import", f"[default: {ServerSettings().history_max_events}]"),
     ],

@@ -19,12 +19,8 @@ def table_options(
     user_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as user_id.")] = None,
     item_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as item_id.")] = None,
     timestamp_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as timestamp.")] = None,
-    timestamp_unit: Annotated[
-        Unit | None, typer.Option(help="Unit of numeric times. Default: detected from their size.")
-    ] = None,
-    timestamp_format: Annotated[
-        str | None, typer.Option(help="Format of times given as text, such as %d.%m.%Y.")
-    ] = None,
+    timestamp_unit: Annotated[Unit | None, typer.Option(help="Unit of numeric times. Default: detected.")] = None,
+    timestamp_format: Annotated[str | None, typer.Option(help="Format of text times, such as %d.%m.%Y.")] = None,
     position_column: Annotated[
         str | None, typer.Option(help="Column that orders a user's events, if there are no times.")
     ] = None,
@@ -40,11 +36,9 @@ def table_options(
     delimiter: Annotated[
         str | None, typer.Option(help=r"Delimiter of csv files, such as ';' or '\t'. Default: detected.")
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Encoding of text files, such as latin-1. Default: utf-8.")
-    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files, such as latin-1. Default: utf-8.")] = None,
     max_malformed: Annotated[
-        float | None, typer.Option(help="Share of malformed rows to accept. Default: 0.01.")
+        float | None, typer.Option(help="Accepted share of malformed rows. Default: 0.01.")
     ] = None,
     k_core: Annotated[int | None, typer.Option(help="Minimum number of events per user and per item.")] = None,
     minimum_rating: Annotated[float | None, typer.Option(help="Drop events with a lower rating.")] = None,
