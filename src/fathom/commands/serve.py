@@ -3,6 +3,7 @@
 import inspect
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -30,6 +31,7 @@ class ServeCommand(TyperCommand):
         return super().invoke(ctx)
 
 
+@cache
 def _setting_options() -> list[Any]:
     from fathom.serving.config import ServerSettings
 
