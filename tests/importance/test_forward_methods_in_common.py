@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from toys import DECISIVE, IRRELEVANT, WEAK, Careful, Reversed, elastic, generator, histories, learned, part_of
+from toys import (
+    DECISIVE,
+    IRRELEVANT,
+    WEAK,
+    Careful,
+    Reversed,
+    check_rows,
+    elastic,
+    generator,
+    histories,
+    learned,
+    part_of,
+)
 
 from fathom.importance.interface import ImportanceMethod
 from fathom.importance.methods.ablation import Ablation
@@ -51,11 +63,7 @@ def test_columns_follow_the_layer_index_not_the_execution_order(method: Importan
 
 @every_method
 def test_rows_are_samples_or_folds_whatever_the_batches(method: ImportanceMethod) -> None:
-    model, (whole,) = Careful([1.0, 0.5, 0.2]), toy_batches(1, 24)
-    rows = method.scores(model, [whole], generator())
-    assert rows.shape == (10 if isinstance(method, FOLDED) else 24, 3)
-    assert not rows.requires_grad
-    assert torch.equal(method.scores(model, [whole], generator()), rows)
+    model, whole, rows = check_rows(method, FOLDED)
     parts = method.scores(model, [part_of(whole, slice(17)), part_of(whole, slice(17, 24))], generator())
     if not isinstance(method, ActivationPatching):  # its donors come from the same batch
         torch.testing.assert_close(parts, rows)

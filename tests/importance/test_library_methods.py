@@ -12,7 +12,19 @@ import torch
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.special import digamma
 from torch import Tensor, nn
-from toys import DECISIVE, IRRELEVANT, WEAK, Careful, Reversed, elastic, generator, histories, learned, part_of
+from toys import (
+    DECISIVE,
+    IRRELEVANT,
+    WEAK,
+    Careful,
+    Reversed,
+    check_rows,
+    elastic,
+    generator,
+    histories,
+    learned,
+    part_of,
+)
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
 from fathom.files import write_json
@@ -105,11 +117,7 @@ def test_columns_follow_the_layer_index_not_the_execution_order(method: Importan
 
 
 def test_rows_are_samples_or_folds_whatever_the_batches(method: ImportanceMethod) -> None:
-    model, (whole,) = Careful([1.0, 0.5, 0.2]), toy_batches(1, 24)
-    rows = method.scores(model, [whole], generator())
-    assert rows.shape == (10 if isinstance(method, FOLDED) else 24, 3)
-    assert not rows.requires_grad
-    assert torch.equal(method.scores(model, [whole], generator()), rows)
+    model, whole, rows = check_rows(method, FOLDED)
     parts = [part_of(whole, slice(17)), part_of(whole, slice(17, 23)), part_of(whole, slice(23, 24))]
     torch.testing.assert_close(method.scores(model, parts, generator()), rows, rtol=1e-4, atol=1e-5)
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fathom.importance.adapter import ElasticLayers, Histories
-from fathom.importance.interface import run_skipping
-from fathom.importance.toy import GatedToy, ToyBatch
+from fathom.importance.interface import ImportanceMethod, run_skipping
+from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
 from fathom.training.model import ElasticModel, ModelConfig
 
 IRRELEVANT, WEAK, DECISIVE = 0.0, 0.05, 2.0
@@ -62,3 +62,13 @@ def histories(model: ElasticLayers, users: int, *, padding: int) -> list[Histori
     items[::3, :4] = 0
     items = torch.nn.functional.pad(items, (padding, 0))
     return [model.batch(items, None, torch.randint(ITEMS, (users,), generator=random))]
+
+
+def check_rows(method: ImportanceMethod, folded: tuple[type, ...]) -> tuple[GatedToy, ToyBatch, Tensor]:
+    """Rows are samples, or folds for methods of these kinds, and the same each time; returns what they are of."""
+    model, (whole,) = Careful([1.0, 0.5, 0.2]), toy_batches(1, 24)
+    rows = method.scores(model, [whole], generator())
+    assert rows.shape == (10 if isinstance(method, folded) else 24, 3)
+    assert not rows.requires_grad
+    assert torch.equal(method.scores(model, [whole], generator()), rows)
+    return model, whole, rows
