@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from fathom.errors import BundleEditedError, BundleError, BundleTruncatedError, ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine

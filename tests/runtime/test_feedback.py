@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError
@@ -19,7 +20,6 @@ from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.settings import PipelineSettings

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import (
@@ -23,7 +24,6 @@ from fathom.runtime import batcher as batcher_module
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline

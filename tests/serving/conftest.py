@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import pytest
+from fake_engine import FakeEngine
 
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.pipeline import Pipeline
 from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo

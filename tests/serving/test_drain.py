@@ -16,7 +16,7 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 HELD = """
 import sys
 from pathlib import Path
-from fathom.runtime.engines.fake import FakeEngine
+from fake_engine import FakeEngine
 from fathom.serving import server
 from fathom.serving.config import load_settings
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from fathom.client import AsyncClient, Client, Recommendation
 from fathom.errors import BundleMissingFileError, ConfigError, InvalidRequestError, NotFoundError
 from fathom.files import write_json
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, read_manifest
-from fathom.runtime.engines.fake import FakeEngine
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import MANIFEST_NAME, version_of

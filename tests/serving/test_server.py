@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fake_engine import FakeEngine
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -20,7 +21,6 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.fake import FakeEngine
 from fathom.serving import server as server_module
 from fathom.serving.config import ServerSettings
 from fathom.serving.history.contract import digest_of
