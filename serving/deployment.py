@@ -22,8 +22,6 @@ from fathom.serving.metrics import Metrics
 
 #: Loads a bundle's engine with so many threads.
 MakeEngine = Callable[[Bundle, int], Engine]
-
-
 #: The engines for incremental inference take about as much.
 LEAST_REUSE_MB = 16
 #: An engine that has failed gets so long for its test.

@@ -6,7 +6,7 @@ docs/operating.md lists them. Each server has its own registry, so that several 
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import groupby
@@ -96,19 +96,17 @@ class Metrics:
             "fathom_reused", "Answered requests by what of them was known already.", ("bundle", "reused")
         )
         self._unknown = self._counter("fathom_unknown_items", "Items of histories that are not in the catalogue.", ())
-        self._batch_size = Histogram(
-            "fathom_batch_size",
-            "Requests per engine run.",
-            ("bundle", "depth"),
-            buckets=BATCH_SIZES,
-            registry=self.registry,
+        self._batch_size = self._histogram(
+            "fathom_batch_size", "Requests per engine run.", ("bundle", "depth"), BATCH_SIZES
         )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(name, text, labels, buckets=SECONDS, registry=self.registry)
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: Sequence[float] = SECONDS
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def show(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Publish values that are read whenever somebody looks, from another thread."""

@@ -228,13 +228,14 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     ``ready`` is called once, when requests are answered; without it the information is printed as one line.
     Raises BundleError or ConfigError when it cannot serve.
     """
+    ready = ready or partial(print, flush=True)
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
             if settings.history == "memory":
                 raise ConfigError("history: workers share nothing in memory; choose sqlite:PATH, or one worker")
-            asyncio.run(supervise(settings, bundle_path, _work, ready=ready or _print))
+            asyncio.run(supervise(settings, bundle_path, _work, ready=ready))
         else:
-            run_in_loop(_serve(settings, bundle_path, ready or _print))
+            run_in_loop(_serve(settings, bundle_path, ready))
 
 
 def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None:
@@ -254,15 +255,13 @@ def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None
 
 
 async def _serve(
-    settings: ServerSettings,
-    bundle_path: Path,
-    ready: Callable[[ServerInfo], None],
-    pipe: Connection | None = None,
+    settings: ServerSettings, bundle_path: Path, ready: Callable[[ServerInfo], None], pipe: Connection | None = None
 ) -> None:
     use_memory_sparingly()
     stop = asyncio.Event()
     peers = Peers(pipe, settings.workers - 1) if pipe else None
-    _stop_on_signals(stop, peers)
+    for number in (signal.SIGTERM,) if peers else _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, _drain, stop, peers, number.name)
     tell_workers = peers.tell if peers else None
     async with Server(settings, bundle_path, shares_port=pipe is not None, tell_workers=tell_workers) as server:
         if peers:
@@ -275,11 +274,6 @@ async def _serve(
         await stop.wait()
         left = await server.drain()
         log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
-
-
-def _stop_on_signals(stop: asyncio.Event, peers: Peers | None) -> None:
-    for number in (signal.SIGTERM,) if peers else _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, _drain, stop, peers, number.name)
 
 
 def _drain(stop: asyncio.Event, peers: Peers | None, reason: str) -> None:
@@ -314,10 +308,6 @@ async def _sweep(history: HistoryStore) -> None:
 async def _alone(what: str, name: str) -> int:  # noqa: ARG001
     """There are no other workers to be told, so none is behind."""
     return 0
-
-
-def _print(info: ServerInfo) -> None:
-    print(info, flush=True)
 
 
 def _address(host: str, port: int) -> str:

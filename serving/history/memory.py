@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from sys import getsizeof
 
-from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, Retention, StoredEvent, digest_of
+from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, HistoryStore, Retention, StoredEvent, digest_of
 
 #: Bytes of an event besides its two ids: the tuple, the timestamp, its place in a dictionary.
 EVENT_BYTES = 240
@@ -25,7 +25,7 @@ class _User:
     nbytes: int = USER_BYTES
 
 
-class MemoryHistory:
+class MemoryHistory(HistoryStore):
     """Histories in memory; beyond ``memory_mb`` the least recently used ones are dropped."""
 
     def __init__(self, retention: Retention) -> None:
@@ -47,7 +47,6 @@ class MemoryHistory:
         return self._users_nbytes + len(self._tombstones) * TOMBSTONE_BYTES
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
-        """See HistoryStore."""
         self._retention.check(events)
         last, oldest = self._deleted_until(user_id), self._retention.oldest
         later = [each for each in events if each.timestamp > last]
@@ -66,7 +65,6 @@ class MemoryHistory:
         )
 
     async def read(self, user_id: str) -> list[StoredEvent]:
-        """See HistoryStore."""
         user = self._users.get(user_id)
         if user is None:
             return []
@@ -75,7 +73,6 @@ class MemoryHistory:
         return [each for each in user.events.values() if oldest <= each.timestamp <= latest]
 
     async def delete(self, user_id: str) -> int:
-        """See HistoryStore."""
         now, digest = self._retention.now, digest_of(user_id)
         newest = max((each.timestamp for each in await self.read(user_id)), default=now)
         last = max(now, newest, self._deleted_until(user_id))
@@ -87,7 +84,6 @@ class MemoryHistory:
         return len(events)
 
     async def sweep(self) -> int:
-        """See HistoryStore."""
         due = self._retention.now - self._retention.tombstone_s
         # They are in the order of their age.
         while self._tombstones and next(iter(self._tombstones.values()))[0] <= due:
@@ -105,7 +101,7 @@ class MemoryHistory:
         return removed
 
     async def close(self) -> None:
-        """See HistoryStore."""
+        pass
 
     def _deleted_until(self, user_id: str) -> int:
         at, last = self._tombstones.get(digest_of(user_id), (0, -1))

@@ -5,15 +5,8 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from fathom.errors import ConfigError, MissingExtraError
-from fathom.serving.history.contract import (
-    SECONDS_A_DAY,
-    SWEEP_AT_ONCE,
-    Appended,
-    Faults,
-    Retention,
-    StoredEvent,
-    digest_of,
-)
+from fathom.serving.history import contract
+from fathom.serving.history.contract import Appended, HistoryStore, StoredEvent
 
 PREFIX = "fathom:history"
 IDS, MEMBERS = ":ids", ":members"
@@ -135,10 +128,10 @@ return removed
 Result = TypeVar("Result")
 
 
-class RedisHistory:
+class RedisHistory(HistoryStore):
     """Histories behind a redis:// URL. Opening does not connect: a server that is away comes back by itself."""
 
-    def __init__(self, url: str, retention: Retention) -> None:
+    def __init__(self, url: str, retention: contract.Retention) -> None:
         try:
             from redis import asyncio as redis
             from redis.asyncio.retry import Retry
@@ -172,10 +165,9 @@ class RedisHistory:
         self._full = OutOfMemoryError
         self._failures = (RedisError, OSError)
         self._retention = retention
-        self._faults = Faults()
+        self._faults = contract.Faults()
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
-        """See HistoryStore."""
         retention = self._retention
         retention.check(events)
         arguments: list[Any] = [*self._limits(), retention.now, retention.tombstone_s]
@@ -184,7 +176,6 @@ class RedisHistory:
         return Appended(*await self._reach(self._append(keys=_keys(user_id), args=arguments)))
 
     async def read(self, user_id: str) -> list[StoredEvent]:
-        """See HistoryStore."""
         _, members, _ = _keys(user_id)
         retention = self._retention
         newest = self._redis.zrange(
@@ -204,18 +195,16 @@ class RedisHistory:
         return events
 
     async def delete(self, user_id: str) -> int:
-        """See HistoryStore."""
         retention = self._retention
         arguments = retention.now, retention.latest, retention.tombstone_s
         return await self._reach(self._delete(keys=_keys(user_id), args=arguments))
 
     async def sweep(self) -> int:
-        """See HistoryStore."""
         if self._retention.max_age_days is None:
             return 0  # Tombstones expire by themselves.
         removed, cursor = 0, None
         while cursor != 0:
-            scan = self._redis.scan(cursor or 0, match=f"{PREFIX}:{{*}}{MEMBERS}", count=SWEEP_AT_ONCE)
+            scan = self._redis.scan(cursor or 0, match=f"{PREFIX}:{{*}}{MEMBERS}", count=contract.SWEEP_AT_ONCE)
             cursor, found = await self._reach(scan)
             keys = [key for members in found for key in (members.removesuffix(MEMBERS) + IDS, members)]
             if keys:
@@ -223,12 +212,11 @@ class RedisHistory:
         return removed
 
     async def close(self) -> None:
-        """See HistoryStore."""
         await self._redis.aclose(close_connection_pool=True)
 
     def _limits(self) -> tuple[int, int, int, int]:
         retention = self._retention
-        seconds = (retention.max_age_days or 0) * SECONDS_A_DAY
+        seconds = (retention.max_age_days or 0) * contract.SECONDS_A_DAY
         return retention.oldest, retention.latest, retention.max_events, seconds
 
     async def _reach(self, answer: Awaitable[Result]) -> Result:
@@ -244,7 +232,7 @@ class RedisHistory:
 
 def _keys(user_id: str) -> tuple[str, str, str]:
     name = f"{PREFIX}:{{{user_id}}}"
-    return name + IDS, name + MEMBERS, f"{PREFIX}:deleted:{digest_of(user_id)}"
+    return name + IDS, name + MEMBERS, f"{PREFIX}:deleted:{contract.digest_of(user_id)}"
 
 
 def _event(member: str, score: float) -> StoredEvent | None:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from fathom.errors import ConfigError
-from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, Faults, Retention, StoredEvent, digest_of
+from fathom.serving.history.contract import (
+    SWEEP_AT_ONCE,
+    Appended,
+    Faults,
+    HistoryStore,
+    Retention,
+    StoredEvent,
+    digest_of,
+)
 
 BUSY_MS = 5_000
 
@@ -61,7 +69,7 @@ class _Lost(Exception):
     """The file is not the one that was opened any more."""
 
 
-class SqliteHistory:
+class SqliteHistory(HistoryStore):
     """Histories in one SQLite file, shared by the workers of a server.
 
     A write is on the disk when it returns. Appends that come while one is being written are written together, by one
@@ -90,7 +98,6 @@ class SqliteHistory:
             raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
-        """See HistoryStore."""
         self._retention.check(events)
         append = _Append(user_id, events, asyncio.get_running_loop().create_future())
         self._waiting.append(append)
@@ -99,8 +106,6 @@ class SqliteHistory:
         return await append.done
 
     async def read(self, user_id: str) -> list[StoredEvent]:
-        """See HistoryStore."""
-
         def newest() -> list[StoredEvent]:
             retention = self._retention
             window = user_id, retention.oldest, retention.latest, retention.max_events
@@ -114,8 +119,6 @@ class SqliteHistory:
         return await self._run(self._reader, newest)
 
     async def delete(self, user_id: str) -> int:
-        """See HistoryStore."""
-
         def forget() -> int:
             now, latest = self._retention.now, self._retention.latest
             newest = "SELECT max(timestamp) FROM events WHERE user = ? AND timestamp <= ?"
@@ -130,7 +133,6 @@ class SqliteHistory:
         return await self._run(self._writer, forget)
 
     async def sweep(self) -> int:
-        """See HistoryStore."""
         retention = self._retention
         oldest, due = retention.oldest, retention.now - retention.tombstone_s
         events = 0 if retention.max_age_days is None else await self._sweep(_SWEEP_EVENTS, oldest)
@@ -139,7 +141,6 @@ class SqliteHistory:
         return events
 
     async def close(self) -> None:
-        """See HistoryStore."""
         for pool, connection in ((self._writer, self._write), (self._reader, self._read)):
             pool.shutdown()
             connection.close()

@@ -79,24 +79,22 @@ class Connection:
         """A new channel; nothing is sent yet."""
         import grpc
 
-        credentials = self._credentials()
-        if credentials is None:
-            return grpc.insecure_channel(self.target, options=options)
-        return grpc.secure_channel(self.target, credentials, options=options)
+        channel: grpc.Channel = self._opened(grpc, options)
+        return channel
 
     def aio_channel(self, options: _Options = ()) -> "grpc.aio.Channel":
         """The same for asyncio."""
         import grpc
 
-        credentials = self._credentials()
-        if credentials is None:
-            return grpc.aio.insecure_channel(self.target, options=options)
-        return grpc.aio.secure_channel(self.target, credentials, options=options)
+        channel: grpc.aio.Channel = self._opened(grpc.aio, options)
+        return channel
 
-    def _credentials(self) -> "grpc.ChannelCredentials | None":
+    def _opened(self, library: Any, options: _Options) -> Any:
         import grpc
 
-        return None if self.tls is False else grpc.ssl_channel_credentials(*self._pems)
+        if self.tls is False:
+            return library.insecure_channel(self.target, options=options)
+        return library.secure_channel(self.target, grpc.ssl_channel_credentials(*self._pems), options=options)
 
 
 def _check_target(target: object) -> None:

@@ -1,28 +1,4 @@
-"""Every error a user or a client can cause, in one tree.
-
-FathomError                     one line: what is wrong, where, what to do; the program exits with 2
-├── DataError                   interactions or a dataset folder that cannot be used
-├── ConfigError                 an unknown key or an impossible value in settings, presets or profiles
-│   └── NotApplicableError      an importance method that cannot judge this model, or not yet
-├── OutputError                 an output path that holds, or would replace, what is not the command's own
-├── PlanError                   a DepthPlan that the model cannot run
-├── MissingExtraError           an optional library is not installed
-├── ArtefactError               a stored artefact (dataset, checkpoint, ranking, plan) cannot be used
-│   └── BundleError             a bundle is refused as a whole
-│       ├── BundleMissingFileError      a file that the manifest lists is not there
-│       ├── BundleTruncatedError        a file is shorter or longer than the manifest says
-│       ├── BundleEditedError           a file's sha256 differs from the manifest
-│       ├── BundleSignatureError        not signed, or not by a key that is trusted
-│       └── BundleSchemaError           written by a newer Fathom, or not a manifest at all
-├── ParityError                 an exported engine disagrees with the model it was exported from
-├── ConnectError                a server cannot be reached or answered with an error
-└── RequestError                a single request cannot be answered; the server maps each to one status
-    ├── InvalidRequestError     INVALID_ARGUMENT
-    ├── NotFoundError           NOT_FOUND
-    ├── DeadlineError           DEADLINE_EXCEEDED
-    ├── OverloadError           RESOURCE_EXHAUSTED
-    └── UnavailableError        UNAVAILABLE
-"""
+"""Every error a user or a client can cause, in one tree; the program that meets one shows its line and exits with 2."""
 
 from fathom import installing
 
@@ -34,7 +10,7 @@ def brief(value: object, most: int = 60) -> str:
 
 
 class FathomError(Exception):
-    """The root of all errors that a user can cause; its text is one line for a person to read."""
+    """The root of all; its text is one line for a person to read: what is wrong, where, what to do."""
 
 
 class DataError(FathomError):
@@ -65,7 +41,7 @@ class MissingExtraError(FathomError):
 
 
 class ArtefactError(FathomError):
-    """A stored artefact cannot be used."""
+    """A stored artefact (dataset, checkpoint, ranking, plan) cannot be used."""
 
 
 class BundleError(ArtefactError):
@@ -101,7 +77,7 @@ class ConnectError(FathomError):
 
 
 class RequestError(FathomError):
-    """A single request cannot be answered."""
+    """A single request cannot be answered; the server maps each kind to one status."""
 
 
 class InvalidRequestError(RequestError):

@@ -204,12 +204,7 @@ def read_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     found = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(found, int):
         raise ArtefactError(f"{path}: not a {kind}: it has no schema_version")
-    if found > schema_version:
-        raise ArtefactError(
-            f"{path}: this {kind} has schema_version {found}, newer than {schema_version}; upgrade Fathom"
-        )
-    if found < schema_version:
-        raise ArtefactError(
-            f"{path}: this {kind} has schema_version {found}, older than {schema_version}; build it again"
-        )
+    if found != schema_version:
+        age, advice = ("newer", "upgrade Fathom") if found > schema_version else ("older", "build it again")
+        raise ArtefactError(f"{path}: this {kind} has schema_version {found}, {age} than {schema_version}; {advice}")
     return dict(value)

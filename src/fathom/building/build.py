@@ -5,24 +5,14 @@
 All of them lie in one folder beside the bundle, and each is an artefact that the single commands read and write too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fathom import artefacts, show
-from fathom.artefacts import (
-    BUNDLE,
-    CHECKPOINT,
-    COMPARISON,
-    DATASET,
-    EVALUATION,
-    PLANS,
-    RANKING,
-    Kind,
-    check_outputs,
-)
+from fathom.artefacts import BUNDLE, CHECKPOINT, COMPARISON, DATASET, EVALUATION, PLANS, RANKING, check_outputs
 from fathom.building.remaining import Remaining
 from fathom.building.stages import Stage, Stamps
 from fathom.errors import BundleError
@@ -90,8 +80,10 @@ class Build:
     def run(self) -> list[str]:
         """Run every stage that is not current, in order; returns the names of those that ran."""
         stamps = Stamps(self.folder / "stages.json")
-        check_outputs(*self._outputs(stamps), inputs=self._sources())
         stages, took, ran = self.stages(), stamps.seconds(), []
+        beside = [(stamps.path, artefacts.STAMPS), (self.folder / "ranking.png", artefacts.RANKING_PLOT)]
+        outputs = [(stage.output, stage.kind) for stage in stages]
+        check_outputs(*beside, *outputs, inputs=files_read(self.source, self.options))
         for place, stage in enumerate(stages):
             if not stamps.current(stage):
                 self.remaining.names = _to_run(stages[place:], stamps)
@@ -99,16 +91,6 @@ class Build:
                 stamps.run(stage)
                 ran.append(stage.name)
         return ran
-
-    def _outputs(self, stamps: Stamps) -> Iterator[tuple[Path, Kind]]:
-        """Everything that a build may write."""
-        yield stamps.path, artefacts.STAMPS
-        yield self.folder / "ranking.png", artefacts.RANKING_PLOT
-        yield from ((stage.output, stage.kind) for stage in self.stages())
-
-    def _sources(self) -> list[Path]:
-        """The files and folders that a build reads."""
-        return files_read(self.source, self.options)
 
     def stages(self) -> list[Stage]:
         """The stages in order; a stage's settings are all that its output depends on besides its inputs and code."""
@@ -134,7 +116,8 @@ class Build:
 
     def _prepare_stage(self) -> Stage:
         settings = [self.source, asdict(self.options) if self.options else None]
-        return Stage("prepare", self.dataset, DATASET, self._prepare, self._sources(), settings, _READING)
+        sources = files_read(self.source, self.options)
+        return Stage("prepare", self.dataset, DATASET, self._prepare, sources, settings, _READING)
 
     def _prepare(self) -> None:
         with Activity("prepare the data set", self.remaining) as activity:
@@ -150,12 +133,7 @@ class Build:
     def _rank(self) -> None:
         checkpoint, dataset = Checkpoint.load(self.folder / "checkpoint"), Dataset.load(self.dataset)
         with Activity("rank the layers", self.remaining) as activity:
-            ranking = rank_checkpoint(
-                checkpoint,
-                dataset,
-                users=self.users,
-                progress=activity.ranking,
-            )
+            ranking = rank_checkpoint(checkpoint, dataset, users=self.users, progress=activity.ranking)
             ranking.save(self.folder / "ranking.json")
             plot_ranking(ranking, self.folder / "ranking.png")
 

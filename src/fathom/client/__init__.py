@@ -93,7 +93,8 @@ class _Channels(ABC):
         self.target = connection.target
         self._metadata = connection.pairs
         self._channels = [self._channel(connection) for _ in range(channels)]
-        self._stubs = cycle([_stub(each) for each in self._channels])
+        stub: Any = recommender_pb2_grpc.RecommenderStub
+        self._stubs = cycle([stub(each) for each in self._channels])
 
     @staticmethod
     @abstractmethod
@@ -185,31 +186,25 @@ class AsyncClient(_Channels):
     async def recommend(
         self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
     ) -> Recommendation:
-        """See ``Client.recommend``."""
         return await self._call(messages.recommend(Query(items, **options)), timeout_s)
 
     async def recommend_many(
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Recommendation | FathomError]:
-        """See ``Client.recommend_many``."""
         return await self._call(messages.recommend_many(queries), timeout_s)
 
     async def append_events(
         self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> int:
-        """See ``Client.append_events``."""
         return await self._call(messages.append_events(user_id, events), timeout_s)
 
     async def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
-        """See ``Client.delete_user``."""
         return await self._call(messages.delete_user(user_id), timeout_s)
 
     async def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
-        """See ``Client.bundle``."""
         return await self._call(messages.bundle(name), timeout_s)
 
     async def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
-        """See ``Client.reload``."""
         return await self._call(messages.reload(name), timeout_s)
 
     async def close(self) -> None:
@@ -222,7 +217,3 @@ class AsyncClient(_Channels):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _stub(channel: Any) -> Any:
-    return recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]

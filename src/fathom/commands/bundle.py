@@ -1,6 +1,5 @@
 """Bundles: what is in them, and other bundles made from them."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,8 +38,7 @@ def bundle_inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     """
     from fathom.runtime.bundle import read_manifest
 
-    manifest = read_manifest(bundle)
-    show_bundle(manifest, as_json=as_json)
+    show_bundle(read_manifest(bundle), as_json=as_json)
 
 
 @app.command("quality")
@@ -127,8 +125,7 @@ def bundle_slice(
     from fathom.exporter.bundle.slice import slice_bundle
 
     check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
-    manifest = slice_bundle(bundle, load_profile(profile), out)
-    show_bundle(manifest, as_json=as_json)
+    show_bundle(slice_bundle(bundle, load_profile(profile), out), as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,7 @@ def bundle_convert(
     if to == "triton":
         _convert_to_triton(bundle, out, options, as_json=as_json)
     else:
-        show_bundle(_CONVERTERS[to](bundle, out, options), as_json=as_json)
+        show_bundle(_converted(bundle, to, out, options), as_json=as_json)
 
 
 def _convert_to_triton(bundle: Path, out: Path, options: ConvertOptions, *, as_json: bool) -> None:
@@ -184,36 +181,22 @@ def _convert_to_triton(bundle: Path, out: Path, options: ConvertOptions, *, as_j
         print(f"{out}: {', '.join(models)}; ask {models[0]}")
 
 
-def _convert_to_ort(bundle: Path, out: Path, _: ConvertOptions) -> "Manifest":
-    from fathom.exporter.formats.ort import convert_to_ort
+def _converted(bundle: Path, to: str, out: Path, options: ConvertOptions) -> "Manifest":
+    if to == "ort":
+        from fathom.exporter.formats.ort import convert_to_ort
 
-    return convert_to_ort(bundle, out)
+        return convert_to_ort(bundle, out)
+    if to == "cuda":
+        from fathom.exporter.formats.cuda import convert_for_cuda
 
+        return convert_for_cuda(bundle, out)
+    if to == "tensorrt-rtx":
+        from fathom.exporter.formats.tensorrt import add_plans
 
-def _convert_for_cuda(bundle: Path, out: Path, _: ConvertOptions) -> "Manifest":
-    from fathom.exporter.formats.cuda import convert_for_cuda
-
-    return convert_for_cuda(bundle, out)
-
-
-def _convert_to_executorch(bundle: Path, out: Path, options: ConvertOptions) -> "Manifest":
+        return add_plans(bundle, out, [each.strip() for each in options.gpu.split(",") if each.strip()])
     from fathom.exporter.formats.executorch import convert_to_executorch
     from fathom.training.checkpoint import Checkpoint
 
     if options.checkpoint is None:
         raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
     return convert_to_executorch(bundle, Checkpoint.load(options.checkpoint), out)
-
-
-def _add_tensorrt_plans(bundle: Path, out: Path, options: ConvertOptions) -> "Manifest":
-    from fathom.exporter.formats.tensorrt import add_plans
-
-    return add_plans(bundle, out, [each.strip() for each in options.gpu.split(",") if each.strip()])
-
-
-_CONVERTERS: dict[str, Callable[[Path, Path, ConvertOptions], "Manifest"]] = {
-    "ort": _convert_to_ort,
-    "cuda": _convert_for_cuda,
-    "executorch": _convert_to_executorch,
-    "tensorrt-rtx": _add_tensorrt_plans,
-}

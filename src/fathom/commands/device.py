@@ -1,15 +1,12 @@
 """What a device may run, by its profile, and what this machine can run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fathom import show
 from fathom.commands.options import AsJson
-
-if TYPE_CHECKING:
-    from fathom.edge_profiles.profile import DeviceProfile
 
 app = typer.Typer(help="Device profiles: what a device may run.", no_args_is_help=True)
 
@@ -27,23 +24,10 @@ def profiles_list(as_json: AsJson = False) -> None:
         show.print_json([profile.model_dump(mode="json") for profile in profiles])
         return
     rows = [["profile", "tier", "depths", "simple / complex", "threshold", "budget", "memory", "threads"]]
-    rows += [_profile_row(profile) for profile in profiles]
+    for p in profiles:
+        limits = [f"{p.threshold:g}", f"{p.latency_budget_ms:g} ms", f"{p.memory_limit_mb} MB", str(p.threads)]
+        rows.append([p.name, p.tier, " ".join(map(str, p.depths)), f"{p.shallow} / {p.deep}", *limits])
     show.table("Device profiles", rows)
-
-
-def _profile_row(p: "DeviceProfile") -> list[str]:
-    depths = " ".join(map(str, p.depths))
-    choice = f"{p.shallow} / {p.deep}"
-    return [
-        p.name,
-        p.tier,
-        depths,
-        choice,
-        f"{p.threshold:g}",
-        f"{p.latency_budget_ms:g} ms",
-        f"{p.memory_limit_mb} MB",
-        str(p.threads),
-    ]
 
 
 @app.command("show")

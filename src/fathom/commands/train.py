@@ -8,17 +8,8 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import (
-    DEFAULT_PRESET,
-    AsJson,
-    Data,
-    Out,
-    Preset,
-    Seed,
-    Settings,
-    need_training,
-    train_config,
-)
+from fathom.commands import options
+from fathom.commands.options import AsJson, Data, Out
 from fathom.errors import ConfigError
 from fathom.show import Activity
 
@@ -26,9 +17,9 @@ from fathom.show import Activity
 def train(
     dataset: Annotated[Path | None, typer.Argument(help="Dataset folder; not needed for --show-settings.")] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint; replaced only if it is one.")] = None,
-    preset: Preset = None,
-    settings: Settings = None,
-    seed: Seed = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    seed: options.Seed = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print every setting that --set can change, and train nothing.")
     ] = False,
@@ -40,14 +31,14 @@ def train(
 
     Example: fathom train --show-settings --preset ml-1m
     """
-    need_training()
+    options.need_training()
     from fathom.commands import settings_pages
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
-    config = train_config(preset or DEFAULT_PRESET, settings, seed)
+    config = options.train_config(preset or options.DEFAULT_PRESET, settings, seed)
     if show_settings:
-        title = f"Settings, from the preset {preset or DEFAULT_PRESET}"
+        title = f"Settings, from the preset {preset or options.DEFAULT_PRESET}"
         show.result(settings_pages.as_dict(config), as_json, show.table, title, settings_pages.rows(config))
         return
     if dataset is None or out is None:
@@ -69,7 +60,7 @@ def evaluate(
 
     Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
     """
-    need_training()
+    options.need_training()
     from fathom.exporter.planning.heal import check_dataset
     from fathom.files import write_json
     from fathom.training.checkpoint import Checkpoint
@@ -94,14 +85,14 @@ def heal(
     plan: Annotated[Path, typer.Argument(help="plan.json, made by `fathom plan`.")],
     data: Data,
     out: Out,
-    settings: Settings = None,
+    settings: options.Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a checkpoint on in a plan's order, so that layers learn to work beside their new neighbours.
 
     Example: fathom heal CHECKPOINT plan.json --data DATASET --out HEALED --set train.heal_epochs=3
     """
-    need_training()
+    options.need_training()
     from fathom.exporter.planning.heal import heal as run
     from fathom.exporter.planning.plan import DepthPlan
     from fathom.training.checkpoint import Checkpoint
