@@ -81,6 +81,9 @@ def add_arguments(parser: ArgumentParser, benchmark: Benchmark) -> None:
         details: dict[str, Any] = {"nargs": "+"} if several else {}
         if name.startswith("-"):
             details |= {"required": True} if given is one is kind else {"default": () if one is kind else given}
+        if several and one is kind:
+            # Nothing by default, so an option that is repeated adds to what was given.
+            details |= {"action": "extend", "default": []}
         parser.add_argument(name, type=kind, **details)
     parser.add_argument("--results", type=Path, default=RESULTS)
 

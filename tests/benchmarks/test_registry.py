@@ -1,5 +1,6 @@
 """One command lists, runs and shows every benchmark."""
 
+import argparse
 import asyncio
 from pathlib import Path
 
@@ -69,3 +70,11 @@ def test_a_benchmark_ends_in_one_line_and_stores_nothing_when_the_bundle_is_not_
     assert end.value.code == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "results").exists()
+
+
+def test_an_option_that_is_repeated_adds_to_what_was_given() -> None:
+    parser = argparse.ArgumentParser()
+    registry.add_arguments(parser, registry.load("quality"))
+    options = parser.parse_args(["ml-100k", "--set", "a=1", "--set", "b=2", "c=3", "--seeds", "1", "2"])
+    assert options.set == ["a=1", "b=2", "c=3"]
+    assert options.seeds == [1, 2]
