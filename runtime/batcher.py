@@ -86,7 +86,7 @@ class Batcher(Generic[Work, Result]):
 
     @property
     def failing(self) -> bool:
-        """Whether batch after batch fails, or nobody is there to run one."""
+        """Whether batches keep failing, or the engine's thread has died."""
         lost = self._thread is not None and not self._thread.is_alive()
         return lost or self._failures >= MOST_FAILURES
 

@@ -23,7 +23,7 @@ from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import Choice, DepthRequest
 from fathom.selector.chooser import DepthChooser
 
-#: How long after a refusal requests are looked at with suspicion.
+#: How long after a refusal new requests are screened by their length first.
 PRESSED_S = 0.1
 
 
@@ -102,11 +102,11 @@ class Pipeline:
 
     @property
     def cached(self) -> tuple[int, int]:
-        """Histories that are remembered, and the bytes that they take."""
+        """Histories in the prefix cache, and the bytes that they take."""
         return (0, 0) if self._cache is None else (len(self._cache), self._cache.nbytes)
 
     def forget(self, owner: Owner | None = None) -> None:
-        """Remember no history of this owner any more; of nobody when None, nor those that are being answered."""
+        """Drop this owner's histories from the prefix cache (everyone's if None), including those being answered."""
         if self._cache is None:
             return
         if owner is not None:
@@ -159,7 +159,7 @@ class Pipeline:
         if cache is not None and result.user is not None and result.state is not None:
             cache.put(ids, times, result.user, result.state, query.owner)
         choice = choice.stopped_at(result.depth)
-        # The certificate speaks of requests without filters.
+        # The certificate covers only requests without filters.
         if choice.agreement_check is not None and not query.is_filtered:
             self._feedback.offer(work, result, choice.agreement_check)
         timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)

@@ -1,4 +1,4 @@
-"""What happens in the engine's thread: a batch is padded, run, and searched for."""
+"""The work of the engine's thread: pad a batch, run it, and search for its items."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -124,7 +124,7 @@ class Runner:
             self.observer(depth, requests, seconds)
 
     def _walk(self, path: tuple[int, ...], works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
-        """Exit by exit; a request leaves where its cascade says so, or at the last."""
+        """Run exit by exit; a request leaves at the exit its cascade chooses, or at the last."""
         results: dict[int, BatchResult | UnavailableError] = {}
         walk = self._engine.walk(*self._padded(works), path)
         active, rows = np.arange(len(works)), None

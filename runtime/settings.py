@@ -1,4 +1,4 @@
-"""Everything about a pipeline that is not in the bundle."""
+"""Settings of a pipeline that are not in the bundle."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,8 +18,8 @@ class PipelineSettings:
     ones pass for longer. ``calibration_ms``: time for measuring costs at the start, beyond the least that it takes.
     ``retrieval_items``: items that one search scores at a time. ``policy``: see ``DepthChooser``. ``feedback_share``:
     the share of certified requests that is run at the deepest depth too, when the engine is
-    idle. ``feedback_alpha``: the probability of a false alarm, ever. ``reuse_mb``: memory for what is kept of
-    histories, so that returning ones cost only what is new; 0 for none, and where the engine cannot resume.
+    idle. ``feedback_alpha``: the probability of a false alarm, ever. ``reuse_mb``: memory for the prefix
+    cache, so that returning histories cost only their new items; 0 for none, or if the engine cannot resume.
     """
 
     threads: int = 1

@@ -1,4 +1,4 @@
-"""Tests by betting: a bounded mean is below zero when betting on it has made a fortune.
+"""Tests by betting: a bounded mean is shown to be below zero once the capital of a bet on it is large enough.
 
 A gambler starts with 1 and stakes a share of the capital on every value being negative, chosen from the values before
 it. Where the expectation of each value is not negative, the capital is expected not to grow, so it ever reaches

@@ -1,4 +1,4 @@
-"""Which bundles a server serves: found in a repository, exchanged while requests go on."""
+"""The bundles a server serves: found in a repository, reloaded while it keeps serving."""
 
 import asyncio
 import logging
@@ -97,7 +97,7 @@ class Bundles:
             return [await self._renew(each, path) for each, path in found.items() if name in ("", each)]
 
     def forget(self, name: str = "") -> None:
-        """Remember no history of this owner any more; of nobody when there is no name."""
+        """Drop this owner's histories from the prefix cache, or everyone's if there is no name."""
         owner = self.owners.forget(name)
         if owner is not None or not name:
             for deployment in self._serving.values():
@@ -144,12 +144,12 @@ class Bundles:
         except asyncio.CancelledError:
             old.close()
             raise
-        # Or it would be looked at as something that is still needed.
+        # Otherwise garbage collection would count it as still in use.
         del old
         self.on_retired()
 
     async def _watch(self, every_s: float, seen: _Look) -> None:
-        """Reload what has changed since it was seen; what was refused is tried again when it changes once more."""
+        """Reload bundles that have changed since they were last seen; a refused one is tried again on its next change."""
         while True:
             await asyncio.sleep(every_s)
             try:
@@ -159,10 +159,10 @@ class Bundles:
                     await self.reload(name)
                 seen = seen | now
             except FathomError as error:
-                log.warning("bundles cannot be looked at: %s", error)
+                log.warning("polling for new bundles failed: %s", error)
             except Exception:
-                # Whatever it was, the next look may do better; without a watcher nothing new would ever be served.
-                log.exception("bundles cannot be looked at")
+                # The next poll may succeed; if polling ended, no new bundle would ever be served.
+                log.exception("polling for new bundles failed")
 
     def _look(self) -> _Look:
         return {name: (path, state_of(path)) for name, path in self._repository.find().items()}

@@ -1,4 +1,4 @@
-"""One bundle in service: opened, warm, tested, with everything that answers from it."""
+"""One bundle in service: opened, warmed up and tested, with everything needed to answer from it."""
 
 import asyncio
 from collections.abc import Callable
@@ -114,7 +114,7 @@ class Deployment:
         return self._message
 
     async def retire(self) -> None:
-        """Answer what is inside, then close; nobody may choose it any more."""
+        """Finish the requests in progress, then close; no new request may use it."""
         await self.pipeline.drain()
         self.close()
 

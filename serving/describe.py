@@ -1,4 +1,4 @@
-"""What a server says about itself: GetBundle's answer, and the line it prints when it is ready."""
+"""The server's description of itself: GetBundle's answer, and the line it prints when it is ready."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

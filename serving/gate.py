@@ -1,4 +1,4 @@
-"""Opens when the server is warm, closes when it drains, and knows how many calls are inside."""
+"""Opens once the server is warm, closes when it drains, and counts the calls in progress."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ class Gate:
             raise UnavailableError("the server is draining; go on with another one") from None
 
     async def drain(self, timeout_s: float) -> int:
-        """Let nobody in, wait for those inside, and return how many are still there after ``timeout_s``."""
+        """Refuse new calls, wait for those in progress, and return how many remain after ``timeout_s``."""
         self.state = "draining"
         for scope in self._scopes:
             scope.reschedule(0)

@@ -1,4 +1,4 @@
-"""What a server shows of its state whenever somebody asks for its metrics."""
+"""Gauges of the server's state, read whenever its metrics are scraped."""
 
 from collections.abc import Iterable, Iterator
 

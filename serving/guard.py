@@ -117,7 +117,7 @@ class Guard:
         return call
 
     async def _fail(self, name: str, started: float, error: BaseException, context: Any) -> NoReturn:
-        """End a call with its status, count it, and log what nobody foresaw."""
+        """End a call with its status, count it, and log unexpected errors."""
         code, text = _status(error, context)
         self._observe(name, code, time.perf_counter() - started)
         if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):

@@ -1,4 +1,4 @@
-"""How a server asks for memory, and looks for what is left over."""
+"""Memory allocation and garbage collection of a server."""
 
 import ctypes
 import gc
@@ -24,10 +24,10 @@ def use_memory_sparingly() -> None:
 
 
 def tidy() -> None:
-    """Collect what nobody needs any more, and leave what is there now alone from then on.
+    """Collect garbage, then exclude everything still alive from later collections.
 
-    Called when bundles have been opened or closed. Looking through all that they hold again and again, for garbage that
-    requests leave, would make requests wait.
+    Called when bundles have been opened or closed. Scanning their objects again and again for the garbage of requests
+    would delay requests.
     """
     gc.unfreeze()
     gc.collect()

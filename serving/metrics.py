@@ -64,10 +64,10 @@ class _Settling(Collector):
 
 
 class Metrics:
-    """What the server counts; all but ``ran`` is called from the event loop.
+    """The server's metrics; all methods but ``ran`` are called from the event loop.
 
-    Calls and answers are only noted at first, and counted many at a time: that costs a third. Where nobody can read
-    them (``shown`` false) they are not counted at all.
+    Calls and answers are buffered and counted in batches, at a third of the cost. If no metrics port is open
+    (``shown`` false) they are not counted at all.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -109,7 +109,7 @@ class Metrics:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def show(self, read: Callable[[], Iterable[Reading]]) -> None:
-        """Publish values that are read whenever somebody looks, from another thread."""
+        """Publish values that are read at every scrape, from another thread."""
         self.registry.register(_Readings(read))
 
     def called(self, method: str, code: grpc.StatusCode, seconds: float) -> None:

@@ -25,7 +25,7 @@ class Repository:
 
     A folder without a manifest or with another name than a number is not there yet, so a version is published by
     copying it to ``NAME/new`` and renaming that to ``NAME/7``, and taken back by removing it. A folder that cannot be
-    read, or whose name nobody could print, is passed by with a warning.
+    read, or whose name is not printable, is skipped with a warning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,10 +68,10 @@ class Repository:
         return max(there, key=lambda each: (int(each.name), each.name), default=None)
 
     def _pass_by(self, folder: Path, why: str) -> None:
-        """One folder that cannot be a bundle's keeps no other from being served; it is told once."""
+        """Skip a folder that cannot hold a bundle, so that the others are still served; warn once."""
         if folder not in self._passed_by:
             self._passed_by.add(folder)
-            log.warning("%s: '%s' is passed by: %s", self.path, brief(folder.name), why)
+            log.warning("%s: '%s' is skipped: %s", self.path, brief(folder.name), why)
 
 
 def state_of(path: Path) -> State:

@@ -4,9 +4,9 @@ The kernel spreads connections over the processes (SO_REUSEPORT), so a client ne
 of them (``fathom.client``: ``channels``). Each worker is bound to its parent by a pipe whose end tells it to drain,
 whether the parent asked for it or was killed.
 
-What one worker is told by a call (to reload, to forget a user) it passes on through the pipe: the parent tells the
-others and answers with how many of them have not heard it in time. Nobody ever waits in a pipe: a worker that does not
-answer is told what it has missed as soon as it does.
+A worker forwards calls that concern all (to reload, to forget a user) through the pipe: the parent sends them to the
+others and answers with how many did not confirm in time. Pipes never block: a worker that does not
+answer gets what it missed as soon as it answers again.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from fathom.serving.describe import ServerInfo
 
 #: Runs one worker until the pipe ends: (settings, bundle, pipe, ready).
 RunWorker = Callable[[ServerSettings, Path, Connection], None]
-#: How long a worker may take to hear what it is told, and the parent longer than its workers.
+#: How long a worker may take to confirm a forwarded call, and how much longer the parent may.
 ANSWER_S, PARENT_S = 1.0, 0.5
 #: How long a worker may take to end, beyond its drain.
 ENDING_S = 5.0
@@ -214,9 +214,9 @@ class _Worker:
                 pause_s = min(MOST_PAUSE_S, 2 * pause_s or 1.0)
 
     async def tell(self, what: str, name: str) -> bool:
-        """Say to it what another one has been told; False where it does not answer within ANSWER_S.
+        """Forward a call that another worker received; False if it does not answer within ANSWER_S.
 
-        Where it has ended that is no loss: its successor begins with the newest bundles and remembers nobody.
+        If it has ended, nothing is lost: its successor starts with the newest bundles and an empty prefix cache.
         """
         if self._pipe is None or self._pipe.closed:
             return True
@@ -261,7 +261,7 @@ class _Worker:
         else:
             self._settle(self._ready, said)
         if self._missed:
-            log.warning("worker %d answers again; it is told what it has missed", self.number)
+            log.warning("worker %d answers again; repeating the calls it missed", self.number)
             missed, self._missed = self._missed, set()
             for what in missed:
                 self._start(self.tell(what, ""))
@@ -338,7 +338,7 @@ async def _readable(descriptor: int) -> None:
 
 @contextmanager
 def _reserved(host: str, port: int) -> Iterator[int]:
-    """The port, kept for us and our children: nobody who does not share it can take it, and it is free now."""
+    """Reserve a free port for this process and its children; only sockets that share it can bind it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # Without SO_REUSEPORT this fails where anybody listens, even with it.

@@ -1,4 +1,4 @@
-"""Histories in Redis or Valkey, shared by servers on several machines; as durable as that server is told to be."""
+"""Histories in Redis or Valkey, shared by servers on several machines; as durable as that server is configured to be."""
 
 import json
 from collections.abc import Awaitable, Sequence
@@ -149,7 +149,7 @@ class RedisHistory(HistoryStore):
                 # A connection that the server has closed in the meantime is found only when it is used.
                 retry=Retry(NoBackoff(), 1),
                 decode_responses=True,
-                # What is no text is told from an event later.
+                # Bytes that are not text are told apart from events later.
                 encoding_errors="surrogateescape",
             )
         except ValueError:

@@ -4,7 +4,7 @@ from fathom import installing
 
 
 def brief(value: object, most: int = 60) -> str:
-    """What an error may repeat of a value that somebody else wrote: one line of ASCII, cut to so many characters."""
+    """Untrusted text as an error may quote it: one line of ASCII, cut to ``most`` characters."""
     text = ascii(str(value))[1:-1]
     return text if len(text) <= most else f"{text[:most]}..."
 

@@ -356,7 +356,7 @@ def test_folders_that_can_be_no_bundles_keep_no_other_from_being_found(
     repository = Repository(shop.root)
     assert repository.find() == repository.find() == {"shop": only}
     assert len(caplog.messages) == 5
-    assert all(each.isprintable() and "is passed by" in each for each in caplog.messages)
+    assert all(each.isprintable() and "is skipped" in each for each in caplog.messages)
 
 
 def test_what_is_exchanged_for_a_file_of_the_same_size_and_time_is_noticed(

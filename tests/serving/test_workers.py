@@ -101,7 +101,7 @@ def test_a_stuck_worker_holds_nobody_up_and_follows_when_it_wakes(synthetic_bund
             assert log.read_text().count(f"(process {stuck.pid}) does not answer; the others go on") == 1
         finally:
             stuck.resume()
-        until(lambda: "answers again; it is told what it has missed" in log.read_text())
+        until(lambda: "answers again; repeating the calls it missed" in log.read_text())
         until(lambda: delete() == 0)
         stuck.suspend()
         process.send_signal(signal.SIGTERM)

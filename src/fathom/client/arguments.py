@@ -1,4 +1,4 @@
-"""What a caller of the client gives, checked before it is sent: a wrong type is named, not guessed at."""
+"""Checks the client's arguments before they are sent: a wrong type is an error, never guessed at."""
 
 import math
 import operator

@@ -1,4 +1,4 @@
-"""What a device may run, by its profile, and what this machine can run."""
+"""Device profiles, and what this machine can run."""
 
 from pathlib import Path
 from typing import Annotated, Any

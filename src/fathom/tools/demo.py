@@ -1,4 +1,4 @@
-"""A server in a process of its own, asked for real users: what `fathom demo` and `make run` show."""
+"""A server in its own process that answers requests of real users: `fathom demo` and `make run`."""
 
 import time
 from dataclasses import dataclass
