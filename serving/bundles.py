@@ -149,7 +149,7 @@ class Bundles:
         self.on_retired()
 
     async def _watch(self, every_s: float, seen: _Look) -> None:
-        """Reload bundles that have changed since they were last seen; a refused one is tried again on its next change."""
+        """Reload bundles that have changed since the last poll; a refused one is tried again on its next change."""
         while True:
             await asyncio.sleep(every_s)
             try:

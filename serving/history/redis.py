@@ -1,4 +1,4 @@
-"""Histories in Redis or Valkey, shared by servers on several machines; as durable as that server is configured to be."""
+"""Histories in Redis or Valkey, shared by servers on several machines; as durable as Redis is configured to be."""
 
 import json
 from collections.abc import Awaitable, Sequence
