@@ -1,6 +1,6 @@
 """ElasticModel seen as a LayeredModel, and ``rank_checkpoint``: the only file here that knows fathom.training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,13 @@ from fathom.errors import ArtefactError, ConfigError
 from fathom.importance.choice import Graded, choose_methods, forward_seconds
 from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import LayerTensors, per_sample_gradients
-from fathom.importance.lattice.lattice import Lattice, masks_on_the_way, measure_lattice, random_orders
-from fathom.importance.lattice.lattice import Progress as LatticeProgressReport
+from fathom.importance.lattice.lattice import (
+    Lattice,
+    LatticeProgress,
+    masks_on_the_way,
+    measure_lattice,
+    random_orders,
+)
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.rank import Progress, rank_layers
 from fathom.importance.registry import ALL, DEFAULT, load_methods
@@ -59,7 +64,7 @@ def rank_checkpoint(
     if budget_seconds is not None:
         best = choose_methods(Graded.load(), chosen, forward_seconds(model, batches), budget_seconds)
         chosen = {name: chosen[name] for name in best}
-    if lattice is not None and not _same_users(lattice, _about(checkpoint, dataset, batches, seed)):
+    if lattice is not None and not _about(checkpoint, dataset, batches, seed).items() <= lattice.about.items():
         raise ArtefactError("the lattice was measured on another checkpoint, data set or users; measure it again")
     return rank_layers(
         model,
@@ -84,7 +89,7 @@ def measure_checkpoint(
     seed: int = 0,
     orders: int = 0,
     runner: PieceRunner = one_after_the_other,
-    progress: LatticeProgressReport = lambda _: None,
+    progress: Callable[[LatticeProgress], None] = lambda _: None,
 ) -> Lattice:
     """Measure every subset of the layers on the users that ``rank_checkpoint`` measures on, unless ``out`` holds it.
 
@@ -106,10 +111,6 @@ def _about(checkpoint: Checkpoint, dataset: Dataset, batches: list["Histories"],
     """Names what a lattice was measured on."""
     users = sum(len(batch.labels) for batch in batches)
     return {"users": users, "seed": seed, "checkpoint": checkpoint.sha256, "dataset": dataset.sha256}
-
-
-def _same_users(lattice: Lattice, about: dict[str, Any]) -> bool:
-    return {key: lattice.about.get(key) for key in about} == about
 
 
 def validation_users(
@@ -172,7 +173,7 @@ class ElasticLayers:
 
     @torch.no_grad()
     def batch(self, items: Tensor, timestamps: Tensor | None, labels: Tensor, seen: Tensor | None = None) -> Histories:
-        """Make a batch on the model's device, see Histories for the shapes; without ``seen``, it is what items hold."""
+        """Make a batch on the model's device, items (B, L): see Histories; without ``seen``, it is what items hold."""
         device = self._model.embedding.weight.device
         if seen is None:
             seen = seen_items([row[row != 0].numpy() - 1 for row in items.cpu()], labels.cpu().numpy())
@@ -202,7 +203,7 @@ class ElasticLayers:
         return self._model.run_layer(layer, hidden, batch.context, last_only=True)
 
     def judge(self, batch: Histories, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy over the catalogue, and the place of the right item among those that the user has not had."""
+        """Cross entropy over the catalogue, and the right item's place among those that the user has not had, (B,) each."""
         logits = self._logits(hidden)
         own = logits.gather(1, batch.labels[:, None])
         had = (logits.gather(1, batch.seen.clamp(min=0)) >= own) & (batch.seen >= 0)
@@ -270,7 +271,7 @@ def validation_batches(model: ElasticLayers, cases: Cases, *, users: int, seed: 
 def drawn_cases(
     model: ElasticLayers, cases: Cases, *, users: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Rows of ``cases`` by batch, and the longest history in it."""
+    """Rows (B,) of ``cases`` by batch, and the longest history in it."""
     drawn = np.random.default_rng(seed).permutation(len(cases))[:users]
     lengths = np.minimum(cases.histories.lengths[drawn], model.max_history)
     longest_first = np.argsort(-lengths, kind="stable")

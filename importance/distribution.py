@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from fathom.errors import MissingExtraError
+from fathom.errors import optional
 
 Shared = TypeVar("Shared")
 Piece = TypeVar("Piece")
@@ -77,13 +77,10 @@ def over_ray(address: str | None = None) -> PieceRunner:
     def run(
         function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
     ) -> Iterator[tuple[Piece, Result]]:
-        try:
-            import ray
-        except ImportError:
-            raise MissingExtraError("ray", "ray") from None
+        ray = optional("ray", "ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
-            task: Any = ray.remote(num_cpus=1)(in_one_thread)
+            task = ray.remote(num_cpus=1)(in_one_thread)
             there = ray.put(shared)
             waiting = {task.remote(function, there, piece): piece for piece in pieces}
             while waiting:

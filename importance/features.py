@@ -17,7 +17,7 @@ Estimate = TypeVar("Estimate")
 
 
 def newest_states_and_targets(model: LayeredModel, batches: Iterable[Batch]) -> tuple[Floats, Floats]:
-    """The ``newest_states`` and ``targets`` of all batches, float64."""
+    """All ``newest_states`` (samples, boundaries, width) and ``targets`` (samples, features), float64."""
     pairs = [(newest_states(model, batch).cpu(), model.targets(batch).double().cpu()) for batch in batches]
     states, targets = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
     return states, targets

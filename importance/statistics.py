@@ -44,12 +44,12 @@ def bootstrap_interval(rows: Floats, *, seed: int, resamples: int = RESAMPLES) -
 
 
 def order_by(scores: ArrayLike) -> list[int]:
-    """Layer indices, the highest score first; equal scores by the lower index."""
+    """Layer indices, the highest of the scores (layers,) first; equal scores by the lower index."""
     return [int(layer) for layer in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")]
 
 
 def ranks_of(scores: ArrayLike) -> list[int]:
-    """The rank of each layer, 1 = most important; equal scores by the lower index."""
+    """The rank of each layer by scores (layers,), 1 = most important; equal scores by the lower index."""
     return [int(rank) for rank in ranks_by_row(np.asarray(scores, dtype=np.float64))]
 
 
@@ -59,7 +59,7 @@ def ranks_by_row(scores: Floats) -> Ranks:
 
 
 def kendall_tau(left: ArrayLike, right: ArrayLike) -> float:
-    """Kendall's tau-b of two score vectors, -1 to 1; 0 when one of them is constant, for it orders nothing.
+    """Kendall's tau-b of two score vectors (layers,), -1 to 1; 0 when one is constant, for it orders nothing.
 
     Kendall 1945, The treatment of ties in ranking problems.
     """

@@ -42,11 +42,11 @@ class GatedToy(nn.Module):
         return tuple(range(len(self.blocks)))
 
     def embed(self, batch: ToyBatch) -> Tensor:
-        """The inputs."""
+        """The inputs, (samples, positions, width)."""
         return batch.inputs
 
     def run_layer(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:  # noqa: ARG002
-        """hidden + gate * tanh(linear(hidden))."""
+        """hidden + gate * tanh(linear(hidden)), (samples, positions, width)."""
         return hidden + self.gates[layer] * torch.tanh(self.blocks[layer](hidden))
 
     def losses(self, batch: ToyBatch, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -60,11 +60,11 @@ class GatedToy(nn.Module):
         return self._logits(batch, hidden).log_softmax(-1)
 
     def run_last_layer(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:
-        """All positions are read."""
+        """All positions are read, (samples, positions, width)."""
         return self.run_layer(batch, layer, hidden)
 
     def judge(self, batch: ToyBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy, and how many other classes score as high as the right one."""
+        """Cross entropy, and how many other classes score as high as the right one, (samples,) each."""
         scores = self.log_probabilities(batch, hidden)
         own = scores.gather(1, batch.labels[:, None])
         return -own[:, 0], (scores >= own).sum(1) - 1
@@ -82,7 +82,7 @@ class GatedToy(nn.Module):
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
     def real_positions(self, batch: ToyBatch) -> Tensor:
-        """``batch.real``."""
+        """``batch.real``, (samples, positions)."""
         return batch.real
 
     def layer_parameters(self, layer: int) -> LayerTensors:
@@ -90,7 +90,7 @@ class GatedToy(nn.Module):
         return {name: value.detach() for name, value in self.blocks[layer].named_parameters()}
 
     def layer_gradients(self, batch: ToyBatch, labels: Tensor | None = None) -> Mapping[int, LayerTensors]:
-        """Per-sample gradients of the cross entropy."""
+        """Gradients of the cross entropy, (samples, width, width) each."""
         parameters = {f"blocks.{layer}.weight": self.layer_parameters(layer)["weight"] for layer in self.layers}
 
         def loss(parameters: dict[str, Tensor], inputs: Tensor, label: Tensor, real: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class GatedToy(nn.Module):
         return {layer: {"weight": gradients[f"blocks.{layer}.weight"]} for layer in self.layers}
 
     def forward(self, batch: ToyBatch) -> Tensor:
-        """The summed loss of a batch, which functional_call needs."""
+        """The summed loss of a batch, a scalar, which functional_call needs."""
         hidden = self.embed(batch)
         for layer in self.layers:
             hidden = self.run_layer(batch, layer, hidden)

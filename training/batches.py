@@ -48,7 +48,7 @@ def cut_windows(lengths: NDArray[np.int64], window: int, rng: np.random.Generato
 
 
 def epoch_batches(train: Sequences, *, window: int, tokens: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """One epoch as window rows per batch: at most ``tokens`` padded positions each, shuffled."""
+    """One epoch as window rows (B, 3) per batch: at most ``tokens`` padded positions each, shuffled."""
     rows = cut_windows(train.lengths, window, rng)
     rows = rows[rng.permutation(len(rows))]
     # Nearly sorted by length: little padding, yet other neighbours every epoch.
@@ -68,7 +68,7 @@ def epoch_batches(train: Sequences, *, window: int, tokens: int, rng: np.random.
 
 
 def make_batch(train: Sequences, rows: NDArray[np.int64], ahead: int) -> Batch:
-    """The Batch of some window rows."""
+    """The Batch of some window rows (B, 3)."""
     longest = int((rows[:, 2] - rows[:, 1]).max())
     items = np.zeros((len(rows), longest), dtype=np.int64)
     future = np.full((len(rows), longest + ahead - 1), -1, dtype=np.int64)

@@ -39,7 +39,7 @@ class Context:
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
-    """``F.dropout``, with a byte of randomness per element on a CPU instead of a whole draw of the generator.
+    """``F.dropout`` of x (...,), with a byte of randomness per element on a CPU, not a whole draw of the generator.
 
     ``share`` is rounded to a multiple of 1/256, and the scale is that of the rounded share.
     """

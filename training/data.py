@@ -1,6 +1,6 @@
 """From raw interactions to a dataset folder: read, check, filter, order, number, write."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from fathom.artefacts import DATASET, check_output
 from fathom.errors import ConfigError, DataError
 from fathom.files import new_folder, sha256_file, write_json
 from fathom.training.catalogue import SCHEMA, described, first_known, item_table
-from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset
+from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset, Progress
 from fathom.training.sources import DEFAULTS, PrepareOptions, Source, default_options, generic_source, open_source
 from fathom.training.tables.ids import are_whole, without_point
 from fathom.training.tables.readers import Layout, read
@@ -45,7 +45,7 @@ class Events:
         return len(self.users)
 
     def take(self, which: NDArray[Any]) -> "Events":
-        """The events at these places, or under this mask."""
+        """The events at these places, int (n,), or under this mask, bool (events,)."""
         order = None if self.order is None else self.order[which]
         nanos = None if self.nanos is None else self.nanos[which]
         return replace(self, users=self.users[which], items=self.items[which], order=order, nanos=nanos)
@@ -63,11 +63,7 @@ class Events:
 
 
 def prepare(
-    source: str,
-    out: Path,
-    *,
-    options: PrepareOptions | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    source: str, out: Path, *, options: PrepareOptions | None = None, progress: Progress = lambda _: None
 ) -> Dataset:
     """Make a dataset folder from a source of `fathom.training.sources`, or from a csv, parquet or jsonl path.
 
@@ -117,14 +113,10 @@ def _provenance(
     opened: Source, kind: str, options: PrepareOptions, report: RowReport, removed: Mapping[str, int]
 ) -> dict[str, Any]:
     """What meta.json says of the files, and of what was left out of them."""
+    filters = {name: getattr(options, name) for name in ("minimum_rating", "repeats", "k_core")}
     return {
         "has_time": "timestamp" in opened.events.columns,
-        "filters": {
-            "minimum_rating": options.minimum_rating,
-            "repeats": options.repeats,
-            "k_core": options.k_core,
-            "removed": removed,
-        },
+        "filters": {**filters, "removed": removed},
         "source": {"kind": kind, "origin": opened.origin, "files": _files(opened)},
         "interactions": {**report.as_dict(), "columns": dict(opened.events.columns), "unused": [*opened.unused]},
     }
@@ -139,7 +131,7 @@ def _about_items(opened: Source, report: RowReport, matched: int, items: int) ->
 
 
 def k_core(users: Codes, items: Codes, k: int) -> NDArray[np.bool_]:
-    """Which events remain when users and items with fewer than k events leave, until nobody has to."""
+    """Which events, bool (events,), remain when users and items with fewer than k leave, until nobody has to."""
     kept = np.ones(len(users), dtype=np.bool_)
     while True:
         user_counts = np.bincount(users[kept], minlength=int(users.max(initial=0)) + 1)
@@ -164,20 +156,14 @@ def _columns(used: Mapping[str, str], unused: Sequence[str]) -> str:
 
 
 def _read_events(
-    source: Source, options: PrepareOptions, progress: Callable[[str], None]
+    source: Source, options: PrepareOptions, progress: Progress
 ) -> tuple[Events, pl.DataFrame, RowReport, list[str]]:
     # Ids become 4-byte codes batch by batch: at 44 million rows the strings themselves would not fit.
     user_type, item_type = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
     path, columns = source.events.path, source.events.columns
     report = RowReport(path, options.max_malformed)
-    times = Times(
-        path,
-        columns.get("timestamp", "timestamp"),
-        source.timestamp_unit,
-        options.timestamp_format,
-        source.month_first,
-        [*source.notes],
-    )
+    column, unit = columns.get("timestamp", "timestamp"), source.timestamp_unit
+    times = Times(path, column, unit, options.timestamp_format, source.month_first, [*source.notes])
     if options.minimum_rating is not None and "rating" not in columns:
         raise DataError(f"{path}: a minimum rating needs a rating column; this data has none")
     times.notes.append(f"columns: {_columns(columns, source.unused)}")
@@ -204,7 +190,7 @@ def _read_events(
     return Events(users, items, order, nanos, user_ids, item_ids), hints, report, times.notes
 
 
-def _filter(events: Events, options: PrepareOptions, progress: Callable[[str], None]) -> tuple[Events, dict[str, int]]:
+def _filter(events: Events, options: PrepareOptions, progress: Progress) -> tuple[Events, dict[str, int]]:
     removed = {}
     progress(f"sorting {len(events):,} events")
     events = events.sort()

@@ -23,6 +23,8 @@ from fathom.files import read_json, sha256_file
 SCHEMA_VERSION = 1
 INTERACTIONS, ITEMS, USERS, META = "interactions.parquet", "items.parquet", "users.parquet", "meta.json"
 
+#: Told what is being done, in a line.
+Progress = Callable[[str], None]
 Items = NDArray[np.int32]
 Times = NDArray[np.int64]
 
@@ -43,7 +45,7 @@ class Sequences:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> Items:
-        """The items of sequence ``index`` (a view)."""
+        """The items of sequence ``index``, int32 (its events,), a view."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.items[self.offsets[index] : self.offsets[index + 1]]
@@ -52,7 +54,7 @@ class Sequences:
         return (self[index] for index in range(len(self)))
 
     def times(self, index: int) -> Times | None:
-        """The timestamps of sequence ``index`` in seconds (a view), or None when the data has none."""
+        """The timestamps of sequence ``index``, int64 seconds (its events,), a view; None when the data has none."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         if self.timestamps is None:
@@ -76,7 +78,7 @@ class Sequences:
         return Sequences(self.items[events], np.concatenate([[0], np.cumsum(lengths)]), times)
 
     def select(self, indices: Iterable[int] | NDArray[np.integer[Any]]) -> "Sequences":
-        """The chosen sequences, in the given order."""
+        """The chosen sequences, indices (n,), in the given order."""
         chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, DataError
 from fathom.training.baselines import BASELINES, EASE_MAX_ITEMS, Scorer, Scores
-from fathom.training.dataset import Dataset, Sequences
+from fathom.training.dataset import Dataset, Progress, Sequences
 from fathom.training.metrics import RESAMPLES, Floats, Interval, intervals, per_user, percentile, ranks, top_items
 from fathom.training.splits import Cases, Split
 
@@ -66,15 +66,14 @@ class EvaluationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        numbers = ("cases", "unreachable", "items", "seed", "resamples", "reference")
         return {
             "schema_version": SCHEMA_VERSION,
             "protocol": "full ranking, seen items left out, ties by lowest item index",
-            "cases": self.cases,
-            "unreachable": self.unreachable,
-            "items": self.items,
-            "seed": self.seed,
-            "resamples": self.resamples,
-            "reference": self.reference,
+            **{
+                name: getattr(self, name)
+                for name in ("cases", "unreachable", "items", "seed", "resamples", "reference")
+            },
             "systems": {name: system.as_dict() for name, system in self.systems.items()},
             "left_out": self.left_out,
         }
@@ -107,7 +106,7 @@ def evaluate(
     cutoffs: tuple[int, ...] = CUTOFFS,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> EvaluationReport:
     """Rank each case's target among all items by every system's scores.
 
@@ -135,11 +134,7 @@ def evaluate(
 
 
 def _ranked(
-    cases: Cases,
-    scorers: Iterable[SystemsScorer],
-    n_items: int,
-    filter_seen: bool,
-    progress: Callable[[str], None],
+    cases: Cases, scorers: Iterable[SystemsScorer], n_items: int, filter_seen: bool, progress: Progress
 ) -> tuple[dict[str, Floats], dict[str, NDArray[np.bool_]]]:
     """Of each system: the place of every case's target, from 1 (cases,), and which items it gave at all (items,)."""
     places: dict[str, Floats] = {}
@@ -169,7 +164,7 @@ def evaluate_model(
     reference: str | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> EvaluationReport:
     """All exits of a model and the baselines on one part of a split, compared with the deepest exit.
 
@@ -194,7 +189,7 @@ def evaluate_model(
 
 
 def _fitted(
-    baselines: Iterable[str], known: Sequences, n_items: int, progress: Callable[[str], None]
+    baselines: Iterable[str], known: Sequences, n_items: int, progress: Progress
 ) -> tuple[list[SystemsScorer], dict[str, str]]:
     """Baselines that have learned what is known, and why others were left out."""
     scorers, left_out = [], {}

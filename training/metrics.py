@@ -56,14 +56,14 @@ def mrr(places: Floats) -> Floats:
 
 
 def per_user(places: Floats, cutoffs: tuple[int, ...]) -> dict[str, Floats]:
-    """All metrics per user by name: hr@k, ndcg@k for each cutoff, mrr."""
+    """All metrics by name, float64 (users,) each: hr@k, ndcg@k for each cutoff, mrr."""
     found = {f"hr@{k}": hr(places, k) for k in cutoffs}
     found |= {f"ndcg@{k}": ndcg(places, k) for k in cutoffs}
     return {**found, "mrr": mrr(places)}
 
 
 def top_items(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """The k best items of each row in no particular order; fewer are marked -1 where items were left out."""
+    """The k best items of each row (b, k), in no particular order; fewer are marked -1 where items were left out."""
     k = min(k, scores.shape[1])
     best = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
     return np.where(np.isneginf(np.take_along_axis(scores, best, axis=1)), -1, best)
@@ -90,13 +90,13 @@ def percentile(value: float, means: Floats, confidence: float = CONFIDENCE) -> I
 
 
 def interval(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of a per-user metric with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993)."""
+    """The mean of a metric (users,) with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993)."""
     means = bootstrap_means(values[:, None], resamples=resamples, seed=seed)
     return percentile(float(values.mean()), means[:, 0])
 
 
 def paired_difference(values: Floats, reference: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of ``values - reference`` over the same users, with its 95 % interval."""
+    """The mean of ``values - reference``, both (users,), with its 95 % interval."""
     return interval(values - reference, resamples=resamples, seed=seed)
 
 

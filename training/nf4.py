@@ -20,7 +20,7 @@ def linear_layers(model: ElasticModel) -> dict[str, nn.Linear]:
 
 
 def pack(weight: Tensor) -> dict[str, Tensor]:
-    """A weight in NF4 as it is stored: codes, scales and shape, without the tables that all weights share."""
+    """A weight (out, in) in NF4 as it is stored: codes, scales, shape, without the tables that all weights share."""
     codes, state = _quantised(_library(), weight)
     return {"codes": codes} | {name: value for name, value in state.as_dict(packed=True).items() if "map" not in name}
 

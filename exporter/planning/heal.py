@@ -1,5 +1,6 @@
 """Trains a checkpoint on in the order of a DepthPlan, so that layers learn to work beside their new neighbours."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fathom.errors import ArtefactError
@@ -7,7 +8,7 @@ from fathom.exporter.planning.plan import DepthPlan
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.presets import TrainConfig
-from fathom.training.train import Progress, fit
+from fathom.training.train import TrainProgress, fit
 
 
 def heal(
@@ -17,7 +18,7 @@ def heal(
     *,
     out: Path,
     config: TrainConfig | None = None,
-    progress: Progress = lambda _: None,
+    progress: Callable[[TrainProgress], None] = lambda _: None,
 ) -> Checkpoint:
     """Write a checkpoint of the same model that executes the plan's layers; returns it.
 

@@ -7,15 +7,9 @@ from typing import Self
 import numpy as np
 
 from fathom.importance.lattice.lattice import Lattice
-from fathom.importance.lattice.values import (
-    Floats,
-    best_subsets,
-    mask_of,
-    sampled_shapley_values,
-    shapley_values,
-)
+from fathom.importance.lattice.values import best_subsets, mask_of, sampled_shapley_values, shapley_values
 from fathom.importance.layer_ranking import Grade
-from fathom.importance.statistics import CONFIDENCE, RESAMPLES, kendall_tau, kendall_taus, order_by
+from fathom.importance.statistics import CONFIDENCE, RESAMPLES, Floats, kendall_tau, kendall_taus, order_by
 
 #: The name under which the consensus is graded beside the methods.
 CONSENSUS = "consensus"
@@ -57,7 +51,7 @@ def grade(rows: Floats, truth: Truth, sizes: Sequence[int], *, seed: int, resamp
 
 
 def regret(scores: Floats, truth: Truth, sizes: Sequence[int]) -> dict[int, float]:
-    """What the top layers by these scores lack against the best subset of each size, as in Grade."""
+    """What the top layers by these scores (layers,) lack against the best subset of each size, as in Grade."""
     if truth.utilities is None:
         return {}
     order, best = order_by(scores), best_subsets(truth.utilities)

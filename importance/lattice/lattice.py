@@ -27,6 +27,7 @@ from fathom.errors import ArtefactError, ConfigError
 from fathom.files import new_folder, read_json, remove_folder, write_bytes, write_json
 from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import Batch, LayeredModel
+from fathom.importance.statistics import Floats
 
 SCHEMA_VERSION = 1
 #: The whole lattice is measured up to here (a million subsets); a deeper model is sampled.
@@ -37,7 +38,6 @@ DECIDED = 3
 METRICS = ("loss", "ndcg@10")
 
 Masks = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Lattice:
 
 
 def all_masks(layers: int) -> Masks:
-    """Every subset of the layers; raises ConfigError where they are too many."""
+    """Every subset of the layers, (2^layers,); raises ConfigError where they are too many."""
     if layers > MOST_LAYERS:
         raise ConfigError(f"{layers} layers have 2^{layers} subsets; a lattice is whole up to {MOST_LAYERS}: sample it")
     return np.arange(2**layers, dtype=np.int64)
@@ -119,7 +119,7 @@ def random_orders(layers: int, count: int, *, seed: int) -> list[list[int]]:
 
 
 def masks_on_the_way(orders: Iterable[Sequence[int]]) -> Masks:
-    """The subsets on the way from no layer to all, adding layers in these orders and in the reverse of each."""
+    """The subsets (n,) on the way from no layer to all, adding layers in these orders and the reverse of each."""
     found = {0}
     for order in orders:
         for way in (order, order[::-1]):
@@ -177,9 +177,6 @@ class LatticeProgress:
     seconds_left: float | None
 
 
-Progress = Callable[[LatticeProgress], None]
-
-
 def measure_lattice(
     model: LayeredModel,
     batches: Sequence[Batch],
@@ -188,9 +185,9 @@ def measure_lattice(
     masks: Masks | None = None,
     about: dict[str, Any],
     runner: PieceRunner = one_after_the_other,
-    progress: Progress = lambda _: None,
+    progress: Callable[[LatticeProgress], None] = lambda _: None,
 ) -> Lattice:
-    """Measure subsets of the layers (all of them by default) on some batches and write the lattice to ``out``.
+    """Measure subsets of the layers, masks (subsets,) or all of them, on some batches and write the lattice to ``out``.
 
     Shards are kept beside ``out`` until it is whole, and a run with equal ``about`` goes on from them. Raises
     ArtefactError where a loss is not finite.

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fathom.errors import ConfigError
+from fathom.importance.statistics import Floats
 
 if TYPE_CHECKING:  # it loads torch, which a plan does without
     from fathom.importance.lattice.lattice import Lattice
-
-Floats = NDArray[np.float64]
 
 
 def sizes(layers: int) -> NDArray[np.int64]:
@@ -70,7 +69,7 @@ def interactions(utilities: ArrayLike) -> Floats:
 
 
 def best_subsets(utilities: ArrayLike, *, keep: Sequence[int] = ()) -> list[int]:
-    """The best subset of each size 0..L, or -1 for sizes too small to hold the layers ``keep``."""
+    """The best subset of each size 0..L by utilities (2^L,); -1 for sizes too small to hold the layers ``keep``."""
     values, allowed = _allowed(utilities, keep)
     size = sizes(_layers(values))
     return [
@@ -98,8 +97,8 @@ def along(utilities: ArrayLike, order: Sequence[int]) -> Floats:
 def best_chain(utilities: ArrayLike, depths: Sequence[int], *, keep: Sequence[int] = ()) -> list[int]:
     """Nested subsets of the sizes ``depths`` (ascending), each holding the one before, whose utilities sum highest.
 
-    Every subset holds the layers ``keep``. Dynamic programming over all subsets: L 2^L steps. Raises ConfigError for
-    depths that do not rise within len(keep)..L.
+    utilities (2^L,); every subset holds the layers ``keep``. Dynamic programming over all subsets: L 2^L steps. Raises
+    ConfigError for depths that do not rise within len(keep)..L.
     """
     values, allowed = _allowed(utilities, keep)
     layers = _layers(values)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fathom.errors import DataError, MissingExtraError
+from fathom.errors import DataError, optional
 from fathom.importance.features import at_boundaries, by_layer, newest_states_and_targets, principal_components
 from fathom.importance.interface import Batch, LayeredModel
 from fathom.importance.jackknife import without_each_fold
@@ -62,17 +62,14 @@ def held_out_log_density(features: Floats, targets: Floats) -> Floats:
 
     features (samples, width) and targets (samples, components); targets have variance about 1.
     """
-    try:
-        from sklearn.linear_model import RidgeCV
-    except ImportError:
-        raise MissingExtraError("sklearn", "importance") from None
+    ridge = optional("sklearn.linear_model", "importance").RidgeCV
     density = np.zeros(len(features))
     if targets.shape[1] == 0:
         return density
     for kept in without_each_fold(len(features)).numpy():
         spread = features[kept].std(0)
         scaled = (features - features[kept].mean(0)) / np.where(spread > 0, spread, 1)
-        probe = RidgeCV(PENALTIES, alpha_per_target=True, store_cv_results=True).fit(scaled[kept], targets[kept])
+        probe = ridge(PENALTIES, alpha_per_target=True, store_cv_results=True).fit(scaled[kept], targets[kept])
         # Squared errors with each fitted sample left out in turn: those of the fit itself would be too small.
         variance = np.maximum(probe.cv_results_.mean(0).min(-1), NOISE)
         errors = targets[~kept] - probe.predict(scaled[~kept]).reshape(-1, targets.shape[1])

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fathom.errors import MissingExtraError
+from fathom.errors import optional
 from fathom.importance.interface import Batch, LayeredModel
 
 STEPS = 16
@@ -41,16 +41,13 @@ class LayerConductance:
         return torch.cat([self._batch(model, batch, baseline) for batch in batches])
 
     def _batch(self, model: LayeredModel, batch: Batch, baseline: Tensor) -> Tensor:
-        try:
-            from captum.attr import LayerConductance as Conductance
-        except ImportError:
-            raise MissingExtraError("captum", "importance") from None
+        conductance = optional("captum.attr", "importance").LayerConductance
         real = model.real_positions(batch)[..., None]
         with torch.no_grad():
             embedding = torch.where(real, model.embed(batch), 0.0)
         predict = Prediction(model, batch)
         attribute = partial(
-            Conductance(predict, predict.updates).attribute,
+            conductance(predict, predict.updates).attribute,
             n_steps=STEPS,
             # The default leaves out a little at both ends.
             method="riemann_trapezoid",
@@ -74,7 +71,7 @@ class Prediction(nn.Module):
         self._batch, self._samples = batch, len(model.real_positions(batch))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Captum puts many points of a path into one batch; here each point runs as the batch that the model knows.
+        """Captum batches many points of a path; here each runs as the batch that the model knows. (points x samples,).
 
         It also wants what it is to attribute to as the output of one module, called once, and takes gradients there.
         So all updates are computed first and pass through ``updates`` as a tuple; then each layer runs again, and

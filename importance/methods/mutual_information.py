@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fathom.errors import DataError, MissingExtraError
+from fathom.errors import DataError, optional
 from fathom.importance.features import at_boundaries, by_layer, newest_states_and_targets, principal_components
 from fathom.importance.interface import Batch, LayeredModel
 from fathom.importance.jackknife import centred_pseudo_values, without_each_fold
@@ -63,21 +63,10 @@ class MutualInformation:
 
 def _information(components: Floats, answers: Floats, seed: int) -> float:
     """The sum of I(component; answer) over all pairs, in nats."""
-    try:
-        from sklearn.feature_selection import mutual_info_regression
-    except ImportError:
-        raise MissingExtraError("sklearn", "importance") from None
+    estimate = optional("sklearn.feature_selection", "importance").mutual_info_regression
     if components.shape[1] == 0:
         return 0.0
+    neighbours = min(NEIGHBOURS, len(components) // 2)
     # The seed is that of the tiny noise that parts equal values.
-    pairs = [
-        mutual_info_regression(
-            components,
-            answer,
-            discrete_features=False,
-            n_neighbors=min(NEIGHBOURS, len(components) // 2),
-            random_state=seed,
-        )
-        for answer in answers.T
-    ]
-    return float(np.sum(pairs))
+    settings = {"discrete_features": False, "n_neighbors": neighbours, "random_state": seed}
+    return float(np.sum([estimate(components, answer, **settings) for answer in answers.T]))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fathom.errors import MissingExtraError
+from fathom.errors import optional
 from fathom.importance.interface import Batch, LayeredModel
 from fathom.importance.lattice.lattice import judge_subsets
 
@@ -67,14 +67,10 @@ def _only(chosen: NDArray[np.bool_], players: NDArray[np.float64]) -> NDArray[np
 
 
 def _explainer() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # Its plots, which come with it, call a function of matplotlib that is to go.
-            warnings.simplefilter("ignore", PendingDeprecationWarning)
-            from shap import PermutationExplainer
-    except ImportError:
-        raise MissingExtraError("shap", "importance") from None
-    return PermutationExplainer
+    with warnings.catch_warnings():
+        # Its plots, which come with it, call a function of matplotlib that is to go.
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        return optional("shap", "importance").PermutationExplainer
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """Topology: how much each layer changes the shape of the cloud that the samples' states form."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fathom.errors import DataError, MissingExtraError
+from fathom.errors import DataError, optional
 from fathom.importance.features import at_boundaries, by_layer
 from fathom.importance.interface import Batch, LayeredModel, newest_states
 from fathom.importance.jackknife import FOLDS, centred_pseudo_values, without_each_fold
@@ -70,10 +69,7 @@ def diagrams(cloud: Floats) -> Diagrams:
 
     cloud (samples, samples): distances. The component that never dies is left out.
     """
-    try:
-        from ripser import ripser
-    except ImportError:
-        raise MissingExtraError("ripser", "importance") from None
+    ripser = optional("ripser", "importance").ripser
     unit = cloud.sum() / (len(cloud) * (len(cloud) - 1))
     components, loops = ripser(cloud / unit if unit > 0 else cloud, maxdim=1, distance_matrix=True)["dgms"]
     return components[np.isfinite(components[:, 1])], loops
@@ -87,15 +83,8 @@ def _changes(clouds: list[Floats], kept: NDArray[np.bool_]) -> Floats:
         if clouds[place] is clouds[place - 1]:
             continue
         after = diagrams(clouds[place][np.ix_(kept, kept)])
-        moved = [_wasserstein()(one, other) for one, other in zip(before, after, strict=True)]
+        wasserstein = optional("persim", "importance").wasserstein
+        moved = [wasserstein(one, other) for one, other in zip(before, after, strict=True)]
         changes[place - 1] = sum(moved) / kept.sum()
         before = after
     return changes
-
-
-def _wasserstein() -> Any:
-    try:
-        from persim import wasserstein
-    except ImportError:
-        raise MissingExtraError("persim", "importance") from None
-    return wasserstein

@@ -11,11 +11,11 @@ from math import floor, log10
 import numpy as np
 
 from fathom.importance.lattice.lattice import METRICS, Lattice
-from fathom.importance.lattice.values import Floats, along, best_chain, frontier, layers_of
+from fathom.importance.lattice.values import along, best_chain, frontier, layers_of
 from fathom.importance.layer_ranking import LayerRanking, subsets_in_words
 from fathom.importance.report.html import cells, number, spoken, table
 from fathom.importance.report.lattice_plot import TITLES, best_graded
-from fathom.importance.statistics import order_by
+from fathom.importance.statistics import Floats, order_by
 
 WIDTH, HEIGHT = 480, 330
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 40

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fathom.artefacts import LATTICE_PLOT
-from fathom.errors import ConfigError, MissingExtraError
+from fathom.errors import ConfigError, optional
 from fathom.files import write_bytes
 from fathom.importance.lattice.lattice import Lattice
-from fathom.importance.lattice.values import Floats, along, best_chain, frontier, layers_of
+from fathom.importance.lattice.values import along, best_chain, frontier, layers_of
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.report.plot import DOTS_PER_INCH, GREY, INK
-from fathom.importance.statistics import order_by
+from fathom.importance.statistics import Floats, order_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,13 +29,10 @@ def plot_lattice(lattice: Lattice, ranking: LayerRanking, depths: Sequence[int],
 
     The four methods with the highest grade have names. Raises ConfigError for a lattice that is not whole.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "train") from None
+    new_figure = optional("matplotlib.figure", "train").Figure
     if not lattice.is_whole:
         raise ConfigError("a sampled lattice has no frontier to draw; measure every subset")
-    figure = Figure(figsize=(13.5, 6.6), facecolor="white", layout="constrained")
+    figure = new_figure(figsize=(13.5, 6.6), facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(TITLES))
     for axes, (metric, title) in zip(panels, TITLES.items(), strict=True):
         _panel(axes, lattice.mean(metric), ranking, depths)
@@ -73,11 +70,9 @@ def _panel(axes: "Axes", utilities: Floats, ranking: LayerRanking, depths: Seque
     axes.plot(depths, utilities[chain], linestyle="none", marker="D", markersize=8, color=CHAIN, label=label, zorder=4)
     for depth, mask in zip(depths, chain, strict=True):
         if depth < layers:
-            text = (
-                " ".join(map(str, layers_of(mask)))
-                if depth <= layers / 2
-                else "all but " + " ".join(map(str, layers_of((1 << layers) - 1 & ~mask)))
-            )
+            most = depth > layers / 2
+            shown = " ".join(map(str, layers_of((1 << layers) - 1 & ~mask if most else mask)))
+            text = f"all but {shown}" if most else shown
             axes.annotate(text, (depth, utilities[mask]), (0, 9), textcoords="offset points", ha="center", size=7.5)
     axes.set_xlabel("layers that run", color=GREY)
     axes.set_xticks(places)

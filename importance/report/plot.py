@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fathom.artefacts import RANKING_PLOT
-from fathom.errors import MissingExtraError
+from fathom.errors import optional
 from fathom.files import write_bytes
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 
@@ -26,10 +26,7 @@ INK, GREY = "#1b2733", "#5c6873"
 
 def plot_ranking(ranking: LayerRanking, path: Path) -> None:
     """Write a PNG, whole or not at all: ranks, scores and intervals of each method, and Kendall's tau between them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "train") from None
+    new_figure = optional("matplotlib.figure", "train").Figure
     methods = len(ranking.methods)
     # Few layers or methods get wider cells, so that the words above them still fit.
     layers_inch = max(ranking.layers, 11) * CELL_WIDTH_INCH
@@ -39,7 +36,7 @@ def plot_ranking(ranking: LayerRanking, path: Path) -> None:
     foot_inch = FOOT_INCH if few else label_inch
     width = label_inch + layers_inch + label_inch + agreement_inch + 0.3
     height = HEAD_INCH + (methods + 1.25) * CELL_HEIGHT_INCH + foot_inch
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = new_figure(figsize=(width, height), facecolor="white")
     bottom, rows_high = foot_inch / height, (methods + 1.25) * CELL_HEIGHT_INCH / height
     heat = figure.add_axes((label_inch / width, bottom, layers_inch / width, rows_high))
     _heat_map(heat, ranking)

@@ -1,5 +1,8 @@
 """Every error a user or a client can cause, in one tree; the program that meets one shows its line and exits with 2."""
 
+from importlib import import_module
+from typing import Any
+
 from fathom import installing
 
 
@@ -38,6 +41,14 @@ class MissingExtraError(FathomError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"{module} is not installed; run: {installing(extra)}")
+
+
+def optional(module: str, extra: str) -> Any:
+    """A module of a library that comes with an extra; raises MissingExtraError where it cannot be imported."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(module.partition(".")[0], extra) from None
 
 
 class ArtefactError(FathomError):

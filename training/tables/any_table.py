@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from fathom.artefacts import DATASET
 from fathom.errors import ConfigError, DataError
@@ -11,16 +12,7 @@ from fathom.training.tables.delimited import DELIMITERS, Dialect, sample
 from fathom.training.tables.options import PrepareOptions, Source
 from fathom.training.tables.readers import Layout, Table, column_names, delimiter_of, layout_of, shorten
 
-OPTIONS: dict[Role, str] = {
-    "user": "--user-column",
-    "item": "--item-column",
-    "timestamp": "--timestamp-column",
-    "position": "--position-column",
-    "rating": "--rating-column",
-    "title": "--title-column",
-    "categories": "--categories-column",
-    "id": "--items-id-column",
-}
+OPTIONS: dict[Role, str] = {role: f"--{'items-id' if role == 'id' else role}-column" for role in get_args(Role)}
 _TEXTS: tuple[Role, ...] = ("title", "categories")
 _LOOKS_LIKE_DATA = re.compile(r"^\s*$|^[\s+-]*[\d.,:/T-]*\d[\d.,:/T-]*\s*$")
 
@@ -71,11 +63,8 @@ def with_items(source: Source, path: Path, options: PrepareOptions) -> Source:
     id_column = options.items_id_column
     if id_column is None and source.events.columns["item"] in found:
         id_column = source.events.columns["item"]
-    wanted: dict[Role, str | None] = {
-        "id": id_column,
-        "title": options.title_column,
-        "categories": options.categories_column,
-    }
+    wanted: dict[Role, str | None] = {"id": id_column}
+    wanted |= {"title": options.title_column, "categories": options.categories_column}
     choice = choose(path, found, wanted, ("id",), OPTIONS)
     if len(choice.used) == 1:
         raise DataError(

@@ -9,7 +9,6 @@ Every reader yields polars frames with the columns
 and one column per wanted field: strings from text formats, native types from parquet.
 """
 
-import importlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import polars as pl
 
 from fathom.artefacts import is_utf8
-from fathom.errors import DataError, MissingExtraError
+from fathom.errors import DataError, optional
 from fathom.training.tables import delimited, json_lines
 from fathom.training.tables.columns import listed
 
@@ -33,19 +32,13 @@ PARQUET_BATCH_ROWS = 4_000_000
 BLOCK_BYTES = 32 << 20
 CONTENT_CHARS = 120
 
-_SUFFIXES: dict[str, Layout] = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tab": "csv",
-    ".psv": "csv",
-    ".inter": "csv",
-    ".item": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".xlsx": "xlsx",
+_SUFFIXES: dict[Layout, tuple[str, ...]] = {
+    "parquet": (".parquet",),
+    "csv": (".csv", ".tsv", ".tab", ".psv", ".inter", ".item"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "xlsx": (".xlsx",),
 }
+_LAYOUTS = {suffix: layout for layout, suffixes in _SUFFIXES.items() for suffix in suffixes}
 
 
 @dataclass(frozen=True)
@@ -68,10 +61,10 @@ class Table:
 def layout_of(path: Path) -> Layout:
     """The layout that a file's suffix stands for (``.gz`` set aside); raises DataError for an unknown one."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    layout = _SUFFIXES.get(suffixes[-1]) if suffixes else None
+    layout = _LAYOUTS.get(suffixes[-1]) if suffixes else None
     if layout is None:
         raise DataError(
-            f"{path}: unknown format; known endings: {', '.join(_SUFFIXES)} (text may be .gz); or name the format, as"
+            f"{path}: unknown format; known endings: {', '.join(_LAYOUTS)} (text may be .gz); or name the format, as"
             f" in: fathom data prepare csv --path {path.name}"
         )
     return layout
@@ -232,10 +225,7 @@ def _width_problem(cells: list[str], width: int) -> str | None:
 
 def _sheet_rows(path: Path) -> Iterator[Row]:
     """The header, then the rows of all sheets, each of which must begin with the same header."""
-    try:
-        openpyxl: Any = importlib.import_module("openpyxl")
-    except ImportError:
-        raise MissingExtraError("openpyxl", "train") from None
+    openpyxl = optional("openpyxl", "train")
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, openpyxl.utils.exceptions.InvalidFileException):
