@@ -203,7 +203,7 @@ class ElasticLayers:
         return self._model.run_layer(layer, hidden, batch.context, last_only=True)
 
     def judge(self, batch: Histories, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy over the catalogue, and the right item's place among those that the user has not had, (B,) each."""
+        """Cross entropy over the catalogue, the right item's place among those that the user has not had, (B,) each."""
         logits = self._logits(hidden)
         own = logits.gather(1, batch.labels[:, None])
         had = (logits.gather(1, batch.seen.clamp(min=0)) >= own) & (batch.seen >= 0)

@@ -70,10 +70,7 @@ class EvaluationReport:
         return {
             "schema_version": SCHEMA_VERSION,
             "protocol": "full ranking, seen items left out, ties by lowest item index",
-            **{
-                name: getattr(self, name)
-                for name in ("cases", "unreachable", "items", "seed", "resamples", "reference")
-            },
+            **{name: getattr(self, name) for name in numbers},
             "systems": {name: system.as_dict() for name, system in self.systems.items()},
             "left_out": self.left_out,
         }
