@@ -54,11 +54,7 @@ def transitions(train: Sequences, n_items: int) -> Scorer:
 
 
 def ease(
-    train: Sequences,
-    n_items: int,
-    *,
-    regularisation: float = EASE_REGULARISATION,
-    decay: float = EASE_DECAY,
+    train: Sequences, n_items: int, *, regularisation: float = EASE_REGULARISATION, decay: float = EASE_DECAY
 ) -> Scorer:
     """EASE (Steck 2019, arXiv 1905.03375) learned on who met what, asked with weights decay^age.
 

@@ -97,11 +97,7 @@ def clean(
 
 
 def _clean(
-    batch: pl.DataFrame,
-    report: RowReport,
-    times: Times,
-    drops: Mapping[str, pl.Expr],
-    minimum_rating: float | None,
+    batch: pl.DataFrame, report: RowReport, times: Times, drops: Mapping[str, pl.Expr], minimum_rating: float | None
 ) -> pl.DataFrame:
     report.rows += batch.height
     for reason, expression in drops.items():
