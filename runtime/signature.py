@@ -44,14 +44,14 @@ class Trust:
                 return
             except InvalidSignature:
                 continue
-        raise BundleSignatureError(f"{file}: no trusted key has signed this {MANIFEST_NAME}; do not use the bundle")
+        raise BundleSignatureError(f"{file}: no trusted key signed this {MANIFEST_NAME}; do not use the bundle")
 
 
 def read_key(file: Path) -> bytes:
     """The beginning of a file, in which a key has room; raises ConfigError, and never waits, where no file is."""
     try:
         if file.exists() and not file.is_file():
-            raise ConfigError(f"{brief(file, 160)}: no regular file; give a key in PEM")
+            raise ConfigError(f"{brief(file, 160)}: not a regular file; give a PEM key")
         with file.open("rb") as opened:
             return opened.read(_LARGEST_KEY)
     except OSError as error:

@@ -74,7 +74,7 @@ class DepthChooser:
         if fixed is None:
             return self.policy(profile)
         if fixed not in self._fixed:
-            raise NotFoundError(f"depth {fixed} is not served here; there are {_list(self._served)}")
+            raise NotFoundError(f"depth {fixed} is not served here; served: {_list(self._served)}")
         return self._fixed[fixed]
 
     def _new_policy(self, profile: DeviceProfile) -> DepthPolicy:

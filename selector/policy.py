@@ -36,7 +36,7 @@ class FixedDepth(DepthPolicy):
 
     def __init__(self, depth: int) -> None:
         super().__init__((depth,))
-        self._choice = Choice(depth, DepthReason.FIXED, f"depth {depth} was asked for")
+        self._choice = Choice(depth, DepthReason.FIXED, f"depth {depth} was requested")
 
     def choose(self, request: DepthRequest) -> Choice:  # noqa: ARG002
         """The depth that was asked for."""

@@ -178,7 +178,7 @@ def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
 def use_history(request: pb.RecommendRequest, events: Sequence[StoredEvent]) -> None:
     """Put what is known of a request's user in the place of a history; raises NotFoundError when it is nothing."""
     if not events:
-        raise NotFoundError(f"nothing is known of user {echo(request.user_id)}; send item_ids, or append events first")
+        raise NotFoundError(f"user {echo(request.user_id)} has no history; send item_ids, or append events first")
     request.item_ids.extend(event.item_id for event in events)
     request.timestamps.extend(event.timestamp for event in events)
 

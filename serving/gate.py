@@ -24,7 +24,7 @@ class Gate:
     def __enter__(self) -> None:
         """Count a call as in flight; raises UnavailableError unless the server is serving."""
         if self.state != "serving":
-            raise UnavailableError(f"the server is {self.state}; call another one, or this one later")
+            raise UnavailableError(f"the server is {self.state}; use another one, or try again later")
         self.in_flight += 1
         self._empty.clear()
 
@@ -44,7 +44,7 @@ class Gate:
                 finally:
                     self._scopes.discard(scope)
         except TimeoutError:
-            raise UnavailableError("the server is draining; go on with another one") from None
+            raise UnavailableError("the server is draining; use another one") from None
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new calls, wait for those in progress, and return how many remain after ``timeout_s``."""

@@ -176,7 +176,7 @@ class Server:
             port = self._grpc.add_insecure_port(wanted)
         except (OSError, RuntimeError) as error:
             reason = f": {error.strerror}" if isinstance(error, OSError) else ""
-            raise ConfigError(f"{wanted} cannot be listened on{reason}; choose another --host or --port") from None
+            raise ConfigError(f"cannot listen on {wanted}{reason}; choose another --host or --port") from None
         await self._grpc.start()
         return _address(host, port)
 
@@ -232,7 +232,7 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
             if settings.history == "memory":
-                raise ConfigError("history: workers share nothing in memory; choose sqlite:PATH, or one worker")
+                raise ConfigError("history: workers do not share memory; choose sqlite:PATH, or one worker")
             asyncio.run(supervise(settings, bundle_path, _work, ready=ready))
         else:
             run_in_loop(_serve(settings, bundle_path, ready))

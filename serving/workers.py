@@ -348,6 +348,6 @@ def _reserved(host: str, port: int) -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
     except OSError as error:
-        raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror}; choose another port") from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
     with holder:
         yield port

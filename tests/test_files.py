@@ -135,7 +135,7 @@ def test_what_appears_while_a_folder_is_written_is_not_replaced(tmp_path: Path) 
 def test_a_link_is_never_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("mine")
     (tmp_path / "link").symlink_to("target")
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         write_bytes(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "mine"

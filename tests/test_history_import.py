@@ -59,7 +59,7 @@ def test_only_the_newest_events_are_imported(tiny_build: Path, tmp_path: Path) -
 
 
 def test_a_store_that_keeps_nothing_is_refused(tiny_build: Path) -> None:
-    with pytest.raises(ConfigError, match="keeps nothing"):
+    with pytest.raises(ConfigError, match="stores nothing"):
         import_dataset(tiny_build / "dataset", "memory", Retention())
 
 

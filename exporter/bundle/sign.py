@@ -42,7 +42,7 @@ def sign_bundle(path: Path, key_file: Path) -> None:
     data = read_manifest_bytes(home)
     with Bundle.open(home) as bundle, new_folder(home, BUNDLE) as folder:
         if parse_manifest(home / MANIFEST_NAME, data) != bundle.manifest:
-            raise BundleEditedError(f"{home / MANIFEST_NAME}: has changed while it was signed; sign it again")
+            raise BundleEditedError(f"{home / MANIFEST_NAME}: changed while it was being signed; sign it again")
         write_files(folder, ((name, bundle.read(name)) for name in bundle.manifest.files))
         write_files(folder, [(MANIFEST_NAME, data), (SIGNATURE_NAME, key.sign(data))])
         Bundle.open(folder, trust=Trust([key.public_key()])).close()

@@ -74,5 +74,5 @@ def open_session(
         raise BundleError(f"{name}: onnxruntime refuses this engine: {text}; export the bundle again") from error
     # Asked for is not got: where a provider cannot load, onnxruntime takes another one and only logs it.
     if session.get_providers()[0] != provider:
-        raise ConfigError(f"{name}: onnxruntime runs on {session.get_providers()} where {provider} was asked for")
+        raise ConfigError(f"{name}: onnxruntime runs on {session.get_providers()} where {provider} was requested")
     return session

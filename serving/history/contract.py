@@ -147,13 +147,13 @@ class Faults:
 
     def unreachable(self, why: object) -> UnavailableError:
         """Nothing can be read or written now."""
-        self._log.warning("histories cannot be reached: %s", why)
-        return UnavailableError("histories cannot be reached; send item_ids, or try again")
+        self._log.warning("the history store cannot be reached: %s", why)
+        return UnavailableError("the history store cannot be reached; send item_ids, or try again")
 
     def full(self, why: object) -> OverloadError:
         """Nothing can be written now."""
         self._log.warning("histories cannot be written, the store is full: %s", why)
-        return OverloadError("the store of histories is full; make room on the server, then try again")
+        return OverloadError("the history store is full; free some space on the server, then try again")
 
     def foreign_event(self, where: object) -> None:
         """A history holds something that Fathom has not written."""
@@ -162,4 +162,4 @@ class Faults:
     def foreign_history(self, where: str) -> UnavailableError:
         """Something that Fathom has not written lies in the place of a history."""
         self._log.warning("%s is not what Fathom writes; deleting the user (DeleteUser) removes it", where)
-        return UnavailableError("what is stored of this user is no history; delete the user, or send item_ids")
+        return UnavailableError("what is stored for this user is not a history; delete the user, or send item_ids")

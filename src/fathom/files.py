@@ -47,7 +47,7 @@ def _fsync(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; creates its folder. Raises OutputError for a link or a special file."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OutputError(f"{path}: is no regular file, and is not replaced by one; choose another output")
+        raise OutputError(f"{path}: not a regular file, so it is not replaced; choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
     temporary = Path(name)
@@ -193,7 +193,7 @@ def read_json(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise ArtefactError(f"{path}: not a {kind}: it is no regular file")
+            raise ArtefactError(f"{path}: not a {kind}: it is not a regular file")
         value = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{path}: no {kind} here") from None

@@ -108,7 +108,7 @@ def test_every_policy_decides_as_it_says(
     assert choosing.policy(profile).words(profile)
     fixed = choosing.choose(DepthRequest(profile, ITEMS, never, fixed=8))
     assert (fixed.depth, fixed.reason, fixed.complexity) == (8, DepthReason.FIXED, None)
-    assert fixed.why == "depth 8 was asked for"
+    assert fixed.why == "depth 8 was requested"
 
 
 def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start() -> None:
@@ -125,7 +125,7 @@ def test_a_depth_that_is_not_served_is_not_found(policy: PolicyName) -> None:
     for clock in (None, Clock()):
         with pytest.raises(NotFoundError, match=r"cloud-cpu allows depths 4, 8, 12, 16, but this bundle .* 1, 2"):
             few.choose(DepthRequest(CLOUD, ITEMS, never, estimates=clock))
-        with pytest.raises(NotFoundError, match="depth 16 is not served here; there are 1, 2"):
+        with pytest.raises(NotFoundError, match="depth 16 is not served here; served: 1, 2"):
             few.choose(DepthRequest(CLOUD, ITEMS, never, fixed=16, estimates=clock))
     assert few.choose(DepthRequest(CLOUD, ITEMS, never, fixed=2)).depth == 2
 

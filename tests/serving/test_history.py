@@ -412,7 +412,7 @@ async def test_a_full_disk_is_named_and_heals(tmp_path: Path, caplog: pytest.Log
     await store.append("berta", events(10))
     with nothing_may_grow(path):
         for call in (store.append("anna", events(30, first=5)), store.delete("anna"), store.delete("anna")):
-            with pytest.raises(OverloadError, match="the store of histories is full; make room"):
+            with pytest.raises(OverloadError, match="the history store is full; free some space"):
                 await call
         assert await store.read("anna") == events(10, 20)
     assert len(caplog.records) == 1
@@ -428,7 +428,7 @@ async def test_a_transaction_that_sqlite_has_ended_itself_is_not_ended_again(tmp
     (pages,) = store._write.execute("PRAGMA page_count").fetchone()
     store._write.execute(f"PRAGMA max_page_count = {pages + 1}")
     many = events(*range(10_000))
-    with pytest.raises(OverloadError, match="the store of histories is full"):
+    with pytest.raises(OverloadError, match="the history store is full"):
         await store.append("anna", many)
     store._write.execute("PRAGMA max_page_count = 1000000")
     assert await store.append("anna", many) == Appended(10_000)
@@ -490,7 +490,7 @@ async def test_a_file_that_is_lost_while_it_is_open_is_noticed(
     await store.append("anna", events(10))
     lose(path)
     for call in (store.read("anna"), store.append("anna", events(20)), store.delete("anna"), store.sweep()):
-        with pytest.raises(UnavailableError, match="histories cannot be reached; send item_ids"):
+        with pytest.raises(UnavailableError, match="the history store cannot be reached; send item_ids"):
             await call
     assert [f"{path} was deleted, replaced or emptied while" in line.getMessage() for line in caplog.records] == [True]
     await store.close()
@@ -529,7 +529,7 @@ async def test_a_deletion_that_must_wait_for_a_reader_is_unavailable_then_works(
     reader = sqlite3.connect(path)
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
-    with pytest.raises(UnavailableError, match="histories cannot be reached"):
+    with pytest.raises(UnavailableError, match="the history store cannot be reached"):
         await store.delete("anna")
     reader.close()
     await store.delete("anna")
@@ -605,13 +605,13 @@ async def test_what_others_write_into_redis_costs_one_line_in_the_log(
         other.flushall()
         assert await added(store, "anna", events(now)) == 1
         other.set(f"fathom:history:{{anna}}:{key}", b"\xff not a history")
-        with pytest.raises(UnavailableError, match="what is stored of this user is no history; delete the user"):
+        with pytest.raises(UnavailableError, match="what is stored for this user is not a history; delete the user"):
             await store.append("anna", events(now))
         await store.sweep()
         await store.delete("anna")
         assert await store.read("anna") == []
     other.hset("fathom:history:{anna}:ids", "", "not a number")
-    with pytest.raises(UnavailableError, match="what is stored of this user is no history; delete the user"):
+    with pytest.raises(UnavailableError, match="what is stored for this user is not a history; delete the user"):
         await store.append("anna", events(now + 5))
     assert len(caplog.records) == 1
     other.delete(tombstone := f"fathom:history:deleted:{digest_of('anna')}")
@@ -643,7 +643,7 @@ async def test_where_a_store_is_stays_in_the_log(caplog: pytest.LogCaptureFixtur
             with pytest.raises(UnavailableError) as caught:
                 await store.read("anna")
         await store.close()
-    assert str(caught.value) == "histories cannot be reached; send item_ids, or try again"
+    assert str(caught.value) == "the history store cannot be reached; send item_ids, or try again"
     assert len(caplog.records) == 1
     assert str(port) in caplog.text
     assert "se-cret" not in caplog.text
@@ -693,7 +693,7 @@ async def test_a_user_is_answered_from_what_was_appended(local: Any) -> None:
         sent = await client.recommend(["item-1", "item-2", "item-3"], depth=16)
         assert (known.items, known.history_used) == (sent.items, 3)
         assert await client.delete_user("anna") == 3
-        with pytest.raises(NotFoundError, match="nothing is known of user 'anna'"):
+        with pytest.raises(NotFoundError, match="user 'anna' has no history"):
             await client.recommend(user_id="anna")
 
 
@@ -847,7 +847,7 @@ async def test_redis_may_go_away_and_come_back(local: Any, tmp_path: Path) -> No
         ask = pb.RecommendRequest(user_id="anna")
         for _ in range(2):
             for call in (it.stub.Recommend(ask, timeout=10), it.stub.AppendEvents(append, timeout=10)):
-                with pytest.raises(grpc.aio.AioRpcError, match="histories cannot be reached") as caught:
+                with pytest.raises(grpc.aio.AioRpcError, match="the history store cannot be reached") as caught:
                     await call
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert (await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-1"]), timeout=10)).history_used == 1
@@ -862,13 +862,13 @@ async def test_a_store_that_fails_is_unavailable_and_heals(tmp_path: Path, caplo
     assert store is not None
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("ALTER TABLE events RENAME TO elsewhere")
-        with pytest.raises(UnavailableError, match="histories cannot be reached; send"):
+        with pytest.raises(UnavailableError, match="the history store cannot be reached; send"):
             await store.append("anna", events(1))
-        with pytest.raises(UnavailableError, match="histories cannot be reached; send"):
+        with pytest.raises(UnavailableError, match="the history store cannot be reached; send"):
             await store.read("anna")
         # What SQLite says is for the log, once.
         assert [record.getMessage() for record in caplog.records] == [
-            f"histories cannot be reached: {path}: no such table: events"
+            f"the history store cannot be reached: {path}: no such table: events"
         ]
         other.execute("ALTER TABLE elsewhere RENAME TO events")
         assert await added(store, "anna", events(1)) == 1
@@ -879,4 +879,4 @@ def test_workers_need_a_store_that_they_share(synthetic_bundle: Path) -> None:
     command = [sys.executable, "-m", "fathom", "serve", str(synthetic_bundle), "--workers", "2", "--history", "memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert "workers share nothing in memory" in done.stderr
+    assert "workers do not share memory" in done.stderr

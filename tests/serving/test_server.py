@@ -268,7 +268,7 @@ async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_
         assert (await check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await status(recommend(REQUEST.SerializeToString())) == (
             grpc.StatusCode.UNAVAILABLE,
-            "the server is starting; call another one, or this one later",
+            "the server is starting; use another one, or try again later",
         )
         assert await get(f"127.0.0.1:{metrics_port}", "/healthz") == (503, "starting\n")
         go.set()
@@ -386,7 +386,7 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 async def test_a_host_that_is_not_ours_is_an_error_of_one_line(synthetic_bundle: Path, host: str) -> None:
     async with Server(ServerSettings(host=host, port=0), synthetic_bundle) as server:
-        with pytest.raises(ConfigError, match=f"^{host}:0 cannot be listened on: [^\n]*; choose another"):
+        with pytest.raises(ConfigError, match=f"^cannot listen on {host}:0: [^\n]*; choose another"):
             await server.start()
 
 

@@ -125,7 +125,7 @@ def test_what_keeps_workers_from_starting_is_one_line(synthetic_bundle: Path, tm
         taken.listen()
         port = taken.getsockname()[1]
         for bundle, options, expected in (
-            (synthetic_bundle, ["--port", str(port)], f"127.0.0.1:{port} cannot be listened on"),
+            (synthetic_bundle, ["--port", str(port)], f"cannot listen on 127.0.0.1:{port}"),
             (tmp_path / "none", ["--port", "0"], str(tmp_path / "none")),
         ):
             ended = subprocess.run(

@@ -14,7 +14,7 @@ from fathom.errors import ConfigError
 if TYPE_CHECKING:
     from fathom.runtime.manifest import Manifest
 
-app = typer.Typer(help="Look at, check and cut bundles.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, verify and slice bundles.", no_args_is_help=True)
 
 
 def show_bundle(manifest: "Manifest", *, as_json: bool = False) -> None:

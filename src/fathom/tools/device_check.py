@@ -95,4 +95,4 @@ def _peak_mb(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return round(int(line.split()[1]) / 1024, 1)
-    raise ConfigError("the kernel does not tell the peak memory of a process (VmHWM in /proc)")
+    raise ConfigError("the kernel does not report the peak memory of a process (VmHWM in /proc)")

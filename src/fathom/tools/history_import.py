@@ -36,7 +36,7 @@ def import_dataset(path: Path, setting: str, retention: Retention) -> Imported:
     cannot be read.
     """
     if setting in ("off", "memory"):
-        raise ConfigError(f"history {setting!r} keeps nothing; import to sqlite:PATH or redis://HOST:PORT/DB")
+        raise ConfigError(f"history {setting!r} stores nothing; import to sqlite:PATH or redis://HOST:PORT/DB")
     try:
         from fathom.training.dataset import Dataset
     except ModuleNotFoundError as error:
