@@ -70,7 +70,7 @@ class Bundles:
             # Whatever is published later, requests that name none go on getting this one.
             self._default = next(iter(before))
         if self._default is not None and self._default not in before:
-            raise ConfigError(f"default bundle {self._default!r} is not among {self._names()}")
+            raise ConfigError(f"default bundle {self._default!r} is not among {_listed(self._serving)}")
         if self._settings.watch_s:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_s, before))
 
@@ -78,10 +78,10 @@ class Bundles:
         """The bundle that a request asks for; raises NotFoundError, or InvalidRequestError where it must say which."""
         name = name or self._default or ""
         if not name:
-            raise InvalidRequestError(f"the request names no bundle; served: {self._names()}")
+            raise InvalidRequestError(f"the request names no bundle; served: {_listed(self._serving)}")
         deployment = self._serving.get(name)
         if deployment is None:
-            raise NotFoundError(f"bundle {echo(name)} is not served; served: {self._names()}")
+            raise NotFoundError(f"bundle {echo(name)} is not served; served: {_listed(self._serving)}")
         return deployment
 
     async def reload(self, name: str = "") -> list[ReloadResult]:
@@ -166,9 +166,6 @@ class Bundles:
 
     def _look(self) -> _Look:
         return {name: (path, state_of(path)) for name, path in self._repository.find().items()}
-
-    def _names(self) -> str:
-        return _listed(self._serving)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -140,7 +140,7 @@ class Converter:
         """The profile of a request; raises NotFoundError for one that is not served."""
         profile = self._profiles.get(name)
         if profile is None:
-            known = _listed(sorted(filter(None, self._profiles)))
+            known = ", ".join(sorted(filter(None, self._profiles)))
             raise NotFoundError(f"profile {echo(name)} is not served; served: {known}")
         return profile
 
@@ -244,7 +244,3 @@ def _bad_second(name: str, value: int) -> str:
 def echo(text: str) -> str:
     """A client's own text, as an error may repeat it."""
     return ascii(text if len(text) <= LONGEST_ECHO else text[:LONGEST_ECHO] + "...")
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)

@@ -75,12 +75,9 @@ class Guard:
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(self._coroutine(name, handler.unary_stream), **codec)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._upload(name, handler.stream_unary), **codec)
+            upload = self._coroutine(name, lambda requests, context: handler.stream_unary(_decoded(requests), context))
+            return grpc.stream_unary_rpc_method_handler(upload, **codec)
         return grpc.stream_stream_rpc_method_handler(self._stream(name, handler.stream_stream), **codec)
-
-    def _upload(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        """Requests in, one answer out."""
-        return self._coroutine(name, lambda requests, context: behaviour(_decoded(requests), context))
 
     def _coroutine(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         """One request in; the answer is returned, or written to the context."""

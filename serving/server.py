@@ -80,7 +80,14 @@ class Server:
             return open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
-        self._history = open_history(settings.history, _retention(settings))
+        retention = Retention(
+            max_events=settings.history_max_events,
+            max_age_days=settings.history_days,
+            max_ahead_s=settings.history_ahead_s,
+            tombstone_days=settings.history_tombstone_days,
+            memory_mb=settings.history_memory_mb,
+        )
+        self._history = open_history(settings.history, retention)
         self._sweeping: asyncio.Task[None] | None = None
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
         self._grpc: grpc.aio.Server | None = None
@@ -284,16 +291,6 @@ def _drain(stop: asyncio.Event, peers: Peers | None, reason: str) -> None:
         asyncio.get_running_loop().remove_signal_handler(number)
     if peers:
         peers.stop_listening()
-
-
-def _retention(settings: ServerSettings) -> Retention:
-    return Retention(
-        max_events=settings.history_max_events,
-        max_age_days=settings.history_days,
-        max_ahead_s=settings.history_ahead_s,
-        tombstone_days=settings.history_tombstone_days,
-        memory_mb=settings.history_memory_mb,
-    )
 
 
 async def _sweep(history: HistoryStore) -> None:

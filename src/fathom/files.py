@@ -92,22 +92,18 @@ def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
             yield new
             for file in new.rglob("*"):
                 _fsync(file)
-            _replace(path, kind, place)
+            with _locked(path.parent):  # other writers of the same name wait
+                check_output(path, kind)
+                if path.exists():
+                    path.rename(place / _OLD)
+                new.rename(path)
+                _fsync(path.parent)
     finally:
         _clear(place, path)
 
 
 #: In a temporary folder: the note that a writer made it, the folder that it writes, and the one that this replaces.
 _WRITER, _NEW, _OLD = "fathom-writer", "new", "old"
-
-
-def _replace(path: Path, kind: Kind, place: Path) -> None:
-    with _locked(path.parent):  # other writers of the same name wait
-        check_output(path, kind)
-        if path.exists():
-            path.rename(place / _OLD)
-        (place / _NEW).rename(path)
-        _fsync(path.parent)
 
 
 def _clear_left(place: Path, path: Path) -> None:

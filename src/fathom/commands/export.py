@@ -180,12 +180,9 @@ def show_certificate(certificate: "Certificate") -> None:
     from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows, percent
 
     eps, delta = certificate.eps, certificate.delta
-    show.table(
-        f"At least {percent(1 - eps)} of the deepest depth's NDCG@10, confidence {percent(1 - delta)}",
-        certificate_rows(certificate),
-    )
+    title = f"At least {percent(1 - eps)} of the deepest depth's NDCG@10, confidence {percent(1 - delta)}"
+    show.table(title, certificate_rows(certificate))
     for claim in certificate.claims:
         if claim.buckets:
-            show.table(
-                f"Depths {', '.join(map(str, claim.depths))}: bounds that hold together", bucket_rows(claim, eps)
-            )
+            title = f"Depths {', '.join(map(str, claim.depths))}: bounds that hold together"
+            show.table(title, bucket_rows(claim, eps))
