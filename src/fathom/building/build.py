@@ -80,10 +80,11 @@ class Build:
     def run(self) -> list[str]:
         """Run every stage that is not current, in order; returns the names of those that ran."""
         stamps = Stamps(self.folder / "stages.json")
-        stages, took, ran = self.stages(), stamps.seconds(), []
+        stages = self.stages()
         beside = [(stamps.path, artefacts.STAMPS), (self.folder / "ranking.png", artefacts.RANKING_PLOT)]
         outputs = [(stage.output, stage.kind) for stage in stages]
         check_outputs(*beside, *outputs, inputs=files_read(self.source, self.options))
+        took, ran = stamps.seconds(), []
         for place, stage in enumerate(stages):
             if not stamps.current(stage):
                 self.remaining.names = _to_run(stages[place:], stamps)
