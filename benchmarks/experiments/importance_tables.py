@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fathom.benchmarks.experiments.drawing import BLUE, FAINT, GREEN, GREY, INK, ORANGE, STYLE, legend_above, new_panels
 from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.experiments.quality.tables import seeds
-from fathom.benchmarks.markdown import decimal, paragraphs, table
+from fathom.benchmarks.markdown import decimal, paragraphs, table, table_of
 from fathom.importance.choice import Graded, choose_methods
 from fathom.importance.lattice.grades import CONSENSUS
 from fathom.importance.registry import DEFAULT
@@ -74,19 +74,15 @@ def load_measured(folder: Path) -> list[StoredNetwork]:
     return sorted(found, key=lambda one: (page_order(one.dataset), one.seed))
 
 
-def _users(measured: Sequence[StoredNetwork]) -> str:
-    counts = sorted({one.result["ranking"]["users"] for one in measured})
-    return " or ".join(map(str, counts))
-
-
 def importance_section(measured: Sequence[StoredNetwork]) -> str:
     """All of the section, "" without runs."""
     if not measured:
         return ""
     ranking = measured[0].result["ranking"]
+    users = " or ".join(map(str, sorted({one.result["ranking"]["users"] for one in measured})))
     about = (
         f"The truth: the quality of all {2 ** ranking['layers']:,} subsets of the {ranking['layers']} layers, on"
-        f" {_users(measured)} users for each network (`ladder`, not healed: a subset runs as it is). A method's grade"
+        f" {users} users for each network (`ladder`, not healed: a subset runs as it is). A method's grade"
         " is Kendall's tau between its scores and the exact Shapley values of the layers (log p of the right item), the"
         f" mean over seeds with the range. What {SHALLOW} layers lack: NDCG@10 of the best {SHALLOW} less that of the"
         f" method's top {SHALLOW}. Stability: tau between the scores of all users and those of a bootstrap resample."
@@ -198,23 +194,27 @@ def _choices(measured: Sequence[StoredNetwork]) -> str:
 def _lattices(measured: Sequence[StoredNetwork]) -> str:
     rows = []
     for one in measured:
-        truth, alone, seconds = one.result["truth"]["ndcg@10"], one.result["one_by_one"], one.result["seconds"]
-        sum_error = max(metric["sum_error"] for metric in one.result["truth"].values())
-        values = [truth["best"][-1], *(truth[of][SHALLOW] for of in ("best", "mean", "prefix"))]
-        cells = [f"{dataset_title(one.dataset)}, seed {one.seed}", *map(decimal, values)]
-        cells += [" ".join(map(str, truth["best_subsets"][SHALLOW]))]
-        cells += [f"{alone['largest_difference']:.0e}", f"{sum_error:.0e}", f"{alone['ratio']:.1f}"]
-        cells += [f"{seconds[what] / 60:.0f}" for what in ("lattice", "methods")]
-        rows.append(cells)
-    head = ["NDCG@10", "all layers", f"best {SHALLOW}", f"mean of all {SHALLOW}", f"first {SHALLOW}"]
-    head += [f"the best {SHALLOW}", "largest difference", "Shapley sum: error", "times faster"]
+        truth = one.result["truth"]["ndcg@10"]
+        row = {"name": f"{dataset_title(one.dataset)}, seed {one.seed}", "all": truth["best"][-1]}
+        row |= one.result["one_by_one"] | {of: truth[of][SHALLOW] for of in ("best", "mean", "prefix")}
+        row |= {what: seconds / 60 for what, seconds in one.result["seconds"].items()}
+        row["layers"] = " ".join(map(str, truth["best_subsets"][SHALLOW]))
+        row["sum_error"] = max(metric["sum_error"] for metric in one.result["truth"].values())
+        rows.append(row)
+    columns = (
+        f"NDCG@10={{name}} | all layers={{all:decimal}} | best {SHALLOW}={{best:decimal}}"
+        f" | mean of all {SHALLOW}={{mean:decimal}} | first {SHALLOW}={{prefix:decimal}}"
+        f" | the best {SHALLOW}={{layers}} | largest difference={{largest_difference:.0e}}"
+        " | Shapley sum: error={sum_error:.0e}"
+        " | times faster={ratio:.1f} | minutes: lattice={lattice:.0f} | all methods={methods:.0f}"
+    )
     about = (
         "The lattices, measured by two processes side by side. A sample of"
         f" {measured[0].result['one_by_one']['subsets']} subsets was also evaluated one by one: the largest difference"
         " of a user's loss, and how many times faster a subset is in the lattice. Shapley values must sum to full less"
         " empty."
     )
-    return paragraphs(about, table([*head, "minutes: lattice", "all methods"], rows))
+    return paragraphs(about, table_of(rows, columns))
 
 
 def lattice_figure(measured: Sequence[StoredNetwork]) -> Figure:

@@ -26,7 +26,6 @@ from fathom.exporter.engines.precision import Precision
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.manifest import DepthInfo
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate_model
@@ -82,20 +81,14 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, repetitions: int) -> dict[
                         "process_mb": before,
                         "peak_mb": peak,
                         **{f"history_{length}_ms": took[name, depth, length] for length in HISTORIES},
-                        **_quality(info),
+                        "ndcg@10": info.quality["ndcg@10"].model_dump(),
+                        "loss": None if info.loss is None else info.loss.model_dump(),
+                        "max_abs_error": info.parity.max_abs_error,
+                        "top10_agreement": info.parity.top10_agreement,
                     }
                 )
         together = {name: memory_mb(path, bundles[name].depths)[1] for name, path in paths.items()}
     return {"rows": rows, "all_depths_peak_mb": together}
-
-
-def _quality(info: DepthInfo) -> dict[str, Any]:
-    return {
-        "ndcg@10": info.quality["ndcg@10"].model_dump(),
-        "loss": None if info.loss is None else info.loss.model_dump(),
-        "max_abs_error": info.parity.max_abs_error,
-        "top10_agreement": info.parity.top10_agreement,
-    }
 
 
 def _section(run: StoredRun) -> str:

@@ -114,10 +114,8 @@ def study(name: str, seed: int) -> dict[str, Any]:
 
 def _needs_more(measured: CertificationData, name: str) -> dict[str, float]:
     profile = load_profile(name)
-    found = needs_more(
-        measured.validation, measured.test, shallow=profile.shallow, deep=profile.deep, threshold=profile.threshold
-    )
-    return {"shallow": profile.shallow, "deep": profile.deep, **found}
+    depths = {"shallow": profile.shallow, "deep": profile.deep}
+    return {**depths, **needs_more(measured.validation, measured.test, threshold=profile.threshold, **depths)}
 
 
 def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any) -> dict[str, Any]:
