@@ -11,8 +11,8 @@ import asyncio
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.benchmarks.server import StartedServer, started
 from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.protos.fathom.v1.recommender_pb2_grpc import RecommenderStub
 from fathom.runtime.bundle import Bundle
 from fathom.training.dataset import Dataset
 from fathom.training.splits import split
@@ -135,7 +135,7 @@ async def measure_compute(
 ) -> list[dict[str, Any]]:
     """CPU milliseconds per request of each server, rounds alternating, and the share saved."""
     rows = []
-    async with AsyncStubs(servers) as stubs:
+    async with open_stubs(servers) as stubs:
         for concurrency in CONCURRENCY:
             spent: dict[str, list[float]] = {name: [] for name in servers}
             wall: dict[str, list[float]] = {name: [] for name in servers}
@@ -150,45 +150,35 @@ async def measure_compute(
                     gains[name] += [_gain(answer, case) for answer, case in zip(answers, block, strict=True)]
             saved = 1 - np.array(spent["certified"]) / np.array(spent["deepest"])
             drawn = np.random.default_rng(SEED).choice(saved, (2000, len(saved)))
-            low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+            figures = (np.median(saved), *np.quantile(np.median(drawn, axis=1), [0.025, 0.975]))
+            shares = [round(float(figure), 4) for figure in figures]
             rows.append(
                 {
                     "concurrency": concurrency,
                     "cpu_ms": {name: round(median(values), 3) for name, values in spent.items()},
                     "wall_ms": {name: round(median(values), 3) for name, values in wall.items()},
                     "ndcg": {name: round(float(np.mean(values)), 4) for name, values in gains.items()},
-                    "saved": {
-                        "value": round(float(np.median(saved)), 4),
-                        "low": round(float(low), 4),
-                        "high": round(float(high), 4),
-                    },
+                    "saved": dict(zip(("value", "low", "high"), shares, strict=True)),
                 }
             )
     return rows
 
 
-class AsyncStubs:
-    """One channel per server."""
-
-    def __init__(self, servers: dict[str, StartedServer]) -> None:
-        self._channels = {name: grpc.aio.insecure_channel(server.address) for name, server in servers.items()}
-
-    async def __aenter__(self) -> dict[str, Any]:
-        return {
-            name: recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
-            for name, channel in self._channels.items()
-        }
-
-    async def __aexit__(self, *_: object) -> None:
-        for channel in self._channels.values():
-            await channel.close(None)
+@asynccontextmanager
+async def open_stubs(servers: dict[str, StartedServer]) -> AsyncIterator[dict[str, Any]]:
+    """A stub for each server, each with a channel of its own."""
+    async with AsyncExitStack() as stack:
+        channels = {name: grpc.aio.insecure_channel(server.address) for name, server in servers.items()}
+        for channel in channels.values():
+            await stack.enter_async_context(channel)
+        yield {name: RecommenderStub(channel) for name, channel in channels.items()}  # type: ignore[no-untyped-call]
 
 
 async def measure_load(
     servers: dict[str, StartedServer], cases: Sequence[ServedCase], deepest: int, seconds: float
 ) -> dict[str, Any]:
     """Capacity at the deepest depth, then every arm at twice that rate."""
-    async with AsyncStubs(servers) as stubs:
+    async with open_stubs(servers) as stubs:
         start_s = time.perf_counter()
         await ask_all(stubs["deepest"], cases[: 4 * REQUESTS], 64, deepest)
         capacity = 4 * REQUESTS / (time.perf_counter() - start_s)
