@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
+from fathom.selector.schema import Depth, Share
 
 SCHEMA_VERSION: Literal[5] = 5
 #: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
@@ -28,9 +29,7 @@ CERTIFICATE_FILE = "selector/certificate.json"
 LARGEST_FILE = 1 << 40
 MOST_ITEMS = 100_000_000
 
-Depth = Annotated[int, Field(ge=1, le=32)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
-Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]

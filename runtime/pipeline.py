@@ -91,11 +91,6 @@ class Pipeline:
         return self._batcher.waiting if self._batcher else 0
 
     @property
-    def second_runs(self) -> int:
-        """Answered requests that wait for their run at the deepest depth."""
-        return self._feedback.waiting if self._feedback else 0
-
-    @property
     def failing(self) -> bool:
         """Whether the engine has failed several times in a row."""
         return self._batcher is not None and self._batcher.failing

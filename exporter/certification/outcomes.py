@@ -17,9 +17,8 @@ from fathom.runtime.padding import left_padded
 from fathom.runtime.retriever import FlatRetriever, ItemFilter
 from fathom.selector.features import Features
 from fathom.selector.routing import CONFIDENCE, RoutingInputs, confidence
+from fathom.selector.schema import Floats
 from fathom.training.splits import Cases
-
-Floats = NDArray[np.float64]
 
 #: Items that count, and that are compared.
 K = 10
