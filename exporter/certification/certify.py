@@ -23,14 +23,7 @@ from numpy.typing import NDArray
 from fathom.errors import ArtefactError, ConfigError, DataError
 from fathom.exporter.bundle.derive import rewrite
 from fathom.exporter.certification.families import Family, family_members
-from fathom.exporter.certification.outcomes import (
-    Costs,
-    Floats,
-    Outcomes,
-    in_order,
-    measure_costs,
-    measure_outcomes,
-)
+from fathom.exporter.certification.outcomes import Costs, Outcomes, in_order, measure_costs, measure_outcomes
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digest
@@ -46,6 +39,7 @@ from fathom.selector.certificate import (
 )
 from fathom.selector.features import Features
 from fathom.selector.routing import Routing
+from fathom.selector.schema import Floats
 from fathom.training.dataset import Dataset
 from fathom.training.splits import split
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import DataError
-from fathom.exporter.certification.outcomes import Costs, Floats, Outcomes, in_order
+from fathom.exporter.certification.outcomes import Costs, Outcomes, in_order
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import (
     Cascade,
@@ -19,6 +19,7 @@ from fathom.selector.routing import (
     priced,
     thresholds,
 )
+from fathom.selector.schema import Floats
 
 Family = Literal["mixture", "rule", "learned", "cascade"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

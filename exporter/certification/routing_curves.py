@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.certification.families import cascade_members, learned_members
-from fathom.exporter.certification.outcomes import Costs, Floats, Outcomes
+from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel, cross_fitted
 from fathom.selector.routing import one_hot, thresholds
+from fathom.selector.schema import Floats
 
 STEPS = 40
 RESAMPLES = 1000

@@ -1,13 +1,15 @@
 """Methods by name: ours, a plug-in's, and the mistakes one can make."""
 
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from fathom.errors import ConfigError
+from fathom.importance import methods
 from fathom.importance.methods.fisher import Fisher
-from fathom.importance.registry import load_methods, method_names
+from fathom.importance.registry import GROUP, load_methods, method_names
 
 OURS = ("ablation", "block_influence", "fisher", "gradient")
 
@@ -71,3 +73,10 @@ def test_a_name_that_two_packages_claim_is_refused(tmp_path: Path, monkeypatch: 
         ConfigError, match=r"'fisher' is installed twice: fathom.importance.methods.fisher:Fisher, fathom_plugin"
     ):
         load_methods(["fisher"])
+
+
+def test_every_built_in_method_is_registered_under_its_files_name() -> None:
+    built_in = [entry for entry in entry_points(group=GROUP) if entry.value.startswith("fathom.")]
+    assert {entry.module for entry in built_in} == {f"fathom.importance.methods.{entry.name}" for entry in built_in}
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {entry.name for entry in built_in} == files

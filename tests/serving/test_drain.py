@@ -16,6 +16,7 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 HELD = """
 import sys
 from pathlib import Path
+sys.path.append(sys.argv[2])
 from fake_engine import FakeEngine
 from fathom.serving import server
 from fathom.serving.config import load_settings
@@ -35,13 +36,15 @@ def ready(info):
 server.open_engine = lambda bundle, **_: FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
 server.serve(load_settings({"port": 0, "log_format": "text"}, environment={}), Path(sys.argv[1]), ready=ready)
 """
+SUPPORT = Path(__file__).parents[1] / "support"
 REQUEST = pb.RecommendRequest(item_ids=["item-1"])
 
 
 @pytest.fixture
 def held(synthetic_bundle: Path) -> Iterator[subprocess.Popen[str]]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HELD, str(synthetic_bundle)], text=True, **pipes) as process:  # type: ignore[call-overload]
+    program = [sys.executable, "-c", HELD, str(synthetic_bundle), str(SUPPORT)]
+    with subprocess.Popen(program, text=True, **pipes) as process:  # type: ignore[call-overload]
         yield process
         process.kill()
 
