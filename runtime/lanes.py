@@ -75,12 +75,12 @@ class _Lane(Generic[Payload]):
             heappop(self.heap)
 
 
-def length_buckets(max_history: int, *, remembered: bool = False) -> tuple[int, ...]:
+def length_buckets(max_history: int, *, cached: bool = False) -> tuple[int, ...]:
     """Upper ends of the length buckets: 16, 32, 64, ... and the longest history itself.
 
-    ``remembered``: with a bucket 0 for histories of which next to nothing has to be computed.
+    ``cached``: with a bucket 0 for histories of which next to nothing has to be computed.
     """
-    ends = [0] if remembered else []
+    ends = [0] if cached else []
     end = SHORTEST_BUCKET
     while end < max_history:
         ends.append(end)

@@ -56,7 +56,7 @@ class Pipeline:
         device = self.engine.device
         retriever = FlatRetriever(self.bundle.vectors, block_items=items, threads=threads, device=device)
         runner = self._runner = Runner(self.bundle, self.engine, retriever, caches=self._cache is not None)
-        buckets = length_buckets(self._max_history, remembered=self._cache is not None)
+        buckets = length_buckets(self._max_history, cached=self._cache is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
             max_queue=settings.max_queue,

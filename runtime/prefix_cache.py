@@ -13,14 +13,14 @@ from fathom.runtime.engines.incremental import CachedState
 Ids = NDArray[np.int64]
 Reused = Literal["nothing", "prefix", "layers", "vector"]
 
-#: Items that a history may have more than a remembered one.
+#: Items that a history may have more than a cached one.
 MOST_NEW = 4
 #: Bytes of an entry besides its arrays and its key, roughly.
 OVERHEAD = 800
 
 
 class Owner:
-    """A user whose histories are remembered; nothing more is, once ``forgotten``."""
+    """A user whose histories are cached; nothing more is, once ``forgotten``."""
 
     __slots__ = ("__weakref__", "forgotten")
 
@@ -29,7 +29,7 @@ class Owner:
 
 
 class Owners:
-    """The owners of what is remembered or being answered, by name; one of nothing is not known either."""
+    """The owners of what is cached or being answered, by name; no others are known."""
 
     def __init__(self) -> None:
         self._owners: WeakValueDictionary[str, Owner] = WeakValueDictionary()
@@ -39,7 +39,7 @@ class Owners:
         return self._owners.setdefault(name, Owner())
 
     def forget(self, name: str) -> Owner | None:
-        """Let what is being answered leave nothing behind; what is remembered is for ``PrefixCache.forget``."""
+        """Let what is being answered leave nothing behind; what is cached is for ``PrefixCache.forget``."""
         owner = self._owners.pop(name, None)
         if owner is not None:
             owner.forgotten = True
@@ -85,7 +85,7 @@ class PrefixCache:
         return len(self._entries)
 
     def lookup(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None) -> "CacheHits":
-        """What is remembered of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items."""
+        """What is cached of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items."""
         found = []
         for new in range(min(MOST_NEW + 1, len(ids))):
             key = _key(ids[: len(ids) - new], timestamps)
