@@ -151,10 +151,20 @@ def check(path: Path) -> DeviceProfile | list[str]:
         except ValidationError as error:
             problems += _explain(document, error.errors())
         else:
+            if _takes_a_name(path, profile):
+                line = document.line(("name",))
+                problems.append((line, f"name: {profile.name} is one of Fathom's own profiles; choose another"))
             if not problems:
                 return profile
     problems.sort(key=lambda problem: problem[0])
     return [f"{path}:{line}: {message}" for line, message in problems]
+
+
+def _takes_a_name(path: Path, profile: DeviceProfile) -> bool:
+    """Whether a file of somebody's own has the name of a shipped profile that says something else."""
+    if path.resolve().parent == _FOLDER.resolve() or profile.name not in {*profile_names(), *TIER_DEFAULTS}:
+        return False
+    return load_profile(profile.name) != profile
 
 
 def _load(path: Path) -> DeviceProfile:

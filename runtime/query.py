@@ -59,8 +59,13 @@ class Timing:
     @classmethod
     def of(cls, start_s: float, queued_s: float, began_s: float, engine_s: float, retrieval_s: float) -> Self:
         """From the moments of a request that ends now, on the clock of ``time.monotonic``, and its batch's seconds."""
-        stages_s = queued_s - start_s, began_s - queued_s, engine_s, retrieval_s, time.monotonic() - start_s
-        return cls(*(int(seconds * 1e6) for seconds in stages_s))
+        return cls(
+            select_us=int((queued_s - start_s) * 1e6),
+            queue_us=int((began_s - queued_s) * 1e6),
+            engine_us=int(engine_s * 1e6),
+            retrieval_us=int(retrieval_s * 1e6),
+            total_us=int((time.monotonic() - start_s) * 1e6),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def by_rule(complexity: float, profile: DeviceProfile, depths: Collection[int]) 
         wanted, reason, enough = profile.shallow, DepthReason.SIMPLE, " is enough"
         below = "is just below" if text == limit else "is below"
     else:
-        wanted, reason, enough, below = profile.deep, DepthReason.COMPLEX, "", "is not below"
+        wanted, reason, enough, below = profile.deep, DepthReason.COMPLEX, "", "is at least"
     if wanted in depths:
         why = f"complexity {text} {below} {limit}: depth {wanted}{enough} for {tier}"
         return Choice(wanted, reason, why, complexity)

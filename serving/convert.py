@@ -121,9 +121,10 @@ class Converter:
         if given > LONGEST_HISTORY:
             raise InvalidRequestError(f"item_ids has {given} items, at most {LONGEST_HISTORY}; send the newest ones")
         timestamps = _checked_timestamps(request.timestamps, given) if request.timestamps else None
-        found = list(map(self._index.get, request.item_ids))
-        if None not in found:
-            return np.array(found, np.int64), timestamps, 0
+        try:
+            return np.fromiter(map(self._index.get, request.item_ids), np.int64, given), timestamps, 0
+        except TypeError:  # a None: an unknown item
+            found = list(map(self._index.get, request.item_ids))
         known = np.array([index is not None for index in found])
         items = np.array([index for index in found if index is not None], np.int64)
         if not items.size:

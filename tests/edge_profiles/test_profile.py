@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from fathom.edge_profiles import profile as profile_module
 from fathom.edge_profiles.profile import TIER_DEFAULTS, DeviceProfile, check, load_profile, profile_names
 from fathom.errors import ConfigError
 
@@ -79,6 +80,17 @@ def test_a_profile_of_your_own_is_read_by_path(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     assert load_profile(path) == load_profile(str(path)) == check(path)
     assert load_profile(path).depths == (4, 8, 12)
+
+
+@pytest.mark.parametrize("name", ["jetson-nano", "edge"])
+def test_a_profile_of_your_own_cannot_take_the_name_of_one_of_ours(tmp_path: Path, name: str) -> None:
+    found = check(write(tmp_path, GOOD.replace("name: my-box", f"name: {name}")))
+    assert found == [f"{tmp_path / 'mine.yaml'}:1: name: {name} is one of Fathom's own profiles; choose another"]
+
+
+def test_a_plain_copy_of_one_of_ours_may_keep_its_name(tmp_path: Path) -> None:
+    copied = Path(profile_module.__file__).with_name("jetson-nano.yaml").read_text(encoding="utf-8")
+    assert check(write(tmp_path, copied)) == load_profile("jetson-nano")
 
 
 def test_the_device_may_be_left_out(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_each_tier_has_its_two_depths(tier: str, shallow: int, deep: int) -> Non
 
 def test_why_is_a_sentence_with_the_numbers() -> None:
     assert by_rule(0.31, EDGE, ALL).why == "complexity 0.31 is below 0.50: depth 8 is enough for edge"
-    assert by_rule(0.72, EDGE, ALL).why == "complexity 0.72 is not below 0.50: depth 12 for edge"
+    assert by_rule(0.72, EDGE, ALL).why == "complexity 0.72 is at least 0.50: depth 12 for edge"
     assert by_rule(0.499, EDGE, ALL).why == "complexity 0.50 is just below 0.50: depth 8 is enough for edge"
     assert by_rule(0.2, EDGE, (4, 16)).why == (
         "complexity 0.20 is below 0.50: depth 4 for edge, in place of 8, which is not served here"

@@ -22,7 +22,12 @@ def test_every_shipped_profile_and_tier_that_shares_a_depth_with_the_bundle_is_s
 
 def test_a_profile_without_a_depth_in_the_bundle_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
     text = (PROFILES / "cloud-cpu.yaml").read_text()
-    for old, new in (("[4, 8, 12, 16]", "[6]"), ("shallow: 12", "shallow: 6"), ("deep: 16", "deep: 6")):
+    for old, new in (
+        ("name: cloud-cpu", "name: six"),
+        ("[4, 8, 12, 16]", "[6]"),
+        ("shallow: 12", "shallow: 6"),
+        ("deep: 16", "deep: 6"),
+    ):
         text = text.replace(old, new)
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"allows depths 6, but .* has 4, 8, 12, 16; choose another --profile$"):
