@@ -29,16 +29,22 @@ from fathom.runtime.bundle_folder import (
     read_listed,
     read_regular,
 )
+from fathom.runtime.counting import Counting
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CERTIFICATE_FILE,
+    COUNTING_FILES,
     MANIFEST_NAME,
+    NEIGHBOURS_FILE,
+    OFFSETS_FILE,
     POPULARITY_FILE,
+    RECENT_FILE,
     SCHEMA_VERSION,
     SELECTOR_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
+    WEIGHTS_FILE,
     WHOLE_VERSION,
     FileEntry,
     Manifest,
@@ -52,13 +58,22 @@ from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import Features, SelectorTables, measure
 
 #: Files that opening reads, and so checks, in any case.
-READ_AT_OPEN = {CATALOGUE_FILE, VECTORS_FILE, POPULARITY_FILE, TRANSITIONS_FILE, SELECTOR_FILE, CERTIFICATE_FILE}
+READ_AT_OPEN = {
+    CATALOGUE_FILE,
+    VECTORS_FILE,
+    POPULARITY_FILE,
+    TRANSITIONS_FILE,
+    SELECTOR_FILE,
+    CERTIFICATE_FILE,
+    *COUNTING_FILES,
+}
 #: Bytes that the files of a bundle can have at most; an ONNX file holds no more than 2 GB.
 _LARGEST_MANIFEST = 16 << 20
 _LARGEST_JSON = 64 << 20
 _LARGEST_ITEM = 16 << 10
 _LARGEST_ENGINE = 2 << 30
 _NPY_HEADER = 4096
+_PAIRS: tuple[tuple[str, type[np.generic]], ...] = ((NEIGHBOURS_FILE, np.int32), (WEIGHTS_FILE, np.float32))
 #: Whole numbers up to here are exact as floats.
 _LARGEST_COUNT = 1 << 53
 #: In nats: far above that of any catalogue.
@@ -116,6 +131,7 @@ class Bundle:
 
     ``popularity``: int64 (n,), training counts. ``tables`` and
     ``complexity`` are what the selector needs. ``certificate``: None where the bundle was not certified.
+    ``counting``: depth 0, None where it has none.
     """
 
     path: Path
@@ -126,6 +142,7 @@ class Bundle:
     tables: SelectorTables
     complexity: ComplexityModel
     certificate: Certificate | None
+    counting: Counting | None
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True, trust: Trust | None = None) -> Self:
@@ -275,13 +292,23 @@ def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> N
         + manifest.items * model.width * ItemVectors.type_of(manifest.item_precision).itemsize,
         POPULARITY_FILE: _NPY_HEADER + manifest.items * 8,
         TRANSITIONS_FILE: _NPY_HEADER + manifest.items * 4,
+        OFFSETS_FILE: _NPY_HEADER + (manifest.items + 1) * 8,
+        RECENT_FILE: _NPY_HEADER + manifest.items * 4,
     }
     most = limits.get(name, _LARGEST_ENGINE)
     if entry.bytes > most:
         raise BundleError(f"{path / brief(name)}: {entry.bytes} bytes, at most {most} are possible; {REBUILD}")
 
 
-_Contents = tuple[Catalogue, ItemVectors, NDArray[np.int64], SelectorTables, ComplexityModel, Certificate | None]
+_Contents = tuple[
+    Catalogue,
+    ItemVectors,
+    NDArray[np.int64],
+    SelectorTables,
+    ComplexityModel,
+    Certificate | None,
+    Counting | None,
+]
 
 
 def _read_contents(path: Path, manifest: Manifest) -> _Contents:
@@ -305,7 +332,8 @@ def _read_contents(path: Path, manifest: Manifest) -> _Contents:
         raise BundleError(f"{path / TRANSITIONS_FILE}: an entropy that is negative or too large; {REBUILD}")
     tables = SelectorTables.build(popularity, vectors, transitions)
     certificate = _certificate(path, manifest, read) if CERTIFICATE_FILE in manifest.files else None
-    return catalogue, vectors, popularity, tables, _selector(path / SELECTOR_FILE, read(SELECTOR_FILE)), certificate
+    selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
+    return catalogue, vectors, popularity, tables, selector, certificate, _counting(path, manifest, read)
 
 
 def _catalogue(file: Path, data: bytes, items: int) -> Catalogue:
@@ -360,6 +388,28 @@ def _certificate(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -
     if other is not None:
         raise BundleError(f"{file}: certifies another {other}; run `fathom certify` on this bundle")
     return certificate
+
+
+def _counting(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -> Counting | None:
+    info = manifest.counting
+    if info is None:
+        return None
+
+    def array(name: str, dtype: Any, length: int) -> NDArray[Any]:
+        return as_array(path / name, read(name), np.dtype(dtype), (length,))
+
+    offsets = array(OFFSETS_FILE, np.int64, manifest.items + 1)
+    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise BundleError(f"{path / OFFSETS_FILE}: does not ascend from 0; {REBUILD}")
+    neighbours, weights = (array(name, kind, int(offsets[-1])) for name, kind in _PAIRS)
+    if len(neighbours) and (neighbours.min() < 0 or neighbours.max() >= manifest.items):
+        raise BundleError(f"{path / NEIGHBOURS_FILE}: an item that is not in the catalogue; {REBUILD}")
+    if not (weights > 0).all() or not np.isfinite(weights).all():
+        raise BundleError(f"{path / WEIGHTS_FILE}: a weight that is no number above 0; {REBUILD}")
+    popularity = array(RECENT_FILE, np.float32, manifest.items)
+    if not ((popularity >= 0) & (popularity <= 1)).all():
+        raise BundleError(f"{path / RECENT_FILE}: a share outside of 0 to 1; {REBUILD}")
+    return Counting(offsets, neighbours, weights, popularity, info.window, info.decay)
 
 
 def _check_unit_rows(file: Path, vectors: ItemVectors) -> None:

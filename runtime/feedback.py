@@ -10,8 +10,8 @@ import numpy as np
 
 from fathom.errors import OverloadError, UnavailableError
 from fathom.runtime.batcher import Batcher
+from fathom.runtime.item_filter import Indices
 from fathom.runtime.prefix_cache import MISS
-from fathom.runtime.retriever import Indices
 from fathom.runtime.runner import COMPARED_ITEMS, BatchItem, BatchResult
 from fathom.selector.choice import AgreementCheck
 

@@ -13,7 +13,7 @@ from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.selector.schema import Depth, Share
 
-SCHEMA_VERSION: Literal[5] = 5
+SCHEMA_VERSION: Literal[6] = 6
 #: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
 WHOLE_VERSION = 5
 MANIFEST_NAME = "manifest.json"
@@ -22,6 +22,11 @@ CATALOGUE_FILE = "items/catalogue.json"
 VECTORS_FILE = "items/vectors.npy"
 POPULARITY_FILE = "items/popularity.npy"
 TRANSITIONS_FILE = "items/transition_entropy.npy"
+OFFSETS_FILE = "counting/offsets.npy"
+NEIGHBOURS_FILE = "counting/neighbours.npy"
+WEIGHTS_FILE = "counting/weights.npy"
+RECENT_FILE = "counting/popularity.npy"
+COUNTING_FILES = (OFFSETS_FILE, NEIGHBOURS_FILE, WEIGHTS_FILE, RECENT_FILE)
 SELECTOR_FILE = "selector/selector.json"
 CERTIFICATE_FILE = "selector/certificate.json"
 
@@ -99,6 +104,19 @@ class Extension(_Frozen):
     max_abs_error: NotNegative
 
 
+class CountingInfo(_Frozen):
+    """The counting exit, depth 0 (``runtime/counting.py``), and its part in the deeper exits' scores.
+
+    ``window``: items of a history that count. ``decay``: what an item weighs for each one that is newer. ``weights``:
+    depth -> what an item's share of the largest count weighs beside its cosine there. ``quality``: of depth 0.
+    """
+
+    window: int = Field(ge=1, le=10_000)
+    decay: float = Field(gt=0, le=1)
+    weights: dict[Depth, Annotated[float, Field(ge=0, le=100)]]
+    quality: dict[str, MetricInterval] = Field(description="metric (as ndcg@10) -> value on the test items")
+
+
 class Plan(_Frozen):
     """The engines compiled by TensorRT-RTX for one kind of GPU.
 
@@ -161,7 +179,7 @@ class Manifest(_Frozen):
     ``version`` follows from everything else but ``created``: see ``version_of``. Writers let ``sealed`` set it.
     """
 
-    schema_version: Literal[1, 2, 3, 4, 5] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4, 5, 6] = SCHEMA_VERSION
     name: Name
     version: Line
     created: Line
@@ -178,6 +196,7 @@ class Manifest(_Frozen):
         default={}, description="layer -> its own precision, where they are mixed"
     )
     depths: dict[Depth, DepthInfo] = Field(min_length=1)
+    counting: CountingInfo | None = None
     extension: Extension | None = None
     plans: tuple[Plan, ...] = ()
     files: dict[str, FileEntry]
@@ -223,6 +242,10 @@ def depth_digest(manifest: Manifest, depth: int) -> str:
             for plan in manifest.plans
         ],
     }
+    counting = manifest.counting
+    if counting is not None and counting.weights[depth]:
+        tables = [sha256[name] for name in COUNTING_FILES]
+        runs["counting"] = [counting.window, counting.decay, counting.weights[depth], tables]
     if extension is not None:
         passed = [sha256[extension.segments[each]] for each in sorted(extension.segments) if each <= depth]
         runs["extension"] = [extension.span, sha256[extension.context], passed]

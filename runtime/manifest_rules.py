@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from fathom.errors import brief
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
+    COUNTING_FILES,
     POPULARITY_FILE,
     SELECTOR_FILE,
     TRANSITIONS_FILE,
@@ -25,7 +26,7 @@ _CHAINS = ("prefix", "permuted-prefix")
 
 def first_broken_rule(manifest: Manifest) -> str | None:
     """What is wrong with a manifest, if anything."""
-    for rule in (_model, _layers, _engine_names, _depths, _extension, _plans, _figures, _listed):
+    for rule in (_model, _layers, _engine_names, _depths, _counting, _extension, _plans, _figures, _listed):
         words = next(rule(manifest), None)
         if words is not None:
             return words
@@ -88,6 +89,11 @@ def _depths(manifest: Manifest) -> Iterator[str]:
         yield "its depths are neither a chain of engines nor one whole engine each"
 
 
+def _counting(manifest: Manifest) -> Iterator[str]:
+    if manifest.counting is not None and set(manifest.counting.weights) != set(manifest.depths):
+        yield "its counting exit does not have a weight for each depth"
+
+
 def _extension(manifest: Manifest) -> Iterator[str]:
     extension = manifest.extension
     if extension is None:
@@ -112,8 +118,11 @@ def _plans(manifest: Manifest) -> Iterator[str]:
 
 
 def _figures(manifest: Manifest) -> Iterator[str]:
-    for depth, info in manifest.depths.items():
-        for metric, value in info.quality.items():
+    measured = {depth: info.quality for depth, info in manifest.depths.items()}
+    if manifest.counting is not None:
+        measured[0] = manifest.counting.quality
+    for depth, quality in measured.items():
+        for metric, value in quality.items():
             if not 0 <= value.low <= value.high <= 1 or not 0 <= value.value <= 1:
                 yield f"the quality {brief(metric, 20)} of depth {depth} is no interval between 0 and 1"
     lost = [info.loss for info in manifest.depths.values() if info.loss is not None]
@@ -125,6 +134,8 @@ def _figures(manifest: Manifest) -> Iterator[str]:
 
 def _listed(manifest: Manifest) -> Iterator[str]:
     used = [*_ITEM_FILES, *(name for info in manifest.depths.values() for name in info.segments)]
+    if manifest.counting is not None:
+        used += COUNTING_FILES
     if manifest.extension is not None:
         used += [manifest.extension.context, *manifest.extension.segments.values()]
     used += [name for plan in manifest.plans for name in plan.segments.values()]

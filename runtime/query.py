@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError
 from fathom.runtime.bundle import Catalogue
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores
 from fathom.runtime.prefix_cache import Owner, Reused
-from fathom.runtime.retriever import Indices, ItemFilter, Scores
 from fathom.selector.choice import Choice
 
 

@@ -1,7 +1,6 @@
 """Exact top-k by inner product, batched, with filters that belong to each request."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.engines.session import Device, open_session
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 
 if TYPE_CHECKING:
     import onnxruntime
-
-Indices = NDArray[np.int64]
-Scores = NDArray[np.float32]
 
 #: Items that are scored at a time; fewer cost more sorting.
 BLOCK_ITEMS = 262_144
@@ -33,21 +30,8 @@ GRAPHS: dict[ItemPrecision, Path] = {
 }
 GRAPH_IN_CHUNKS = Path(__file__).with_name("search_in_chunks.onnx")
 CHUNK = 256
-_NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
 _NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
 _NEVER = np.float32(-np.inf)
-
-
-@dataclass(frozen=True, slots=True)
-class ItemFilter:
-    """Which items one request may get: those of ``allow`` (all when None) that ``mask`` keeps, without ``exclude``.
-
-    ``exclude``, ``allow``: item indices in any order, repeats welcome. ``mask``: bool (n,), True = may be returned.
-    """
-
-    exclude: Indices = field(default_factory=lambda: _NO_ITEMS)
-    allow: Indices | None = None
-    mask: NDArray[np.bool_] | None = None
 
 
 class FlatRetriever:
@@ -84,7 +68,7 @@ class FlatRetriever:
 
         ``users``: float32 (rows, width). Equal scores: the lowest index first. Fewer than k when fewer are left.
         """
-        masks = {row: mask for row, keep in enumerate(filters) if (mask := _mask(keep, self._n)) is not None}
+        masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, self._n)) is not None}
         hidden = _pairs([keep.exclude for keep in filters])
         values, items = self._best(users, hidden, masks, max(ks))
         # What is hidden is last, if it is there at all: usually the worst of all is not.
@@ -154,17 +138,6 @@ class _Block:
             self._session.run_with_iobinding(self._binding)
             values, items = self._binding.copy_outputs_to_cpu()
         return values, items + self.low if self.low else items
-
-
-def _mask(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:
-    """The items that pass allow list and mask, bool (n,); None = all."""
-    if keep.allow is None:
-        return keep.mask
-    shown = np.zeros(n, dtype=np.bool_)
-    shown[keep.allow] = True
-    if keep.mask is not None:
-        shown &= keep.mask
-    return shown
 
 
 def _pairs(items: Sequence[Indices]) -> Indices:

@@ -11,9 +11,10 @@ from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.incremental import CachedHistory, CachedState
 from fathom.runtime.engines.interface import Engine
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
-from fathom.runtime.retriever import FlatRetriever, Indices, ItemFilter, Scores
+from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
 

@@ -26,10 +26,11 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.onnx import OnnxEngine
+from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
-from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.settings import PipelineSettings
 
 DEPTHS = (4, 16)

@@ -23,10 +23,11 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
 from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
-from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.features import SelectorTables
 
 SEED = 0

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import RequestError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 

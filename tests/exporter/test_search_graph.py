@@ -7,8 +7,9 @@ import pytest
 from fathom.exporter.engines.lookup_graph import lookup_graph
 from fathom.exporter.engines.search_graph import search_graph
 from fathom.runtime.engines.cuda import LOOKUP
+from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS, FlatRetriever, ItemFilter
+from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS, FlatRetriever
 
 
 def test_the_packaged_searches_are_what_their_builder_makes() -> None:

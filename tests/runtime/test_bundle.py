@@ -115,7 +115,7 @@ def test_without_verify_only_the_sha256_is_left_out(bundle: Path) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
-    edit_manifest(bundle, lambda value: value.update(schema_version=6, invented_later={"x": 1}))
+    edit_manifest(bundle, lambda value: value.update(schema_version=7, invented_later={"x": 1}))
     refused(bundle, BundleSchemaError, "newer Fathom", "upgrade")
 
 

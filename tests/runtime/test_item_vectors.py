@@ -11,9 +11,10 @@ from fathom.errors import BundleError
 from fathom.files import sha256_file, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 from fathom.runtime.manifest import VECTORS_FILE, version_of
-from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.retriever import FlatRetriever
 
 PRECISIONS: tuple[ItemPrecision, ...] = ("fp32", "fp16", "int8")
 

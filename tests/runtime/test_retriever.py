@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.retriever import FlatRetriever, ItemFilter
+from fathom.runtime.retriever import FlatRetriever
 
 
 def brute_force(scores: np.ndarray, k: int, keep: ItemFilter) -> list[int]:
