@@ -60,7 +60,7 @@ def test_from_a_dataset_to_a_bundle_stage_by_stage(dataset: Path) -> None:
     printed = fathom("train", dataset, "--out", folder / "checkpoint", "--preset", "tiny", "--seed", "3", *short)
     assert "NDCG@10 depth 16" in printed
     report = json.loads(fathom("evaluate", folder / "checkpoint", "--data", dataset, "--json"))
-    assert {"depth 4", "depth 16", "popularity", "EASE", "transitions"} <= set(report["systems"])
+    assert {"depth 0", "depth 4", "depth 16", "popularity", "EASE", "transitions"} <= set(report["systems"])
     ranking = folder / "ranking.json"
     methods = ["--methods", "block_influence,ablation", "--users", "20", "--plot", folder / "ranking.png"]
     methods += ["--page", folder / "ranking.html"]

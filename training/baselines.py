@@ -47,7 +47,7 @@ def transitions(train: Sequences, n_items: int) -> Scorer:
     weight = np.maximum(popular, 1).astype(np.float32) ** POPULARITY_POWER
 
     def score(histories: Sequences) -> Scores:
-        recent = _recency(histories, n_items, TRANSITION_DECAY, last=LAST_ITEMS)
+        recent = recency(histories, n_items, TRANSITION_DECAY, last=LAST_ITEMS)
         return np.asarray((recent @ counts).toarray() * weight, dtype=np.float32)
 
     return score
@@ -72,7 +72,7 @@ def ease(
     np.fill_diagonal(weights, 0.0)
 
     def score(histories: Sequences) -> Scores:
-        return np.asarray(_recency(histories, n_items, decay) @ weights, dtype=np.float32)
+        return np.asarray(recency(histories, n_items, decay) @ weights, dtype=np.float32)
 
     return score
 
@@ -84,11 +84,13 @@ BASELINES: dict[str, Callable[[Sequences, int], Scorer]] = {
 }
 
 
-def _recency(histories: Sequences, n_items: int, decay: float, last: int | None = None) -> "sparse.csr_array[Any, Any]":
-    """decay^age for each of a history's (last) items, age 0 being the newest: sparse float32 (n, n_items)."""
+def recency(
+    histories: Sequences, n_items: int, decay: float, last: int | None = None, dtype: type[np.floating] = np.float32
+) -> "sparse.csr_array[Any, Any]":
+    """decay^age for each of a history's (last) items, age 0 being the newest: sparse (n, n_items)."""
     owners = histories.owners
     ages = histories.offsets[1:][owners] - 1 - np.arange(len(owners))
     used = ages < (len(owners) if last is None else last)
-    values = (decay ** ages[used]).astype(np.float32)
+    values = (decay ** ages[used]).astype(dtype)
     places = (owners[used], histories.items[used])
     return sparse.csr_array((values, places), shape=(len(histories), n_items))

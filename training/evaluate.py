@@ -1,6 +1,6 @@
 """Full-ranking evaluation: every item competes, seen items are left out, one right answer per user."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, DataError
 from fathom.training.baselines import BASELINES, EASE_MAX_ITEMS, Scorer, Scores
+from fathom.training.counting import CountingExit, count, counted_scorer
 from fathom.training.dataset import Dataset, Progress, Sequences
 from fathom.training.metrics import RESAMPLES, Floats, Interval, intervals, per_user, percentile, ranks, top_items
 from fathom.training.splits import Cases, Split
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CUTOFFS = (5, 10, 20)
 COVERAGE_CUTOFF = 10
-CHUNK_SCORES = 1 << 24  # scores held at once per system: 64 MB
-CHUNK_CASES = 512
 
 SystemsScorer = Callable[[Sequences], Mapping[str, Scores]]  # several systems that share computation
 Part = Literal["validation", "test"]
@@ -138,7 +137,8 @@ def _ranked(
     covered: dict[str, NDArray[np.bool_]] = {}
     for scorer in scorers:
         done = 0
-        for rows, histories in _chunks(cases, n_items):
+        for rows in cases.chunks(n_items):
+            histories = cases.histories.select(rows)
             found = scorer(histories)
             for name, scores in found.items():
                 prepared = _prepared(name, scores, histories, n_items, filter_seen=filter_seen)
@@ -156,6 +156,7 @@ def evaluate_model(
     split: Split,
     *,
     part: Part = "test",
+    counting: CountingExit | None = None,
     baselines: Iterable[str] = tuple(BASELINES),
     device: str = "cpu",
     reference: str | None = None,
@@ -168,14 +169,24 @@ def evaluate_model(
     The baselines count everything before the part's targets: for the test that includes the validation
     items, which a model that stopped early by them has not learned from. EASE is left out, and the report
     says so, where the catalogue is too large for it.
+
+    With ``counting`` the exits are judged as they are served: depth 0, the deeper ones with their part of counting,
+    and as "depth N alone" without it. For the validation part its tables are counted again on the training part, but
+    its settings and weights were chosen on these very items.
     """
     from fathom.training.scorer import depth_name, exit_scorer  # torch takes seconds to import
 
+    if counting is None:
+        exits: SystemsScorer = exit_scorer(model, device)
+    else:
+        if part == "validation":
+            counting = replace(counting, tables=count(split.train, dataset.n_items, counting.tables.settings))
+        exits = counted_scorer(model, counting, device, alone=True)
     known = split.train if part == "validation" else split.until_test
     fitted, left_out = _fitted(baselines, known, dataset.n_items, progress)
     report = evaluate(
         split.validation if part == "validation" else split.test,
-        [exit_scorer(model, device), *fitted],
+        [exits, *fitted],
         n_items=dataset.n_items,
         reference=reference or depth_name(model.depths[-1]),
         resamples=resamples,
@@ -199,15 +210,6 @@ def _fitted(
         progress(f"fitting {name}")
         scorers.append(named(name, BASELINES[name](known, n_items)))
     return scorers, left_out
-
-
-def _chunks(cases: Cases, n_items: int) -> Iterator[tuple[NDArray[np.int64], Sequences]]:
-    """Rows of similar history length together, so that little of a padded batch is padding."""
-    order = np.argsort(cases.histories.lengths, kind="stable")
-    size = min(CHUNK_CASES, max(1, CHUNK_SCORES // n_items))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows, cases.histories.select(rows)
 
 
 def _prepared(

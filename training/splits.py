@@ -1,6 +1,6 @@
 """Two ways to cut a dataset into training, validation and test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, DataError
 from fathom.training.dataset import Dataset, Sequences
+
+CHUNK_SCORES = 1 << 24  # scores of a chunk of cases: 64 MB
+CHUNK_CASES = 512
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,17 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def select(self, rows: NDArray[np.int64]) -> "Cases":
+        """The chosen cases, rows (n,), in the given order."""
+        return Cases(self.histories.select(rows), self.targets[rows], self.users[rows])
+
+    def chunks(self, n_items: int) -> Iterator[NDArray[np.int64]]:
+        """Rows of all cases, a chunk at a time: similar history lengths together, so that little of it is padding."""
+        order = np.argsort(self.histories.lengths, kind="stable")
+        size = min(CHUNK_CASES, max(1, CHUNK_SCORES // n_items))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
 
 
 @dataclass(frozen=True)

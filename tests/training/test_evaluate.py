@@ -8,6 +8,7 @@ import pytest
 
 from fathom.errors import ConfigError, DataError
 from fathom.training import evaluate as module
+from fathom.training import splits
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate, evaluate_model, named
 from fathom.training.metrics import paired_difference
@@ -49,7 +50,7 @@ def random_table(seed: int) -> np.ndarray:
 def test_metrics_agree_with_ranking_each_user_by_hand(
     cases: Cases, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_CASES", chunk)
+    monkeypatch.setattr(splits, "CHUNK_CASES", chunk)
     table = random_table(1)
     report = evaluate(cases, [named("table", by_last_item(table))], n_items=ITEMS)
     hits, recommended = [], set()

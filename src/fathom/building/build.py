@@ -28,6 +28,7 @@ from fathom.runtime.bundle import Bundle, read_manifest
 from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, MetricInterval, sealed
 from fathom.show import Activity, dataset_facts, err
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.counting import fit_counting
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import SCHEMA_VERSION as EVALUATION_SCHEMA_VERSION
@@ -184,7 +185,8 @@ class Build:
         dataset, checkpoint = Dataset.load(self.dataset), self._healed(self._winner()[0])
         with Activity("evaluate every depth and the baselines", self.remaining) as activity:
             cut = split(dataset, checkpoint.config.split)
-            report = evaluate_model(checkpoint.model, dataset, cut, progress=activity.update)
+            counting = fit_counting(checkpoint.model, cut, dataset.n_items, progress=activity.update)
+            report = evaluate_model(checkpoint.model, dataset, cut, counting=counting, progress=activity.update)
             write_json(self.folder / "evaluation.json", report.as_dict() | {"table": report.table()})
 
     def _export(self) -> None:

@@ -58,12 +58,16 @@ def evaluate(
 ) -> None:
     """Quality of every depth and of the baselines: full ranking, seen items left out, 95 % intervals over users.
 
+    Depths are judged as they are served: depth 0 counts what usually follows an item, the deeper ones add a part of
+    that to the network's scores where it helps on validation items; "alone" is the network without it.
+
     Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
     """
     options.need_training()
     from fathom.exporter.planning.heal import check_dataset
     from fathom.files import write_json
     from fathom.training.checkpoint import Checkpoint
+    from fathom.training.counting import fit_counting
     from fathom.training.dataset import Dataset
     from fathom.training.evaluate import evaluate_model
     from fathom.training.splits import split
@@ -73,7 +77,8 @@ def evaluate(
     check_dataset(loaded, dataset)
     with Activity("evaluate") as activity:
         cut = split(dataset, loaded.config.split)
-        report = evaluate_model(loaded.model, dataset, cut, part=part, progress=activity.update)
+        counting = fit_counting(loaded.model, cut, dataset.n_items, progress=activity.update)
+        report = evaluate_model(loaded.model, dataset, cut, part=part, counting=counting, progress=activity.update)
     if out:
         write_json(out, report.as_dict())
     title = f"Quality on the {part} items ({report.cases:,} users)"
