@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing, places_of
 
 #: Above so many items, counts are added up by sorting and not in an array of one number per item.
 LARGEST_DENSE = 65_536
+_HIDDEN = np.float32(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +42,16 @@ class Counting:
         count in relation to the largest, so above 0 and at most 1. Seen items are counted too.
         """
         newest = history[: -self.window - 1 : -1]
-        bounds = list(zip(self.offsets.take(newest).tolist(), self.offsets.take(newest + 1).tolist(), strict=True))
-        if not bounds:
+        first = self.offsets.take(newest)
+        sizes = self.offsets.take(newest + 1) - first
+        ends = sizes.cumsum()
+        places = (first - ends + sizes).repeat(sizes)
+        if not len(places):
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        items = np.concatenate([self.neighbours[low:high] for low, high in bounds])
-        if not len(items):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        gains = np.concatenate([self.weights[low:high] for low, high in bounds]) * np.repeat(
-            self._ages[: len(bounds)], [high - low for low, high in bounds]
-        )
-        if len(self.popularity) <= LARGEST_DENSE:
-            counts = np.bincount(items, gains)
-            found = np.flatnonzero(counts)
-            counts = counts[found]
-        else:
-            found, place = np.unique(items, return_inverse=True)
-            counts = np.bincount(place, gains)
-        return found.astype(np.int64, copy=False), (counts / counts.max()).astype(np.float32)
+        places += np.arange(len(places))
+        gains = self.weights.take(places) * self._ages[: len(newest)].repeat(sizes)
+        found, counts = _sums(self.neighbours.take(places), gains, dense=len(self.popularity) <= LARGEST_DENSE)
+        return found, (counts / counts.max()).astype(np.float32)
 
     def best(self, history: NDArray[np.integer], k: int, keep: ItemFilter) -> tuple[Indices, Scores]:
         """The k best items for a history that ``keep`` lets through: (indices int64, scores float32), best first.
@@ -67,23 +61,56 @@ class Counting:
         """
         shown = passing(keep, len(self.popularity))
         items, shares = self.shares(history)
-        left = ~np.isin(items, keep.exclude)
+        shares[places_of(keep.exclude, items)] = _HIDDEN
         if shown is not None:
-            left &= shown[items]
-        items, shares = items[left], shares[left]
-        order = np.argsort(-shares, kind="stable")[:k]
-        items, shares = items[order], shares[order]
+            shares[~shown.take(items)] = _HIDDEN
+        order = _largest(shares, k)
+        items, shares = items.take(order), shares.take(order)
+        if shares.size and shares[-1] == _HIDDEN:
+            left = shares != _HIDDEN
+            items, shares = items[left], shares[left]
         if len(items) == k:
             return items, shares
-        hidden = np.concatenate((keep.exclude, items))
-        more = self._popular(k - len(items), hidden, shown)
+        more = self._popular(k - len(items), {*keep.exclude.tolist(), *items.tolist()}, shown)
         return np.concatenate((items, more)), np.concatenate((shares, self.popularity[more] - np.float32(1)))
 
-    def _popular(self, k: int, hidden: Indices, shown: NDArray[np.bool_] | None) -> Indices:
+    def _popular(self, k: int, hidden: set[int], shown: NDArray[np.bool_] | None) -> Indices:
         """The k most popular items that are shown and not hidden."""
-        if shown is None:
-            # Of the first k + h, at most h are hidden.
-            candidates = self._by_popularity[: k + len(hidden)]
-        else:
-            candidates = self._by_popularity[shown[self._by_popularity]][: k + len(hidden)]
-        return candidates[~np.isin(candidates, hidden)][:k]
+        found: list[int] = []
+        # Of the first k + h, at most h are hidden; where few are shown, ever more are looked at.
+        low, size = 0, k + len(hidden)
+        while len(found) < k and low < len(self._by_popularity):
+            candidates = self._by_popularity[low : low + size]
+            if shown is not None:
+                candidates = candidates[shown.take(candidates)]
+            found += [item for item in candidates.tolist() if item not in hidden]
+            low, size = low + size, 2 * size
+        return np.array(found[:k], np.int64)
+
+
+def _sums(items: NDArray[np.int32], gains: NDArray[np.float64], *, dense: bool) -> tuple[Indices, NDArray[np.float64]]:
+    """The items that occur (c,), ascending, and the sum of each one's gains (c,), added up in their order."""
+    counts: NDArray[np.float64]
+    if dense:
+        counts = np.bincount(items, gains).astype(np.float64, copy=False)
+        found = (counts > 0).nonzero()[0].astype(np.int64, copy=False)
+        return found, counts.take(found)
+    # Sorted by item, then by place: one sort of plain numbers is faster than an order to sort by.
+    bits = len(items).bit_length()
+    keys = (items.astype(np.int64) << bits) | np.arange(len(items))
+    keys.sort()
+    ordered = keys >> bits
+    new = np.empty(len(items), dtype=np.bool_)
+    new[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    counts = np.bincount(new.cumsum() - 1, gains.take(keys & ((1 << bits) - 1))).astype(np.float64, copy=False)
+    return ordered[new], counts
+
+
+def _largest(values: Scores, k: int) -> Indices:
+    """Where the k largest are, largest first; equal ones in their order."""
+    near = np.arange(len(values))
+    if k < len(values):
+        near = (values >= np.partition(values, -k)[-k]).nonzero()[0]
+    best: Indices = near.take(np.argsort(-values.take(near), kind="stable")[:k])
+    return best

@@ -32,3 +32,10 @@ def passing(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:
     if keep.mask is not None:
         shown &= keep.mask
     return shown
+
+
+def places_of(items: Indices, ascending: Indices) -> Indices:
+    """Where those of ``items`` (any,) that are among the ``ascending`` (n,) stand in it, (at most any,)."""
+    places = ascending.searchsorted(items)
+    # One that is larger than all would stand behind the last.
+    return places[ascending.take(places, mode="clip") == items] if len(ascending) else places[:0]

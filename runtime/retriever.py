@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.engines.session import Device, open_session
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing, places_of
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
 
 if TYPE_CHECKING:
@@ -31,7 +31,22 @@ GRAPHS: dict[ItemPrecision, Path] = {
 GRAPH_IN_CHUNKS = Path(__file__).with_name("search_in_chunks.onnx")
 CHUNK = 256
 _NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
+_TRUE, _FALSE = np.array(True), np.array(False)
+_NO_BONUS = np.empty(0, np.int64), np.empty(0, np.float32)
 _NEVER = np.float32(-np.inf)
+
+#: Items (b,), ascending, each once, and what is added to their scores (b,), finite.
+Bonus = tuple[Indices, Scores]
+
+
+class _Changes(NamedTuple):
+    """What is added to scores, minus infinity to hide an item: places int64 (m, 2: row, item), added float32 (m,).
+
+    A place occurs twice only where it is hidden twice.
+    """
+
+    places: Indices
+    added: Scores
 
 
 class FlatRetriever:
@@ -62,15 +77,20 @@ class FlatRetriever:
         self._blocks = [_Block(self._session, vectors, block, on_gpu=on_gpu) for block in blocks]
 
     def search(
-        self, users: NDArray[np.float32], ks: Sequence[int], filters: Sequence[ItemFilter]
+        self,
+        users: NDArray[np.float32],
+        ks: Sequence[int],
+        filters: Sequence[ItemFilter],
+        bonuses: Sequence[Bonus | None] | None = None,
     ) -> list[tuple[Indices, Scores]]:
         """The ``ks[i]`` best items for user vector i: (indices int64, scores float32), best first.
 
-        ``users``: float32 (rows, width). Equal scores: the lowest index first. Fewer than k when fewer are left.
+        ``users``: float32 (rows, width). ``bonuses``: of each row, added to its scores before they are compared. Equal
+        scores: the lowest index first. Fewer than k when fewer are left.
         """
         masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, self._n)) is not None}
-        hidden = _pairs([keep.exclude for keep in filters])
-        values, items = self._best(users, hidden, masks, max(ks))
+        changes = _changes([keep.exclude for keep in filters], bonuses)
+        values, items = self._best(users, changes, masks, max(ks))
         # What is hidden is last, if it is there at all: usually the worst of all is not.
         every = len(values) == 0 or bool(values[:, -1].min() > _NEVER)
         if not every:
@@ -79,12 +99,12 @@ class FlatRetriever:
         return [(items[row, :k], values[row, :k]) for row, k in enumerate(ks)]
 
     def _best(
-        self, users: NDArray[np.float32], hidden: Indices, masks: Mapping[int, NDArray[np.bool_]], k: int
+        self, users: NDArray[np.float32], changes: _Changes, masks: Mapping[int, NDArray[np.bool_]], k: int
     ) -> tuple[Scores, Indices]:
         """Scores and items (rows, k) of the best, hidden ones last."""
         found = []
         for block in self._blocks:
-            inside = hidden if len(self._blocks) == 1 else _inside(hidden, block.low, block.items)
+            inside = changes if len(self._blocks) == 1 else _inside(changes, block.low, block.items)
             found.append(block.best(users, inside, masks, k))
         if len(found) == 1:
             return found[0]
@@ -118,18 +138,25 @@ class _Block:
                 self._always["scales"] = vectors.scales[part]
 
     def best(
-        self, users: NDArray[np.float32], hidden: Indices, masks: Mapping[int, NDArray[np.bool_]], k: int
+        self, users: NDArray[np.float32], changes: _Changes, masks: Mapping[int, NDArray[np.bool_]], k: int
     ) -> tuple[Scores, Indices]:
-        """Scores and items (rows, at most k) of the best; ``hidden`` counts from the first item of the block."""
+        """Scores and items (rows, at most k) of the best; ``changes`` count from the first item of the block."""
         shown = _NO_MASK
         if masks:
             shown = np.ones((len(users), self.items), dtype=np.bool_)
             for row, mask in masks.items():
                 shown[row] = mask[self.low : self.low + self.items]
-        feeds: dict[str, NDArray[Any]] = {"users": users, "hidden": hidden, "shown": shown}
-        feeds |= {"masked": np.array(bool(masks)), "k": np.array([min(k, self.items)])}
+        feeds: dict[str, NDArray[Any]] = {
+            "users": users,
+            "places": changes.places,
+            "added": changes.added,
+            "shown": shown,
+            "masked": _TRUE if masks else _FALSE,
+            "k": np.array([min(k, self.items)]),
+            **self._always,
+        }
         if self._binding is None:
-            values, items = self._session.run(["values", "items"], feeds | self._always)
+            values, items = self._session.run(["values", "items"], feeds)
         else:
             for name, value in feeds.items():
                 self._binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -140,17 +167,37 @@ class _Block:
         return values, items + self.low if self.low else items
 
 
-def _pairs(items: Sequence[Indices]) -> Indices:
-    """(row, item) of every list, int64 (m, 2)."""
+def _changes(excluded: Sequence[Indices], bonuses: Sequence[Bonus | None] | None) -> _Changes:
+    if bonuses is None:
+        places = _pairs(len(excluded), excluded)
+        added = np.empty(len(places), np.float32)
+        added.fill(_NEVER)
+        return _Changes(places, added)
+    some = [_NO_BONUS if bonus is None else bonus for bonus in bonuses]
+    places = _pairs(len(excluded), [*excluded, *(items for items, _ in some)])
+    added = np.empty(len(places), np.float32)
+    hidden = sum(map(len, excluded))
+    added[:hidden] = _NEVER
+    np.concatenate([values for _, values in some], out=added[hidden:])
+    # A hidden item has no bonus.
+    low = hidden
+    for exclude, (items, _) in zip(excluded, some, strict=True):
+        added[low + places_of(exclude, items)] = _NEVER
+        low += len(items)
+    return _Changes(places, added)
+
+
+def _pairs(rows: int, items: Sequence[Indices]) -> Indices:
+    """(row, item) of every list, int64 (m, 2); the lists belong to rows 0, 1, ... and then to row 0 again."""
     sizes = [len(each) for each in items]
     pairs = np.empty((sum(sizes), 2), np.int64)
-    pairs[:, 0] = np.repeat(np.arange(len(items)), sizes)
+    pairs[:, 0] = 0 if rows == 1 else (np.arange(len(items)) % rows).repeat(sizes)
     np.concatenate(items, out=pairs[:, 1])
     return pairs
 
 
-def _inside(pairs: Indices, low: int, width: int) -> Indices:
-    """Of (row, item) pairs (m, 2) those of a block, counted from its first item."""
-    items = pairs[:, 1] - low
+def _inside(changes: _Changes, low: int, width: int) -> _Changes:
+    """Those of a block, counted from its first item."""
+    items = changes.places[:, 1] - low
     found = (items >= 0) & (items < width)
-    return np.stack((pairs[found, 0], items[found]), axis=1)
+    return _Changes(np.stack((changes.places[found, 0], items[found]), axis=1), changes.added[found])

@@ -14,7 +14,7 @@ from fathom.runtime.engines.interface import Engine
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
-from fathom.runtime.retriever import FlatRetriever
+from fathom.runtime.retriever import Bonus, FlatRetriever
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
 
@@ -67,6 +67,8 @@ class Runner:
         self._engine = engine
         self._retriever = retriever
         self._caches = caches
+        self._counting = bundle.counting
+        self._counting_weights = bundle.manifest.counting.weights if bundle.manifest.counting else {}
         self.observer: Observer | None = None
         self._trials: dict[int, CachedState] = {}
 
@@ -88,7 +90,8 @@ class Runner:
         engine_s = time.monotonic()
         if ran:
             self._observe(depth, ran, engine_s - start_s)
-        found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works])
+        bonuses = self._bonuses(depth, self._shares((depth,), works))
+        found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works], bonuses)
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
@@ -129,7 +132,9 @@ class Runner:
         results: dict[int, BatchResult | UnavailableError] = {}
         walk = self._engine.walk(*self._padded(works), path)
         active, rows = np.arange(len(works)), None
-        spent = np.zeros(2)
+        start_s = time.monotonic()
+        shares = self._shares(path, works)
+        spent = np.array([0, time.monotonic() - start_s])
         for place, depth in enumerate(path):
             start_s = time.monotonic()
             users = walk.send(rows)
@@ -137,7 +142,8 @@ class Runner:
             self._observe(depth, len(users), engine_s - start_s)
             waiting = [works[i] for i in active.tolist()]
             ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
-            found = self._retriever.search(users, ks, [work.keep for work in waiting])
+            bonuses = self._bonuses(depth, [shares[i] for i in active.tolist()] if shares else None)
+            found = self._retriever.search(users, ks, [work.keep for work in waiting], bonuses)
             spent += engine_s - start_s, time.monotonic() - engine_s
             finite = np.isfinite(users.sum(axis=1))
             rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
@@ -149,6 +155,19 @@ class Runner:
             if not len(active):
                 break
         return [results[row] for row in range(len(works))]
+
+    def _shares(self, path: tuple[int, ...], works: Sequence[BatchItem]) -> list[Bonus] | None:
+        """What the counting exit makes of each history; None where no exit of the path asks."""
+        if self._counting is None or not any(self._counting_weights[depth] for depth in path):
+            return None
+        return [self._counting.shares(work.ids - 1) for work in works]
+
+    def _bonuses(self, depth: int, shares: Sequence[Bonus] | None) -> list[Bonus] | None:
+        """What counting adds to the scores of an exit."""
+        if shares is None or not self._counting_weights[depth]:
+            return None
+        weight = np.float32(self._counting_weights[depth])
+        return [(items, weight * values) for items, values in shares]
 
     def _padded(self, items: Sequence[BatchItem]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         longest = max(len(item.ids) for item in items)

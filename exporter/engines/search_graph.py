@@ -22,9 +22,11 @@ _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": Tensor
 def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None) -> bytes:
     """The graph.
 
-    ``users`` (rows, width) and ``vectors`` (items, width) give scores. Those at ``hidden`` (pairs, 2: row, item) become
-    minus infinity and, where ``masked`` is true, those for which ``shown`` (rows, items) is false. ``values`` and
-    ``items`` (rows, k) are the best of each row; equal scores: the lowest index first.
+    ``users`` (rows, width) and ``vectors`` (items, width) give scores. To those at ``places`` (pairs, 2: row, item)
+    ``added`` (pairs,) is added, minus infinity to hide an item; a place may occur twice only if all that is added there
+    is minus infinity, because threads share the work. Where ``masked`` is true, scores for which ``shown`` (rows,
+    items) is false become minus infinity. ``values`` and ``items`` (rows, k) are the best of each row; equal scores:
+    the lowest index first.
 
     ``precision``: of the vectors. int8 rows are multiplied by ``scales`` (items,).
 
@@ -37,9 +39,7 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
     plain = _branch("plain", [], "left", chunk)
     nodes = [
         *_scores(precision),
-        helper.make_node("Shape", ["hidden"], ["pairs"], start=0, end=1),
-        helper.make_node("Expand", ["never", "pairs"], ["updates"]),
-        helper.make_node("ScatterND", ["all", "hidden", "updates"], ["left"]),
+        helper.make_node("ScatterND", ["all", "places", "added"], ["left"], reduction="add"),
         helper.make_node("If", ["masked"], names, then_branch=masked, else_branch=plain),
     ]
     constants: dict[str, NDArray[Any]] = {"never": np.array(-np.inf, np.float32)}
@@ -63,7 +63,8 @@ def _inputs(precision: ItemPrecision) -> list[onnx.ValueInfoProto]:
         info("users", TensorProto.FLOAT, ["rows", "width"]),
         info("vectors", _TYPES[precision], ["n", "width"]),
         *([info("scales", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
-        info("hidden", TensorProto.INT64, ["m", 2]),
+        info("places", TensorProto.INT64, ["m", 2]),
+        info("added", TensorProto.FLOAT, ["m"]),
         info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
         info("masked", TensorProto.BOOL, []),
         info("k", TensorProto.INT64, [1]),

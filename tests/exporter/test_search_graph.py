@@ -28,11 +28,13 @@ def test_a_search_in_chunks_finds_the_same(items: int, k: int) -> None:
     rng = np.random.default_rng(items)
     for masked in (False, True):
         for _ in range(20):
+            places = np.unique(np.stack((rng.integers(0, 3, 6), rng.integers(0, items, 6)), axis=1), axis=0)
             feeds = {
                 # Whole numbers, so that many scores are equal.
                 "users": rng.integers(-2, 3, (3, 2)).astype(np.float32),
                 "vectors": rng.integers(-2, 3, (items, 2)).astype(np.float32),
-                "hidden": np.unique(np.stack((rng.integers(0, 3, 4), rng.integers(0, items, 4)), axis=1), axis=0),
+                "places": places,
+                "added": rng.choice([-np.inf, 1, 2], len(places)).astype(np.float32),
                 "shown": rng.random((3, items)) < 0.5 if masked else np.empty((0, 0), np.bool_),
                 "masked": np.array(masked),
                 "k": np.array([k]),
@@ -57,7 +59,8 @@ def test_a_gpu_finds_what_the_processor_finds(monkeypatch: pytest.MonkeyPatch) -
         users = rng.integers(-3, 4, (rows, 8)).astype(np.float32)
         for mask in (None, rng.random(100_000) < 0.1, np.arange(100_000) == 7):
             keeps = [ItemFilter(exclude=rng.integers(0, 100_000, 50), mask=mask)] * rows
-            asked = users, [100] * rows, keeps
+            bonus = np.arange(0, 100_000, 99), rng.integers(0, 9, 1_011).astype(np.float32)
+            asked = users, [100] * rows, keeps, [bonus] * rows
             for (items, scores), (expected, best) in zip(gpu.search(*asked), one.search(*asked), strict=True):
                 np.testing.assert_array_equal(scores, best)
                 np.testing.assert_array_equal(items, expected)

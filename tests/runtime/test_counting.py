@@ -1,9 +1,11 @@
 """The counting exit against a count by hand."""
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fathom.runtime import counting as counting_module
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_filter import ItemFilter
 
@@ -59,3 +61,58 @@ def test_equal_shares_come_in_the_order_of_their_items() -> None:
         1.0,
     )
     assert tied.best(np.array([0]), 2, ItemFilter())[0].tolist() == [1, 2]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[dict[int, float]], Counting]:
+    """Neighbours of up to 30 items; halves make every sum exact and ties frequent."""
+    n = draw(st.integers(1, 30))
+    halves = st.integers(1, 6).map(lambda number: number / 2)
+    weights = draw(st.lists(st.dictionaries(st.integers(0, n - 1), halves, max_size=6), min_size=n, max_size=n))
+    popularity = draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
+    made = Counting(
+        np.cumsum([0, *map(len, weights)]),
+        np.array([item for each in weights for item in each], np.int32),
+        np.array([weight for each in weights for weight in each.values()], np.float32),
+        np.array(popularity, np.float32) / 4,
+        window=draw(st.integers(1, 8)),
+        decay=draw(st.sampled_from([0.5, 1.0])),
+    )
+    return weights, made
+
+
+@st.composite
+def filters(draw: st.DrawFn, n: int) -> ItemFilter:
+    items = st.lists(st.integers(0, n - 1), max_size=n + 3).map(lambda x: np.array(x, np.int64))
+    mask = st.lists(st.booleans(), min_size=n, max_size=n).map(np.array)
+    return ItemFilter(draw(items), draw(st.none() | items), draw(st.none() | mask))
+
+
+@pytest.mark.parametrize("largest_dense", [0, counting_module.LARGEST_DENSE])
+@given(tables(), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_small_and_large_catalogues_give_what_a_plain_count_gives(
+    monkeypatch: pytest.MonkeyPatch, largest_dense: int, made, data
+) -> None:
+    monkeypatch.setattr(counting_module, "LARGEST_DENSE", largest_dense)
+    weights, counting = made
+    n = len(weights)
+    history = data.draw(st.lists(st.integers(0, n - 1), max_size=12))
+    keep, k = data.draw(filters(n)), data.draw(st.integers(1, n + 3))
+    counts: dict[int, float] = {}
+    for age, item in enumerate(reversed(history[-counting.window :])):
+        for other, weight in weights[item].items():
+            counts[other] = counts.get(other, 0.0) + counting.decay**age * weight
+    scores = {item: np.float32(count / max(counts.values())) for item, count in counts.items()}
+    items, shares = counting.shares(np.array(history, np.int64))
+    assert (items.tolist(), shares.tolist()) == (sorted(scores), [scores[item] for item in sorted(scores)])
+    assert (items.dtype, shares.dtype) == (np.int64, np.float32)
+    left = set(range(n)) if keep.allow is None else set(keep.allow.tolist())
+    left -= set(keep.exclude.tolist())
+    left = {item for item in left if keep.mask is None or keep.mask[item]}
+    popular = {item: counting.popularity[item] - np.float32(1) for item in left}
+    best = sorted(left, key=lambda item: (item not in scores, -scores.get(item, popular[item]), item))[:k]
+    found, given_scores = counting.best(np.array(history, np.int64), k, keep)
+    assert found.tolist() == best
+    assert given_scores.tolist() == [scores.get(item, popular[item]) for item in best]
+    assert (found.dtype, given_scores.dtype) == (np.int64, np.float32)

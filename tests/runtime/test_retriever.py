@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.retriever import FlatRetriever
+from fathom.runtime.retriever import FlatRetriever, _changes
+
+KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
 def brute_force(scores: np.ndarray, k: int, keep: ItemFilter) -> list[int]:
@@ -35,6 +37,32 @@ def searches(draw: st.DrawFn):
         draw(st.lists(filters, min_size=rows, max_size=rows)),
         draw(st.sampled_from([1, 7, 50])),
     )
+
+
+@st.composite
+def bonuses(draw: st.DrawFn, n: int):
+    items = np.array(sorted(draw(st.sets(st.integers(0, n - 1)))), np.int64)
+    quarters = draw(st.lists(st.integers(-4, 12), min_size=len(items), max_size=len(items)))
+    return items, np.array(quarters, np.float32) / 4
+
+
+@given(searches(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_bonus_counts_before_anything_is_compared_and_never_brings_back_what_is_hidden(search, data) -> None:
+    rows, users, ks, filters, block_items = search
+    rows[:, 0] += (rows == 0).all(axis=1)  # a row of zeros has no direction in int8
+    precision = data.draw(st.sampled_from(["fp32", "fp16", "int8"]))
+    vectors = ItemVectors(rows.astype(KINDS[precision]))
+    given = data.draw(st.lists(st.none() | bonuses(len(rows)), min_size=len(users), max_size=len(users)))
+    retriever = FlatRetriever(vectors, block_items=block_items, threads=data.draw(st.integers(1, 2)))
+    for row, (indices, scores) in enumerate(retriever.search(users, ks, filters, given)):
+        exact = rows @ users[row]
+        if vectors.scales is not None:
+            exact *= vectors.scales
+        if (bonus := given[row]) is not None:
+            exact[bonus[0]] += bonus[1]
+        assert indices.tolist() == brute_force(exact, ks[row], filters[row])
+        np.testing.assert_array_equal(scores, exact[indices])
 
 
 @given(searches())
@@ -71,6 +99,23 @@ def test_a_large_catalogue_in_blocks_gives_the_same_answer(block_items: int) -> 
     vectors = rng.integers(-9, 10, (5_000, 16)).astype(np.float32)
     users = rng.integers(-9, 10, (3, 16)).astype(np.float32)
     keep = [ItemFilter(exclude=rng.integers(0, 5_000, 50)), ItemFilter(mask=rng.random(5_000) < 0.1), ItemFilter()]
-    found = FlatRetriever(ItemVectors(vectors), block_items=block_items).search(users, [10, 20, 1_000], keep)
-    for row, (indices, _) in enumerate(found):
-        assert indices.tolist() == brute_force((users @ vectors.T)[row], (10, 20, 1_000)[row], keep[row])
+    items = np.sort(rng.choice(5_000, 900, replace=False))
+    bonus = items, rng.integers(0, 99, 900).astype(np.float32)
+    retriever = FlatRetriever(ItemVectors(vectors), block_items=block_items, threads=2)
+    for added in (None, [bonus, None, bonus]):
+        exact = users @ vectors.T
+        if added:
+            exact[np.ix_([0, 2], items)] += bonus[1]
+        for row, (indices, _) in enumerate(retriever.search(users, [10, 20, 1_000], keep, added)):
+            assert indices.tolist() == brute_force(exact[row], (10, 20, 1_000)[row], keep[row])
+
+
+def test_threads_may_add_in_any_order_because_nothing_else_is_added_where_an_item_is_hidden() -> None:
+    bonus = np.array([0, 3, 5, 9]), np.ones(4, np.float32)
+    places, added = _changes([np.array([9, 5, 5, 7]), np.array([2])], [bonus, bonus])
+    at: dict[tuple[int, int], set[float]] = {}
+    for (row, item), value in zip(places.tolist(), added.tolist(), strict=True):
+        at.setdefault((row, item), set()).add(value)
+    hidden = {(0, 9), (0, 5), (0, 7), (1, 2)}
+    given = {(0, 0), (0, 3), *((1, item) for item in (0, 3, 5, 9))}
+    assert at == {place: {-np.inf} for place in hidden} | {place: {1.0} for place in given}

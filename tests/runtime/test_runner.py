@@ -1,0 +1,115 @@
+"""An exit's answer is the network's score and the exit's part of what is counted, in a batch as in a cascade."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.counting import Counting
+from fathom.runtime.engines.open import open_engine
+from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.manifest import CountingInfo
+from fathom.runtime.padding import left_padded
+from fathom.runtime.prefix_cache import CacheHit
+from fathom.runtime.retriever import FlatRetriever
+from fathom.runtime.runner import BatchItem, BatchResult, Runner
+from fathom.selector.choice import EarlyExit
+from fathom.selector.learned import LossModel
+from fathom.selector.routing import Cascade
+
+DEPTHS = (4, 8, 12, 16)
+WEIGHTS = {4: 0.5, 8: 0.0, 12: 0.25, 16: 2.0}
+
+
+@pytest.fixture(scope="module")
+def bundle(synthetic_bundle: Path) -> Bundle:
+    """With random transitions between its 50 items."""
+    opened = Bundle.open(synthetic_bundle)
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(0, 9, 50)
+    counting = Counting(
+        np.concatenate(([0], sizes.cumsum())),
+        rng.integers(0, 50, sizes.sum()).astype(np.int32),
+        rng.random(sizes.sum(), dtype=np.float32) + np.float32(0.01),
+        np.zeros(50, np.float32),
+        window=5,
+        decay=0.8,
+    )
+    info = CountingInfo(window=5, decay=0.8, weights=WEIGHTS, quality={})
+    return replace(opened, counting=counting, manifest=opened.manifest.model_copy(update={"counting": info}))
+
+
+@pytest.fixture(scope="module")
+def works() -> list[BatchItem]:
+    rng = np.random.default_rng(6)
+    histories = [rng.integers(0, 50, length) for length in rng.integers(1, 20, 24)]
+    return [BatchItem(each + 1, None, 12, ItemFilter(exclude=each, mask=rng.random(50) < 0.8)) for each in histories]
+
+
+def mixed(bundle: Bundle, user: np.ndarray, work: BatchItem, depth: int) -> np.ndarray:
+    """The score of every item by a count of its own."""
+    tables, counts = bundle.counting, np.zeros(50)
+    assert tables is not None
+    for age, item in enumerate(work.ids[::-1][: tables.window] - 1):
+        part = slice(tables.offsets[item], tables.offsets[item + 1])
+        np.add.at(counts, tables.neighbours[part], tables.decay**age * tables.weights[part].astype(float))
+    scores = np.asarray(bundle.vectors) @ user + WEIGHTS[depth] * counts / (counts.max() or 1)
+    scores[work.keep.exclude] = -np.inf
+    return np.where(work.keep.mask, scores, -np.inf)
+
+
+def check(bundle: Bundle, users: np.ndarray, works: list[BatchItem], results: list, depths: list[int]) -> None:
+    for user, work, result, depth in zip(users, works, results, depths, strict=True):
+        assert isinstance(result, BatchResult)
+        assert result.depth == depth
+        exact = mixed(bundle, user, work, depth)
+        best = np.argsort(-exact, kind="stable")[: min(work.k, np.count_nonzero(exact > -np.inf))]
+        assert result.indices.tolist() == best.tolist()
+        np.testing.assert_allclose(result.scores, exact[best], atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_an_exit_adds_its_part_of_the_counts_to_the_network_s_scores(
+    bundle: Bundle, works: list[BatchItem], depth: int
+) -> None:
+    with open_engine(bundle) as engine:
+        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=False)
+        users = engine.run(left_padded([work.ids for work in works], 20), None, depth)
+        check(bundle, users, works, list(runner.run(depth, works)), [depth] * len(works))
+        check(bundle, users[:1], works[:1], list(runner.run(depth, works[:1])), [depth])
+
+
+def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
+    bundle: Bundle, works: list[BatchItem]
+) -> None:
+    with open_engine(bundle) as engine:
+        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=True)
+        users = engine.run(left_padded([work.ids for work in works], 20), None, 16)
+        known = [work._replace(hit=CacheHit("vector", user=user)) for work, user in zip(works, users, strict=True)]
+        results = list(runner.run(16, known))
+    check(bundle, users, works, results, [16] * len(works))
+    for user, result in zip(users, results, strict=True):
+        np.testing.assert_array_equal(result.user, user)
+
+
+def test_every_exit_of_a_cascade_adds_its_own_part(bundle: Bundle, works: list[BatchItem]) -> None:
+    features = [bundle.inspect(work.ids - 1, None)[0] for work in works]
+    width = len(features[0]) + 3
+    # Longer histories go on: a quarter leaves at each exit.
+    gates = []
+    for place, shorter in enumerate(np.quantile([each[0] for each in features], [0.25, 0.5, 0.75])):
+        first = (1.0,) + (0.0,) * (2 * width - 1)
+        deeper = 3 - place
+        gates.append(LossModel((shorter,) + (0.0,) * (width - 1), (1.0,) * width, (0.0,) * deeper, (first,) * deeper))
+    cascade = Cascade("cascade", DEPTHS, 0.0, (0.25, 0.5, 0.75, 1.0), tuple(gates))
+    asked = [work._replace(early_exit=EarlyExit(cascade, each)) for work, each in zip(works, features, strict=True)]
+    with open_engine(bundle) as engine:
+        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=False)
+        results = list(runner.run(16, asked))
+        depths = [result.depth for result in results if isinstance(result, BatchResult)]
+        padded = left_padded([work.ids for work in works], 20)
+        users = np.stack([engine.run(padded[[row]], None, depth)[0] for row, depth in enumerate(depths)])
+    check(bundle, users, works, results, depths)
+    assert set(depths) == set(DEPTHS)
