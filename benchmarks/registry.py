@@ -25,6 +25,7 @@ MODULES = (
     "systems.grpc_echo",
     "systems.server_start",
     "systems.returning",
+    "systems.score",
     "systems.overload",
     "systems.workers",
     "systems.stages",

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fathom.errors import ArtefactError, ConfigError
 from fathom.importance.choice import Graded, choose_methods, forward_seconds
-from fathom.importance.distribution import PieceRunner, one_after_the_other
 from fathom.importance.interface import LayerTensors, per_sample_gradients
 from fathom.importance.lattice.lattice import Lattice, LatticeProgress, masks_on_the_way, measure_lattice, random_orders
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.rank import Progress, rank_layers
 from fathom.importance.registry import ALL, DEFAULT, load_methods
+from fathom.pieces import PieceRunner, one_after_the_other
 from fathom.training.batches import pad_histories
 from fathom.training.blocks import Context
 from fathom.training.checkpoint import Checkpoint

@@ -1,31 +1,13 @@
-"""Where pieces of work run: here, in processes of this machine, or on the machines of a Ray cluster.
+"""A piece of work is always computed alone and in one thread, so that it gives the same bits wherever it runs."""
 
-A piece is always computed alone and in one thread, so that all of these give the same bits.
-"""
-
-import logging
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-
-from fathom.errors import optional
 
 Shared = TypeVar("Shared")
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-
-
-class PieceRunner(Protocol):
-    """Computes function(shared, piece) for every piece, and yields each with its result when it is there."""
-
-    def __call__(
-        self, function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
-    ) -> Iterator[tuple[Piece, Result]]: ...
 
 
 def in_one_thread(function: Callable[[Shared, Piece], Result], shared: Shared, piece: Piece) -> Result:
@@ -36,77 +18,3 @@ def in_one_thread(function: Callable[[Shared, Piece], Result], shared: Shared, p
         return function(shared, piece)
     finally:
         torch.set_num_threads(threads)
-
-
-def one_after_the_other(
-    function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
-) -> Iterator[tuple[Piece, Result]]:
-    """The PieceRunner of this process, in the order of the pieces."""
-    for piece in pieces:
-        yield piece, in_one_thread(function, shared, piece)
-
-
-def over_processes(workers: int) -> PieceRunner:
-    """A PieceRunner of so many processes of this machine; with one, this process."""
-    if workers == 1:
-        return one_after_the_other
-
-    def run(
-        function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
-    ) -> Iterator[tuple[Piece, Result]]:
-        context = get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(function, shared)) as pool:
-            waiting: dict[Future[Result], Piece] = {pool.submit(_compute, piece): piece for piece in pieces}
-            try:
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        yield waiting.pop(future), future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    return run
-
-
-def over_ray(address: str | None = None) -> PieceRunner:
-    """A PieceRunner of the Ray cluster at this address, or of one as large as this machine for as long as it takes.
-
-    "auto" is the cluster that this machine belongs to; its machines need Fathom with the extra ``train``. Raises
-    MissingExtraError without ray.
-    """
-
-    def run(
-        function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
-    ) -> Iterator[tuple[Piece, Result]]:
-        ray = optional("ray", "ray")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
-            task = ray.remote(num_cpus=1)(in_one_thread)
-            there = ray.put(shared)
-            waiting = {task.remote(function, there, piece): piece for piece in pieces}
-            while waiting:
-                for done in ray.wait(list(waiting))[0]:
-                    yield waiting.pop(done), ray.get(done)
-
-    return run
-
-
-_work: tuple[Callable[[Any, Any], Any], Any] | None = None
-
-
-def _remember(function: Callable[[Any, Any], Any], shared: object) -> None:
-    global _work
-    _work = (function, shared)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool's workers wait for work forever when the process that had them is killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _compute(piece: object) -> Any:
-    assert _work is not None
-    return in_one_thread(*_work, piece)

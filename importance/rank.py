@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from zlib import crc32
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
 from fathom.importance import statistics
-from fathom.importance.distribution import PieceRunner, one_after_the_other
+from fathom.importance.distribution import in_one_thread
 from fathom.importance.interface import Batch, ImportanceMethod, LayeredModel, hidden_states
 from fathom.importance.lattice.grades import CONSENSUS, Truth, grade
 from fathom.importance.lattice.lattice import METRICS, Lattice
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.statistics import Floats
+from fathom.pieces import PieceRunner, one_after_the_other
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def rank_layers(
     work = _Work(model, batches, seed, skip_inapplicable, len(methods), progress if here else None)
     pieces = [_Piece(number, name, method) for number, (name, method) in enumerate(methods.items(), 1)]
     found: dict[str, tuple[MethodScores, Floats] | str] = {}
-    for piece, result in runner(_score, work, pieces):
+    for piece, result in runner(partial(in_one_thread, _score), work, pieces):
         found[piece.name] = result
         if progress and not here:
             done = len(found)

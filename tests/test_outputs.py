@@ -34,6 +34,7 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
     ("certify", "bundle"): (artefacts.BUNDLE, "{out} --data {read}"),
     ("certify", "report"): (REPORT_FOLDER, "{bundle} --data {read} --report {out}"),
     ("build", "out"): (artefacts.BUNDLE, "{read} --out {out}"),
+    ("score", "out"): (artefacts.RECOMMENDATIONS, "{read} --users {read} --out {out}"),
     ("bundle slice", "out"): (artefacts.BUNDLE, "{read} --profile mobile --out {out}"),
     **{
         ("bundle convert", f"out {form}"): (kind, "{read} --checkpoint {read} --to " + form + " --out {out}")
@@ -60,6 +61,7 @@ READS = {
     "export": {"checkpoint", "data", "plan", "ranking"},
     "certify": {"data"},
     "build": {"path", "items_path"},
+    "score": {"bundle", "users"},
     "serve": {"bundle", "config", "trust"},
     "demo": {"bundle", "data"},
     "loadtest": {"trace", *TLS},

@@ -25,7 +25,7 @@ from fathom.benchmarks.registry import Benchmark, Run
 from fathom.files import write_json
 from fathom.importance import choice
 from fathom.importance.adapter import ElasticLayers, Histories, measure_checkpoint, validation_users
-from fathom.importance.distribution import in_one_thread, over_processes
+from fathom.importance.distribution import in_one_thread
 from fathom.importance.interface import run_skipping
 from fathom.importance.lattice.lattice import METRICS, Lattice, Masks, judge_subsets
 from fathom.importance.lattice.values import best_chain, best_subsets, interactions, layers_of, shapley_values, sizes
@@ -34,6 +34,7 @@ from fathom.importance.methods import meta_learning
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import ALL, load_methods
 from fathom.importance.statistics import Floats, bootstrap_interval
+from fathom.pieces import over_processes
 from fathom.show import Activity
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset

@@ -11,6 +11,7 @@ the same bits (see ``distribution``), and a shard that is done is kept when the 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import accumulate, product
 from operator import or_
@@ -25,9 +26,10 @@ from torch import Tensor
 from fathom.artefacts import LATTICE, LATTICE_SHARDS, check_output, expect, lattice_shards
 from fathom.errors import ArtefactError, ConfigError
 from fathom.files import new_folder, read_json, remove_folder, write_bytes, write_json
-from fathom.importance.distribution import PieceRunner, one_after_the_other
+from fathom.importance.distribution import in_one_thread
 from fathom.importance.interface import Batch, LayeredModel
 from fathom.importance.statistics import Floats
+from fathom.pieces import PieceRunner, one_after_the_other
 
 SCHEMA_VERSION = 1
 #: The whole lattice is measured up to here (a million subsets); a deeper model is sampled.
@@ -201,7 +203,7 @@ def measure_lattice(
     _open(kept, {"schema_version": SCHEMA_VERSION, "layers": layers, "subsets": len(masks), **about})
     missing = [shard for shard in shards if not (kept / shard.name).exists()]
     started, before = time.monotonic(), len(shards) - len(missing)
-    for done, (shard, data) in enumerate(runner(compute, (model, batches), missing), 1):
+    for done, (shard, data) in enumerate(runner(partial(in_one_thread, compute), (model, batches), missing), 1):
         write_bytes(kept / shard.name, data)
         left = (len(missing) - done) * (time.monotonic() - started) / done
         progress(LatticeProgress(before + done, len(shards), left))

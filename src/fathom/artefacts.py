@@ -20,7 +20,7 @@ from fathom.errors import ArtefactError, OutputError
 MAX_JSON_BYTES = 64 << 20
 #: Temporary names are a little longer, and filesystems end at 255.
 MAX_NAME_BYTES = 200
-#: The mark of a picture or page stands this near to its beginning.
+#: The mark of a picture, page or table stands this near to its beginning or its end.
 MARK_BYTES = 4096
 
 
@@ -30,9 +30,9 @@ class Kind:
 
     name: with its article, for messages. made_by: the command that writes it. keys: keys that the JSON has beside
     schema_version. own: regular expression of the other files that Fathom writes into the folder; ``listed``: the
-    head's ``files`` names them. first_line: only the first line of the file is that JSON. mark: written into pictures
-    and pages, which are recognised by it. parts: files that are added to a folder, whatever else is in it. beside: what
-    else is written with it, and where.
+    head's ``files`` names them. first_line: only the first line of the file is that JSON. mark: written into pictures,
+    pages and tables, which are recognised by it. parts: files that are added to a folder, whatever else is in it.
+    beside: what else is written with it, and where.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Kind:
     def is_at(self, path: Path) -> bool:
         """Whether an artefact of this kind, whole or not, is at ``path``."""
         if self.mark:
-            return path.is_file() and self.mark.encode() in _beginning(path)
+            return path.is_file() and any(self.mark.encode() in part for part in (_beginning(path), _end(path)))
         value = _read_json(path / self.head if self.head else path, first_line=self.first_line)
         return bool(self.keys) and "schema_version" in value and self.keys <= value.keys()
 
@@ -84,6 +84,11 @@ def training_state(checkpoint: Path) -> Path:
 def lattice_shards(lattice: Path) -> Path:
     """Where the shards of a lattice are kept until it is whole."""
     return lattice.with_name(f".{lattice.name}.shards")
+
+
+def score_parts(recommendations: Path) -> Path:
+    """Where the parts of recommendations are kept until they are whole."""
+    return recommendations.with_name(f".{recommendations.name}.parts")
 
 
 def load_plot(report: Path) -> Path:
@@ -161,12 +166,18 @@ REPORT_FOLDER = Kind(
     "fathom certify --report",
     parts={"routing.json": ROUTING_REPORT, "routing.png": ROUTING_PLOT, "routing.html": ROUTING_PAGE},
 )
+SCORE_PARTS = _folder(
+    "the parts of interrupted recommendations", "fathom score", "about.json", r"\d+\.parquet", "bundle users options"
+)
+RECOMMENDATIONS = Kind(
+    "recommendations", "fathom score", mark="Fathom recommendations", beside=(score_parts, SCORE_PARTS)
+)
 
 #: Folders that are artefacts as a whole: nothing else may be written into them.
 WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE)
-_FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, PLANS)
+_FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS)
 _FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE)
-_MARKED = (RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE)
+_MARKED = (RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS)
 KINDS = (*_FOLDERS, *_FILES, *_MARKED)
 
 Output = tuple[Path | None, Kind]
@@ -321,6 +332,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, str]]:
 def _beginning(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MARK_BYTES)
+
+
+def _end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MARK_BYTES))
+        return file.read()
 
 
 def _read_json(path: Path, *, first_line: bool = False) -> dict[str, Any]:

@@ -44,24 +44,33 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; creates its folder. Raises OutputError for a link or a special file."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Creates its folder. Raises OutputError for a link or a special file.
+    """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OutputError(f"{path}: not a regular file, so it is not replaced; choose another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _fsync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _fsync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; creates its folder. Raises OutputError for a link or a special file."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:

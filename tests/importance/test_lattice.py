@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fathom.errors import ArtefactError, ConfigError
-from fathom.importance.distribution import PieceRunner, over_processes, over_ray
 from fathom.importance.interface import run_skipping
 from fathom.importance.lattice import lattice as lattice_module
 from fathom.importance.lattice.lattice import (
@@ -32,6 +31,7 @@ from fathom.importance.lattice.values import (
     sizes,
 )
 from fathom.importance.toy import GatedToy, ToyBatch, toy_batches
+from fathom.pieces import PieceRunner, over_processes, over_ray
 
 GATES = [1.0, 0.5, 0.0, 0.7, 0.3]
 

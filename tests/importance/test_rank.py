@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fathom.errors import ArtefactError, ConfigError, DataError, MissingExtraError, NotApplicableError
-from fathom.importance.distribution import over_processes
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.methods.attention import Attention
 from fathom.importance.rank import RankProgress, rank_layers
 from fathom.importance.registry import load_methods, method_names
 from fathom.importance.toy import GatedToy, toy_batches
+from fathom.pieces import over_processes
 
 GATES = [0.05, 2.0, 0.0, 0.3]
 

@@ -95,7 +95,7 @@ class RankOptions:
 
     def measured_on(self) -> dict[str, Any]:
         """The users and the processes, as the functions that measure take them."""
-        from fathom.importance.distribution import over_processes, over_ray
+        from fathom.pieces import over_processes, over_ray
 
         runner = over_ray(self.ray) if self.ray else over_processes(self.workers)
         return {"users": self.users, "seed": self.seed, "runner": runner}
