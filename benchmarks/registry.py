@@ -22,6 +22,7 @@ MODULES = (
     "experiments.parity",
     "systems.engine_depth",
     "systems.selector_latency",
+    "systems.counting",
     "systems.grpc_echo",
     "systems.server_start",
     "systems.returning",
