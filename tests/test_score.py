@@ -1,7 +1,9 @@
 """`fathom score` answers every user as a server does, whole or not at all, and goes on where it was stopped."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,36 @@ from in_process import fathom
 from fathom.artefacts import RECOMMENDATIONS, score_parts
 from fathom.client import Client
 from fathom.errors import BundleEditedError, ConfigError, DataError, UnavailableError
+from fathom.exporter.certification.certify import write_certificate
+from fathom.exporter.certification.outcomes import measure_outcomes
+from fathom.files import sha256_file, write_json
 from fathom.local import running_server
 from fathom.pieces import Piece as PieceOf
 from fathom.pieces import PieceRunner, one_after_the_other, over_processes, over_ray
+from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.engines.open import open_engine
+from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.manifest import (
+    COUNTING_FILES,
+    MANIFEST_NAME,
+    NEIGHBOURS_FILE,
+    OFFSETS_FILE,
+    RECENT_FILE,
+    WEIGHTS_FILE,
+    CountingInfo,
+    FileEntry,
+    sealed,
+)
+from fathom.selector.learned import LossModel
+from fathom.selector.routing import Cascade
 from fathom.tools.scoring import histories
 from fathom.tools.scoring.answers import NOT_FOUND, ScoreOptions, Work, score_piece
 from fathom.tools.scoring.score import Summary, score
 from fathom.training.data import prepare
+from fathom.training.dataset import Sequences
+from fathom.training.splits import Cases
 
-ITEMS, USERS = 50, 40
+ITEMS, USERS, MAX_HISTORY = 50, 40, 20
 
 
 def made_histories(seed: int = 0) -> list[tuple[list[str], list[int]]]:
@@ -70,6 +93,46 @@ def timed_bundle(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(timestamps=True)
 
 
+@pytest.fixture(scope="module")
+def counted_bundle(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a counting exit that has a say at every depth: item i was followed by the next three."""
+    path = tmp_path_factory.mktemp("counted") / "bundle"
+    shutil.copytree(synthetic_bundle, path)
+    (path / "counting").mkdir(exist_ok=True)
+    np.save(path / OFFSETS_FILE, np.arange(0, 3 * ITEMS + 1, 3, dtype=np.int64))
+    np.save(path / NEIGHBOURS_FILE, np.array([(i + n) % ITEMS for i in range(ITEMS) for n in (1, 2, 3)], np.int32))
+    np.save(path / WEIGHTS_FILE, np.tile(np.array([1, 0.5, 0.25], np.float32), ITEMS))
+    np.save(path / RECENT_FILE, np.linspace(1, 0, ITEMS, dtype=np.float32))
+    manifest = read_manifest(synthetic_bundle)
+    entries = {
+        name: FileEntry(bytes=(path / name).stat().st_size, sha256=sha256_file(path / name)) for name in COUNTING_FILES
+    }
+    info = CountingInfo(window=5, decay=0.5, weights=dict.fromkeys(manifest.depths, 0.3), quality={})
+    changed = manifest.model_copy(update={"counting": info, "files": manifest.files | entries})
+    write_json(path / MANIFEST_NAME, sealed(changed).model_dump(mode="json"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cascaded_bundle(certified_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certified for a cascade, which goes on where the best answer is not far ahead of the second."""
+    path = tmp_path_factory.mktemp("cascaded") / "bundle"
+    shutil.copytree(certified_bundle, path)
+    bundle = Bundle.open(path)
+    assert bundle.certificate is not None
+    asked = np.random.default_rng(5).integers(ITEMS, size=(120, 12)).astype(np.int32)
+    targets = np.zeros(len(asked), dtype=np.int32)
+    cases = Cases(Sequences(asked.ravel(), np.arange(len(asked) + 1) * 12, None), targets, targets)
+    with open_engine(bundle) as engine:
+        outcomes = measure_outcomes(bundle, engine, cases)
+    inputs, sure = outcomes.routing_inputs, outcomes.confidence[:, :, 1:2]
+    gates = tuple(LossModel.fit(inputs.at_exit(n), 0.1 - np.repeat(sure[:, n], 3 - n, 1)) for n in range(3))
+    cascade = Cascade("cascade", bundle.depths, 0.2, (0.25, 0.5, 0.75, 1.0), gates)
+    claim = replace(bundle.certificate.claims[0], policy="cascade", routing=cascade)
+    write_certificate(bundle, replace(bundle.certificate, claims=(claim,)))
+    return path
+
+
 def run(bundle: Path, users: Path, out: Path, **more: Any) -> tuple[pl.DataFrame, Summary]:
     names = ScoreOptions.__dataclass_fields__
     options = ScoreOptions(**{name: value for name, value in more.items() if name in names})
@@ -86,6 +149,8 @@ def run(bundle: Path, users: Path, out: Path, **more: Any) -> tuple[pl.DataFrame
         ("synthetic_bundle", {"profile": "mobile"}),
         ("timed_bundle", {"policy": "rule"}),
         ("certified_bundle", {"policy": "certified"}),
+        ("cascaded_bundle", {}),
+        ("counted_bundle", {}),
     ],
 )
 def test_it_answers_as_a_server_does(
@@ -93,6 +158,8 @@ def test_it_answers_as_a_server_does(
 ) -> None:
     path = request.getfixturevalue(bundle)
     table, _ = run(path, lists, tmp_path / "recs.parquet", **options)
+    if bundle in ("certified_bundle", "cascaded_bundle"):
+        assert table["depth"].n_unique() > 1
     served = {name: str(options[name]) for name in ("policy", "profile") if name in options}
     flags = [part for name, value in served.items() for part in (f"--{name}", value)]
     with running_server(path, *flags, "--feedback-share", "0") as server, Client(server.address) as client:
@@ -136,7 +203,9 @@ def test_datasets_events_and_lists_of_the_same_histories_give_the_same_answers(
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("runner", [over_processes(2), over_ray()], ids=["processes", "ray"])
+@pytest.mark.parametrize(
+    "runner", [over_processes(2), pytest.param(over_ray(), marks=pytest.mark.slow)], ids=["processes", "ray"]
+)
 def test_wherever_it_runs_the_answers_are_the_same(
     synthetic_bundle: Path, lists: Path, tmp_path: Path, runner: PieceRunner
 ) -> None:
@@ -191,13 +260,29 @@ def test_unknown_items_are_left_out_and_a_user_without_known_ones_has_no_answer(
 ) -> None:
     users = [(["item-1", "elsewhere", "item-2"], [1, 2, 3]), (["elsewhere"], [1]), ([], [])]
     path = write_lists(tmp_path / "users.parquet", users)
-    table, summary = run(synthetic_bundle, path, tmp_path / "recs.parquet")
+    table, summary = run(synthetic_bundle, path, tmp_path / "recs.parquet", depth=4)
     known = write_lists(tmp_path / "known.parquet", [(["item-1", "item-2"], [1, 3])])
-    assert table[:1].equals(run(synthetic_bundle, known, tmp_path / "known-recs.parquet")[0])
+    assert table[:1].equals(run(synthetic_bundle, known, tmp_path / "known-recs.parquet", depth=4)[0])
     assert table["reason"].to_list()[1:] == [NOT_FOUND, NOT_FOUND]
     assert table["depth"].to_list()[1:] == [None, None]
     assert table["item_ids"].to_list()[1:] == [[], []]
     assert (summary.unknown_items, summary.users, sum(summary.depths.values())) == (2, 3, 1)
+
+
+def test_depth_0_and_strangers_are_answered_by_counting(counted_bundle: Path, lists: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(counted_bundle)
+    assert bundle.counting is not None
+    table, summary = run(counted_bundle, lists, tmp_path / "recs.parquet", depth=0)
+    for (items, _), row in zip(made_histories(), table.iter_rows(named=True), strict=True):
+        seen = np.array([bundle.catalogue.index[item] for item in items])
+        found, scores = bundle.counting.best(seen[-MAX_HISTORY:], 10, ItemFilter(exclude=seen))
+        assert row["item_ids"] == [bundle.catalogue.ids[index] for index in found]
+        assert row["scores"] == scores.tolist()
+    assert (summary.depths, summary.reasons) == ({"0": USERS}, {"fixed": USERS})
+    strangers = write_lists(tmp_path / "strangers.parquet", [(["elsewhere"], [1]), ([], [])])
+    table, summary = run(counted_bundle, strangers, tmp_path / "recs.parquet", k=3)
+    assert table["item_ids"].to_list() == [["item-0", "item-1", "item-2"]] * 2
+    assert (summary.depths, summary.reasons) == ({"0": 2}, {"popular": 2})
 
 
 @pytest.mark.parametrize(
@@ -227,7 +312,7 @@ def test_a_table_of_lists_that_cannot_be_used_is_one_line(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"depth": 5}, "no depth 5; the bundle has 4, 8, 12, 16"),
+        ({"depth": 5}, "no depth 5; the bundle has .*16"),
         ({"policy": "certified"}, "nothing is certified"),
         ({"profile": "nowhere"}, "nowhere"),
     ],

@@ -89,9 +89,8 @@ def compared(table: pl.DataFrame, answers: Sequence[Recommendation]) -> dict[str
         items = [item.id for item in answer.items]
         if row["item_ids"] == items and row["depth"] == answer.depth:
             same += 1
-            error = max(
-                error, float(np.abs(np.subtract(row["scores"], [i.score for i in answer.items])).max(initial=0))
-            )
+            differences = np.subtract(row["scores"], [item.score for item in answer.items])
+            error = max(error, float(np.abs(differences).max(initial=0)))
     return {"same_lists": same, "max_score_difference": float(f"{error:.2g}")}
 
 
