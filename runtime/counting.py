@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing, places_of
 
 #: Above so many items, counts are added up by sorting and not in an array of one number per item.
-LARGEST_DENSE = 65_536
+LARGEST_DENSE = 16_384
 _HIDDEN = np.float32(-1)
 
 
@@ -51,7 +51,8 @@ class Counting:
         places += np.arange(len(places))
         gains = self.weights.take(places) * self._ages[: len(newest)].repeat(sizes)
         found, counts = _sums(self.neighbours.take(places), gains, dense=len(self.popularity) <= LARGEST_DENSE)
-        return found, (counts / counts.max()).astype(np.float32)
+        counts /= counts.max()
+        return found, counts.astype(np.float32)
 
     def best(self, history: NDArray[np.integer], k: int, keep: ItemFilter) -> tuple[Indices, Scores]:
         """The k best items for a history that ``keep`` lets through: (indices int64, scores float32), best first.
@@ -111,6 +112,8 @@ def _largest(values: Scores, k: int) -> Indices:
     """Where the k largest are, largest first; equal ones in their order."""
     near = np.arange(len(values))
     if k < len(values):
-        near = (values >= np.partition(values, -k)[-k]).nonzero()[0]
-    best: Indices = near.take(np.argsort(-values.take(near), kind="stable")[:k])
+        ascending = values.copy()
+        ascending.partition(-k)
+        near = (values >= ascending[-k]).nonzero()[0]
+    best: Indices = near.take((-values.take(near)).argsort(kind="stable")[:k])
     return best
