@@ -155,24 +155,22 @@ def fit_counting(
     return CountingExit(count(cut.until_test, n_items, settings), weights)
 
 
-def counted_scorer(
-    model: "ElasticModel", exit: CountingExit, device: str = "cpu", *, alone: bool = False
+def with_counting(
+    network: Callable[[Sequences], dict[str, Scores]], exit: CountingExit, *, alone: bool = False
 ) -> Callable[[Sequences], dict[str, Scores]]:
     """Scores (histories, items) as they are served: "depth 0", and every deeper exit with its part of counting.
 
-    ``alone`` adds "depth N alone", the network's own scores, for every exit that counting has a part in.
+    ``network``: the cosines of every deeper exit, by name. ``alone`` adds "depth N alone", the network's own scores,
+    for every exit that counting has a part in.
     """
-    from fathom.training.scorer import depth_name, exit_scorer  # torch takes seconds to import
-
-    network = exit_scorer(model, device)
 
     def score(histories: Sequences) -> dict[str, Scores]:
-        found, cosines = {depth_name(0): exit.tables.scores(histories)}, network(histories)
+        found, cosines = {"depth 0": exit.tables.scores(histories)}, network(histories)
         shares = exit.tables.shares(histories).toarray()
         for depth, weight in exit.weights.items():
-            found[depth_name(depth)] = _mixed(cosines[depth_name(depth)], shares, weight)
+            found[f"depth {depth}"] = _mixed(cosines[f"depth {depth}"], shares, weight)
         for depth in [depth for depth, weight in exit.weights.items() if alone and weight]:
-            found[f"{depth_name(depth)} alone"] = cosines[depth_name(depth)]
+            found[f"depth {depth} alone"] = cosines[f"depth {depth}"]
         return found
 
     return score

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, DataError
 from fathom.training.baselines import BASELINES, EASE_MAX_ITEMS, Scorer, Scores
-from fathom.training.counting import CountingExit, count, counted_scorer
+from fathom.training.counting import CountingExit, count, with_counting
 from fathom.training.dataset import Dataset, Progress, Sequences
 from fathom.training.metrics import RESAMPLES, Floats, Interval, intervals, per_user, percentile, ranks, top_items
 from fathom.training.splits import Cases, Split
@@ -181,7 +181,7 @@ def evaluate_model(
     else:
         if part == "validation":
             counting = replace(counting, tables=count(split.train, dataset.n_items, counting.tables.settings))
-        exits = counted_scorer(model, counting, device, alone=True)
+        exits = with_counting(exit_scorer(model, device), counting, alone=True)
     known = split.train if part == "validation" else split.until_test
     fitted, left_out = _fitted(baselines, known, dataset.n_items, progress)
     report = evaluate(

@@ -28,8 +28,6 @@ from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
-from fathom.training.evaluate import evaluate_model
-from fathom.training.splits import split
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 HISTORIES = (50, 200)
@@ -61,11 +59,10 @@ def times_ms(engines: Mapping[Precision, Engine], items: int, repetitions: int) 
 
 def measure(checkpoint: Checkpoint, dataset: Dataset, repetitions: int) -> dict[str, Any]:
     """One row per precision and depth."""
-    report = evaluate_model(checkpoint.model, dataset, split(dataset, checkpoint.config.split), baselines=())
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / name for name in PRECISIONS}
         for name, path in paths.items():
-            export(checkpoint, dataset, path, name="precision", report=report, precision=name, max_loss=1.0)
+            export(checkpoint, dataset, path, name="precision", precision=name, max_loss=1.0)
         bundles = {name: Bundle.open(path) for name, path in paths.items()}
         engines = {name: open_engine(bundle) for name, bundle in bundles.items()}
         took = times_ms(engines, len(dataset.item_ids), repetitions)

@@ -4,13 +4,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from fathom.distribution import fathom_commit, version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.bundle.derive import write_bundle
-from fathom.exporter.bundle.item_files import item_files
+from fathom.exporter.bundle.item_files import counting_files, item_files
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.incremental_parity import incremental_error
 from fathom.exporter.engines.items import item_vectors
@@ -23,8 +24,9 @@ from fathom.exporter.planning.compare import StrategyEvidence
 from fathom.exporter.planning.heal import check_dataset
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.item_vectors import ItemPrecision
-from fathom.runtime.manifest import DepthInfo, Extension, Manifest, MetricInterval, ModelInfo, Provenance
+from fathom.runtime.manifest import CountingInfo, DepthInfo, Extension, Manifest, MetricInterval, ModelInfo, Provenance
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.counting import CountingExit, fit_counting
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import EvaluationReport, evaluate_model
 from fathom.training.model import ElasticModel
@@ -40,7 +42,6 @@ def export(
     name: str,
     plan: DepthPlan | None = None,
     evidence: StrategyEvidence | None = None,
-    report: EvaluationReport | None = None,
     precision: Precision = "fp32",
     layer_bits: Mapping[int, Bits] | None = None,
     item_precision: ItemPrecision = "fp32",
@@ -50,8 +51,7 @@ def export(
 ) -> Manifest:
     """Write the bundle folder and return its manifest; an existing ``out`` is replaced as a whole.
 
-    ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found. ``report``: on the
-    test items, measured here when None. ``layer_bits``: of each layer, for ``mixed``. ``item_precision``: of the
+    ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found. ``layer_bits``: of each layer, for ``mixed``. ``item_precision``: of the
     vectors that engines read and answers are found among. ``max_loss``: share of a depth's NDCG@10 that fewer bits may
     cost. ``every_length``: check parity at each history length. The same checkpoint gives the same bytes and version;
     only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError, and
@@ -61,11 +61,13 @@ def export(
     executed = _executed(checkpoint, plan)
     storage = _Storage(precision, layer_bits, item_precision, max_loss)
     work = _Export(checkpoint, dataset, split(dataset, checkpoint.config.split), every_length, progress)
-    made = work.engines(storage, report)
+    made = work.engines(storage)
     incremental, extension = work.incremental(made.engines) if precision == "fp32" else ({}, None)
     progress("fitting the selector")
-    files = {**made.engines.files, **incremental, **item_files(checkpoint, made.engines.vectors, work.cut.train)}
+    items = item_files(checkpoint, made.engines.vectors, work.cut.train)
+    files = {**made.engines.files, **incremental, **items, **counting_files(work.counting.tables)}
     manifest = _manifest(name, checkpoint, executed, evidence or {}, storage, made, extension)
+    manifest = manifest.model_copy(update={"counting": _counting_info(work.counting, made.report)})
     progress("writing the bundle")
     return write_bundle(out, manifest, sorted(files.items()))
 
@@ -104,12 +106,11 @@ class _Measured:
 
     def depth(self, depth: int, plan: DepthPlan) -> DepthInfo:
         """As the manifest keeps it."""
-        metrics = self.report.systems[depth_name(depth)].metrics
         return DepthInfo(
             segments=self.engines.segments(depth),
             layers=plan.paths[depth],
             parity=self.parity[depth].for_manifest(),
-            quality={metric: MetricInterval(**value.as_dict()) for metric, value in metrics.items()},
+            quality=_quality(self.report, depth),
             loss=self.lost.get(depth),
         )
 
@@ -124,21 +125,31 @@ class _Export:
     every_length: bool
     progress: Callable[[str], None]
 
-    def engines(self, storage: _Storage, report: EvaluationReport | None) -> _Measured:
+    @cached_property
+    def counting(self) -> CountingExit:
+        """Depth 0, tuned on validation items."""
+        return fit_counting(self.checkpoint.model, self.cut, self.dataset.n_items, progress=self.progress)
+
+    def engines(self, storage: _Storage) -> _Measured:
         """The engines as they are stored; those in fp32 are checked first, and any others measured against them."""
         self.progress("tracing the engines")
         traced = export_segments(self.checkpoint.model)
-        exact = self._exact(traced.converted(with_optional_exit), report)
+        exact = self._exact(traced.converted(with_optional_exit))
         return exact if str(storage) == "fp32" else self._reduced(traced, exact, storage)
 
-    def _exact(self, engines: EngineSet, report: EvaluationReport | None) -> _Measured:
+    def _exact(self, engines: EngineSet) -> _Measured:
         text = "comparing the engines with torch"
         self.progress(text)
         parity = self._parity(engines, lambda done, total: self.progress(f"{text}: {done:,} of {total:,}"))
         check_parity(parity)
-        if report is None:
-            model = self.checkpoint.model
-            report = evaluate_model(model, self.dataset, self.cut, baselines=(), progress=self.progress)
+        report = evaluate_model(
+            self.checkpoint.model,
+            self.dataset,
+            self.cut,
+            counting=self.counting,
+            baselines=(),
+            progress=self.progress,
+        )
         return _Measured(engines, parity, report, {})
 
     def _reduced(self, traced: EngineSet, exact: _Measured, storage: _Storage) -> _Measured:
@@ -150,7 +161,9 @@ class _Export:
             engines = reduced.converted(with_optional_exit)
         engines = replace(engines, vectors=item_vectors(model, storage.items))
         parity = self._parity(engines)
-        report = evaluate_engines(engines, self.dataset, self.cut, max_history, self.progress)
+        report = evaluate_engines(
+            engines, self.dataset, self.cut, self.counting, max_history=max_history, progress=self.progress
+        )
         lost = losses(exact.report, report, model.depths)
         check_losses(lost, storage.max_loss, str(storage))
         return _Measured(engines, parity, report, lost)
@@ -220,6 +233,18 @@ def _manifest(
             split=checkpoint.config.split,
         ),
     )
+
+
+def _counting_info(counting: CountingExit, report: EvaluationReport) -> CountingInfo:
+    settings = counting.tables.settings
+    return CountingInfo(
+        window=settings.window, decay=settings.decay, weights=counting.weights, quality=_quality(report, 0)
+    )
+
+
+def _quality(report: EvaluationReport, depth: int) -> dict[str, MetricInterval]:
+    metrics = report.systems[depth_name(depth)].metrics
+    return {metric: MetricInterval(**value.as_dict()) for metric, value in metrics.items()}
 
 
 def _created() -> str:

@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
+    NEIGHBOURS_FILE,
+    OFFSETS_FILE,
     POPULARITY_FILE,
+    RECENT_FILE,
     SELECTOR_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
+    WEIGHTS_FILE,
 )
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure_all
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.counting import CountingTables
 from fathom.training.dataset import Sequences
 
 #: The selector needs quantiles of the training histories; more of them do not move those.
@@ -39,6 +44,16 @@ def item_files(checkpoint: Checkpoint, vectors: ItemVectors, train: Sequences) -
         POPULARITY_FILE: _npy(popularity),
         TRANSITIONS_FILE: _npy(transitions),
         SELECTOR_FILE: _compact_json(selector.to_json()),
+    }
+
+
+def counting_files(tables: CountingTables) -> dict[str, bytes]:
+    """Path -> contents: the tables of the counting exit."""
+    return {
+        OFFSETS_FILE: _npy(tables.offsets),
+        NEIGHBOURS_FILE: _npy(tables.neighbours),
+        WEIGHTS_FILE: _npy(tables.weights),
+        RECENT_FILE: _npy(tables.popularity),
     }
 
 

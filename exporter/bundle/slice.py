@@ -12,7 +12,7 @@ from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
 def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     """Write to ``out`` the bundle with only the profile's depths and return its manifest.
 
-    A depth of a chain keeps the segments before it. Everything else is copied unchanged, ``created`` included, so the
+    A depth of a chain keeps the segments before it, and all keep the counting exit. Everything else is copied unchanged, ``created`` included, so the
     same bundle and profile give the same slice. Raises BundleError for a source that is refused, ConfigError when it
     has none of the profile's depths or ``out`` is the source.
     """
@@ -29,10 +29,22 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
             segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
             extension = extension.model_copy(update={"segments": segments})
         engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
+        counting = manifest.counting
+        if counting is not None:
+            weights = {depth: counting.weights[depth] for depth in kept}
+            counting = counting.model_copy(update={"weights": weights})
         plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
         drop = (engines | _files(manifest.plans)) - (needed | _files(plans))
         return derive_bundle(
-            bundle, out, drop=drop, depths=kept, extension=extension, plans=plans, profile=profile.name, fits={}
+            bundle,
+            out,
+            drop=drop,
+            depths=kept,
+            counting=counting,
+            extension=extension,
+            plans=plans,
+            profile=profile.name,
+            fits={},
         )
 
 

@@ -9,6 +9,7 @@ from fathom.exporter.engines.engine_set import EngineSet
 from fathom.runtime.manifest import MetricInterval
 from fathom.training.baselines import Scores
 from fathom.training.batches import history_batches
+from fathom.training.counting import CountingExit, with_counting
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate
 from fathom.training.metrics import Floats, bootstrap_means, percentile
@@ -22,7 +23,13 @@ _TOKENS = 6_400
 
 
 def evaluate_engines(
-    engines: EngineSet, dataset: Dataset, cut: Split, max_history: int, progress: Callable[[str], None]
+    engines: EngineSet,
+    dataset: Dataset,
+    cut: Split,
+    counting: CountingExit,
+    *,
+    max_history: int,
+    progress: Callable[[str], None],
 ) -> EvaluationReport:
     """As ``evaluate_model`` does it, every depth by its engines and with their item vectors."""
     vectors = np.asarray(engines.vectors)
@@ -35,7 +42,8 @@ def evaluate_engines(
         return {depth_name(depth): scores for depth, scores in found.items()}
 
     deepest = depth_name(engines.specs[-1].depth)
-    return evaluate(cut.test, [score], n_items=dataset.n_items, reference=deepest, progress=progress)
+    scorer = with_counting(score, counting)
+    return evaluate(cut.test, [scorer], n_items=dataset.n_items, reference=deepest, progress=progress)
 
 
 def losses(full: EvaluationReport, reduced: EvaluationReport, depths: tuple[int, ...]) -> dict[int, MetricInterval]:

@@ -16,10 +16,10 @@ from fathom.training.counting import (
     CountingSettings,
     CountingTables,
     count,
-    counted_scorer,
     first_not_worse,
     fit_counting,
     tune,
+    with_counting,
 )
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate_model
@@ -243,7 +243,7 @@ def test_a_served_score_is_the_cosine_and_the_weighed_share(model: ElasticModel,
     cut = leave_one_out(in_order)
     exit = replace(fit_counting(model, cut, ITEMS), weights={2: 0.5, 4: 0.0})
     histories = cut.test.histories
-    found, cosines = counted_scorer(model, exit)(histories), exit_scorer(model)(histories)
+    found, cosines = with_counting(exit_scorer(model), exit)(histories), exit_scorer(model)(histories)
     assert list(found) == ["depth 0", "depth 2", "depth 4"]
     shares = np.maximum(found["depth 0"], 0)  # below 0 is popularity
     assert (shares.max(axis=1) == 1).all()
