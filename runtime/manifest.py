@@ -204,6 +204,12 @@ class Manifest(_Frozen):
     profile: Line | None = Field(default=None, description="the profile that `slice` made this bundle for")
     fits: dict[str, DeviceCheck] = Field(default={}, description="profile -> what serving under it took")
 
+    @property
+    def quality(self) -> dict[int, dict[str, MetricInterval]]:
+        """Depth, ascending -> metric (as ndcg@10) -> value on the test items; depth 0 is the counting exit."""
+        counted = {} if self.counting is None else {0: self.counting.quality}
+        return counted | {depth: info.quality for depth, info in sorted(self.depths.items())}
+
 
 def version_of(value: Mapping[str, Any]) -> str:
     """The version that a manifest must have, given as JSON: 12 hex digits of a sha256.

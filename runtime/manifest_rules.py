@@ -118,10 +118,7 @@ def _plans(manifest: Manifest) -> Iterator[str]:
 
 
 def _figures(manifest: Manifest) -> Iterator[str]:
-    measured = {depth: info.quality for depth, info in manifest.depths.items()}
-    if manifest.counting is not None:
-        measured[0] = manifest.counting.quality
-    for depth, quality in measured.items():
+    for depth, quality in manifest.quality.items():
         for metric, value in quality.items():
             if not 0 <= value.low <= value.high <= 1 or not 0 <= value.value <= 1:
                 yield f"the quality {brief(metric, 20)} of depth {depth} is no interval between 0 and 1"

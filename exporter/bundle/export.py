@@ -51,11 +51,13 @@ def export(
 ) -> Manifest:
     """Write the bundle folder and return its manifest; an existing ``out`` is replaced as a whole.
 
-    ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found. ``layer_bits``: of each layer, for ``mixed``. ``item_precision``: of the
-    vectors that engines read and answers are found among. ``max_loss``: share of a depth's NDCG@10 that fewer bits may
-    cost. ``every_length``: check parity at each history length. The same checkpoint gives the same bytes and version;
-    only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError, and
-    ParityError when an engine disagrees with torch, or fewer bits cost too much: then nothing is written.
+    The counting exit and its weight beside each depth are tuned on validation items. ``plan``: refuse a checkpoint
+    that was not healed for it. ``evidence``: what ``compare`` found. ``layer_bits``: of each layer, for ``mixed``.
+    ``item_precision``: of the vectors that engines read and answers are found among. ``max_loss``: share of a depth's
+    NDCG@10 that fewer bits may cost. ``every_length``: check parity at each history length. The same checkpoint gives
+    the same bytes and version; only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another
+    dataset, PlanError, and ParityError when an engine disagrees with torch, or fewer bits cost too much: then nothing
+    is written.
     """
     check_dataset(checkpoint, dataset)
     executed = _executed(checkpoint, plan)

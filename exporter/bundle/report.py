@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from fathom.runtime.manifest import Manifest, MetricInterval
+from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval
 
 Rows = list[list[str]]
 
@@ -33,11 +33,19 @@ def fact_rows(manifest: Manifest) -> Rows:
 
 
 def depth_rows(manifest: Manifest) -> Rows:
-    """Per depth: layers, engine files and their size, parity with torch, NDCG@10, and what fewer bits lose of it."""
+    """Per depth: layers, engine files and their size, parity with torch, and NDCG@10.
+
+    Where there is a counting exit, also what it weighs in the scores; where engines have fewer bits, what that loses.
+    """
     reduced = any(info.loss is not None for info in manifest.depths.values())
-    rows = [["depth", "layers in order", "engines", "size", "max error", "same top 10", "NDCG@10"] + ["lost"] * reduced]
+    counting = manifest.counting
+    rows = [["depth", "layers in order", "engines", "size", "max error", "same top 10", "NDCG@10"]]
+    rows[0] += ["lost"] * reduced + ["counting"] * (counting is not None)
+    if counting is not None:
+        size = sum(manifest.files[name].bytes for name in COUNTING_FILES)
+        figures = [format_bytes(size), "", "", _cell(counting.quality, "ndcg@10")]
+        rows.append(["0", "none", "", *figures, *[""] * reduced, "alone"])
     for depth, info in sorted(manifest.depths.items()):
-        quality = info.quality.get("ndcg@10")
         size = sum(manifest.files[segment].bytes for segment in info.segments)
         rows.append(
             [
@@ -47,8 +55,9 @@ def depth_rows(manifest: Manifest) -> Rows:
                 format_bytes(size),
                 f"{info.parity.max_abs_error:.1e}",
                 f"{info.parity.top10_agreement:.2%}",
-                format_interval(quality) if quality else "",
+                _cell(info.quality, "ndcg@10"),
                 *([_percent(info.loss)] if info.loss else []),
+                *([f"+ {counting.weights[depth]:g}"] if counting is not None else []),
             ]
         )
     return rows
@@ -56,11 +65,10 @@ def depth_rows(manifest: Manifest) -> Rows:
 
 def quality_rows(manifest: Manifest, metrics: Iterable[str] = METRICS) -> Rows:
     """Per depth: each metric on the test items with its 95 % interval."""
-    names = [name for name in metrics if any(name in info.quality for info in manifest.depths.values())]
+    measured = manifest.quality
+    names = [name for name in metrics if any(name in quality for quality in measured.values())]
     rows = [["depth", *(name.upper() for name in names)]]
-    for depth, info in sorted(manifest.depths.items()):
-        rows.append([str(depth), *(_cell(info.quality, name) for name in names)])
-    return rows
+    return rows + [[str(depth), *(_cell(quality, name) for name in names)] for depth, quality in measured.items()]
 
 
 def evidence_rows(manifest: Manifest) -> Rows:

@@ -12,9 +12,9 @@ from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
 def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     """Write to ``out`` the bundle with only the profile's depths and return its manifest.
 
-    A depth of a chain keeps the segments before it, and all keep the counting exit. Everything else is copied unchanged, ``created`` included, so the
-    same bundle and profile give the same slice. Raises BundleError for a source that is refused, ConfigError when it
-    has none of the profile's depths or ``out`` is the source.
+    A depth of a chain keeps the segments before it, and every slice the counting exit. Everything else is copied
+    unchanged, ``created`` included, so the same bundle and profile give the same slice. Raises BundleError for a source
+    that is refused, ConfigError when it has none of the profile's depths or ``out`` is the source.
     """
     with open_source(source, out) as bundle:
         manifest = bundle.manifest
