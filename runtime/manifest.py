@@ -108,11 +108,18 @@ class CountingInfo(_Frozen):
     """The counting exit, depth 0 (``runtime/counting.py``), and its part in the deeper exits' scores.
 
     ``window``: items of a history that count. ``decay``: what an item weighs for each one that is newer. ``weights``:
-    depth -> what an item's share of the largest count weighs beside its cosine there. ``quality``: of depth 0.
+    depth -> what an item's share of the largest count weighs beside its cosine there. ``quality``: of depth 0. The
+    others say how the tables were counted: see ``CountingSettings`` in ``training/counting.py``.
     """
 
     window: int = Field(ge=1, le=10_000)
     decay: float = Field(gt=0, le=1)
+    max_lag: int = Field(ge=1, le=10_000)
+    backward: float = Field(ge=0, le=100)
+    source_power: float = Field(ge=0, le=10)
+    target_power: float = Field(ge=0, le=10)
+    neighbours: int = Field(ge=1, le=10_000)
+    half_life_days: float | None = Field(gt=0, le=1e6)
     weights: dict[Depth, Annotated[float, Field(ge=0, le=100)]]
     quality: dict[str, MetricInterval] = Field(description="metric (as ndcg@10) -> value on the test items")
 
@@ -235,9 +242,16 @@ def sealed(manifest: Manifest) -> Manifest:
 
 
 def depth_digest(manifest: Manifest, depth: int) -> str:
-    """Hex sha256 over what a depth's answers are computed by: the model, layers, and engines in the order they run."""
-    info, extension = manifest.depths[depth], manifest.extension
+    """Hex sha256 over what a depth's answers are computed by: the model, layers, and engines in the order they run.
+
+    And the counting exit, where it has a part; depth 0 is that alone.
+    """
     sha256 = {name: entry.sha256 for name, entry in manifest.files.items()}
+    counting, extension = manifest.counting, manifest.extension
+    counted = [] if counting is None else [counting.window, counting.decay, *(sha256[name] for name in COUNTING_FILES)]
+    if depth == 0:
+        return sha256_bytes(_canonical({"counting": counted}))
+    info = manifest.depths[depth]
     runs: dict[str, Any] = {
         "model": manifest.model.model_dump(),
         "item_precision": manifest.item_precision,
@@ -248,10 +262,8 @@ def depth_digest(manifest: Manifest, depth: int) -> str:
             for plan in manifest.plans
         ],
     }
-    counting = manifest.counting
     if counting is not None and counting.weights[depth]:
-        tables = [sha256[name] for name in COUNTING_FILES]
-        runs["counting"] = [counting.window, counting.decay, counting.weights[depth], tables]
+        runs["counting"] = [counting.weights[depth], *counted]
     if extension is not None:
         passed = [sha256[extension.segments[each]] for each in sorted(extension.segments) if each <= depth]
         runs["extension"] = [extension.span, sha256[extension.context], passed]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -238,10 +238,8 @@ def _manifest(
 
 
 def _counting_info(counting: CountingExit, report: EvaluationReport) -> CountingInfo:
-    settings = counting.tables.settings
-    return CountingInfo(
-        window=settings.window, decay=settings.decay, weights=counting.weights, quality=_quality(report, 0)
-    )
+    settings = asdict(counting.tables.settings)
+    return CountingInfo(**settings, weights=counting.weights, quality=_quality(report, 0))
 
 
 def _quality(report: EvaluationReport, depth: int) -> dict[str, MetricInterval]:

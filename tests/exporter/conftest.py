@@ -1,6 +1,7 @@
 """A tiny dataset, untrained but not symmetric checkpoints on it, and one bundle that was really exported."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from shared import made_once
 
+from fathom.exporter.bundle import export as bundle_writer
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.engine_set import EngineSet, segment_specs
 from fathom.exporter.engines.pieces import Pieces
@@ -16,6 +18,7 @@ from fathom.exporter.engines.segments import assemble
 from fathom.importance.lattice.lattice import Lattice, all_masks
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
+from fathom.training.counting import CountingExit, fit_counting
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel, ModelConfig
 from fathom.training.presets import TrainConfig, preset
@@ -106,6 +109,21 @@ def bundle_path(checkpoint: Checkpoint, dataset: Dataset, tmp_path_factory: pyte
         export(checkpoint, dataset, folder / "bundle", name="tiny")
 
     return made_once(tmp_path_factory, "export", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def counting_bundle(checkpoint: Checkpoint, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``bundle_path`` with counting in every depth's scores, whatever tuning finds."""
+
+    def fitted(*args: Any, **kwargs: Any) -> CountingExit:
+        return replace(fit_counting(*args, **kwargs), weights=dict.fromkeys(checkpoint.model.depths, 0.3))
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bundle_writer, "fit_counting", fitted)
+            export(checkpoint, dataset, folder / "bundle", name="tiny")
+
+    return made_once(tmp_path_factory, "export-counting", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
