@@ -48,7 +48,7 @@ from fathom.runtime.manifest import (
     WHOLE_VERSION,
     FileEntry,
     Manifest,
-    depth_digest,
+    depth_digests,
     version_of,
 )
 from fathom.runtime.manifest_rules import first_broken_rule
@@ -383,7 +383,7 @@ def _certificate(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -
     files = {name: entry.sha256 for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}
     other: object = certificate.differing(files)
     if other is None and (certificate.depths or manifest.schema_version >= WHOLE_VERSION):
-        depth = certificate.differing_depth({depth: depth_digest(manifest, depth) for depth in manifest.depths})
+        depth = certificate.differing_depth(depth_digests(manifest))
         other = None if depth is None else f"depth {depth}"
     if other is not None:
         raise BundleError(f"{file}: certifies another {other}; run `fathom certify` on this bundle")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
-from fathom.selector.schema import Depth, Share
+from fathom.selector.schema import AnyDepth, Depth, Share
 
 SCHEMA_VERSION: Literal[6] = 6
 #: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
@@ -143,7 +143,7 @@ class Plan(_Frozen):
 class DeviceLatency(_Frozen):
     """Milliseconds inside the server of one request alone with so many items; ``depth`` is what it ran."""
 
-    depth: Depth
+    depth: AnyDepth
     history: Count
     p50_ms: NotNegative
     p99_ms: NotNegative
@@ -239,6 +239,12 @@ def sealed(manifest: Manifest) -> Manifest:
     if CERTIFICATE_FILE not in manifest.files:
         manifest = manifest.model_copy(update={"schema_version": SCHEMA_VERSION})
     return manifest.model_copy(update={"version": version_of(manifest.model_dump(mode="json"))})
+
+
+def depth_digests(manifest: Manifest) -> dict[int, str]:
+    """Depth, ascending -> its ``depth_digest``, of all that answer: depth 0 too where there is a counting exit."""
+    depths = sorted(manifest.depths) if manifest.counting is None else [0, *sorted(manifest.depths)]
+    return {depth: depth_digest(manifest, depth) for depth in depths}
 
 
 def depth_digest(manifest: Manifest, depth: int) -> str:

@@ -20,7 +20,7 @@ from fathom.errors import ArtefactError, brief
 from fathom.files import parse_json
 from fathom.selector.betting import is_negative, largest_shown, values_needed
 from fathom.selector.routing import Routing
-from fathom.selector.schema import STRICT, Depth, Floats, Share, validated
+from fathom.selector.schema import STRICT, AnyDepth, Floats, Share, validated
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -50,7 +50,7 @@ class Claim:
     depth; None where no request is routed elsewhere.
     """
 
-    depths: tuple[Depth, ...]
+    depths: tuple[AnyDepth, ...]
     policy: str
     level: Share
     users: int
@@ -88,9 +88,9 @@ class Certificate:
     dataset: str
     part: str
     files: dict[str, str]
-    costs_ms: dict[Depth, float]
+    costs_ms: dict[AnyDepth, float]
     claims: tuple[Claim, ...]
-    depths: dict[Depth, str] = field(default_factory=dict)
+    depths: dict[AnyDepth, str] = field(default_factory=dict)
     merged: Annotated[int, Field(ge=0)] | None = None
 
     @property

@@ -15,9 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.schema import STRICT, Depth, Finite, Floats, Share
+from fathom.selector.schema import STRICT, AnyDepth, Depth, Finite, Floats, Share
 
-#: What an exit says about its own answer: the best cosine, and how far the second and the tenth lie below it.
+#: What an exit says about its own answer: the best score, and how far the second and the tenth lie below it.
 CONFIDENCE = ("best", "to_second", "to_tenth")
 
 
@@ -31,7 +31,7 @@ class Mixture:
     """Each depth gets its share of the requests, whatever they are; a hash of the history decides."""
 
     policy: Literal["mixture"]
-    depths: tuple[Depth, ...]
+    depths: tuple[AnyDepth, ...]
     shares: tuple[Share, ...]
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Rule:
     """The shallowest depth for requests below a threshold of complexity, the deepest for the others."""
 
     policy: Literal["rule"]
-    depths: tuple[Depth, ...]
+    depths: tuple[AnyDepth, ...]
     threshold: Share
 
     def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
@@ -87,7 +87,7 @@ class Learned:
     """
 
     policy: Literal["learned"]
-    depths: tuple[Depth, ...]
+    depths: tuple[AnyDepth, ...]
     price: Annotated[float, Field(ge=0, le=1e6)]
     costs: tuple[Finite, ...]
     model: LossModel
@@ -125,6 +125,7 @@ class Cascade:
 
     ``costs``: of reaching each exit and reading all before it, relative to the deepest. ``gates``: for every exit but
     the deepest, what each deeper depth gains, from the features and what the exit says of its own answer (CONFIDENCE).
+    Depth 0 is no exit on the way.
     """
 
     policy: Literal["cascade"]

@@ -10,6 +10,8 @@ from fathom.errors import ArtefactError, brief
 
 Floats = NDArray[np.float64]
 Depth = Annotated[int, Field(ge=1, le=32)]
+#: With depth 0, the counting exit.
+AnyDepth = Annotated[int, Field(ge=0, le=32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(ge=-1e12, le=1e12)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

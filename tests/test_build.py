@@ -23,7 +23,7 @@ from fathom.files import sha256_tree
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import DeviceCheck, depth_digest
+from fathom.runtime.manifest import DeviceCheck, depth_digests
 from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -124,7 +124,7 @@ def add(bundle: Path) -> None:
     """What `certify`, `profiles check` and `bundle sign` put into a bundle."""
     with Bundle.open(bundle) as opened:
         manifest, depths = opened.manifest, opened.depths
-        files, runs = answering_files(manifest), {depth: depth_digest(manifest, depth) for depth in depths}
+        files, runs = answering_files(manifest), depth_digests(manifest)
         claim = Claim(depths, "mixture", 0.05, 60, needed=500)
         about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", None, "d" * 64, "leave-one-out, test")
         write_certificate(opened, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))

@@ -3,6 +3,9 @@
 The routings of the family ``mixture`` and ``rule`` owe nothing to any outcome, so all test users speak for them.
 ``learned`` and ``cascade`` are learned from a third of the users, and the others certify them.
 
+Depth 0 is one of the depths where a bundle has a counting exit. Its tables have counted the validation items: who is
+learned from by these is asked with tables that are counted without, by the same settings. Test items are in none.
+
 Users with the same case, that is the same history and the same next item, may be copies of one user or users who happen
 to be alike, and nothing in the data tells which. Copies are no evidence; users who are alike are, and may be those whom
 a routing serves badly. So a routing must pass twice: with each case counted once, and with every user counted. Either
@@ -14,7 +17,7 @@ There is no seed to choose, and other users, their order or their names change n
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -25,8 +28,9 @@ from fathom.exporter.bundle.derive import rewrite
 from fathom.exporter.certification.families import Family, family_members
 from fathom.exporter.certification.outcomes import Costs, Outcomes, in_order, measure_costs, measure_outcomes
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.counting import Counting
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digest
+from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digests
 from fathom.runtime.manifest import SCHEMA_VERSION as BUNDLE_SCHEMA
 from fathom.selector.certificate import (
     SCHEMA_VERSION,
@@ -40,7 +44,8 @@ from fathom.selector.certificate import (
 from fathom.selector.features import Features
 from fathom.selector.routing import Routing
 from fathom.selector.schema import Floats
-from fathom.training.dataset import Dataset
+from fathom.training.counting import CountingSettings, count
+from fathom.training.dataset import Dataset, Sequences
 from fathom.training.splits import split
 
 #: The part of delta that the bound of the agreement may fail with.
@@ -67,6 +72,7 @@ def measure_bundle(
     if source.split is None:
         raise ArtefactError(f"{bundle.path}: does not say how its data were split; export it again")
     cut = split(dataset, source.split)
+    counting = {"validation": _recounted(bundle, cut.train), "test": bundle.counting}
     with open_engine(bundle) as engine:
         costs = measure_costs(bundle, engine)
         parts = {}
@@ -78,9 +84,20 @@ def measure_bundle(
                 bundle,
                 engine,
                 cases,
+                counting=counting[name],
                 progress=lambda text, name=name: progress(f"{name}: {text}"),  # type: ignore[misc]
             )
     return CertificationData(parts["validation"], parts["test"], costs, source.split)
+
+
+def _recounted(bundle: Bundle, train: Sequences) -> Counting | None:
+    """The bundle's counting exit as if there were nothing but ``train``; None where it has none."""
+    info = bundle.manifest.counting
+    if info is None:
+        return None
+    settings = CountingSettings(**{field.name: getattr(info, field.name) for field in fields(CountingSettings)})
+    found = count(train, bundle.manifest.items, settings)
+    return Counting(found.offsets, found.neighbours, found.weights, found.popularity, info.window, info.decay)
 
 
 def check_risk(eps: float, delta: float) -> None:
@@ -100,18 +117,17 @@ def certify(
 ) -> Certificate:
     """Claims for every set of depths, wrong anywhere with probability at most delta.
 
-    Raises ConfigError for eps or delta outside (0, 1), or a set of fewer than two depths or of others than the
-    bundle's.
+    Raises ConfigError for eps or delta outside (0, 1), or a set of fewer than two depths or of others than those which
+    the bundle answers at and the family knows.
     """
     check_risk(eps, delta)
-    for depths in depth_sets:
-        if len(depths) < 2 or not set(depths) <= set(bundle.depths):
-            raise ConfigError(f"depths {depths} cannot be certified: the bundle has {bundle.depths}; give two or more")
+    sets, known = [tuple(sorted(depths)) for depths in depth_sets], choosable(bundle, family)
+    for depths in sets:
+        if len(depths) < 2 or not set(depths) <= set(known):
+            raise ConfigError(f"depths {depths} cannot be certified: {family} knows {known} here; give two or more")
     test, copies = in_order(data.test)
-    claims = [
-        _claim(data, test, copies, tuple(sorted(depths)), family, eps=eps, level=delta / len(depth_sets))
-        for depths in depth_sets
-    ]
+    level = delta / _tests(sets, family)
+    claims = [_claim(data, test, copies, depths, family, eps=eps, level=level) for depths in sets]
     means = data.costs.of(test.lengths).mean(0)
     return Certificate(
         schema_version=SCHEMA_VERSION,
@@ -125,9 +141,22 @@ def certify(
         files=answering_files(bundle.manifest),
         costs_ms={d: round(float(ms), 4) for d, ms in zip(data.costs.depths, means, strict=True)},
         claims=tuple(claims),
-        depths={depth: depth_digest(bundle.manifest, depth) for depth in bundle.depths},
+        depths=depth_digests(bundle.manifest),
         merged=int(copies.sum()),
     )
+
+
+def choosable(bundle: Bundle, family: Family) -> tuple[int, ...]:
+    """The depths that a family may choose from, ascending: a cascade only reads the network's exits, so not depth 0."""
+    return bundle.depths if bundle.counting is None or family == "cascade" else (0, *bundle.depths)
+
+
+def _tests(sets: Sequence[tuple[int, ...]], family: Family) -> int:
+    """How many families of routings are tested, each of which may be wrong.
+
+    Mixtures over depths without 0 are those that are tested first with it: they cannot be wrong where these are not.
+    """
+    return len({tuple(filter(None, depths)) for depths in sets} if family == "mixture" else set(sets))
 
 
 def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any, Self
@@ -11,16 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
-from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.padding import left_padded
-from fathom.runtime.retriever import FlatRetriever
+from fathom.runtime.retriever import Bonus, FlatRetriever
 from fathom.selector.features import Features
 from fathom.selector.routing import CONFIDENCE, RoutingInputs, confidence
 from fathom.selector.schema import Floats
 from fathom.training.splits import Cases
 
+#: Input ids (rows, length) and timestamps of the same shape, for an engine.
+Items = tuple[NDArray[np.int64], NDArray[np.int64] | None]
+#: Item indices, oldest first.
+History = NDArray[np.integer]
+#: Items, best first, and their scores.
+Found = tuple[Indices, Scores]
 #: Items that count, and that are compared.
 K = 10
 #: Requests x padded length of one batch.
@@ -30,7 +37,7 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One row per request. ``depths``: those of the bundle, ascending, D of them.
+    """One row per request. ``depths``: those of the bundle, ascending, D of them; 0 first where it counts.
 
     users int (n,): whose request. lengths int (n,): items that the engine sees. features (n, features): as
     ``selector.features``. complexity (n,). quality (n, D): NDCG@10. best int (n, D, 10): the items given, -1 where
@@ -79,7 +86,8 @@ class Outcomes:
 class Costs:
     """Milliseconds of a request alone in its batch, by history length: interpolated between ``lengths`` (m,).
 
-    alone (m, D): a request that goes to one depth. walked (m, D): one that reads every exit on its way.
+    alone (m, D): a request that goes to one depth. walked (m, D): one that reads every exit on its way, which depth 0
+    is not.
     """
 
     depths: tuple[int, ...]
@@ -98,15 +106,70 @@ class Costs:
         return Costs(depths, self.lengths, self.alone[:, columns], self.walked[:, columns])
 
 
+class _Answers:
+    """The best items of requests, as a server finds them: counting beside the network, or alone at depth 0."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, counting: Counting | None) -> None:
+        info = bundle.manifest.counting
+        self._retriever, self._engine, self._counting = FlatRetriever(bundle.vectors), engine, counting
+        self._weights = {} if counting is None or info is None else info.weights
+        self.depths = engine.depths if counting is None else (0, *engine.depths)
+
+    def at(self, depth: int, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]) -> list[Found]:
+        """At one depth. ``items``: the histories as the engine takes them."""
+        if not depth:
+            return self._counted(histories, filters)
+        return self._found(depth, self._engine.run(*items, depth), filters, self._shares((depth,), histories))
+
+    def walk(self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]) -> Iterator[list[Found]]:
+        """At every depth that the engine has, going on from the one before."""
+        shares = self._shares(self._engine.depths, histories)
+        for depth, users in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
+            yield self._found(depth, users, filters, shares)
+
+    def everywhere(
+        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
+    ) -> Iterator[list[Found]]:
+        """At each of ``depths``."""
+        if self._counting is not None:
+            yield self._counted(histories, filters)
+        yield from self.walk(histories, items, filters)
+
+    def _counted(self, histories: Sequence[History], filters: Sequence[ItemFilter]) -> list[Found]:
+        assert self._counting is not None
+        return [self._counting.best(history, K, keep) for history, keep in zip(histories, filters, strict=True)]
+
+    def _shares(self, depths: Sequence[int], histories: Sequence[History]) -> list[Bonus]:
+        if self._counting is None or not any(self._weights[depth] for depth in depths):
+            return []
+        return [self._counting.shares(history) for history in histories]
+
+    def _found(
+        self, depth: int, users: NDArray[np.float32], filters: Sequence[ItemFilter], shares: Sequence[Bonus]
+    ) -> list[Found]:
+        weight = np.float32(self._weights.get(depth, 0.0))
+        bonuses = [(items, weight * values) for items, values in shares] if weight else None
+        return self._retriever.search(users, [K] * len(users), filters, bonuses)
+
+
 def measure_outcomes(
-    bundle: Bundle, engine: Engine, cases: Cases, *, progress: Callable[[str], None] = lambda _: None
+    bundle: Bundle,
+    engine: Engine,
+    cases: Cases,
+    *,
+    counting: Counting | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Outcomes:
-    """Ask every case of every depth, through the engine and the retriever that a server would use."""
-    retriever = FlatRetriever(bundle.vectors)
+    """Ask every case of every depth, through the engine and the search that a server would use.
+
+    ``counting``: what takes the place of the bundle's counting exit, where it has one; it must not have counted the
+    targets of the cases.
+    """
+    answers = _Answers(bundle, engine, bundle.counting and (counting or bundle.counting))
     longest = bundle.manifest.model.max_history
     uses_timestamps = bundle.manifest.model.uses_timestamps
     lengths = np.minimum(cases.histories.lengths, longest)
-    depths, count = engine.depths, len(cases)
+    depths, count = answers.depths, len(cases)
     quality, given = np.zeros((count, len(depths))), np.full((count, len(depths), K), -1)
     certainty = np.zeros((count, len(depths), len(CONFIDENCE)))
     features = np.empty((count, len(Features._fields)))
@@ -118,11 +181,9 @@ def measure_outcomes(
     for rows in _batches(lengths):
         items, timestamps = _padded(cases, rows, int(lengths[rows].max()), uses_timestamps=uses_timestamps)
         filters = [ItemFilter(exclude=np.asarray(cases.histories[row], dtype=np.int64)) for row in rows]
-        walk = engine.walk(items, timestamps, depths)
-        found = [retriever.search(vectors, [K] * len(rows), filters) for vectors in walk]
-        for place, row in enumerate(rows):
-            for column, answers in enumerate(found):
-                best, scores = answers[place]
+        histories = [cases.histories[row][-longest:] for row in rows]
+        for column, found in enumerate(answers.everywhere(histories, (items, timestamps), filters)):
+            for row, (best, scores) in zip(rows, found, strict=True):
                 quality[row, column] = _ndcg(best, int(cases.targets[row]))
                 given[row, column, : len(best)] = best
                 certainty[row, column] = confidence(scores)
@@ -168,21 +229,21 @@ def distinct(requests: Outcomes) -> Outcomes:
 
 def measure_costs(bundle: Bundle, engine: Engine) -> Costs:
     """Medians of interleaved runs on this machine, from the engine's input to the best ten."""
-    retriever = FlatRetriever(bundle.vectors)
+    answers = _Answers(bundle, engine, bundle.counting)
     lengths = (1, *length_buckets(bundle.manifest.model.max_history))
-    depths = engine.depths
+    depths = answers.depths
     taken = np.empty((2, ROUNDS + 1, len(lengths), len(depths)))
     filters = [ItemFilter()]
     for turn in range(ROUNDS + 1):
         for row, length in enumerate(lengths):
-            items = np.arange(length, dtype=np.int64)[None] % len(bundle.vectors) + 1
+            history = np.arange(length, dtype=np.int64) % len(bundle.vectors)
+            asked = [history], (history[None] + 1, None), filters
             for column, depth in enumerate(depths):
                 start_s = time.perf_counter()
-                retriever.search(engine.run(items, None, depth), [K], filters)
-                taken[0, turn, row, column] = time.perf_counter() - start_s
+                answers.at(depth, *asked)
+                taken[:, turn, row, column] = time.perf_counter() - start_s
             start_s = time.perf_counter()
-            for column, vectors in enumerate(engine.walk(items, None, depths)):
-                retriever.search(vectors, [K], filters)
+            for column, _ in enumerate(answers.walk(*asked), len(depths) - len(engine.depths)):
                 taken[1, turn, row, column] = time.perf_counter() - start_s
     alone, walked = np.median(taken[:, 1:], axis=1) * 1e3
     return Costs(depths, np.array(lengths), alone, walked)

@@ -62,7 +62,11 @@ def policies(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Curve]:
     by_length = [one_hot(np.where(length <= level, 0, ends), ends + 1) for level in levels]
     rules = [rule.probabilities(judged.routing_inputs) for rule in thresholds(judged.depths, STEPS)]
     learned = [each.probabilities(judged.routing_inputs) for each in learned_members([known], costs)]
-    cascaded = [each.probabilities(judged.routing_inputs) for each in cascade_members([known], costs)]
+    exits = tuple(filter(None, judged.depths))
+    gated = cascade_members([known.at_depths(exits)], costs.at_depths(exits))
+    counted = ((0, 0), (len(judged.depths) - len(exits), 0))  # depth 0 is no exit on the way
+    inputs = judged.at_depths(exits).routing_inputs
+    cascaded = [np.pad(each.probabilities(inputs), counted) for each in gated]
     return [
         routed("length", by_length, judged, costs),
         routed("rule", rules, judged, costs),

@@ -22,7 +22,7 @@ from fathom.exporter.certification.certify import (
     write_certificate,
 )
 from fathom.exporter.certification.families import FAMILIES, Family
-from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
+from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests, measure_outcomes
 from fathom.exporter.certification.routing_curves import (
     PolicyResult,
     auc,
@@ -45,11 +45,15 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, version_of
 from fathom.selector.features import Features
+from fathom.selector.routing import Mixture
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.counting import fit_counting
 from fathom.training.dataset import Dataset
-from fathom.training.evaluate import evaluate_model
+from fathom.training.evaluate import Part, evaluate_model
 from fathom.training.splits import split
 
 DEPTHS = (4, 8, 12, 16)
+ALL = (0, *DEPTHS)
 
 
 @pytest.fixture(scope="module")
@@ -57,52 +61,82 @@ def measured(bundle_path: Path, dataset: Dataset) -> CertificationData:
     return measure_bundle(Bundle.open(bundle_path), dataset)
 
 
-def outcomes(count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 0) -> Outcomes:
+def outcomes(
+    count: int, *, signal: float = 0.0, loss: float = 0.0, seed: int = 0, depths: tuple[int, ...] = DEPTHS
+) -> Outcomes:
     """Requests whose shallow depths lose ``loss`` of what they find, and more where the first feature is large."""
     rng = np.random.default_rng(seed)
     features = rng.normal(0, 1, (count, len(Features._fields)))
     found = np.where(rng.random(count) < 0.5, 1 / np.log2(rng.integers(0, 10, count) + 2), 0.0)
-    quality = np.repeat(found[:, None], 4, axis=1)
-    for column in range(3):
-        chance = np.clip(loss + signal * (features[:, 0] > 1), 0, 1) * (3 - column) / 3
+    size = len(depths)
+    quality = np.repeat(found[:, None], size, axis=1)
+    for column in range(size - 1):
+        chance = np.clip(loss + signal * (features[:, 0] > 1), 0, 1) * (size - 1 - column) / (size - 1)
         quality[:, column] = np.where(rng.random(count) < chance, 0.0, found)
     # Of ten items, the six last ones are others where the right one was lost.
-    answers = np.tile(np.arange(10), (count, 4, 1))
+    answers = np.tile(np.arange(10), (count, size, 1))
     answers[quality != quality[:, -1:], 4:] += 100
     return Outcomes(
-        DEPTHS,
+        depths,
         users=np.arange(count),
         lengths=rng.integers(1, 200, count),
         features=features,
         complexity=rng.random(count),
         quality=quality,
         best=answers,
-        confidence=rng.random((count, 4, 3)),
+        confidence=rng.random((count, size, 3)),
         digests=np.array([rng.bytes(32) for _ in range(count)], dtype="V32"),
     )
 
 
-def simulated(*, signal: float = 0.0, loss: float = 0.0, count: int = 6000) -> CertificationData:
+def simulated(
+    *, signal: float = 0.0, loss: float = 0.0, count: int = 6000, depths: tuple[int, ...] = DEPTHS
+) -> CertificationData:
     lengths = np.array([1, 200])
-    ms = np.array([[0.5, 0.8, 1.1, 1.4], [3.0, 6.0, 9.0, 12.0]])
+    ms = np.array([[0.02, 0.5, 0.8, 1.1, 1.4], [0.04, 3.0, 6.0, 9.0, 12.0]])[:, -len(depths) :]
     return CertificationData(
-        outcomes(count, signal=signal, loss=loss, seed=1),
-        outcomes(count, signal=signal, loss=loss, seed=2),
-        Costs(DEPTHS, lengths, ms, ms * 1.05),
+        outcomes(count, signal=signal, loss=loss, seed=1, depths=depths),
+        outcomes(count, signal=signal, loss=loss, seed=2, depths=depths),
+        Costs(depths, lengths, ms, ms * 1.05),
         "leave-one-out",
     )
 
 
-def test_the_engines_answer_as_the_evaluation_of_the_checkpoint_says(measured, checkpoint, dataset) -> None:
-    report = evaluate_model(checkpoint.model, dataset, split(dataset, "leave-one-out"), baselines=())
-    for column, depth in enumerate(DEPTHS):
-        mean = report.systems[f"depth {depth}"].metrics["ndcg@10"].value
-        assert measured.test.quality[:, column].mean() == pytest.approx(mean, abs=1e-6)
+def evaluated(checkpoint: Checkpoint, dataset: Dataset, part: Part) -> dict[str, float]:
+    """NDCG@10 of every depth as the evaluation of the checkpoint measures it, with the weights of counting_bundle."""
+    cut = split(dataset, "leave-one-out")
+    counting = fit_counting(checkpoint.model, cut, dataset.n_items)
+    counting = replace(counting, weights=dict.fromkeys(DEPTHS, 0.3))
+    report = evaluate_model(checkpoint.model, dataset, cut, part=part, counting=counting, baselines=())
+    return {name: system.metrics["ndcg@10"].value for name, system in report.systems.items()}
+
+
+def test_every_depth_answers_as_the_evaluation_of_the_checkpoint_says(
+    counting_bundle: Path, checkpoint: Checkpoint, dataset: Dataset
+) -> None:
+    measured = measure_bundle(Bundle.open(counting_bundle), dataset)
+    expected = evaluated(checkpoint, dataset, "test")
+    for column, depth in enumerate(ALL):
+        assert measured.test.quality[:, column].mean() == pytest.approx(expected[f"depth {depth}"], abs=1e-6)
     assert (measured.test.agreement[:, -1] == 1).all()
     assert (measured.test.agreement <= 1).all()
     assert (measured.costs.alone > 0).all()
     between = measured.costs.of(np.array([18]))
-    assert between.shape == (1, 4)
+    assert between.shape == (1, 5)
+
+
+def test_nothing_is_learned_from_answers_to_cases_that_the_counting_exit_has_counted(
+    counting_bundle: Path, checkpoint: Checkpoint, dataset: Dataset
+) -> None:
+    bundle = Bundle.open(counting_bundle)
+    learned_from = measure_bundle(bundle, dataset).validation
+    expected = evaluated(checkpoint, dataset, "validation")
+    for column, depth in enumerate(ALL):
+        assert learned_from.quality[:, column].mean() == pytest.approx(expected[f"depth {depth}"], abs=1e-6)
+    with open_engine(bundle) as engine:
+        counted = measure_outcomes(bundle, engine, split(dataset, "leave-one-out").validation)
+    # Events without any order: what was counted looks predictable, and only that.
+    assert counted.quality[:, 0].mean() > 1.5 * learned_from.quality[:, 0].mean()
 
 
 def test_walking_the_exits_gives_what_each_depth_gives_alone(bundle_path: Path) -> None:
@@ -152,6 +186,43 @@ def test_too_few_users_certify_nothing_and_are_told_so(bundle_path: Path, measur
     assert what_is_needed(certificate).startswith(("depths 4, 8, 12, 16 need about", "the first step"))
     few = simulated(count=40)
     assert certify(Bundle.open(bundle_path), few, eps=0.05, delta=0.05, depth_sets=[DEPTHS]).claims[0].needed
+
+
+@pytest.mark.parametrize("family", ["mixture", "rule", "learned"])
+def test_depth_0_is_certified_where_it_loses_little(bundle_path: Path, family: Family) -> None:
+    bundle = Bundle.open(bundle_path)
+    asked = {"eps": 0.05, "delta": 0.05, "family": family, "depth_sets": [ALL, DEPTHS]}
+    with_0, without = certify(bundle, simulated(loss=0.01, depths=ALL), **asked).claims  # type: ignore[arg-type]
+    assert with_0.saved is not None
+    assert without.saved is not None
+    assert with_0.saved > 0.9 > without.saved
+    lossy = certify(bundle, simulated(loss=0.5, depths=ALL), **asked).claims[0]  # type: ignore[arg-type]
+    assert (lossy.saved or 0) < 0.5
+
+
+def test_mixtures_with_and_without_depth_0_are_one_test(bundle_path: Path) -> None:
+    bundle, work = Bundle.open(bundle_path), simulated(loss=0.2, depths=ALL)
+    asked = {"eps": 0.05, "delta": 0.04, "depth_sets": [ALL, DEPTHS]}
+    with_0, without = certify(bundle, work, **asked).claims  # type: ignore[arg-type]
+    assert (with_0.level, without.level) == (0.04, 0.04)
+    assert isinstance(with_0.routing, Mixture)
+    assert isinstance(without.routing, Mixture)
+    assert with_0.routing.shares == (0.0, *without.routing.shares)
+    rules = certify(bundle, work, family="rule", **asked)  # type: ignore[arg-type]
+    assert [claim.level for claim in rules.claims] == [0.02, 0.02]
+
+
+def test_a_cascade_has_no_depth_0_and_neither_has_a_bundle_without_a_counting_exit(
+    bundle_path: Path, synthetic_bundle: Path
+) -> None:
+    bundle, work = Bundle.open(bundle_path), simulated(signal=0.5, depths=ALL)
+    asked = {"eps": 0.05, "delta": 0.05}
+    with pytest.raises(ConfigError, match=r"cascade knows \(4, 8, 12, 16\) here"):
+        certify(bundle, work, family="cascade", depth_sets=[ALL], **asked)  # type: ignore[arg-type]
+    assert certify(bundle, work, family="cascade", depth_sets=[DEPTHS], **asked).certified  # type: ignore[arg-type]
+    uncounted = replace(Bundle.open(synthetic_bundle), counting=None)
+    with pytest.raises(ConfigError, match="cannot be certified"):
+        certify(uncounted, work, depth_sets=[ALL], **asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -279,7 +350,9 @@ def test_a_certificate_becomes_part_of_the_bundle_and_only_of_that_one(bundle_pa
     home = tmp_path / "bundle"
     shutil.copytree(bundle_path, home)
     bundle = Bundle.open(home)
-    certificate = certify(bundle, simulated(loss=0.05), eps=0.05, delta=0.05, depth_sets=[DEPTHS, (4, 8)])
+    work = simulated(loss=0.05, depths=ALL)
+    certificate = certify(bundle, work, eps=0.05, delta=0.05, depth_sets=[ALL, DEPTHS, (4, 8)])
+    assert set(certificate.depths) == set(certificate.costs_ms) == set(ALL)
     manifest = write_certificate(bundle, certificate)
     assert manifest.version != bundle.manifest.version
     assert Bundle.open(home).certificate == certificate
@@ -287,6 +360,9 @@ def test_a_certificate_becomes_part_of_the_bundle_and_only_of_that_one(bundle_pa
     assert fact_rows(manifest)
     slice_bundle(home, load_profile("mobile"), tmp_path / "mobile")
     assert Bundle.open(tmp_path / "mobile").certificate == certificate
+    # What was certified with another counting exit is refused.
+    with pytest.raises(BundleError, match="certifies another depth 0"):
+        write_certificate(Bundle.open(home), replace(certificate, depths={**certificate.depths, 0: "0" * 64}))
     # A certificate of other engines is refused, however well the manifest lists it.
     other = replace(certificate, files=dict.fromkeys(certificate.files, "0" * 64))
     with pytest.raises(BundleError, match=r"certifies another .*; run `fathom certify` on this bundle"):
@@ -297,14 +373,18 @@ def test_a_certificate_becomes_part_of_the_bundle_and_only_of_that_one(bundle_pa
         Bundle.open(home)
 
 
-def test_the_report_holds_the_figures_and_needs_nothing_else(bundle_path: Path, tmp_path: Path) -> None:
-    work = simulated(loss=0.05, count=1500)
+@pytest.mark.parametrize("depths", [DEPTHS, ALL])
+def test_the_report_holds_the_figures_and_needs_nothing_else(
+    depths: tuple[int, ...], bundle_path: Path, tmp_path: Path
+) -> None:
+    work = simulated(loss=0.05, count=1500, depths=depths)
     certificate = certify(Bundle.open(bundle_path), work, eps=0.05, delta=0.05, depth_sets=[DEPTHS])
     report = make_report("<name>", work)
     write_report(report, certificate, tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"routing.json", "routing.png", "routing.html"}
     stored = json.loads((tmp_path / "report" / "routing.json").read_bytes())
     assert [each["name"] for each in stored["policies"]] == ["length", "rule", "learned", "cascade", "hindsight"]
+    assert {len(shares) for each in stored["policies"] for shares in each["shares"]} == {len(depths)}
     page = (tmp_path / "report" / "routing.html").read_text()
     assert "<name>" not in page
     assert "http" not in page.replace("http-equiv", "")

@@ -26,7 +26,7 @@ from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.files import sha256_bytes
 from fathom.runtime.bundle import Bundle, read_manifest, verify
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, depth_digest, version_of
+from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, depth_digests, version_of
 from fathom.runtime.signature import Trust
 from fathom.serving.repository import Repository, state_of
 
@@ -98,7 +98,7 @@ class Original:
             assert bundle.certificate is not None
             self.manifest = bundle.manifest
             self.answers = answers(bundle)
-        self.digests = {depth: depth_digest(self.manifest, depth) for depth in self.manifest.depths}
+        self.digests = depth_digests(self.manifest)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +143,7 @@ def judge(path: Path, original: Original, *, sealed: bool) -> bool:
         with pytest.raises(BundleError):
             Bundle.open(path, trust=original.trust)
         if bundle.certificate is not None:
-            runs = {depth: depth_digest(bundle.manifest, depth) for depth in bundle.depths}
-            assert runs.items() <= original.digests.items()
+            assert depth_digests(bundle.manifest).items() <= original.digests.items()
     return True
 
 

@@ -14,6 +14,7 @@ from fathom.errors import ConfigError, DataError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
+    from fathom.exporter.certification.families import Family
     from fathom.exporter.engines.precision import Bits
     from fathom.runtime.bundle import Bundle
     from fathom.selector.certificate import Certificate
@@ -150,7 +151,7 @@ def _certify(bundle: Path, data: Path, profiles: list[str] | None, report: Path 
     from fathom.training.dataset import Dataset
 
     opened, dataset = Bundle.open(bundle), Dataset.load(data)
-    depth_sets = _depth_sets(opened, profiles)
+    depth_sets = _depth_sets(opened, profiles, test["family"])
     with Activity("certify") as activity:
         measured = measure_bundle(opened, dataset, progress=activity.update)
         activity.update("testing routings")
@@ -163,13 +164,16 @@ def _certify(bundle: Path, data: Path, profiles: list[str] | None, report: Path 
     return certificate
 
 
-def _depth_sets(bundle: "Bundle", profiles: list[str] | None) -> list[tuple[int, ...]]:
-    """The sets of depths that there is a choice from, the largest first."""
+def _depth_sets(bundle: "Bundle", profiles: list[str] | None, family: "Family") -> list[tuple[int, ...]]:
+    """The sets of depths that there is a choice from, with depth 0 and without, the largest first."""
     from fathom.edge_profiles.profile import load_profile, profile_names
+    from fathom.exporter.certification.certify import choosable
 
+    known = choosable(bundle, family)
     allowed = [load_profile(name).depths for name in profiles or profile_names()]
-    served = [tuple(depth for depth in depths if depth in bundle.depths) for depths in allowed]
-    sets = sorted({depths for depths in served if len(depths) > 1}, key=len, reverse=True)
+    served = [tuple(depth for depth in depths if depth in known) for depths in allowed]
+    served += [tuple(filter(None, depths)) for depths in served]
+    sets = sorted({depths for depths in served if len(depths) > 1}, key=lambda depths: (-len(depths), depths))
     if not sets:
         raise ConfigError(f"{bundle.path}: no profile given has two of its depths; there is nothing to choose from")
     return sets
