@@ -133,7 +133,9 @@ class Deployment:
     async def _test(self) -> None:
         """Each depth answers the shortest and the longest history, from a client's message to the one it gets."""
         ids, longest = self.bundle.catalogue.ids, self.bundle.manifest.model.max_history
+        counting = self.bundle.manifest.counting
         for depth in self._engine.depths:
+            largest = 1.01 if counting is None else 1.01 + counting.weights[depth]  # a cosine, and its part of counting
             for length in (1, longest):
                 request = pb.RecommendRequest(
                     item_ids=[ids[place % len(ids)] for place in range(length)],
@@ -148,8 +150,8 @@ class Deployment:
                 except RequestError as error:
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: {error}") from None
                 items = pb.RecommendResponse.FromString(self.converter.response(request, answer, unknown)).items
-                if len(items) != request.k or not all(abs(item.score) < 1.01 for item in items):
-                    raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives no cosines")
+                if len(items) != request.k or not all(abs(item.score) < largest for item in items):
+                    raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives bad scores")
 
 
 def reuse_mb(settings: ServerSettings, profile: DeviceProfile) -> float:
