@@ -13,6 +13,7 @@ from fathom.errors import ConfigError
 #: Below fathom.benchmarks; the last part is the benchmark's name.
 MODULES = (
     "experiments.quality",
+    "experiments.counting_quality",
     "experiments.importance",
     "experiments.routing",
     "experiments.certificate",

@@ -64,9 +64,9 @@ def summary(places: Floats, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def path_of(dataset: str, arm: str, seed: int, folder: Path = RESULTS) -> Path:
+def path_of(dataset: str, arm: str, seed: int, folder: Path = RESULTS, *, study: str = "quality") -> Path:
     """Where a run is stored."""
-    return folder / "quality" / dataset / f"{arm}-seed-{seed}.json"
+    return folder / study / dataset / f"{arm}-seed-{seed}.json"
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class QualityRun:
         return metrics.ndcg(unpack(self.systems[system]["places"]), CUTOFF)
 
 
-def runs(folder: Path = RESULTS) -> Iterator[QualityRun]:
-    """All stored runs, sorted by path; raises ArtefactError for a file that is none."""
-    for path in sorted((folder / "quality").glob("*/*-seed-*.json")):
+def runs(folder: Path = RESULTS, *, study: str = "quality") -> Iterator[QualityRun]:
+    """All stored runs of a study, sorted by path; raises ArtefactError for a file that is none."""
+    for path in sorted((folder / study).glob("*/*-seed-*.json")):
         try:
             value = json.loads(path.read_bytes())
             yield QualityRun(path.parent.name, path.stem.rpartition("-seed-")[0], int(value["seed"]), value)
@@ -192,11 +192,11 @@ def margin(cells: Floats) -> float:
     return float(student_t.ppf(0.5 + metrics.CONFIDENCE / 2, freedom)) * math.sqrt(square / cells.size)
 
 
-def pools(folder: Path = RESULTS) -> list[Pool]:
+def pools(folder: Path = RESULTS, *, study: str = "quality") -> list[Pool]:
     """The runs of each data set, in the order of the page; raises ArtefactError when none is stored."""
-    found = [Pool(dataset, group) for dataset, group in groupby(runs(folder), key=lambda run: run.dataset)]
+    found = [Pool(dataset, group) for dataset, group in groupby(runs(folder, study=study), key=lambda run: run.dataset)]
     if not found:
-        raise ArtefactError(f"{folder}: no quality run is stored; `python -m fathom.benchmarks run quality` makes one")
+        raise ArtefactError(f"{folder}: no quality run is stored; `python -m fathom.benchmarks run {study}` makes one")
     return sorted(found, key=lambda pool: page_order(pool.dataset))
 
 

@@ -1,8 +1,8 @@
 """One data set and one seed: makes the checkpoints that arms need, each once, and measures them."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fathom.importance.statistics import order_by
 from fathom.show import Activity
 from fathom.training.baselines import BASELINES
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.counting import fit_counting
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import evaluate, evaluate_model, named
@@ -167,6 +168,19 @@ class Study:
             for name, found in (("ladder", ladder["result"]["systems"]), ("text", systems))
         }
         return by_group(places, cold_groups(self.split, self.dataset.n_items), reference="ladder")
+
+    def with_counting(self, arm: Arm, baselines: Sequence[str]) -> dict[str, Any]:
+        """An arm with a counting exit, stored whole: depth 0, every depth as it is served and alone, and baselines."""
+        model, started = self.checkpoint(arm).model, time.monotonic()
+        counting = fit_counting(model, self.split, self.dataset.n_items)
+        test = evaluate_model(model, self.dataset, self.split, counting=counting, baselines=baselines, seed=self.seed)
+        depths = [depth_name(depth) for depth in model.depths]
+        alone = {f"{name} alone": test.places.get(f"{name} alone", test.places[name]) for name in depths}
+        return {
+            "systems": {name: summary(found, seed=self.seed) for name, found in (test.places | alone).items()},
+            "hours": round((time.monotonic() - started) / 3600, 6),
+            "counting": {"settings": asdict(counting.tables.settings), "weights": counting.weights},
+        }
 
     def ask_peer(self, peer: Peer, epochs: int) -> dict[str, Any]:
         """What is stored of a peer: its lists for the same test users, judged alike, and how it was trained."""
