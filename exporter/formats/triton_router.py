@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import RequestError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores
 from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
@@ -35,7 +35,9 @@ class TritonPythonModel:
         self._bundle = Bundle.open(folder / "bundle")
         self._segments = json.loads((folder / "segments.json").read_bytes())
         self._profile = DeviceProfile.model_validate_json((folder / "profile.json").read_bytes())
-        self._chooser = DepthChooser(self._bundle.certificate, self._bundle.depths, policy="auto", alpha=0.01)
+        counts = self._bundle.counting is not None
+        served = (0, *self._bundle.depths) if counts else self._bundle.depths
+        self._chooser = DepthChooser(self._bundle.certificate, served, policy="auto", alpha=0.01)
         self._retriever = FlatRetriever(self._bundle.vectors)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -67,8 +69,8 @@ class TritonPythonModel:
             raise RequestError(f"k is {k}, at least 1 and at most {LARGEST_K}")
         fixed, inspect = None if depth is None else int(depth[0]), partial(self._bundle.inspect, items, timestamps)
         choice = self._chooser.choose(DepthRequest(self._profile, items, inspect, fixed))
-        user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], choice.depth)
-        ((best, scores),) = self._retriever.search(user, [min(k, len(index))], [ItemFilter(exclude=seen)])
+        keep = ItemFilter(exclude=seen)
+        best, scores = self._best(items, timestamps, choice.depth, min(k, len(index)), keep)
         names = np.array([self._bundle.catalogue.ids[item].encode() for item in best], dtype=np.object_)
         return [
             triton.Tensor("recommended", names),
@@ -76,6 +78,20 @@ class TritonPythonModel:
             triton.Tensor("depth_used", np.array([choice.depth], np.int32)),
             triton.Tensor("why", np.array([choice.why.encode()], dtype=np.object_)),
         ]
+
+    def _best(
+        self, items: Indices, timestamps: NDArray[np.int64] | None, depth: int, k: int, keep: ItemFilter
+    ) -> tuple[Indices, Scores]:
+        """The k best items and their scores: counting alone at depth 0, else the network with its part of counting."""
+        counting, info = self._bundle.counting, self._bundle.manifest.counting
+        if counting is not None and not depth:
+            return counting.best(items, k, keep)
+        bonus = None
+        if counting is not None and info is not None and info.weights[depth]:
+            counted, shares = counting.shares(items)
+            bonus = counted, np.float32(info.weights[depth]) * shares
+        user = self._run(items[None] + 1, None if timestamps is None else timestamps[None], depth)
+        return self._retriever.search(user, [k], [keep], [bonus])[0]
 
     def _run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """The user vector: the segments up to a depth, one model after the other."""

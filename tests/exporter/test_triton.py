@@ -27,6 +27,7 @@ from fathom.exporter.formats.ort import convert_to_ort
 from fathom.exporter.formats.triton import write_triton
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.item_filter import ItemFilter
 
 CLOUD = load_profile("cloud")
 #: Holds a tritonserver with the Python backend, which was built for numpy 1.
@@ -90,9 +91,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Triton:
 
 
 @pytest.fixture
-def triton(installed: Triton, bundle_path: Path, tmp_path: Path) -> Iterator[str]:
+def triton(installed: Triton, counting_bundle: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a Triton that serves the bundle."""
-    write_triton(bundle_path, tmp_path / "repository", CLOUD, backend="python")
+    write_triton(counting_bundle, tmp_path / "repository", CLOUD, backend="python")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(installed.server / "bin" / "tritonserver"), f"--model-repository={tmp_path / 'repository'}"]
@@ -134,11 +135,12 @@ def ask(address: str, **inputs: Any) -> dict[str, list[Any]]:
         return {each["name"]: each["data"] for each in json.load(answer)["outputs"]}
 
 
-def test_triton_answers_the_same_items_as_our_server(triton: str, bundle_path: Path) -> None:
+def test_triton_answers_the_same_items_as_our_server(triton: str, counting_bundle: Path) -> None:
     rng = np.random.default_rng(0)
-    with Bundle.open(bundle_path) as bundle:
-        ids, depths = bundle.catalogue.ids, bundle.depths
-    with running_server(bundle_path) as server, Client(server.address) as client:
+    with Bundle.open(counting_bundle) as bundle:
+        ids, depths, counting = bundle.catalogue.ids, bundle.depths, bundle.counting
+        assert counting is not None
+    with running_server(counting_bundle) as server, Client(server.address) as client:
         seen = set()
         for number in range(100):
             length = int(rng.integers(1, 30))
@@ -155,6 +157,9 @@ def test_triton_answers_the_same_items_as_our_server(triton: str, bundle_path: P
             seen.add(ours.depth)
         everything = [item.id for item in client.recommend(ids[:1], k=1_000).items]
         assert ask(triton, item_ids=ids[:1], k=[1_000])["recommended"] == everything
+        counted, _ = counting.best(np.arange(3), 10, ItemFilter(exclude=np.arange(3)))
+        at_0 = ask(triton, item_ids=ids[:3], depth=[0])
+        assert (at_0["recommended"], at_0["depth_used"]) == ([ids[item] for item in counted], [0])
     assert len(seen) > 1
     for wrong, words in (
         ({"item_ids": ["nothing known"]}, "no item of the history is in the catalogue"),
