@@ -22,8 +22,9 @@ _FOLDER = Path(__file__).parent
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Text = Annotated[str, Field(min_length=1)]
+Depth = Annotated[int, Field(ge=1, le=32)]
 Depths = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=32)], ...],
+    tuple[Annotated[int, Field(ge=0, le=32)], ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
 ]
 
@@ -60,9 +61,9 @@ class DeviceProfile(_Frozen):
 
     ``device`` and ``source`` are facts; everything else is a choice that ``source`` names as ours. A request goes to
     ``shallow`` when its complexity (the share of training histories that are simpler, 0 to 1) is below ``threshold``,
-    else to ``deep``; ``depths`` are all the depths that a deadline may fall back to. ``precision`` is the one to
-    export for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in requests and
-    in padded tokens.
+    else to ``deep``; ``depths`` are all the depths that a deadline may fall back to, where 0 is the counting
+    exit. ``precision`` is the one to export for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in
+    requests and in padded tokens.
     """
 
     name: str
@@ -70,8 +71,8 @@ class DeviceProfile(_Frozen):
     description: Text
     device: Device | None = None
     depths: Depths
-    shallow: int
-    deep: int
+    shallow: Depth
+    deep: Depth
     threshold: float = Field(ge=0, le=1)
     precision: Literal["fp32", "fp16", "int8", "int4"]
     max_loss: float = Field(default=0.01, ge=0, lt=1, description="share of NDCG@10 that the precision may cost")

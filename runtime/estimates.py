@@ -1,16 +1,21 @@
-"""What the batcher expects a request to take: the queue and the costs that a depth is chosen by."""
+"""What a request is expected to take: the queue and the costs that a depth is chosen by."""
 
 from typing import NamedTuple
 
 from fathom.runtime.batcher import Batcher
+from fathom.runtime.depth_zero import DepthZero
 from fathom.runtime.prefix_cache import CacheHits
 from fathom.runtime.runner import BatchItem, BatchResult
 
 
 class BatcherEstimates(NamedTuple):
-    """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items."""
+    """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items.
+
+    ``zero``: what answers at depth 0, None where that is not served.
+    """
 
     batcher: Batcher[BatchItem, BatchResult]
+    zero: DepthZero | None
     hits: CacheHits
     items: int
     now_s: float
@@ -22,13 +27,19 @@ class BatcherEstimates(NamedTuple):
         return self.deadline_s - self.now_s
 
     def queue_s(self, depth: int) -> float:
+        if not depth:
+            return 0.0
         length = self._length(depth)
         return self.batcher.queue_s(depth, length, now_s=self.now_s, deadline_s=self.deadline_s, client=self.client)
 
     def cost_s(self, depth: int, *, cached: bool = True) -> float:
+        if self.zero is not None and not depth:
+            return self.zero.cost_s
         return self.batcher.p99_s(depth, self._length(depth) if cached else self.items)
 
     def may_probe(self, depth: int) -> bool:
+        if self.zero is not None and not depth:
+            return self.zero.may_try(self.now_s, self.time_s)
         return self.batcher.may_probe(depth, self._length(depth), now_s=self.now_s, time_s=self.time_s)
 
     def _length(self, depth: int) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from fathom.runtime.batcher import Batcher
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import measure
+from fathom.runtime.depth_zero import DepthZero
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.estimates import BatcherEstimates
 from fathom.runtime.feedback import Feedback
@@ -41,8 +43,10 @@ class Pipeline:
         self._runner: Runner | None = None
         self._accepting = False
         self._pressed_until_s = 0.0
+        self._zero = None if bundle.counting is None else DepthZero(bundle.counting)
+        self._probes: set[asyncio.Task[None]] = set()
         self.chooser = DepthChooser(
-            bundle.certificate, engine.depths, policy=self.settings.policy, alpha=self.settings.feedback_alpha
+            bundle.certificate, self.depths, policy=self.settings.policy, alpha=self.settings.feedback_alpha
         )
         self._feedback: Feedback | None = None
         caches = self.settings.reuse_mb and engine.incremental and self._max_history > 1
@@ -75,6 +79,8 @@ class Pipeline:
             budget_s=settings.calibration_ms / 1e3,
         )
         runner.end_trials()
+        if self._zero is not None:
+            await asyncio.to_thread(self._zero.measure, self._max_history)
         self._batcher = Batcher(lanes, cost, runner.run, typical=typical)
         self._batcher.start()
         self._feedback = Feedback(self._batcher, settings.feedback_share)
@@ -84,6 +90,11 @@ class Pipeline:
         """From now on tell ``observer`` of every run of the engine, in the engine's thread."""
         assert self._runner is not None, "start() comes first"
         self._runner.observer = observer
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that are served, ascending: the engine's, and 0 where the bundle has a counting exit."""
+        return self.engine.depths if self._zero is None else (0, *self.engine.depths)
 
     @property
     def waiting(self) -> int:
@@ -120,37 +131,47 @@ class Pipeline:
             return
         # What the cache may hold of the history is not known yet: the least that it can cost.
         length = 0 if self._cache is not None else min(max(items, 1), self._max_history)
-        estimates = BatcherEstimates(self._batcher, NO_HITS, length, now_s, deadline_s, client)
+        estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, deadline_s, client)
         self.chooser.admit(profile, depth, estimates)
 
     async def recommend(self, query: IndexedQuery) -> Answer:
         """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
 
         Raises InvalidRequestError, NotFoundError (a depth that is not served, an unknown category), DeadlineError,
-        OverloadError or UnavailableError. Cancelling takes the request out of the queue.
+        OverloadError or UnavailableError. Cancelling takes the request out of the queue. Depth 0 is answered at once:
+        it has no queue and needs no engine.
         """
         start_s = time.monotonic()
         batcher = self._batcher
         if batcher is None or self._feedback is None or not self._accepting:
             raise UnavailableError("the pipeline is starting or draining; try again later")
-        history = history_of(query, self._catalogue_items, self._max_history)
+        history = history_of(
+            query, self._catalogue_items, self._max_history, may_be_empty=self._zero is not None and not query.depth
+        )
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
-        hits = NO_HITS if cache is None else cache.lookup(ids, times, query.owner)
-        choice = self._choose(query, history, hits, batcher, start_s)
+        hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
+        request = self._request(query, history, hits, batcher, start_s)
+        choice = self._choose(request, start_s)
+        if not choice.depth:
+            return self._count(query, history, choice, start_s)
         hit = MISS if choice.early_exit else hits.at(choice.depth)
         keep = filter_of(query, history.seen, self.bundle.catalogue)
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit)
         queued_s = time.monotonic()
-        result, began_s = await batcher.run(
-            work,
-            depth=choice.depth,
-            length=hit.length(len(ids)),
-            arrival_s=queued_s,
-            deadline_s=query.deadline_s,
-            client=query.client,
-            probe=choice.probe,
-        )
+        try:
+            result, began_s = await batcher.run(
+                work,
+                depth=choice.depth,
+                length=hit.length(len(ids)),
+                arrival_s=queued_s,
+                deadline_s=query.deadline_s,
+                client=query.client,
+                probe=choice.probe,
+            )
+        except (DeadlineError, OverloadError) as refused:
+            request = self._request(query, history, hits, batcher, time.monotonic())
+            return self._count(query, history, self.chooser.instead(request, refused), start_s, queued_s)
         if cache is not None and result.user is not None and result.state is not None:
             cache.put(ids, times, result.user, result.state, query.owner)
         choice = choice.stopped_at(result.depth)
@@ -160,24 +181,56 @@ class Pipeline:
         timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
         return Answer(result.indices, result.scores, choice, len(ids), timing, hit.reused)
 
-    def _choose(
+    def _request(
         self,
         query: IndexedQuery,
         history: QueryHistory,
         hits: CacheHits,
         batcher: Batcher[BatchItem, BatchResult],
         now_s: float,
-    ) -> Choice:
-        estimates, deadline_s = None, query.deadline_s
+    ) -> DepthRequest:
+        estimates, deadline_s, length = None, query.deadline_s, len(history.items)
         if deadline_s is not None:
-            estimates = BatcherEstimates(batcher, hits, len(history.items), now_s, deadline_s, query.client)
+            estimates = BatcherEstimates(batcher, self._zero, hits, length, now_s, deadline_s, query.client)
         inspect = partial(self.bundle.inspect, history.items, history.timestamps)
-        request = DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
+        return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
+
+    def _choose(self, request: DepthRequest, now_s: float) -> Choice:
         try:
             return self.chooser.choose(request)
         except (DeadlineError, OverloadError):
             self._pressed_until_s = now_s + PRESSED_S
             raise
+
+    def _count(
+        self, query: IndexedQuery, history: QueryHistory, choice: Choice, start_s: float, queued_s: float | None = None
+    ) -> Answer:
+        """The answer of depth 0; ``queued_s``: since when it has waited for the engine, if it has."""
+        assert self._zero is not None, "the chooser was told that depth 0 is not served"
+        began_s = time.monotonic()
+        keep = filter_of(query, history.seen, self.bundle.catalogue)
+        indices, scores = self._zero.answer(history.items, query.k, keep, began_s)
+        waited_s = began_s if queued_s is None else queued_s
+        timing = Timing.of(start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
+        if choice.probe:
+            times = history.timestamps if self._uses_timestamps else None
+            probe = asyncio.create_task(self._probe(BatchItem(history.items + 1, times, query.k, keep, None, MISS)))
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
+        return Answer(indices, scores, choice, len(history.items), timing)
+
+    async def _probe(self, work: BatchItem) -> None:
+        """Run a request that has its answer at the shallowest depth, for what that shows of the engine's speed."""
+        assert self._batcher is not None, "start() comes first"
+        with suppress(OverloadError, UnavailableError):
+            await self._batcher.run(
+                work,
+                depth=self.engine.depths[0],
+                length=len(work.ids),
+                arrival_s=time.monotonic(),
+                deadline_s=None,
+                probe=True,
+            )
 
     async def drain(self) -> None:
         """Take no new requests and return when those inside are answered."""

@@ -20,8 +20,9 @@ from fathom.selector.choice import Choice
 class IndexedQuery:
     """One request, its items as indices of the catalogue.
 
-    ``items``: known item indices, oldest first, at least one, of any length. ``timestamps``: seconds, one per item, or
-    None. ``k``: at least 1. ``depth``: run exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
+    ``items``: known item indices, oldest first, of any length; at least one where the bundle has no counting exit or
+    the depth is fixed above 0. ``timestamps``: seconds, one per item, or None. ``k``: at least 1. ``depth``: run
+    exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
     ``owner``: whose history it is, where that is known.
@@ -70,9 +71,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``indices`` int64 and ``scores`` float32 (cosines), best first; fewer than k when the filter leaves fewer.
+    """``indices`` int64 and ``scores`` float32, best first; fewer than k when the filter leaves fewer.
 
-    ``reused``: what of the request was known already.
+    ``scores``: of the depth's search; at depth 0 those of ``Counting.best``. ``reused``: what of the request was known
+    already.
     """
 
     indices: Indices
@@ -94,14 +96,16 @@ class QueryHistory(NamedTuple):
     timestamps: NDArray[np.int64] | None
 
 
-def history_of(query: IndexedQuery, catalogue_items: int, max_history: int) -> QueryHistory:
+def history_of(
+    query: IndexedQuery, catalogue_items: int, max_history: int, *, may_be_empty: bool = False
+) -> QueryHistory:
     """The history of a query; raises InvalidRequestError where it, its timestamps or ``k`` cannot be."""
     seen, timestamps = _indices(query.items, "items", catalogue_items), None
     if query.timestamps is not None:
         timestamps = np.asarray(query.timestamps, dtype=np.int64)
         if len(timestamps) != len(seen):
             raise InvalidRequestError(f"{len(timestamps)} timestamps for {len(seen)} items; give one per item or none")
-    if query.k < 1 or not seen.size:
+    if query.k < 1 or not (seen.size or may_be_empty):
         raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
     newest = slice(-max_history, None)
     return QueryHistory(seen, seen[newest], None if timestamps is None else timestamps[newest])

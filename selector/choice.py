@@ -16,8 +16,8 @@ from fathom.selector.routing import Cascade
 class DepthReason(StrEnum):
     """Why a depth was chosen.
 
-    Asked for; a simple or a complex request; as certified; always the deepest; the certificate no longer fits; or all
-    that the deadline allows.
+    Asked for; a simple or a complex request; as certified; always the deepest; the certificate no longer fits; all that
+    the deadline, or a full queue, allows; or nothing is known to go by but what is popular.
     """
 
     FIXED = "fixed"
@@ -27,6 +27,7 @@ class DepthReason(StrEnum):
     CERTIFIED = "certified"
     DEEPEST = "deepest"
     FALLBACK = "fallback"
+    POPULAR = "popular"
 
 
 class EarlyExit(NamedTuple):
@@ -47,8 +48,8 @@ class Choice(NamedTuple):
     """The depth of one request; ``why`` is a sentence for a person.
 
     ``complexity`` is 0 (simple) to 1, and None where it had no say. ``early_exit``: what may stop it before ``depth``.
-    ``agreement_check``: with what it may be compared later. ``probe``: no estimate says that it will be in time, but it
-    may correct the estimates.
+    ``agreement_check``: with what it may be compared later. ``probe``: no estimate says that the engine will be in
+    time, but a run may correct the estimates; at depth 0, a run beside the answer.
     """
 
     depth: int
@@ -65,7 +66,7 @@ class Choice(NamedTuple):
 
 
 class Estimates(Protocol):
-    """What a request with a deadline may expect, now; all in seconds."""
+    """What a request with a deadline may expect, now; all in seconds. Depth 0 has no queue."""
 
     @property
     def time_s(self) -> float:
@@ -84,9 +85,10 @@ class Estimates(Protocol):
 class DepthRequest(NamedTuple):
     """What there is to know of one request.
 
-    ``items``: int64 (length,), the item indices that the engine will see, oldest first. ``inspect``: measures their
-    features and complexity (0 to 1), and is called only where these have a say. ``fixed``: the depth that was asked
-    for, which overrides every policy. ``estimates``: None without a deadline.
+    ``items``: int64 (length,), the item indices that the engine will see, oldest first; none where nothing is known,
+    which only depth 0 can answer. ``inspect``: measures their features and complexity (0 to 1), and is called only
+    where these have a say. ``fixed``: the depth that was asked for, which overrides every policy. ``estimates``: None
+    without a deadline.
     """
 
     profile: DeviceProfile

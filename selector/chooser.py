@@ -11,7 +11,7 @@ from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadErr
 from fathom.selector.certificate import Certificate, Claim
 from fathom.selector.choice import Choice, DepthReason, DepthRequest, Estimates
 from fathom.selector.monitor import Monitor
-from fathom.selector.policy import CertifiedRouting, DepthPolicy, FixedDepth, PolicyName, ProfileRule
+from fathom.selector.policy import CertifiedRouting, DepthPolicy, FixedDepth, MostPopular, PolicyName, ProfileRule
 
 #: How many times a deeper depth than the shallowest must leave time for the queue. At twice the load that the deepest
 #: depth can bear, 4 answers far more requests in time than 1 (docs/log.md).
@@ -21,7 +21,7 @@ LEAST_WEIGHT = 1.25
 
 
 class DepthChooser:
-    """Chooses for one bundle and the depths that its engine serves.
+    """Chooses for one bundle and the depths that it serves: its engine's, and 0 where it has a counting exit.
 
     auto: as certified for the depths that the profile allows, without a certificate by the profile's rule. certified:
     the same, without a certificate the deepest depth. rule: always the rule. deepest: always the deepest depth.
@@ -36,26 +36,40 @@ class DepthChooser:
         self._policy = policy
         self._alpha = alpha
         self._fixed = {depth: FixedDepth(depth) for depth in served}
+        self._most_popular = MostPopular()
         self._policies: dict[tuple[int, ...], DepthPolicy] = {}
         self._monitors: dict[tuple[int, ...], Monitor] = {}
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth of a request: what the policy wants, or else the deepest shallower one that the deadline allows.
 
-        A fixed depth is never replaced. Raises NotFoundError where neither the fixed depth nor one of the profile's is
-        served, OverloadError or DeadlineError where not even the shallowest can be answered in time; what is refused
-        is not looked at, since under overload that is most.
+        Where the engine would be too late at any depth, that is depth 0, if the profile allows it and it is served. A
+        fixed depth is never replaced. Raises NotFoundError where neither the fixed depth nor one of the profile's is
+        served, OverloadError or DeadlineError where not even the shallowest can be answered in time. What is refused
+        or gets depth 0 is not looked at, since under overload that is most.
         """
-        policy = self._policy_of(request.profile, request.fixed)
-        estimates = request.estimates
+        profile, fixed, estimates = request.profile, request.fixed, request.estimates
+        policy = self._policy_of(profile, fixed) if len(request.items) else self._most_popular
         if estimates is None:
             return policy.choose(request)
-        time = _time_for(policy.depths[0], estimates)
+        shallowest = policy.depths[0]
+        time = _time_for(shallowest, estimates, counts=self._may_count(profile, fixed))
+        if time.counts:
+            return _counted(shallowest, time, estimates)
         return _in_time(policy.choose(request), policy.depths, time, estimates)
 
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
         """Raise what ``choose`` would, from what is known before a request is read."""
-        _time_for(self._policy_of(profile, fixed).depths[0], estimates)
+        counts = self._may_count(profile, fixed)
+        _time_for(self._policy_of(profile, fixed).depths[0], estimates, counts=counts)
+
+    def instead(self, request: DepthRequest, refused: DeadlineError | OverloadError) -> Choice:
+        """Depth 0 for a request that the queue has refused, where it may have it in time; else raises ``refused``."""
+        estimates = request.estimates
+        if not self._may_count(request.profile, request.fixed) or (estimates and not _fits(0, estimates)):
+            raise refused
+        found = "the queue is full" if isinstance(refused, OverloadError) else "the queue took too long"
+        return Choice(0, DepthReason.DEADLINE, f"{found} for an answer by the network: depth 0")
 
     def policy(self, profile: DeviceProfile) -> DepthPolicy:
         """How the requests of a profile are routed; raises NotFoundError where none of its depths is served."""
@@ -70,6 +84,10 @@ class DepthChooser:
                 " serve it with --policy auto"
             )
 
+    def _may_count(self, profile: DeviceProfile, fixed: int | None) -> bool:
+        """Whether a request may fall to depth 0."""
+        return fixed is None and 0 in self._served and 0 in profile.depths
+
     def _policy_of(self, profile: DeviceProfile, fixed: int | None) -> DepthPolicy:
         if fixed is None:
             return self.policy(profile)
@@ -78,14 +96,17 @@ class DepthChooser:
         return self._fixed[fixed]
 
     def _new_policy(self, profile: DeviceProfile) -> DepthPolicy:
-        depths = tuple(depth for depth in profile.depths if depth in self._served)
+        allowed_depths = tuple(depth for depth in profile.depths if depth in self._served)
+        depths = tuple(filter(None, allowed_depths))
         if not depths:
             allowed, served = _list(profile.depths), _list(self._served)
             raise NotFoundError(f"profile {profile.name} allows depths {allowed}, but this bundle serves {served}")
         if self._policy in ("auto", "certified") and self._certificate is not None:
-            claim = self._certificate.claim(depths)
-            if claim is not None and claim.routing is not None:
-                return CertifiedRouting(claim.routing, self._monitor(claim))
+            # With depth 0 where that is certified, else without.
+            for covered in dict.fromkeys((allowed_depths, depths)):
+                claim = self._certificate.claim(covered)
+                if claim is not None and claim.routing is not None:
+                    return CertifiedRouting(claim.routing, self._monitor(claim))
         return ProfileRule(depths) if self._policy in ("auto", "rule") else DepthPolicy(depths)
 
     def _monitor(self, claim: Claim) -> Monitor | None:
@@ -94,23 +115,32 @@ class DepthChooser:
 
 
 class _Time(NamedTuple):
-    """Seconds to the deadline, those of them in the queue, what the shallowest depth costs, and whether it fits."""
+    """Seconds to the deadline, those of them in the queue, what the shallowest depth costs, and whether it fits.
+
+    ``counts``: it does not, but depth 0 does.
+    """
 
     left_s: float
     queue_s: float
     cost_s: float
     fits: bool
+    counts: bool = False
 
 
-def _time_for(shallowest: int, estimates: Estimates) -> _Time:
+def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     """The only place that finds a request to be too late: even its shallowest depth, and there is nothing to learn.
 
     A depth fits when weight * queue + p99 <= time left, with LEAST_WEIGHT for the shallowest and QUEUE_WEIGHT for
     every other, so that under overload a queue is worked off by shallow answers long before requests are refused.
+    ``shallowest``: of the depths that the policy chooses from. ``counts``: whether depth 0 may take its place.
     """
     time_s, queue_s, cost_s = estimates.time_s, estimates.queue_s(shallowest), estimates.cost_s(shallowest)
     fits = LEAST_WEIGHT * queue_s + cost_s <= time_s
-    if fits or estimates.may_probe(shallowest):
+    if not fits and counts:
+        if _fits(0, estimates):
+            return _Time(time_s, queue_s, cost_s, fits, counts=True)
+        shallowest, queue_s, cost_s = 0, 0.0, estimates.cost_s(0)
+    elif fits or estimates.may_probe(shallowest):
         return _Time(time_s, queue_s, cost_s, fits)
     if cost_s <= time_s:
         wait_s = LEAST_WEIGHT * queue_s + cost_s - time_s
@@ -122,9 +152,23 @@ def _time_for(shallowest: int, estimates: Estimates) -> _Time:
     raise DeadlineError(f"{_ms(time_s)} left: depth {shallowest} needs {_ms(cost_s)}; allow more time")
 
 
+def _fits(depth: int, estimates: Estimates) -> bool:
+    """Whether a depth without a queue fits, or may be tried."""
+    return estimates.cost_s(depth) <= estimates.time_s or estimates.may_probe(depth)
+
+
+def _counted(shallowest: int, time: _Time, estimates: Estimates) -> Choice:
+    """Depth 0; where the engine has nothing to do it may show beside that whether it is still so slow."""
+    left, needs = _left(time.left_s, time.queue_s), _ms(estimates.cost_s(0))
+    why = f"{left}: too little for depth {shallowest}, depth 0 needs {needs}"
+    return Choice(0, DepthReason.DEADLINE, why, probe=estimates.may_probe(shallowest))
+
+
 def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Estimates) -> Choice:
     """The choice itself where it meets the deadline, else the deepest shallower depth that does, else a probe."""
     shallowest, spare_s = depths[0], time.left_s - QUEUE_WEIGHT * time.queue_s
+    if not wanted.depth:
+        return wanted
     if wanted.depth == shallowest:
         return wanted if time.fits else wanted._replace(probe=True)
     if estimates.cost_s(wanted.depth, cached=wanted.early_exit is None) <= spare_s:
@@ -150,7 +194,7 @@ def _left(time_s: float, queue_s: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e3:.{2 if 0 < seconds < 1e-3 else 1}f} ms"
 
 
 def _list(depths: Collection[int]) -> str:

@@ -12,7 +12,10 @@ PolicyName = Literal["auto", "certified", "rule", "deepest"]
 
 
 class DepthPolicy:
-    """Always the deepest of ``depths``: those that a profile allows and the engine serves, ascending, at least one."""
+    """Always the deepest of ``depths``: those that a profile allows and the engine serves, ascending, at least one.
+
+    Depth 0, which needs no engine, is not among them, but where it is all that there is.
+    """
 
     certified = False
     monitor: Monitor | None = None
@@ -43,6 +46,17 @@ class FixedDepth(DepthPolicy):
         return self._choice
 
 
+class MostPopular(DepthPolicy):
+    """Depth 0, for a request of which no item is known."""
+
+    def __init__(self) -> None:
+        super().__init__((0,))
+
+    def choose(self, request: DepthRequest) -> Choice:  # noqa: ARG002
+        """Depth 0."""
+        return Choice(0, DepthReason.POPULAR, "no item of the history is known: the most popular")
+
+
 class ProfileRule(DepthPolicy):
     """Below the profile's threshold of complexity its shallow depth, else its deep one."""
 
@@ -61,7 +75,7 @@ class CertifiedRouting(DepthPolicy):
     certified = True
 
     def __init__(self, routing: Routing, monitor: Monitor | None) -> None:
-        super().__init__(routing.depths)
+        super().__init__(tuple(depth for depth in routing.depths if depth))
         self.monitor = monitor
         self._routing = routing
         self._agreement_check = None if monitor is None else AgreementCheck(self.deepest, monitor)

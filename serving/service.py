@@ -182,7 +182,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         deployment = self.bundles.choose(request.bundle)
         if deadline_s is not None:
-            profile, depth = deployment.converter.profile(request.profile), request.depth or None
+            profile = deployment.converter.profile(request.profile)
+            depth = request.depth if request.HasField("depth") else None
             deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
         query, unknown = deployment.converter.query(request, deadline_s, client, owner)
         answer = await deployment.pipeline.recommend(query)

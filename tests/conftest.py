@@ -17,10 +17,15 @@ from fathom.files import sha256_file, write_json
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     MANIFEST_NAME,
+    NEIGHBOURS_FILE,
+    OFFSETS_FILE,
     POPULARITY_FILE,
+    RECENT_FILE,
     SELECTOR_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
+    WEIGHTS_FILE,
+    CountingInfo,
     DepthInfo,
     FileEntry,
     Manifest,
@@ -127,7 +132,31 @@ def _selector(vectors: np.ndarray, popularity: np.ndarray) -> dict[str, Any]:
     return ComplexityModel.fit(rows).to_json()
 
 
-def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool) -> Path:
+def _write_counting(path: Path, popularity: np.ndarray, weight: float) -> CountingInfo:
+    """Item i was followed by the next three, the nearest most often; ``weight``: in the scores of every depth."""
+    (path / "counting").mkdir()
+    np.save(path / OFFSETS_FILE, np.arange(0, 3 * ITEMS + 1, 3, dtype=np.int64))
+    np.save(path / NEIGHBOURS_FILE, np.array([(i + n) % ITEMS for i in range(ITEMS) for n in (1, 2, 3)], np.int32))
+    np.save(path / WEIGHTS_FILE, np.tile(np.array([1, 0.5, 0.25], np.float32), ITEMS))
+    np.save(path / RECENT_FILE, (popularity / popularity.sum()).astype(np.float32))
+    quality = {"ndcg@10": MetricInterval(value=0.09, low=0.08, high=0.1)}
+    return CountingInfo(
+        window=5,
+        decay=0.5,
+        max_lag=3,
+        backward=0.0,
+        source_power=0.0,
+        target_power=0.0,
+        neighbours=3,
+        half_life_days=None,
+        weights=dict.fromkeys(DEPTHS, weight),
+        quality=quality,
+    )
+
+
+def _write_bundle(
+    path: Path, *, strategy: str, timestamps: bool, looks_up: bool, counting_weight: float | None
+) -> Path:
     rng = np.random.default_rng(1)
     vectors = _unit_rows(rng.normal(size=(ITEMS, WIDTH)))
     popularity = np.sort(rng.integers(1, 500, ITEMS))[::-1].astype(np.int64)
@@ -158,6 +187,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool
     }
     write_json(path / CATALOGUE_FILE, catalogue)
     write_json(path / SELECTOR_FILE, _selector(vectors, popularity))
+    counting = None if counting_weight is None else _write_counting(path, popularity, counting_weight)
     files = {
         f.relative_to(path).as_posix(): FileEntry(bytes=f.stat().st_size, sha256=sha256_file(f))
         for f in sorted(path.rglob("*"))
@@ -182,6 +212,7 @@ def _write_bundle(path: Path, *, strategy: str, timestamps: bool, looks_up: bool
             ),
             "items": ITEMS,
             "depths": depths,
+            "counting": counting,
             "files": files,
             "source": Provenance(dataset="0" * 64, checkpoint="1" * 64, plan="2" * 64, fathom="0.1.0", commit=None),
         }
@@ -195,19 +226,37 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     """A function that writes a fresh small bundle: ``make_bundle(strategy="nested", timestamps=True)``.
 
     ``looks_up``: with first segments as before schema 4, which look the items' vectors up themselves.
+    ``counting_weight``: of the counting exit in the scores of every depth; None for a bundle without one.
     """
 
-    def make(*, strategy: str = "prefix", timestamps: bool = False, looks_up: bool = False) -> Path:
+    def make(
+        *,
+        strategy: str = "prefix",
+        timestamps: bool = False,
+        looks_up: bool = False,
+        counting_weight: float | None = 0.0,
+    ) -> Path:
         folder = tmp_path_factory.mktemp("bundle") / "bundle"
-        return _write_bundle(folder, strategy=strategy, timestamps=timestamps, looks_up=looks_up)
+        return _write_bundle(
+            folder, strategy=strategy, timestamps=timestamps, looks_up=looks_up, counting_weight=counting_weight
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
 def synthetic_bundle(make_bundle: MakeBundle) -> Path:
-    """A chain of four segments over 50 items (``item-0``..), width 8, history 20. Shared: copy it before editing."""
+    """A chain of four segments over 50 items (``item-0``..), width 8, history 20, with a counting exit.
+
+    Shared: copy it before editing.
+    """
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def uncounted_bundle(make_bundle: MakeBundle) -> Path:
+    """The same without a counting exit."""
+    return make_bundle(counting_weight=None)
 
 
 @pytest.fixture(scope="session")

@@ -17,24 +17,12 @@ from fathom.client import Client
 from fathom.errors import BundleEditedError, ConfigError, DataError, UnavailableError
 from fathom.exporter.certification.certify import write_certificate
 from fathom.exporter.certification.outcomes import measure_outcomes
-from fathom.files import sha256_file, write_json
 from fathom.local import running_server
 from fathom.pieces import Piece as PieceOf
 from fathom.pieces import PieceRunner, one_after_the_other, over_processes, over_ray
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
-from fathom.runtime.manifest import (
-    COUNTING_FILES,
-    MANIFEST_NAME,
-    NEIGHBOURS_FILE,
-    OFFSETS_FILE,
-    RECENT_FILE,
-    WEIGHTS_FILE,
-    CountingInfo,
-    FileEntry,
-    sealed,
-)
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import Cascade
 from fathom.tools.scoring import histories
@@ -94,23 +82,9 @@ def timed_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def counted_bundle(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a counting exit that has a say at every depth: item i was followed by the next three."""
-    path = tmp_path_factory.mktemp("counted") / "bundle"
-    shutil.copytree(synthetic_bundle, path)
-    (path / "counting").mkdir(exist_ok=True)
-    np.save(path / OFFSETS_FILE, np.arange(0, 3 * ITEMS + 1, 3, dtype=np.int64))
-    np.save(path / NEIGHBOURS_FILE, np.array([(i + n) % ITEMS for i in range(ITEMS) for n in (1, 2, 3)], np.int32))
-    np.save(path / WEIGHTS_FILE, np.tile(np.array([1, 0.5, 0.25], np.float32), ITEMS))
-    np.save(path / RECENT_FILE, np.linspace(1, 0, ITEMS, dtype=np.float32))
-    manifest = read_manifest(synthetic_bundle)
-    entries = {
-        name: FileEntry(bytes=(path / name).stat().st_size, sha256=sha256_file(path / name)) for name in COUNTING_FILES
-    }
-    info = CountingInfo(window=5, decay=0.5, weights=dict.fromkeys(manifest.depths, 0.3), quality={})
-    changed = manifest.model_copy(update={"counting": info, "files": manifest.files | entries})
-    write_json(path / MANIFEST_NAME, sealed(changed).model_dump(mode="json"))
-    return path
+def counted_bundle(make_bundle: Callable[..., Path]) -> Path:
+    """With a counting exit that has a say at every depth."""
+    return make_bundle(counting_weight=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +98,7 @@ def cascaded_bundle(certified_bundle: Path, tmp_path_factory: pytest.TempPathFac
     targets = np.zeros(len(asked), dtype=np.int32)
     cases = Cases(Sequences(asked.ravel(), np.arange(len(asked) + 1) * 12, None), targets, targets)
     with open_engine(bundle) as engine:
-        outcomes = measure_outcomes(bundle, engine, cases)
+        outcomes = measure_outcomes(bundle, engine, cases).at_depths(bundle.depths)
     inputs, sure = outcomes.routing_inputs, outcomes.confidence[:, :, 1:2]
     gates = tuple(LossModel.fit(inputs.at_exit(n), 0.1 - np.repeat(sure[:, n], 3 - n, 1)) for n in range(3))
     cascade = Cascade("cascade", bundle.depths, 0.2, (0.25, 0.5, 0.75, 1.0), gates)

@@ -64,6 +64,7 @@ def test_a_shipped_profile_is_named_after_its_file_and_says_where_its_figures_co
     assert profile.name == name
     assert profile.device is not None
     assert (profile.shallow, profile.deep) == TIER_DEPTHS[profile.tier]
+    assert profile.depths[0] == 0
     facts, choices = profile.source.split("Chosen by Fathom, not measured: ")
     assert facts.strip()
     ours = set(DeviceProfile.model_fields) - {"name", "tier", "description", "device", "source"}
@@ -80,6 +81,8 @@ def test_a_profile_of_your_own_is_read_by_path(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     assert load_profile(path) == load_profile(str(path)) == check(path)
     assert load_profile(path).depths == (4, 8, 12)
+    counting = write(tmp_path, GOOD.replace("[4, 8, 12]", "[0, 4, 8, 12]"))
+    assert load_profile(counting).depths == (0, 4, 8, 12)
 
 
 @pytest.mark.parametrize("name", ["jetson-nano", "edge"])
@@ -135,7 +138,10 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         ("[4, 8, 12]", "[8, 4, 12]", 10, "depths is [8, 4, 12]; it must be ascending"),
         ("[4, 8, 12]", "[4, 8, 8, 12]", 10, "depths is [4, 8, 8, 12]; it must be ascending"),
         ("[4, 8, 12]", "[]", 10, "depths is []; it must be ascending"),
-        ("[4, 8, 12]", "[0, 8, 12]", 10, "depths is 0; it must be greater than or equal to 1"),
+        ("[4, 8, 12]", "[-1, 8, 12]", 10, "depths is -1; it must be greater than or equal to 0"),
+        ("[4, 8, 12]", "[0, 0, 8, 12]", 10, "depths is [0, 0, 8, 12]; it must be ascending"),
+        ("[4, 8, 12]", "[0]", 11, "shallow is 8; it must be one of depths (0)"),
+        ("shallow: 8", "shallow: 0", 11, "shallow is 0; it must be greater than or equal to 1"),
         ("[4, 8, 12]", "[8, 12, 33]", 10, "depths is 33; it must be less than or equal to 32"),
         ("[4, 8, 12]", "12", 10, "depths is 12; it must be a list, as in"),
         ("shallow: 8", "shallow: 6", 11, "shallow is 6; it must be one of depths (4, 8, 12)"),

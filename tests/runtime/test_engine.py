@@ -207,8 +207,8 @@ def test_an_engine_of_another_shape_than_the_manifest_says_is_refused(
         open_engine(Bundle.open(copy))
 
 
-def test_an_engine_in_the_wrong_place_of_a_chain_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(synthetic_bundle, tmp_path / "bundle")
+def test_an_engine_in_the_wrong_place_of_a_chain_is_refused(uncounted_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(uncounted_bundle, tmp_path / "bundle")
     file = copy / "manifest.json"
     value = json.loads(file.read_text())
     depths = value["depths"]

@@ -151,7 +151,7 @@ async def test_a_cascade_stops_online_where_the_certificate_assumed(bundle: Bund
     offsets = np.arange(len(asked) + 1) * 12
     targets = np.zeros(len(asked), dtype=np.int32)
     cases = Cases(Sequences(np.concatenate(asked).astype(np.int32), offsets, None), targets, targets)
-    outcomes = measure_outcomes(bundle, FakeEngine(bundle.vectors, DEPTHS), cases)
+    outcomes = measure_outcomes(bundle, FakeEngine(bundle.vectors, DEPTHS), cases).at_depths(DEPTHS)
     # Going on is said to gain where the best answer is not far ahead of the second.
     gates = [
         LossModel.fit(

@@ -25,6 +25,7 @@ from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
@@ -33,6 +34,8 @@ from fathom.selector.choice import DepthReason
 
 DEPTHS = (4, 8, 12, 16)
 CLOUD: DeviceProfile = load_profile("cloud")
+#: A profile that does not allow depth 0.
+NETWORK = CLOUD.model_copy(update={"depths": DEPTHS})
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,7 @@ async def test_a_tight_deadline_takes_a_shallower_depth_and_too_tight_a_one_none
     answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 3600))
     assert answer.choice.reason is DepthReason.COMPLEX
     with pytest.raises(DeadlineError):
-        await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 0.001))
+        await pipeline.recommend(query(range(20), profile=NETWORK, deadline_s=time.monotonic() + 0.001))
     with pytest.raises(DeadlineError, match="passed"):
         await pipeline.recommend(query(deadline_s=time.monotonic() - 1))
 
@@ -135,7 +138,7 @@ async def test_the_deepest_depth_that_fits_is_taken(bundle: Bundle, monkeypatch:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"items": []}, "history has 0 items"),
+        ({"items": [], "depth": 4}, "history has 0 items"),
         ({"k": 0}, "k is 0"),
         ({"k": -1}, "k is -1"),
         ({"items": [50]}, "items holds an index outside 0..49"),
@@ -198,8 +201,12 @@ async def test_the_queue_is_bounded_and_draining_lets_nobody_in_but_all_out(bund
     async with asyncio.timeout(10):
         while pipeline.waiting < 2:
             await asyncio.sleep(0)
-    with pytest.raises(OverloadError):
-        await pipeline.recommend(query())
+    for asked in (query(profile=NETWORK), query(depth=4)):
+        with pytest.raises(OverloadError):
+            await pipeline.recommend(asked)
+    instead = await pipeline.recommend(query())
+    assert (instead.choice.depth, instead.choice.reason) == (0, DepthReason.DEADLINE)
+    assert "the queue is full" in instead.choice.why
     drained = asyncio.create_task(pipeline.drain())
     await asyncio.sleep(0)
     with pytest.raises(UnavailableError, match="draining"):
@@ -219,13 +226,14 @@ async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(
     monkeypatch.setattr(pipeline_module, "PRESSED_S", 60.0)
     monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 60.0)
 
-    def admit(left_s: float, items: int = 3) -> None:
-        pipeline.admit(items, CLOUD, None, time.monotonic() + left_s, "somebody")
+    def admit(left_s: float, items: int = 3, profile: DeviceProfile = NETWORK) -> None:
+        pipeline.admit(items, profile, None, time.monotonic() + left_s, "somebody")
 
     admit(0.001)
     with pytest.raises(DeadlineError):
-        await pipeline.recommend(query(deadline_s=time.monotonic() + 0.001))
+        await pipeline.recommend(query(profile=NETWORK, deadline_s=time.monotonic() + 0.001))
     admit(30)
+    admit(0.003, profile=CLOUD)
     with pytest.raises(DeadlineError, match="depth 4 needs"):
         admit(0.001)
     with pytest.raises(DeadlineError, match="passed"):
@@ -274,3 +282,140 @@ def test_settings_come_from_the_profile_and_refuse_the_impossible() -> None:
 
 def test_a_pipeline_that_never_started_can_be_closed(bundle: Bundle) -> None:
     Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)).close()
+
+
+# Depth 0
+
+
+def counted(bundle: Bundle, items, keep: ItemFilter, k: int = 10) -> list[int]:
+    assert bundle.counting is not None
+    return bundle.counting.best(np.array(items, np.int64), k, keep)[0].tolist()
+
+
+async def test_depth_0_answers_without_the_engine_what_usually_follows(bundle: Bundle, pipeline: Pipeline) -> None:
+    engine_ran: list[int] = []
+    pipeline.observe(lambda *run: engine_ran.append(run[0]))
+    answer = await pipeline.recommend(query([5, 9, 30], depth=0))
+    assert answer.indices.tolist() == counted(bundle, [5, 9, 30], ItemFilter(exclude=np.array([5, 9, 30])))
+    assert answer.indices.tolist()[:3] == [31, 10, 32]
+    assert (answer.choice.depth, answer.choice.reason, answer.history_used) == (0, DepthReason.FIXED, 3)
+    timing = answer.timing
+    assert (timing.engine_us, timing.queue_us, answer.reused) == (0, 0, "nothing")
+    assert timing.total_us >= timing.select_us + timing.retrieval_us - 2
+    assert engine_ran == []
+    assert pipeline.cached == (0, 0)
+
+
+async def test_filters_hold_at_depth_0(bundle: Bundle, pipeline: Pipeline) -> None:
+    async def indices(**changes) -> list[int]:
+        return (await pipeline.recommend(query([5, 9, 30], depth=0, **changes))).indices.tolist()
+
+    assert (await indices(include_seen=True))[:3] == [31, 10, 32]
+    assert (await indices(exclude=[31, 32]))[0] == 10
+    assert sorted(await indices(allow=[40, 41, 5])) == [40, 41]
+    assert await indices(allow=[]) == []
+    assert await indices(exclude=range(50)) == []
+    drama = await indices(categories=frozenset({"drama"}), k=50)
+    assert set(drama) == {i for i, names in enumerate(bundle.catalogue.categories) if "drama" in names} - {5, 9, 30}
+    assert len(await indices(k=1_000)) == 47
+
+
+async def test_a_deadline_that_no_engine_can_meet_is_met_by_depth_0(pipeline: Pipeline) -> None:
+    answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 0.003))
+    assert (answer.choice.depth, answer.choice.reason) == (0, DepthReason.DEADLINE)
+    assert "too little for depth 4" in answer.choice.why
+    with pytest.raises(DeadlineError, match="passed"):
+        await pipeline.recommend(query(depth=0, deadline_s=time.monotonic() - 1))
+
+
+async def test_a_bundle_without_a_counting_exit_has_no_depth_0(uncounted_bundle: Path) -> None:
+    bundle = Bundle.open(uncounted_bundle)
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)) as pipeline:
+        assert pipeline.depths == DEPTHS
+        with pytest.raises(NotFoundError, match="depth 0 is not served"):
+            await pipeline.recommend(query(depth=0))
+        with pytest.raises(InvalidRequestError, match="history has 0 items"):
+            await pipeline.recommend(query([]))
+        with pytest.raises(DeadlineError, match="depth 4 needs"):
+            await pipeline.recommend(query(deadline_s=time.monotonic() + 0.001))
+
+
+async def test_what_the_queue_has_no_time_left_for_is_answered_by_depth_0(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = CostModel({(d, n): Line(0.0, d * 1e-3) for d in DEPTHS for n in (16, 20)}, tail=0.0)
+    monkeypatch.setattr(pipeline_module, "measure", lambda *_, **__: cost)
+    entered, free = threading.Semaphore(0), threading.Event()
+
+    def hold(_batch: int, _depth: int) -> None:
+        entered.release()
+        assert free.wait(30)
+
+    engine = FakeEngine(bundle.vectors, DEPTHS, on_run=hold)
+    async with Pipeline(bundle, engine, settings=PipelineSettings(reuse_mb=0)) as pipeline:
+        first = asyncio.create_task(pipeline.recommend(query(depth=4)))
+        await asyncio.to_thread(entered.acquire)
+        asked = [query(range(20), deadline_s=time.monotonic() + 30, depth=depth) for depth in (None, 16)]
+        waits, fixed = (asyncio.create_task(pipeline.recommend(each)) for each in asked)
+        async with asyncio.timeout(10):
+            while pipeline.waiting < 2:
+                await asyncio.sleep(0)
+        # Meanwhile the machine has become so slow that no run would end in time.
+        for _ in range(200):
+            cost.observe(16, 20, 1, 1000.0, time.monotonic())
+        free.set()
+        answer = await waits
+        assert (answer.choice.depth, answer.choice.reason) == (0, DepthReason.DEADLINE)
+        assert "the queue took too long" in answer.choice.why
+        assert answer.timing.queue_us > 0
+        with pytest.raises(DeadlineError, match="not enough for depth 16"):
+            await fixed
+        assert (await first).choice.depth == 4
+
+
+async def test_depth_0_hides_no_failure_of_the_engine(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_batch: int, _depth: int) -> None:
+        if broken:
+            raise RuntimeError("no engine")
+
+    broken = False
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS, on_run=fail)) as pipeline:
+        broken = True
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="the engine failed"):
+                await pipeline.recommend(query(deadline_s=time.monotonic() + 30))
+        assert pipeline.failing
+        assert (await pipeline.recommend(query(deadline_s=time.monotonic() + 0.003))).choice.depth == 0
+        assert (await pipeline.recommend(query(depth=0))).indices.size == 10
+        assert (await pipeline.recommend(query([]))).choice.reason is DepthReason.POPULAR
+    assert "the engine failed" in caplog.text
+
+
+@pytest.mark.parametrize("profile", [CLOUD, NETWORK])
+async def test_an_empty_history_gets_the_popular_items_that_the_filter_leaves(
+    pipeline: Pipeline, profile: DeviceProfile
+) -> None:
+    answer = await pipeline.recommend(query([], profile=profile, exclude=[0, 2], timestamps=()))
+    assert answer.indices.tolist() == [1, *range(3, 12)]
+    assert (answer.choice.depth, answer.choice.reason, answer.history_used) == (0, DepthReason.POPULAR, 0)
+    assert (await pipeline.recommend(query([], profile=profile, allow=[7, 3]))).indices.tolist() == [3, 7]
+    assert (await pipeline.recommend(query([], k=1_000, deadline_s=time.monotonic() + 0.002))).indices.size == 50
+
+
+async def test_an_engine_that_seems_too_slow_is_tried_beside_answers_of_depth_0(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ten times slower than it is, by its estimates, which nothing but a run can correct.
+    slow = CostModel({(d, n): Line(0.0, 1e-4) for d in DEPTHS for n in (16, 20)}, tail=0.0, slowdown=1e4)
+    monkeypatch.setattr(pipeline_module, "measure", lambda *_, **__: slow)
+    monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 0.0)
+    ran: list[int] = []
+    engine = FakeEngine(bundle.vectors, DEPTHS, on_run=lambda _, depth: ran.append(depth))
+    async with Pipeline(bundle, engine) as pipeline:
+        depths = [(await pipeline.recommend(query(deadline_s=time.monotonic() + 0.05))).choice.depth]
+        async with asyncio.timeout(10):
+            while depths[-1] == 0:
+                await asyncio.sleep(0.001)
+                depths.append((await pipeline.recommend(query(deadline_s=time.monotonic() + 0.05))).choice.depth)
+    assert depths[0] == 0
+    assert ran[0] == 4

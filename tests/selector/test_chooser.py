@@ -34,7 +34,7 @@ ticks = st.integers(0, 200).map(lambda n: n / 1024)
 
 @dataclass
 class Clock:
-    """Estimates as a test says; a depth without a cost never fits."""
+    """Estimates as a test says; a depth without a cost never fits, and depth 0 has no queue."""
 
     time_s: float = 0.010
     queue: float = 0.002
@@ -42,8 +42,8 @@ class Clock:
     uncached_costs: dict[int, float] = field(default_factory=dict)
     probing: bool = False
 
-    def queue_s(self, depth: int) -> float:  # noqa: ARG002
-        return self.queue
+    def queue_s(self, depth: int) -> float:
+        return self.queue if depth else 0.0
 
     def cost_s(self, depth: int, *, cached: bool = True) -> float:
         costs = self.costs if cached else self.costs | self.uncached_costs
@@ -123,7 +123,7 @@ def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start()
 def test_a_depth_that_is_not_served_is_not_found(policy: PolicyName) -> None:
     few = chooser(served=(1, 2), policy=policy)
     for clock in (None, Clock()):
-        with pytest.raises(NotFoundError, match=r"cloud-cpu allows depths 4, 8, 12, 16, but this bundle .* 1, 2"):
+        with pytest.raises(NotFoundError, match=r"cloud-cpu allows depths 0, 4, 8, 12, 16, but this bundle .* 1, 2"):
             few.choose(DepthRequest(CLOUD, ITEMS, never, estimates=clock))
         with pytest.raises(NotFoundError, match="depth 16 is not served here; served: 1, 2"):
             few.choose(DepthRequest(CLOUD, ITEMS, never, fixed=16, estimates=clock))
@@ -273,18 +273,23 @@ def test_a_cascade_counts_as_its_walk_and_its_shallower_depths_as_they_are_cache
 @given(
     complexity=share,
     profile=st.sampled_from(PROFILES),
-    served=st.sets(st.sampled_from((*DEPTHS, 3, 6))),
+    served=st.sets(st.sampled_from((0, *DEPTHS, 3, 6))),
     policy=st.sampled_from(["auto", "rule", "deepest"]),
-    fixed=st.none() | st.sampled_from((*DEPTHS, 5)),
+    fixed=st.none() | st.sampled_from((0, *DEPTHS, 5)),
     clock=st.builds(
-        Clock, time_s=ticks, queue=ticks, costs=st.dictionaries(st.sampled_from(DEPTHS), ticks), probing=st.booleans()
+        Clock,
+        time_s=ticks,
+        queue=ticks,
+        costs=st.dictionaries(st.sampled_from((0, *DEPTHS)), ticks),
+        probing=st.booleans(),
     ),
 )
 def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_the_shallowest_would_miss(
     complexity: float, profile: DeviceProfile, served: set[int], policy: PolicyName, fixed: int | None, clock: Clock
 ) -> None:
     choosing = chooser(served=tuple(sorted(served)), policy=policy)
-    allowed = sorted(served & ({fixed} if fixed is not None else set(profile.depths)))
+    allowed = sorted(served & ({fixed} if fixed is not None else set(profile.depths) - {0}))
+    counts = fixed is None and 0 in served
     asked = request(complexity, profile, fixed=fixed)
     if not allowed:
         with pytest.raises(NotFoundError):
@@ -294,10 +299,15 @@ def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_th
     assert wanted.depth in allowed
     candidates = [depth for depth in allowed if depth <= wanted.depth]
     weight = {depth: LEAST_WEIGHT if depth == allowed[0] else QUEUE_WEIGHT for depth in candidates}
-    fitting = [depth for depth in candidates if clock.cost_s(depth) + weight[depth] * clock.queue <= clock.time_s]
+    fitting = [d for d in candidates if clock.cost_s(d) + weight[d] * clock.queue_s(d) <= clock.time_s]
     timed = asked._replace(estimates=clock)
+    if allowed[0] not in fitting and counts and (clock.cost_s(0) <= clock.time_s or clock.probing):
+        choosing.admit(profile, fixed, clock)
+        found = choosing.choose(timed)
+        assert (found.depth, found.reason, found.probe) == (0, DepthReason.DEADLINE, clock.probing)
+        return
     if allowed[0] not in fitting and not clock.probing:
-        alone = clock.cost_s(allowed[0]) <= clock.time_s
+        alone = clock.cost_s(allowed[0]) <= clock.time_s and not counts
         for refused in (lambda: choosing.choose(timed), lambda: choosing.admit(profile, fixed, clock)):
             with pytest.raises(OverloadError if alone else DeadlineError):
                 refused()
@@ -305,6 +315,98 @@ def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_th
     choosing.admit(profile, fixed, clock)
     found = choosing.choose(timed)
     assert found.depth == max(fitting, default=allowed[0])
-    assert found.probe == (not fitting)
+    assert found.probe == (not fitting and found.depth > 0)
     assert (found._replace(probe=False) == wanted) == (found.depth == wanted.depth)
     assert found.complexity == wanted.complexity
+
+
+# Depth 0
+
+COUNTED = (0, *DEPTHS)
+
+
+@fast
+@given(
+    complexity=share,
+    profile=st.sampled_from(PROFILES),
+    policy=st.sampled_from(["auto", "rule", "deepest"]),
+    clock=st.builds(Clock, time_s=ticks, queue=ticks, costs=st.dictionaries(st.sampled_from(DEPTHS), ticks)),
+)
+def test_with_depth_0_no_request_is_refused_that_has_the_time_for_it(
+    complexity: float, profile: DeviceProfile, policy: PolicyName, clock: Clock
+) -> None:
+    clock.costs[0] = min(clock.time_s, 0.0001)
+    choosing = chooser(served=COUNTED, policy=policy)
+    choosing.admit(profile, None, clock)
+    assert choosing.choose(request(complexity, profile, estimates=clock)).depth in profile.depths
+
+
+def test_what_falls_to_depth_0_is_not_looked_at_and_says_why() -> None:
+    late = DepthRequest(EDGE, ITEMS, never, estimates=Clock(time_s=0.004, costs={0: 0.00004, 4: 0.003}))
+    choice = chooser(served=COUNTED).choose(late)
+    assert (choice.depth, choice.reason, choice.complexity, choice.probe) == (0, DepthReason.DEADLINE, None, False)
+    assert choice.why == "4.0 ms left, 2.0 ms of it in the queue: too little for depth 4, depth 0 needs 0.04 ms"
+
+
+def test_only_what_has_not_even_the_time_for_depth_0_is_refused() -> None:
+    choosing = chooser(served=COUNTED)
+    for time_s, words in ((0.00002, r"^0\.02 ms left: depth 0 needs 0\.04 ms; allow more time$"), (0.0, "has passed")):
+        clock = Clock(time_s=time_s, queue=1.0, costs={0: 0.00004, 4: 0.00001})
+        for fixed in (None, 0):
+            for refused in (
+                lambda fixed=fixed, clock=clock: choosing.choose(DepthRequest(EDGE, ITEMS, never, fixed, clock)),
+                lambda fixed=fixed, clock=clock: choosing.admit(EDGE, fixed, clock),
+            ):
+                with pytest.raises(DeadlineError, match=words):
+                    refused()
+
+
+def test_depth_0_is_chosen_only_where_the_profile_allows_it_and_the_bundle_has_it() -> None:
+    tight = Clock(time_s=0.001, costs={0: 0.0, 4: 1.0})
+    without = EDGE.model_copy(update={"depths": EDGE.depths[1:]})
+    for served, profile in ((COUNTED, without), (DEPTHS, EDGE)):
+        with pytest.raises(DeadlineError, match="depth 4 needs"):
+            chooser(served=served).choose(request(profile=profile, estimates=tight))
+    with pytest.raises(DeadlineError, match="depth 8 needs"):
+        chooser(served=COUNTED).choose(request(profile=EDGE, fixed=8, estimates=tight))
+    fixed = chooser(served=COUNTED).choose(request(profile=without, fixed=0, estimates=tight))
+    assert (fixed.depth, fixed.reason, fixed.why) == (0, DepthReason.FIXED, "depth 0 was requested")
+    with pytest.raises(NotFoundError, match="depth 0 is not served here; served: 4, 8, 12, 16"):
+        chooser().choose(request(fixed=0))
+
+
+@pytest.mark.parametrize("policy", ["auto", "rule", "deepest"])
+def test_without_a_deadline_nothing_gets_depth_0(policy: PolicyName) -> None:
+    choosing = chooser(served=COUNTED, policy=policy)
+    assert all(choosing.choose(request(complexity)).depth > 0 for complexity in np.linspace(0, 1, 50))
+    # Even where depth 0 is the nearest to what the rule wants.
+    assert chooser(served=(0, 12), policy="rule").choose(request(0.0, EDGE)).depth == 12
+
+
+def test_a_certificate_for_the_depths_without_0_still_holds(bundle: Bundle) -> None:
+    assert chooser(bundle.certificate, COUNTED).policy(CLOUD).certified
+
+
+def test_a_refusal_of_the_queue_becomes_depth_0_where_that_is_allowed_and_in_time() -> None:
+    choosing, full, late = chooser(served=COUNTED), OverloadError("full", retry_after_s=1.0), DeadlineError("late")
+    costs = {0: 0.001}
+    for refused, words in ((full, "the queue is full"), (late, "the queue took too long")):
+        for clock in (None, Clock(time_s=0.001, costs=costs)):
+            choice = choosing.instead(request(estimates=clock), refused)
+            assert (choice.depth, choice.reason) == (0, DepthReason.DEADLINE)
+            assert choice.why == f"{words} for an answer by the network: depth 0"
+        for asked in (request(fixed=8), request(estimates=Clock(time_s=0.0005, costs=costs))):
+            with pytest.raises(type(refused), match=str(refused)):
+                choosing.instead(asked, refused)
+
+
+def test_a_request_without_a_known_item_gets_what_is_popular_unless_it_is_too_late() -> None:
+    without = EDGE.model_copy(update={"depths": EDGE.depths[1:]})
+    nothing = np.array([], np.int64)
+    for profile in (EDGE, without):
+        for clock in (None, Clock(time_s=0.001, queue=1.0, costs={0: 0.0001})):
+            choice = chooser(served=COUNTED).choose(DepthRequest(profile, nothing, never, estimates=clock))
+            assert (choice.depth, choice.reason, choice.probe) == (0, DepthReason.POPULAR, False)
+            assert choice.why == "no item of the history is known: the most popular"
+        with pytest.raises(DeadlineError, match="the deadline has passed"):
+            chooser(served=COUNTED).choose(DepthRequest(profile, nothing, never, estimates=Clock(time_s=-1.0)))

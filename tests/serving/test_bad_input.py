@@ -42,7 +42,6 @@ def refusal(call: object) -> tuple[grpc.StatusCode, str]:
         (request(profile="cluod"), NOT_FOUND, "profile 'cluod' is not served"),
         (request(profile="../../etc/passwd"), NOT_FOUND, "is not served"),
         (request(depth=5), NOT_FOUND, "depth 5"),
-        (request(depth=0), NOT_FOUND, "depth 0"),
         (request(depth=2**32 - 1), NOT_FOUND, "depth 4294967295"),
         (request(filter=pb.Filter(categories=["opera"])), NOT_FOUND, "'opera'"),
         (request(request_id="x" * 129), INVALID, "129 bytes, at most 128"),

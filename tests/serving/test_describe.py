@@ -24,13 +24,13 @@ def test_a_profile_without_a_depth_in_the_bundle_is_refused(synthetic_bundle: Pa
     text = (PROFILES / "cloud-cpu.yaml").read_text()
     for old, new in (
         ("name: cloud-cpu", "name: six"),
-        ("[4, 8, 12, 16]", "[6]"),
+        ("[0, 4, 8, 12, 16]", "[0, 6]"),
         ("shallow: 12", "shallow: 6"),
         ("deep: 16", "deep: 6"),
     ):
         text = text.replace(old, new)
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"allows depths 6, but .* has 4, 8, 12, 16; choose another --profile$"):
+    with pytest.raises(ConfigError, match=r"allows depths 0, 6, but .* has 4, 8, 12, 16; choose another --profile$"):
         own_profile(str(tmp_path / "mine.yaml"), Bundle.open(synthetic_bundle))
 
 

@@ -104,8 +104,8 @@ async def test_a_cancelled_request_leaves_its_lane(local: LocalServer) -> None:
         assert it.held.batches == [1]
 
 
-async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer) -> None:
-    async with local(max_queue=3) as it:
+async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer, uncounted_bundle: Path) -> None:
+    async with local(uncounted_bundle, max_queue=3) as it:
         it.held.go.clear()
         running = it.stub.Recommend(REQUEST, timeout=30)
         await reached(it.held)
@@ -125,7 +125,7 @@ async def test_a_full_server_refuses_at_once_and_recovers(local: LocalServer) ->
 
 
 async def test_a_client_that_floods_does_not_make_the_others_wait(
-    local: LocalServer, monkeypatch: pytest.MonkeyPatch
+    local: LocalServer, monkeypatch: pytest.MonkeyPatch, uncounted_bundle: Path
 ) -> None:
     def slow(_: object, depths: Collection[int], lengths: Collection[int], **__: object) -> CostModel:
         return CostModel({(depth, length): Line(0.0, 1.0) for depth in depths for length in lengths}, tail=0.0)
@@ -133,7 +133,7 @@ async def test_a_client_that_floods_does_not_make_the_others_wait(
     # The requests come faster than the engine works, however busy this machine is.
     monkeypatch.setattr("fathom.runtime.pipeline.measure", slow)
     flood = (("fathom-client", "flood"),)
-    async with local(max_queue=100) as it:
+    async with local(uncounted_bundle, max_queue=100) as it:
         it.held.go.clear()
         first = it.stub.Recommend(REQUEST)
         await reached(it.held)

@@ -17,6 +17,7 @@ class DepthReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEPTH_REASON_CERTIFIED: _ClassVar[DepthReason]
     DEPTH_REASON_DEEPEST: _ClassVar[DepthReason]
     DEPTH_REASON_FALLBACK: _ClassVar[DepthReason]
+    DEPTH_REASON_POPULAR: _ClassVar[DepthReason]
 DEPTH_REASON_UNSPECIFIED: DepthReason
 DEPTH_REASON_FIXED: DepthReason
 DEPTH_REASON_SIMPLE: DepthReason
@@ -25,9 +26,10 @@ DEPTH_REASON_DEADLINE: DepthReason
 DEPTH_REASON_CERTIFIED: DepthReason
 DEPTH_REASON_DEEPEST: DepthReason
 DEPTH_REASON_FALLBACK: DepthReason
+DEPTH_REASON_POPULAR: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +40,7 @@ class RecommendRequest(_message.Message):
     INCLUDE_TITLES_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    STRICT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -48,7 +51,8 @@ class RecommendRequest(_message.Message):
     include_titles: bool
     user_id: str
     bundle: str
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ...) -> None: ...
+    strict: bool
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ("bundle",)

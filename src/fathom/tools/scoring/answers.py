@@ -28,8 +28,8 @@ from fathom.serving.describe import own_profile
 
 #: The depth of a user of whom nothing can be said.
 NO_DEPTH = -1
-#: Their reason, and that of users who get what is popular; those of all others are of ``DepthReason``.
-NOT_FOUND, POPULAR = "not_found", "popular"
+#: Their reason; those of all others are of ``DepthReason``.
+NOT_FOUND = "not_found"
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ class Scorer:
         if not len(items):
             if counting is None or options.depth:
                 return _NOTHING
-            return _Answer(*counting.best(items, k, ItemFilter(exclude=np.empty(0, np.int64))), 0, POPULAR)
+            popular = counting.best(items, k, ItemFilter(exclude=np.empty(0, np.int64)))
+            return _Answer(*popular, 0, DepthReason.POPULAR.value)
         query = IndexedQuery(items, k, self._profile, timestamps, options.depth, include_seen=options.include_seen)
         history = history_of(query, len(bundle.catalogue), self._max_history)
         inspect = partial(bundle.inspect, history.items, history.timestamps)
