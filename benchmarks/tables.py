@@ -14,6 +14,7 @@ from typing import Any
 from fathom.benchmarks import registry
 from fathom.benchmarks.__main__ import listing
 from fathom.benchmarks.experiments import routing
+from fathom.benchmarks.experiments.counting_quality import counting_exit_summary
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import PICTURE, lattice_figure, load_measured
 from fathom.benchmarks.experiments.quality import plots
@@ -82,6 +83,7 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
         *_large_fact(by_name.get("ml-1m")),
         *depth_facts(quality),
         *counting_facts(quality),
+        *counting_exit_summary(folder),
         *certified_fact(folder),
         f"engines against torch, history 1 to 200: largest error of a user vector"
         f" {max(r['max_abs_error'] for r in compared):.1e}; the same top 10 for"

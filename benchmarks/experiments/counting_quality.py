@@ -45,6 +45,18 @@ def _section(folder: Path = RESULTS) -> str:
     return paragraphs("\n".join(about), facts, *(paragraphs(f"{_title(pool)}:", _table(pool)) for pool in found))
 
 
+def counting_exit_summary(folder: Path = RESULTS) -> list[str]:
+    """What the best depth of each data set gives as served, and of the network alone, in one line; none without runs."""
+    parts = []
+    for pool in pools(folder, study=NAME) if (folder / NAME).exists() else ():
+        served, alone = _best(pool, (DEPTH_0, *SYSTEMS)), _best(pool, tuple(f"{system} alone" for system in SYSTEMS))
+        if served and alone:
+            values = [_value(pool, system) for system in (served, DEPTH_0, alone)]
+            beside = f"{values[1]} at depth 0, {values[2]} without counting"
+            parts.append(f"{_title(pool)} {values[0]} at {served} ({beside})")
+    return [f"NDCG@10 as served, with the counting exit: {'; '.join(parts)}"] if parts else []
+
+
 def counting_exit_facts(found: Sequence[Pool]) -> list[str]:
     """Of each data set: the best depth as served against the best baseline and against the network alone."""
     lines = []
