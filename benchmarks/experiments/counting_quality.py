@@ -46,7 +46,7 @@ def _section(folder: Path = RESULTS) -> str:
 
 
 def counting_exit_summary(folder: Path = RESULTS) -> list[str]:
-    """What the best depth of each data set gives as served, and of the network alone, in one line; none without runs."""
+    """What the best depth of each data set gives as served, and of the network alone, in a line; none without runs."""
     parts = []
     for pool in pools(folder, study=NAME) if (folder / NAME).exists() else ():
         served, alone = _best(pool, (DEPTH_0, *SYSTEMS)), _best(pool, tuple(f"{system} alone" for system in SYSTEMS))
