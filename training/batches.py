@@ -17,18 +17,20 @@ class Batch:
 
     ``items`` int64 (B, L): input ids, 0 is padding. ``ahead`` int64 (B, L, K): the next K items as indices, -1
     where there is none. ``timestamps`` int64 seconds (B, L) or None. ``users`` int64 (B,): rows of the training
-    sequences.
+    sequences. ``weights`` float32 (B, L, K): what each of the next items counts as a target, or None: all the same.
     """
 
     items: Tensor
     ahead: Tensor
     timestamps: Tensor | None
     users: Tensor
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         times = None if self.timestamps is None else self.timestamps.to(device)
-        return Batch(self.items.to(device), self.ahead.to(device), times, self.users.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        return Batch(self.items.to(device), self.ahead.to(device), times, self.users.to(device), weights)
 
 
 def cut_windows(lengths: NDArray[np.int64], window: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -73,12 +75,16 @@ def make_batch(train: Sequences, rows: NDArray[np.int64], ahead: int) -> Batch:
     items = np.zeros((len(rows), longest), dtype=np.int64)
     future = np.full((len(rows), longest + ahead - 1), -1, dtype=np.int64)
     times = None if train.timestamps is None else np.zeros_like(items)
+    weights = None if train.weights is None else np.zeros(future.shape, dtype=np.float32)
     for row, (user, start, stop) in enumerate(rows):
         sequence = train[user]
         pad = longest - (stop - start)
         items[row, pad:] = sequence[start:stop] + 1
         following = sequence[start + 1 : stop + ahead]
         future[row, pad : pad + len(following)] = following
+        if weights is not None and train.weights is not None:
+            first = train.offsets[user] + start + 1
+            weights[row, pad : pad + len(following)] = train.weights[first : first + len(following)]
         when = train.times(user)
         if times is not None and when is not None:
             times[row, pad:] = when[start:stop]
@@ -87,6 +93,7 @@ def make_batch(train: Sequences, rows: NDArray[np.int64], ahead: int) -> Batch:
         ahead=torch.from_numpy(future).unfold(1, ahead, 1),
         timestamps=None if times is None else torch.from_numpy(times),
         users=torch.from_numpy(rows[:, 0].copy()),
+        weights=None if weights is None else torch.from_numpy(weights).unfold(1, ahead, 1),
     )
 
 

@@ -43,6 +43,8 @@ class CountingSettings:
     events(b)^-``target_power``, and an item keeps its ``neighbours`` largest (equal weights: the lowest index).
     Of a history the newest ``window`` items count, each ``decay`` times what the next newer one does. An event adds
     half as much to popularity for every ``half_life_days`` that it is older than the newest; None: all add the same.
+    Where events have weights, a pair gains the weight of its later event times as much, and an event counts its weight
+    in events() and popularity.
     """
 
     max_lag: int = 20
@@ -230,8 +232,9 @@ def _ndcg(scores: Scores, cases: Cases) -> Floats:
 
 
 def _events(train: Sequences, n_items: int) -> Floats:
-    """Events of each item, at least 1: float64 (n,)."""
-    return np.maximum(np.bincount(train.items, minlength=n_items), 1).astype(np.float64)
+    """Events of each item, or what they weigh together; 1 where there is none: float64 (n,)."""
+    found = np.bincount(train.items, train.weights, minlength=n_items)
+    return np.where(found > 0, found, 1).astype(np.float64)
 
 
 def _popularity(train: Sequences, n_items: int, half_life_days: float | None) -> NDArray[np.float32]:
@@ -240,7 +243,9 @@ def _popularity(train: Sequences, n_items: int, half_life_days: float | None) ->
     if half_life_days is not None and train.timestamps is not None and len(train.items):
         times = train.timestamps.astype(np.float64)
         weights = 0.5 ** ((times.max() - times) / (half_life_days * DAY_S))
-    found: Floats = np.bincount(train.items, weights, minlength=n_items) / max(weights.sum(), 1.0)
+    if train.weights is not None:
+        weights = weights * train.weights
+    found: Floats = np.bincount(train.items, weights, minlength=n_items) / (weights.sum() or 1.0)
     return found.astype(np.float32)
 
 
@@ -267,13 +272,16 @@ def _forwards(train: Sequences, n_items: int, progress: Progress) -> dict[int, T
 
 
 def _forward(train: Sequences, n_items: int, lags: range) -> Table:
-    """The sum of 1/lag over all events where b follows a at one of the lags: csr float64 (n, n)."""
+    """The sum of (b's weight) / lag over all events where b follows a at one of the lags: csr float64 (n, n)."""
     table, owners = sparse.csr_array((n_items, n_items), dtype=np.float64), train.owners
     for lag in lags:
         earlier, later = train.items[:-lag], train.items[lag:]
         pairs = (owners[lag:] == owners[:-lag]) & (earlier != later)
         places = (earlier[pairs], later[pairs])
-        table = table + sparse.csr_array((np.full(len(places[0]), 1.0 / lag), places), shape=table.shape)
+        gains = np.full(len(places[0]), 1.0 / lag)
+        if train.weights is not None:
+            gains *= train.weights[lag:][pairs]
+        table = table + sparse.csr_array((gains, places), shape=table.shape)
     return table
 
 

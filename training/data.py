@@ -19,6 +19,7 @@ from fathom.training.tables.ids import are_whole, without_point
 from fathom.training.tables.readers import Layout, read
 from fathom.training.tables.rows import RowReport, clean
 from fathom.training.tables.times import Times
+from fathom.training.tables.types import EventTypes
 
 __all__ = ["DEFAULTS", "PrepareOptions", "default_options", "k_core", "prepare"]
 
@@ -31,7 +32,7 @@ class Events:
 
     users, items: u32, places in user_ids and item_ids, which are sorted; order: i64 microseconds or
     positions, None where the input's own order is all there is; nanos: i16, on top of the microseconds,
-    None where no time has any.
+    None where no time has any; weights: f32, None where all events weigh the same.
     """
 
     users: Codes
@@ -40,20 +41,31 @@ class Events:
     nanos: NDArray[np.int16] | None
     user_ids: pl.Series
     item_ids: pl.Series
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, which: NDArray[Any]) -> "Events":
         """The events at these places, int (n,), or under this mask, bool (events,)."""
-        order = None if self.order is None else self.order[which]
-        nanos = None if self.nanos is None else self.nanos[which]
-        return replace(self, users=self.users[which], items=self.items[which], order=order, nanos=nanos)
+        optional = {"order": self.order, "nanos": self.nanos, "weights": self.weights}
+        taken: dict[str, Any] = {name: None if value is None else value[which] for name, value in optional.items()}
+        return replace(self, users=self.users[which], items=self.items[which], **taken)
 
     def sort(self) -> "Events":
         """By user, then order; ties stay in input order."""
         keys = (self.nanos, self.order, self.users)
         return self.take(np.lexsort([key for key in keys if key is not None]))
+
+    def firsts(self) -> NDArray[np.bool_]:
+        """Which are a user's first with their item, or the first of those with the largest weight: bool (events,)."""
+        pairs = pl.Series((self.users.astype(np.uint64) << np.uint64(32)) | self.items)
+        if self.weights is None:
+            return pairs.is_first_distinct().to_numpy()
+        order = np.argsort(-self.weights, kind="stable")
+        first = np.zeros(len(self), dtype=np.bool_)
+        first[order[pairs.gather(order).is_first_distinct().to_numpy()]] = True
+        return first
 
     def compact(self) -> "Events":
         """Without the ids that no event uses."""
@@ -71,10 +83,12 @@ def prepare(
     the order of their ids. The folder appears whole or not at all.
 
     meta.json says what was read: which columns are used and which are not, the malformed rows by reason, and,
-    under ``notes``, what was found out about the files, such as their delimiter and the unit of their times.
+    under ``notes``, what was found out about the files, such as their delimiter and the unit of their times; under
+    ``types``, where they are read, each event type with its weight and how many usable events it has.
 
-    Raises DataError, in one line, for missing files and columns, for more malformed rows than tolerated, for item
-    metadata that knows none of the items, and when the filters leave nothing; ConfigError for an unknown source.
+    Raises DataError, in one line, for missing files and columns, for weights that do not fit the event types, for more
+    malformed rows than tolerated, for item metadata that knows none of the items, and when the filters leave nothing;
+    ConfigError for an unknown source.
     """
     source, options = _resolved(source, options)
     check_output(out, DATASET)
@@ -89,6 +103,8 @@ def prepare(
         counts = {"users": len(events.user_ids), "items": items.height, "events": len(events)}
         meta = {"schema_version": SCHEMA_VERSION, "name": options.name or _name(source, options.path), "counts": counts}
         meta |= _provenance(opened, source, options, report, removed)
+        if report.types is not None:
+            meta["types"] = report.types.as_dict()
         meta |= {"items": None, "notes": notes}
         if opened.items is not None and item_report is not None and matched is not None:
             columns = {"columns": dict(opened.items.columns), "unused": [*opened.items_unused]}
@@ -162,6 +178,8 @@ def _read_events(
     user_type, item_type = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
     path, columns = source.events.path, source.events.columns
     report = RowReport(path, options.max_malformed)
+    if "type" in columns:
+        report.types = EventTypes(path, columns["type"], dict(options.weight) if options.weight else None)
     column, unit = columns.get("timestamp", "timestamp"), source.timestamp_unit
     times = Times(path, column, unit, options.timestamp_format, source.month_first, [*source.notes])
     if options.minimum_rating is not None and "rating" not in columns:
@@ -175,19 +193,24 @@ def _read_events(
         if "title" in rows.columns or "categories" in rows.columns:
             hints = first_known(pl.concat([hints, described(rows.rename({"item": "id"}))]))
         codes = (pl.col("user").cast(user_type), pl.col("item").cast(item_type))
-        frames.append(rows.select(*codes, *({"order", "nanos"} & set(rows.columns))))
+        frames.append(rows.select(*codes, *({"order", "nanos", "weight"} & set(rows.columns))))
         progress(f"read {report.rows:,} rows")
     report.check()
+    if report.types is not None:
+        report.types.check()
+        times.notes.append(report.types.note())
     table = pl.concat(frames, how="diagonal")
     if table.is_empty():
         raise DataError(f"{path}: no row is left after {_reasons(report.filtered | report.malformed)}")
     users, user_ids = _rank(table["user"])
     items, item_ids = _rank(table["item"])
-    order, nanos = (table[name].to_numpy() if name in table.columns else None for name in ("order", "nanos"))
+    order, nanos, weights = (
+        table[name].to_numpy() if name in table.columns else None for name in ("order", "nanos", "weight")
+    )
     nanos = nanos if nanos is not None and nanos.any() else None
     if are_whole(item_ids):
         hints = first_known(hints.with_columns(without_point(hints["id"])))
-    return Events(users, items, order, nanos, user_ids, item_ids), hints, report, times.notes
+    return Events(users, items, order, nanos, user_ids, item_ids, weights), hints, report, times.notes
 
 
 def _filter(events: Events, options: PrepareOptions, progress: Progress) -> tuple[Events, dict[str, int]]:
@@ -195,8 +218,7 @@ def _filter(events: Events, options: PrepareOptions, progress: Progress) -> tupl
     progress(f"sorting {len(events):,} events")
     events = events.sort()
     if options.repeats == "drop":
-        pairs = pl.Series((events.users.astype(np.uint64) << np.uint64(32)) | events.items)
-        first = pairs.is_first_distinct().to_numpy()
+        first = events.firsts()
         removed["repeats"] = len(events) - int(first.sum())
         events = events.take(first)
     if options.k_core > 1:
@@ -242,6 +264,8 @@ def _write(out: Path, events: Events, items: pl.DataFrame, meta: dict[str, Any])
     columns: dict[str, NDArray[Any]] = {"user": events.users, "item": events.items}
     if meta["has_time"] and events.order is not None:
         columns["timestamp"] = events.order // 1_000_000
+    if events.weights is not None and events.weights.min() < events.weights.max():
+        columns["weight"] = events.weights
     with new_folder(out, DATASET) as folder:
         pl.DataFrame(columns).write_parquet(folder / INTERACTIONS)
         items.write_parquet(folder / ITEMS)

@@ -1,6 +1,6 @@
 """The dataset folder in memory: one item sequence per user, oldest first, and the frozen id map.
 
-interactions.parquet   user u32, item u32, [timestamp i64 seconds]; sorted by user, then by order
+interactions.parquet   user u32, item u32, [timestamp i64 seconds], [weight f32]; sorted by user, then by order
 items.parquet          id str, title str, categories list[str]; row i is item i
 users.parquet          id str; row i is user i
 meta.json              counts, filters, source, malformed rows, sha256 of the three files
@@ -34,12 +34,14 @@ class Sequences:
     """Many item sequences in one array.
 
     items: int32 (events,), item indices, oldest first; offsets: int64 (n + 1,), sequence i is
-    items[offsets[i]:offsets[i + 1]]; timestamps: int64 (events,) in seconds, or None when unknown.
+    items[offsets[i]:offsets[i + 1]]; timestamps: int64 (events,) in seconds, or None when unknown; weights: float32
+    (events,), above 0, what each event counts in training, or None when all count the same.
     """
 
     items: Items
     offsets: NDArray[np.int64]
     timestamps: Times | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,8 +76,7 @@ class Sequences:
     def keep(self, events: NDArray[np.bool_]) -> "Sequences":
         """As many sequences, with only the marked events; bool (events,)."""
         lengths = np.bincount(self.owners[events], minlength=len(self))
-        times = None if self.timestamps is None else self.timestamps[events]
-        return Sequences(self.items[events], np.concatenate([[0], np.cumsum(lengths)]), times)
+        return self._of(events, np.concatenate([[0], np.cumsum(lengths)]))
 
     def select(self, indices: Iterable[int] | NDArray[np.integer[Any]]) -> "Sequences":
         """The chosen sequences, indices (n,), in the given order."""
@@ -83,8 +84,12 @@ class Sequences:
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         events = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        return self._of(events, offsets)
+
+    def _of(self, events: NDArray[Any], offsets: NDArray[np.int64]) -> "Sequences":
         times = None if self.timestamps is None else self.timestamps[events]
-        return Sequences(self.items[events], offsets, times)
+        weights = None if self.weights is None else self.weights[events]
+        return Sequences(self.items[events], offsets, times, weights)
 
 
 @dataclass(frozen=True)
@@ -148,14 +153,19 @@ def _check(path: Path, expected: str | None) -> None:
         raise ArtefactError(f"{path}: differs from its sha256 in {META}; prepare the dataset again")
 
 
-#: Each table's columns, and whether every row must have a value; ``timestamp`` may be missing as a whole.
+#: Each table's columns, and whether every row must have a value; _OPTIONAL ones may be missing as a whole.
 _COLUMNS: dict[str, dict[str, tuple[str, bool]]] = {
-    INTERACTIONS: {"user": ("integers", True), "item": ("integers", True), "timestamp": ("integers", True)},
+    INTERACTIONS: {
+        **dict.fromkeys(("user", "item", "timestamp"), ("integers", True)),
+        "weight": ("32-bit floats", True),
+    },
     ITEMS: {"id": ("text", True), "title": ("text", False), "categories": ("lists of text", False)},
     USERS: {"id": ("text", True)},
 }
+_OPTIONAL = ("timestamp", "weight")
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "integers": lambda dtype: bool(dtype.is_integer()),
+    "32-bit floats": lambda dtype: dtype == pl.Float32,
     "text": lambda dtype: dtype in (pl.String, pl.Null),
     "lists of text": lambda dtype: dtype in (pl.List(pl.String), pl.Null),
 }
@@ -168,7 +178,7 @@ def _table(path: Path) -> pl.DataFrame:
         raise ArtefactError(f"{path}: not a parquet file; prepare the dataset again") from None
     for name, (kind, complete) in _COLUMNS[path.name].items():
         if name not in table.columns:
-            if name == "timestamp":
+            if name in _OPTIONAL:
                 continue
             raise DataError(f"{path}: has no column {name!r}; prepare the dataset again")
         column = table[name]
@@ -187,4 +197,7 @@ def _sequences(events: pl.DataFrame, path: Path, *, n_users: int, n_items: int) 
         raise DataError(f"{path / INTERACTIONS}: not sorted by user, or beyond items and users; prepare it again")
     offsets = np.searchsorted(users, np.arange(n_users + 1)).astype(np.int64)
     times = events["timestamp"].to_numpy().astype(np.int64) if "timestamp" in events.columns else None
-    return Sequences(items.astype(np.int32), offsets, times)
+    weights = events["weight"].to_numpy() if "weight" in events.columns else None
+    if weights is not None and not (np.isfinite(weights).all() and weights.min() > 0):
+        raise DataError(f"{path / INTERACTIONS}: a weight is not a number above 0; prepare the dataset again")
+    return Sequences(items.astype(np.int32), offsets, times, weights)

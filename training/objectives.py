@@ -80,14 +80,17 @@ class ExitLoss:
 class Objective:
     """The losses of one batch; ``vectors`` (n, d) are the item vectors divided by the temperature.
 
-    ``ahead`` int64 (B, L, K) are the next items of each position, -1 where there is none: item k counts 1/k.
+    ``ahead`` int64 (B, L, K) are the next items of each position, -1 where there is none: item k counts 1/k, times
+    its weight where there are ``weights``, float (B, L, K), above 0 for some item.
     """
 
-    def __init__(self, vectors: Tensor, candidates: Candidates, ahead: Tensor) -> None:
+    def __init__(self, vectors: Tensor, candidates: Candidates, ahead: Tensor, weights: Tensor | None = None) -> None:
         self.vectors = vectors if candidates.ids is None else F.embedding(candidates.ids, vectors)
         self.weights = candidates.weights
         lag = torch.arange(1, ahead.shape[-1] + 1, device=ahead.device)
         share = (ahead >= 0) / lag
+        if weights is not None:
+            share = share * weights
         self.share = share / share.sum()
         self.targets = F.embedding(ahead.clamp(min=0), vectors)
 

@@ -272,7 +272,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             users = self.model(batch.items, times, (*students, deepest), skip)
         vectors = self.model.item_vectors() / self.model.config.temperature
-        objective = Objective(vectors, self.candidates.draw(batch.users, rng).to(self.device), batch.ahead)
+        candidates = self.candidates.draw(batch.users, rng).to(self.device)
+        objective = Objective(vectors, candidates, batch.ahead, batch.weights)
         teacher = objective.read(users[deepest].float())
         loss = objective.cross_entropy(teacher)
         share, weight = self.settings.distillation, self.settings.exit_weight

@@ -56,7 +56,9 @@ def padded(batch: Batch, length: int) -> Batch:
     """The same batch, padded on the left to this length."""
     more = length - batch.items.shape[1]
     times = None if batch.timestamps is None else F.pad(batch.timestamps, (more, 0))
-    return Batch(F.pad(batch.items, (more, 0)), F.pad(batch.ahead, (0, 0, more, 0), value=-1), times, batch.users)
+    weights = None if batch.weights is None else F.pad(batch.weights, (0, 0, more, 0))
+    items, ahead = F.pad(batch.items, (more, 0)), F.pad(batch.ahead, (0, 0, more, 0), value=-1)
+    return Batch(items, ahead, times, batch.users, weights)
 
 
 def events(batch: Batch) -> int:

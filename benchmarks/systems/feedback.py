@@ -25,7 +25,7 @@ from fathom.runtime.engines.open import open_engine
 from fathom.selector.betting import Evidence
 from fathom.selector.certificate import Claim
 from fathom.show import Activity
-from fathom.training.dataset import Dataset, Sequences
+from fathom.training.dataset import Dataset
 from fathom.training.splits import Cases, split
 
 SEED = 0
@@ -42,7 +42,7 @@ def shuffled(cases: Cases, items: int, seed: int) -> Cases:
     """The same histories of other items."""
     permutation = np.random.default_rng(seed).permutation(items).astype(np.int32)
     old = cases.histories
-    histories = Sequences(permutation[old.items], old.offsets, old.timestamps)
+    histories = replace(old, items=permutation[old.items])
     return replace(cases, histories=histories, targets=permutation[cases.targets])
 
 

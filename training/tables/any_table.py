@@ -37,7 +37,9 @@ def open_table(layout: Layout, path: Path, options: PrepareOptions) -> Source:
     wanted |= {"position": options.position_column, "rating": options.rating_column}
     if items_path is None:
         wanted |= {r: n for r in _TEXTS if (n := getattr(options, f"{r}_column")) is not None}
-    choice = choose(path, found, wanted, ("user", "item"), OPTIONS)
+    if options.weight or options.type_column is not None:
+        wanted["type"] = options.type_column
+    choice = choose(path, found, wanted, ("user", "item", "type"), OPTIONS)
     used = dict(choice.used)
     if "timestamp" not in used and (options.timestamp_unit or options.timestamp_format):
         raise DataError(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fathom.errors import DataError
 
-Role = Literal["user", "item", "timestamp", "position", "rating", "title", "categories", "id"]
+Role = Literal["user", "item", "timestamp", "position", "rating", "type", "title", "categories", "id"]
 
 _ITEMS = (
     *("item_id", "item", "iid", "product_id", "product", "product_code", "movie_id", "movie", "film_id", "book_id"),
@@ -31,6 +31,10 @@ USUAL: dict[Role, tuple[str, ...]] = {
     ),
     "position": ("position", "pos", "sequence_number", "event_index"),
     "rating": ("rating", "ratings", "stars"),
+    "type": (
+        *("event_type", "event", "event_name", "behavior", "behavior_type", "behaviour", "action", "action_type"),
+        *("interaction", "interaction_type", "type"),
+    ),
     "title": ("title", "name", "item_name", "item_title", "movie_title", "product_title", "product_name"),
     "categories": ("categories", "category", "genres", "genre"),
     "id": ("id", *_ITEMS),
@@ -71,7 +75,8 @@ def choose(
             if found.count(column) > 1:
                 raise DataError(f"{path}: two columns are called {_short(column)!r}; rename one of them")
             if role in required and column in used.values():
-                raise DataError(f"{path}: {_short(column)!r} cannot be both user and item; choose another column")
+                other = next(taken for taken, name in used.items() if name == column)
+                raise DataError(f"{path}: {_short(column)!r} cannot be both {other} and {role}; choose another column")
             used[role] = column
     return ColumnChoice(used, tuple(name for name in found if name not in used.values()))
 

@@ -14,6 +14,8 @@ from fathom.training.tables.readers import Table
 from fathom.training.tables.rows import MALFORMED_LIMIT
 from fathom.training.tables.times import PER_SECOND, TimeUnit, check_format
 
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-6, 1_000_000  # of an event: what float32 adds up without loss
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -26,7 +28,10 @@ class PrepareOptions:
     columns: names of the columns of a csv file without a header line;
     max_malformed: the share of malformed rows up to which a file is read;
     k_core: fewest events of every user and item, applied until nothing changes (1 = off);
-    minimum_rating: lower ratings are left out; repeats: "drop" keeps a user's first event with an item.
+    minimum_rating: lower ratings are left out; repeats: "drop" keeps a user's first event with an item, the first
+    of those with the largest weight.
+    type_column, weight: the column of event types, and type -> what an event of it weighs in training, 0 for one
+    that is left out. With ``weight`` the column may have a usual name; with neither, types are not read.
     Evaluation and serving leave out what a user has seen, so a repeated item can never be recommended:
     hence "drop".
     """
@@ -39,6 +44,7 @@ class PrepareOptions:
     timestamp_column: str | None = None
     position_column: str | None = None
     rating_column: str | None = None
+    type_column: str | None = None
     items_id_column: str | None = None
     title_column: str | None = None
     categories_column: str | None = None
@@ -51,10 +57,12 @@ class PrepareOptions:
     k_core: int = 1
     minimum_rating: float | None = None
     repeats: Literal["keep", "drop"] = "drop"
+    weight: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, str | tuple) and "".join(value).encode(errors="replace").decode() != "".join(value):
+            text = "".join(value) if isinstance(value, str | tuple | Mapping) else ""
+            if text.encode(errors="replace").decode() != text:
                 raise ConfigError(f"{name} is not UTF-8 text; give another")
         if self.k_core < 1:
             raise ConfigError(f"k_core must be at least 1, not {self.k_core}")
@@ -80,15 +88,25 @@ class PrepareOptions:
             raise ConfigError("timestamp_column and position_column both order a user's events; give one of them")
         if "" in self.columns or len(set(self.columns)) < len(self.columns):
             raise ConfigError("columns must be different names with commas between them")
+        _check_weights(self.weight or {})
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if weight != 0 and not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT:
+            span = f"{SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:,}"
+            raise ConfigError(f"weight of {name[:40]!r} must be 0 (left out) or {span}, not {weight:g}")
+    if weights and not any(weights.values()):
+        raise ConfigError("weight leaves out every event type; give one of them a weight above 0")
 
 
 @dataclass(frozen=True)
 class Source:
     """An opened source.
 
-    origin: what the files are part of; events: table with user, item and perhaps timestamp, position, rating, title,
-    categories, quantity; items: table with id and perhaps title, categories (a list, or text of several) or one 0/1
-    column per name in ``flags``; timestamp_unit, month_first: of the times, None where they are to be found out;
+    origin: what the files are part of; events: table with user, item and perhaps timestamp, position, rating, type,
+    title, categories, quantity; items: table with id and perhaps title, categories (a list, or text of several) or one
+    0/1 column per name in ``flags``; timestamp_unit, month_first: of the times, None where they are to be found out;
     drops: reason -> rows that the source's own rules leave out; unused: the columns of events and items that are not
     used; notes: what was found out about the files, in one line each.
     """

@@ -12,6 +12,7 @@ from fathom.errors import DataError
 from fathom.training.tables.ids import identifiers
 from fathom.training.tables.readers import shorten
 from fathom.training.tables.times import Times
+from fathom.training.tables.types import EventTypes
 
 MALFORMED_LIMIT = 0.01
 _ADVICE = {  # beginning of a reason -> what helps
@@ -28,7 +29,7 @@ _ADVICE = {  # beginning of a reason -> what helps
 class RowReport:
     """What became of a file's rows: read, malformed by reason, filtered by reason.
 
-    tolerated: the share of malformed rows above which the file is refused.
+    tolerated: the share of malformed rows above which the file is refused; types: of the events, where they are read.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class RowReport:
     malformed: Counter[str] = field(default_factory=Counter)
     filtered: Counter[str] = field(default_factory=Counter)
     first: dict[str, Any] | None = None
+    types: EventTypes | None = None
 
     def check(self) -> None:
         """Raise DataError when more rows are malformed than tolerated, or there was no row at all."""
@@ -85,8 +87,8 @@ def clean(
     """The usable rows of a batch of `readers.read`.
 
     Returns user str, item str, and where the batch has them order i64 (microseconds, or the position), nanos i16
-    (on top of the microseconds), title and categories; rows are counted in ``report``. Rows under ``drops`` (reason ->
-    condition) and below ``minimum_rating`` count as filtered, not as malformed.
+    (on top of the microseconds), weight f32, title and categories; rows are counted in ``report``. Rows under ``drops``
+    (reason -> condition), below ``minimum_rating`` and of weight 0 count as filtered, not as malformed.
 
     Raises DataError when a column's type cannot stand for what it should be, or times leave open what they mean.
     """
@@ -110,6 +112,9 @@ def _clean(
         rating = _text(batch, "rating").cast(pl.Float64, strict=False)
         typed["_rating"] = rating
         checks.append(_rating_problem(rating))
+    if report.types is not None:
+        typed["_type"] = types = identifiers(batch["type"], report.path)
+        checks.append(pl.when(pl.lit(types).is_null()).then(pl.lit("missing type")))
     if "timestamp" in batch.columns:
         moments = times.read(batch["timestamp"])
         typed |= {"order": moments["micros"], "nanos": moments["nanos"]}
@@ -119,11 +124,22 @@ def _clean(
         typed["order"] = position
         checks.append(pl.when(position.is_null()).then(pl.lit("position is not a whole number")))
     judged = batch.with_columns(pl.coalesce(checks).alias("_reason"), **{f"_{n}": v for n, v in typed.items()})
-    report.count_malformed(judged, ("user", "item", "rating", "timestamp", "position"))
+    report.count_malformed(judged, ("user", "item", "rating", "type", "timestamp", "position"))
     good = judged.filter(pl.col("_reason").is_null()).with_columns(pl.col(f"_{name}").alias(name) for name in typed)
     if minimum_rating is not None:
         good = _drop(good, f"rating below {minimum_rating:g}", pl.col("_rating") < minimum_rating, report)
-    return good.select(n for n in ("user", "item", "order", "nanos", "title", "categories") if n in good.columns)
+    if report.types is not None:
+        good = _weighted(good, report.types, report)
+    names = ("user", "item", "order", "nanos", "weight", "title", "categories")
+    return good.select(name for name in names if name in good.columns)
+
+
+def _weighted(good: pl.DataFrame, types: EventTypes, report: RowReport) -> pl.DataFrame:
+    """With what each event weighs; those of weight 0 are left out."""
+    good = good.with_columns(types.weigh(good["_type"]).alias("weight"))
+    for name in [name for name, weight in (types.weights or {}).items() if weight == 0]:
+        good = _drop(good, f"of type {name!r}, which weighs 0", pl.col("_type") == name, report)
+    return good
 
 
 def _drop(batch: pl.DataFrame, reason: str, expression: pl.Expr, report: RowReport) -> pl.DataFrame:

@@ -30,6 +30,8 @@ def data_prepare(
     Example: fathom data prepare ml-100k --out build/ml-100k/dataset
 
     Example: fathom data prepare clicks.csv --timestamp-column clicked --k-core 5 --out build/clicks/dataset
+
+    Example: fathom data prepare shop.csv --weight purchase=1 --weight view=0.2 --out build/shop/dataset
     """
     need_training()
     from fathom.training.data import prepare

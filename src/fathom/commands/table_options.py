@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fathom.errors import ConfigError
+
 if TYPE_CHECKING:
     from fathom.training.tables.options import PrepareOptions
 
@@ -25,6 +27,9 @@ def table_options(
         str | None, typer.Option(help="Column that orders a user's events, if there are no times.")
     ] = None,
     rating_column: Annotated[str | None, typer.Option(help="Default: a usual name, such as rating.")] = None,
+    type_column: Annotated[
+        str | None, typer.Option(help="Column of event types. Default with --weight: a usual name, such as event_type.")
+    ] = None,
     items_id_column: Annotated[str | None, typer.Option(help="Id column of the item metadata.")] = None,
     title_column: Annotated[
         str | None, typer.Option(help="Title column of the item metadata or, without it, of SOURCE.")
@@ -45,10 +50,35 @@ def table_options(
     repeats: Annotated[
         Literal["keep", "drop"] | None, typer.Option(help="Keep or drop a user's later events with the same item.")
     ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE=WEIGHT", help="What an event of a type weighs in training; 0: left out. Repeatable."
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """The options that were given, by their names in `PrepareOptions`."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    return given if columns is None else given | {"columns": tuple(name.strip() for name in columns.split(","))}
+    given = {name: value for name, value in locals().items() if value not in (None, [])}
+    if columns is not None:
+        given["columns"] = tuple(name.strip() for name in columns.split(","))
+    return given | {"weight": _weights(weight)} if weight else given
+
+
+def _weights(given: list[str]) -> dict[str, float]:
+    """Type -> weight; raises ConfigError for what is not TYPE=WEIGHT and for a type that is named twice."""
+    weights: dict[str, float] = {}
+    for text in given:
+        name, _, number = (part.strip() for part in text.rpartition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = None
+        if not name or weight is None:
+            raise ConfigError(f"--weight wants TYPE=WEIGHT, such as view=0.2, not {text[:40]!r}")
+        if name in weights:
+            raise ConfigError(f"--weight names {name[:40]!r} twice; give it once")
+        weights[name] = weight
+    return weights
 
 
 def prepare_options(source: str, given: dict[str, Any]) -> "PrepareOptions":
