@@ -153,7 +153,7 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
         shown, error = capsys.readouterr()
         assert ended.value.code == 2
         assert re.search(r"error: .* nothing is certified, so it is unchanged: .*--eps$", error, re.MULTILINE)
-        assert shown.count('"routing": null' if more else "not certified") == 3
+        assert shown.count('"routing": null' if more else "not certified") == 6
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     assert "eps is 5.0" in in_process.fathom("certify", "nowhere", "--data", "nowhere", "--eps", "5", code=2).stderr
     report.mkdir()
@@ -170,7 +170,7 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
     check_output(report, REPORT_FOLDER)
     assert (report / "notes.txt").read_text() == "mine"
     found = json.loads(fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--json"))
-    assert [claim["depths"] for claim in found["claims"]] == [[4, 8, 12, 16]]
+    assert [claim["depths"] for claim in found["claims"]] == [[0, 4, 8, 12, 16], [4, 8, 12, 16]]
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
     assert found["merged"] + found["claims"][0]["users"] == 60
     assert "certificate.json" in fathom("bundle", "verify", bundle)

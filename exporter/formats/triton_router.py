@@ -1,8 +1,9 @@
 """The Triton model that picks a request's depth and asks the segments up to it. Copied by ``triton.py``.
 
 Inputs and outputs are those of its config.pbtxt: ``item_ids``, oldest first, and when known ``timestamps``; ``k``, 10
-by default; ``depth``, to run exactly that one. It decides, filters and searches with the code of Fathom's own server,
-so the answers are the same; deadlines, queues and batches are Triton's.
+by default; ``depth``, to run exactly that one. Where no item is known the answer is what is popular. It decides,
+filters and searches with the code of Fathom's own server, so the answers are the same; deadlines, queues and batches
+are Triton's.
 """
 
 import json
@@ -56,14 +57,14 @@ class TritonPythonModel:
         seen = np.array(given, np.int64)
         known = seen >= 0
         seen = seen[known]
-        if not seen.size:
+        depth, count = _input(request, "depth"), _input(request, "k")
+        if not seen.size and (self._bundle.counting is None or (depth is not None and depth[0])):
             raise RequestError("no item of the history is in the catalogue")
         times = _input(request, "timestamps")
         if times is not None and len(times) != len(given):
             raise RequestError(f"timestamps has {len(times)} values for {len(given)} items; send one per item, or none")
         timestamps = None if times is None else times[known][-manifest.model.max_history :]
         items = seen[-manifest.model.max_history :]
-        depth, count = _input(request, "depth"), _input(request, "k")
         k = DEFAULT_K if count is None else int(count[0])
         if not 1 <= k <= LARGEST_K:
             raise RequestError(f"k is {k}, at least 1 and at most {LARGEST_K}")

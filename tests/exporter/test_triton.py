@@ -160,9 +160,12 @@ def test_triton_answers_the_same_items_as_our_server(triton: str, counting_bundl
         counted, _ = counting.best(np.arange(3), 10, ItemFilter(exclude=np.arange(3)))
         at_0 = ask(triton, item_ids=ids[:3], depth=[0])
         assert (at_0["recommended"], at_0["depth_used"]) == ([ids[item] for item in counted], [0])
+        popular, _ = counting.best(np.arange(0), 10, ItemFilter())
+        stranger = ask(triton, item_ids=["nothing known"])
+        assert (stranger["recommended"], stranger["depth_used"]) == ([ids[item] for item in popular], [0])
     assert len(seen) > 1
     for wrong, words in (
-        ({"item_ids": ["nothing known"]}, "no item of the history is in the catalogue"),
+        ({"item_ids": ["nothing known"], "depth": [4]}, "no item of the history is in the catalogue"),
         ({"item_ids": [ids[0]], "k": [0]}, "k is 0, at least 1 and at most 1000"),
         ({"item_ids": [ids[0]], "timestamps": [1, 2]}, "timestamps has 2 values for 1 items"),
         ({"item_ids": [ids[0]], "depth": [5]}, "depth 5 is not served here"),

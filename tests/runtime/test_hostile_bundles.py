@@ -26,7 +26,17 @@ from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.files import sha256_bytes
 from fathom.runtime.bundle import Bundle, read_manifest, verify
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME, depth_digests, version_of
+from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.manifest import (
+    MANIFEST_NAME,
+    NEIGHBOURS_FILE,
+    OFFSETS_FILE,
+    RECENT_FILE,
+    SIGNATURE_NAME,
+    WEIGHTS_FILE,
+    depth_digests,
+    version_of,
+)
 from fathom.runtime.signature import Trust
 from fathom.serving.repository import Repository, state_of
 
@@ -109,12 +119,16 @@ def original(certified_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def answers(bundle: Bundle) -> dict[int, bytes]:
-    """The user vector of one history at every depth, and everything that a person is shown of the bundle."""
+    """The user vector of one history at every depth, at depth 0 its best items; shows what a person is shown."""
     manifest = bundle.manifest
     for rows in (fact_rows, depth_rows, evidence_rows, quality_rows):
         "".join(map(str, rows(manifest))).encode()
     with open_engine(bundle, device="cpu", incremental=True) as engine:
-        return {depth: engine.run(HISTORY, None, depth).tobytes() for depth in bundle.depths}
+        found = {depth: engine.run(HISTORY, None, depth).tobytes() for depth in bundle.depths}
+    if bundle.counting is not None:
+        items, scores = bundle.counting.best(HISTORY[0] - 1, 10, ItemFilter())
+        found[0] = items.tobytes() + scores.tobytes()
+    return found
 
 
 def judge(path: Path, original: Original, *, sealed: bool) -> bool:
@@ -284,6 +298,47 @@ def test_a_thousand_files_that_the_manifest_agrees_with(original: Original, tmp_
         opened += judge(path, original, sealed=sealed)
         (path / name).write_bytes(contents[name])
     assert 0 < opened < FILE_EDITS / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "words"),
+    [
+        (OFFSETS_FILE, 0, 1, "does not ascend from 0"),
+        (OFFSETS_FILE, 1, 7, "does not ascend from 0"),
+        (OFFSETS_FILE, -1, 151, "counting/neighbours.npy"),
+        (NEIGHBOURS_FILE, 0, -1, "an item that is not in the catalogue"),
+        (NEIGHBOURS_FILE, -1, 50, "an item that is not in the catalogue"),
+        *[(WEIGHTS_FILE, 3, value, "no number above 0") for value in (0, -1, np.nan, np.inf)],
+        *[(RECENT_FILE, 3, value, "a share outside of 0 to 1") for value in (-0.1, 1.1, np.nan)],
+    ],
+)
+def test_a_counting_exit_that_cannot_be_is_refused(
+    name: str,
+    place: int,
+    value: float,
+    words: str,
+    synthetic_bundle: Path,
+    reseal: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    path = Path(shutil.copytree(synthetic_bundle, tmp_path / "bundle"))
+    array = np.load(path / name)
+    array[place] = value
+    np.save(path / name, array)
+    reseal(path)
+    with pytest.raises(BundleError, match=words) as refused:
+        Bundle.open(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_counting_exit_without_a_weight_for_each_depth_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(synthetic_bundle, tmp_path / "bundle"))
+    value = json.loads((path / MANIFEST_NAME).read_bytes())
+    del value["counting"]["weights"]["8"]
+    seal(value)
+    (path / MANIFEST_NAME).write_text(json.dumps(value))
+    with pytest.raises(BundleError, match="its counting exit does not have a weight for each depth"):
+        Bundle.open(path)
 
 
 # Special files: each maker puts something at a path where a file or nothing was.
