@@ -1,18 +1,22 @@
 """A server under more load than it can bear: goodput, and what becomes of the rest.
 
 Poisson arrivals at multiples of the rate that the deepest depth can answer; each request wants its answer within 50 ms
-and says so to the server, which wants the deepest depth for all. Goodput: requests/s that are answered in time. Once
-with the backlog that a server has by default, once with a small one. The client runs beside the server and takes its
+and says so to the server, which wants the deepest depth for all. Goodput: requests/s that are answered in time; quality
+goodput: the sum of NDCG@10 per second that those answers give on average, by their depths. With the backlog that a
+server has by default and with a small one, each under a profile that allows depth 0 and under the same without it. The
+client runs beside the server and takes its
 part of the processor, so it does as little as it can: requests are encoded before, answers looked at afterwards.
 Writes results/overload.json, with --name NAME results/overload-NAME.json.
 """
 
 import asyncio
 import gc
+import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +30,7 @@ from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import METHOD, StartedServer, started
 from fathom.benchmarks.systems.routing_server import read_cases
+from fathom.edge_profiles import profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.training.dataset import Dataset
@@ -38,6 +43,9 @@ LOAD_S = 15.0
 BACKLOGS = (None, 8)
 #: Of the closed loop that measures capacity.
 CONCURRENCY, ANSWERS = 64, 1_600
+ARMS = ("depth_0_backlog_default", "depth_0_backlog_8", "backlog_default", "backlog_8")
+#: Its depths are those of a server that says nothing.
+PROFILE = Path(profile.__file__).with_name("cloud-cpu.yaml")
 STATUSES = ("OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
 
 
@@ -97,10 +105,18 @@ def summarise(found: list[Ended], seconds: float) -> dict[str, Any]:
         "refused_p50_ms": _quantile(found, "RESOURCE_EXHAUSTED", 0.5),
         "refused_p99_ms": _quantile(found, "RESOURCE_EXHAUSTED", 0.99),
         "cancelled_p99_ms": _quantile(found, "CANCELLED", 0.99),
-        "depths": {
-            str(depth): count for depth, count in sorted(Counter(each.depth for each in timely).items()) if depth
-        },
+        "depths": {str(depth): count for depth, count in sorted(Counter(_depths(timely)).items())},
     }
+
+
+def _depths(found: Iterable[Ended]) -> list[int]:
+    return [each.depth for each in found if each.depth is not None]
+
+
+def quality_goodput(row: Mapping[str, Any], quality: Mapping[int, float], seconds: float) -> float:
+    """NDCG@10 per second of the answers in time, given what each depth has on average."""
+    total: float = sum(count * quality[int(depth)] for depth, count in row["depths"].items())
+    return round(total / seconds, 3)
 
 
 def _quantile(found: list[Ended], status: str, share: float) -> float | None:
@@ -143,10 +159,13 @@ def measure(options: Namespace) -> Iterator[Run]:
     with started(options.bundle, *fixed) as server:
         capacity = uvloop.run(capacity_of(server, requests))
     result: dict[str, Any] = {"capacity_per_s": round(capacity, 1)}
-    for backlog in BACKLOGS:
-        with started(options.bundle, *fixed, *(["--backlog", str(backlog)] if backlog else [])) as server:
+    quality = {depth: found["ndcg@10"].value for depth, found in bundle.manifest.quality.items()}
+    for (name, device), backlog in product(_profiles(options.bundle), BACKLOGS):
+        given = [*fixed, "--profile", device, *(["--backlog", str(backlog)] if backlog else [])]
+        with started(options.bundle, *given) as server:
             rows = uvloop.run(loads(server, requests, capacity, options.seconds))
-        result[f"backlog_{backlog or 'default'}"] = rows
+        rows = [row | {"quality_goodput": quality_goodput(row, quality, options.seconds)} for row in rows]
+        result[f"{name}backlog_{backlog or 'default'}"] = rows
     config = {
         "bundle": bundle.manifest.name,
         "width": bundle.manifest.model.width,
@@ -157,15 +176,29 @@ def measure(options: Namespace) -> Iterator[Run]:
     yield Run(config, result, SEED, options.name)
 
 
+def _profiles(bundle: Path) -> Iterator[tuple[str, str]]:
+    """How an arm's name begins, and its profile: with depth 0 where the bundle has it, and without."""
+    text = PROFILE.read_text(encoding="utf-8")
+    with Bundle.open(bundle) as opened, tempfile.TemporaryDirectory() as folder:
+        if opened.counting is not None:
+            yield "depth_0_", PROFILE.stem
+        without = Path(folder) / "without.yaml"
+        without.write_text(
+            text.replace("depths: [0, ", "depths: [").replace(f"name: {PROFILE.stem}", "name: without-depth-0")
+        )
+        yield "", str(without)
+
+
 def render(run: StoredRun) -> str:
     """A row per backlog and load."""
     result, config = run["result"], run["config"]
     rows = []
-    for name in ("backlog_default", "backlog_8"):
-        peak, backlog = max(row["goodput_per_s"] for row in result[name]), name.removeprefix("backlog_")
+    for name in [name for name in ARMS if name in result]:
+        peak, backlog = max(row["goodput_per_s"] for row in result[name]), name.rpartition("_")[2]
+        zero = "yes" if name.startswith("depth_0") else "no"
         for row in result[name]:
-            statuses = dict.fromkeys(STATUSES, 0) | row["statuses"]
-            rows.append({**row, **statuses, "backlog": backlog, "share": row["goodput_per_s"] / peak})
+            cells = {"quality_goodput": None, **dict.fromkeys(STATUSES, 0), **row["statuses"]}
+            rows.append({**cells, **row, "zero": zero, "backlog": backlog, "share": row["goodput_per_s"] / peak})
     return paragraphs(
         f"## More load than the server can bear, width {config['width']}",
         f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, Poisson arrivals;"
@@ -174,8 +207,9 @@ def render(run: StoredRun) -> str:
         " server share two cores.",
         table_of(
             rows,
-            "backlog={backlog} | load={factor:g} x | offered/s={offered_per_s:,.0f}"
-            " | goodput/s={goodput_per_s:,.0f} | of its peak={share:.0%} | answered p99 ms={answered_p99_ms:.1f}"
+            "depth 0={zero} | backlog={backlog} | load={factor:g} x | offered/s={offered_per_s:,.0f}"
+            " | goodput/s={goodput_per_s:,.0f} | NDCG@10/s={quality_goodput:.1f}"
+            " | of its peak={share:.0%} | answered p99 ms={answered_p99_ms:.1f}"
             " | refused p50 ms={refused_p50_ms:.1f} | refused p99 ms={refused_p99_ms:.1f} | OK={OK}"
             " | RESOURCE_EXHAUSTED={RESOURCE_EXHAUSTED} | CANCELLED={CANCELLED}"
             " | DEADLINE_EXCEEDED={DEADLINE_EXCEEDED} | memory MB={memory_grown_mb:+.1f}",
