@@ -48,6 +48,7 @@ class Converter:
         self._index = bundle.catalogue.index
         self._categories = frozenset(bundle.catalogue.category_items)
         self._version = bundle.manifest.version
+        self._counts = bundle.counting is not None
         self._profiles = {**profiles, "": default_profile}
         self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, self._ids, self._titles))
 
@@ -84,6 +85,13 @@ class Converter:
         )
         return filtered, unknown
 
+    def is_stranger(self, request: pb.RecommendRequest) -> bool:
+        """Whether a request gets what is popular, because no item of its history is known."""
+        return self._may_be_stranger(request) and not any(map(self._index.__contains__, request.item_ids))
+
+    def _may_be_stranger(self, request: pb.RecommendRequest) -> bool:
+        return self._counts and not request.strict and not request.depth
+
     def response(self, request: pb.RecommendRequest, answer: Answer, unknown: int) -> bytes:
         """The RecommendResponse for an Answer, encoded.
 
@@ -115,8 +123,11 @@ class Converter:
         return b"".join(parts)
 
     def _history(self, request: pb.RecommendRequest) -> tuple[np.ndarray, np.ndarray | None, int]:
-        given = len(request.item_ids)
-        if given == 0:
+        given, may_be_stranger = len(request.item_ids), self._may_be_stranger(request)
+        if given == 0 and not may_be_stranger:
+            if request.user_id:
+                user = echo(request.user_id)
+                raise NotFoundError(f"user {user} has no history; send item_ids, or append events first")
             raise InvalidRequestError("item_ids is empty; send at least one item of the user's history, or a user_id")
         if given > LONGEST_HISTORY:
             raise InvalidRequestError(f"item_ids has {given} items, at most {LONGEST_HISTORY}; send the newest ones")
@@ -128,6 +139,8 @@ class Converter:
         known = np.array([index is not None for index in found])
         items = np.array([index for index in found if index is not None], np.int64)
         if not items.size:
+            if may_be_stranger:
+                return items, None, given
             raise NotFoundError(f"no item of the history is in the catalogue, as {echo(request.item_ids[0])}")
         return items, None if timestamps is None else timestamps[known], given - len(items)
 
@@ -177,9 +190,7 @@ def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
 
 
 def use_history(request: pb.RecommendRequest, events: Sequence[StoredEvent]) -> None:
-    """Put what is known of a request's user in the place of a history; raises NotFoundError when it is nothing."""
-    if not events:
-        raise NotFoundError(f"user {echo(request.user_id)} has no history; send item_ids, or append events first")
+    """Put what is known of a request's user in the place of a history."""
     request.item_ids.extend(event.item_id for event in events)
     request.timestamps.extend(event.timestamp for event in events)
 

@@ -102,7 +102,7 @@ class Deployment:
             name=self.name,
             version=self.version,
             items=self.bundle.manifest.items,
-            depths=self._engine.depths,
+            depths=self.pipeline.depths,
             profile=self.profile.name,
             engine=self._engine.name,
             policy=self.pipeline.chooser.policy(self.profile).words(self.profile),
@@ -134,8 +134,9 @@ class Deployment:
         """Each depth answers the shortest and the longest history, from a client's message to the one it gets."""
         ids, longest = self.bundle.catalogue.ids, self.bundle.manifest.model.max_history
         counting = self.bundle.manifest.counting
-        for depth in self._engine.depths:
-            largest = 1.01 if counting is None else 1.01 + counting.weights[depth]  # a cosine, and its part of counting
+        weights = {} if counting is None else counting.weights
+        for depth in self.pipeline.depths:
+            largest = 1.01 + weights.get(depth, 0.0)  # a cosine, and its part of counting; or that alone
             for length in (1, longest):
                 request = pb.RecommendRequest(
                     item_ids=[ids[place % len(ids)] for place in range(length)],

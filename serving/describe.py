@@ -81,6 +81,9 @@ def bundle_message(
     """GetBundle's answer."""
     manifest = bundle.manifest
     distinct = {profile.name: profile for profile in (*profiles.values(), default)}
+    quality = {depth: manifest.depths[depth].quality for depth in bundle.depths}
+    if manifest.counting is not None:
+        quality = {0: manifest.counting.quality, **quality}
     return pb.GetBundleResponse(
         name=manifest.name,
         version=manifest.version,
@@ -94,10 +97,10 @@ def bundle_message(
                 depth=depth,
                 quality={
                     name: pb.QualityInterval(value=each.value, low=each.low, high=each.high)
-                    for name, each in manifest.depths[depth].quality.items()
+                    for name, each in found.items()
                 },
             )
-            for depth in bundle.depths
+            for depth, found in quality.items()
         ],
         default_profile=default.name,
         profiles=[

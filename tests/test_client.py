@@ -104,6 +104,14 @@ def test_an_answer_is_a_plain_value(client: Client) -> None:
     )
 
 
+def test_depth_0_and_strictness_are_sent() -> None:
+    message = Query(["a"], depth=0, strict=True).message()
+    assert (message.HasField("depth"), message.depth, message.strict) == (True, 0, True)
+    assert not Query(["a"]).message().HasField("depth")
+    with pytest.raises(InvalidRequestError, match="strict is 1"):
+        Query(["a"], strict=1).message()  # type: ignore[arg-type]
+
+
 def test_complexity_is_none_where_the_server_did_not_look(client: Client) -> None:
     assert client.recommend(["a"], profile="without").complexity is None
     assert client.recommend(["a"], profile="zero").complexity == 0

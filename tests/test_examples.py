@@ -52,6 +52,7 @@ def test_a_node_program_needs_nothing_but_the_proto(tmp_path: Path, synthetic_bu
         assert answered.returncode == 0, answered.stderr
         assert answered.stdout.startswith("depth ")
         assert len(answered.stdout.splitlines()) == 6
-        refused = node(server.address, "nothing-known")
+        assert node(server.address, "nothing-known").stdout.startswith("depth 0: no item of the history is known")
+        refused = node(server.address, ",".join(["item-1"] * 10_001))
         assert refused.returncode == 1
-        assert refused.stderr.startswith("NOT_FOUND: no item of the history is in the catalogue")
+        assert refused.stderr.startswith("INVALID_ARGUMENT: item_ids has 10001 items")

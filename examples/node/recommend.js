@@ -28,7 +28,9 @@ const RETRIES = {
 };
 
 const [target = "127.0.0.1:50051", items = ""] = process.argv.slice(2);
-const { Recommender } = grpc.loadPackageDefinition(loadSync(PROTO, { keepCase: true, longs: Number })).fathom.v1;
+// Without defaults, a depth of 0 would be undefined.
+const definition = loadSync(PROTO, { keepCase: true, longs: Number, defaults: true });
+const { Recommender } = grpc.loadPackageDefinition(definition).fathom.v1;
 const client = new Recommender(target, grpc.credentials.createInsecure(), {
   "grpc.service_config": JSON.stringify(RETRIES),
 });

@@ -23,16 +23,18 @@ def manifest(synthetic_bundle: Path) -> Manifest:
 
 
 def test_depths_are_listed_with_layers_engines_and_parity(manifest: Manifest) -> None:
-    header, first, second, *_ = depth_rows(manifest)
+    header, zero, first, second, *_ = depth_rows(manifest)
     assert header[0] == "depth"
+    assert zero[:3] == ["0", "none", ""]
     assert first[:3] == ["4", "0-3", "04"]
     assert second[:3] == ["8", "0-7", "04+08"]
     assert first[4:6] == ["1.0e-06", "100.00%"]
 
 
 def test_quality_has_intervals_of_the_metrics_that_exist(manifest: Manifest) -> None:
-    header, first, *_ = quality_rows(manifest)
+    header, zero, first, *_ = quality_rows(manifest)
     assert header == ["depth", "NDCG@10"]
+    assert zero == ["0", ".0900 [.0800, .1000]"]
     assert first == ["4", ".1040 [.0900, .1300]"]
 
 

@@ -694,7 +694,8 @@ async def test_a_user_is_answered_from_what_was_appended(local: Any) -> None:
         assert (known.items, known.history_used) == (sent.items, 3)
         assert await client.delete_user("anna") == 3
         with pytest.raises(NotFoundError, match="user 'anna' has no history"):
-            await client.recommend(user_id="anna")
+            await client.recommend(user_id="anna", strict=True)
+        assert (await client.recommend(user_id="anna")).reason == "popular"
 
 
 async def test_the_answer_says_what_became_of_every_event(local: Any) -> None:
@@ -747,7 +748,8 @@ async def test_the_id_of_a_deleted_user_does_not_stay_in_memory(
     async def delete(client: AsyncClient) -> None:
         assert await client.delete_user(user[::-1]) == 1
         with pytest.raises(NotFoundError):
-            await client.recommend(user_id=user[::-1])
+            await client.recommend(user_id=user[::-1], strict=True)
+        assert (await client.recommend(user_id=user[::-1])).reason == "popular"
 
     history = {"memory": "memory", "sqlite": f"sqlite:{tmp_path / 'history.db'}"}[kind]
     async with asking(local, history=history, metrics_port=0) as client:
@@ -767,7 +769,7 @@ async def test_deleting_a_user_is_finished_although_nobody_waits(local: Any) -> 
             await client.delete_user("anna", timeout_s=1e-4)
         await client.delete_user("anna")
         with pytest.raises(NotFoundError):
-            await client.recommend(user_id="anna")
+            await client.recommend(user_id="anna", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -817,7 +819,8 @@ async def test_a_stream_appends_what_many_messages_hold(local: Any) -> None:
         assert (await it.stub.AppendEventStream(iter(messages * 2), timeout=10)).appended == 30
         answer = await it.stub.Recommend(pb.RecommendRequest(user_id="user-1"), timeout=10)
         assert answer.history_used == 10
-        batch = pb.RecommendBatchRequest(requests=[pb.RecommendRequest(user_id=f"user-{i}") for i in (0, 9)])
+        users = [pb.RecommendRequest(user_id=f"user-{i}", strict=True) for i in (0, 9)]
+        batch = pb.RecommendBatchRequest(requests=users)
         known, unknown = (await it.stub.RecommendBatch(batch, timeout=10)).results
         assert known.response.history_used == 10
         assert unknown.error.code == grpc.StatusCode.NOT_FOUND.value[0]
@@ -830,7 +833,7 @@ async def test_requests_must_choose_between_a_user_and_a_history(local: Any) -> 
         with pytest.raises(InvalidRequestError, match="user_id has 129 bytes"):
             await client.recommend(user_id="a" * 129)
         with pytest.raises(InvalidRequestError, match="or a user_id"):
-            await client.recommend()
+            await client.recommend(strict=True)
 
 
 async def test_a_server_without_histories_says_so(local: Any) -> None:

@@ -356,8 +356,8 @@ async def test_reflection_tells_the_services_and_the_contract(local: LocalServer
 async def test_metrics_count_what_happened(local: LocalServer) -> None:
     async with local(metrics_port=0) as it:
         answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-1", "new", "newer"], depth=8), timeout=10)
-        await status(it.stub.Recommend(pb.RecommendRequest(), timeout=10))
-        batch = [REQUEST, pb.RecommendRequest(item_ids=["who?"])]
+        await status(it.stub.Recommend(pb.RecommendRequest(strict=True), timeout=10))
+        batch = [REQUEST, pb.RecommendRequest(item_ids=["who?"], strict=True)]
         await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=batch), timeout=10)
         await status(it.channel.unary_unary(f"/{SERVICE}/Recommend")(b"\xff", timeout=10))
         await status(health_of(it, "who?"))

@@ -94,8 +94,8 @@ def test_repeated_items_are_fine(stub: Stub) -> None:
 
 def test_the_requests_of_a_batch_keep_their_order_and_fail_alone(stub: Stub) -> None:
     requests = [pb.RecommendRequest(request_id=str(i), item_ids=[f"item-{i}"], depth=4) for i in range(40)]
-    requests[7] = pb.RecommendRequest(request_id="7")
-    requests[8] = pb.RecommendRequest(request_id="8", item_ids=["who?"])
+    requests[7] = pb.RecommendRequest(request_id="7", strict=True)
+    requests[8] = pb.RecommendRequest(request_id="8", item_ids=["who?"], strict=True)
     results = stub.RecommendBatch(pb.RecommendBatchRequest(requests=requests), timeout=10).results
     assert [(r.response or r.error).request_id for r in results if r.HasField("response")] == [
         str(i) for i in range(40) if i not in (7, 8)
@@ -128,8 +128,8 @@ def test_the_bundle_is_described(stub: Stub) -> None:
     bundle = stub.GetBundle(pb.GetBundleRequest(), timeout=10)
     assert (bundle.name, bundle.strategy, bundle.precision) == ("synthetic", "prefix", "fp32")
     assert (bundle.items, bundle.max_history, bundle.uses_timestamps) == (50, 20, False)
-    assert [each.depth for each in bundle.depths] == [4, 8, 12, 16]
-    assert bundle.depths[0].quality["ndcg@10"].value == pytest.approx(0.104)
+    assert [each.depth for each in bundle.depths] == [0, 4, 8, 12, 16]
+    assert [each.quality["ndcg@10"].value for each in bundle.depths[:2]] == pytest.approx([0.09, 0.104])
     assert bundle.default_profile == "cloud-cpu"
     assert {profile.tier for profile in bundle.profiles} == {"mobile", "edge", "cloud"}
     assert bundle.engine == "onnxruntime-cpu"

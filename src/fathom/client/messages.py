@@ -32,8 +32,9 @@ class Query:
     """One request: the user's items, oldest first, and what is wanted; empty and None mean the server's own choice.
 
     ``user_id``: in place of items, a user whose history the server keeps. ``timestamps``: seconds since 1970, none or
-    one per item. ``k``: or what there is. ``profile``: a device profile or a tier. ``depth``: run exactly
-    this one. ``allow``: when not empty, only these items are returned. ``bundle``: one of several that the server has.
+    one per item. ``k``: or what there is. ``profile``: a device profile or a tier. ``depth``: run exactly this one; 0
+    is the counting exit. ``allow``: when not empty, only these items are returned. ``bundle``: one of several that the
+    server has. ``strict``: where no item of the history is known, an error instead of popular items.
     """
 
     items: Sequence[str] = ()
@@ -49,6 +50,7 @@ class Query:
     request_id: str = ""
     user_id: str = ""
     bundle: str = ""
+    strict: bool = False
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -71,6 +73,7 @@ class Query:
             include_titles=arguments.flag("titles", self.titles),
             user_id=text("user_id", self.user_id),
             bundle=text("bundle", self.bundle),
+            strict=arguments.flag("strict", self.strict),
         )
 
 
@@ -85,7 +88,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Item:
-    """A recommended item; ``score`` is the cosine similarity of user and item, ``title`` is empty when unknown."""
+    """A recommended item; ``title`` is empty when unknown.
+
+    ``score``: to compare with others of the same answer: a cosine, with counting mixed in if the bundle does so; at
+    depth 0 a share, or popularity less 1.
+    """
 
     id: str
     score: float
@@ -135,6 +142,7 @@ class Interval:
 class BundleInfo:
     """What a server serves; ``quality`` maps depth to metric (as ndcg@10) to its value on held-out items.
 
+    ``depths``: 0 among them where the bundle has a counting exit.
     ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
     ``bundles``: every name that a request may give to this server.
     """

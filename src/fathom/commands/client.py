@@ -48,9 +48,10 @@ def recommend(
     user: Annotated[str, typer.Option(help="A user whose history the server keeps, instead of --items.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     profile: Annotated[str, typer.Option(help="A device profile or tier. Default: the server's.")] = "",
-    depth: Annotated[int | None, typer.Option(help="Run exactly this depth.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Run exactly this depth; 0 is the counting exit.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only items of this category. Repeatable.")] = None,
     exclude: Annotated[str, typer.Option(help="Item ids never to return, separated by commas.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where no item is known; else popular items.")] = False,
     bundle: Annotated[str, typer.Option(help="Which of the server's bundles. Default: the server's default.")] = "",
     timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
     connection: Connection,
@@ -72,6 +73,7 @@ def recommend(
             depth=depth,
             categories=category or (),
             exclude=_ids(exclude),
+            strict=strict,
             timeout_s=timeout_ms / 1000,
         )
     show.result(asdict(answer), as_json, show_answer, answer)
