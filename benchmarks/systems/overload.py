@@ -16,7 +16,6 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,12 +159,13 @@ def measure(options: Namespace) -> Iterator[Run]:
         capacity = uvloop.run(capacity_of(server, requests))
     result: dict[str, Any] = {"capacity_per_s": round(capacity, 1)}
     quality = {depth: found["ndcg@10"].value for depth, found in bundle.manifest.quality.items()}
-    for (name, device), backlog in product(_profiles(options.bundle), BACKLOGS):
-        given = [*fixed, "--profile", device, *(["--backlog", str(backlog)] if backlog else [])]
-        with started(options.bundle, *given) as server:
-            rows = uvloop.run(loads(server, requests, capacity, options.seconds))
-        rows = [row | {"quality_goodput": quality_goodput(row, quality, options.seconds)} for row in rows]
-        result[f"{name}backlog_{backlog or 'default'}"] = rows
+    for name, device in _profiles(options.bundle):
+        for backlog in BACKLOGS:
+            given = [*fixed, "--profile", device, *(["--backlog", str(backlog)] if backlog else [])]
+            with started(options.bundle, *given) as server:
+                rows = uvloop.run(loads(server, requests, capacity, options.seconds))
+            rows = [row | {"quality_goodput": quality_goodput(row, quality, options.seconds)} for row in rows]
+            result[f"{name}backlog_{backlog or 'default'}"] = rows
     config = {
         "bundle": bundle.manifest.name,
         "width": bundle.manifest.model.width,
