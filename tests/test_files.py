@@ -1,16 +1,19 @@
 """Artefacts are written whole or not at all."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fathom.artefacts import Kind
+from fathom.artefacts import TRAINING_STATE, Kind
 from fathom.errors import ArtefactError, OutputError
-from fathom.files import new_folder, read_json, sha256_tree, write_bytes, write_json
+from fathom.files import new_folder, read_json, remove_folder, sha256_tree, write_bytes, write_json
 
 NOTE = Kind("a note", "a test", frozenset({"text"}), head="note.json", own=r"more\.txt")
 
@@ -43,8 +46,9 @@ def read(target: Path) -> str:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from fathom import files
-from fathom.artefacts import Kind
+from fathom.artefacts import TRAINING_STATE, Kind
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -172,3 +176,39 @@ def test_json_that_is_not_ours_is_refused_in_one_line(tmp_path: Path, text: str 
     with pytest.raises(ArtefactError, match=message) as caught:
         read_json(path, kind="plan", schema_version=1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_whose_removal_is_cut_short_is_still_known_or_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def state() -> Path:
+        folder = tmp_path / ".checkpoint.training"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        known = {"schema_version": 1} | dict.fromkeys(TRAINING_STATE.keys, 0)
+        (folder / "state.json").write_text(json.dumps(known))
+        for name in ("model", "best", "optimizer"):
+            (folder / f"{name}.safetensors").write_bytes(b"x")
+        return folder
+
+    original = os.unlink
+    for most in range(4):
+        folder, removed = state(), 0
+
+        def unlink(*args: Any, most: int = most, **kwargs: Any) -> None:
+            nonlocal removed
+            if removed == most:
+                raise Killed
+            removed += 1
+            original(*args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "unlink", unlink)
+            remove_folder(folder, TRAINING_STATE)
+        assert TRAINING_STATE.is_at(folder)
+        assert TRAINING_STATE.foreign(folder) is None
+    remove_folder(state(), TRAINING_STATE)
+    assert not (tmp_path / ".checkpoint.training").exists()

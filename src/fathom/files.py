@@ -148,9 +148,19 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def remove_folder(path: Path, kind: Kind) -> None:
-    """Remove a folder of this kind; what Fathom did not write stays, and so does the folder around it."""
-    if not path.is_symlink() and kind.is_at(path) and kind.foreign(path) is None:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove a folder of this kind; what Fathom did not write stays, and so does the folder around it.
+
+    The file that the kind is known by goes last: what a killed process leaves is still an artefact, or an empty folder.
+    """
+    if path.is_symlink() or not kind.is_at(path) or kind.foreign(path) is not None:
+        return
+    head = path / kind.head
+    for each in sorted(path.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if each.is_dir() and not head.is_relative_to(each):
+            each.rmdir()
+        elif not each.is_dir() and each != head:
+            each.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def parse_json(data: bytes) -> Any:
