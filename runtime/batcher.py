@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, UnavailableError
@@ -197,7 +198,11 @@ class Batcher(Generic[Work, Result]):
     def _work(self) -> None:
         while (taken := self._next()) is not None:
             began_s = self._clock()
-            self._post(taken, self._run(taken, began_s) if taken.batch else [], began_s)
+            if taken.late:
+                # Not after the batch: there may be another answer for them, if they hear of it now.
+                self._post(replace(taken, batch=[]), [], began_s)
+            if taken.batch:
+                self._post(replace(taken, late=[]), self._run(taken, began_s), began_s)
         self._post_leftovers()
 
     def _next(self) -> "Taken[_Job[Work, Result]] | None":

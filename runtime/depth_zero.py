@@ -5,7 +5,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.cost import ROOM_P99, STEP_P99, Quantile
+from fathom.runtime.cost import ROOM_P99, STEP_P50, STEP_P99, Quantile
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores
 
@@ -22,7 +22,8 @@ class DepthZero:
 
     def __init__(self, counting: Counting) -> None:
         self._counting = counting
-        self._took: Quantile | None = None
+        self._p50: Quantile | None = None
+        self._p99: Quantile | None = None
         self._ended_s = -np.inf
 
     def measure(self, max_history: int) -> None:
@@ -33,24 +34,35 @@ class DepthZero:
             start_s = time.monotonic()
             self._counting.best(history, TIMED_K, ItemFilter(exclude=history))
             took.append(time.monotonic() - start_s)
-        p99_s = float(np.quantile(took[1:], 0.99))
-        self._took = Quantile(p99_s, share=0.99, step=STEP_P99, least=LEAST_S, room=ROOM_P99)
+        p50_s, p99_s = np.quantile(took[1:], (0.5, 0.99)).tolist()
+        self._p50 = Quantile(p50_s, share=0.5, step=STEP_P50, least=LEAST_S)
+        self._p99 = Quantile(p99_s, share=0.99, step=STEP_P99, least=LEAST_S, room=ROOM_P99)
 
     @property
     def cost_s(self) -> float:
         """Seconds that 99 of 100 answers keep to."""
-        assert self._took is not None, "measure() comes first"
-        return self._took.value
+        assert self._p99 is not None, "measure() comes first"
+        return self._p99.value
 
     def may_try(self, now_s: float, time_s: float) -> bool:
-        """Whether a request should be answered although the estimate says that ``time_s`` is too short."""
-        return time_s > 0 and now_s - self._ended_s > TRY_AFTER_S
+        """Whether a request should be answered although ``time_s`` is less than ``cost_s``.
+
+        There is nothing that would answer it sooner, so a fair chance is enough: what half of the answers keep to.
+        """
+        assert self._p50 is not None, "measure() comes first"
+        return time_s > 0 and (time_s >= self._p50.value or self._is_stale(now_s))
+
+    def _is_stale(self, now_s: float) -> bool:
+        return now_s - self._ended_s > TRY_AFTER_S
 
     def answer(self, history: NDArray[np.integer], k: int, keep: ItemFilter, began_s: float) -> tuple[Indices, Scores]:
         """The k best items for a history (length,), as ``Counting.best``; learns what has gone by since ``began_s``."""
         found = self._counting.best(history, k, keep)
         ended_s = time.monotonic()
-        assert self._took is not None, "measure() comes first"
-        self._took.observe(ended_s - began_s, ended_s, probe=self.may_try(ended_s, 1.0))
+        assert self._p50 is not None, "measure() comes first"
+        assert self._p99 is not None, "measure() comes first"
+        stale = self._is_stale(began_s)
+        for quantile in (self._p50, self._p99):
+            quantile.observe(ended_s - began_s, ended_s, probe=stale)
         self._ended_s = ended_s
         return found

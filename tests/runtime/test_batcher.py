@@ -170,6 +170,26 @@ async def test_cancelling_the_last_one_makes_it_idle(bench: Bench) -> None:
     await first
 
 
+async def test_who_can_no_longer_make_it_hears_of_it_before_the_next_batch_has_run(bench: Bench) -> None:
+    told = threading.Event()
+
+    def until_told(depth: int, works: list[int]) -> list[int]:
+        assert works != [3] or told.wait(30)
+        return bench.serve(depth, works)
+
+    bench.batcher._serve = until_told
+    first = await bench.hold()
+    late, stays = bench.ask(2, deadline_s=bench.now_s + 1), bench.ask(3)
+    await bench.until_waiting(2)
+    bench.now_s += 0.995
+    bench.free.set()
+    with pytest.raises(DeadlineError, match="ms left after the queue"):
+        await late
+    told.set()
+    assert await stays == (6, bench.now_s)
+    await first
+
+
 async def test_closing_fails_what_waits_and_what_comes_later(bench: Bench) -> None:
     first = await bench.hold()
     waiting = bench.ask(2)
