@@ -57,8 +57,8 @@ class Counting:
     def best(self, history: NDArray[np.integer], k: int, keep: ItemFilter) -> tuple[Indices, Scores]:
         """The k best items for a history that ``keep`` lets through: (indices int64, scores float32), best first.
 
-        First what is counted, by share; then the most popular, whose score is their popularity less 1. Equal scores:
-        the lowest index first. Fewer than k when fewer are left.
+        First what is counted, by share; then the most popular, whose score is their popularity less 1. Equal shares
+        and equal popularities: the lowest index first. Fewer than k when fewer are left.
         """
         shown = passing(keep, len(self.popularity))
         items, shares = self.shares(history)

@@ -53,15 +53,15 @@ class DepthChooser:
         if estimates is None:
             return policy.choose(request)
         shallowest = policy.depths[0]
-        time = _time_for(shallowest, estimates, counts=self._may_count(profile, fixed))
+        time = _time_for(shallowest, estimates, counts=shallowest > 0 and self._may_count(profile, fixed))
         if time.counts:
             return _counted(shallowest, time, estimates)
         return _in_time(policy.choose(request), policy.depths, time, estimates)
 
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
         """Raise what ``choose`` would, from what is known before a request is read."""
-        counts = self._may_count(profile, fixed)
-        _time_for(self._policy_of(profile, fixed).depths[0], estimates, counts=counts)
+        shallowest = self._policy_of(profile, fixed).depths[0]
+        _time_for(shallowest, estimates, counts=shallowest > 0 and self._may_count(profile, fixed))
 
     def instead(self, request: DepthRequest, refused: DeadlineError | OverloadError) -> Choice:
         """Depth 0 for a request that the queue has refused, where it may have it in time; else raises ``refused``."""
@@ -69,7 +69,7 @@ class DepthChooser:
         if not self._may_count(request.profile, request.fixed) or (estimates and not _fits(0, estimates)):
             raise refused
         found = "the queue is full" if isinstance(refused, OverloadError) else "the queue took too long"
-        return Choice(0, DepthReason.DEADLINE, f"{found} for an answer by the network: depth 0")
+        return Choice(0, DepthReason.DEADLINE, f"{found}, so the network cannot answer in time: depth 0")
 
     def policy(self, profile: DeviceProfile) -> DepthPolicy:
         """How the requests of a profile are routed; raises NotFoundError where none of its depths is served."""

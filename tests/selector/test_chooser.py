@@ -394,7 +394,7 @@ def test_a_refusal_of_the_queue_becomes_depth_0_where_that_is_allowed_and_in_tim
         for clock in (None, Clock(time_s=0.001, costs=costs)):
             choice = choosing.instead(request(estimates=clock), refused)
             assert (choice.depth, choice.reason) == (0, DepthReason.DEADLINE)
-            assert choice.why == f"{words} for an answer by the network: depth 0"
+            assert choice.why == f"{words}, so the network cannot answer in time: depth 0"
         for asked in (request(fixed=8), request(estimates=Clock(time_s=0.0005, costs=costs))):
             with pytest.raises(type(refused), match=str(refused)):
                 choosing.instead(asked, refused)
@@ -404,7 +404,8 @@ def test_a_request_without_a_known_item_gets_what_is_popular_unless_it_is_too_la
     without = EDGE.model_copy(update={"depths": EDGE.depths[1:]})
     nothing = np.array([], np.int64)
     for profile in (EDGE, without):
-        for clock in (None, Clock(time_s=0.001, queue=1.0, costs={0: 0.0001})):
+        slow = Clock(time_s=0.0005, costs={0: 0.001}, probing=True)  # no run of the engine could show anything
+        for clock in (None, Clock(time_s=0.001, queue=1.0, costs={0: 0.0001}), slow):
             choice = chooser(served=COUNTED).choose(DepthRequest(profile, nothing, never, estimates=clock))
             assert (choice.depth, choice.reason, choice.probe) == (0, DepthReason.POPULAR, False)
             assert choice.why == "no item of the history is known: the most popular"

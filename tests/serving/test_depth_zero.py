@@ -115,7 +115,9 @@ async def test_a_full_queue_leaves_depth_0(local: Any) -> None:
                 await asyncio.sleep(0)
         answers = [await it.stub.Recommend(request, timeout=30) for _ in range(5)]
         assert {(answer.depth, answer.reason) for answer in answers} == {(0, pb.DEPTH_REASON_DEADLINE)}
-        assert {answer.why for answer in answers} == {"the queue is full for an answer by the network: depth 0"}
+        assert {answer.why for answer in answers} == {
+            "the queue is full, so the network cannot answer in time: depth 0"
+        }
         it.held.go.set()
         assert all([(await call).depth for call in calls])
 
