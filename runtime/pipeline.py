@@ -138,21 +138,18 @@ class Pipeline:
         """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
 
         Raises InvalidRequestError, NotFoundError (a depth that is not served, an unknown category), DeadlineError,
-        OverloadError or UnavailableError. Cancelling takes the request out of the queue. Depth 0 is answered at once:
-        it has no queue and needs no engine.
+        OverloadError or UnavailableError. Cancelling takes the request out of the queue, which depth 0 does not have.
         """
         start_s = time.monotonic()
         batcher = self._batcher
-        if batcher is None or self._feedback is None or not self._accepting:
+        if batcher is None or not self._accepting:
             raise UnavailableError("the pipeline is starting or draining; try again later")
-        history = history_of(
-            query, self._catalogue_items, self._max_history, may_be_empty=self._zero is not None and not query.depth
-        )
+        counts = self._zero is not None and not query.depth
+        history = history_of(query, self._catalogue_items, self._max_history, may_be_empty=counts)
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
-        request = self._request(query, history, hits, batcher, start_s)
-        choice = self._choose(request, start_s)
+        choice = self._choose(self._request(query, history, hits, batcher, start_s), start_s)
         if not choice.depth:
             return self._count(query, history, choice, start_s)
         hit = MISS if choice.early_exit else hits.at(choice.depth)
@@ -170,16 +167,18 @@ class Pipeline:
                 probe=choice.probe,
             )
         except (DeadlineError, OverloadError) as refused:
-            request = self._request(query, history, hits, batcher, time.monotonic())
-            return self._count(query, history, self.chooser.instead(request, refused), start_s, queued_s)
+            choice = self.chooser.instead(self._request(query, history, hits, batcher, time.monotonic()), refused)
+            return self._count(query, history, choice, start_s, queued_s)
         if cache is not None and result.user is not None and result.state is not None:
             cache.put(ids, times, result.user, result.state, query.owner)
-        choice = choice.stopped_at(result.depth)
-        # The certificate covers only requests without filters.
-        if choice.agreement_check is not None and not query.is_filtered:
-            self._feedback.offer(work, result, choice.agreement_check)
+        self._offer(query, work, result, choice)
         timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
-        return Answer(result.indices, result.scores, choice, len(ids), timing, hit.reused)
+        return Answer(result.indices, result.scores, choice.stopped_at(result.depth), len(ids), timing, hit.reused)
+
+    def _offer(self, query: IndexedQuery, work: BatchItem, result: BatchResult, choice: Choice) -> None:
+        """Offer an answered request for a second run; the certificate covers only those without filters."""
+        if self._feedback is not None and choice.agreement_check is not None and not query.is_filtered:
+            self._feedback.offer(work, result, choice.agreement_check)
 
     def _request(
         self,
