@@ -179,7 +179,7 @@ def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_bui
 
 def test_the_bundle_serves_every_tier_at_its_own_depths(tiny_build: Path) -> None:
     with running_server(tiny_build / "bundle") as server, Client(server.address) as client:
-        assert client.bundle().depths == (4, 8, 12, 16)
+        assert client.bundle().depths == (0, 4, 8, 12, 16)
         for tier, depths in {"mobile": {4, 8}, "edge": {8, 12}, "cloud": {12, 16}}.items():
             answer = client.recommend(["i1", "i4", "i13"], k=5, profile=tier)
             assert answer.depth in depths

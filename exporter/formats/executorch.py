@@ -46,7 +46,7 @@ def convert_to_executorch(source: Path, checkpoint: Checkpoint, out: Path) -> Ma
             depth: info.model_copy(update={"segments": (names[depth],), "parity": parity[depth]})
             for depth, info in manifest.depths.items()
         }
-        engines = {name for name in manifest.files if not name.startswith(("items/", "selector/"))}
+        engines = {name for name in manifest.files if not name.startswith(("items/", "selector/", "counting/"))}
         return derive_bundle(
             bundle,
             out,

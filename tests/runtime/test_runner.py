@@ -37,7 +37,15 @@ def bundle(synthetic_bundle: Path) -> Bundle:
         window=5,
         decay=0.8,
     )
-    info = CountingInfo(window=5, decay=0.8, weights=WEIGHTS, quality={})
+    counted = {
+        "max_lag": 1,
+        "backward": 0,
+        "source_power": 0,
+        "target_power": 0,
+        "neighbours": 8,
+        "half_life_days": None,
+    }
+    info = CountingInfo(window=5, decay=0.8, weights=WEIGHTS, quality={}, **counted)
     return replace(opened, counting=counting, manifest=opened.manifest.model_copy(update={"counting": info}))
 
 
