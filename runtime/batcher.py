@@ -201,8 +201,9 @@ class Batcher(Generic[Work, Result]):
             if taken.late:
                 # Not after the batch: there may be another answer for them, if they hear of it now.
                 self._post(replace(taken, batch=[]), [], began_s)
+                taken = replace(taken, late=[])
             if taken.batch:
-                self._post(replace(taken, late=[]), self._run(taken, began_s), began_s)
+                self._post(taken, self._run(taken, began_s), began_s)
         self._post_leftovers()
 
     def _next(self) -> "Taken[_Job[Work, Result]] | None":

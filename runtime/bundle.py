@@ -271,7 +271,7 @@ def verify(path: Path, trust: Trust | None = None) -> list[Check]:
         words = f"{entry.bytes} bytes, sha256 {entry.sha256[:12]}"
         check(name, partial(_check_file, path, name, entry, manifest), words)
     if all(check.ok for check in checks):
-        words = f"{manifest.items} items, depths {list(manifest.quality)}"
+        words = f"{manifest.items} items, depths {list(manifest.served_depths)}"
         check("contents", partial(Bundle.open, path, verify=False), words)
     return checks
 

@@ -212,6 +212,11 @@ class Manifest(_Frozen):
     fits: dict[str, DeviceCheck] = Field(default={}, description="profile -> what serving under it took")
 
     @property
+    def served_depths(self) -> tuple[int, ...]:
+        """The depths that can answer, ascending: those of the engines, and 0 where there is a counting exit."""
+        return (*([] if self.counting is None else [0]), *sorted(self.depths))
+
+    @property
     def quality(self) -> dict[int, dict[str, MetricInterval]]:
         """Depth, ascending -> metric (as ndcg@10) -> value on the test items; depth 0 is the counting exit."""
         counted = {} if self.counting is None else {0: self.counting.quality}
@@ -243,8 +248,7 @@ def sealed(manifest: Manifest) -> Manifest:
 
 def depth_digests(manifest: Manifest) -> dict[int, str]:
     """Depth, ascending -> its ``depth_digest``, of all that answer: depth 0 too where there is a counting exit."""
-    depths = sorted(manifest.depths) if manifest.counting is None else [0, *sorted(manifest.depths)]
-    return {depth: depth_digest(manifest, depth) for depth in depths}
+    return {depth: depth_digest(manifest, depth) for depth in manifest.served_depths}
 
 
 def depth_digest(manifest: Manifest, depth: int) -> str:

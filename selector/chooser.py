@@ -53,7 +53,7 @@ class DepthChooser:
         if estimates is None:
             return policy.choose(request)
         shallowest = policy.depths[0]
-        time = _time_for(shallowest, estimates, counts=shallowest > 0 and self._may_count(profile, fixed))
+        time = _time_for(shallowest, estimates, counts=self._may_count(profile, fixed))
         if time.counts:
             return _counted(shallowest, time, estimates)
         return _in_time(policy.choose(request), policy.depths, time, estimates)
@@ -61,7 +61,7 @@ class DepthChooser:
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
         """Raise what ``choose`` would, from what is known before a request is read."""
         shallowest = self._policy_of(profile, fixed).depths[0]
-        _time_for(shallowest, estimates, counts=shallowest > 0 and self._may_count(profile, fixed))
+        _time_for(shallowest, estimates, counts=self._may_count(profile, fixed))
 
     def instead(self, request: DepthRequest, refused: DeadlineError | OverloadError) -> Choice:
         """Depth 0 for a request that the queue has refused, where it may have it in time; else raises ``refused``."""
@@ -136,7 +136,7 @@ def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     """
     time_s, queue_s, cost_s = estimates.time_s, estimates.queue_s(shallowest), estimates.cost_s(shallowest)
     fits = LEAST_WEIGHT * queue_s + cost_s <= time_s
-    if not fits and counts:
+    if not fits and counts and shallowest > 0:
         if _fits(0, estimates):
             return _Time(time_s, queue_s, cost_s, fits, counts=True)
         shallowest, queue_s, cost_s = 0, 0.0, estimates.cost_s(0)

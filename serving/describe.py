@@ -81,9 +81,6 @@ def bundle_message(
     """GetBundle's answer."""
     manifest = bundle.manifest
     distinct = {profile.name: profile for profile in (*profiles.values(), default)}
-    quality = {depth: manifest.depths[depth].quality for depth in bundle.depths}
-    if manifest.counting is not None:
-        quality = {0: manifest.counting.quality, **quality}
     return pb.GetBundleResponse(
         name=manifest.name,
         version=manifest.version,
@@ -100,7 +97,7 @@ def bundle_message(
                     for name, each in found.items()
                 },
             )
-            for depth, found in quality.items()
+            for depth, found in manifest.quality.items()
         ],
         default_profile=default.name,
         profiles=[

@@ -148,7 +148,7 @@ def certify(
 
 def choosable(bundle: Bundle, family: Family) -> tuple[int, ...]:
     """The depths that a family may choose from, ascending: a cascade only reads the network's exits, so not depth 0."""
-    return bundle.depths if bundle.counting is None or family == "cascade" else (0, *bundle.depths)
+    return bundle.depths if family == "cascade" else bundle.manifest.served_depths
 
 
 def _tests(sets: Sequence[tuple[int, ...]], family: Family) -> int:

@@ -36,8 +36,7 @@ class TritonPythonModel:
         self._bundle = Bundle.open(folder / "bundle")
         self._segments = json.loads((folder / "segments.json").read_bytes())
         self._profile = DeviceProfile.model_validate_json((folder / "profile.json").read_bytes())
-        counts = self._bundle.counting is not None
-        served = (0, *self._bundle.depths) if counts else self._bundle.depths
+        served = self._bundle.manifest.served_depths
         self._chooser = DepthChooser(self._bundle.certificate, served, policy="auto", alpha=0.01)
         self._retriever = FlatRetriever(self._bundle.vectors)
 

@@ -213,14 +213,14 @@ def test_mixtures_with_and_without_depth_0_are_one_test(bundle_path: Path) -> No
 
 
 def test_a_cascade_has_no_depth_0_and_neither_has_a_bundle_without_a_counting_exit(
-    bundle_path: Path, synthetic_bundle: Path
+    bundle_path: Path, uncounted_bundle: Path
 ) -> None:
     bundle, work = Bundle.open(bundle_path), simulated(signal=0.5, depths=ALL)
     asked = {"eps": 0.05, "delta": 0.05}
     with pytest.raises(ConfigError, match=r"cascade knows \(4, 8, 12, 16\) here"):
         certify(bundle, work, family="cascade", depth_sets=[ALL], **asked)  # type: ignore[arg-type]
     assert certify(bundle, work, family="cascade", depth_sets=[DEPTHS], **asked).certified  # type: ignore[arg-type]
-    uncounted = replace(Bundle.open(synthetic_bundle), counting=None)
+    uncounted = Bundle.open(uncounted_bundle)
     with pytest.raises(ConfigError, match="cannot be certified"):
         certify(uncounted, work, depth_sets=[ALL], **asked)  # type: ignore[arg-type]
 

@@ -114,15 +114,10 @@ def _scorer(work: Work) -> "Scorer":
     return Scorer(bundle, open_engine(bundle, device=work.device), work.options)
 
 
-def served_depths(bundle: Bundle) -> tuple[int, ...]:
-    """The depths that can answer: those of the engines, and 0 where the bundle has a counting exit."""
-    return bundle.depths if bundle.counting is None else (0, *bundle.depths)
-
-
 def depth_chooser(bundle: Bundle, options: ScoreOptions) -> tuple[DepthChooser, DeviceProfile]:
     """What chooses the depths, and for which profile; raises ConfigError where it cannot."""
     profile = own_profile(options.profile, bundle, force=True)
-    served = served_depths(bundle)
+    served = bundle.manifest.served_depths
     if options.depth is not None and options.depth not in served:
         raise ConfigError(f"{bundle.path}: no depth {options.depth}; the bundle has {', '.join(map(str, served))}")
     settings = PipelineSettings()
