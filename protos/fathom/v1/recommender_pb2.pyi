@@ -29,7 +29,7 @@ DEPTH_REASON_FALLBACK: DepthReason
 DEPTH_REASON_POPULAR: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,9 @@ class RecommendRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     STRICT_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_REASONS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TYPES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -52,7 +55,10 @@ class RecommendRequest(_message.Message):
     user_id: str
     bundle: str
     strict: bool
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ...) -> None: ...
+    include_reasons: bool
+    rules: Rules
+    event_types: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ("bundle",)
@@ -89,14 +95,16 @@ class AppendEventsRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("event_id", "item_id", "timestamp")
+    __slots__ = ("event_id", "item_id", "timestamp", "type")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     item_id: str
     timestamp: int
-    def __init__(self, event_id: _Optional[str] = ..., item_id: _Optional[str] = ..., timestamp: _Optional[int] = ...) -> None: ...
+    type: str
+    def __init__(self, event_id: _Optional[str] = ..., item_id: _Optional[str] = ..., timestamp: _Optional[int] = ..., type: _Optional[str] = ...) -> None: ...
 
 class AppendEventsResponse(_message.Message):
     __slots__ = ("appended", "already_known", "too_old", "before_deletion")
@@ -125,19 +133,73 @@ class DeleteUserResponse(_message.Message):
     def __init__(self, deleted: _Optional[int] = ..., workers_behind: _Optional[int] = ...) -> None: ...
 
 class Filter(_message.Message):
-    __slots__ = ("include_seen", "exclude_item_ids", "allow_item_ids", "categories")
+    __slots__ = ("include_seen", "exclude_item_ids", "allow_item_ids", "categories", "ranges", "seen_types", "block_lists")
     INCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    SEEN_TYPES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_LISTS_FIELD_NUMBER: _ClassVar[int]
     include_seen: bool
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     allow_item_ids: _containers.RepeatedScalarFieldContainer[str]
     categories: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, include_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., allow_item_ids: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ...) -> None: ...
+    ranges: _containers.RepeatedCompositeFieldContainer[Range]
+    seen_types: _containers.RepeatedScalarFieldContainer[str]
+    block_lists: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, include_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., allow_item_ids: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., seen_types: _Optional[_Iterable[str]] = ..., block_lists: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Range(_message.Message):
+    __slots__ = ("attribute", "at_least", "at_most")
+    ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    AT_MOST_FIELD_NUMBER: _ClassVar[int]
+    attribute: str
+    at_least: float
+    at_most: float
+    def __init__(self, attribute: _Optional[str] = ..., at_least: _Optional[float] = ..., at_most: _Optional[float] = ...) -> None: ...
+
+class Rules(_message.Message):
+    __slots__ = ("pins", "boosts", "caps", "diversity")
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    BOOSTS_FIELD_NUMBER: _ClassVar[int]
+    CAPS_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    boosts: _containers.RepeatedCompositeFieldContainer[Boost]
+    caps: _containers.RepeatedCompositeFieldContainer[Cap]
+    diversity: float
+    def __init__(self, pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ..., boosts: _Optional[_Iterable[_Union[Boost, _Mapping]]] = ..., caps: _Optional[_Iterable[_Union[Cap, _Mapping]]] = ..., diversity: _Optional[float] = ...) -> None: ...
+
+class Pin(_message.Message):
+    __slots__ = ("item_id", "position")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    position: int
+    def __init__(self, item_id: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
+
+class Boost(_message.Message):
+    __slots__ = ("item_id", "category", "amount")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    category: str
+    amount: float
+    def __init__(self, item_id: _Optional[str] = ..., category: _Optional[str] = ..., amount: _Optional[float] = ...) -> None: ...
+
+class Cap(_message.Message):
+    __slots__ = ("category", "at_most")
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    AT_MOST_FIELD_NUMBER: _ClassVar[int]
+    category: str
+    at_most: int
+    def __init__(self, category: _Optional[str] = ..., at_most: _Optional[int] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("request_id", "items", "depth", "reason", "why", "complexity", "history_used", "unknown_items", "timings", "bundle_version")
+    __slots__ = ("request_id", "items", "depth", "reason", "why", "complexity", "history_used", "unknown_items", "timings", "bundle_version", "catalogue_version")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +210,7 @@ class RecommendResponse(_message.Message):
     UNKNOWN_ITEMS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_VERSION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     items: _containers.RepeatedCompositeFieldContainer[Item]
     depth: int
@@ -158,17 +221,38 @@ class RecommendResponse(_message.Message):
     unknown_items: int
     timings: Timings
     bundle_version: str
-    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., depth: _Optional[int] = ..., reason: _Optional[_Union[DepthReason, str]] = ..., why: _Optional[str] = ..., complexity: _Optional[float] = ..., history_used: _Optional[int] = ..., unknown_items: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., bundle_version: _Optional[str] = ...) -> None: ...
+    catalogue_version: int
+    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., depth: _Optional[int] = ..., reason: _Optional[_Union[DepthReason, str]] = ..., why: _Optional[str] = ..., complexity: _Optional[float] = ..., history_used: _Optional[int] = ..., unknown_items: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., bundle_version: _Optional[str] = ..., catalogue_version: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("id", "score", "title")
+    __slots__ = ("id", "score", "title", "reasons")
     ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
     id: str
     score: float
     title: str
-    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., title: _Optional[str] = ...) -> None: ...
+    reasons: _containers.RepeatedCompositeFieldContainer[ItemReason]
+    def __init__(self, id: _Optional[str] = ..., score: _Optional[float] = ..., title: _Optional[str] = ..., reasons: _Optional[_Iterable[_Union[ItemReason, _Mapping]]] = ...) -> None: ...
+
+class ItemReason(_message.Message):
+    __slots__ = ("item_id", "source", "amount")
+    class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        SOURCE_UNSPECIFIED: _ClassVar[ItemReason.Source]
+        COUNTING: _ClassVar[ItemReason.Source]
+        NETWORK: _ClassVar[ItemReason.Source]
+    SOURCE_UNSPECIFIED: ItemReason.Source
+    COUNTING: ItemReason.Source
+    NETWORK: ItemReason.Source
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    source: ItemReason.Source
+    amount: float
+    def __init__(self, item_id: _Optional[str] = ..., source: _Optional[_Union[ItemReason.Source, str]] = ..., amount: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("select_us", "queue_us", "engine_us", "retrieval_us", "total_us")
@@ -306,3 +390,98 @@ class ProfileInfo(_message.Message):
     tier: str
     depths: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, name: _Optional[str] = ..., tier: _Optional[str] = ..., depths: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CatalogueItem(_message.Message):
+    __slots__ = ("id", "title", "categories", "attributes", "unavailable", "boost", "expires", "similar_item_ids")
+    class AttributesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    BOOST_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    title: str
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    attributes: _containers.ScalarMap[str, float]
+    unavailable: bool
+    boost: float
+    expires: int
+    similar_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., title: _Optional[str] = ..., categories: _Optional[_Iterable[str]] = ..., attributes: _Optional[_Mapping[str, float]] = ..., unavailable: _Optional[bool] = ..., boost: _Optional[float] = ..., expires: _Optional[int] = ..., similar_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UpsertItemsRequest(_message.Message):
+    __slots__ = ("bundle", "items")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    items: _containers.RepeatedCompositeFieldContainer[CatalogueItem]
+    def __init__(self, bundle: _Optional[str] = ..., items: _Optional[_Iterable[_Union[CatalogueItem, _Mapping]]] = ...) -> None: ...
+
+class UpsertItemsResponse(_message.Message):
+    __slots__ = ("added", "updated", "catalogue_version", "workers_behind")
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    added: int
+    updated: int
+    catalogue_version: int
+    workers_behind: int
+    def __init__(self, added: _Optional[int] = ..., updated: _Optional[int] = ..., catalogue_version: _Optional[int] = ..., workers_behind: _Optional[int] = ...) -> None: ...
+
+class RemoveItemsRequest(_message.Message):
+    __slots__ = ("bundle", "item_ids")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    item_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, bundle: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RemoveItemsResponse(_message.Message):
+    __slots__ = ("removed", "catalogue_version", "workers_behind")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    removed: int
+    catalogue_version: int
+    workers_behind: int
+    def __init__(self, removed: _Optional[int] = ..., catalogue_version: _Optional[int] = ..., workers_behind: _Optional[int] = ...) -> None: ...
+
+class ListItemsRequest(_message.Message):
+    __slots__ = ("bundle", "page_size", "page_token")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    bundle: str
+    page_size: int
+    page_token: str
+    def __init__(self, bundle: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListItemsResponse(_message.Message):
+    __slots__ = ("items", "next_page_token", "catalogue_version")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[ListedItem]
+    next_page_token: str
+    catalogue_version: int
+    def __init__(self, items: _Optional[_Iterable[_Union[ListedItem, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., catalogue_version: _Optional[int] = ...) -> None: ...
+
+class ListedItem(_message.Message):
+    __slots__ = ("item", "trained", "removed")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    item: CatalogueItem
+    trained: bool
+    removed: bool
+    def __init__(self, item: _Optional[_Union[CatalogueItem, _Mapping]] = ..., trained: _Optional[bool] = ..., removed: _Optional[bool] = ...) -> None: ...

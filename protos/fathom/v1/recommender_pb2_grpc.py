@@ -66,6 +66,21 @@ class RecommenderStub:
                 request_serializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserRequest.SerializeToString,
                 response_deserializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserResponse.FromString,
                 _registered_method=True)
+        self.UpsertItems = channel.unary_unary(
+                '/fathom.v1.Recommender/UpsertItems',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.UpsertItemsRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.UpsertItemsResponse.FromString,
+                _registered_method=True)
+        self.RemoveItems = channel.unary_unary(
+                '/fathom.v1.Recommender/RemoveItems',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.RemoveItemsRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.RemoveItemsResponse.FromString,
+                _registered_method=True)
+        self.ListItems = channel.unary_unary(
+                '/fathom.v1.Recommender/ListItems',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.ListItemsRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.ListItemsResponse.FromString,
+                _registered_method=True)
         self.GetBundle = channel.unary_unary(
                 '/fathom.v1.Recommender/GetBundle',
                 request_serializer=fathom_dot_v1_dot_recommender__pb2.GetBundleRequest.SerializeToString,
@@ -134,6 +149,30 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpsertItems(self, request, context):
+        """Add items to a bundle's catalogue, or change them, without training and without a restart. All or nothing; what is
+        answered is on the disk, outlives reloads, and holds in every worker but those counted as behind. INVALID_ARGUMENT
+        where the server keeps no catalogue or an item contradicts its contract, RESOURCE_EXHAUSTED where there is no room
+        for more items, UNAVAILABLE while the store cannot be reached; the same holds for the next two.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveItems(self, request, context):
+        """Take items out. From the answer on, no answer holds them; a history may still.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListItems(self, request, context):
+        """What UpsertItems and RemoveItems have changed, by id, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBundle(self, request, context):
         """What is being served: depths, catalogue, quality, profiles.
         """
@@ -182,6 +221,21 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.DeleteUser,
                     request_deserializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserRequest.FromString,
                     response_serializer=fathom_dot_v1_dot_recommender__pb2.DeleteUserResponse.SerializeToString,
+            ),
+            'UpsertItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpsertItems,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.UpsertItemsRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.UpsertItemsResponse.SerializeToString,
+            ),
+            'RemoveItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveItems,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.RemoveItemsRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.RemoveItemsResponse.SerializeToString,
+            ),
+            'ListItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListItems,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.ListItemsRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.ListItemsResponse.SerializeToString,
             ),
             'GetBundle': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBundle,
@@ -358,6 +412,87 @@ class Recommender:
             '/fathom.v1.Recommender/DeleteUser',
             fathom_dot_v1_dot_recommender__pb2.DeleteUserRequest.SerializeToString,
             fathom_dot_v1_dot_recommender__pb2.DeleteUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpsertItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/UpsertItems',
+            fathom_dot_v1_dot_recommender__pb2.UpsertItemsRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.UpsertItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/RemoveItems',
+            fathom_dot_v1_dot_recommender__pb2.RemoveItemsRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.RemoveItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/ListItems',
+            fathom_dot_v1_dot_recommender__pb2.ListItemsRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.ListItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,
