@@ -33,8 +33,8 @@ LAST_SECOND_OF_9999 = 253_402_300_799
 LONGEST_ECHO = 60
 
 REASONS = {reason: getattr(pb, f"DEPTH_REASON_{reason.name}") for reason in DepthReason}
-# Of the wire format: fields 1, 2 and 3 of Item, and field 2 of RecommendResponse.
-_ID, _SCORE, _TITLE, _ITEM = b"\x0a", b"\x15", b"\x1a", b"\x12"
+# Of the wire format: fields 1, 2 and 3 of Item, field 2 of RecommendResponse, and field 1 of what holds such a one.
+_ID, _SCORE, _TITLE, _ITEM, _FIRST = b"\x0a", b"\x15", b"\x1a", b"\x12", b"\x0a"
 #: Items whose part of a response is kept.
 KEPT_ITEMS = 65_536
 
@@ -193,6 +193,16 @@ def use_history(request: pb.RecommendRequest, events: Sequence[StoredEvent]) -> 
     """Put what is known of a request's user in the place of a history."""
     request.item_ids.extend(event.item_id for event in events)
     request.timestamps.extend(event.timestamp for event in events)
+
+
+def result_of(response: bytes) -> bytes:
+    """The RecommendResult that holds a RecommendResponse, both encoded."""
+    return _FIRST + _varint(len(response)) + response
+
+
+def batch_of(results: Iterable[bytes]) -> bytes:
+    """The RecommendBatchResponse of such results, all encoded."""
+    return b"".join(_FIRST + _varint(len(result)) + result for result in results)
 
 
 def deadline_of(time_remaining_s: float | None) -> float | None:

@@ -17,7 +17,16 @@ from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.bundles import Bundles, ReloadResult
-from fathom.serving.convert import LARGEST_BATCH, client_of, deadline_of, events_of, use_history, user_of
+from fathom.serving.convert import (
+    LARGEST_BATCH,
+    batch_of,
+    client_of,
+    deadline_of,
+    events_of,
+    result_of,
+    use_history,
+    user_of,
+)
 from fathom.serving.gate import Gate
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
 from fathom.serving.metrics import Metrics
@@ -27,6 +36,9 @@ from fathom.serving.status import code_number, retry_after_s, status_of
 #: how many have not answered in time.
 TellWorkers = Callable[[Literal["reload", "forget"], str], Awaitable[int]]
 Result = TypeVar("Result")
+
+#: Requests of a batch that are begun before other calls get their turn; depth 0 answers as soon as it begins.
+BATCH_PART = 8
 
 log = logging.getLogger("fathom.serving")
 
@@ -54,16 +66,21 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 self.metrics.failed(status_of(error)[0])
                 raise
 
-    async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> pb.RecommendBatchResponse:
-        """Many independent requests; results in their order."""
+    async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> bytes:
+        """Many independent requests; results in their order: an encoded RecommendBatchResponse."""
         with self.gate:
             count = len(request.requests)
             if count > LARGEST_BATCH:
                 raise InvalidRequestError(f"the batch has {count} requests, at most {LARGEST_BATCH}; send several")
             deadline_s = deadline_of(context.time_remaining())
             client = client_of(context)
-            results = await asyncio.gather(*(self._result(each, deadline_s, client) for each in request.requests))
-            return pb.RecommendBatchResponse(results=results)
+            async with asyncio.TaskGroup() as group:
+                tasks = []
+                for each in request.requests:
+                    tasks.append(group.create_task(self._result(each, deadline_s, client)))
+                    if len(tasks) % BATCH_PART == 0:
+                        await asyncio.sleep(0)
+            return batch_of(task.result() for task in tasks)
 
     async def RecommendStream(self, requests: AsyncIterator[pb.RecommendRequest], context: Any) -> None:
         """Independent requests; results as they are ready, at most ``stream_in_flight`` waiting at a time.
@@ -190,10 +207,10 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self.metrics.answered(deployment.name, answer, unknown)
         return deployment.converter.response(request, answer, unknown)
 
-    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> pb.RecommendResult:
+    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
+        """One request of many: an encoded RecommendResult."""
         try:
-            encoded = await self._answer(request, deadline_s, client)
-            return pb.RecommendResult(response=pb.RecommendResponse.FromString(encoded))
+            return result_of(await self._answer(request, deadline_s, client))
         except Exception as error:
             code, text = status_of(error)
             self.metrics.failed(code)
@@ -202,7 +219,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             failure = pb.RecommendError(request_id=request.request_id, code=code_number(code), message=text)
             if (seconds := retry_after_s(error)) is not None:
                 failure.retry_after_ms = math.ceil(seconds * 1e3)
-            return pb.RecommendResult(error=failure)
+            return pb.RecommendResult(error=failure).SerializeToString()
 
 
 def _appended(done: Appended) -> pb.AppendEventsResponse:

@@ -146,3 +146,16 @@ async def test_what_refuses_a_request_before_it_is_read_does_not_refuse_a_strang
             assert (await client.recommend(nothing)).reason == "popular"
         with pytest.raises(DeadlineError, match="as under overload"):
             await client.recommend(TWO)
+
+
+async def test_other_calls_get_their_turn_while_a_batch_is_answered_by_counting(local: Any) -> None:
+    async with local() as it:
+        small, large = ([pb.RecommendRequest(item_ids=TWO, depth=0)] * size for size in (1, 400))
+        await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=small), timeout=10)
+        batch = it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=large), timeout=60)
+        beside = 0
+        while not batch.done():
+            await it.stub.GetBundle(pb.GetBundleRequest(), timeout=10)
+            beside += 1
+        assert len((await batch).results) == 400
+        assert beside > 3
