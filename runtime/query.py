@@ -24,7 +24,8 @@ class IndexedQuery:
     the depth is fixed above 0. ``timestamps``: seconds, one per item, or None. ``k``: at least 1. ``depth``: run
     exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
-    ``include_seen``: items of the history may be returned too. ``client``: whose it is; clients are served in turn.
+    ``include_seen``: items of the history may be returned too. ``seen``: in place of the history, the item indices that
+    are left out as seen (None = the history). ``client``: whose it is; clients are served in turn.
     ``owner``: whose history it is, where that is known.
     """
 
@@ -38,13 +39,15 @@ class IndexedQuery:
     allow: Sequence[int] | NDArray[np.integer] | None = None
     categories: frozenset[str] = frozenset()
     include_seen: bool = False
+    seen: Sequence[int] | NDArray[np.integer] | None = None
     client: str = ""
     owner: Owner | None = None
 
     @property
     def is_filtered(self) -> bool:
         """Whether other items may be returned than every one that the user has not had."""
-        return bool(len(self.exclude) or self.allow is not None or self.categories or self.include_seen)
+        other = self.allow is not None or self.seen is not None
+        return bool(other or len(self.exclude) or self.categories or self.include_seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,8 @@ def filter_of(query: IndexedQuery, seen: Indices, catalogue: Catalogue) -> ItemF
     """
     exclude = _indices(query.exclude, "exclude", len(catalogue)) if len(query.exclude) else None
     if not query.include_seen:
+        if query.seen is not None:
+            seen = _indices(query.seen, "seen", len(catalogue))
         exclude = seen if exclude is None else np.concatenate((seen, exclude))
     return ItemFilter(
         exclude=np.empty(0, np.int64) if exclude is None else exclude,

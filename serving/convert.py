@@ -23,6 +23,7 @@ from fathom.serving.history.contract import StoredEvent
 #: Metadata that names a client.
 CLIENT_KEY = "fathom-client"
 LONGEST_ID_BYTES = 128
+LONGEST_TYPE_BYTES = 64
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 DEFAULT_K = 10
@@ -76,12 +77,14 @@ class Converter:
         if not request.HasField("filter"):
             return query, unknown
         wanted = request.filter
+        seen = self._seen(request) if wanted.seen_types and not wanted.include_seen else None
         filtered = replace(
             query,
             exclude=self._known(wanted.exclude_item_ids),
             allow=self._known(wanted.allow_item_ids) if wanted.allow_item_ids else None,
             categories=self._wanted_categories(wanted.categories),
             include_seen=wanted.include_seen,
+            seen=seen,
         )
         return filtered, unknown
 
@@ -131,6 +134,8 @@ class Converter:
             raise InvalidRequestError("item_ids is empty; send at least one item of the user's history, or a user_id")
         if given > LONGEST_HISTORY:
             raise InvalidRequestError(f"item_ids has {given} items, at most {LONGEST_HISTORY}; send the newest ones")
+        if request.event_types:
+            _check_types(request.event_types, given)
         timestamps = _checked_timestamps(request.timestamps, given) if request.timestamps else None
         try:
             return np.fromiter(map(self._index.get, request.item_ids), np.int64, given), timestamps, 0
@@ -143,6 +148,15 @@ class Converter:
                 return items, None, given
             raise NotFoundError(f"no item of the history is in the catalogue, as {echo(request.item_ids[0])}")
         return items, None if timestamps is None else timestamps[known], given - len(items)
+
+    def _seen(self, request: pb.RecommendRequest) -> np.ndarray:
+        """The known items of the history whose event was of one of the filter's types; without types, all are empty."""
+        for each in request.filter.seen_types:
+            _check_type("seen_types", each)
+        wanted, types = frozenset(request.filter.seen_types), request.event_types
+        if not types:
+            return self._known(request.item_ids if "" in wanted else ())
+        return self._known(item for item, kind in zip(request.item_ids, types, strict=True) if kind in wanted)
 
     def _k(self, k: int) -> int:
         if k > LARGEST_K:
@@ -180,12 +194,14 @@ def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
     """The events of a message; raises InvalidRequestError for the first that contradicts the contract."""
     if len(request.events) > MOST_EVENTS:
         raise InvalidRequestError(f"the message has {len(request.events)} events, at most {MOST_EVENTS}; send several")
-    events = [StoredEvent(each.event_id, each.item_id, each.timestamp) for each in request.events]
-    for event_id, item_id, timestamp in events:
+    events = [StoredEvent(each.event_id, each.item_id, each.timestamp, each.type) for each in request.events]
+    for event_id, item_id, timestamp, kind in events:
         _check_id("event_id", event_id)
         _check_id("item_id", item_id)
         if not 0 <= timestamp <= LAST_SECOND_OF_9999:
             raise InvalidRequestError(_bad_second("timestamp", timestamp))
+        if kind:
+            _check_type("type", kind)
     return events
 
 
@@ -193,6 +209,8 @@ def use_history(request: pb.RecommendRequest, events: Sequence[StoredEvent]) -> 
     """Put what is known of a request's user in the place of a history."""
     request.item_ids.extend(event.item_id for event in events)
     request.timestamps.extend(event.timestamp for event in events)
+    if request.filter.seen_types:  # Nothing else asks for them.
+        request.event_types.extend(event.type for event in events)
 
 
 def result_of(response: bytes) -> bytes:
@@ -257,6 +275,19 @@ def _check_id(name: str, value: str) -> None:
     if not 1 <= size <= LONGEST_ID_BYTES:
         limit = f"at most {LONGEST_ID_BYTES}" if size else "at least 1"
         raise InvalidRequestError(f"{name} has {size} bytes, {limit}")
+
+
+def _check_types(types: Sequence[str], given: int) -> None:
+    if len(types) != given:
+        raise InvalidRequestError(f"event_types has {len(types)} values for {given} items; send one per item, or none")
+    for kind in types:
+        _check_type("event_types", kind)
+
+
+def _check_type(name: str, value: str) -> None:
+    size = len(value.encode())
+    if size > LONGEST_TYPE_BYTES:
+        raise InvalidRequestError(f"{name} has a type of {size} bytes, at most {LONGEST_TYPE_BYTES}")
 
 
 def _bad_second(name: str, value: int) -> str:

@@ -188,7 +188,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
         owner = None
         if request.user_id:
-            if request.item_ids or request.timestamps:
+            if request.item_ids or request.timestamps or request.event_types:
                 raise InvalidRequestError("the request has a user_id and a history; send one of them")
             history, user_id = self._known(), user_of(request)
             # Before the history is read: what is deleted from then on is not remembered.

@@ -120,6 +120,8 @@ def test_complexity_is_none_where_the_server_did_not_look(client: Client) -> Non
 def test_filters_travel(client: Client) -> None:
     answer = client.recommend(["a"], include_seen=True, exclude=["x"], allow={"y"}, categories=("z",))
     assert answer.why == 'include_seen: true exclude_item_ids: "x" allow_item_ids: "y" categories: "z"'
+    message = Query(["a", "b"], event_types=("view", ""), seen_types={"purchase"}).message()
+    assert (message.event_types, message.filter.seen_types) == (["view", ""], ["purchase"])
 
 
 def test_a_reason_of_a_newer_server_is_a_number(client: Client) -> None:

@@ -23,11 +23,12 @@ LONGEST_ECHO = 60
 
 
 class StoredEvent(NamedTuple):
-    """One thing that a user did; ``timestamp``: seconds since 1970."""
+    """One thing that a user did; ``timestamp``: seconds since 1970. ``type``: what it was, as "view"; may be empty."""
 
     event_id: str
     item_id: str
     timestamp: int
+    type: str = ""
 
 
 class Appended(NamedTuple):

@@ -10,8 +10,8 @@ from sys import getsizeof
 
 from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, HistoryStore, Retention, StoredEvent, digest_of
 
-#: Bytes of an event besides its two ids: the tuple, the timestamp, its place in a dictionary.
-EVENT_BYTES = 240
+#: Bytes of an event besides its texts: the tuple, the timestamp, its place in a dictionary.
+EVENT_BYTES = 248
 #: Bytes of a user besides the id and the events.
 USER_BYTES = 500
 TOMBSTONE_BYTES = 400
@@ -152,4 +152,5 @@ class MemoryHistory(HistoryStore):
 
 
 def _size(event: StoredEvent) -> int:
-    return EVENT_BYTES + getsizeof(event.event_id) + getsizeof(event.item_id)
+    kind = getsizeof(event.type) if event.type else 0  # All empty texts are one.
+    return EVENT_BYTES + getsizeof(event.event_id) + getsizeof(event.item_id) + kind

@@ -17,15 +17,16 @@ ARRIVAL_DIGITS = 15
 _FOREIGN = ("WRONGTYPE", "hash value is not an integer", "would overflow")
 
 # A user is two keys: a hash from event id to member, with the number of arrivals under the empty id, and a sorted set
-# of members by timestamp. A member is the arrival, so that equal timestamps sort by it, and JSON of both ids. Of a
-# deleted user a third key is left for a while: a tombstone under the digest of the id, "DELETED-AT LAST".
+# of members by timestamp. A member is the arrival, so that equal timestamps sort by it, and JSON of both ids and the
+# type, if there is one. Of a deleted user a third key is left for a while: a tombstone under the digest of the id,
+# "DELETED-AT LAST".
 _COMMON = """
 local function drop(ids, members, found)
     for _, member in ipairs(found) do
         redis.call('ZREM', members, member)
-        local is_json, both = pcall(cjson.decode, string.sub(member, 16))
-        if is_json and type(both) == 'table' and type(both[1]) == 'string' and both[1] ~= '' then
-            redis.pcall('HDEL', ids, both[1])
+        local is_json, texts = pcall(cjson.decode, string.sub(member, 16))
+        if is_json and type(texts) == 'table' and type(texts[1]) == 'string' and texts[1] ~= '' then
+            redis.pcall('HDEL', ids, texts[1])
         end
     end
 end
@@ -65,7 +66,7 @@ local oldest, latest, most, seconds = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonum
 local last = last_before(tombstone, tonumber(ARGV[5]), tonumber(ARGV[6]))
 local known, old, deleted, new = 0, 0, 0, {}
 for i = 7, #ARGV, 3 do
-    local event, timestamp, both = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+    local event, timestamp, texts = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
     if timestamp <= last then
         deleted = deleted + 1
     elseif timestamp < tonumber(oldest) then
@@ -79,7 +80,7 @@ for i = 7, #ARGV, 3 do
             if held then
                 redis.call('ZREM', members, held)
             end
-            local member = string.format('%015d', redis.call('HINCRBY', ids, '', 1)) .. both
+            local member = string.format('%015d', redis.call('HINCRBY', ids, '', 1)) .. texts
             redis.call('HSET', ids, event, member)
             redis.call('ZADD', members, ARGV[i + 1], member)
             new[#new + 1] = member
@@ -171,8 +172,9 @@ class RedisHistory(HistoryStore):
         retention = self._retention
         retention.check(events)
         arguments: list[Any] = [*self._limits(), retention.now, retention.tombstone_s]
-        for event_id, item_id, timestamp in events:
-            arguments += event_id, timestamp, json.dumps((event_id, item_id), ensure_ascii=False)
+        for event_id, item_id, timestamp, kind in events:
+            texts = (event_id, item_id, kind) if kind else (event_id, item_id)
+            arguments += event_id, timestamp, json.dumps(texts, ensure_ascii=False)
         return Appended(*await self._reach(self._append(keys=_keys(user_id), args=arguments)))
 
     async def read(self, user_id: str) -> list[StoredEvent]:
@@ -238,8 +240,9 @@ def _keys(user_id: str) -> tuple[str, str, str]:
 def _event(member: str, score: float) -> StoredEvent | None:
     """An event as it is stored; None for what Fathom has not written."""
     try:
-        event_id, item_id = json.loads(member[ARRIVAL_DIGITS:])
-        event_id.encode(), item_id.encode()
+        event_id, item_id, *kind = json.loads(member[ARRIVAL_DIGITS:])
+        event = StoredEvent(event_id, item_id, int(score), *kind)
+        event_id.encode(), item_id.encode(), event.type.encode()
     except (ValueError, TypeError, AttributeError):
         return None
-    return StoredEvent(event_id, item_id, int(score)) if score == int(score) else None
+    return event if score == event.timestamp else None

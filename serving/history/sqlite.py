@@ -28,20 +28,23 @@ CREATE TABLE IF NOT EXISTS events (
     event TEXT NOT NULL,
     item TEXT NOT NULL,
     timestamp INTEGER NOT NULL,
+    type TEXT NOT NULL DEFAULT '',
     UNIQUE (user, event)
 );
 CREATE INDEX IF NOT EXISTS newest ON events (user, timestamp, arrival);
 CREATE TABLE IF NOT EXISTS tombstones (user TEXT PRIMARY KEY, at INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due ON tombstones (at);
 """
-_COLUMNS = {"arrival", "user", "event", "item", "timestamp"}
+_COLUMNS = {"arrival", "user", "event", "item", "timestamp", "type"}
+# What a file of an older version lacks.
+_ADD_TYPE = "ALTER TABLE events ADD COLUMN type TEXT NOT NULL DEFAULT ''"
 # Only a sweep needs it.
 _BY_AGE = "CREATE INDEX IF NOT EXISTS age ON events (timestamp)"
 _READ = """
-SELECT event, item, timestamp FROM events WHERE user = ? AND timestamp BETWEEN ? AND ?
+SELECT event, item, timestamp, type FROM events WHERE user = ? AND timestamp BETWEEN ? AND ?
 ORDER BY timestamp DESC, arrival DESC LIMIT ?
 """
-_INSERT = "INSERT OR IGNORE INTO events (user, event, item, timestamp) VALUES (?, ?, ?, ?)"
+_INSERT = "INSERT OR IGNORE INTO events (user, event, item, timestamp, type) VALUES (?, ?, ?, ?, ?)"
 # Events that are dated too far ahead, stored when the clock or the limit was another, go first.
 _TRIM = """
 DELETE FROM events WHERE user = ?1 AND arrival NOT IN
@@ -89,6 +92,9 @@ class SqliteHistory(HistoryStore):
             _refuse_foreign(path)
             self._write = self._connect()
             self._write.executescript(_SCHEMA)
+            with self._transaction():
+                if "type" not in _columns(self._write):
+                    self._write.execute(_ADD_TYPE)
             if retention.max_age_days is not None:
                 self._write.execute(_BY_AGE)
             self._read = self._connect()
@@ -111,7 +117,7 @@ class SqliteHistory(HistoryStore):
             window = user_id, retention.oldest, retention.latest, retention.max_events
             found = [StoredEvent(*row) for row in self._read.execute(_READ, window)]
             # SQLite would also store something else in these columns.
-            events = [each for each in found if [*map(type, each)] == [str, str, int]]
+            events = [each for each in found if [*map(type, each)] == [str, str, int, str]]
             if len(events) < len(found):
                 self._faults.foreign_event(self._path)
             return events[::-1]
@@ -185,7 +191,7 @@ class SqliteHistory(HistoryStore):
         if self._write.execute(ahead, (user_id, latest)).fetchone():
             # An id that only such an event has is free for a real one.
             free = "DELETE FROM events WHERE user = ? AND event = ? AND timestamp > ?"
-            self._write.executemany(free, [(user_id, event, latest) for _, event, _, _ in rows])
+            self._write.executemany(free, [(user_id, event, latest) for _, event, *_ in rows])
         (arrival,) = self._write.execute("SELECT coalesce(max(arrival), 0) FROM events").fetchone()
         new = added = self._write.executemany(_INSERT, rows).rowcount if rows else 0
         (held,) = self._write.execute("SELECT count(*) FROM events WHERE user = ?", (user_id,)).fetchone()
@@ -281,11 +287,15 @@ def _refuse_foreign(path: Path) -> None:
     connection = sqlite3.connect(path, timeout=BUSY_MS / 1_000)
     try:
         tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
-        columns = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('events')")}
+        columns = _columns(connection)
     finally:
         connection.close()
-    if tables and columns != _COLUMNS:
+    if tables and columns | {"type"} != _COLUMNS:
         raise ConfigError(f"{path}: cannot be used for histories: a database of something else; name another file")
+
+
+def _columns(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('events')")}
 
 
 def _text(raw: bytes) -> str | bytes:

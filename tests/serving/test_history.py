@@ -162,6 +162,19 @@ async def test_ids_may_be_any_text(opened: OpenStore) -> None:
         assert await store.delete(text) == 1
 
 
+async def test_an_event_keeps_its_type(opened: OpenStore) -> None:
+    store = opened(max_events=3)
+    bought = StoredEvent("e0", "item", 10, "purchase")
+    viewed = StoredEvent("e1", "item", 20, "Ansicht 🐟")
+    untyped = StoredEvent("e2", "item", 30)
+    assert await added(store, "anna", [bought, viewed, untyped]) == 3
+    assert await added(store, "anna", [StoredEvent("e0", "item", 10, "view")]) == 0
+    assert await store.read("anna") == [bought, viewed, untyped]
+    # Those that are dropped are forgotten, with a type and without.
+    assert await added(store, "anna", events(40, 50, 60, first=3)) == 3
+    assert await store.delete("anna") == 3
+
+
 async def test_what_two_open_stores_write_both_read(opened: OpenStore) -> None:
     one, two = opened(), opened()
     both = events(10, 20)
@@ -453,12 +466,27 @@ async def test_a_file_of_an_older_version_is_read_and_its_far_future_blocks_nobo
     store = open_history(f"sqlite:{path}", Retention(max_age_days=7))
     assert store is not None
     assert await store.read("anna") == []
-    assert await store.append("anna", events(now)) == Appended(1)
-    assert await store.read("anna") == events(now)
+    typed = [StoredEvent("e0", "item-0", now, "view")]
+    assert await store.append("anna", typed) == Appended(1)
+    assert await store.read("anna") == typed
     assert await store.read("berta") == [StoredEvent("e2", "item-2", now)]
     assert await store.sweep() == 1
     assert await store.delete("anna") == 1_000
     await store.close()
+
+
+async def test_many_processes_may_open_a_file_of_an_older_version_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("CREATE TABLE events (arrival INTEGER PRIMARY KEY, user, event, item, timestamp)")
+        old.execute("INSERT INTO events VALUES (1, 'anna', 'e0', 'item-0', 10)")
+        old.commit()
+    stores = await asyncio.gather(
+        *(asyncio.to_thread(SqliteHistory, path, Retention(max_events=number + 1)) for number in range(8))
+    )
+    for store in stores:
+        assert await store.read("anna") == events(10)
+        await store.close()
 
 
 def _unlink(path: Path) -> None:
@@ -508,10 +536,11 @@ async def test_what_others_write_into_the_file_is_left_out(tmp_path: Path, caplo
     path, now = tmp_path / "history.db", int(time.time())
     store = SqliteHistory(path, Retention())
     await store.append("anna", events(now))
-    foreign = ("x'00', 'i', 5", "cast(x'fe' AS TEXT), 'i', 5", "'a', cast(x'ff' AS TEXT), 5", "'b', 'i', 5.5")
+    foreign = ("x'00', 'i', 5, ''", "cast(x'fe' AS TEXT), 'i', 5, ''", "'a', cast(x'ff' AS TEXT), 5, ''")
+    foreign += ("'b', 'i', 5.5, ''", "'c', 'i', 5, x'00'")
     with sqlite3.connect(path) as other:
         for values in foreign:
-            other.execute(f"INSERT INTO events (user, event, item, timestamp) VALUES ('anna', {values})")
+            other.execute(f"INSERT INTO events (user, event, item, timestamp, type) VALUES ('anna', {values})")
     other.close()
     assert await store.read("anna") == events(now)
     assert len(caplog.records) == 1
@@ -588,7 +617,17 @@ async def test_what_others_write_into_redis_costs_one_line_in_the_log(
     now = int(time.time())
     assert await added(store, "anna", events(now)) == 1
     members = "fathom:history:{anna}:members"
-    for number, foreign in enumerate((b"x", b"\xff\xfe", b"000000000000009[1,2]", b"000000000000009{}", b'"\\ud800"')):
+    for number, foreign in enumerate(
+        (
+            b"x",
+            b"\xff\xfe",
+            b"000000000000009[1,2]",
+            b"000000000000009{}",
+            b'"\\ud800"',
+            b'000000000000009["e","i",3]',
+            b'000000000000009["e","i","t",""]',
+        )
+    ):
         other.zadd(members, {foreign: now - number})
     other.zadd(members, {b'000000000000009["half","item"]': now + 0.5, b"old": now - 9 * DAY, b"new": 1e17})
     other.zadd(members, {b'000000000000009["","no id"]': now - 9 * DAY})
@@ -781,6 +820,10 @@ async def test_deleting_a_user_is_finished_although_nobody_waits(local: Any) -> 
         (pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="e")]), "item_id has 0 bytes"),
         (pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="ü" * 65, item_id="i")]), "event_id has 130"),
         (
+            pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="e", item_id="i", type="ü" * 33)]),
+            "type has a type of 66 bytes, at most 64",
+        ),
+        (
             pb.AppendEventsRequest(user_id="u", events=[pb.Event(event_id="e", item_id="i", timestamp=-1)]),
             "has -1; send",
         ),
@@ -834,6 +877,46 @@ async def test_requests_must_choose_between_a_user_and_a_history(local: Any) -> 
             await client.recommend(user_id="a" * 129)
         with pytest.raises(InvalidRequestError, match="or a user_id"):
             await client.recommend(strict=True)
+
+
+async def test_what_was_bought_is_left_out_and_what_was_viewed_is_not(local: Any) -> None:
+    kinds = ("purchase", "view", "", "view", "purchase")
+    items = ["item-1", "item-2", "item-3", "item-4", "item-2"]
+    done = [ClientEvent(f"e{i}", item, 100 + i, kind) for i, (item, kind) in enumerate(zip(items, kinds, strict=True))]
+    async with asking(local, history="memory") as client:
+        assert await client.append_events("anna", done) == 5
+        everything = (await client.bundle()).items
+
+        async def left_out(*seen: str, depth: int, **options: Any) -> set[str]:
+            options = {"k": everything, "depth": depth, "seen_types": seen, **options}
+            stored = await client.recommend(user_id="anna", **options)
+            sent = await client.recommend(items, event_types=kinds, **options)
+            assert stored.items == sent.items
+            return {f"item-{i}" for i in range(everything)} - {item.id for item in stored.items}
+
+        for depth in (0, 4, 16):
+            assert await left_out(depth=depth) == set(items)
+            assert await left_out("purchase", depth=depth) == {"item-1", "item-2"}
+            assert await left_out("view", "purchase", depth=depth) == {"item-1", "item-2", "item-4"}
+            assert await left_out("", depth=depth) == {"item-3"}
+            assert await left_out("wish", depth=depth) == set()
+            assert await left_out("purchase", depth=depth, include_seen=True) == set()
+            assert await left_out("purchase", depth=depth, exclude=["item-4"]) == {"item-1", "item-2", "item-4"}
+        untyped = await client.recommend(items, k=everything, seen_types=["purchase"])
+        assert len(untyped.items) == everything
+
+
+async def test_types_that_contradict_the_contract_are_refused(local: Any) -> None:
+    async with asking(local, history="memory") as client:
+        for options, text in (
+            ({"event_types": ["view"]}, "event_types has 1 values for 2 items; send one per item, or none"),
+            ({"event_types": ["view", "v" * 65]}, "event_types has a type of 65 bytes, at most 64"),
+            ({"seen_types": ["ü" * 33]}, "seen_types has a type of 66 bytes, at most 64"),
+        ):
+            with pytest.raises(InvalidRequestError, match=text):
+                await client.recommend(["item-1", "item-2"], **options)
+        with pytest.raises(InvalidRequestError, match="a user_id and a history; send one"):
+            await client.recommend(user_id="anna", event_types=["view"])
 
 
 async def test_a_server_without_histories_says_so(local: Any) -> None:

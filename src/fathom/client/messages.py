@@ -34,7 +34,9 @@ class Query:
     ``user_id``: in place of items, a user whose history the server keeps. ``timestamps``: seconds since 1970, none or
     one per item. ``k``: or what there is. ``profile``: a device profile or a tier. ``depth``: run exactly this one; 0
     is the counting exit. ``allow``: when not empty, only these items are returned. ``bundle``: one of several that the
-    server has. ``strict``: where no item of the history is known, an error instead of popular items.
+    server has. ``strict``: where no item of the history is known, an error instead of popular items. ``event_types``:
+    what each item of the history was, as "view", none or one per item. ``seen_types``: when not empty, only items of
+    such events are left out as seen.
     """
 
     items: Sequence[str] = ()
@@ -51,6 +53,8 @@ class Query:
     user_id: str = ""
     bundle: str = ""
     strict: bool = False
+    event_types: Sequence[str] = ()
+    seen_types: Iterable[str] = ()
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -69,21 +73,27 @@ class Query:
                 exclude_item_ids=texts("exclude", self.exclude),
                 allow_item_ids=texts("allow", self.allow),
                 categories=texts("categories", self.categories),
+                seen_types=texts("seen_types", self.seen_types),
             ),
             include_titles=arguments.flag("titles", self.titles),
             user_id=text("user_id", self.user_id),
             bundle=text("bundle", self.bundle),
             strict=arguments.flag("strict", self.strict),
+            event_types=texts("event_types", self.event_types, ordered=True),
         )
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a user did: an id of its own among the user's events, the item, seconds since 1970."""
+    """Something that a user did: an id of its own among the user's events, the item, seconds since 1970.
+
+    ``type``: what it was, as "view" or "purchase".
+    """
 
     event_id: str
     item_id: str
     timestamp: int
+    type: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,6 +214,7 @@ def append_events(user_id: str, events: Iterable[Event]) -> Call[int]:
             event_id=arguments.text("event_id", each.event_id),
             item_id=arguments.text("item_id", each.item_id),
             timestamp=arguments.integer("timestamp", each.timestamp),
+            type=arguments.text("type", each.type),
         )
         for each in arguments.instances("events", events, Event)
     ]

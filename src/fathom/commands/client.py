@@ -51,6 +51,9 @@ def recommend(
     depth: Annotated[int | None, typer.Option(help="Run exactly this depth; 0 is the counting exit.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Only items of this category. Repeatable.")] = None,
     exclude: Annotated[str, typer.Option(help="Item ids never to return, separated by commas.")] = "",
+    seen_type: Annotated[
+        list[str] | None, typer.Option(help="Leave out only items of events of this type. Repeatable.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where no item is known; else popular items.")] = False,
     bundle: Annotated[str, typer.Option(help="Which of the server's bundles. Default: the server's default.")] = "",
     timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
@@ -73,6 +76,7 @@ def recommend(
             depth=depth,
             categories=category or (),
             exclude=_ids(exclude),
+            seen_types=seen_type or (),
             strict=strict,
             timeout_s=timeout_ms / 1000,
         )
