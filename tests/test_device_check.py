@@ -16,7 +16,7 @@ PROFILE = """
 name: small-box
 tier: mobile
 description: A device of {limit} MB
-depths: [4, 8]
+depths: [0, 4, 8]
 shallow: 4
 deep: 8
 threshold: 0.5
@@ -50,7 +50,7 @@ def test_a_bundle_that_fits_says_what_it_takes_and_is_served(bundle: Path, tmp_p
     assert 50 < fit["peak_mb"] < 400
     longest = before.model.max_history
     asked = sorted({min(length, longest) for length in (50, 200)})
-    assert [(row["depth"], row["history"]) for row in fit["latency"]] == [(d, n) for d in (4, 8) for n in asked]
+    assert [(row["depth"], row["history"]) for row in fit["latency"]] == [(d, n) for d in (0, 4, 8) for n in asked]
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in fit["latency"])
     with Bundle.open(bundle) as after:
         assert after.manifest.fits["small-box"].peak_mb == fit["peak_mb"]

@@ -27,17 +27,18 @@ SEED = 0
 def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> DeviceCheck:
     """Serve a bundle within a profile's memory limit, measure it, and note the result in the bundle's manifest.
 
-    ``profile_name``: as `fathom serve --profile` takes it. At each depth of the profile: single requests, then a batch
-    as large as the profile allows, each with a history of its own. Linux only. Raises BundleError or ConfigError.
+    ``profile_name``: as `fathom serve --profile` takes it. At each depth of the profile, 0 too: single requests, then
+    a batch as large as the profile allows, each with a history of its own. Linux only. Raises BundleError or
+    ConfigError.
     """
     if not Path("/proc/self/status").exists():
         raise ConfigError("fathom profiles check BUNDLE needs Linux: it reads the peak memory from /proc")
     check_output(real(path), BUNDLE)
     with Bundle.open(path) as bundle:
-        depths = [depth for depth in bundle.depths if depth in profile.depths]
+        depths = [depth for depth in bundle.manifest.served_depths if depth in profile.depths]
         ids, longest = bundle.catalogue.ids, bundle.manifest.model.max_history
-    if not depths:
-        raise ConfigError(f"{path}: the bundle has none of the depths of profile {profile.name}")
+    if not any(depths):
+        raise ConfigError(f"{path}: the bundle has an engine for none of the depths of profile {profile.name}")
     limit, peak_mb, words = profile.memory_limit_mb, None, ""
     latency: tuple[DeviceLatency, ...] = ()
     options = ("--profile", profile_name, "--force")
