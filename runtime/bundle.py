@@ -31,6 +31,7 @@ from fathom.runtime.bundle_folder import (
 )
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_vectors import ItemVectors
+from fathom.runtime.live_counts import LiveCounts
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CERTIFICATE_FILE,
@@ -333,7 +334,7 @@ def _read_contents(path: Path, manifest: Manifest) -> _Contents:
     tables = SelectorTables.build(popularity, vectors, transitions)
     certificate = _certificate(path, manifest, read) if CERTIFICATE_FILE in manifest.files else None
     selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
-    return catalogue, vectors, popularity, tables, selector, certificate, _counting(path, manifest, read)
+    return catalogue, vectors, popularity, tables, selector, certificate, _counting(path, manifest, popularity, read)
 
 
 def _catalogue(file: Path, data: bytes, items: int) -> Catalogue:
@@ -390,7 +391,9 @@ def _certificate(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -
     return certificate
 
 
-def _counting(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -> Counting | None:
+def _counting(
+    path: Path, manifest: Manifest, events: NDArray[np.int64], read: Callable[[str], bytes]
+) -> Counting | None:
     info = manifest.counting
     if info is None:
         return None
@@ -409,7 +412,7 @@ def _counting(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -> C
     popularity = array(RECENT_FILE, np.float32, manifest.items)
     if not ((popularity >= 0) & (popularity <= 1)).all():
         raise BundleError(f"{path / RECENT_FILE}: a share outside of 0 to 1; {REBUILD}")
-    return Counting(offsets, neighbours, weights, popularity, info.window, info.decay)
+    return Counting(offsets, neighbours, weights, popularity, info.window, info.decay, LiveCounts(events, info))
 
 
 def _check_unit_rows(file: Path, vectors: ItemVectors) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing, places_of
+from fathom.runtime.live_counts import LiveCounts
 
 #: Above so many items, counts are added up by sorting and not in an array of one number per item.
 LARGEST_DENSE = 16_384
@@ -19,7 +20,7 @@ class Counting:
     ``offsets``: int64 (n + 1,): the neighbours of item i are those from ``offsets[i]`` to ``offsets[i + 1]``.
     ``neighbours``: int32 (m,), item indices. ``weights``: float32 (m,), above 0. ``popularity``: float32 (n,), 0 to 1,
     the share of (recent) training events. ``window``: items of a history that count, the newest. ``decay``: what an
-    item weighs for each one that is newer.
+    item weighs for each one that is newer. ``live``: what has been counted since then, of items n and above.
     """
 
     offsets: NDArray[np.int64]
@@ -28,6 +29,7 @@ class Counting:
     popularity: NDArray[np.float32]
     window: int
     decay: float
+    live: LiveCounts | None = None
     _by_popularity: Indices = field(init=False, repr=False)
     _ages: NDArray[np.float64] = field(init=False, repr=False)
 
@@ -42,15 +44,19 @@ class Counting:
         count in relation to the largest, so above 0 and at most 1. Seen items are counted too.
         """
         newest = history[: -self.window - 1 : -1]
-        first = self.offsets.take(newest)
-        sizes = self.offsets.take(newest + 1) - first
+        # Items that were added have no neighbours in these tables: clipped, theirs begin where they end.
+        first = self.offsets.take(newest, mode="clip")
+        sizes = self.offsets.take(newest + 1, mode="clip") - first
         ends = sizes.cumsum()
         places = (first - ends + sizes).repeat(sizes)
-        if not len(places):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
         places += np.arange(len(places))
+        items = self.neighbours.take(places)
         gains = self.weights.take(places) * self._ages[: len(newest)].repeat(sizes)
-        found, counts = _sums(self.neighbours.take(places), gains, dense=len(self.popularity) <= LARGEST_DENSE)
+        if self.live and (more := self.live.neighbours(newest, self._ages)):
+            items, gains = np.concatenate((items, more[0])), np.concatenate((gains, more[1]))
+        if not len(items):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        found, counts = _sums(items, gains, dense=len(self.popularity) <= LARGEST_DENSE)
         counts /= counts.max()
         return found, counts.astype(np.float32)
 

@@ -1,0 +1,119 @@
+"""What a running server counts: what follows items that the bundle was not trained with, and what they follow."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.runtime.item_filter import Indices
+from fathom.runtime.manifest import CountingInfo
+
+#: Items that are remembered beside one, in either direction; when there are twice as many, the rarest are forgotten.
+MOST_PARTNERS = 512
+
+Partners = dict[int, float]
+
+
+class _Row(NamedTuple):
+    """Neighbours of an item: the items, their weights but for the events of added ones, and where those are found."""
+
+    items: NDArray[np.int32]
+    weights: NDArray[np.float64]
+    factors: Indices
+
+
+class LiveCounts:
+    """Transitions in which at least one item was added since training; all others are those of the bundle.
+
+    They weigh what the same events would in training (``CountingSettings`` in ``training/counting.py``), each event 1.
+    ``events``: int64 (n,), training events of the bundle's items. Changed in the event loop; read in any thread.
+    """
+
+    def __init__(self, events: NDArray[np.int64], info: CountingInfo) -> None:
+        self._trained = events
+        self._info = info
+        self._forward: defaultdict[int, Partners] = defaultdict(dict)
+        self._reverse: defaultdict[int, Partners] = defaultdict(dict)
+        self._added: dict[int, float] = {}
+        self._rows: dict[int, _Row] = {}
+        # (events of an added item) ^ -target_power; the first stands for items of the bundle.
+        self._factors = np.ones(1)
+
+    def __len__(self) -> int:
+        """Items that have neighbours here."""
+        return len(self._rows)
+
+    def put(self, pairs: Iterable[tuple[int, int, float]]) -> None:
+        """State pairs of item indices: how often the second has followed the first so far, 1/lag each time.
+
+        A pair of an item with itself states the item's events. Pairs of two trained items are left out.
+        """
+        touched, trained = set[int](), len(self._trained)
+        for source, target, count in pairs:
+            if source == target:
+                if source >= trained:
+                    self._put_events(source, count)
+                    touched.add(source)
+            elif max(source, target) >= trained:
+                _remember(self._forward[source], target, count)
+                touched.add(source)
+                if self._info.backward:
+                    _remember(self._reverse[target], source, count)
+                    touched.add(target)
+        for source in touched:
+            self._rows[source] = self._row(source)
+
+    def neighbours(
+        self, newest: NDArray[np.integer], ages: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]] | None:
+        """Neighbours here of some items, each weighed by its age: items (m,), repeats among them, and gains (m,).
+
+        ``newest`` (c,): item indices, ``ages`` (at least c,). None where there are none.
+        """
+        found = [
+            (place, row) for place, item in enumerate(newest.tolist()) if (row := self._rows.get(item)) is not None
+        ]
+        if not found:
+            return None
+        places, rows = zip(*found, strict=True)
+        items, weights, factors = map(np.concatenate, zip(*rows, strict=True))
+        return items, weights * self._factors.take(factors) * ages.take(places).repeat([len(row.items) for row in rows])
+
+    def _put_events(self, item: int, count: float) -> None:
+        place = item - len(self._trained) + 1
+        self._make_room(place)
+        self._added[item] = count
+        self._factors[place] = max(count, 1) ** -self._info.target_power
+
+    def _make_room(self, place: int) -> None:
+        if place >= len(self._factors):
+            # Another thread may be reading what is there.
+            self._factors = np.concatenate((self._factors, np.ones(max(place, 64))))
+
+    def _row(self, source: int) -> _Row:
+        counts = dict(self._forward.get(source, {}))
+        for item, count in self._reverse.get(source, {}).items():
+            counts[item] = counts.get(item, 0.0) + self._info.backward * count
+        items = np.fromiter(sorted(counts), np.int64, len(counts))
+        trained = items < len(self._trained)
+        weights = np.fromiter(map(counts.__getitem__, items.tolist()), np.float64, len(items))
+        events = self._trained.item(source) if source < len(self._trained) else self._added.get(source, 1)
+        weights *= max(events, 1) ** -self._info.source_power
+        weights[trained] *= np.maximum(self._trained[items[trained]], 1.0) ** -self._info.target_power
+        factors = np.where(trained, 0, items - len(self._trained) + 1)
+        self._make_room(int(factors.max(initial=0)))
+        if len(items) > self._info.neighbours:
+            largest = np.argsort(-weights * self._factors[factors], kind="stable")[: self._info.neighbours]
+            kept = np.sort(largest)
+            items, weights, factors = items[kept], weights[kept], factors[kept]
+        return _Row(items.astype(np.int32), weights, factors)
+
+
+def _remember(partners: Partners, item: int, count: float) -> None:
+    partners[item] = count
+    if len(partners) > 2 * MOST_PARTNERS:
+        rarest = sorted(partners, key=partners.__getitem__)[:MOST_PARTNERS]
+        for each in rarest:
+            del partners[each]
