@@ -1,7 +1,7 @@
 """What a running server counts: what follows items that the bundle was not trained with, and what they follow."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from fathom.runtime.manifest import CountingInfo
 
 #: Items that are remembered beside one, in either direction; when there are twice as many, the rarest are forgotten.
 MOST_PARTNERS = 512
+#: Pairs that wait for their items.
+MOST_UNKNOWN = 10_000
 
 Partners = dict[int, float]
 
@@ -58,10 +60,23 @@ class LiveCounts:
                     touched.add(source)
             elif max(source, target) >= trained:
                 _remember(self._forward[source], target, count)
-                touched.add(source)
-                if self._info.backward:
-                    _remember(self._reverse[target], source, count)
-                    touched.add(target)
+                _remember(self._reverse[target], source, count)
+                touched |= {source, target}
+        for source in touched:
+            self._rows[source] = self._row(source)
+
+    def move(self, old: int, new: int) -> None:
+        """Let an added item have another index."""
+        touched = {new}
+        for partners, others in ((self._forward, self._reverse), (self._reverse, self._forward)):
+            partners[new] = partners.pop(old, {})
+            for item in partners[new]:
+                if old in others[item]:
+                    others[item][new] = others[item].pop(old)
+            touched |= partners[new].keys()
+        self._rows.pop(old, None)
+        if old in self._added:
+            self._put_events(new, self._added.pop(old))
         for source in touched:
             self._rows[source] = self._row(source)
 
@@ -94,7 +109,7 @@ class LiveCounts:
 
     def _row(self, source: int) -> _Row:
         counts = dict(self._forward.get(source, {}))
-        for item, count in self._reverse.get(source, {}).items():
+        for item, count in self._reverse.get(source, {}).items() if self._info.backward else ():
             counts[item] = counts.get(item, 0.0) + self._info.backward * count
         items = np.fromiter(sorted(counts), np.int64, len(counts))
         trained = items < len(self._trained)
@@ -109,6 +124,42 @@ class LiveCounts:
             kept = np.sort(largest)
             items, weights, factors = items[kept], weights[kept], factors[kept]
         return _Row(items.astype(np.int32), weights, factors)
+
+
+class LivePairs:
+    """The same by the items' ids, which belong to a catalogue that grows: a LiveCatalogue's ``index``."""
+
+    def __init__(self, index: Mapping[str, int], counts: LiveCounts) -> None:
+        self._index = index
+        self._counts = counts
+        self._places: dict[str, int] = {}
+        self._unknown: dict[tuple[str, str], float] = {}
+
+    def put(self, pairs: Iterable[tuple[str, str, float]]) -> None:
+        """State pairs, as ``LiveCounts.put``; one whose items are not known yet waits for them."""
+        known = []
+        for source, target, count in pairs:
+            one, other = self._place(source), self._place(target)
+            if one is not None and other is not None:
+                known.append((one, other, count))
+            elif len(self._unknown) < MOST_UNKNOWN:
+                self._unknown[source, target] = count
+        self._counts.put(known)
+
+    def refresh(self) -> None:
+        """Follow the catalogue: items may have come, or have another index."""
+        for item, place in self._places.items():
+            if self._index[item] != place:
+                self._places[item] = self._index[item]
+                self._counts.move(place, self._index[item])
+        waiting, self._unknown = self._unknown, {}
+        self.put((*pair, count) for pair, count in waiting.items())
+
+    def _place(self, item: str) -> int | None:
+        place = self._places.get(item)
+        if place is None and (place := self._index.get(item)) is not None:
+            self._places[item] = place
+        return place
 
 
 def _remember(partners: Partners, item: int, count: float) -> None:

@@ -1,5 +1,7 @@
 """What the server remembers of users: their events, for requests that bring a ``user_id`` and no history.
 
+Beside them it remembers sums of pairs of items, which say how often one followed the other, and of whom nothing.
+
 A user's history is ordered by time, then by arrival. An event id that it already holds is ignored, so an append may be
 sent again. Only the newest ``max_events`` are kept, and none that is older than ``max_age_days``. Times too far ahead
 of the clock are refused: they would push real events out. Deleting a user leaves a tombstone, so that a late retry
@@ -8,7 +10,7 @@ does not bring the user back.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,6 +20,8 @@ from fathom.serving.logs import Seldom
 SECONDS_A_DAY = 86_400
 #: Events, or users, that a sweep looks at before it lets others work.
 SWEEP_AT_ONCE = 1_000
+#: Pairs of items that one call returns at most.
+PAIRS_AT_ONCE = 10_000
 # Longest part of an event id that an error repeats.
 LONGEST_ECHO = 60
 
@@ -29,6 +33,18 @@ class StoredEvent(NamedTuple):
     item_id: str
     timestamp: int
     type: str = ""
+
+
+class Pair(NamedTuple):
+    """How often an item has followed another, 1/lag each time; of an item and itself: its events.
+
+    ``change``: larger than that of every pair that was changed before.
+    """
+
+    source: str
+    target: str
+    total: float
+    change: int
 
 
 class Appended(NamedTuple):
@@ -74,6 +90,10 @@ class Retention:
     def oldest(self) -> int:
         """The least timestamp that is kept now."""
         return 0 if self.max_age_days is None else self.now - self.max_age_days * SECONDS_A_DAY
+
+    def next_change(self, last: int) -> int:
+        """A number for a pair's change: above ``last``, and above those of pairs that have been swept since."""
+        return max(last + 1, int(self.clock() * 1_000))
 
     @property
     def latest(self) -> int:
@@ -128,8 +148,20 @@ class HistoryStore(Protocol):
         ignored.
         """
 
+    async def count(self, bundle: str, pairs: Mapping[tuple[str, str], float]) -> None:
+        """Add to what is counted of pairs of items (one, and what followed it) for a bundle."""
+
+    async def counted(self, bundle: str, since: int) -> list[Pair]:
+        """Pairs that have changed after the change ``since``, with their sums, in the order of their changes.
+
+        At most PAIRS_AT_ONCE; ask again since the last one's change.
+        """
+
     async def sweep(self) -> int:
-        """Remove events older than the retention and tombstones that are due; returns the number of events."""
+        """Remove events older than the retention and tombstones that are due; returns the number of events.
+
+        Pairs that have not changed for as long go too.
+        """
 
     async def close(self) -> None:
         """Give back files and connections."""

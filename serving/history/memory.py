@@ -3,18 +3,30 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from sys import getsizeof
 
-from fathom.serving.history.contract import SWEEP_AT_ONCE, Appended, HistoryStore, Retention, StoredEvent, digest_of
+from fathom.serving.history.contract import (
+    PAIRS_AT_ONCE,
+    SWEEP_AT_ONCE,
+    Appended,
+    HistoryStore,
+    Pair,
+    Retention,
+    StoredEvent,
+    digest_of,
+)
 
 #: Bytes of an event besides its texts: the tuple, the timestamp, its place in a dictionary.
 EVENT_BYTES = 248
 #: Bytes of a user besides the id and the events.
 USER_BYTES = 500
 TOMBSTONE_BYTES = 400
+PAIR_BYTES = 500
+#: Pairs of items; the next one takes the place of the one that has not changed for longest.
+MOST_PAIRS = 100_000
 
 log = logging.getLogger("fathom.serving")
 
@@ -34,6 +46,8 @@ class MemoryHistory(HistoryStore):
         # By digest: when the user was deleted, and until when events are from before.
         self._tombstones: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._users_nbytes = 0
+        # (bundle, item, one that followed it), in the order of their changes.
+        self._pairs: OrderedDict[tuple[str, str, str], Pair] = OrderedDict()
         #: Users who were dropped to make room.
         self.evicted = 0
 
@@ -44,7 +58,7 @@ class MemoryHistory(HistoryStore):
     @property
     def nbytes(self) -> int:
         """Memory in use, roughly."""
-        return self._users_nbytes + len(self._tombstones) * TOMBSTONE_BYTES
+        return self._users_nbytes + len(self._tombstones) * TOMBSTONE_BYTES + len(self._pairs) * PAIR_BYTES
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         self._retention.check(events)
@@ -83,12 +97,28 @@ class MemoryHistory(HistoryStore):
         self._make_room()
         return len(events)
 
+    async def count(self, bundle: str, pairs: Mapping[tuple[str, str], float]) -> None:
+        change = next(reversed(self._pairs.values())).change if self._pairs else 0
+        for (source, target), count in pairs.items():
+            change = self._retention.next_change(change)
+            before = self._pairs.pop((bundle, source, target), None)
+            self._pairs[bundle, source, target] = Pair(source, target, count + (before.total if before else 0), change)
+        while len(self._pairs) > MOST_PAIRS:
+            self._pairs.popitem(last=False)
+        self._make_room()
+
+    async def counted(self, bundle: str, since: int) -> list[Pair]:
+        changed = takewhile(lambda each: each[1].change > since, reversed(self._pairs.items()))
+        return [pair for (of, _, _), pair in changed if of == bundle][: -PAIRS_AT_ONCE - 1 : -1]
+
     async def sweep(self) -> int:
         due = self._retention.now - self._retention.tombstone_s
         # They are in the order of their age.
         while self._tombstones and next(iter(self._tombstones.values()))[0] <= due:
             self._tombstones.popitem(last=False)
         oldest, removed, users = self._retention.oldest, 0, iter(list(self._users))
+        while self._pairs and next(iter(self._pairs.values())).change < oldest * 1_000:
+            self._pairs.popitem(last=False)
         while some := list(islice(users, SWEEP_AT_ONCE)):
             for user_id in some:
                 user = self._users.get(user_id)
@@ -149,6 +179,8 @@ class MemoryHistory(HistoryStore):
             self._drop(next(iter(self._users)))
         while self.nbytes > most and self._tombstones:
             self._tombstones.popitem(last=False)
+        while self.nbytes > most and self._pairs:
+            self._pairs.popitem(last=False)
 
 
 def _size(event: StoredEvent) -> int:

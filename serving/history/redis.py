@@ -1,15 +1,16 @@
 """Histories in Redis or Valkey, shared by servers on several machines; as durable as Redis is configured to be."""
 
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fathom.errors import ConfigError, MissingExtraError
 from fathom.serving.history import contract
-from fathom.serving.history.contract import Appended, HistoryStore, StoredEvent
+from fathom.serving.history.contract import PAIRS_AT_ONCE, Appended, HistoryStore, Pair, StoredEvent
 
-PREFIX = "fathom:history"
+PREFIX, PAIRS = "fathom:history", "fathom:pairs"
 IDS, MEMBERS = ":ids", ":members"
+SUMS, CHANGES = ":sums", ":changes"
 MOST_CONNECTIONS = 32
 TIMEOUT_S = 1.0
 ARRIVAL_DIGITS = 15
@@ -19,7 +20,8 @@ _FOREIGN = ("WRONGTYPE", "hash value is not an integer", "would overflow")
 # A user is two keys: a hash from event id to member, with the number of arrivals under the empty id, and a sorted set
 # of members by timestamp. A member is the arrival, so that equal timestamps sort by it, and JSON of both ids and the
 # type, if there is one. Of a deleted user a third key is left for a while: a tombstone under the digest of the id,
-# "DELETED-AT LAST".
+# "DELETED-AT LAST". A bundle's pairs are a hash from JSON of both ids to their sum, and a sorted set of that JSON by
+# the pair's change.
 _COMMON = """
 local function drop(ids, members, found)
     for _, member in ipairs(found) do
@@ -125,6 +127,31 @@ end
 return removed
 """
 )
+_COUNT = """
+local sums, changes, change = KEYS[1], KEYS[2], tonumber(ARGV[1])
+change = math.max(change, (tonumber(redis.call('ZREVRANGE', changes, 0, 0, 'WITHSCORES')[2]) or 0) + 1)
+for i = 2, #ARGV, 2 do
+    redis.call('HINCRBYFLOAT', sums, ARGV[i], ARGV[i + 1])
+    redis.call('ZADD', changes, string.format('%.0f', change), ARGV[i])
+    change = change + 1
+end
+"""
+_COUNTED = """
+local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local found = {}
+for i = 1, #changed, 2 do
+    found[#found + 1] = {changed[i], redis.call('HGET', KEYS[1], changed[i]), changed[i + 1]}
+end
+return found
+"""
+_SWEEP_PAIRS = """
+local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[2])
+for _, pair in ipairs(old) do
+    redis.call('HDEL', KEYS[1], pair)
+    redis.call('ZREM', KEYS[2], pair)
+end
+return #old
+"""
 
 Result = TypeVar("Result")
 
@@ -163,6 +190,9 @@ class RedisHistory(HistoryStore):
         self._append = self._redis.register_script(_APPEND)
         self._delete = self._redis.register_script(_DELETE)
         self._sweep = self._redis.register_script(_SWEEP)
+        self._count = self._redis.register_script(_COUNT)
+        self._counted = self._redis.register_script(_COUNTED)
+        self._sweep_pairs = self._redis.register_script(_SWEEP_PAIRS)
         self._full = OutOfMemoryError
         self._failures = (RedisError, OSError)
         self._retention = retention
@@ -201,17 +231,41 @@ class RedisHistory(HistoryStore):
         arguments = retention.now, retention.latest, retention.tombstone_s
         return await self._reach(self._delete(keys=_keys(user_id), args=arguments))
 
+    async def count(self, bundle: str, pairs: Mapping[tuple[str, str], float]) -> None:
+        arguments: list[Any] = [self._retention.next_change(0)]
+        for pair, count in pairs.items():
+            arguments += json.dumps(pair, ensure_ascii=False), count
+        await self._reach(self._count(keys=_pair_keys(bundle), args=arguments))
+
+    async def counted(self, bundle: str, since: int) -> list[Pair]:
+        found = await self._reach(self._counted(keys=_pair_keys(bundle), args=(since, PAIRS_AT_ONCE)))
+        pairs = [pair for each in found if (pair := _pair(*each)) is not None]
+        if len(pairs) < len(found):
+            self._faults.foreign_event(f"{PAIRS}:{{BUNDLE}}:* in Redis")
+        return pairs
+
     async def sweep(self) -> int:
         if self._retention.max_age_days is None:
             return 0  # Tombstones expire by themselves.
-        removed, cursor = 0, None
-        while cursor != 0:
-            scan = self._redis.scan(cursor or 0, match=f"{PREFIX}:{{*}}{MEMBERS}", count=contract.SWEEP_AT_ONCE)
-            cursor, found = await self._reach(scan)
+        removed = 0
+        async for found in self._keys_like(f"{PREFIX}:{{*}}{MEMBERS}"):
             keys = [key for members in found for key in (members.removesuffix(MEMBERS) + IDS, members)]
-            if keys:
-                removed += await self._reach(self._sweep(keys=keys, args=self._limits()))
+            removed += await self._reach(self._sweep(keys=keys, args=self._limits()))
+        limits = self._retention.oldest * 1_000, contract.SWEEP_AT_ONCE
+        async for found in self._keys_like(f"{PAIRS}:{{*}}{CHANGES}"):
+            for changes in found:
+                both = changes.removesuffix(CHANGES) + SUMS, changes
+                while await self._reach(self._sweep_pairs(keys=both, args=limits)) == contract.SWEEP_AT_ONCE:
+                    pass
         return removed
+
+    async def _keys_like(self, pattern: str) -> AsyncIterator[list[str]]:
+        cursor = None
+        while cursor != 0:
+            scan = self._redis.scan(cursor or 0, match=pattern, count=contract.SWEEP_AT_ONCE)
+            cursor, found = await self._reach(scan)
+            if found:
+                yield found
 
     async def close(self) -> None:
         await self._redis.aclose(close_connection_pool=True)
@@ -235,6 +289,21 @@ class RedisHistory(HistoryStore):
 def _keys(user_id: str) -> tuple[str, str, str]:
     name = f"{PREFIX}:{{{user_id}}}"
     return name + IDS, name + MEMBERS, f"{PREFIX}:deleted:{contract.digest_of(user_id)}"
+
+
+def _pair_keys(bundle: str) -> tuple[str, str]:
+    name = f"{PAIRS}:{{{bundle}}}"
+    return name + SUMS, name + CHANGES
+
+
+def _pair(pair: str, count: str, change: str) -> Pair | None:
+    """A pair as it is stored; None for what Fathom has not written."""
+    try:
+        source, target = json.loads(pair)
+        source.encode(), target.encode()
+        return Pair(source, target, float(count), int(change))
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _event(member: str, score: float) -> StoredEvent | None:

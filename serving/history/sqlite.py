@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import NamedTuple, TypeVar
 
 from fathom.errors import ConfigError
 from fathom.serving.history.contract import (
+    PAIRS_AT_ONCE,
     SWEEP_AT_ONCE,
     Appended,
     Faults,
     HistoryStore,
+    Pair,
     Retention,
     StoredEvent,
     digest_of,
@@ -34,6 +36,14 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS newest ON events (user, timestamp, arrival);
 CREATE TABLE IF NOT EXISTS tombstones (user TEXT PRIMARY KEY, at INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due ON tombstones (at);
+CREATE TABLE IF NOT EXISTS pairs (
+    change INTEGER PRIMARY KEY,
+    bundle TEXT NOT NULL,
+    source TEXT NOT NULL,
+    target TEXT NOT NULL,
+    count REAL NOT NULL,
+    UNIQUE (bundle, source, target)
+);
 """
 _COLUMNS = {"arrival", "user", "event", "item", "timestamp", "type"}
 # What a file of an older version lacks.
@@ -54,6 +64,15 @@ _BURY = """
 INSERT INTO tombstones VALUES (?, ?, ?)
 ON CONFLICT (user) DO UPDATE SET at = excluded.at, last = max(last, excluded.last)
 """
+_COUNT = """
+INSERT INTO pairs VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (bundle, source, target) DO UPDATE SET count = count + excluded.count, change = excluded.change
+"""
+_COUNTED = """
+SELECT source, target, count, change FROM pairs
+WHERE bundle = ? AND change > ? AND typeof(count) = 'real' ORDER BY change LIMIT ?
+"""
+_SWEEP_PAIRS = "DELETE FROM pairs WHERE change IN (SELECT change FROM pairs WHERE change < ? LIMIT ?)"
 _SWEEP_EVENTS = "DELETE FROM events WHERE arrival IN (SELECT arrival FROM events WHERE timestamp < ? LIMIT ?)"
 _SWEEP_TOMBSTONES = "DELETE FROM tombstones WHERE user IN (SELECT user FROM tombstones WHERE at <= ? LIMIT ?)"
 #: What SQLite says where the disk, a quota or a limit on the file's size lets it write no more.
@@ -138,10 +157,29 @@ class SqliteHistory(HistoryStore):
 
         return await self._run(self._writer, forget)
 
+    async def count(self, bundle: str, pairs: Mapping[tuple[str, str], float]) -> None:
+        def add() -> None:
+            with self._transaction():
+                (change,) = self._write.execute("SELECT coalesce(max(change), 0) FROM pairs").fetchone()
+                for (source, target), count in pairs.items():
+                    change = self._retention.next_change(change)
+                    self._write.execute(_COUNT, (change, bundle, source, target, count))
+
+        await self._run(self._writer, add)
+
+    async def counted(self, bundle: str, since: int) -> list[Pair]:
+        def changed() -> list[Pair]:
+            return [Pair(*row) for row in self._read.execute(_COUNTED, (bundle, since, PAIRS_AT_ONCE))]
+
+        return await self._run(self._reader, changed)
+
     async def sweep(self) -> int:
         retention = self._retention
         oldest, due = retention.oldest, retention.now - retention.tombstone_s
-        events = 0 if retention.max_age_days is None else await self._sweep(_SWEEP_EVENTS, oldest)
+        events = 0
+        if retention.max_age_days is not None:
+            events = await self._sweep(_SWEEP_EVENTS, oldest)
+            await self._sweep(_SWEEP_PAIRS, oldest * 1_000)
         if await self._sweep(_SWEEP_TOMBSTONES, due) or events:
             await self._run(self._writer, self._empty_log)
         return events

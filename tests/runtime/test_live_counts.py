@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fathom.runtime import live_counts
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_filter import ItemFilter
-from fathom.runtime.live_counts import LiveCounts
+from fathom.runtime.live_counts import LiveCounts, LivePairs
 from fathom.runtime.manifest import CountingInfo
 from fathom.serving.history.contract import StoredEvent
 from fathom.serving.live_pairs import new_pairs
@@ -88,6 +88,35 @@ def test_the_new_item_comes_after_what_it_followed_and_stating_it_twice_changes_
     live.put([(4, 2, 1.0)])
     assert tables.shares(np.array([0, 4]))[0].tolist() == [1, 2, 4]
     assert tables.best(np.array([0]), 1, ItemFilter())[0].tolist() == [4]
+
+
+def test_pairs_wait_for_their_items_and_follow_them_to_another_index() -> None:
+    chosen = info_of(CountingSettings())
+    pairs = [("a", "X", 2.0), ("X", "X", 3.0), ("Y", "a", 1.0), ("X", "Y", 0.5), ("Z", "a", 1.0)]
+
+    def found(index: dict[str, int], counts: LiveCounts) -> dict[tuple[str, str], float]:
+        names = {place: name for name, place in index.items()}
+        rows = {item: counts.neighbours(np.array([place]), np.ones(1)) for item, place in index.items()}
+        return {
+            (item, names[other]): pytest.approx(weight)
+            for item, row in rows.items()
+            if row is not None
+            for other, weight in zip(*(each.tolist() for each in row), strict=True)
+        }
+
+    moving, fixed = LiveCounts(np.array([5, 7]), chosen), LiveCounts(np.array([5, 7]), chosen)
+    index = {"a": 0, "b": 1}
+    live = LivePairs(index, moving)
+    live.put(pairs)
+    assert found(index, moving) == {}
+    index["X"], index["Y"] = 2, 3
+    live.refresh()
+    index["X"] = 4
+    live.refresh()
+    live.put([("a", "X", 2.5)])
+    LivePairs({"a": 0, "b": 1, "X": 2, "Y": 3}, fixed).put([("a", "X", 2.5), *pairs[1:]])
+    assert found(index, moving) == found({"a": 0, "b": 1, "X": 2, "Y": 3}, fixed)
+    assert moving.neighbours(np.array([2]), np.ones(1)) is None
 
 
 def test_of_many_partners_the_most_frequent_are_remembered() -> None:

@@ -33,7 +33,7 @@ from fathom.errors import (
     UnavailableError,
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.serving.history.contract import Appended, HistoryStore, Retention, StoredEvent, digest_of
+from fathom.serving.history.contract import Appended, HistoryStore, Pair, Retention, StoredEvent, digest_of
 from fathom.serving.history.memory import MemoryHistory
 from fathom.serving.history.open import open_history
 from fathom.serving.history.sqlite import SqliteHistory
@@ -265,6 +265,59 @@ async def test_late_retries_do_not_bring_a_deleted_user_back(opened: OpenStore) 
     clock.now += 2 * DAY
     await store.sweep()
     assert await added(store, "anna", first) == 3
+
+
+async def pairs_of(store: HistoryStore, bundle: str, since: int = 0) -> dict[str, float]:
+    found = await store.counted(bundle, since)
+    changes = [each.change for each in found]
+    assert changes == sorted({change for change in changes if change > since})
+    return {f"{each.source}{each.target}": each.total for each in found}
+
+
+async def test_pairs_of_items_are_added_up_and_say_what_has_changed_since(opened: OpenStore) -> None:
+    one, two = opened(), opened()
+    assert await pairs_of(one, "shop") == {}
+    await one.count("shop", {("a", "ü\n'\""): 1.0, ("a", "c"): 0.25})
+    await two.count("films", {("a", "c"): 7.0})
+    assert await pairs_of(two, "shop") == {"aü\n'\"": 1.0, "ac": 0.25}
+    before = max(each.change for each in await one.counted("shop", 0))
+    await two.count("shop", {("c", "a"): 0.5, ("a", "c"): 0.5})
+    await one.count("shop", {})
+    assert await pairs_of(one, "shop", before) == {"ca": 0.5, "ac": 0.75}
+    assert await pairs_of(two, "films") == {"ac": 7.0}
+    await one.append("anna", events(10))
+    assert await one.delete("anna") == 1
+    assert len(await pairs_of(one, "shop")) == 3
+
+
+async def test_many_pairs_come_in_parts(opened: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in KINDS:
+        monkeypatch.setattr(f"fathom.serving.history.{kind}.PAIRS_AT_ONCE", 3)
+    store = opened()
+    pairs = {("a", f"{number}"): 1.0 for number in range(8)}
+    await store.count("shop", pairs)
+    found: list[Pair] = []
+    while part := await store.counted("shop", found[-1].change if found else 0):
+        assert len(part) <= 3
+        found += part
+    assert [(each.source, each.target) for each in found] == list(pairs)
+
+
+async def test_pairs_that_no_event_has_changed_for_long_are_swept(opened: OpenStore) -> None:
+    clock = Clock()
+    store = opened(max_age_days=7, clock=clock)
+    await store.count("shop", {("a", "b"): 1.0, ("a", "c"): 1.0})
+    clock.now += 5 * DAY
+    await store.count("shop", {("a", "c"): 1.0})
+    clock.now += 3 * DAY
+    assert await store.sweep() == 0
+    assert await pairs_of(store, "shop") == {"ac": 2.0}
+    last = (await store.counted("shop", 0))[-1].change
+    clock.now += 10 * DAY
+    await store.sweep()
+    assert await pairs_of(store, "shop") == {}
+    await store.count("shop", {("a", "c"): 1.0})
+    assert await pairs_of(store, "shop", last) == {"ac": 1.0}
 
 
 class Rules:
