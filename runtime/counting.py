@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing, places_of
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Mask, Scores, passing, places_of, sum_of
 from fathom.runtime.live_counts import LiveCounts
 
 #: Above so many items, counts are added up by sorting and not in an array of one number per item.
 LARGEST_DENSE = 16_384
-_HIDDEN = np.float32(-1)
+_HIDDEN = np.float32(-np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,39 +60,68 @@ class Counting:
         counts /= counts.max()
         return found, counts.astype(np.float32)
 
-    def best(self, history: NDArray[np.integer], k: int, keep: ItemFilter) -> tuple[Indices, Scores]:
+    def best(
+        self, history: NDArray[np.integer], k: int, keep: ItemFilter, *, n: int | None = None, bonus: Bonus = NO_BONUS
+    ) -> tuple[Indices, Scores]:
         """The k best items for a history that ``keep`` lets through: (indices int64, scores float32), best first.
 
-        First what is counted, by share; then the most popular, whose score is their popularity less 1. Equal shares
-        and equal popularities: the lowest index first. Fewer than k when fewer are left.
+        First what is counted, by share; then the most popular, whose score is their popularity less 1. Equal scores:
+        the lowest index first. Fewer than k when fewer are left. ``n``: items that there are, those that were added
+        since among them; they have no popularity. ``bonus``: added to scores before they are compared.
         """
-        shown = passing(keep, len(self.popularity))
-        items, shares = self.shares(history)
-        shares[places_of(keep.exclude, items)] = _HIDDEN
+        n = len(self.popularity) if n is None else n
+        shown = passing(keep, n)
+        items, scores = self.shares(history)
+        if len(bonus[0]):
+            items, scores = self._with_bonus(items, scores, bonus)
+        scores[places_of(keep.exclude, items)] = _HIDDEN
         if shown is not None:
-            shares[~shown.take(items)] = _HIDDEN
-        order = _largest(shares, k)
-        items, shares = items.take(order), shares.take(order)
-        if shares.size and shares[-1] == _HIDDEN:
-            left = shares != _HIDDEN
-            items, shares = items[left], shares[left]
-        if len(items) == k:
-            return items, shares
-        more = self._popular(k - len(items), {*keep.exclude.tolist(), *items.tolist()}, shown)
-        return np.concatenate((items, more)), np.concatenate((shares, self.popularity[more] - np.float32(1)))
+            scores[~_shown(shown, items)] = _HIDDEN
+        order = _largest(scores, k)
+        items, scores = items.take(order), scores.take(order)
+        if scores.size and scores[-1] == _HIDDEN:
+            left = scores != _HIDDEN
+            items, scores = items[left], scores[left]
+        if len(items) == k and scores[-1] > 0:
+            return items, scores
+        wanted = k if len(bonus[0]) else k - len(items)
+        more = self._popular(wanted, {*keep.exclude.tolist(), *items.tolist(), *bonus[0].tolist()}, shown, n)
+        items, scores = np.concatenate((items, more)), np.concatenate((scores, self._popularity_score(more)))
+        if wanted < k:
+            return items, scores
+        order = np.lexsort((items, -scores))[:k]
+        return items.take(order), scores.take(order)
 
-    def _popular(self, k: int, hidden: set[int], shown: NDArray[np.bool_] | None) -> Indices:
+    def _with_bonus(self, items: Indices, shares: Scores, bonus: Bonus) -> Bonus:
+        """Scores of what is counted or has a bonus: items (c,), ascending."""
+        others = np.setdiff1d(bonus[0], items, assume_unique=True)
+        return sum_of((items, shares), (others, self._popularity_score(others)), bonus)
+
+    def _popularity_score(self, items: Indices) -> Scores:
+        """Popularity less 1; what was added since has none."""
+        known = items < len(self.popularity)
+        return np.where(known, self.popularity.take(items, mode="clip"), np.float32(0)) - np.float32(1)
+
+    def _popular(self, k: int, hidden: set[int], shown: Mask | None, n: int) -> Indices:
         """The k most popular items that are shown and not hidden."""
         found: list[int] = []
         # Of the first k + h, at most h are hidden; where few are shown, ever more are looked at.
         low, size = 0, k + len(hidden)
-        while len(found) < k and low < len(self._by_popularity):
+        while len(found) < k and low < n:
             candidates = self._by_popularity[low : low + size]
+            if low + size > len(self._by_popularity):
+                added = np.arange(max(low, len(self._by_popularity)), min(low + size, n))
+                candidates = np.concatenate((candidates, added))
             if shown is not None:
-                candidates = candidates[shown.take(candidates)]
+                candidates = candidates[_shown(shown, candidates)]
             found += [item for item in candidates.tolist() if item not in hidden]
             low, size = low + size, 2 * size
         return np.array(found[:k], np.int64)
+
+
+def _shown(mask: Mask, items: Indices) -> Mask:
+    """Which of some items a mask shows; those behind its end it does not."""
+    return mask.take(items, mode="clip") & (items < len(mask)) if len(mask) else np.zeros(len(items), np.bool_)
 
 
 def _sums(items: NDArray[np.int32], gains: NDArray[np.float64], *, dense: bool) -> tuple[Indices, NDArray[np.float64]]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fathom.runtime.cost import ROOM_P99, STEP_P50, STEP_P99, Quantile
 from fathom.runtime.counting import Counting
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
 
 #: Answers that are timed at the start, each for as many random items as a history can have.
 TIMED = 100
@@ -55,9 +55,18 @@ class DepthZero:
     def _is_stale(self, now_s: float) -> bool:
         return now_s - self._ended_s > TRY_AFTER_S
 
-    def answer(self, history: NDArray[np.integer], k: int, keep: ItemFilter, began_s: float) -> tuple[Indices, Scores]:
+    def answer(
+        self,
+        history: NDArray[np.integer],
+        k: int,
+        keep: ItemFilter,
+        began_s: float,
+        *,
+        n: int | None = None,
+        bonus: Bonus = NO_BONUS,
+    ) -> tuple[Indices, Scores]:
         """The k best items for a history (length,), as ``Counting.best``; learns what has gone by since ``began_s``."""
-        found = self._counting.best(history, k, keep)
+        found = self._counting.best(history, k, keep, n=n, bonus=bonus)
         ended_s = time.monotonic()
         assert self._p50 is not None, "measure() comes first"
         assert self._p99 is not None, "measure() comes first"

@@ -7,7 +7,11 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 Scores = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
+#: Items (b,), ascending, each once, and what is added to their scores (b,), finite.
+Bonus = tuple[Indices, Scores]
+NO_BONUS: Bonus = np.empty(0, np.int64), np.empty(0, np.float32)
 _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
 
 
@@ -15,23 +19,28 @@ _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
 class ItemFilter:
     """Which items one request may get: those of ``allow`` (all when None) that ``mask`` keeps, without ``exclude``.
 
-    ``exclude``, ``allow``: item indices in any order, repeats welcome. ``mask``: bool (n,), True = may be returned.
+    ``exclude``, ``allow``: item indices in any order, repeats welcome. ``mask``: bool (n,), True = may be returned;
+    items behind its end may not.
     """
 
     exclude: Indices = field(default_factory=lambda: _NO_ITEMS)
     allow: Indices | None = None
-    mask: NDArray[np.bool_] | None = None
+    mask: Mask | None = None
 
 
-def passing(keep: ItemFilter, n: int) -> NDArray[np.bool_] | None:
-    """The items that pass allow list and mask, bool (n,); None = all."""
+def passing(keep: ItemFilter, n: int) -> Mask | None:
+    """The items that pass allow list and mask, bool (n,) or shorter: those behind the end do not. None = all."""
     if keep.allow is None:
         return keep.mask
     shown = np.zeros(n, dtype=np.bool_)
     shown[keep.allow] = True
-    if keep.mask is not None:
-        shown &= keep.mask
-    return shown
+    return shown if keep.mask is None else both(shown, keep.mask)
+
+
+def both(one: Mask, other: Mask) -> Mask:
+    """What passes two masks; the items behind the end of the shorter one do not."""
+    n = min(len(one), len(other))
+    return one[:n] & other[:n]
 
 
 def places_of(items: Indices, ascending: Indices) -> Indices:
@@ -39,3 +48,13 @@ def places_of(items: Indices, ascending: Indices) -> Indices:
     places = ascending.searchsorted(items)
     # One that is larger than all would stand behind the last.
     return places[ascending.take(places, mode="clip") == items] if len(ascending) else places[:0]
+
+
+def sum_of(*bonuses: Bonus) -> Bonus:
+    """Several bonuses as one; what meets in an item is added up."""
+    some = [bonus for bonus in bonuses if len(bonus[0])]
+    if len(some) < 2:
+        return some[0] if some else NO_BONUS
+    items, where = np.unique(np.concatenate([each for each, _ in some]), return_inverse=True)
+    amounts = np.bincount(where, np.concatenate([values for _, values in some]), minlength=len(items))
+    return items, amounts.astype(np.float32)

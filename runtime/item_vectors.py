@@ -10,6 +10,9 @@ ItemPrecision = Literal["fp32", "fp16", "int8"]
 
 _TYPES: dict[ItemPrecision, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
+#: Vectors that the first of those that are added leave room for.
+_LEAST_ROOM = 1_024
+
 
 class ItemVectors:
     """Unit vectors of n items.
@@ -68,3 +71,42 @@ class ItemVectors:
         """All of them in fp32; for a GPU and for tests, not for every request."""
         every = self.take(np.arange(len(self)))
         return every if dtype is None else every.astype(dtype)
+
+
+class GrowingVectors(ItemVectors):
+    """The vectors of a bundle, and behind them those that are added while it serves, in the bundle's precision.
+
+    Appended to in one thread; read in any. ``added``: those behind the bundle's, as they are now.
+    """
+
+    def __init__(self, trained: ItemVectors) -> None:
+        self.rows, self.precision, self.scales = trained.rows, trained.precision, trained.scales
+        self._trained = len(trained)
+        self._room = trained.rows[:0]
+        self.added: ItemVectors | None = None
+
+    def append(self, vectors: Floats) -> None:
+        """Add float32 unit rows (m, width)."""
+        stored = ItemVectors.store(vectors, self.precision).rows
+        used = len(self) - self._trained
+        if used + len(stored) > len(self._room):
+            room = np.empty((max(2 * (used + len(stored)), _LEAST_ROOM), self.width), self.rows.dtype)
+            room[:used] = self._room[:used]
+            self._room = room
+        self._room[used : used + len(stored)] = stored
+        # Only now can others see them.
+        self.added = ItemVectors(self._room[: used + len(stored)])
+
+    def __len__(self) -> int:
+        return self._trained + (0 if self.added is None else len(self.added))
+
+    def take(self, items: NDArray[np.integer]) -> Floats:
+        """See ItemVectors; index n is the first that was added."""
+        added = self.added
+        if added is None:
+            return super().take(items)
+        late = items >= self._trained
+        vectors = super().take(np.where(late, 0, items))
+        if late.any():
+            vectors[late] = added.take(items[late] - self._trained)
+        return vectors

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -16,8 +17,10 @@ from fathom.runtime.depth_zero import DepthZero
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.estimates import BatcherEstimates
 from fathom.runtime.feedback import Feedback
+from fathom.runtime.item_filter import Indices, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
-from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache
+from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache, Reused
 from fathom.runtime.query import Answer, IndexedQuery, QueryHistory, Timing, filter_of, history_of
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
@@ -30,13 +33,23 @@ PRESSED_S = 0.1
 
 
 class Pipeline:
-    """Answers queries with one bundle and one engine, from one event loop; closes the engine when it closes."""
+    """Answers queries with one bundle and one engine, from one event loop; closes the engine when it closes.
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, settings: PipelineSettings | None = None) -> None:
+    ``catalogue``: of the same bundle, the one that the engine looks vectors up in; None: it never changes.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        settings: PipelineSettings | None = None,
+        catalogue: LiveCatalogue | None = None,
+    ) -> None:
         self.bundle = bundle
         self.engine = engine
+        self.catalogue = LiveCatalogue(bundle) if catalogue is None else catalogue
         self.settings = PipelineSettings() if settings is None else settings
-        self._catalogue_items = len(bundle.catalogue)
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._batcher: Batcher[BatchItem, BatchResult] | None = None
@@ -58,8 +71,9 @@ class Pipeline:
         limit_blas_threads(settings.threads)
         items, threads = settings.retrieval_items, settings.threads
         device = self.engine.device
-        retriever = FlatRetriever(self.bundle.vectors, block_items=items, threads=threads, device=device)
-        runner = self._runner = Runner(self.bundle, self.engine, retriever, caches=self._cache is not None)
+        retriever = FlatRetriever(self.catalogue.vectors, block_items=items, threads=threads, device=device)
+        caches = self._cache is not None
+        runner = self._runner = Runner(self.bundle, self.catalogue, self.engine, retriever, caches=caches)
         buckets = length_buckets(self._max_history, cached=self._cache is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
@@ -145,7 +159,7 @@ class Pipeline:
         if batcher is None or not self._accepting:
             raise UnavailableError("the pipeline is starting or draining; try again later")
         counts = self._zero is not None and not query.depth
-        history = history_of(query, self._catalogue_items, self._max_history, may_be_empty=counts)
+        history = history_of(query, len(self.catalogue), self._max_history, may_be_empty=counts)
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
@@ -153,7 +167,7 @@ class Pipeline:
         if not choice.depth:
             return self._count(query, history, choice, start_s)
         hit = MISS if choice.early_exit else hits.at(choice.depth)
-        keep = filter_of(query, history.seen, self.bundle.catalogue)
+        keep = filter_of(query, history.seen, self.catalogue)
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit)
         queued_s = time.monotonic()
         try:
@@ -173,7 +187,17 @@ class Pipeline:
             cache.put(ids, times, result.user, result.state, query.owner)
         self._offer(query, work, result, choice)
         timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
-        return Answer(result.indices, result.scores, choice.stopped_at(result.depth), len(ids), timing, hit.reused)
+        choice = choice.stopped_at(result.depth)
+        return self._answer(result.indices, result.scores, choice, len(ids), timing, hit.reused)
+
+    def _answer(
+        self, items: Indices, scores: Scores, choice: Choice, used: int, timing: Timing, reused: Reused = "nothing"
+    ) -> Answer:
+        """An answer without what was taken out of the catalogue since it was searched."""
+        offer = self.catalogue.offer()
+        if offer.mask is not None and not (left := offer.mask.take(items)).all():
+            items, scores = items[left], scores[left]
+        return Answer(items, scores, choice, used, timing, reused, offer.version)
 
     def _offer(self, query: IndexedQuery, work: BatchItem, result: BatchResult, choice: Choice) -> None:
         """Offer an answered request for a second run; the certificate covers only those without filters."""
@@ -191,7 +215,7 @@ class Pipeline:
         estimates, deadline_s, length = None, query.deadline_s, len(history.items)
         if deadline_s is not None:
             estimates = BatcherEstimates(batcher, self._zero, hits, length, now_s, deadline_s, query.client)
-        inspect = partial(self.bundle.inspect, history.items, history.timestamps)
+        inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
         return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
 
     def _choose(self, request: DepthRequest, now_s: float) -> Choice:
@@ -207,8 +231,12 @@ class Pipeline:
         """The answer of depth 0; ``queued_s``: since when it has waited for the engine, if it has."""
         assert self._zero is not None, "the chooser was told that depth 0 is not served"
         began_s = time.monotonic()
-        keep = filter_of(query, history.seen, self.bundle.catalogue)
-        indices, scores = self._zero.answer(history.items, query.k, keep, began_s)
+        keep = filter_of(query, history.seen, self.catalogue)
+        offer = self.catalogue.offer()
+        if offer.mask is not None:
+            keep = replace(keep, mask=offer.mask if keep.mask is None else both(offer.mask, keep.mask))
+        n = len(self.catalogue)
+        indices, scores = self._zero.answer(history.items, query.k, keep, began_s, n=n, bonus=offer.boosts)
         waited_s = began_s if queued_s is None else queued_s
         timing = Timing.of(start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
         if choice.probe:
@@ -216,7 +244,7 @@ class Pipeline:
             probe = asyncio.create_task(self._probe(BatchItem(history.items + 1, times, query.k, keep, None, MISS)))
             self._probes.add(probe)
             probe.add_done_callback(self._probes.discard)
-        return Answer(indices, scores, choice, len(history.items), timing)
+        return self._answer(indices, scores, choice, len(history.items), timing)
 
     async def _probe(self, work: BatchItem) -> None:
         """Run a request that has its answer at the shallowest depth, for what that shows of the engine's speed."""

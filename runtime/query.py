@@ -1,17 +1,16 @@
 """What goes into a pipeline and what comes out of it; the one place where a query is checked against the catalogue."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError
-from fathom.runtime.bundle import Catalogue
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import Indices, ItemFilter, Mask, Scores
 from fathom.runtime.prefix_cache import Owner, Reused
 from fathom.selector.choice import Choice
 
@@ -77,7 +76,7 @@ class Answer:
     """``indices`` int64 and ``scores`` float32, best first; fewer than k when the filter leaves fewer.
 
     ``scores``: of the depth's search; at depth 0 those of ``Counting.best``. ``reused``: what of the request was known
-    already.
+    already. ``catalogue_version``: of the catalogue that it is from.
     """
 
     indices: Indices
@@ -86,6 +85,7 @@ class Answer:
     history_used: int
     timing: Timing
     reused: Reused = "nothing"
+    catalogue_version: int = 0
 
 
 class QueryHistory(NamedTuple):
@@ -112,6 +112,15 @@ def history_of(
         raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
     newest = slice(-max_history, None)
     return QueryHistory(seen, seen[newest], None if timestamps is None else timestamps[newest])
+
+
+class Catalogue(Protocol):
+    """Items by index."""
+
+    def __len__(self) -> int: ...
+
+    def category_mask(self, categories: Iterable[str], /) -> Mask:
+        """True, shape (n,), for the items of at least one of these categories; NotFoundError for an unknown one."""
 
 
 def filter_of(query: IndexedQuery, seen: Indices, catalogue: Catalogue) -> ItemFilter:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.engines.session import Device, open_session
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores, passing, places_of
-from fathom.runtime.item_vectors import ItemPrecision, ItemVectors
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Mask, Scores, passing, places_of
+from fathom.runtime.item_vectors import GrowingVectors, ItemPrecision, ItemVectors
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,11 +32,7 @@ GRAPH_IN_CHUNKS = Path(__file__).with_name("search_in_chunks.onnx")
 CHUNK = 256
 _NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
 _TRUE, _FALSE = np.array(True), np.array(False)
-_NO_BONUS = np.empty(0, np.int64), np.empty(0, np.float32)
 _NEVER = np.float32(-np.inf)
-
-#: Items (b,), ascending, each once, and what is added to their scores (b,), finite.
-Bonus = tuple[Indices, Scores]
 
 
 class _Changes(NamedTuple):
@@ -66,15 +62,17 @@ class FlatRetriever:
         threads: int = 1,
         device: Device = "cpu",
     ) -> None:
-        self._n = len(vectors)
-        on_gpu = device == "cuda" and self._n >= LEAST_ITEMS_CUDA
+        self._vectors = vectors
+        n = len(vectors.rows)
+        on_gpu = device == "cuda" and n >= LEAST_ITEMS_CUDA
         size = block_items if vectors.precision == "fp32" else min(block_items, BLOCK_ITEMS_REDUCED)
         graph = GRAPHS[vectors.precision]
         if on_gpu:
             size, graph = BLOCK_ITEMS_CUDA, GRAPH_IN_CHUNKS
         self._session = open_session(graph.read_bytes(), graph, threads, "cuda" if on_gpu else "cpu")
-        blocks = (slice(low, min(low + size, self._n)) for low in range(0, self._n, size))
-        self._blocks = [_Block(self._session, vectors, block, on_gpu=on_gpu) for block in blocks]
+        self._size = size
+        self._blocks = self._cut(vectors, on_gpu=on_gpu)
+        self._added: tuple[ItemVectors | None, list[_Block]] = None, []
 
     def search(
         self,
@@ -82,15 +80,24 @@ class FlatRetriever:
         ks: Sequence[int],
         filters: Sequence[ItemFilter],
         bonuses: Sequence[Bonus | None] | None = None,
+        offered: Mask | None = None,
     ) -> list[tuple[Indices, Scores]]:
         """The ``ks[i]`` best items for user vector i: (indices int64, scores float32), best first.
 
-        ``users``: float32 (rows, width). ``bonuses``: of each row, added to its scores before they are compared. Equal
-        scores: the lowest index first. Fewer than k when fewer are left.
+        ``users``: float32 (rows, width). ``bonuses``: of each row, added to its scores before they are compared.
+        ``offered``: bool (n,), the only items that any row may get; None: all. Masks may be shorter than the items that
+        there are: those behind the end are hidden. Equal scores: the lowest index first. Fewer than k when fewer are
+        left.
         """
-        masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, self._n)) is not None}
+        blocks = self._all_blocks()
+        n = blocks[-1].low + blocks[-1].items
+        masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, n)) is not None}
         changes = _changes([keep.exclude for keep in filters], bonuses)
-        values, items = self._best(users, changes, masks, max(ks))
+        found = []
+        for block in blocks:
+            inside = changes if len(blocks) == 1 else _inside(changes, block.low, block.items)
+            found.append(block.best(users, inside, block.shown(len(users), masks, offered), max(ks)))
+        values, items = _merged(found, max(ks))
         # What is hidden is last, if it is there at all: usually the worst of all is not.
         every = len(values) == 0 or bool(values[:, -1].min() > _NEVER)
         if not every:
@@ -98,30 +105,29 @@ class FlatRetriever:
             ks = [min(pair) for pair in zip(ks, left, strict=True)]
         return [(items[row, :k], values[row, :k]) for row, k in enumerate(ks)]
 
-    def _best(
-        self, users: NDArray[np.float32], changes: _Changes, masks: Mapping[int, NDArray[np.bool_]], k: int
-    ) -> tuple[Scores, Indices]:
-        """Scores and items (rows, k) of the best, hidden ones last."""
-        found = []
-        for block in self._blocks:
-            inside = changes if len(self._blocks) == 1 else _inside(changes, block.low, block.items)
-            found.append(block.best(users, inside, masks, k))
-        if len(found) == 1:
-            return found[0]
-        values, items = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        # Stable: equal scores stay in the order of their indices, because all parts are in that order.
-        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(values, order, axis=1), np.take_along_axis(items, order, axis=1)
+    def _all_blocks(self) -> "list[_Block]":
+        """Those of the items that there are now."""
+        added = self._vectors.added if isinstance(self._vectors, GrowingVectors) else None
+        if added is None:
+            return self._blocks
+        if self._added[0] is not added:
+            self._added = added, [*self._blocks, *self._cut(added, behind=len(self._vectors.rows))]
+        return self._added[1]
+
+    def _cut(self, vectors: ItemVectors, *, behind: int = 0, on_gpu: bool = False) -> "list[_Block]":
+        n = len(vectors.rows)
+        parts = (slice(low, min(low + self._size, n)) for low in range(0, n, self._size))
+        return [_Block(self._session, vectors, part, behind=behind, on_gpu=on_gpu) for part in parts]
 
 
 class _Block:
-    """A part of the items, from ``low`` on."""
+    """A part of some items, of which there are others ``behind``; ``low``: the index of its first."""
 
     def __init__(
-        self, session: "onnxruntime.InferenceSession", vectors: ItemVectors, part: slice, *, on_gpu: bool
+        self, session: "onnxruntime.InferenceSession", vectors: ItemVectors, part: slice, *, behind: int, on_gpu: bool
     ) -> None:
         self._session = session
-        self.low = part.start
+        self.low = behind + part.start
         self.items = part.stop - part.start
         self._always: dict[str, NDArray[Any]] = {}
         self._binding = None
@@ -137,21 +143,30 @@ class _Block:
             if vectors.scales is not None:
                 self._always["scales"] = vectors.scales[part]
 
-    def best(
-        self, users: NDArray[np.float32], changes: _Changes, masks: Mapping[int, NDArray[np.bool_]], k: int
-    ) -> tuple[Scores, Indices]:
+    def shown(self, rows: int, masks: Mapping[int, Mask], offered: Mask | None) -> Mask | None:
+        """Which items each row may get, (rows, items) or (1, items) for all of them; None: any."""
+        common = None if offered is None else self._own(offered)[None]
+        if not masks:
+            return common
+        shown = np.ones((rows, self.items), dtype=np.bool_)
+        for row, mask in masks.items():
+            shown[row] = self._own(mask)
+        if common is not None:
+            shown &= common
+        return shown
+
+    def _own(self, mask: Mask) -> Mask:
+        part = mask[self.low : self.low + self.items]
+        return part if len(part) == self.items else np.pad(part, (0, self.items - len(part)))
+
+    def best(self, users: NDArray[np.float32], changes: _Changes, shown: Mask | None, k: int) -> tuple[Scores, Indices]:
         """Scores and items (rows, at most k) of the best; ``changes`` count from the first item of the block."""
-        shown = _NO_MASK
-        if masks:
-            shown = np.ones((len(users), self.items), dtype=np.bool_)
-            for row, mask in masks.items():
-                shown[row] = mask[self.low : self.low + self.items]
         feeds: dict[str, NDArray[Any]] = {
             "users": users,
             "places": changes.places,
             "added": changes.added,
-            "shown": shown,
-            "masked": _TRUE if masks else _FALSE,
+            "shown": _NO_MASK if shown is None else shown,
+            "masked": _FALSE if shown is None else _TRUE,
             "k": np.array([min(k, self.items)]),
             **self._always,
         }
@@ -167,13 +182,23 @@ class _Block:
         return values, items + self.low if self.low else items
 
 
+def _merged(found: Sequence[tuple[Scores, Indices]], k: int) -> tuple[Scores, Indices]:
+    """Scores and items (rows, at most k) of the best of all blocks, hidden ones last."""
+    if len(found) == 1:
+        return found[0]
+    values, items = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    # Stable: equal scores stay in the order of their indices, because all parts are in that order.
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(items, order, axis=1)
+
+
 def _changes(excluded: Sequence[Indices], bonuses: Sequence[Bonus | None] | None) -> _Changes:
     if bonuses is None:
         places = _pairs(len(excluded), excluded)
         added = np.empty(len(places), np.float32)
         added.fill(_NEVER)
         return _Changes(places, added)
-    some = [_NO_BONUS if bonus is None else bonus for bonus in bonuses]
+    some = [NO_BONUS if bonus is None else bonus for bonus in bonuses]
     places = _pairs(len(excluded), [*excluded, *(items for items, _ in some)])
     added = np.empty(len(places), np.float32)
     hidden = sum(map(len, excluded))

@@ -11,10 +11,11 @@ from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.incremental import CachedHistory, CachedState
 from fathom.runtime.engines.interface import Engine
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, sum_of
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
-from fathom.runtime.retriever import Bonus, FlatRetriever
+from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
 
@@ -60,8 +61,11 @@ class Runner:
     ``observer``: told of every run, from the engine's thread, once it is set.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, retriever: FlatRetriever, *, caches: bool) -> None:
+    def __init__(
+        self, bundle: Bundle, catalogue: LiveCatalogue, engine: Engine, retriever: FlatRetriever, *, caches: bool
+    ) -> None:
         self._vectors = bundle.vectors
+        self._catalogue = catalogue
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._engine = engine
@@ -90,8 +94,8 @@ class Runner:
         engine_s = time.monotonic()
         if ran:
             self._observe(depth, ran, engine_s - start_s)
-        bonuses = self._bonuses(depth, self._shares((depth,), works))
-        found = self._retriever.search(users, [work.k for work in works], [work.keep for work in works], bonuses)
+        shares = self._shares((depth,), works)
+        found = self._search(depth, users, works, [work.k for work in works], shares)
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
@@ -142,8 +146,7 @@ class Runner:
             self._observe(depth, len(users), engine_s - start_s)
             waiting = [works[i] for i in active.tolist()]
             ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
-            bonuses = self._bonuses(depth, [shares[i] for i in active.tolist()] if shares else None)
-            found = self._retriever.search(users, ks, [work.keep for work in waiting], bonuses)
+            found = self._search(depth, users, waiting, ks, [shares[i] for i in active.tolist()] if shares else None)
             spent += engine_s - start_s, time.monotonic() - engine_s
             finite = np.isfinite(users.sum(axis=1))
             rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
@@ -162,12 +165,22 @@ class Runner:
             return None
         return [self._counting.shares(work.ids - 1) for work in works]
 
-    def _bonuses(self, depth: int, shares: Sequence[Bonus] | None) -> list[Bonus] | None:
-        """What counting adds to the scores of an exit."""
-        if shares is None or not self._counting_weights[depth]:
-            return None
-        weight = np.float32(self._counting_weights[depth])
-        return [(items, weight * values) for items, values in shares]
+    def _search(
+        self,
+        depth: int,
+        users: NDArray[np.float32],
+        works: Sequence[BatchItem],
+        ks: Sequence[int],
+        shares: Sequence[Bonus] | None,
+    ) -> list[tuple[Indices, Scores]]:
+        """The best of what is offered now: by cosine, by what counting adds at an exit, and by boosts of items."""
+        offer, weight = self._catalogue.latest, np.float32(self._counting_weights.get(depth, 0.0))
+        bonuses: list[Bonus] | None = None
+        if shares is not None and weight:
+            bonuses = [(items, weight * values) for items, values in shares]
+        if len(offer.boosts[0]):
+            bonuses = [sum_of(offer.boosts, own) for own in bonuses or [NO_BONUS] * len(works)]
+        return self._retriever.search(users, ks, [work.keep for work in works], bonuses, offer.mask)
 
     def _padded(self, items: Sequence[BatchItem]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         longest = max(len(item.ids) for item in items)

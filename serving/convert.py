@@ -15,6 +15,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery
 from fathom.selector.choice import DepthReason
@@ -41,17 +42,26 @@ KEPT_ITEMS = 65_536
 
 
 class Converter:
-    """Translates for one bundle; ``profiles`` maps every name and tier a request may give to its DeviceProfile."""
+    """Translates for one bundle and its catalogue.
 
-    def __init__(self, bundle: Bundle, profiles: dict[str, DeviceProfile], default_profile: DeviceProfile) -> None:
-        self._ids = bundle.catalogue.ids
-        self._titles = bundle.catalogue.titles
+    ``profiles`` maps every name and tier a request may give to its DeviceProfile.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: LiveCatalogue,
+        profiles: dict[str, DeviceProfile],
+        default_profile: DeviceProfile,
+    ) -> None:
+        self._catalogue = catalogue
+        # Of trained items: looked up first, and in most requests enough.
         self._index = bundle.catalogue.index
-        self._categories = frozenset(bundle.catalogue.category_items)
         self._version = bundle.manifest.version
         self._counts = bundle.counting is not None
         self._profiles = {**profiles, "": default_profile}
-        self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, self._ids, self._titles))
+        self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, catalogue))
+        self._retitled = 0
 
     def query(
         self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "", owner: Owner | None = None
@@ -90,7 +100,7 @@ class Converter:
 
     def is_stranger(self, request: pb.RecommendRequest) -> bool:
         """Whether a request gets what is popular, because no item of its history is known."""
-        return self._may_be_stranger(request) and not any(map(self._index.__contains__, request.item_ids))
+        return self._may_be_stranger(request) and all(self._catalogue.find(id) is None for id in request.item_ids)
 
     def _may_be_stranger(self, request: pb.RecommendRequest) -> bool:
         return self._counts and not request.strict and not request.depth
@@ -117,7 +127,11 @@ class Converter:
                 total_us=timing.total_us,
             ),
             bundle_version=self._version,
+            catalogue_version=answer.catalogue_version,
         )
+        if self._retitled != self._catalogue.retitled:
+            self._retitled = self._catalogue.retitled
+            self._item.cache_clear()
         parts = [message.SerializeToString()]
         scores = answer.scores.astype("<f4", copy=False).tobytes()
         for place, index in enumerate(answer.indices.tolist()):
@@ -140,7 +154,7 @@ class Converter:
         try:
             return np.fromiter(map(self._index.get, request.item_ids), np.int64, given), timestamps, 0
         except TypeError:  # a None: an unknown item
-            found = list(map(self._index.get, request.item_ids))
+            found = list(map(self._catalogue.find, request.item_ids))
         known = np.array([index is not None for index in found])
         items = np.array([index for index in found if index is not None], np.int64)
         if not items.size:
@@ -162,7 +176,7 @@ class Converter:
         if k > LARGEST_K:
             raise InvalidRequestError(f"k is {k}, at most {LARGEST_K}")
         # What is not there is not returned, whether the catalogue ends before k or a filter leaves less.
-        return min(k or DEFAULT_K, len(self._ids))
+        return min(k or DEFAULT_K, len(self._catalogue))
 
     def profile(self, name: str) -> DeviceProfile:
         """The profile of a request; raises NotFoundError for one that is not served."""
@@ -173,13 +187,13 @@ class Converter:
         return profile
 
     def _known(self, ids: Iterable[str]) -> np.ndarray:
-        indices = [index for item in ids if (index := self._index.get(item)) is not None]
+        indices = [index for item in ids if (index := self._catalogue.find(item)) is not None]
         return np.array(indices, np.int64)
 
     def _wanted_categories(self, names: Sequence[str]) -> frozenset[str]:
         wanted = frozenset(names)
         for name in names:
-            if name not in self._categories:
+            if not self._catalogue.has_category(name):
                 raise NotFoundError(f"category {echo(name)} is not in the catalogue")
         return wanted
 
@@ -251,10 +265,10 @@ def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:
     return times
 
 
-def _encoded_item(ids: Sequence[str], titles: Sequence[str], index: int, titled: bool) -> tuple[bytes, bytes]:
+def _encoded_item(catalogue: LiveCatalogue, index: int, titled: bool) -> tuple[bytes, bytes]:
     """An item in a response, before and after the four bytes of its score."""
-    item = _ID + _text(ids[index]) + _SCORE
-    title = _TITLE + _text(titles[index]) if titled and titles[index] else b""
+    item = _ID + _text(catalogue.id(index)) + _SCORE
+    title = _TITLE + _text(text) if titled and (text := catalogue.title(index)) else b""
     return _ITEM + _varint(len(item) + 4 + len(title)) + item, title
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ from fathom.errors import BundleError, FathomError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.signature import Trust
@@ -29,11 +31,14 @@ TEST_S = 10.0
 
 
 class Deployment:
-    """A bundle under the name it is asked for; ``engine`` belongs to it and is closed with it."""
+    """A bundle under the name it is asked for, and its catalogue; ``engine`` belongs to it and is closed with it."""
 
-    def __init__(self, name: str, bundle: Bundle, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(
+        self, name: str, bundle: Bundle, catalogue: LiveCatalogue, engine: Engine, settings: ServerSettings
+    ) -> None:
         self.name = name
         self.bundle = bundle
+        self.catalogue = catalogue
         self.profile = own_profile(settings.profile, bundle, force=settings.force)
         self._engine = engine
         limits = PipelineSettings.for_profile(
@@ -45,10 +50,10 @@ class Deployment:
             feedback_alpha=settings.feedback_alpha,
             reuse_mb=reuse_mb(settings, self.profile),
         )
-        self.pipeline = Pipeline(bundle, self._engine, settings=limits)
+        self.pipeline = Pipeline(bundle, self._engine, settings=limits, catalogue=catalogue)
         self.pipeline.chooser.require(self.profile)
         profiles = served_profiles(bundle)
-        self.converter = Converter(bundle, profiles, self.profile)
+        self.converter = Converter(bundle, catalogue, profiles, self.profile)
         self._message = bundle_message(bundle, engine.name, profiles, self.profile)
 
     @classmethod
@@ -66,15 +71,17 @@ class Deployment:
         Raises BundleError or ConfigError, and then leaves nothing open.
         """
 
-        def load() -> tuple[Bundle, Engine]:
+        def load() -> tuple[Bundle, LiveCatalogue, Engine]:
             bundle = Bundle.open(path, trust=trust)
+            catalogue = LiveCatalogue(bundle)
             profile = own_profile(settings.profile, bundle, force=settings.force)
-            return bundle, make_engine(bundle, settings.threads or profile.threads)
+            growing = replace(bundle, vectors=catalogue.vectors)
+            return bundle, catalogue, make_engine(growing, settings.threads or profile.threads)
 
         try:
-            bundle, engine = await asyncio.to_thread(load)
+            bundle, catalogue, engine = await asyncio.to_thread(load)
             try:
-                deployment = cls(name, bundle, engine, settings)
+                deployment = cls(name, bundle, catalogue, engine, settings)
             except BaseException:
                 engine.close()
                 raise

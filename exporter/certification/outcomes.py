@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
-from fathom.runtime.item_filter import Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import Bonus, Indices, ItemFilter, Scores
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.padding import left_padded
-from fathom.runtime.retriever import Bonus, FlatRetriever
+from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.features import Features
 from fathom.selector.routing import CONFIDENCE, RoutingInputs, confidence
 from fathom.selector.schema import Floats

@@ -9,6 +9,7 @@ import pytest
 from fathom.edge_profiles.profile import load_profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, Catalogue
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.query import Answer, Timing
 from fathom.selector.choice import Choice, DepthReason
 from fathom.serving.convert import Converter
@@ -21,7 +22,8 @@ TITLES = ("", "A title", "t" * 200, "日本")
 def converter(synthetic_bundle: Path) -> Converter:
     bundle = Bundle.open(synthetic_bundle)
     catalogue = Catalogue(IDS, TITLES, ((),) * len(IDS))
-    return Converter(replace(bundle, catalogue=catalogue), {}, load_profile("cloud"))
+    bundle = replace(bundle, catalogue=catalogue)
+    return Converter(bundle, LiveCatalogue(bundle), {}, load_profile("cloud"))
 
 
 @pytest.mark.parametrize("titles", [False, True])

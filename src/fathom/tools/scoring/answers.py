@@ -17,6 +17,7 @@ from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.session import Device
 from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.query import IndexedQuery, filter_of, history_of
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, Runner
@@ -135,7 +136,7 @@ class Scorer:
         self._chooser, self._profile = depth_chooser(bundle, options)
         settings = PipelineSettings.for_profile(self._profile)
         retriever = FlatRetriever(bundle.vectors, block_items=settings.retrieval_items, device=engine.device)
-        self._runner = Runner(bundle, engine, retriever, caches=False)
+        self._runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever, caches=False)
         model = bundle.manifest.model
         self._max_history, self._uses_timestamps = model.max_history, model.uses_timestamps
         self._max_batch, self._max_batch_tokens = settings.max_batch, settings.max_batch_tokens
