@@ -1,7 +1,7 @@
 """What a running server counts: what follows items that the bundle was not trained with, and what they follow."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -127,10 +127,10 @@ class LiveCounts:
 
 
 class LivePairs:
-    """The same by the items' ids, which belong to a catalogue that grows: a LiveCatalogue's ``index``."""
+    """The same by the ids of items, in a catalogue that grows; ``find``: the index of an id, None while it has none."""
 
-    def __init__(self, index: Mapping[str, int], counts: LiveCounts) -> None:
-        self._index = index
+    def __init__(self, find: Callable[[str], int | None], counts: LiveCounts) -> None:
+        self._find = find
         self._counts = counts
         self._places: dict[str, int] = {}
         self._unknown: dict[tuple[str, str], float] = {}
@@ -149,15 +149,15 @@ class LivePairs:
     def refresh(self) -> None:
         """Follow the catalogue: items may have come, or have another index."""
         for item, place in self._places.items():
-            if self._index[item] != place:
-                self._places[item] = self._index[item]
-                self._counts.move(place, self._index[item])
+            if (now := self._find(item)) is not None and now != place:
+                self._places[item] = now
+                self._counts.move(place, now)
         waiting, self._unknown = self._unknown, {}
         self.put((*pair, count) for pair, count in waiting.items())
 
     def _place(self, item: str) -> int | None:
         place = self._places.get(item)
-        if place is None and (place := self._index.get(item)) is not None:
+        if place is None and (place := self._find(item)) is not None:
             self._places[item] = place
         return place
 

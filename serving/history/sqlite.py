@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fathom.errors import ConfigError
 from fathom.serving.history.contract import (
@@ -117,7 +117,6 @@ class SqliteHistory(HistoryStore):
             if retention.max_age_days is not None:
                 self._write.execute(_BY_AGE)
             self._read = self._connect()
-            self._read.text_factory = _text
             self._files = self._identities()
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
@@ -134,7 +133,7 @@ class SqliteHistory(HistoryStore):
         def newest() -> list[StoredEvent]:
             retention = self._retention
             window = user_id, retention.oldest, retention.latest, retention.max_events
-            found = [StoredEvent(*row) for row in self._read.execute(_READ, window)]
+            found = [StoredEvent(*row) for row in self._rows(_READ, window)]
             # SQLite would also store something else in these columns.
             events = [each for each in found if [*map(type, each)] == [str, str, int, str]]
             if len(events) < len(found):
@@ -169,7 +168,7 @@ class SqliteHistory(HistoryStore):
 
     async def counted(self, bundle: str, since: int) -> list[Pair]:
         def changed() -> list[Pair]:
-            return [Pair(*row) for row in self._read.execute(_COUNTED, (bundle, since, PAIRS_AT_ONCE))]
+            return [Pair(*row) for row in self._rows(_COUNTED, (bundle, since, PAIRS_AT_ONCE))]
 
         return await self._run(self._reader, changed)
 
@@ -249,6 +248,19 @@ class SqliteHistory(HistoryStore):
         alive = digest_of(user_id), self._retention.now - self._retention.tombstone_s
         row = self._write.execute("SELECT last FROM tombstones WHERE user = ? AND at > ?", alive).fetchone()
         return row[0] if row else -1
+
+    def _rows(self, statement: str, values: Sequence[str | int]) -> list[tuple[Any, ...]]:
+        try:
+            return self._read.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "decode" not in str(error):
+                raise
+        # Something is called text and is none; what is looks the same, but takes longer to read.
+        self._read.text_factory = _text
+        try:
+            return self._read.execute(statement, values).fetchall()
+        finally:
+            self._read.text_factory = str
 
     async def _sweep(self, statement: str, before: int) -> int:
         """Run a deletion in small parts, so that appends get their turn between them; returns the number of rows."""

@@ -106,7 +106,7 @@ def test_pairs_wait_for_their_items_and_follow_them_to_another_index() -> None:
 
     moving, fixed = LiveCounts(np.array([5, 7]), chosen), LiveCounts(np.array([5, 7]), chosen)
     index = {"a": 0, "b": 1}
-    live = LivePairs(index, moving)
+    live = LivePairs(index.get, moving)
     live.put(pairs)
     assert found(index, moving) == {}
     index["X"], index["Y"] = 2, 3
@@ -114,7 +114,7 @@ def test_pairs_wait_for_their_items_and_follow_them_to_another_index() -> None:
     index["X"] = 4
     live.refresh()
     live.put([("a", "X", 2.5)])
-    LivePairs({"a": 0, "b": 1, "X": 2, "Y": 3}, fixed).put([("a", "X", 2.5), *pairs[1:]])
+    LivePairs({"a": 0, "b": 1, "X": 2, "Y": 3}.get, fixed).put([("a", "X", 2.5), *pairs[1:]])
     assert found(index, moving) == found({"a": 0, "b": 1, "X": 2, "Y": 3}, fixed)
     assert moving.neighbours(np.array([2]), np.ones(1)) is None
 

@@ -29,15 +29,17 @@ REQUEST = pb.RecommendRequest(
     k=5,
     profile="edge",
     depth=8,
-    filter=pb.Filter(exclude_item_ids=["item-4"], allow_item_ids=["item-5"], categories=["space"]),
+    filter=pb.Filter(exclude_item_ids=["item-4"], allow_item_ids=["item-5"], categories=["space"], seen_types=["view"]),
     include_titles=True,
+    event_types=["view", "", "purchase"],
 )
 SEEDS = [
     REQUEST.SerializeToString(),
     pb.RecommendRequest(item_ids=["item-7"]).SerializeToString(),
     pb.RecommendBatchRequest(requests=[REQUEST] * 3).SerializeToString(),
     pb.AppendEventsRequest(
-        user_id="anna", events=[pb.Event(event_id=f"e{i}", item_id=f"item-{i}", timestamp=i) for i in range(3)]
+        user_id="anna",
+        events=[pb.Event(event_id=f"e{i}", item_id=f"item-{i}", timestamp=i, type="view") for i in range(3)],
     ).SerializeToString(),
     pb.RecommendRequest(user_id="anna").SerializeToString(),
 ]
