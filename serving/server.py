@@ -31,6 +31,7 @@ from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
 from fathom.serving.history.contract import HistoryStore, Retention
 from fathom.serving.history.open import open_history
+from fathom.serving.live_counter import LiveCounter
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
@@ -88,7 +89,9 @@ class Server:
             memory_mb=settings.history_memory_mb,
         )
         self._history = open_history(settings.history, retention)
+        self._counter = LiveCounter(self._history, retention, self.bundles) if self._history is not None else None
         self._sweeping: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
         self._grpc: grpc.aio.Server | None = None
         self._metrics_http: MetricsServer | None = None
@@ -113,8 +116,10 @@ class Server:
             host, port = self._settings.host, self._settings.metrics_port
             self._metrics_http = MetricsServer(self._metrics, host, port, lambda: self.state).start()
         await self.bundles.start()
-        if self._history:
+        if self._history is not None:
             self._sweeping = asyncio.create_task(_sweep(self._history))
+        if self._counter:
+            self._counting = asyncio.create_task(self._counter.run())
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_engines())
@@ -129,6 +134,9 @@ class Server:
         """Health flips, new calls get UNAVAILABLE, calls in flight finish; returns how many had to be cut off."""
         await self._health.enter_graceful_shutdown()
         left = await self._gate.drain(self._settings.drain_s)
+        if self._counter:
+            with suppress(RequestError):
+                await self._counter.exchange()
         if self._grpc:
             await self._grpc.stop(LAST_WORDS_S)
         return left
@@ -140,9 +148,9 @@ class Server:
         if self._grpc:
             await self._grpc.stop(None)
         await self.bundles.close()
-        if self._sweeping:
-            self._sweeping.cancel()
-        if self._history:
+        for task in filter(None, (self._sweeping, self._counting)):
+            task.cancel()
+        if self._history is not None:
             await self._history.close()
         if self._metrics_http:
             self._metrics_http.close()
@@ -195,6 +203,7 @@ class Server:
             metrics=self._metrics,
             stream_in_flight=self._settings.stream_in_flight,
             tell_workers=self._tell_workers,
+            counter=self._counter,
         )
 
     async def _watch_engines(self) -> None:
@@ -213,6 +222,8 @@ class Server:
         """Do what another worker of this server was told to do."""
         if notice.what == "forget":
             self.bundles.forget(notice.name)
+            if self._counter:
+                self._counter.forget(notice.name)
             return
         task = asyncio.create_task(self._reload(notice.name))
         self._reloads.add(task)

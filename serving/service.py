@@ -29,6 +29,7 @@ from fathom.serving.convert import (
 )
 from fathom.serving.gate import Gate
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
+from fathom.serving.live_counter import LiveCounter
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
 
@@ -53,6 +54,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     metrics: Metrics
     stream_in_flight: int
     tell_workers: TellWorkers
+    counter: LiveCounter | None = None
 
     def __post_init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -166,6 +168,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         finally:
             # A store that fails may have deleted already, and what is remembered must not outlive that.
             self.bundles.forget(digest)
+            if self.counter is not None:
+                self.counter.forget(digest)
             behind = await self.tell_workers("forget", digest)
         return pb.DeleteUserResponse(deleted=deleted, workers_behind=behind)
 
@@ -183,7 +187,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def _append(self, request: pb.AppendEventsRequest) -> Appended:
         history, user_id, events = self._known(), user_of(request), events_of(request)
         with self.metrics.using_history("append"):
-            return await history.append(user_id, events)
+            return await (self.counter or history).append(user_id, events)
 
     async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
         owner = None
