@@ -21,11 +21,11 @@ class ItemVectors:
     scale, one through that length, is not stored. ``scales``: float32 (n,), those of int8 rows, else None.
     """
 
-    def __init__(self, rows: NDArray[Any]) -> None:
+    def __init__(self, rows: NDArray[Any], scales: Floats | None = None) -> None:
         self.rows = rows
         self.precision: ItemPrecision = next(name for name, kind in _TYPES.items() if rows.dtype == kind)
-        self.scales: Floats | None = None
-        if self.precision == "int8":
+        self.scales = scales
+        if self.precision == "int8" and scales is None:
             squares = np.einsum("ij,ij->i", rows, rows, dtype=np.int32)
             with np.errstate(divide="ignore"):  # of a row of zeros, which a bundle refuses
                 self.scales = 1 / np.sqrt(squares, dtype=np.float32)
@@ -83,19 +83,19 @@ class GrowingVectors(ItemVectors):
         self.rows, self.precision, self.scales = trained.rows, trained.precision, trained.scales
         self._trained = len(trained)
         self._room = trained.rows[:0]
+        self._scales_room = None if trained.scales is None else trained.scales[:0]
         self.added: ItemVectors | None = None
 
     def append(self, vectors: Floats) -> None:
         """Add float32 unit rows (m, width)."""
-        stored = ItemVectors.store(vectors, self.precision).rows
+        stored = ItemVectors.store(vectors, self.precision)
         used = len(self) - self._trained
-        if used + len(stored) > len(self._room):
-            room = np.empty((max(2 * (used + len(stored)), _LEAST_ROOM), self.width), self.rows.dtype)
-            room[:used] = self._room[:used]
-            self._room = room
-        self._room[used : used + len(stored)] = stored
+        self._room = _extended(self._room, used, stored.rows)
+        if stored.scales is not None and self._scales_room is not None:
+            self._scales_room = _extended(self._scales_room, used, stored.scales)
+        end = used + len(stored)
         # Only now can others see them.
-        self.added = ItemVectors(self._room[: used + len(stored)])
+        self.added = ItemVectors(self._room[:end], None if self._scales_room is None else self._scales_room[:end])
 
     def __len__(self) -> int:
         return self._trained + (0 if self.added is None else len(self.added))
@@ -110,3 +110,14 @@ class GrowingVectors(ItemVectors):
         if late.any():
             vectors[late] = added.take(items[late] - self._trained)
         return vectors
+
+
+def _extended(room: NDArray[Any], used: int, more: NDArray[Any]) -> NDArray[Any]:
+    """An array that begins with the ``used`` rows of ``room``, then ``more``; with room for others behind them."""
+    end = used + len(more)
+    if end > len(room):
+        larger = np.empty((max(2 * end, _LEAST_ROOM), *room.shape[1:]), room.dtype)
+        larger[:used] = room[:used]
+        room = larger
+    room[used:end] = more
+    return room

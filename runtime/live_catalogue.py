@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,8 +20,10 @@ Vectors = NDArray[np.float32]
 
 #: Items that can be added to a bundle while it serves, unless said otherwise.
 ROOM = 100_000
+#: Names of attributes that all items together may have; each is a number for every item.
+MOST_ATTRIBUTES = 256
 #: Bundle items that new vectors are compared with at a time.
-_COMPARED = 65_536
+_COMPARED = 8_192
 #: Places that a column has to spare.
 SPARE = 1_024
 
@@ -114,11 +116,12 @@ class LiveCatalogue:
         self._records: dict[int, ItemRecord] = {}
         self._removed: set[int] = set()
         self._expiring: list[tuple[int, int]] = []
-        self._boosts: dict[int, float] = {}
         self._columns: dict[str, NDArray[np.float64]] = {}
         # By category: items that were not in it, and those that no longer are.
         self._joined: defaultdict[str, set[int]] = defaultdict(set)
         self._left: defaultdict[str, set[int]] = defaultdict(set)
+        # What they come to, of the categories that were asked for since they last changed.
+        self._members: dict[str, NDArray[np.integer]] = {}
         self._offer = Offer(0, None, NO_BONUS)
 
     def __len__(self) -> int:
@@ -167,12 +170,20 @@ class LiveCatalogue:
         for name in categories:
             if not self.has_category(name):
                 raise NotFoundError(f"no item of this catalogue has the category {name!r}")
-            members = self._base.category_items.get(name, ())
-            left, joined = self._left.get(name), self._joined.get(name)
-            mask[np.setdiff1d(members, list(left)) if left else members] = True
-            if joined:
-                mask[list(joined)] = True
+            mask[self._in_category(name)] = True
         return mask
+
+    def _in_category(self, name: str) -> NDArray[np.integer]:
+        """The items of a category, in any order."""
+        members = self._members.get(name)
+        if members is None:
+            members = self._base.category_items.get(name, np.empty(0, np.int32))
+            if left := self._left.get(name):
+                members = np.setdiff1d(members, list(left))
+            if joined := self._joined.get(name):
+                members = np.concatenate((members, np.fromiter(joined, np.int64, len(joined))))
+            self._members[name] = members
+        return members
 
     def has_category(self, name: str) -> bool:
         """Whether an item has, or a trained one once had, this category."""
@@ -180,8 +191,7 @@ class LiveCatalogue:
 
     def attribute(self, name: str) -> NDArray[np.float64] | None:
         """A numeric attribute of all items, float64 (n,), NaN where it is not known; None where no item ever had it."""
-        column = self._columns.get(name)
-        return None if column is None else column[: len(self)]
+        return self._column(name, len(self) - 1)[: len(self)] if name in self._columns else None
 
     def offer(self) -> Offer:
         """Which items may be returned now, and their boosts; one look at the clock where nothing has expired."""
@@ -212,6 +222,11 @@ class LiveCatalogue:
         if len(self._ids) + len(new) > self._room:
             raise OverloadError(
                 f"the catalogue has room for {self._room:,} added items; reload the bundle to make room"
+            )
+        names = self._columns.keys() | {name for record in records for name in record.attributes}
+        if len(names) > MOST_ATTRIBUTES:
+            raise OverloadError(
+                f"items would have {len(names)} different attributes, at most {MOST_ATTRIBUTES}; leave some out"
             )
         vectors = np.zeros((len(records), self.vectors.width), np.float32)
         stand_ins = np.zeros(len(records), np.int64)
@@ -302,6 +317,8 @@ class LiveCatalogue:
         self.retitled += self.title(item) != title
         trained = set(self._base.categories[item]) if item < self.trained else set()
         now = set(self.categories(item))
+        for name in categories ^ now:
+            self._members.pop(name, None)
         for name in categories - now:
             self._joined[name].discard(item)
             if name in trained:
@@ -314,13 +331,19 @@ class LiveCatalogue:
             self._columns[name][item] = np.nan
         for name, value in record.attributes.items() if record else ():
             self._column(name, item)[item] = value
-        self._boosts.pop(item, None)
-        if record is not None and record.boost:
-            self._boosts[item] = record.boost
         if record is not None and record.expires:
-            heappush(self._expiring, (record.expires, item))
+            self._expire(record.expires, item)
+
+    def _expire(self, when: int, item: int) -> None:
+        """Look at an item again at a moment; what an item said before stays until there is too much of it."""
+        heappush(self._expiring, (when, item))
+        if len(self._expiring) > 2 * len(self._records) + SPARE:
+            now_s = self._clock()
+            self._expiring = [(each.expires, i) for i, each in self._records.items() if each.expires > now_s]
+            heapify(self._expiring)
 
     def _column(self, name: str, item: int) -> NDArray[np.float64]:
+        """An attribute of the items up to this one, at least."""
         column = self._columns.get(name)
         if column is None or item >= len(column):
             more = np.full(len(self) + SPARE, np.nan)
@@ -329,7 +352,7 @@ class LiveCatalogue:
             column = self._columns[name] = more
         return column
 
-    def _publish(self, version: int, touched: Iterable[int]) -> None:
+    def _publish(self, version: int, touched: Collection[int]) -> None:
         """Let searches see the catalogue as it is now."""
         now_s, before = self._clock(), self._offer.mask
         mask = np.ones(len(self), dtype=np.bool_)
@@ -338,6 +361,17 @@ class LiveCatalogue:
         for item in touched:
             record = self._records.get(item)
             mask[item] = item not in self._removed and (record is None or record.is_offered(now_s))
-        items = sorted(self._boosts)
-        boosts = np.array(items, np.int64), np.array([self._boosts[item] for item in items], np.float32)
-        self._offer = Offer(version, None if mask.all() else mask, boosts)
+        self._offer = Offer(version, None if mask.all() else mask, self._boosts(touched))
+
+    def _boosts(self, touched: Collection[int]) -> Bonus:
+        """Those of the last offer, where these items' may have changed."""
+        records = [(item, record) for item in sorted(set(touched)) if (record := self._records.get(item)) is not None]
+        boosted = [(item, record.boost) for item, record in records if record.boost]
+        items, amounts = self._offer.boosts
+        if not boosted and not len(items):
+            return NO_BONUS
+        others = ~np.isin(items, np.fromiter(touched, np.int64, len(touched)))
+        items = np.concatenate((items[others], np.array([item for item, _ in boosted], np.int64)))
+        amounts = np.concatenate((amounts[others], np.array([amount for _, amount in boosted], np.float32)))
+        order = items.argsort()
+        return items[order], amounts[order]

@@ -168,6 +168,7 @@ class Pipeline:
             return self._count(query, history, choice, start_s)
         hit = MISS if choice.early_exit else hits.at(choice.depth)
         keep = filter_of(query, history.seen, self.catalogue)
+        self.catalogue.offer()  # What has expired by now is not searched.
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit)
         queued_s = time.monotonic()
         try:
