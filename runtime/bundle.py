@@ -40,9 +40,13 @@ from fathom.runtime.manifest import (
     NEIGHBOURS_FILE,
     OFFSETS_FILE,
     POPULARITY_FILE,
+    PROJECTION_FILE,
     RECENT_FILE,
     SCHEMA_VERSION,
     SELECTOR_FILE,
+    TEXT_FILES,
+    TEXT_KEYS_FILE,
+    TEXT_WEIGHTS_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
     WEIGHTS_FILE,
@@ -54,6 +58,7 @@ from fathom.runtime.manifest import (
 )
 from fathom.runtime.manifest_rules import first_broken_rule
 from fathom.runtime.signature import Trust
+from fathom.runtime.text_encoder import TextEncoder
 from fathom.selector.certificate import Certificate
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import Features, SelectorTables, measure
@@ -67,6 +72,7 @@ READ_AT_OPEN = {
     SELECTOR_FILE,
     CERTIFICATE_FILE,
     *COUNTING_FILES,
+    *TEXT_FILES,
 }
 #: Bytes that the files of a bundle can have at most; an ONNX file holds no more than 2 GB.
 _LARGEST_MANIFEST = 16 << 20
@@ -132,7 +138,7 @@ class Bundle:
 
     ``popularity``: int64 (n,), training counts. ``tables`` and
     ``complexity`` are what the selector needs. ``certificate``: None where the bundle was not certified.
-    ``counting``: depth 0, None where it has none.
+    ``counting``: depth 0, None where it has none. ``text_encoder``: places new items by their texts, None without one.
     """
 
     path: Path
@@ -144,6 +150,7 @@ class Bundle:
     complexity: ComplexityModel
     certificate: Certificate | None
     counting: Counting | None
+    text_encoder: TextEncoder | None
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True, trust: Trust | None = None) -> Self:
@@ -295,10 +302,18 @@ def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> N
         TRANSITIONS_FILE: _NPY_HEADER + manifest.items * 4,
         OFFSETS_FILE: _NPY_HEADER + (manifest.items + 1) * 8,
         RECENT_FILE: _NPY_HEADER + manifest.items * 4,
+        **_text_limits(manifest),
     }
     most = limits.get(name, _LARGEST_ENGINE)
     if entry.bytes > most:
         raise BundleError(f"{path / brief(name)}: {entry.bytes} bytes, at most {most} are possible; {REBUILD}")
+
+
+def _text_limits(manifest: Manifest) -> dict[str, int]:
+    features = 0 if manifest.text is None else manifest.text.features
+    sizes = {TEXT_KEYS_FILE: 4 * features, TEXT_WEIGHTS_FILE: 4 * features}
+    sizes[PROJECTION_FILE] = 2 * (features + 1) * manifest.model.width
+    return {name: _NPY_HEADER + size for name, size in sizes.items()}
 
 
 _Contents = tuple[
@@ -309,6 +324,7 @@ _Contents = tuple[
     ComplexityModel,
     Certificate | None,
     Counting | None,
+    TextEncoder | None,
 ]
 
 
@@ -334,7 +350,8 @@ def _read_contents(path: Path, manifest: Manifest) -> _Contents:
     tables = SelectorTables.build(popularity, vectors, transitions)
     certificate = _certificate(path, manifest, read) if CERTIFICATE_FILE in manifest.files else None
     selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
-    return catalogue, vectors, popularity, tables, selector, certificate, _counting(path, manifest, popularity, read)
+    counting, encoder = _counting(path, manifest, popularity, read), _text_encoder(path, manifest, read)
+    return catalogue, vectors, popularity, tables, selector, certificate, counting, encoder
 
 
 def _catalogue(file: Path, data: bytes, items: int) -> Catalogue:
@@ -413,6 +430,26 @@ def _counting(
     if not ((popularity >= 0) & (popularity <= 1)).all():
         raise BundleError(f"{path / RECENT_FILE}: a share outside of 0 to 1; {REBUILD}")
     return Counting(offsets, neighbours, weights, popularity, info.window, info.decay, LiveCounts(events, info))
+
+
+def _text_encoder(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -> TextEncoder | None:
+    info = manifest.text
+    if info is None:
+        return None
+
+    def array(name: str, dtype: Any, *shape: int) -> NDArray[Any]:
+        return as_array(path / name, read(name), np.dtype(dtype), shape)
+
+    keys = array(TEXT_KEYS_FILE, np.uint32, info.features)
+    if not (keys[1:] > keys[:-1]).all():
+        raise BundleError(f"{path / TEXT_KEYS_FILE}: does not ascend; {REBUILD}")
+    weights = array(TEXT_WEIGHTS_FILE, np.float32, info.features)
+    if not (weights > 0).all() or (weights > _LARGEST_ENTROPY).any():
+        raise BundleError(f"{path / TEXT_WEIGHTS_FILE}: a weight that is no number above 0; {REBUILD}")
+    projection = array(PROJECTION_FILE, np.float16, info.features + 1, manifest.model.width)
+    if not np.isfinite(projection).all():
+        raise BundleError(f"{path / PROJECTION_FILE}: a value that is no number; {REBUILD}")
+    return TextEncoder(keys, weights, projection)
 
 
 def _check_unit_rows(file: Path, vectors: ItemVectors) -> None:

@@ -13,7 +13,7 @@ from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.selector.schema import AnyDepth, Depth, Share
 
-SCHEMA_VERSION: Literal[6] = 6
+SCHEMA_VERSION: Literal[7] = 7
 #: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
 WHOLE_VERSION = 5
 MANIFEST_NAME = "manifest.json"
@@ -27,6 +27,10 @@ NEIGHBOURS_FILE = "counting/neighbours.npy"
 WEIGHTS_FILE = "counting/weights.npy"
 RECENT_FILE = "counting/popularity.npy"
 COUNTING_FILES = (OFFSETS_FILE, NEIGHBOURS_FILE, WEIGHTS_FILE, RECENT_FILE)
+TEXT_KEYS_FILE = "text/keys.npy"
+TEXT_WEIGHTS_FILE = "text/weights.npy"
+PROJECTION_FILE = "text/projection.npy"
+TEXT_FILES = (TEXT_KEYS_FILE, TEXT_WEIGHTS_FILE, PROJECTION_FILE)
 SELECTOR_FILE = "selector/selector.json"
 CERTIFICATE_FILE = "selector/certificate.json"
 
@@ -124,6 +128,18 @@ class CountingInfo(_Frozen):
     quality: dict[str, MetricInterval] = Field(description="metric (as ndcg@10) -> value on the test items")
 
 
+class TextInfo(_Frozen):
+    """The text encoder, which places new items (``runtime/text_encoder.py``).
+
+    ``features``: of texts that it knows. ``regularisation``: of the regression. ``cosine``: between a held-out item's
+    trained vector and the one from its text, the mean over items.
+    """
+
+    features: int = Field(ge=1, le=1 << 24)
+    regularisation: float = Field(gt=0, le=1e6)
+    cosine: MetricInterval
+
+
 class Plan(_Frozen):
     """The engines compiled by TensorRT-RTX for one kind of GPU.
 
@@ -186,7 +202,7 @@ class Manifest(_Frozen):
     ``version`` follows from everything else but ``created``: see ``version_of``. Writers let ``sealed`` set it.
     """
 
-    schema_version: Literal[1, 2, 3, 4, 5, 6] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4, 5, 6, 7] = SCHEMA_VERSION
     name: Name
     version: Line
     created: Line
@@ -204,6 +220,7 @@ class Manifest(_Frozen):
     )
     depths: dict[Depth, DepthInfo] = Field(min_length=1)
     counting: CountingInfo | None = None
+    text: TextInfo | None = None
     extension: Extension | None = None
     plans: tuple[Plan, ...] = ()
     files: dict[str, FileEntry]

@@ -13,6 +13,7 @@ from fathom.runtime.manifest import (
     COUNTING_FILES,
     POPULARITY_FILE,
     SELECTOR_FILE,
+    TEXT_FILES,
     TRANSITIONS_FILE,
     VECTORS_FILE,
     Manifest,
@@ -122,6 +123,8 @@ def _figures(manifest: Manifest) -> Iterator[str]:
         for metric, value in quality.items():
             if not 0 <= value.low <= value.high <= 1 or not 0 <= value.value <= 1:
                 yield f"the quality {brief(metric, 20)} of depth {depth} is no interval between 0 and 1"
+    if manifest.text is not None and not -1 <= manifest.text.cosine.low <= manifest.text.cosine.high <= 1:
+        yield "the cosine of its text encoder is no interval between -1 and 1"
     lost = [info.loss for info in manifest.depths.values() if info.loss is not None]
     figures: list[Mapping[str, MetricInterval]] = [*manifest.strategy_evidence.values()]
     for figure in [*lost, *(each for found in figures for each in found.values())]:
@@ -133,6 +136,8 @@ def _listed(manifest: Manifest) -> Iterator[str]:
     used = [*_ITEM_FILES, *(name for info in manifest.depths.values() for name in info.segments)]
     if manifest.counting is not None:
         used += COUNTING_FILES
+    if manifest.text is not None:
+        used += TEXT_FILES
     if manifest.extension is not None:
         used += [manifest.extension.context, *manifest.extension.segments.values()]
     used += [name for plan in manifest.plans for name in plan.segments.values()]

@@ -8,10 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from fathom.distribution import fathom_commit, version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.bundle.derive import write_bundle
-from fathom.exporter.bundle.item_files import counting_files, item_files
+from fathom.exporter.bundle.item_files import counting_files, item_files, text_files
+from fathom.exporter.bundle.text_fit import fit_text_encoder
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.incremental_parity import incremental_error
 from fathom.exporter.engines.items import item_vectors
@@ -24,7 +27,17 @@ from fathom.exporter.planning.compare import StrategyEvidence
 from fathom.exporter.planning.heal import check_dataset
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.item_vectors import ItemPrecision
-from fathom.runtime.manifest import CountingInfo, DepthInfo, Extension, Manifest, MetricInterval, ModelInfo, Provenance
+from fathom.runtime.manifest import (
+    CountingInfo,
+    DepthInfo,
+    Extension,
+    Manifest,
+    MetricInterval,
+    ModelInfo,
+    Provenance,
+    TextInfo,
+)
+from fathom.runtime.text_encoder import TextEncoder
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.counting import CountingExit, fit_counting
 from fathom.training.dataset import Dataset
@@ -69,7 +82,12 @@ def export(
     items = item_files(checkpoint, made.engines.vectors, work.cut.train)
     files = {**made.engines.files, **incremental, **items, **counting_files(work.counting.tables)}
     manifest = _manifest(name, checkpoint, executed, evidence or {}, storage, made, extension)
-    manifest = manifest.model_copy(update={"counting": _counting_info(work.counting, made.report)})
+    counting, text = _counting_info(work.counting, made.report), None
+    progress("fitting the text encoder")
+    if (fitted := work.text_encoder(made.engines)) is not None:
+        encoder, text = fitted
+        files |= text_files(encoder)
+    manifest = manifest.model_copy(update={"counting": counting, "text": text})
     progress("writing the bundle")
     return write_bundle(out, manifest, sorted(files.items()))
 
@@ -131,6 +149,12 @@ class _Export:
     def counting(self) -> CountingExit:
         """Depth 0, tuned on validation items."""
         return fit_counting(self.checkpoint.model, self.cut, self.dataset.n_items, progress=self.progress)
+
+    def text_encoder(self, engines: EngineSet) -> tuple[TextEncoder, TextInfo] | None:
+        """What places new items by their texts among these engines' items."""
+        made, train = self.checkpoint, self.cut.train
+        popularity = np.bincount(train.items, minlength=len(made.item_ids)).astype(np.int64)
+        return fit_text_encoder(made.titles, made.categories, np.asarray(engines.vectors), popularity)
 
     def engines(self, storage: _Storage) -> _Measured:
         """The engines as they are stored; those in fp32 are checked first, and any others measured against them."""

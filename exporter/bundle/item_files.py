@@ -14,12 +14,16 @@ from fathom.runtime.manifest import (
     NEIGHBOURS_FILE,
     OFFSETS_FILE,
     POPULARITY_FILE,
+    PROJECTION_FILE,
     RECENT_FILE,
     SELECTOR_FILE,
+    TEXT_KEYS_FILE,
+    TEXT_WEIGHTS_FILE,
     TRANSITIONS_FILE,
     VECTORS_FILE,
     WEIGHTS_FILE,
 )
+from fathom.runtime.text_encoder import TextEncoder
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables, measure_all
 from fathom.training.checkpoint import Checkpoint
@@ -54,6 +58,15 @@ def counting_files(tables: CountingTables) -> dict[str, bytes]:
         NEIGHBOURS_FILE: _npy(tables.neighbours),
         WEIGHTS_FILE: _npy(tables.weights),
         RECENT_FILE: _npy(tables.popularity),
+    }
+
+
+def text_files(encoder: TextEncoder) -> dict[str, bytes]:
+    """Path -> contents: the text encoder."""
+    return {
+        TEXT_KEYS_FILE: _npy(encoder.keys),
+        TEXT_WEIGHTS_FILE: _npy(encoder.weights),
+        PROJECTION_FILE: _npy(encoder.projection),
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval
+from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval, TextInfo
 
 Rows = list[list[str]]
 
@@ -23,6 +23,7 @@ def fact_rows(manifest: Manifest) -> Rows:
         ["model", f"{model.block}, {model.layers} layers, width {model.width}, {model.heads} heads"],
         ["history", f"at most {model.max_history} items, {'with' if model.uses_timestamps else 'without'} timestamps"],
         ["items", f"{manifest.items:,}, vectors in {manifest.item_precision}"],
+        *([["new items", _placed(manifest.text)]] if manifest.text is not None else []),
         ["size", f"{format_bytes(size)} in {len(manifest.files)} files"],
         ["profile", manifest.profile or "all"],
         ["dataset", source.dataset[:12]],
@@ -108,6 +109,10 @@ def format_layers(layers: Iterable[int]) -> str:
 def _strategy(manifest: Manifest) -> str:
     segments = {segment for info in manifest.depths.values() for segment in info.segments}
     return f"{manifest.strategy} ({len(segments)} engines for {len(manifest.depths)} depths)"
+
+
+def _placed(text: TextInfo) -> str:
+    return f"by their texts, {text.features:,} features, cosine {format_interval(text.cosine)} to trained vectors"
 
 
 def _commit(commit: str | None) -> str:
