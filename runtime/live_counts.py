@@ -1,5 +1,6 @@
 """What a running server counts: what follows items that the bundle was not trained with, and what they follow."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class LiveCounts:
     """Transitions in which at least one item was added since training; all others are those of the bundle.
 
     They weigh what the same events would in training (``CountingSettings`` in ``training/counting.py``), each event 1.
-    ``events``: int64 (n,), training events of the bundle's items. Changed in the event loop; read in any thread.
+    ``events``: int64 (n,), training events of the bundle's items. May be used from several threads.
     """
 
     def __init__(self, events: NDArray[np.int64], info: CountingInfo) -> None:
@@ -39,46 +40,46 @@ class LiveCounts:
         self._forward: defaultdict[int, Partners] = defaultdict(dict)
         self._reverse: defaultdict[int, Partners] = defaultdict(dict)
         self._added: dict[int, float] = {}
+        # Made when they are asked for: most change more often than that.
         self._rows: dict[int, _Row] = {}
+        self._changing = threading.Lock()
         # (events of an added item) ^ -target_power; the first stands for items of the bundle.
         self._factors = np.ones(1)
 
-    def __len__(self) -> int:
-        """Items that have neighbours here."""
-        return len(self._rows)
+    def __bool__(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self._forward)
 
     def put(self, pairs: Iterable[tuple[int, int, float]]) -> None:
         """State pairs of item indices: how often the second has followed the first so far, 1/lag each time.
 
         A pair of an item with itself states the item's events. Pairs of two trained items are left out.
         """
-        touched, trained = set[int](), len(self._trained)
-        for source, target, count in pairs:
-            if source == target:
-                if source >= trained:
+        trained = len(self._trained)
+        with self._changing:
+            for source, target, count in pairs:
+                if max(source, target) < trained:
+                    continue
+                if source == target:
                     self._put_events(source, count)
-                    touched.add(source)
-            elif max(source, target) >= trained:
-                _remember(self._forward[source], target, count)
-                _remember(self._reverse[target], source, count)
-                touched |= {source, target}
-        for source in touched:
-            self._rows[source] = self._row(source)
+                else:
+                    _remember(self._forward[source], target, count)
+                    _remember(self._reverse[target], source, count)
+                    self._rows.pop(target, None)
+                self._rows.pop(source, None)
 
     def move(self, old: int, new: int) -> None:
         """Let an added item have another index."""
-        touched = {new}
-        for partners, others in ((self._forward, self._reverse), (self._reverse, self._forward)):
-            partners[new] = partners.pop(old, {})
-            for item in partners[new]:
-                if old in others[item]:
-                    others[item][new] = others[item].pop(old)
-            touched |= partners[new].keys()
-        self._rows.pop(old, None)
-        if old in self._added:
-            self._put_events(new, self._added.pop(old))
-        for source in touched:
-            self._rows[source] = self._row(source)
+        with self._changing:
+            for partners, others in ((self._forward, self._reverse), (self._reverse, self._forward)):
+                partners[new] = partners.pop(old, {})
+                for item in partners[new]:
+                    self._rows.pop(item, None)
+                    if old in others[item]:
+                        others[item][new] = others[item].pop(old)
+            self._rows.pop(old, None)
+            if old in self._added:
+                self._put_events(new, self._added.pop(old))
 
     def neighbours(
         self, newest: NDArray[np.integer], ages: NDArray[np.float64]
@@ -88,13 +89,20 @@ class LiveCounts:
         ``newest`` (c,): item indices, ``ages`` (at least c,). None where there are none.
         """
         found = [
-            (place, row) for place, item in enumerate(newest.tolist()) if (row := self._rows.get(item)) is not None
+            (place, row) for place, item in enumerate(newest.tolist()) if (row := self._known_row(item)) is not None
         ]
         if not found:
             return None
         places, rows = zip(*found, strict=True)
         items, weights, factors = map(np.concatenate, zip(*rows, strict=True))
         return items, weights * self._factors.take(factors) * ages.take(places).repeat([len(row.items) for row in rows])
+
+    def _known_row(self, item: int) -> _Row | None:
+        row = self._rows.get(item)
+        if row is None and (item in self._forward or item in self._reverse):
+            with self._changing:
+                row = self._rows[item] = self._row(item)
+        return row
 
     def _put_events(self, item: int, count: float) -> None:
         place = item - len(self._trained) + 1

@@ -21,7 +21,7 @@ SECONDS_A_DAY = 86_400
 #: Events, or users, that a sweep looks at before it lets others work.
 SWEEP_AT_ONCE = 1_000
 #: Pairs of items that one call returns at most.
-PAIRS_AT_ONCE = 10_000
+PAIRS_AT_ONCE = 1_000
 # Longest part of an event id that an error repeats.
 LONGEST_ECHO = 60
 
