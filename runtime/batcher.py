@@ -104,9 +104,9 @@ class Batcher(Generic[Work, Result]):
             queue_s += max(0.0, self._busy_until_s - now_s)
         return queue_s
 
-    def p99_s(self, depth: int, length: int) -> float:
-        """Seconds that 99 of 100 answers to one such request take, once it starts."""
-        return self._cost.p99_s(depth, self._lanes.bucket(length)) + self._lag.value
+    def p99_s(self, depth: int, length: int, runs: int = 1) -> float:
+        """Seconds that 99 of 100 answers to one such request take, once it starts; ``runs``: see ``run``."""
+        return self._cost.p99_s(depth, self._lanes.bucket(length), runs) + self._lag.value
 
     def may_probe(self, depth: int, length: int, *, now_s: float, time_s: float) -> bool:
         """Whether a request should run although the estimates say that the time left is too short.
@@ -125,10 +125,12 @@ class Batcher(Generic[Work, Result]):
         arrival_s: float,
         deadline_s: float | None,
         client: str = "",
+        runs: int = 1,
         probe: bool = False,
     ) -> tuple[Result, float]:
         """Wait for the engine; returns the result and when its batch began. Clients are served in turn.
 
+        ``runs``: as how many requests it counts, by its cost.
         ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows.
         Raises OverloadError (the queue is full), DeadlineError (it can no longer be met) or UnavailableError (closed,
         or the engine failed). Cancelling takes the request out of its lane.
@@ -138,7 +140,7 @@ class Batcher(Generic[Work, Result]):
         job = _Job(work, future, probe)
         # What the engine must keep to, for the answer to be back in time.
         by_s = None if deadline_s is None or probe else deadline_s - self._lag.value
-        entry = Entry(depth, length, arrival_s, by_s, job, client)
+        entry = Entry(depth, length, arrival_s, by_s, job, client, runs=runs)
         self._push(entry)
         try:
             found = await future
@@ -215,7 +217,8 @@ class Batcher(Generic[Work, Result]):
                 if taken is not None:
                     self._running += len(taken.batch) + len(taken.late)
                     if taken.batch:
-                        run_s = self._cost.p50_s(taken.depth, taken.length, len(taken.batch))
+                        runs = sum(entry.runs for entry in taken.batch)
+                        run_s = self._cost.p50_s(taken.depth, taken.length, runs)
                         self._busy_until_s = now_s + run_s
                     return taken
                 self._changed.wait()

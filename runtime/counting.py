@@ -43,22 +43,48 @@ class Counting:
         The count of an item is the sum over the newest ``window`` items of ``decay ** age * weight``; its share is that
         count in relation to the largest, so above 0 and at most 1. Seen items are counted too.
         """
-        newest = history[: -self.window - 1 : -1]
-        # Items that were added have no neighbours in these tables: clipped, theirs begin where they end.
-        first = self.offsets.take(newest, mode="clip")
-        sizes = self.offsets.take(newest + 1, mode="clip") - first
-        ends = sizes.cumsum()
-        places = (first - ends + sizes).repeat(sizes)
-        places += np.arange(len(places))
-        items = self.neighbours.take(places)
-        gains = self.weights.take(places) * self._ages[: len(newest)].repeat(sizes)
-        if self.live and (more := self.live.neighbours(newest, self._ages)):
-            items, gains = np.concatenate((items, more[0])), np.concatenate((gains, more[1]))
+        items, gains, _ = self._gains(history[: -self.window - 1 : -1])
         if not len(items):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         found, counts = _sums(items, gains, dense=len(self.popularity) <= LARGEST_DENSE)
         counts /= counts.max()
         return found, counts.astype(np.float32)
+
+    def parts(self, history: NDArray[np.integer], items: Indices) -> NDArray[np.float64]:
+        """What a history (length,) gives to the shares of some items (k,), each once: (c, k).
+
+        Of its c distinct items among the newest ``window``, newest first; a column adds up to the item's share, 0 where
+        nothing counts for it.
+        """
+        newest = history[: -self.window - 1 : -1]
+        rows: dict[int, int] = {}
+        row_of = np.array([rows.setdefault(item, len(rows)) for item in newest.tolist()], np.int64)
+        parts = np.zeros((len(rows), len(items)))
+        found, gains, places = self._gains(newest)
+        if len(found) and len(items):
+            order = items.argsort()
+            columns = order.take(items.take(order).searchsorted(found), mode="clip")
+            wanted = items.take(columns) == found
+            np.add.at(parts, (row_of.take(places[wanted]), columns[wanted]), gains[wanted])
+            parts /= _sums(found, gains, dense=len(self.popularity) <= LARGEST_DENSE)[1].max()
+        return parts
+
+    def _gains(self, newest: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
+        """Neighbours of some items (c,), newest first: the items (m,), repeats among them, and weights by age (m,).
+
+        And whose neighbour each is, (m,), as a place in ``newest``.
+        """
+        # Items that were added have no neighbours in these tables: clipped, theirs begin where they end.
+        first = self.offsets.take(newest, mode="clip")
+        sizes = self.offsets.take(newest + 1, mode="clip") - first
+        of = np.arange(len(newest)).repeat(sizes)
+        places = (first - sizes.cumsum() + sizes).take(of)
+        places += np.arange(len(places))
+        items, gains = self.neighbours.take(places), self.weights.take(places) * self._ages.take(of)
+        if self.live and (more := self.live.neighbours(newest, self._ages)):
+            items, gains = np.concatenate((items, more[0])), np.concatenate((gains, more[1]))
+            of = np.concatenate((of, more[2]))
+        return items, gains, of
 
     def best(
         self, history: NDArray[np.integer], k: int, keep: ItemFilter, *, n: int | None = None, bonus: Bonus = NO_BONUS

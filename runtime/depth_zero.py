@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fathom.runtime.cost import ROOM_P99, STEP_P50, STEP_P99, Quantile
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
+from fathom.runtime.reasons import Reasons, reasons_of
 
 #: Answers that are timed at the start, each for as many random items as a history can have.
 TIMED = 100
@@ -75,3 +76,7 @@ class DepthZero:
             quantile.observe(ended_s - began_s, ended_s, probe=stale)
         self._ended_s = ended_s
         return found
+
+    def reasons(self, history: NDArray[np.integer], items: Indices) -> Reasons:
+        """Which items of a history (length,) some items of its answer are due to; popular ones to none."""
+        return reasons_of(history, self._counting.parts(history, items), 1.0)

@@ -11,7 +11,7 @@ from fathom.runtime.runner import BatchItem, BatchResult
 class BatcherEstimates(NamedTuple):
     """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items.
 
-    ``zero``: what answers at depth 0, None where that is not served.
+    ``zero``: what answers at depth 0, None where that is not served. ``runs``: as how many requests it counts.
     """
 
     batcher: Batcher[BatchItem, BatchResult]
@@ -21,6 +21,7 @@ class BatcherEstimates(NamedTuple):
     now_s: float
     deadline_s: float
     client: str
+    runs: int = 1
 
     @property
     def time_s(self) -> float:
@@ -35,7 +36,7 @@ class BatcherEstimates(NamedTuple):
     def cost_s(self, depth: int, *, cached: bool = True) -> float:
         if self.zero is not None and not depth:
             return self.zero.cost_s
-        return self.batcher.p99_s(depth, self._length(depth) if cached else self.items)
+        return self.batcher.p99_s(depth, self._length(depth) if cached else self.items, self.runs)
 
     def may_probe(self, depth: int) -> bool:
         if self.zero is not None and not depth:

@@ -36,7 +36,7 @@ class BatchCost(Protocol):
 class Entry(Generic[Payload]):
     """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to.
 
-    ``credit_s``: how much more urgent it is than its times say.
+    ``credit_s``: how much more urgent it is than its times say. ``runs``: as how many requests it counts, by its cost.
     """
 
     depth: int
@@ -46,6 +46,7 @@ class Entry(Generic[Payload]):
     payload: Payload
     client: str = ""
     credit_s: float = 0.0
+    runs: int = 1
     waiting: bool = False
 
 
@@ -68,6 +69,7 @@ class _Lane(Generic[Payload]):
 
     heap: list[tuple[float, int, Entry[Payload]]]
     live: int = 0
+    runs: int = 0
 
     def settle(self) -> None:
         """Remove cancelled entries from the top; afterwards the top, if any, is waiting."""
@@ -151,6 +153,7 @@ class Lanes(Generic[Payload]):
         urgency_s = self.urgency_s(entry.arrival_s, entry.deadline_s) - entry.credit_s
         heappush(lane.heap, (urgency_s, next(self._order), entry))
         lane.live += 1
+        lane.runs += entry.runs
         self._live += 1
         self._clients[entry.client] = self._clients.get(entry.client, 0) + 1
 
@@ -180,11 +183,11 @@ class Lanes(Generic[Payload]):
         return left
 
     def ahead(self, urgency_s: float) -> Iterator[tuple[int, int, int]]:
-        """(depth, bucket, entries) of the lanes that go before a new entry of this urgency, counted whole."""
+        """(depth, bucket, runs) of the lanes that go before a new entry of this urgency, counted whole."""
         for (depth, length), lane in self._lanes.items():
             lane.settle()
             if lane.heap[0][0] <= urgency_s:
-                yield depth, length, lane.live
+                yield depth, length, lane.runs
 
     def take(self, now_s: float, cost: BatchCost) -> Taken[Payload] | None:
         """Remove and return what the engine should run now; None when nothing waits.
@@ -206,7 +209,7 @@ class Lanes(Generic[Payload]):
         while lane.live:
             lane.settle()
             entry = lane.heap[0][2]
-            if entry.deadline_s is None or cost.largest(*key, entry.deadline_s - now_s):
+            if entry.deadline_s is None or cost.largest(*key, entry.deadline_s - now_s) >= entry.runs:
                 return
             late.append(self._pop(lane))
         del self._lanes[key]
@@ -220,6 +223,7 @@ class Lanes(Generic[Payload]):
 
     def _forget(self, lane: _Lane[Payload], entry: Entry[Payload]) -> None:
         lane.live -= 1
+        lane.runs -= entry.runs
         self._live -= 1
         self._clients[entry.client] -= 1
         if not self._clients[entry.client]:
@@ -230,17 +234,20 @@ class Lanes(Generic[Payload]):
         lane = self._lanes[key]
         limit = self.batch_limit(key[1])
         batch: list[Entry[Payload]] = []
-        while lane.live and len(batch) < limit:
+        runs = 0
+        while lane.live and runs < limit:
             lane.settle()
             entry = lane.heap[0][2]
-            most = limit if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s)
-            if most == 0:
+            most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s)
+            if most is not None and most < entry.runs:
                 late.append(self._pop(lane))
                 continue
-            if most <= len(batch):
+            allowed = limit if most is None else min(limit, most)
+            if batch and runs + entry.runs > allowed:
                 # It can make it, but not in company as large as this.
                 break
-            limit = min(limit, most)
+            limit = allowed
+            runs += entry.runs
             batch.append(self._pop(lane))
         if not lane.live:
             del self._lanes[key]

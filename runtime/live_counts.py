@@ -83,10 +83,11 @@ class LiveCounts:
 
     def neighbours(
         self, newest: NDArray[np.integer], ages: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]] | None:
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64], Indices] | None:
         """Neighbours here of some items, each weighed by its age: items (m,), repeats among them, and gains (m,).
 
-        ``newest`` (c,): item indices, ``ages`` (at least c,). None where there are none.
+        ``newest`` (c,): item indices, ``ages`` (at least c,). Third, whose neighbour each is, (m,), as a place in
+        ``newest``. None where there are none.
         """
         found = [
             (place, row) for place, item in enumerate(newest.tolist()) if (row := self._known_row(item)) is not None
@@ -95,7 +96,8 @@ class LiveCounts:
             return None
         places, rows = zip(*found, strict=True)
         items, weights, factors = map(np.concatenate, zip(*rows, strict=True))
-        return items, weights * self._factors.take(factors) * ages.take(places).repeat([len(row.items) for row in rows])
+        of = np.array(places, np.int64).repeat([len(row.items) for row in rows])
+        return items, weights * self._factors.take(factors) * ages.take(of), of
 
     def _known_row(self, item: int) -> _Row | None:
         row = self._rows.get(item)

@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import Any, Self
 
 from fathom.edge_profiles.profile import DeviceProfile
@@ -21,7 +22,8 @@ from fathom.runtime.item_filter import Indices, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache, Reused
-from fathom.runtime.query import Answer, IndexedQuery, QueryHistory, Timing, filter_of, history_of
+from fathom.runtime.query import Answer, IndexedQuery, QueryHistory, Timing, filter_of, history_of, leave_one_out
+from fathom.runtime.reasons import Reasons
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
@@ -169,16 +171,18 @@ class Pipeline:
         hit = MISS if choice.early_exit else hits.at(choice.depth)
         keep = filter_of(query, history.seen, self.catalogue)
         self.catalogue.offer()  # What has expired by now is not searched.
-        work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit)
+        leaves = leave_one_out(query, history) if query.include_reasons else None
+        work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves)
         queued_s = time.monotonic()
         try:
             result, began_s = await batcher.run(
                 work,
                 depth=choice.depth,
-                length=hit.length(len(ids)),
+                length=hit.length(len(ids)) if leaves is None else len(ids),
                 arrival_s=queued_s,
                 deadline_s=query.deadline_s,
                 client=query.client,
+                runs=1 if leaves is None else leaves.runs,
                 probe=choice.probe,
             )
         except (DeadlineError, OverloadError) as refused:
@@ -189,21 +193,28 @@ class Pipeline:
         self._offer(query, work, result, choice)
         timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
         choice = choice.stopped_at(result.depth)
-        return self._answer(result.indices, result.scores, choice, len(ids), timing, hit.reused)
+        return self._answer(result.indices, result.scores, choice, len(ids), timing, hit.reused, result.reasons)
 
     def _answer(
-        self, items: Indices, scores: Scores, choice: Choice, used: int, timing: Timing, reused: Reused = "nothing"
+        self,
+        items: Indices,
+        scores: Scores,
+        choice: Choice,
+        used: int,
+        timing: Timing,
+        reused: Reused = "nothing",
+        reasons: Reasons = (),
     ) -> Answer:
         """An answer without what was taken out of the catalogue since it was searched."""
         offer = self.catalogue.offer()
         if offer.mask is not None and not (left := offer.mask.take(items)).all():
-            items, scores = items[left], scores[left]
-        return Answer(items, scores, choice, used, timing, reused, offer.version)
+            items, scores, reasons = items[left], scores[left], tuple(compress(reasons, left.tolist()))
+        return Answer(items, scores, choice, used, timing, reused, offer.version, reasons)
 
     def _offer(self, query: IndexedQuery, work: BatchItem, result: BatchResult, choice: Choice) -> None:
         """Offer an answered request for a second run; the certificate covers only those without filters."""
         if self._feedback is not None and choice.agreement_check is not None and not query.is_filtered:
-            self._feedback.offer(work, result, choice.agreement_check)
+            self._feedback.offer(work._replace(leave_one_out=None), result, choice.agreement_check)
 
     def _request(
         self,
@@ -215,7 +226,10 @@ class Pipeline:
     ) -> DepthRequest:
         estimates, deadline_s, length = None, query.deadline_s, len(history.items)
         if deadline_s is not None:
-            estimates = BatcherEstimates(batcher, self._zero, hits, length, now_s, deadline_s, query.client)
+            runs = leave_one_out(query, history).runs if query.include_reasons else 1
+            estimates = BatcherEstimates(
+                batcher, self._zero, NO_HITS if runs > 1 else hits, length, now_s, deadline_s, query.client, runs
+            )
         inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
         return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
 
@@ -238,6 +252,7 @@ class Pipeline:
             keep = replace(keep, mask=offer.mask if keep.mask is None else both(offer.mask, keep.mask))
         n = len(self.catalogue)
         indices, scores = self._zero.answer(history.items, query.k, keep, began_s, n=n, bonus=offer.boosts)
+        reasons = self._zero.reasons(history.items, indices) if query.include_reasons else ()
         waited_s = began_s if queued_s is None else queued_s
         timing = Timing.of(start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
         if choice.probe:
@@ -245,7 +260,7 @@ class Pipeline:
             probe = asyncio.create_task(self._probe(BatchItem(history.items + 1, times, query.k, keep, None, MISS)))
             self._probes.add(probe)
             probe.add_done_callback(self._probes.discard)
-        return self._answer(indices, scores, choice, len(history.items), timing)
+        return self._answer(indices, scores, choice, len(history.items), timing, reasons=reasons)
 
     async def _probe(self, work: BatchItem) -> None:
         """Run a request that has its answer at the shallowest depth, for what that shows of the engine's speed."""

@@ -12,6 +12,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError
 from fathom.runtime.item_filter import Indices, ItemFilter, Mask, Scores
 from fathom.runtime.prefix_cache import Owner, Reused
+from fathom.runtime.reasons import LeaveOneOut, Reasons
 from fathom.selector.choice import Choice
 
 
@@ -25,7 +26,8 @@ class IndexedQuery:
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``seen``: in place of the history, the item indices that
     are left out as seen (None = the history). ``client``: whose it is; clients are served in turn.
-    ``owner``: whose history it is, where that is known.
+    ``owner``: whose history it is, where that is known. ``include_reasons``: say which items of the history every
+    answered item is due to.
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -41,6 +43,7 @@ class IndexedQuery:
     seen: Sequence[int] | NDArray[np.integer] | None = None
     client: str = ""
     owner: Owner | None = None
+    include_reasons: bool = False
 
     @property
     def is_filtered(self) -> bool:
@@ -76,7 +79,7 @@ class Answer:
     """``indices`` int64 and ``scores`` float32, best first; fewer than k when the filter leaves fewer.
 
     ``scores``: of the depth's search; at depth 0 those of ``Counting.best``. ``reused``: what of the request was known
-    already. ``catalogue_version``: of the catalogue that it is from.
+    already. ``catalogue_version``: of the catalogue that it is from. ``reasons``: of every item, if asked for.
     """
 
     indices: Indices
@@ -86,6 +89,7 @@ class Answer:
     timing: Timing
     reused: Reused = "nothing"
     catalogue_version: int = 0
+    reasons: Reasons = ()
 
 
 class QueryHistory(NamedTuple):
@@ -112,6 +116,12 @@ def history_of(
         raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
     newest = slice(-max_history, None)
     return QueryHistory(seen, seen[newest], None if timestamps is None else timestamps[newest])
+
+
+def leave_one_out(query: IndexedQuery, history: QueryHistory) -> LeaveOneOut:
+    """The histories that say which items of its own a query's answer is due to."""
+    times = None if query.timestamps is None else np.asarray(query.timestamps, dtype=np.int64)
+    return LeaveOneOut.of(history.items, history.seen, times)
 
 
 class Catalogue(Protocol):

@@ -15,6 +15,7 @@ from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Sco
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
+from fathom.runtime.reasons import LeaveOneOut, Parts, Reasons, falls, reasons_of
 from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
@@ -29,6 +30,7 @@ class BatchItem(NamedTuple):
     """What the engine's thread needs of one request.
 
     ``ids``: (n,) item index + 1. ``timestamps``: (n,) seconds. ``hit``: what the prefix cache holds of it.
+    ``leave_one_out``: where reasons are asked for.
     """
 
     ids: NDArray[np.int64]
@@ -37,6 +39,7 @@ class BatchItem(NamedTuple):
     keep: ItemFilter
     early_exit: EarlyExit | None = None
     hit: CacheHit = MISS
+    leave_one_out: LeaveOneOut | None = None
 
 
 class BatchResult(NamedTuple):
@@ -49,6 +52,7 @@ class BatchResult(NamedTuple):
     retrieval_s: float
     user: NDArray[np.float32] | None = None
     state: CachedState | None = None
+    reasons: Reasons = ()
 
 
 #: Told of a run of the engine: its depth, how many requests, and seconds.
@@ -78,6 +82,12 @@ class Runner:
 
     def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """One batch of requests for a depth, each answered or with an error of its own."""
+        results = self._run(depth, works)
+        if any(work.leave_one_out is not None for work in works):
+            results = [self._with_reasons(*pair) for pair in zip(works, results, strict=True)]
+        return results
+
+    def _run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         if _all_go_to_the_end(works):
             return self._to_the_end(depth, works)
         results: list[BatchResult | UnavailableError | None] = [None] * len(works)
@@ -159,6 +169,32 @@ class Runner:
                 break
         return [results[row] for row in range(len(works))]
 
+    def _with_reasons(self, work: BatchItem, result: BatchResult | UnavailableError) -> BatchResult | UnavailableError:
+        """A result and what its items are due to, at the depth that it comes from."""
+        if work.leave_one_out is None or isinstance(result, UnavailableError):
+            return result
+        start_s = time.monotonic()
+        fallen = self._falls(work, work.leave_one_out, result)
+        weight = self._counting_weights.get(result.depth, 0.0)
+        counted = np.zeros((0, len(result.indices)))
+        if self._counting is not None and weight:
+            counted = self._counting.parts(work.ids - 1, result.indices)
+        reasons = reasons_of(work.ids - 1, counted, weight, fallen)
+        return result._replace(reasons=reasons, engine_s=result.engine_s + time.monotonic() - start_s)
+
+    def _falls(self, work: BatchItem, leave_one_out: LeaveOneOut, result: BatchResult) -> Parts:
+        """By how much the cosines of the items found fall without each of the newest items of the history."""
+        histories = leave_one_out.histories(self._max_history)
+        rows = [row for row, (items, _) in enumerate(histories) if len(items)]
+        lacking = [BatchItem(histories[row][0] + 1, histories[row][1], work.k, work.keep) for row in rows]
+        start_s = time.monotonic()
+        users = self._engine.run(*self._padded([work, *lacking]), result.depth)
+        self._observe(result.depth, len(users), time.monotonic() - start_s)
+        # Nothing is left of a history without its only item, so nothing of the cosine.
+        without = np.zeros((len(histories), users.shape[1]), np.float32)
+        without[rows] = users[1:]
+        return falls(self._vectors.take(result.indices), users[0], without)
+
     def _shares(self, path: tuple[int, ...], works: Sequence[BatchItem]) -> list[Bonus] | None:
         """What the counting exit makes of each history; None where no exit of the path asks."""
         if self._counting is None or not any(self._counting_weights[depth] for depth in path):
@@ -219,7 +255,10 @@ def _all_go_to_the_end(works: Sequence[BatchItem]) -> bool:
 
 def typical(works: Sequence[BatchItem]) -> bool:
     """Whether a batch costs what was measured for its lane."""
-    return all(work.early_exit is None and (work.hit is MISS or work.hit.new == 1) for work in works)
+    return all(
+        work.early_exit is None and work.leave_one_out is None and (work.hit is MISS or work.hit.new == 1)
+        for work in works
+    )
 
 
 def _going_on(

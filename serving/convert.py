@@ -4,7 +4,7 @@ The limits are those of the comments in ``recommender.proto``.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -18,6 +18,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery
+from fathom.runtime.reasons import Source
 from fathom.selector.choice import DepthReason
 from fathom.serving.history.contract import StoredEvent
 
@@ -35,6 +36,7 @@ LAST_SECOND_OF_9999 = 253_402_300_799
 LONGEST_ECHO = 60
 
 REASONS = {reason: getattr(pb, f"DEPTH_REASON_{reason.name}") for reason in DepthReason}
+SOURCES: dict[Source, pb.ItemReason.Source] = {"counting": pb.ItemReason.COUNTING, "network": pb.ItemReason.NETWORK}
 # Of the wire format: fields 1, 2 and 3 of Item, field 2 of RecommendResponse, and field 1 of what holds such a one.
 _ID, _SCORE, _TITLE, _ITEM, _FIRST = b"\x0a", b"\x15", b"\x1a", b"\x12", b"\x0a"
 #: Items whose part of a response is kept.
@@ -83,6 +85,7 @@ class Converter:
             deadline_s=deadline_s,
             client=client,
             owner=owner,
+            include_reasons=request.include_reasons,
         )
         if not request.HasField("filter"):
             return query, unknown
@@ -132,12 +135,25 @@ class Converter:
         if self._retitled != self._catalogue.retitled:
             self._retitled = self._catalogue.retitled
             self._item.cache_clear()
+        if answer.reasons:
+            message.items.extend(self._explained(answer, titled=titles))
+            return message.SerializeToString()
         parts = [message.SerializeToString()]
         scores = answer.scores.astype("<f4", copy=False).tobytes()
         for place, index in enumerate(answer.indices.tolist()):
             before, after = self._item(index, titles)
             parts += (before, scores[4 * place : 4 * place + 4], after)
         return b"".join(parts)
+
+    def _explained(self, answer: Answer, *, titled: bool) -> Iterator[pb.Item]:
+        """The items of an answer, with their reasons."""
+        name, title = self._catalogue.id, self._catalogue.title
+        pairs = zip(answer.indices.tolist(), answer.scores.tolist(), strict=True)
+        for (index, score), reasons in zip(pairs, answer.reasons, strict=True):
+            item = pb.Item(id=name(index), score=score, title=title(index) if titled else "")
+            for each in reasons:
+                item.reasons.add(item_id=name(each.item), source=SOURCES[each.source], amount=each.amount)
+            yield item
 
     def _history(self, request: pb.RecommendRequest) -> tuple[np.ndarray, np.ndarray | None, int]:
         given, may_be_stranger = len(request.item_ids), self._may_be_stranger(request)

@@ -1,6 +1,7 @@
 """Who goes next, checked on any sequence of arrivals, cancellations and runs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -307,3 +308,16 @@ def test_no_flood_of_deadlines_starves_a_request_beyond_its_patience(flood) -> N
             assert now <= 5 + 2 * 5
             return
     pytest.fail("it never ran")
+
+
+def test_an_entry_of_several_runs_takes_their_place_in_a_batch_and_their_time() -> None:
+    queue = lanes(max_batch=8)
+    for name, runs, deadline in (("a", 5, 1.0), ("b", 1, 2.0), ("c", 3, 3.0), ("d", 20, 100.0), ("e", 2, 101.0)):
+        queue.push(replace(entry(name, deadline=deadline), runs=runs))
+    assert list(queue.ahead(1.0)) == [(4, 16, 31)]
+    # Alone each of the first would make it, but the third not in company; the first is too late for its five.
+    assert take(queue, each_s=0.25) == (["b", "c"], ["a"])
+    assert list(queue.ahead(200.0)) == [(4, 16, 22)]
+    # More than a batch may hold goes alone.
+    assert take(queue) == (["d"], [])
+    assert take(queue) == (["e"], [])

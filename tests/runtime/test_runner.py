@@ -10,6 +10,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.manifest import CountingInfo
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import CacheHit
@@ -83,7 +84,7 @@ def test_an_exit_adds_its_part_of_the_counts_to_the_network_s_scores(
     bundle: Bundle, works: list[BatchItem], depth: int
 ) -> None:
     with open_engine(bundle) as engine:
-        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=False)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=False)
         users = engine.run(left_padded([work.ids for work in works], 20), None, depth)
         check(bundle, users, works, list(runner.run(depth, works)), [depth] * len(works))
         check(bundle, users[:1], works[:1], list(runner.run(depth, works[:1])), [depth])
@@ -93,7 +94,7 @@ def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
     bundle: Bundle, works: list[BatchItem]
 ) -> None:
     with open_engine(bundle) as engine:
-        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=True)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=True)
         users = engine.run(left_padded([work.ids for work in works], 20), None, 16)
         known = [work._replace(hit=CacheHit("vector", user=user)) for work, user in zip(works, users, strict=True)]
         results = list(runner.run(16, known))
@@ -114,7 +115,7 @@ def test_every_exit_of_a_cascade_adds_its_own_part(bundle: Bundle, works: list[B
     cascade = Cascade("cascade", DEPTHS, 0.0, (0.25, 0.5, 0.75, 1.0), tuple(gates))
     asked = [work._replace(early_exit=EarlyExit(cascade, each)) for work, each in zip(works, features, strict=True)]
     with open_engine(bundle) as engine:
-        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=False)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=False)
         results = list(runner.run(16, asked))
         depths = [result.depth for result in results if isinstance(result, BatchResult)]
         padded = left_padded([work.ids for work in works], 20)

@@ -27,6 +27,7 @@ from fathom.client.messages import Event as Event
 from fathom.client.messages import Interval as Interval
 from fathom.client.messages import Item as Item
 from fathom.client.messages import Query as Query
+from fathom.client.messages import Reason as Reason
 from fathom.client.messages import Recommendation as Recommendation
 from fathom.client.messages import Reloaded as Reloaded
 from fathom.client.messages import Timings as Timings

@@ -24,6 +24,7 @@ _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+_SOURCES = {value: name.lower() for name, value in pb.ItemReason.Source.items()}
 _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
 
 
@@ -36,7 +37,7 @@ class Query:
     is the counting exit. ``allow``: when not empty, only these items are returned. ``bundle``: one of several that the
     server has. ``strict``: where no item of the history is known, an error instead of popular items. ``event_types``:
     what each item of the history was, as "view", none or one per item. ``seen_types``: when not empty, only items of
-    such events are left out as seen.
+    such events are left out as seen. ``reasons``: also say which items of the history each item is due to.
     """
 
     items: Sequence[str] = ()
@@ -55,6 +56,7 @@ class Query:
     strict: bool = False
     event_types: Sequence[str] = ()
     seen_types: Iterable[str] = ()
+    reasons: bool = False
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -80,6 +82,7 @@ class Query:
             bundle=text("bundle", self.bundle),
             strict=arguments.flag("strict", self.strict),
             event_types=texts("event_types", self.event_types, ordered=True),
+            include_reasons=arguments.flag("reasons", self.reasons),
         )
 
 
@@ -97,16 +100,30 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """An item of the history that a recommended one is due to.
+
+    ``amount``: where ``source`` is "counting", its part in what is counted for the recommended item, 0 to 1; where it
+    is "network", by how much the network's part of the score falls when the history lacks it.
+    """
+
+    item_id: str
+    source: str
+    amount: float
+
+
+@dataclass(frozen=True)
 class Item:
     """A recommended item; ``title`` is empty when unknown.
 
     ``score``: to compare with others of the same answer: a cosine, with counting mixed in if the bundle does so; at
-    depth 0 a share, or popularity less 1.
+    depth 0 a share, or popularity less 1. ``reasons``: where the query asks for them, the most telling first.
     """
 
     id: str
     score: float
     title: str
+    reasons: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,9 +298,13 @@ def _result(result: pb.RecommendResult) -> Recommendation | FathomError:
     return kind(result.error.message) if kind else ConnectError(f"{code.name}: {result.error.message}")
 
 
+def _reasons(item: pb.Item) -> tuple[Reason, ...]:
+    return tuple(Reason(each.item_id, _SOURCES[each.source], each.amount) for each in item.reasons)
+
+
 def _recommendation(message: pb.RecommendResponse) -> Recommendation:
     return Recommendation(
-        items=tuple(Item(item.id, item.score, item.title) for item in message.items),
+        items=tuple(Item(item.id, item.score, item.title, _reasons(item)) for item in message.items),
         reason=reason_of(message),
         complexity=message.complexity if message.HasField("complexity") else None,
         timings=Timings(**_copied(message.timings, *_TIMINGS)),

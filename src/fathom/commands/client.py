@@ -13,7 +13,7 @@ from fathom.commands.options import AsJson, BundlePath, takes
 from fathom.connection import Connection
 
 if TYPE_CHECKING:
-    from fathom.client import Recommendation
+    from fathom.client import Reason, Recommendation
 
 
 @takes(connection=connect)
@@ -54,6 +54,7 @@ def recommend(
     seen_type: Annotated[
         list[str] | None, typer.Option(help="Leave out only items of events of this type. Repeatable.")
     ] = None,
+    reasons: Annotated[bool, typer.Option("--reasons", help="Say which items of the history each is due to.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where no item is known; else popular items.")] = False,
     bundle: Annotated[str, typer.Option(help="Which of the server's bundles. Default: the server's default.")] = "",
     timeout_ms: Annotated[float, typer.Option(min=1, help="Deadline of the request.")] = 5000.0,
@@ -77,6 +78,7 @@ def recommend(
             categories=category or (),
             exclude=_ids(exclude),
             seen_types=seen_type or (),
+            reasons=reasons,
             strict=strict,
             timeout_s=timeout_ms / 1000,
         )
@@ -87,9 +89,17 @@ def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _because(reason: "Reason") -> str:
+    amount = f"{reason.amount:.0%} of the count" if reason.source == "counting" else f"{reason.amount:.4f} of the score"
+    return f"{reason.item_id} ({amount})"
+
+
 def show_answer(answer: "Recommendation", *more: tuple[str, str]) -> None:
     """Print one answer, and more names and values below it."""
     rows = [["title", "id", "score"], *([item.title or "-", item.id, f"{item.score:.4f}"] for item in answer.items)]
+    if any(item.reasons for item in answer.items):
+        cells = ["because of", *(", ".join(map(_because, item.reasons)) or "-" for item in answer.items)]
+        rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
     show.table(f"depth {answer.depth}: {answer.why}", rows)
     t = answer.timings
     used = f"{answer.history_used} items of the history used, {answer.unknown_items} unknown"
