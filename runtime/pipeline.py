@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Any, Self
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import DeadlineError, OverloadError, UnavailableError
+from fathom.errors import ConfigError, DeadlineError, OverloadError, UnavailableError
 from fathom.runtime.batcher import Batcher
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
@@ -126,6 +126,14 @@ class Pipeline:
     def cached(self) -> tuple[int, int]:
         """Histories in the prefix cache, and the bytes that they take."""
         return (0, 0) if self._cache is None else (len(self._cache), self._cache.nbytes)
+
+    def check_grows(self) -> None:
+        """Raise ConfigError where no items can be added, because the engine has the vectors of all items built in."""
+        if not self.engine.grows:
+            raise ConfigError(
+                f"{self.bundle.path}: its engine ({self.engine.name}) knows only the items that it was opened with;"
+                " serve with --device cpu, or export the bundle again, to change the catalogue"
+            )
 
     def forget(self, owner: Owner | None = None) -> None:
         """Drop this owner's histories from the prefix cache (everyone's if None), including those being answered."""

@@ -60,6 +60,11 @@ class Engine(Protocol):
         """As ``run``, computing only what is not cached: user vectors (batch, width), and what to cache of each now."""
         ...
 
+    @property
+    def grows(self) -> bool:
+        """Whether histories may hold items that were added to the bundle's vectors after it was opened."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds; ``run`` must not be called afterwards."""
         ...
@@ -83,6 +88,7 @@ class StatelessEngine(BaseEngine):
     """An engine that keeps nothing between two depths or two requests: every run computes the whole history."""
 
     incremental = False
+    grows = False
 
     @abstractmethod
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:

@@ -41,6 +41,11 @@ class OnnxEngine(BaseEngine):
         """See ``Engine.incremental``."""
         return self._incremental is not None
 
+    @property
+    def grows(self) -> bool:
+        """See ``Engine.grows``; not where a first segment looks the items' vectors up itself."""
+        return all("item_vectors" in chain[0].inputs for chain in self._chains.values())
+
     def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
         """See ``Engine.run_incremental``."""
         assert self._incremental is not None, "only where ``incremental``"

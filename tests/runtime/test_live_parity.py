@@ -11,6 +11,7 @@ import pytest
 from live_items import SeededEncoder, remove, upsert
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.errors import ConfigError
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.cost import CostModel, Line
@@ -208,6 +209,12 @@ async def test_a_history_that_is_cached_is_read_anew_when_an_item_of_it_moves(ti
                 np.testing.assert_allclose(answer.scores, (await plain.recommend(ask)).scores, atol=1e-5)
             # From the history before the item, where that is cached; never from one with the item as it was.
             assert found == ["nothing", "vector", "prefix"]
+
+
+def test_an_engine_that_holds_the_items_itself_is_no_engine_for_a_catalogue_that_grows(make_bundle) -> None:
+    live(Bundle.open(make_bundle())).check_grows()
+    with pytest.raises(ConfigError, match=r"onnxruntime-cpu\) knows only the items .* --device cpu, or export"):
+        live(Bundle.open(make_bundle(looks_up=True))).check_grows()
 
 
 async def test_a_catalogue_of_one_item_may_grow_and_lose_it(synthetic_bundle: Path) -> None:

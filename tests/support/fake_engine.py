@@ -18,6 +18,7 @@ class FakeEngine(StatelessEngine):
 
     name = "fake"
     device: Device = "cpu"
+    grows = True
 
     def __init__(
         self,
@@ -27,7 +28,7 @@ class FakeEngine(StatelessEngine):
         on_run: Callable[[int, int], None] | None = None,
     ) -> None:
         self.depths = tuple(sorted(depths))
-        self._table = np.vstack([np.zeros((1, vectors.width), np.float32), vectors])
+        self._vectors = vectors
         self._on_run = on_run
 
     def run(
@@ -41,7 +42,7 @@ class FakeEngine(StatelessEngine):
             raise KeyError(depth)
         if self._on_run is not None:
             self._on_run(len(items), depth)
-        total = self._table[items[:, -depth:]].sum(axis=1)
+        total = self._vectors.padded(items[:, -depth:]).sum(axis=1)
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
     def close(self) -> None:
