@@ -88,8 +88,8 @@ class LiveCatalogue:
 
     An item whose vector changes gets a new index and its old one is never returned again, so whatever was computed from
     an index stays right. Changed in one thread, the event loop's; ``offer`` and ``vectors`` may be read in any.
-    ``encoder``: places items that are like none by their titles and categories. ``room``: indices that can be added.
-    ``clock``: seconds since 1970.
+    ``encoder``: places items that are like none by their titles and categories; None takes the bundle's. ``room``:
+    indices that can be added. ``clock``: seconds since 1970.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class LiveCatalogue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bundle = bundle
-        self._encoder = encoder
+        self._encoder = bundle.text_encoder if encoder is None else encoder
         self._base = bundle.catalogue
         self._room = room
         self._clock = clock

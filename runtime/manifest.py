@@ -131,12 +131,11 @@ class CountingInfo(_Frozen):
 class TextInfo(_Frozen):
     """The text encoder, which places new items (``runtime/text_encoder.py``).
 
-    ``features``: of texts that it knows. ``regularisation``: of the regression. ``cosine``: between a held-out item's
-    trained vector and the one from its text, the mean over items.
+    ``features``: how many it knows. ``cosine``: between a held-out item's trained vector and the one from its text, the
+    mean over items.
     """
 
     features: int = Field(ge=1, le=1 << 24)
-    regularisation: float = Field(gt=0, le=1e6)
     cosine: MetricInterval
 
 

@@ -14,6 +14,7 @@ from fathom.exporter.bundle.report import fact_rows
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.bundle.text_fit import fit_text_encoder
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.manifest import TEXT_FILES
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -94,6 +95,15 @@ def test_an_exported_bundle_holds_the_encoder_and_shows_it(titled_bundle: Path) 
         lamp, bag = bundle.text_encoder.encode(["garden lamp", "travel bag"], [[], []])
         assert lamp[0] > bag[0]
         assert any(row[0] == "new items" for row in fact_rows(bundle.manifest))
+
+
+def test_a_catalogue_that_lives_places_a_new_item_with_it(titled_bundle: Path) -> None:
+    with Bundle.open(titled_bundle) as bundle:
+        assert bundle.text_encoder is not None
+        catalogue = LiveCatalogue(bundle)
+        catalogue.apply(catalogue.prepare([ItemRecord("new", title="Garden lamp, large")]), version=1)
+        expected = bundle.text_encoder.encode(["Garden lamp, large"], [[]])
+        np.testing.assert_array_equal(catalogue.vectors.take(np.array([len(catalogue) - 1])), expected)
 
 
 def test_a_slice_keeps_the_encoder(titled_bundle: Path, tmp_path: Path) -> None:
