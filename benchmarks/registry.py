@@ -24,6 +24,7 @@ MODULES = (
     "systems.engine_depth",
     "systems.selector_latency",
     "systems.counting",
+    "systems.reasons",
     "systems.grpc_echo",
     "systems.server_start",
     "systems.returning",

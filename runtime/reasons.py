@@ -80,23 +80,24 @@ def reasons_of(history: NDArray[np.integer], counted: Parts, weight: float, fall
     ``weight`` times in their scores (``Counting.parts``). ``fallen`` (c', k): see ``falls``. An item of the history is
     named once, for what gives more, the network where both give the same. Of equal parts the newest item's comes first.
     """
-    sources = newest_distinct(history)[: len(counted) if fallen is None else max(len(counted), len(fallen))]
-    shape = len(sources), counted.shape[1]
-    shares, network = np.zeros(shape), np.zeros(shape)
+    k = counted.shape[1]
+    sources = newest_distinct(history)[: max(len(counted), 0 if fallen is None else len(fallen))]
+    shares, network = np.zeros((len(sources), k)), np.zeros((len(sources), k))
     shares[: len(counted)] = counted
     if fallen is not None:
         # Not so for NaN either.
         network[: len(fallen)] = np.where(fallen > LEAST_PART, fallen, 0.0)
     parts = np.maximum(weight * shares, network)
-    first = np.argsort(-parts, axis=0, kind="stable")[:MOST_REASONS]
-    by_network = network >= weight * shares
-    amounts = np.where(by_network, network, shares / np.maximum(shares.sum(axis=0), np.finfo(np.float64).tiny))
-    found = (sources.take(first), *(np.take_along_axis(each, first, axis=0) for each in (parts, by_network, amounts)))
-    return tuple(
-        tuple(
-            Reason(item, "network" if from_network else "counting", amount)
-            for item, part, from_network, amount in zip(*column, strict=True)
-            if part > 0
-        )
-        for column in zip(*(each.T.tolist() for each in found), strict=True)
+    rows = np.argsort(-parts, axis=0, kind="stable")[:MOST_REASONS].T
+    cells = rows * k + np.arange(k)[:, None]
+    picked = parts.take(cells)
+    from_network = network.take(cells) == picked
+    whole = np.maximum(shares.sum(axis=0), np.finfo(np.float64).tiny)
+    amounts = np.where(from_network, picked, shares.take(cells) / whole[:, None])
+    reasons = zip(
+        sources.take(rows).ravel().tolist(), from_network.ravel().tolist(), amounts.ravel().tolist(), strict=True
     )
+    named = [Reason(item, "network" if run else "counting", amount) for item, run, amount in reasons]
+    # The largest come first, so those without a part are the last.
+    each, counts = rows.shape[1], np.count_nonzero(picked > 0, axis=1).tolist()
+    return tuple(tuple(named[each * place : each * place + count]) for place, count in enumerate(counts))
