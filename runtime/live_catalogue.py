@@ -242,10 +242,11 @@ class LiveCatalogue:
         placed: Mask = np.any(prepared.vectors, axis=1)
         if placed.any():
             self.vectors.append(prepared.vectors[placed])
-        for record, stand_in, new in zip(prepared.records, prepared.stand_ins, placed, strict=True):
+        rows = zip(prepared.records, prepared.stand_ins.tolist(), placed.tolist(), strict=True)
+        for record, stand_in, new in rows:
             item = self.find(record.id)
             counts[item is not None and item not in self._removed] += 1
-            touched += self._put(record, item, int(stand_in) if new else None)
+            touched += self._put(record, item, stand_in if new else None)
         out = {item for id in removed if (item := self.find(id)) is not None and item not in self._removed}
         for item in out:
             self._describe(item, None)
@@ -310,29 +311,35 @@ class LiveCatalogue:
 
     def _describe(self, item: int, record: ItemRecord | None) -> None:
         """Let a record take the place of what was said of an index before; None: nothing is said of it."""
-        title, categories = self.title(item), set(self.categories(item))
+        # The titles of other items than these were in no answer yet, or will be in none again.
+        shown = item < self.trained or (record is not None and item in self._records)
+        title, categories = self.title(item) if shown else "", self.categories(item)
         before = self._records.pop(item, None)
         if record is not None:
             self._records[item] = record
-        self.retitled += self.title(item) != title
-        trained = set(self._base.categories[item]) if item < self.trained else set()
-        now = set(self.categories(item))
-        for name in categories ^ now:
-            self._members.pop(name, None)
-        for name in categories - now:
-            self._joined[name].discard(item)
-            if name in trained:
-                self._left[name].add(item)
-        for name in now - categories:
-            self._left[name].discard(item)
-            if name not in trained:
-                self._joined[name].add(item)
+        if shown:
+            self.retitled += self.title(item) != title
+        if (now := self.categories(item)) != categories:
+            self._recategorise(item, set(categories), set(now))
         for name in before.attributes if before else ():
             self._columns[name][item] = np.nan
         for name, value in record.attributes.items() if record else ():
             self._column(name, item)[item] = value
         if record is not None and record.expires:
             self._expire(record.expires, item)
+
+    def _recategorise(self, item: int, before: set[str], now: set[str]) -> None:
+        trained = self._base.categories[item] if item < self.trained else ()
+        for name in before ^ now:
+            self._members.pop(name, None)
+        for name in before - now:
+            self._joined[name].discard(item)
+            if name in trained:
+                self._left[name].add(item)
+        for name in now - before:
+            self._left[name].discard(item)
+            if name not in trained:
+                self._joined[name].add(item)
 
     def _expire(self, when: int, item: int) -> None:
         """Look at an item again at a moment; what an item said before stays until there is too much of it."""

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from live_items import SeededEncoder, remove, upsert
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, Catalogue
-from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.query import Answer, Timing
 from fathom.selector.choice import Choice, DepthReason
 from fathom.serving.convert import Converter
@@ -51,3 +52,31 @@ def test_a_response_is_the_message_of_its_fields(
         bundle_version=Bundle.open(synthetic_bundle).manifest.version,
     )
     assert pb.RecommendResponse.FromString(converter.response(request, answer, 6)) == expected
+
+
+def test_a_title_is_the_one_that_was_said_last(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    catalogue = LiveCatalogue(bundle, encoder=SeededEncoder())
+    converter = Converter(bundle, catalogue, {}, load_profile("cloud"))
+
+    def title(id: str) -> str:
+        item = catalogue.find(id)
+        answer = Answer(
+            np.array([item]), np.zeros(1, np.float32), Choice(8, DepthReason.FIXED, ""), 1, Timing(*[0] * 5)
+        )
+        (found,) = pb.RecommendResponse.FromString(
+            converter.response(pb.RecommendRequest(include_titles=True), answer, 0)
+        ).items
+        assert found.id == id
+        return found.title
+
+    assert title("item-1") == "Title 1"
+    upsert(catalogue, ItemRecord("item-1", "Better"), ItemRecord("new", "New"))
+    assert (title("item-1"), title("new")) == ("Better", "New")
+    retitled = catalogue.retitled
+    upsert(catalogue, ItemRecord("another", "Another"), ItemRecord("item-2", boost=1.0))
+    # What was in no answer yet costs nothing that is remembered.
+    assert catalogue.retitled == retitled
+    remove(catalogue, "item-1", "new")
+    upsert(catalogue, ItemRecord("item-1"), ItemRecord("new", "Newer"))
+    assert (title("item-1"), title("new")) == ("Title 1", "Newer")
