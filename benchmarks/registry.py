@@ -14,6 +14,7 @@ from fathom.errors import ConfigError
 MODULES = (
     "experiments.quality",
     "experiments.counting_quality",
+    "experiments.counting_forms",
     "experiments.importance",
     "experiments.routing",
     "experiments.certificate",

@@ -124,6 +124,7 @@ class CountingInfo(_Frozen):
     target_power: float = Field(ge=0, le=10)
     neighbours: int = Field(ge=1, le=10_000)
     half_life_days: float | None = Field(gt=0, le=1e6)
+    ease: float = Field(default=0.0, ge=0, le=1)
     weights: dict[Depth, Annotated[float, Field(ge=0, le=100)]]
     quality: dict[str, MetricInterval] = Field(description="metric (as ndcg@10) -> value on the test items")
 

@@ -61,6 +61,19 @@ def ease(
     While fitting it holds two dense float64 (n_items, n_items) matrices: 3.6 GB, and minutes, at the most items
     it takes, 15,000. Raises DataError for more.
     """
+    weights = ease_weights(train, n_items, regularisation)
+
+    def score(histories: Sequences) -> Scores:
+        return np.asarray(recency(histories, n_items, decay) @ weights, dtype=np.float32)
+
+    return score
+
+
+def ease_weights(train: Sequences, n_items: int, regularisation: float) -> Scores:
+    """EASE's weights float32 (n_items, n_items): what an item in the history (row) adds to each other (column).
+
+    Raises DataError for more than 15,000 items.
+    """
     if n_items > EASE_MAX_ITEMS:
         raise DataError(f"EASE takes at most {EASE_MAX_ITEMS:,} items, not {n_items:,}; leave it out")
     met = sparse.csr_array((np.ones(len(train.items)), (train.owners, train.items)), shape=(len(train), n_items))
@@ -68,13 +81,9 @@ def ease(
     gram = np.asarray((met.T @ met).toarray())
     gram[np.diag_indices(n_items)] += regularisation
     inverse = np.linalg.inv(gram)
-    weights = (-inverse / np.diag(inverse)).astype(np.float32)
+    weights: Scores = (-inverse / np.diag(inverse)).astype(np.float32)
     np.fill_diagonal(weights, 0.0)
-
-    def score(histories: Sequences) -> Scores:
-        return np.asarray(recency(histories, n_items, decay) @ weights, dtype=np.float32)
-
-    return score
+    return weights
 
 
 BASELINES: dict[str, Callable[[Sequences, int], Scorer]] = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from fathom.training.baselines import Scores, recency
+from fathom.training.baselines import EASE_MAX_ITEMS, Scores, ease_weights, recency
 from fathom.training.dataset import Progress, Sequences
 from fathom.training.metrics import Floats, ndcg, ranks
 from fathom.training.splits import Cases, Split
@@ -22,13 +23,22 @@ Table = Any  # a scipy csr_array (n, n)
 CUTOFF = 10
 TUNING_CASES = 4_000
 DAY_S = 86_400
+#: decay -> the window that it is tried with.
+WINDOWS = {0.5: 20, 0.6: 20, 0.7: 20, 0.8: 20, 0.9: 100, 0.95: 100, 0.98: 100}
 #: What is tried for each setting, one setting after the other; the others stay at the best found so far.
 GRIDS: dict[str, tuple[Any, ...]] = {
     "target_power": (0.0, 0.25, 0.5),
-    "decay": (0.5, 0.6, 0.7, 0.8),
+    "source_power": (0.25, 0.5),
+    "decay": tuple(WINDOWS),
     "backward": (0.0, 0.25, 1.0),
     "max_lag": (5, 20, 50),
 }
+#: What is tried then, from the best transitions and from EASE alone.
+EASE_GRIDS: dict[str, tuple[Any, ...]] = {
+    "ease": (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0),
+    "decay": tuple(WINDOWS),
+}
+EASE_REGULARISATION = 300.0
 NEIGHBOURS = (16, 32, 64, 128)
 HALF_LIVES = (None, 30.0, 90.0, 365.0)
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 1.0)
@@ -40,11 +50,13 @@ class CountingSettings:
 
     T[a, b] gains 1/lag wherever item b follows item a at a lag of 1 to ``max_lag``, and ``backward``/lag wherever it
     precedes a; an item is no neighbour of itself. b's weight beside a is T[a, b] * events(a)^-``source_power`` *
-    events(b)^-``target_power``, and an item keeps its ``neighbours`` largest (equal weights: the lowest index).
+    events(b)^-``target_power``. ``ease``, 0 to 1, is the share of EASE's weights above 0 in the sum of both, after they
+    are scaled to the same mean of the rows' largest weights. An item keeps its ``neighbours`` largest (equal weights:
+    the lowest index).
     Of a history the newest ``window`` items count, each ``decay`` times what the next newer one does. An event adds
     half as much to popularity for every ``half_life_days`` that it is older than the newest; None: all add the same.
     Where events have weights, a pair gains the weight of its later event times as much, and an event counts its weight
-    in events() and popularity.
+    in events() and popularity; to EASE all events are alike.
     """
 
     max_lag: int = 20
@@ -55,6 +67,7 @@ class CountingSettings:
     window: int = 20
     neighbours: int = 64
     half_life_days: float | None = None
+    ease: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,41 +115,80 @@ class CountingExit:
 
 
 def count(train: Sequences, n_items: int, settings: CountingSettings) -> CountingTables:
-    """Count transitions and popularity in sequences of items."""
+    """Count transitions and popularity in sequences of items.
+
+    Raises DataError where EASE has a share and there are too many items for it: see ``baselines.ease``.
+    """
     forward = _forward(train, n_items, range(1, settings.max_lag + 1))
-    table = _largest(_weighted(forward, _events(train, n_items), settings), settings.neighbours)
-    return _tables(table, _popularity(train, n_items, settings.half_life_days), settings)
+    table = _weighted(forward, _events(train, n_items), settings)
+    if settings.ease:
+        table = _mixed_tables(table, _ease(train, n_items), settings.ease)
+    return _tables(_largest(table, settings.neighbours), _popularity(train, n_items, settings.half_life_days), settings)
 
 
 def tune(train: Sequences, cases: Cases, n_items: int, progress: Progress = lambda _: None) -> CountingSettings:
     """The settings that are best in NDCG@10 of depth 0 on some cases, seen items left out.
 
-    One setting after the other takes the best of its grid. Last, items keep as few neighbours as is not measurably
-    worse than the best number. Without cases the settings are the defaults.
+    One setting after the other takes the best of its grid. EASE gets a share where that is measurably better, in a
+    catalogue that it can be computed for. Last, items keep as few neighbours as is not measurably worse than the best
+    number. Without cases the settings are the defaults.
     """
     if not len(cases):
         return CountingSettings()
-    half_life = _best_half_life(train, cases, n_items)
-    settings, popularity = CountingSettings(half_life_days=half_life), _popularity(train, n_items, half_life)
-    events, forward = _events(train, n_items), _forwards(train, n_items, progress)
-
-    def quality(table: Table, tried: CountingSettings) -> Floats:
-        return _case_ndcg(cases, n_items, _tables(table, popularity, tried).scores)
-
-    def weighted(tried: CountingSettings) -> Table:
-        return _weighted(forward[tried.max_lag], events, tried)
-
-    best = quality(weighted(settings), settings).mean()
-    for name, values in GRIDS.items():
-        for tried in [replace(settings, **{name: value}) for value in values if value != getattr(settings, name)]:
-            progress(f"tuning counting: {name} {getattr(tried, name)}")
-            found = quality(weighted(tried), tried).mean()
-            if found > best:
-                best, settings = found, tried
+    tuner = _Tuner(train, cases, n_items, progress)
+    settings, values = tuner.search(CountingSettings(half_life_days=tuner.half_life), GRIDS)
+    if n_items <= EASE_MAX_ITEMS:
+        regression = replace(settings, ease=1.0, decay=0.95, window=WINDOWS[0.95])
+        found = [tuner.search(start, EASE_GRIDS) for start in (settings, regression)]
+        mixed, better = max(found, key=lambda each: float(each[1].mean()))
+        if first_not_worse(np.stack([values, better])):
+            settings = mixed
     progress("tuning counting: how many neighbours an item keeps")
-    table = _largest(weighted(settings), NEIGHBOURS[-1])
-    kept = first_not_worse(np.stack([quality(_largest(table, size), settings) for size in NEIGHBOURS]))
+    table = tuner.table(settings)
+    kept = first_not_worse(np.stack([tuner.quality(_largest(table, size), settings) for size in NEIGHBOURS]))
     return replace(settings, neighbours=NEIGHBOURS[kept])
+
+
+class _Tuner:
+    """Measures settings on validation cases; what several of them share is counted once."""
+
+    def __init__(self, train: Sequences, cases: Cases, n_items: int, progress: Progress) -> None:
+        self.half_life = _best_half_life(train, cases, n_items)
+        self._train, self._cases, self._n_items, self._progress = train, cases, n_items, progress
+        self._popularity = _popularity(train, n_items, self.half_life)
+        self._events, self._forward = _events(train, n_items), _forwards(train, n_items, progress)
+
+    def search(self, start: CountingSettings, grids: dict[str, tuple[Any, ...]]) -> tuple[CountingSettings, Floats]:
+        """The best of each grid in turn, and its NDCG@10 of every case, float64 (cases,)."""
+        settings, best = start, self.quality(self.table(start), start)
+        for name, values in grids.items():
+            for tried in [_with(settings, name, value) for value in values if value != getattr(settings, name)]:
+                self._progress(f"tuning counting: {name} {getattr(tried, name)}")
+                found = self.quality(self.table(tried), tried)
+                if found.mean() > best.mean():
+                    best, settings = found, tried
+        return settings, best
+
+    def table(self, settings: CountingSettings) -> Table:
+        """The most neighbours that are tried, csr float32 (n, n)."""
+        table = _weighted(self._forward[settings.max_lag], self._events, settings)
+        if settings.ease:
+            table = _mixed_tables(table, self._ease, settings.ease)
+        return _largest(table, NEIGHBOURS[-1])
+
+    def quality(self, table: Table, settings: CountingSettings) -> Floats:
+        """NDCG@10 of every case, float64 (cases,)."""
+        return _case_ndcg(self._cases, self._n_items, _tables(table, self._popularity, settings).scores)
+
+    @cached_property
+    def _ease(self) -> Table:
+        self._progress("tuning counting: EASE")
+        return _ease(self._train, self._n_items)
+
+
+def _with(settings: CountingSettings, name: str, value: Any) -> CountingSettings:
+    """One setting changed; a decay brings its window."""
+    return replace(settings, **{name: value}, **({"window": WINDOWS[value]} if name == "decay" else {}))
 
 
 def fit_counting(
@@ -148,13 +200,19 @@ def fit_counting(
     worse in NDCG@10 than the best, so 0 where counting does not help. At most 4,000 evenly spread cases are used; a
     split without validation cases gets the default settings and weights of 0.
     """
-    cases = cut.validation
-    if len(cases) > TUNING_CASES:
-        cases = cases.select(np.linspace(0, len(cases) - 1, TUNING_CASES).round().astype(np.int64))
+    cases = tuning_cases(cut)
     settings = tune(cut.train, cases, n_items, progress)
     weights = _choose_weights(model, count(cut.train, n_items, settings), cases, device, progress)
     progress("counting everything before the test items")
     return CountingExit(count(cut.until_test, n_items, settings), weights)
+
+
+def tuning_cases(cut: Split) -> Cases:
+    """The validation cases, at most 4,000, evenly spread."""
+    cases = cut.validation
+    if len(cases) <= TUNING_CASES:
+        return cases
+    return cases.select(np.linspace(0, len(cases) - 1, TUNING_CASES).round().astype(np.int64))
 
 
 def with_counting(
@@ -295,13 +353,39 @@ def _weighted(forward: Table, events: Floats, settings: CountingSettings) -> Tab
     return table.astype(np.float32)
 
 
+def _ease(train: Sequences, n_items: int) -> Table:
+    """EASE's weights above 0, the largest of each row, csr float32 (n, n)."""
+    weights = ease_weights(train, n_items, EASE_REGULARISATION)
+    kept = min(NEIGHBOURS[-1], n_items)
+    for row in weights:
+        smallest = max(np.partition(row, n_items - kept)[n_items - kept], 0)
+        row[row < smallest] = 0
+        row[row < 0] = 0
+    return sparse.csr_array(weights)
+
+
+def _mixed_tables(counted: Table, ease: Table, share: float) -> Table:
+    """(1 - share) of what is counted and a share of EASE on the same scale; csr float32 (n, n), ascending in a row."""
+    largest, other = counted.max(axis=1).toarray().sum(), ease.max(axis=1).toarray().sum()
+    scale = largest / other if largest and other else 1.0
+    table = sparse.csr_array((1 - share) * counted + (share * scale) * ease)
+    table.eliminate_zeros()
+    table.sort_indices()
+    return table.astype(np.float32)
+
+
 def _largest(table: Table, neighbours: int) -> Table:
     """Only the largest weights of each row; equal ones: the lowest index."""
-    rows = np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
-    order = np.lexsort((-table.data, rows))  # stable: equal weights stay in the order of their index
-    place = np.arange(len(order)) - table.indptr[rows]
-    kept = np.sort(order[place < neighbours])
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=table.shape[0]))])
+    kept = np.ones(table.nnz, dtype=np.bool_)
+    for row in np.flatnonzero(np.diff(table.indptr) > neighbours):
+        start, end = table.indptr[row : row + 2]
+        values = table.data[start:end]
+        smallest = np.partition(values, -neighbours)[-neighbours]
+        above = values > smallest
+        kept[start:end] = above
+        equal = np.flatnonzero(values == smallest)
+        kept[start + equal[: neighbours - np.count_nonzero(above)]] = True
+    offsets = np.concatenate([[0], np.cumsum(kept)])[table.indptr]
     return sparse.csr_array((table.data[kept], table.indices[kept], offsets), shape=table.shape)
 
 

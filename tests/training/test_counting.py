@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_filter import ItemFilter
 from fathom.training import counting as module
+from fathom.training.baselines import ease_weights
 from fathom.training.counting import (
     CountingSettings,
     CountingTables,
@@ -25,7 +26,7 @@ from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate_model
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
 from fathom.training.scorer import exit_scorer
-from fathom.training.splits import Split, leave_one_out
+from fathom.training.splits import Cases, Split, leave_one_out
 
 ITEMS, USERS = 30, 120
 DAY_S = 86_400
@@ -107,6 +108,21 @@ def test_depth_0_gives_the_same_items_and_scores_offline_as_the_server(
         assert row[items] == pytest.approx(expected, rel=1e-6)
 
 
+def test_ease_is_mixed_in_at_the_scale_of_what_is_counted() -> None:
+    rng = np.random.default_rng(4)
+    known = sequences(*[rng.permutation(9)[: rng.integers(2, 7)].tolist() for _ in range(40)])
+    chosen = CountingSettings(neighbours=9)
+    counted = weights_of(count(known, 9, chosen))
+    ease = np.maximum(ease_weights(known, 9, module.EASE_REGULARISATION), 0)
+    largest = np.mean([max(weight for (a, _), weight in counted.items() if a == item) for item in range(9)])
+    ease *= largest / ease.max(axis=1).mean()
+    pairs = {(a, b) for a in range(9) for b in range(9) if counted.get((a, b)) or ease[a, b]}
+    mixed = {pair: 0.75 * counted.get(pair, 0) + 0.25 * ease[pair] for pair in pairs}
+    assert weights_of(count(known, 9, replace(chosen, ease=0.25))) == pytest.approx(mixed, rel=1e-4)
+    alone = {pair: ease[pair] for pair in pairs if ease[pair]}
+    assert weights_of(count(known, 9, replace(chosen, ease=1.0))) == pytest.approx(alone, rel=1e-4)
+
+
 def test_an_empty_history_gets_popularity() -> None:
     scores = count(sequences([0, 1], [0, 2], [0]), 4, CountingSettings()).scores(sequences([], [0]))
     assert scores[0] == pytest.approx(np.array([0.6, 0.2, 0.2, 0]) - 1)
@@ -171,6 +187,39 @@ def test_tuning_is_repeatable_and_at_least_as_good_as_its_start(in_order: Datase
     assert quality(tuned) >= quality(CountingSettings())
     assert tuned.backward == 0  # nobody walks back
     assert tuned.neighbours == 16
+
+
+def pairs_in_ranges() -> tuple[Sequences, Cases]:
+    """Each user likes one of two ranges of eight items; who has one item of a pair buys the other, at any time.
+
+    Transitions hear the range's many voices for what is left of it; EASE knows that they all say the same.
+    """
+    rng = np.random.default_rng(5)
+    known, asked, targets = [], [], []
+    for user in range(3 * USERS):
+        liked = rng.permutation(8)[:6] + 8 * (user % 2)
+        one = 16 + int(rng.integers(7))
+        if user % 3:
+            pair = [one, one + 7] if rng.random() < 0.5 else [16 + rng.integers(7), 23 + rng.integers(7)]
+            known.append(rng.permutation([*liked, *pair]).tolist())
+        else:
+            asked.append(rng.permutation([*liked, one]).tolist())
+            targets.append(one + 7)
+    cases = Cases(sequences(*asked), np.array(targets, np.int32), np.arange(len(targets), dtype=np.int32))
+    return sequences(*known), cases
+
+
+def test_ease_gets_a_share_where_what_was_bought_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EASE_REGULARISATION", 1.0)  # for so few users
+    train, cases = pairs_in_ranges()
+    assert tune(train, cases, ITEMS).ease > 0
+    monkeypatch.setattr(module, "EASE_MAX_ITEMS", ITEMS - 1)
+    assert tune(train, cases, ITEMS).ease == 0
+
+
+def test_ease_gets_no_share_where_order_is_everything(in_order: Dataset) -> None:
+    cut = leave_one_out(in_order)
+    assert tune(cut.train, cut.validation, ITEMS).ease == 0
 
 
 def test_the_half_life_with_which_popularity_is_best_is_chosen() -> None:
