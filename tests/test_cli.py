@@ -37,6 +37,7 @@ COMMANDS = [
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
     *("bundle keygen", "bundle sign"),
     *("profiles list", "profiles show", "profiles check", "history import"),
+    *("items import", "items list", "items remove"),
 ]
 
 

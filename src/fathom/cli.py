@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from fathom.commands import build, bundle, client, data, device, export, plan, rank, score, serve, train
+from fathom.commands import build, bundle, client, data, device, export, items, plan, rank, score, serve, train
 from fathom.distribution import EXTRA_OF, version
 from fathom.errors import FathomError, MissingExtraError
 from fathom.show import err
@@ -39,6 +39,7 @@ for group, name in (
     (bundle.app, "bundle"),
     (device.app, "profiles"),
     (data.history_app, "history"),
+    (items.app, "items"),
 ):
     app.add_typer(group, name=name)
 for command in (

@@ -20,7 +20,12 @@ from typing import Any, Self
 
 import grpc
 
-from fathom.client import arguments, messages
+from fathom.client import arguments, catalogue, messages
+from fathom.client.catalogue import CatalogueItem as CatalogueItem
+from fathom.client.catalogue import ItemPage as ItemPage
+from fathom.client.catalogue import ListedItem as ListedItem
+from fathom.client.catalogue import Removed as Removed
+from fathom.client.catalogue import Upserted as Upserted
 from fathom.client.messages import BundleInfo as BundleInfo
 from fathom.client.messages import Call, T
 from fathom.client.messages import Event as Event
@@ -39,6 +44,8 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 DEFAULT_TIMEOUT_S = 5.0
 RELOAD_TIMEOUT_S = 120.0
+#: Vectors are made for up to 1,000 items, and all workers wait for each other.
+CATALOGUE_TIMEOUT_S = 30.0
 
 #: gRPC's own retries (gRFC A6); the throttling is the budget: ten failures in a row stop them.
 _CALLS = {
@@ -151,6 +158,28 @@ class Client(_Channels):
         """Make the server forget a user; returns how many events that were."""
         return self._call(messages.delete_user(user_id), timeout_s)
 
+    def upsert_items(
+        self, items: Iterable[CatalogueItem], *, bundle: str = "", timeout_s: float = CATALOGUE_TIMEOUT_S
+    ) -> Upserted:
+        """Add up to 1,000 items to a bundle's catalogue, or change them; what was said of each before is replaced.
+
+        All or none; the same call may be sent again.
+        """
+        return self._call(catalogue.upsert_items(items, bundle), timeout_s)
+
+    def remove_items(self, ids: Iterable[str], *, bundle: str = "", timeout_s: float = CATALOGUE_TIMEOUT_S) -> Removed:
+        """Take up to 1,000 items out of a bundle's catalogue; ids that it does not hold are ignored."""
+        return self._call(catalogue.remove_items(ids, bundle), timeout_s)
+
+    def list_items(
+        self, page: str = "", *, size: int = 0, bundle: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> ItemPage:
+        """A page of the items that were added, changed or removed, by id; ``page``: ``next_page`` of the one before.
+
+        ``size``: at most 1,000; 0 means 100.
+        """
+        return self._call(catalogue.list_items(page, size, bundle), timeout_s)
+
     def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
         """What the server serves under this name, or by default."""
         return self._call(messages.bundle(name), timeout_s)
@@ -201,6 +230,21 @@ class AsyncClient(_Channels):
 
     async def delete_user(self, user_id: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         return await self._call(messages.delete_user(user_id), timeout_s)
+
+    async def upsert_items(
+        self, items: Iterable[CatalogueItem], *, bundle: str = "", timeout_s: float = CATALOGUE_TIMEOUT_S
+    ) -> Upserted:
+        return await self._call(catalogue.upsert_items(items, bundle), timeout_s)
+
+    async def remove_items(
+        self, ids: Iterable[str], *, bundle: str = "", timeout_s: float = CATALOGUE_TIMEOUT_S
+    ) -> Removed:
+        return await self._call(catalogue.remove_items(ids, bundle), timeout_s)
+
+    async def list_items(
+        self, page: str = "", *, size: int = 0, bundle: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> ItemPage:
+        return await self._call(catalogue.list_items(page, size, bundle), timeout_s)
 
     async def bundle(self, name: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> BundleInfo:
         return await self._call(messages.bundle(name), timeout_s)

@@ -40,6 +40,18 @@ def integer(name: str, value: object) -> int:
     raise InvalidRequestError(f"{name} has {brief(value)} ({type(value).__name__}); give a whole number")
 
 
+def number(name: str, value: object) -> float:
+    """A finite number, as any library writes them."""
+    if not isinstance(value, bool | str | bytes):
+        try:
+            found = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+        if math.isfinite(found):
+            return found
+    raise InvalidRequestError(f"{name} is {brief(value)} ({type(value).__name__}); give a finite number")
+
+
 def flag(name: str, value: object) -> bool:
     """True or False."""
     if isinstance(value, bool):

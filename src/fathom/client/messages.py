@@ -141,7 +141,8 @@ class Timings:
 class Recommendation:
     """An answer: items best first, the depth that made it, and why: ``reason`` in a word, ``why`` in a sentence.
 
-    ``complexity``: 0 (simple) to 1; None where it had no say in the depth.
+    ``complexity``: 0 (simple) to 1; None where it had no say in the depth. ``catalogue_version``: how many changes the
+    catalogue had had; 0 where the server keeps none.
     """
 
     items: tuple[Item, ...]
@@ -154,6 +155,7 @@ class Recommendation:
     timings: Timings
     bundle_version: str
     request_id: str = ""
+    catalogue_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,8 @@ def _recommendation(message: pb.RecommendResponse) -> Recommendation:
         reason=reason_of(message),
         complexity=message.complexity if message.HasField("complexity") else None,
         timings=Timings(**_copied(message.timings, *_TIMINGS)),
-        **_copied(message, "depth", "why", "history_used", "unknown_items", "bundle_version", "request_id"),
+        **_copied(message, "depth", "why", "history_used", "unknown_items"),
+        **_copied(message, "bundle_version", "request_id", "catalogue_version"),
     )
 
 
