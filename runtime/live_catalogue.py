@@ -159,6 +159,11 @@ class LiveCatalogue:
         """The index of an id, None for one that is not known; that of a removed item is still known."""
         return self._index.get(id, self._base.index.get(id)) if self._index else self._base.index.get(id)
 
+    def holds(self, id: str) -> bool:
+        """Whether the catalogue has an item, offered now or not."""
+        item = self.find(id)
+        return item is not None and item not in self._removed
+
     @property
     def index(self) -> dict[str, int]:
         """Id -> index of the bundle's own items, for a quick first look; ``find`` knows all."""

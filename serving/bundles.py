@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,8 @@ class Bundles:
         self._watching: asyncio.Task[None] | None = None
         #: Users whose histories are remembered, by the digest of their ids.
         self.owners = Owners()
+        #: Around the moment from which a bundle serves.
+        self.taking_over: Callable[[Deployment], AbstractAsyncContextManager[None]] = _at_once
         #: Called when a bundle that was exchanged is closed.
         self.on_retired: Callable[[], None] = lambda: None
 
@@ -65,7 +68,7 @@ class Bundles:
         async with self._reloading:
             before = await asyncio.to_thread(self._look)
             for name, (path, _) in before.items():
-                self._serving[name] = await self._open(name, path)
+                await self._serve(name, path)
         if self._default is None and len(before) == 1:
             # Whatever is published later, requests that name none go on getting this one.
             self._default = next(iter(before))
@@ -112,8 +115,16 @@ class Bundles:
         for deployment in self._serving.values():
             deployment.close()
 
-    async def _open(self, name: str, path: Path) -> Deployment:
-        return await Deployment.open(name, path, self._settings, self._metrics, self._make_engine, self._trust)
+    async def _serve(self, name: str, path: Path) -> Deployment:
+        """Open a bundle and let it serve; raises what keeps it from that, and then leaves nothing open."""
+        new = await Deployment.open(name, path, self._settings, self._metrics, self._make_engine, self._trust)
+        try:
+            async with self.taking_over(new):
+                self._serving[name] = new
+        except BaseException:
+            new.close()
+            raise
+        return new
 
     async def _renew(self, name: str, path: Path) -> ReloadResult:
         old = self._serving.get(name)
@@ -122,7 +133,7 @@ class Bundles:
             manifest = await asyncio.to_thread(read_manifest, path, self._trust)
             if old and _same(manifest, old.bundle.manifest):
                 return ReloadResult(name, previous, previous)
-            new = await self._open(name, path)
+            new = await self._serve(name, path)
         except Exception as error:
             # A backend may raise anything.
             unforeseen = None if isinstance(error, FathomError) else error
@@ -130,7 +141,6 @@ class Bundles:
             serving = previous or "nothing"
             log.error("bundle %s: %s is refused, %s serves on: %s", name, path, serving, text, exc_info=unforeseen)
             return ReloadResult(name, previous, previous, text)
-        self._serving[name] = new
         log.info("bundle %s: %s serves now, in place of %s", name, new.version, previous or "nothing")
         if old:
             retiring = asyncio.create_task(self._retire(old))
@@ -166,6 +176,12 @@ class Bundles:
 
     def _look(self) -> _Look:
         return {name: (path, state_of(path)) for name, path in self._repository.find().items()}
+
+
+@asynccontextmanager
+async def _at_once(deployment: Deployment) -> AsyncIterator[None]:  # noqa: ARG001
+    """Nothing is to be done around it."""
+    yield
 
 
 def _listed(names: Iterable[str]) -> str:

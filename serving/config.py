@@ -141,6 +141,12 @@ class ServerSettings(BaseModel):
         le=1_000_000,
         description="Memory limit of `--history memory`, in MB. Beyond it, the least recently seen users are dropped.",
     )
+    catalogue: str = Field(
+        default="off",
+        min_length=1,
+        description="Where changes of the catalogue are kept: off, memory or sqlite:PATH. As for `history`, but not in"
+        " the same file. See [The catalogue](catalogue.md).",
+    )
     reuse_mb: float | None = Field(
         default=None,
         ge=0,

@@ -3,6 +3,7 @@
 The limits are those of the comments in ``recommender.proto``.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery
 from fathom.runtime.reasons import Source
@@ -28,6 +29,10 @@ LONGEST_ID_BYTES = 128
 LONGEST_TYPE_BYTES = 64
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
+MOST_ITEMS, MOST_OF_AN_ITEM = 1_000, 100
+LONGEST_TITLE_BYTES, LONGEST_NAME_BYTES = 1_024, 64
+LARGEST_BOOST = 10
+DEFAULT_PAGE = 100
 DEFAULT_K = 10
 LARGEST_K = 1_000
 LARGEST_BATCH = 1_024
@@ -233,6 +238,74 @@ def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
         if kind:
             _check_type("type", kind)
     return events
+
+
+def record_of(item: pb.CatalogueItem) -> ItemRecord:
+    """What a client says of an item."""
+    return ItemRecord(
+        id=item.id,
+        title=item.title,
+        categories=tuple(dict.fromkeys(item.categories)),
+        attributes=dict(item.attributes),
+        unavailable=item.unavailable,
+        boost=item.boost,
+        expires=item.expires,
+        similar=tuple(dict.fromkeys(item.similar_item_ids)),
+    )
+
+
+def check_items(items: Sequence[pb.CatalogueItem]) -> None:
+    """Raise InvalidRequestError for the first item that contradicts the contract."""
+    if not 1 <= len(items) <= MOST_ITEMS:
+        raise InvalidRequestError(f"the message has {len(items)} items; send 1 to {MOST_ITEMS}")
+    for item in items:
+        _check_item(item)
+    ids = {item.id for item in items}
+    if len(ids) < len(items):
+        raise InvalidRequestError("an item occurs twice in the message; send each once")
+    for item in items:
+        for similar in item.similar_item_ids:
+            if similar in ids:
+                raise InvalidRequestError(
+                    f"item {echo(item.id)} is like {echo(similar)} of the same message; send that one first"
+                )
+
+
+def _check_item(item: pb.CatalogueItem) -> None:
+    _check_id("id", item.id)
+    where = f"item {echo(item.id)}"
+    for name, count in (
+        ("categories", len(item.categories)),
+        ("attributes", len(item.attributes)),
+        ("similar_item_ids", len(item.similar_item_ids)),
+    ):
+        if count > MOST_OF_AN_ITEM:
+            raise InvalidRequestError(f"{where}: {count} {name}, at most {MOST_OF_AN_ITEM}")
+    if (size := len(item.title.encode())) > LONGEST_TITLE_BYTES:
+        raise InvalidRequestError(f"{where}: its title has {size} bytes, at most {LONGEST_TITLE_BYTES}")
+    for name in item.categories:
+        _check_id(f"{where}: a category", name)
+    for name, value in item.attributes.items():
+        if not 1 <= len(name.encode()) <= LONGEST_NAME_BYTES:
+            raise InvalidRequestError(f"{where}: an attribute's name has 1 to {LONGEST_NAME_BYTES} bytes")
+        if not math.isfinite(value):
+            raise InvalidRequestError(f"{where}: attribute {echo(name)} is {value}; leave out what is not known")
+    if not -LARGEST_BOOST <= item.boost <= LARGEST_BOOST:
+        raise InvalidRequestError(f"{where}: boost is {item.boost:g}, from -{LARGEST_BOOST} to {LARGEST_BOOST}")
+    if not 0 <= item.expires <= LAST_SECOND_OF_9999:
+        raise InvalidRequestError(f"{where}: " + _bad_second("expires", item.expires))
+
+
+def check_removed(ids: Sequence[str]) -> None:
+    """Raise InvalidRequestError where these cannot be the items of one message."""
+    if not 1 <= len(ids) <= MOST_ITEMS:
+        raise InvalidRequestError(f"the message has {len(ids)} item_ids; send 1 to {MOST_ITEMS}")
+
+
+def listed_item(id: str, record: bytes | None, catalogue: LiveCatalogue) -> pb.ListedItem:
+    """What a store says of an item; ``record``: a CatalogueItem, None where it was removed."""
+    item = pb.CatalogueItem(id=id) if record is None else pb.CatalogueItem.FromString(record)
+    return pb.ListedItem(item=item, trained=id in catalogue.index, removed=record is None)
 
 
 def use_history(request: pb.RecommendRequest, events: Sequence[StoredEvent]) -> None:

@@ -73,7 +73,7 @@ class Deployment:
 
         def load() -> tuple[Bundle, LiveCatalogue, Engine]:
             bundle = Bundle.open(path, trust=trust)
-            catalogue = LiveCatalogue(bundle)
+            catalogue = LiveCatalogue(bundle, encoder=bundle.text_encoder)
             profile = own_profile(settings.profile, bundle, force=settings.force)
             growing = replace(bundle, vectors=catalogue.vectors)
             return bundle, catalogue, make_engine(growing, settings.threads or profile.threads)

@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,6 +23,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.serving.bundles import Bundles
+from fathom.serving.catalogues import Catalogues
 from fathom.serving.config import ServerSettings
 from fathom.serving.deployment import MakeEngine, reuse_mb
 from fathom.serving.describe import ServerInfo, own_profile
@@ -31,6 +32,7 @@ from fathom.serving.gauges import readings
 from fathom.serving.guard import Guard
 from fathom.serving.history.contract import HistoryStore, Retention
 from fathom.serving.history.open import open_history
+from fathom.serving.items.open import open_items
 from fathom.serving.live_counter import LiveCounter
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
@@ -90,6 +92,12 @@ class Server:
         )
         self._history = open_history(settings.history, retention)
         self._counter = LiveCounter(self._history, retention, self.bundles) if self._history is not None else None
+        items = open_items(settings.catalogue)
+        self._items = items
+        self._catalogues = None if items is None else Catalogues(items, self.bundles.choose, self.bundles)
+        if self._catalogues is not None:
+            self.bundles.taking_over = self._catalogues.taking_over
+        self._following: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
@@ -120,6 +128,8 @@ class Server:
             self._sweeping = asyncio.create_task(_sweep(self._history))
         if self._counter:
             self._counting = asyncio.create_task(self._counter.run())
+        if self._catalogues is not None:
+            self._following = asyncio.create_task(self._catalogues.run())
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_engines())
@@ -152,6 +162,10 @@ class Server:
             task.cancel()
         if self._history is not None:
             await self._history.close()
+        if self._following:
+            self._following.cancel()
+        if self._items is not None:
+            await self._items.close()
         if self._metrics_http:
             self._metrics_http.close()
 
@@ -204,6 +218,7 @@ class Server:
             stream_in_flight=self._settings.stream_in_flight,
             tell_workers=self._tell_workers,
             counter=self._counter,
+            catalogues=self._catalogues,
         )
 
     async def _watch_engines(self) -> None:
@@ -218,16 +233,19 @@ class Server:
                 await self._set_health(serving if answer else health_pb2.HealthCheckResponse.NOT_SERVING)
                 log.log(logging.INFO if answer else logging.ERROR, "%s", self.state)
 
-    def notice(self, notice: Notice) -> None:
-        """Do what another worker of this server was told to do."""
+    def notice(self, notice: Notice) -> Awaitable[None] | None:
+        """Do what another worker of this server was told to do; what is returned is to be waited for."""
+        if notice.what == "catalogue":
+            return self._catalogues.follow(notice.name) if self._catalogues else None
         if notice.what == "forget":
             self.bundles.forget(notice.name)
             if self._counter:
                 self._counter.forget(notice.name)
-            return
+            return None
         task = asyncio.create_task(self._reload(notice.name))
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
+        return None
 
     async def _reload(self, name: str) -> None:
         try:
@@ -249,8 +267,9 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     ready = ready or partial(print, flush=True)
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
-            if settings.history == "memory":
-                raise ConfigError("history: workers do not share memory; choose sqlite:PATH, or one worker")
+            for name in ("history", "catalogue"):
+                if getattr(settings, name) == "memory":
+                    raise ConfigError(f"{name}: workers do not share memory; choose sqlite:PATH, or one worker")
             asyncio.run(supervise(settings, bundle_path, _work, ready=ready))
         else:
             run_in_loop(_serve(settings, bundle_path, ready))

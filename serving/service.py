@@ -17,12 +17,18 @@ from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.bundles import Bundles, ReloadResult
+from fathom.serving.catalogues import Catalogues, Changed
 from fathom.serving.convert import (
+    DEFAULT_PAGE,
     LARGEST_BATCH,
+    MOST_ITEMS,
     batch_of,
+    check_items,
+    check_removed,
     client_of,
     deadline_of,
     events_of,
+    listed_item,
     result_of,
     use_history,
     user_of,
@@ -33,9 +39,10 @@ from fathom.serving.live_counter import LiveCounter
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
 
-#: Lets the other workers follow: ("reload", name of the bundle or "") or ("forget", digest of the user's id). Returns
+#: Lets the other workers follow: ("reload", name of the bundle or "") or ("forget", digest of the user's id) or
+#: ("catalogue", name of the bundle). Returns
 #: how many have not answered in time.
-TellWorkers = Callable[[Literal["reload", "forget"], str], Awaitable[int]]
+TellWorkers = Callable[[Literal["reload", "forget", "catalogue"], str], Awaitable[int]]
 Result = TypeVar("Result")
 
 #: Requests of a batch that are begun before other calls get their turn; depth 0 answers as soon as it begins.
@@ -55,6 +62,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     stream_in_flight: int
     tell_workers: TellWorkers
     counter: LiveCounter | None = None
+    catalogues: Catalogues | None = None
 
     def __post_init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -141,6 +149,46 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         with self.gate:
             return await self._to_its_end(self._delete(self._known(), user_of(request)))
 
+    async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Any) -> pb.UpsertItemsResponse:  # noqa: ARG002
+        """Say what items are; goes on to its end even if the caller does not wait for it."""
+        with self.gate:
+            catalogues = self._changeable()
+            check_items(request.items)
+            changed, behind = await self._to_its_end(
+                self._change(request.bundle, catalogues.upsert(request.bundle, request.items))
+            )
+            return pb.UpsertItemsResponse(
+                added=changed.new,
+                updated=changed.known,
+                catalogue_version=changed.version,
+                workers_behind=behind,
+            )
+
+    async def RemoveItems(self, request: pb.RemoveItemsRequest, context: Any) -> pb.RemoveItemsResponse:  # noqa: ARG002
+        """Take items out; goes on to its end even if the caller does not wait for it."""
+        with self.gate:
+            catalogues = self._changeable()
+            check_removed(request.item_ids)
+            changed, behind = await self._to_its_end(
+                self._change(request.bundle, catalogues.remove(request.bundle, request.item_ids))
+            )
+            return pb.RemoveItemsResponse(
+                removed=changed.known, catalogue_version=changed.version, workers_behind=behind
+            )
+
+    async def ListItems(self, request: pb.ListItemsRequest, context: Any) -> pb.ListItemsResponse:  # noqa: ARG002
+        """What was said of items, by id."""
+        with self.gate:
+            size = request.page_size or DEFAULT_PAGE
+            if size > MOST_ITEMS:
+                raise InvalidRequestError(f"page_size is {size}, at most {MOST_ITEMS}")
+            found, catalogue = await self._changeable().listed(request.bundle, request.page_token, size)
+            return pb.ListItemsResponse(
+                items=[listed_item(each.id, each.record, catalogue) for each in found],
+                next_page_token=found[-1].id if len(found) == size else "",
+                catalogue_version=catalogue.version,
+            )
+
     async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
         """What is being served."""
         with self.gate:
@@ -178,6 +226,16 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
+
+    async def _change(self, bundle: str, change: Awaitable[Changed]) -> tuple[Changed, int]:
+        """Change a catalogue and let the other workers follow; how many of them have not, in time."""
+        changed = await change
+        return changed, await self.tell_workers("catalogue", self.bundles.choose(bundle).name)
+
+    def _changeable(self) -> Catalogues:
+        if self.catalogues is None:
+            raise InvalidRequestError("this server keeps no catalogue; start it with `fathom serve --catalogue`")
+        return self.catalogues
 
     def _known(self) -> HistoryStore:
         if self.history is None:

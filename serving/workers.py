@@ -16,7 +16,7 @@ import multiprocessing
 import select
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -40,7 +40,10 @@ log = logging.getLogger("fathom.serving")
 
 
 class Notice(NamedTuple):
-    """What one worker was told and all must know: "reload" a bundle, "forget" a user; the name "" means all."""
+    """What one worker was told and all must know; the name "" means all.
+
+    "reload" a bundle, "forget" a user, follow the changes of a bundle's "catalogue".
+    """
 
     number: int
     what: str
@@ -54,6 +57,10 @@ class Ack(NamedTuple):
     behind: int = 0
 
 
+#: Does what another worker was told.
+OnNotice = Callable[[Notice], Awaitable[None] | None]
+
+
 class Peers:
     """A worker's way to the others, by the pipe to their parent; used from one event loop."""
 
@@ -62,6 +69,7 @@ class Peers:
         self._others = others
         self._numbers = itertools.count()
         self._awaited: dict[int, asyncio.Future[int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def tell(self, what: str, name: str) -> int:
         """Let the others know; returns how many of them have not heard it in time."""
@@ -79,25 +87,38 @@ class Peers:
         log.warning("the parent of the workers does not answer; perhaps none of the others has been told to %s", what)
         return self._others
 
-    def listen(self, on_notice: Callable[[Notice], None], on_parent_gone: Callable[[], None]) -> None:
-        """From now on call ``on_notice`` with what another worker was told, ``on_parent_gone`` when the pipe ends."""
+    def listen(self, on_notice: OnNotice, on_parent_gone: Callable[[], None]) -> None:
+        """From now on call ``on_notice`` with what another worker was told, ``on_parent_gone`` when the pipe ends.
+
+        What ``on_notice`` returns is waited for before it counts as done.
+        """
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._receive, on_notice, on_parent_gone)
 
     def stop_listening(self) -> None:
         """From now on hear nothing."""
         asyncio.get_running_loop().remove_reader(self._pipe.fileno())
 
-    def _receive(self, on_notice: Callable[[Notice], None], on_parent_gone: Callable[[], None]) -> None:
+    def _receive(self, on_notice: OnNotice, on_parent_gone: Callable[[], None]) -> None:
         try:
             message = self._pipe.recv()
         except (EOFError, OSError):
             on_parent_gone()
             return
         if isinstance(message, Notice):
-            _send(self._pipe, Ack(message.number))
-            on_notice(message)
+            task = asyncio.create_task(self._do(message, on_notice))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         elif (waiting := self._awaited.get(message.number)) is not None and not waiting.done():
             waiting.set_result(message.behind)
+
+    async def _do(self, notice: Notice, on_notice: OnNotice) -> None:
+        try:
+            if (doing := on_notice(notice)) is not None:
+                await doing
+        except FathomError as error:
+            log.warning("cannot follow the other workers (%s): %s", notice.what, error)
+            return
+        _send(self._pipe, Ack(notice.number))
 
 
 async def supervise(

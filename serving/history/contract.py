@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from fathom.errors import InvalidRequestError, OverloadError, UnavailableError
-from fathom.serving.logs import Seldom
+from fathom.errors import InvalidRequestError, UnavailableError
+from fathom.serving.faults import Faults
 
 SECONDS_A_DAY = 86_400
 #: Events, or users, that a sweep looks at before it lets others work.
@@ -172,25 +172,11 @@ def digest_of(user_id: str) -> str:
     return hashlib.blake2b(user_id.encode(), digest_size=16, person=b"fathom-user").hexdigest()
 
 
-class Faults:
-    """What is wrong with a store: its own words go to the log, seldom enough, and none of them to clients."""
+class HistoryFaults(Faults):
+    """Those of a store of histories."""
 
     def __init__(self) -> None:
-        self._log = Seldom("fathom.serving")
-
-    def unreachable(self, why: object) -> UnavailableError:
-        """Nothing can be read or written now."""
-        self._log.warning("the history store cannot be reached: %s", why)
-        return UnavailableError("the history store cannot be reached; send item_ids, or try again")
-
-    def full(self, why: object) -> OverloadError:
-        """Nothing can be written now."""
-        self._log.warning("histories cannot be written, the store is full: %s", why)
-        return OverloadError("the history store is full; free some space on the server, then try again")
-
-    def foreign_event(self, where: object) -> None:
-        """A history holds something that Fathom has not written."""
-        self._log.warning("%s holds something that Fathom has not written; it is left out", where)
+        super().__init__("history store", "send item_ids, or try again")
 
     def foreign_history(self, where: str) -> UnavailableError:
         """Something that Fathom has not written lies in the place of a history."""

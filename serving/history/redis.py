@@ -196,7 +196,7 @@ class RedisHistory(HistoryStore):
         self._full = OutOfMemoryError
         self._failures = (RedisError, OSError)
         self._retention = retention
-        self._faults = contract.Faults()
+        self._faults = contract.HistoryFaults()
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         retention = self._retention
@@ -223,7 +223,7 @@ class RedisHistory(HistoryStore):
         found = [_event(member, score) for member, score in reversed(await self._reach(newest))]
         events = [event for event in found if event is not None]
         if len(events) < len(found):
-            self._faults.foreign_event(f"{PREFIX}:{{USER}}{MEMBERS} in Redis")
+            self._faults.foreign(f"{PREFIX}:{{USER}}{MEMBERS} in Redis")
         return events
 
     async def delete(self, user_id: str) -> int:
@@ -241,7 +241,7 @@ class RedisHistory(HistoryStore):
         found = await self._reach(self._counted(keys=_pair_keys(bundle), args=(since, PAIRS_AT_ONCE)))
         pairs = [pair for each in found if (pair := _pair(*each)) is not None]
         if len(pairs) < len(found):
-            self._faults.foreign_event(f"{PAIRS}:{{BUNDLE}}:* in Redis")
+            self._faults.foreign(f"{PAIRS}:{{BUNDLE}}:* in Redis")
         return pairs
 
     async def sweep(self) -> int:

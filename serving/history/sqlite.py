@@ -2,26 +2,22 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from fathom.errors import ConfigError
 from fathom.serving.history.contract import (
     PAIRS_AT_ONCE,
     SWEEP_AT_ONCE,
     Appended,
-    Faults,
+    HistoryFaults,
     HistoryStore,
     Pair,
     Retention,
     StoredEvent,
     digest_of,
 )
-
-BUSY_MS = 5_000
+from fathom.serving.sqlite_file import SqliteFile, columns_of
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -75,10 +71,6 @@ WHERE bundle = ? AND change > ? AND typeof(count) = 'real' ORDER BY change LIMIT
 _SWEEP_PAIRS = "DELETE FROM pairs WHERE change IN (SELECT change FROM pairs WHERE change < ? LIMIT ?)"
 _SWEEP_EVENTS = "DELETE FROM events WHERE arrival IN (SELECT arrival FROM events WHERE timestamp < ? LIMIT ?)"
 _SWEEP_TOMBSTONES = "DELETE FROM tombstones WHERE user IN (SELECT user FROM tombstones WHERE at <= ? LIMIT ?)"
-#: What SQLite says where the disk, a quota or a limit on the file's size lets it write no more.
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
-
-Result = TypeVar("Result")
 
 
 class _Append(NamedTuple):
@@ -87,11 +79,7 @@ class _Append(NamedTuple):
     done: "asyncio.Future[Appended]"
 
 
-class _Lost(Exception):
-    """The file is not the one that was opened any more."""
-
-
-class SqliteHistory(HistoryStore):
+class SqliteHistory(SqliteFile, HistoryStore):
     """Histories in one SQLite file, shared by the workers of a server.
 
     A write is on the disk when it returns. Appends that come while one is being written are written together, by one
@@ -99,27 +87,22 @@ class SqliteHistory(HistoryStore):
     """
 
     def __init__(self, path: Path, retention: Retention) -> None:
-        self._path = path
         self._retention = retention
-        self._writer = ThreadPoolExecutor(1, "fathom-history-writer")
-        self._reader = ThreadPoolExecutor(1, "fathom-history-reader")
         self._waiting: list[_Append] = []
         self._writing: asyncio.Task[None] | None = None
-        self._faults = Faults()
-        self._lost = False
-        try:
-            _refuse_foreign(path)
-            self._write = self._connect()
-            self._write.executescript(_SCHEMA)
-            with self._transaction():
-                if "type" not in _columns(self._write):
-                    self._write.execute(_ADD_TYPE)
-            if retention.max_age_days is not None:
-                self._write.execute(_BY_AGE)
-            self._read = self._connect()
-            self._files = self._identities()
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigError(f"{path}: cannot be used for histories: {error}") from None
+        self._faults = HistoryFaults()
+        super().__init__(path, "histories", self._faults)
+
+    def _prepare(self) -> None:
+        self._write.executescript(_SCHEMA)
+        with self._transaction():
+            if "type" not in columns_of(self._write, "events"):
+                self._write.execute(_ADD_TYPE)
+        if self._retention.max_age_days is not None:
+            self._write.execute(_BY_AGE)
+
+    def _is_foreign(self, connection: sqlite3.Connection) -> bool:
+        return columns_of(connection, "events") | {"type"} != _COLUMNS
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
         self._retention.check(events)
@@ -137,7 +120,7 @@ class SqliteHistory(HistoryStore):
             # SQLite would also store something else in these columns.
             events = [each for each in found if [*map(type, each)] == [str, str, int, str]]
             if len(events) < len(found):
-                self._faults.foreign_event(self._path)
+                self._faults.foreign(self._path)
             return events[::-1]
 
         return await self._run(self._reader, newest)
@@ -182,18 +165,6 @@ class SqliteHistory(HistoryStore):
         if await self._sweep(_SWEEP_TOMBSTONES, due) or events:
             await self._run(self._writer, self._empty_log)
         return events
-
-    async def close(self) -> None:
-        for pool, connection in ((self._writer, self._write), (self._reader, self._read)):
-            pool.shutdown()
-            connection.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        # A statement that is kept would keep the last id that it was asked for.
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=0)
-        for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
 
     async def _write_all(self) -> None:
         """Until none waits: all that wait, in one transaction."""
@@ -249,19 +220,6 @@ class SqliteHistory(HistoryStore):
         row = self._write.execute("SELECT last FROM tombstones WHERE user = ? AND at > ?", alive).fetchone()
         return row[0] if row else -1
 
-    def _rows(self, statement: str, values: Sequence[str | int]) -> list[tuple[Any, ...]]:
-        try:
-            return self._read.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            if "decode" not in str(error):
-                raise
-        # Something is called text and is none; what is looks the same, but takes longer to read.
-        self._read.text_factory = _text
-        try:
-            return self._read.execute(statement, values).fetchall()
-        finally:
-            self._read.text_factory = str
-
     async def _sweep(self, statement: str, before: int) -> int:
         """Run a deletion in small parts, so that appends get their turn between them; returns the number of rows."""
         removed = 0
@@ -280,77 +238,3 @@ class SqliteHistory(HistoryStore):
         """
         busy, *_ = self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._write.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._write.execute("COMMIT")
-        except BaseException:
-            # A full disk may have ended it already; what matters is the first error.
-            with suppress(sqlite3.Error):
-                self._write.execute("ROLLBACK")
-            raise
-
-    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
-        def guarded() -> Result:
-            self._check_file()
-            return work()
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(pool, guarded)
-        except sqlite3.Error as error:
-            # Errors that SQLite itself did not raise have no code.
-            if getattr(error, "sqlite_errorcode", None) in _FULL:
-                raise self._faults.full(f"{self._path}: {error}") from None
-            raise self._faults.unreachable(f"{self._path}: {error}") from None
-        except OSError as error:
-            raise self._faults.unreachable(error) from None
-        except _Lost:
-            raise self._faults.unreachable(
-                f"{self._path} was deleted, replaced or emptied while it was open; stop the server, restore the file"
-                " (or remove what is left of it, to begin anew), and start the server again"
-            ) from None
-
-    def _identities(self) -> list[tuple[int, int]]:
-        """Tell the file and its write-ahead log, which holds the newest events, from others of their names."""
-        found = [each.stat() for each in (self._path, self._path.with_name(f"{self._path.name}-wal"))]
-        return [(each.st_dev, each.st_ino) for each in found]
-
-    def _check_file(self) -> None:
-        """Raise _Lost where others would no longer find in the file what is read and written here.
-
-        Once lost, the file stays so: what has taken its place does not fit what SQLite remembers of it.
-        """
-        if not self._lost:
-            try:
-                self._lost = not self._path.stat().st_size or self._identities() != self._files
-            except FileNotFoundError:
-                self._lost = True
-        if self._lost:
-            raise _Lost
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise ConfigError, and change nothing, where a database has tables but none of histories."""
-    connection = sqlite3.connect(path, timeout=BUSY_MS / 1_000)
-    try:
-        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
-        columns = _columns(connection)
-    finally:
-        connection.close()
-    if tables and columns | {"type"} != _COLUMNS:
-        raise ConfigError(f"{path}: cannot be used for histories: a database of something else; name another file")
-
-
-def _columns(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('events')")}
-
-
-def _text(raw: bytes) -> str | bytes:
-    """What SQLite calls text; bytes where it is none, which only others can have written."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw

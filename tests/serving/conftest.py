@@ -26,7 +26,9 @@ from pathlib import Path
 from fathom.serving.config import load_settings
 from fathom.serving.server import serve
 serve(
-    load_settings({"port": 0, "metrics_port": 0, "max_queue": 4096, "history": "memory"}, environment={}),
+    load_settings(
+        {"port": 0, "metrics_port": 0, "max_queue": 4096, "history": "memory", "catalogue": "memory"}, environment={}
+    ),
     Path(sys.argv[1]),
     ready=lambda info: print(info.address, info.metrics_address, flush=True),
 )

@@ -42,8 +42,24 @@ SEEDS = [
         events=[pb.Event(event_id=f"e{i}", item_id=f"item-{i}", timestamp=i, type="view") for i in range(3)],
     ).SerializeToString(),
     pb.RecommendRequest(user_id="anna").SerializeToString(),
+    pb.UpsertItemsRequest(
+        items=[
+            pb.CatalogueItem(id="new", title="New", categories=["western"], similar_item_ids=["item-3"]),
+            pb.CatalogueItem(id="item-9", attributes={"price": 3.5}, boost=0.25, expires=2_000_000_000),
+        ]
+    ).SerializeToString(),
 ]
-UNARY_METHODS = {"Recommend": 6, "RecommendBatch": 3, "GetBundle": 1, "AppendEvents": 3, "DeleteUser": 1, "Reload": 1}
+UNARY_METHODS = {
+    "Recommend": 6,
+    "RecommendBatch": 3,
+    "GetBundle": 1,
+    "AppendEvents": 3,
+    "DeleteUser": 1,
+    "UpsertItems": 2,
+    "RemoveItems": 1,
+    "ListItems": 1,
+    "Reload": 1,
+}
 
 
 def random_message(rng: random.Random) -> bytes:

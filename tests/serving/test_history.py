@@ -482,7 +482,7 @@ async def test_a_full_disk_is_named_and_heals(tmp_path: Path, caplog: pytest.Log
                 await call
         assert await store.read("anna") == events(10, 20)
     assert len(caplog.records) == 1
-    assert f"the store is full: {path}: " in caplog.text
+    assert f"it is full: {path}: " in caplog.text
     assert await store.append("anna", events(30, first=5)) == Appended(1)
     assert await store.delete("anna") == 3
     assert await store.read("berta") == events(10)
@@ -604,7 +604,7 @@ async def test_what_others_write_into_the_file_is_left_out(tmp_path: Path, caplo
 async def test_a_deletion_that_must_wait_for_a_reader_is_unavailable_then_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fathom.serving.history.sqlite.BUSY_MS", 10)
+    monkeypatch.setattr("fathom.serving.sqlite_file.BUSY_MS", 10)
     path = tmp_path / "history.db"
     store = SqliteHistory(path, Retention())
     await store.append("anna", events(10))

@@ -173,7 +173,7 @@ async def test_deletions_and_reloads_are_passed_on_and_the_answer_counts_who_is_
 async def test_a_deletion_that_fails_half_way_is_passed_on_all_the_same(
     synthetic_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fathom.serving.history.sqlite.BUSY_MS", 10)
+    monkeypatch.setattr("fathom.serving.sqlite_file.BUSY_MS", 10)
     told: list[tuple[str, str]] = []
 
     async def tell(what: str, name: str) -> int:

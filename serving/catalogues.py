@@ -1,0 +1,161 @@
+"""Keeps the catalogues of the bundles in service in step with what a store says of items."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from fathom.errors import ConfigError, FathomError, RequestError, brief
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
+from fathom.serving.convert import record_of
+from fathom.serving.deployment import Deployment
+from fathom.serving.items.contract import ItemChange, ItemStore
+from fathom.serving.logs import Seldom
+
+#: How often changes are looked for that nobody has told of: those of other servers, and what a failure has left.
+FOLLOW_EVERY_S = 1.0
+#: Items that are applied at a time: those of the largest message.
+PART = 1_000
+
+log = Seldom("fathom.serving")
+
+
+class Changed(NamedTuple):
+    """What a change has done: items that the catalogue did not hold, and those that it did, before it."""
+
+    new: int
+    known: int
+    version: int
+
+
+class Catalogues:
+    """Changes catalogues; belongs to one event loop.
+
+    ``choose``: the deployment of a name, as ``Bundles.choose``. ``deployments``: all, whenever it is gone through.
+    """
+
+    def __init__(
+        self, store: ItemStore, choose: Callable[[str], Deployment], deployments: Iterable[Deployment]
+    ) -> None:
+        self._store = store
+        self._choose = choose
+        self._deployments = deployments
+        self._turn = asyncio.Lock()
+
+    async def upsert(self, bundle: str, items: Sequence[pb.CatalogueItem]) -> Changed:
+        """Say what items are; raises InvalidRequestError, OverloadError or UnavailableError, and then changes nothing.
+
+        When it returns, this process answers from the new catalogue.
+        """
+        records = list(map(record_of, items))
+
+        return await self._change(bundle, {each.id: each.SerializeToString() for each in items}, records)
+
+    async def remove(self, bundle: str, ids: Sequence[str]) -> Changed:
+        """Take items out; those that are not in the catalogue are ignored."""
+        return await self._change(bundle, dict.fromkeys(ids), [])
+
+    async def listed(self, bundle: str, after: str, size: int) -> tuple[Sequence[ItemChange], LiveCatalogue]:
+        """What was said of the first ``size`` items whose ids come after ``after``, and the catalogue."""
+        deployment = self._choose(bundle)
+        return await self._store.page(deployment.name, after, size), deployment.catalogue
+
+    async def follow(self, bundle: str = "") -> None:
+        """Apply what the store says that is not applied yet, to one bundle or to all."""
+        for deployment in [each for each in self._deployments if bundle in ("", each.name)]:
+            async with self._turn:
+                await self._catch_up(deployment)
+
+    @asynccontextmanager
+    async def taking_over(self, deployment: Deployment) -> AsyncIterator[None]:
+        """While this lasts a deployment is in step with the store, and nothing is changed.
+
+        Raises ConfigError where its catalogue cannot change, or the store cannot be read.
+        """
+        deployment.pipeline.check_grows()
+        async with self._turn:
+            try:
+                await self._catch_up(deployment)
+            except RequestError as error:
+                raise ConfigError(f"catalogue: {error}") from None
+            yield
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            await asyncio.sleep(FOLLOW_EVERY_S)
+            try:
+                await self.follow()
+            except RequestError:
+                pass  # The store has logged it.
+            except Exception as error:
+                # The next time may succeed; if this ended, the changes of others would never be seen.
+                log.warning("the catalogue cannot be brought up to date: %s", brief(repr(error)))
+
+    async def _change(self, bundle: str, changes: Mapping[str, bytes | None], records: Sequence[ItemRecord]) -> Changed:
+        async with self._turn:
+            deployment = self._choose(bundle)
+            await self._catch_up(deployment)
+            catalogue = deployment.catalogue
+            prepared = await asyncio.to_thread(catalogue.prepare, records)
+            known = sum(map(catalogue.holds, changes))
+            wanted = {id: record for id, record in changes.items() if record is not None or catalogue.holds(id)}
+            if wanted:
+                version = await self._store.write(deployment.name, wanted)
+                if version == catalogue.version + 1:
+                    removed = [id for id, record in wanted.items() if record is None]
+                    catalogue.apply(prepared, removed, version=version)
+                else:
+                    await self._catch_up(deployment)
+            return Changed(len(changes) - known, known, catalogue.version)
+
+    async def _catch_up(self, deployment: Deployment) -> None:
+        catalogue = deployment.catalogue
+        changes = await self._store.changes(deployment.name, catalogue.version)
+        if not changes:
+            return
+        said = {each.id: each.record and pb.CatalogueItem.FromString(each.record) for each in changes}
+        parts = list(_parts([record_of(item) for item in said.values() if item]))
+        await self._apply(deployment, [], [id for id, item in said.items() if item is None])
+        for part in parts:
+            await self._apply(deployment, part, [])
+        # Only now: what a failure cuts short is begun anew.
+        catalogue.apply(catalogue.prepare([]), version=max(each.version for each in changes))
+
+    async def _apply(self, deployment: Deployment, records: Sequence[ItemRecord], removed: Sequence[str]) -> None:
+        """Apply changes; an item that this bundle cannot place is not offered, and that is logged."""
+        catalogue = deployment.catalogue
+        try:
+            prepared = await asyncio.to_thread(catalogue.prepare, records)
+        except FathomError:
+            fitting, removed = await asyncio.to_thread(_fitting, deployment.name, catalogue, records)
+            prepared = await asyncio.to_thread(catalogue.prepare, fitting)
+        catalogue.apply(prepared, removed, version=catalogue.version)
+
+
+def _fitting(name: str, catalogue: LiveCatalogue, records: Sequence[ItemRecord]) -> tuple[list[ItemRecord], list[str]]:
+    """The records that can be applied, and the ids of the others."""
+    fitting: list[ItemRecord] = []
+    others: list[str] = []
+    for record in records:
+        try:
+            catalogue.prepare([record])
+            fitting.append(record)
+        except FathomError as error:
+            log.warning("catalogue of bundle %s: %s; it is not offered", name, error)
+            others.append(record.id)
+    return fitting, others
+
+
+def _parts(records: Sequence[ItemRecord]) -> Iterator[Sequence[ItemRecord]]:
+    """Records in parts, an item that is like others after them: it is placed by their vectors."""
+    waiting = {record.id: record for record in records}
+    while waiting:
+        ready = [each for each in waiting.values() if waiting.keys().isdisjoint(each.similar)]
+        # Items that are like each other, in a circle, have to begin somewhere.
+        ready = ready or list(waiting.values())
+        for low in range(0, len(ready), PART):
+            yield ready[low : low + PART]
+        for record in ready:
+            del waiting[record.id]

@@ -1,0 +1,1 @@
+"""What was said of items since their bundles were built, kept beside the server."""

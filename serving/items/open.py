@@ -1,0 +1,24 @@
+"""Opens the store that the setting ``catalogue`` names."""
+
+from pathlib import Path
+
+from fathom.errors import ConfigError
+from fathom.serving.items.contract import ItemStore
+from fathom.serving.items.memory import MemoryItems
+from fathom.serving.items.sqlite import SqliteItems
+
+
+def open_items(setting: str) -> ItemStore | None:
+    """The store that ``off``, ``memory`` or ``sqlite:PATH`` names.
+
+    Raises ConfigError for anything else and where it cannot be opened.
+    """
+    kind, _, rest = setting.partition(":")
+    if setting == "off":
+        return None
+    if setting == "memory":
+        return MemoryItems()
+    if kind == "sqlite" and rest:
+        return SqliteItems(Path(rest))
+    # Not the setting itself: it may hold a password.
+    raise ConfigError(f"catalogue: {kind!r} is not possible; one of off, memory, sqlite:PATH")
