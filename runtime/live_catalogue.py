@@ -115,6 +115,8 @@ class LiveCatalogue:
         self._index: dict[str, int] = {}
         self._records: dict[int, ItemRecord] = {}
         self._removed: set[int] = set()
+        # Indices of items that had another one before.
+        self._moved: set[int] = set()
         self._expiring: list[tuple[int, int]] = []
         self._columns: dict[str, NDArray[np.float64]] = {}
         # By category: items that were not in it, and those that no longer are.
@@ -206,6 +208,18 @@ class LiveCatalogue:
                 due.append(heappop(self._expiring)[1])
             self._publish(self.version, due)
         return self._offer
+
+    def left(self, items: NDArray[np.int64], n: int) -> Mask | None:
+        """Which of the items found for a request may be in its answer; None: all.
+
+        Not what is hidden by now, nor what has moved since the request was read, when there were ``n`` items: it names
+        items by where they were, as those that it excludes.
+        """
+        mask = self.offer().mask
+        if n == len(self):
+            return None if mask is None else mask.take(items)
+        left = np.array([item < n or item not in self._moved for item in items.tolist()], np.bool_)
+        return left if mask is None else left & mask.take(items)
 
     @property
     def latest(self) -> Offer:
@@ -305,6 +319,7 @@ class LiveCatalogue:
                 self._describe(item, None)
                 self._removed.add(item)
                 yield item
+                self._moved.add(len(self))
             item = len(self)
             self._ids.append(record.id)
             self._stand_ins.append(stand_in)

@@ -201,23 +201,23 @@ class Pipeline:
         self._offer(query, work, result, choice)
         timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
         choice = choice.stopped_at(result.depth)
-        return self._answer(result.indices, result.scores, choice, len(ids), timing, hit.reused, result.reasons)
+        return self._answer(result.indices, result.scores, choice, history, timing, hit.reused, result.reasons)
 
     def _answer(
         self,
         items: Indices,
         scores: Scores,
         choice: Choice,
-        used: int,
+        history: QueryHistory,
         timing: Timing,
         reused: Reused = "nothing",
         reasons: Reasons = (),
     ) -> Answer:
-        """An answer without what was taken out of the catalogue since it was searched."""
-        offer = self.catalogue.offer()
-        if offer.mask is not None and not (left := offer.mask.take(items)).all():
+        """An answer without what was taken out of the catalogue, or moved in it, since the request was read."""
+        left = self.catalogue.left(items, history.catalogue_items)
+        if left is not None and not left.all():
             items, scores, reasons = items[left], scores[left], tuple(compress(reasons, left.tolist()))
-        return Answer(items, scores, choice, used, timing, reused, offer.version, reasons)
+        return Answer(items, scores, choice, len(history.items), timing, reused, self.catalogue.version, reasons)
 
     def _offer(self, query: IndexedQuery, work: BatchItem, result: BatchResult, choice: Choice) -> None:
         """Offer an answered request for a second run; the certificate covers only those without filters."""
@@ -268,7 +268,7 @@ class Pipeline:
             probe = asyncio.create_task(self._probe(BatchItem(history.items + 1, times, query.k, keep, None, MISS)))
             self._probes.add(probe)
             probe.add_done_callback(self._probes.discard)
-        return self._answer(indices, scores, choice, len(history.items), timing, reasons=reasons)
+        return self._answer(indices, scores, choice, history, timing, reasons=reasons)
 
     async def _probe(self, work: BatchItem) -> None:
         """Run a request that has its answer at the shallowest depth, for what that shows of the engine's speed."""

@@ -95,12 +95,13 @@ class Answer:
 class QueryHistory(NamedTuple):
     """A query's history as arrays: all ``seen`` items (any,), and the newest of them that the engine reads, (n,).
 
-    ``timestamps``: seconds of ``items``, None where they are not known.
+    ``timestamps``: seconds of ``items``, None where they are not known. ``catalogue_items``: when it was read.
     """
 
     seen: Indices
     items: Indices
     timestamps: NDArray[np.int64] | None
+    catalogue_items: int
 
 
 def history_of(
@@ -115,7 +116,7 @@ def history_of(
     if query.k < 1 or not (seen.size or may_be_empty):
         raise InvalidRequestError(f"k is {query.k} and the history has {seen.size} items; both start at 1")
     newest = slice(-max_history, None)
-    return QueryHistory(seen, seen[newest], None if timestamps is None else timestamps[newest])
+    return QueryHistory(seen, seen[newest], None if timestamps is None else timestamps[newest], catalogue_items)
 
 
 def leave_one_out(query: IndexedQuery, history: QueryHistory) -> LeaveOneOut:

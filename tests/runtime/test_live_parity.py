@@ -1,6 +1,7 @@
 """A catalogue that has grown answers as one that was built so, and nothing that was taken out is in a later answer."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 from live_items import SeededEncoder, remove, upsert
 
 from fathom.edge_profiles.profile import load_profile
@@ -190,6 +192,31 @@ async def test_what_expires_while_a_request_waits_is_not_in_its_answer(synthetic
         await asyncio.sleep(0)
         now_s[0] = 20.0
         assert not {40, 41} & set((await waiting).indices.tolist())
+
+
+async def test_what_a_request_excludes_is_not_in_its_answer_although_it_moves_meanwhile(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    catalogue = LiveCatalogue(bundle, encoder=ENCODER)
+    upsert(catalogue, *NEW[:3])
+    entered, free = threading.Event(), threading.Event()
+    free.set()
+
+    def hold(*_: int) -> None:
+        entered.set()
+        free.wait(10)
+
+    engine = FakeEngine(catalogue.vectors, (4, 8, 12, 16), on_run=hold)
+    async with Pipeline(bundle, engine, catalogue=catalogue) as pipeline:
+        entered.clear()
+        free.clear()
+        ask = IndexedQuery([1, 50], 60, CLOUD, depth=4, exclude=[51])
+        waiting = asyncio.create_task(pipeline.recommend(ask))
+        await asyncio.to_thread(entered.wait, 10)
+        upsert(catalogue, *(replace(each, title="Moved") for each in NEW[:3]), NEW[3])
+        free.set()
+        answer = await waiting
+        assert [catalogue.id(item) for item in range(50, 57)] == ["new-0", "new-1", "new-2"] * 2 + ["new-3"]
+        assert sorted(answer.indices.tolist()) == [0, *range(2, 50), 56]
 
 
 async def test_a_history_that_is_cached_is_read_anew_when_an_item_of_it_moves(tiny_build: Path) -> None:
