@@ -193,7 +193,7 @@ class Runner:
         # Nothing is left of a history without its only item, so nothing of the cosine.
         without = np.zeros((len(histories), users.shape[1]), np.float32)
         without[rows] = users[1:]
-        return falls(self._vectors.take(result.indices), users[0], without)
+        return falls(self._catalogue.vectors.take(result.indices), users[0], without)
 
     def _shares(self, path: tuple[int, ...], works: Sequence[BatchItem]) -> list[Bonus] | None:
         """What the counting exit makes of each history; None where no exit of the path asks."""

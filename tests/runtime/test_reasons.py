@@ -1,5 +1,7 @@
 """What an item is said to be due to is what gives its score: by the counts, and by what the network would answer."""
 
+import asyncio
+import threading
 import time
 from collections.abc import Iterator
 
@@ -18,7 +20,7 @@ from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
-from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.live_counts import LiveCounts
 from fathom.runtime.manifest import CountingInfo
 from fathom.runtime.pipeline import Pipeline
@@ -268,3 +270,37 @@ def test_one_work_with_reasons_leaves_its_neighbours_alone(bundle: Bundle) -> No
     results = [each for each in runner.run(8, [plain, asked, plain]) if isinstance(each, BatchResult)]
     assert [bool(each.reasons) for each in results] == [False, True, False]
     assert not typical([plain, asked])
+
+
+async def test_an_added_item_may_be_a_reason_and_what_is_removed_meanwhile_takes_its_reasons_with_it(
+    bundle: Bundle,
+) -> None:
+    loop = asyncio.get_running_loop()
+    runs, removed = iter(range(10**6)), threading.Event()
+
+    def on_run(batch: int, _: int) -> None:
+        # The second run is that of the reasons: the search is done.
+        if batch > 1 and next(runs) == 0:
+            loop.call_soon_threadsafe(remove)
+            assert removed.wait(10)
+
+    catalogue = LiveCatalogue(bundle)
+    fake = FakeEngine(catalogue.vectors, DEPTHS, on_run=on_run)
+    async with Pipeline(bundle, fake, catalogue=catalogue) as pipeline:
+        catalogue.apply(catalogue.prepare([ItemRecord(f"new-{n}", similar=(f"item-{n}",)) for n in (1, 7)]), version=1)
+        # What is like item 1 is read, what is like item 7 is returned.
+        items = [1, 2, 50]
+        runs = iter(range(1, 10))
+        plain = await pipeline.recommend(query(items, depth=8, k=50))
+
+        def remove() -> None:
+            name = catalogue.id(int(plain.indices[1]))
+            catalogue.apply(catalogue.prepare([]), [name], version=2)
+            removed.set()
+
+        runs = iter(range(10))
+        answer = await pipeline.recommend(query(items, depth=8, k=50))
+    assert 50 in {each.item for reasons in plain.reasons for each in reasons}
+    assert 51 in plain.indices
+    assert answer.indices.tolist() == np.delete(plain.indices, 1).tolist()
+    assert answer.reasons == (plain.reasons[0], *plain.reasons[2:])
