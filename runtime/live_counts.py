@@ -30,7 +30,7 @@ class _Row(NamedTuple):
 class LiveCounts:
     """Transitions in which at least one item was added since training; all others are those of the bundle.
 
-    They weigh what the same events would in training (``CountingSettings`` in ``training/counting.py``), each event 1.
+    They weigh what the same events would in training (``CountingSettings`` in ``training/counting.py``).
     ``events``: int64 (n,), training events of the bundle's items. May be used from several threads.
     """
 
@@ -51,14 +51,14 @@ class LiveCounts:
         return bool(self._forward)
 
     def put(self, pairs: Iterable[tuple[int, int, float]]) -> None:
-        """State pairs of item indices: how often the second has followed the first so far, 1/lag each time.
+        """State pairs of item indices: how often the second has followed the first so far, weight/lag each time.
 
-        A pair of an item with itself states the item's events. Pairs of two trained items are left out.
+        A pair of an item with itself states the weight of its events. Pairs of two trained items are left out.
         """
         trained = len(self._trained)
         with self._changing:
             for source, target, count in pairs:
-                if max(source, target) < trained:
+                if max(source, target) < trained or not count > 0:
                     continue
                 if source == target:
                     self._put_events(source, count)
@@ -110,7 +110,7 @@ class LiveCounts:
         place = item - len(self._trained) + 1
         self._make_room(place)
         self._added[item] = count
-        self._factors[place] = max(count, 1) ** -self._info.target_power
+        self._factors[place] = count**-self._info.target_power
 
     def _make_room(self, place: int) -> None:
         if place >= len(self._factors):
@@ -124,9 +124,10 @@ class LiveCounts:
         items = np.fromiter(sorted(counts), np.int64, len(counts))
         trained = items < len(self._trained)
         weights = np.fromiter(map(counts.__getitem__, items.tolist()), np.float64, len(items))
-        events = self._trained.item(source) if source < len(self._trained) else self._added.get(source, 1)
-        weights *= max(events, 1) ** -self._info.source_power
-        weights[trained] *= np.maximum(self._trained[items[trained]], 1.0) ** -self._info.target_power
+        own = self._trained[source] if source < len(self._trained) else self._added.get(source, 1.0)
+        weights *= (own or 1.0) ** -self._info.source_power
+        events = self._trained[items[trained]]
+        weights[trained] *= np.where(events > 0, events, 1.0) ** -self._info.target_power
         factors = np.where(trained, 0, items - len(self._trained) + 1)
         self._make_room(int(factors.max(initial=0)))
         if len(items) > self._info.neighbours:

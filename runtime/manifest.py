@@ -37,11 +37,14 @@ CERTIFICATE_FILE = "selector/certificate.json"
 #: More than any bundle has: what is larger is refused before memory is taken for it.
 LARGEST_FILE = 1 << 40
 MOST_ITEMS = 100_000_000
+#: Of the type of an event.
+LONGEST_TYPE_BYTES = 64
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 NotNegative = Annotated[float, Field(ge=0)]
 Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+EventType = Annotated[str, Field(max_length=LONGEST_TYPE_BYTES)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -112,8 +115,9 @@ class CountingInfo(_Frozen):
     """The counting exit, depth 0 (``runtime/counting.py``), and its part in the deeper exits' scores.
 
     ``window``: items of a history that count. ``decay``: what an item weighs for each one that is newer. ``weights``:
-    depth -> what an item's share of the largest count weighs beside its cosine there. ``quality``: of depth 0. The
-    others say how the tables were counted: see ``CountingSettings`` in ``training/counting.py``.
+    depth -> what an item's share of the largest count weighs beside its cosine there. ``quality``: of depth 0.
+    ``event_weights``: type of an event -> what it weighed in training, 0 where it was left out; none where all weighed
+    the same. The others say how the tables were counted: see ``CountingSettings`` in ``training/counting.py``.
     """
 
     window: int = Field(ge=1, le=10_000)
@@ -127,6 +131,7 @@ class CountingInfo(_Frozen):
     ease: float = Field(default=0.0, ge=0, le=1)
     weights: dict[Depth, Annotated[float, Field(ge=0, le=100)]]
     quality: dict[str, MetricInterval] = Field(description="metric (as ndcg@10) -> value on the test items")
+    event_weights: dict[EventType, Annotated[float, Field(ge=0, le=1e6)]] = {}
 
 
 class TextInfo(_Frozen):

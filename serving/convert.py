@@ -17,6 +17,7 @@ from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
+from fathom.runtime.manifest import LONGEST_TYPE_BYTES
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery
 from fathom.runtime.reasons import Source
@@ -26,7 +27,6 @@ from fathom.serving.history.contract import StoredEvent
 #: Metadata that names a client.
 CLIENT_KEY = "fathom-client"
 LONGEST_ID_BYTES = 128
-LONGEST_TYPE_BYTES = 64
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 MOST_ITEMS, MOST_OF_AN_ITEM = 1_000, 100

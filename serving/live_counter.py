@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fathom.errors import RequestError, brief
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.live_counts import LivePairs
+from fathom.runtime.manifest import CountingInfo
 from fathom.serving.deployment import Deployment
 from fathom.serving.history.contract import Appended, HistoryStore, Retention, StoredEvent, digest_of
 from fathom.serving.live_pairs import Pairs, new_pairs
@@ -32,7 +33,7 @@ class _Counted:
     deployment: Deployment
     catalogue: LiveCatalogue
     pairs: LivePairs
-    max_lag: int
+    counting: CountingInfo
     since: int = 0
     items: int = 0
 
@@ -78,9 +79,12 @@ class LiveCounter:
         # Otherwise the same events were sent twice at once, or the user was deleted: rather not counted than twice.
         if new and len(new) == done.added:
             for each in counted:
-                pairs = new_pairs(history, new, each.added, each.max_lag)
+                info = each.counting
+                pairs = new_pairs(history, new, each.added, info.max_lag, info.event_weights)
                 self._wait(each.deployment.name, {pair: gain for pair, gain in pairs.items() if each.known(pair)})
-            self._remember(user_id, any(each.added(e.item_id) for each in counted for e in history[-each.max_lag :]))
+            self._remember(
+                user_id, any(each.added(e.item_id) for each in counted for e in history[-each.counting.max_lag :])
+            )
         return done
 
     def forget(self, digest: str = "") -> None:
@@ -134,7 +138,7 @@ class LiveCounter:
                 if info is None or counting is None or counting.live is None:
                     continue
                 pairs = LivePairs(catalogue.find, counting.live)
-                found = self._counted[deployment.name] = _Counted(deployment, catalogue, pairs, info.max_lag)
+                found = self._counted[deployment.name] = _Counted(deployment, catalogue, pairs, info)
             yield found
 
     def _wait(self, name: str, pairs: Mapping[tuple[str, str], float]) -> None:

@@ -28,6 +28,7 @@ from fathom.exporter.planning.heal import check_dataset
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.runtime.manifest import (
+    LONGEST_TYPE_BYTES,
     CountingInfo,
     DepthInfo,
     Extension,
@@ -82,7 +83,7 @@ def export(
     items = item_files(checkpoint, made.engines.vectors, work.cut.train)
     files = {**made.engines.files, **incremental, **items, **counting_files(work.counting.tables)}
     manifest = _manifest(name, checkpoint, executed, evidence or {}, storage, made, extension)
-    counting, text = _counting_info(work.counting, made.report), None
+    counting, text = _counting_info(work.counting, made.report, dataset), None
     progress("fitting the text encoder")
     if (fitted := work.text_encoder(made.engines)) is not None:
         encoder, text = fitted
@@ -261,9 +262,19 @@ def _manifest(
     )
 
 
-def _counting_info(counting: CountingExit, report: EvaluationReport) -> CountingInfo:
-    settings = asdict(counting.tables.settings)
-    return CountingInfo(**settings, weights=counting.weights, quality=_quality(report, 0))
+def _counting_info(counting: CountingExit, report: EvaluationReport, dataset: Dataset) -> CountingInfo:
+    return CountingInfo(
+        **asdict(counting.tables.settings),
+        weights=counting.weights,
+        quality=_quality(report, 0),
+        event_weights=event_weights(dataset),
+    )
+
+
+def event_weights(dataset: Dataset) -> dict[str, float]:
+    """Event type -> what an event of it weighs, of those that a server can be sent; none where all weigh the same."""
+    types = {} if dataset.sequences.weights is None else dataset.meta.get("types", {})
+    return {name: each["weight"] for name, each in types.items() if len(name.encode()) <= LONGEST_TYPE_BYTES}
 
 
 def _quality(report: EvaluationReport, depth: int) -> dict[str, MetricInterval]:

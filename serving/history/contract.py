@@ -36,7 +36,7 @@ class StoredEvent(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """How often an item has followed another, 1/lag each time; of an item and itself: its events.
+    """How often an item has followed another, weight/lag each time; of an item and itself: its events.
 
     ``change``: larger than that of every pair that was changed before.
     """

@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.exporter.bundle.export import event_weights
 from fathom.exporter.bundle.report import depth_rows, quality_rows
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.manifest import COUNTING_FILES, depth_digest
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, Runner
 from fathom.training.counting import CountingSettings, count
+from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.splits import leave_one_out
+from fathom.training.tables.options import PrepareOptions
 
 
 def ndcg(found: np.ndarray, target: int) -> float:
@@ -42,7 +46,7 @@ def test_the_manifest_says_what_every_deeper_depth_gives_with_its_part_of_counti
 ) -> None:
     test = leave_one_out(dataset).test
     with Bundle.open(counting_bundle) as bundle, open_engine(bundle) as engine:
-        runner = Runner(bundle, engine, FlatRetriever(bundle.vectors), caches=False)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=False)
         longest = bundle.manifest.model.max_history
         for depth in bundle.depths:
             answers = []
@@ -67,6 +71,18 @@ def test_the_tables_are_what_is_counted_before_the_test_items(bundle_path: Path,
         tables = count(leave_one_out(dataset).until_test, dataset.n_items, settings)
         for name in ("offsets", "neighbours", "weights", "popularity"):
             assert (getattr(counting, name) == getattr(tables, name)).all()
+
+
+def test_the_weights_of_event_types_come_from_the_dataset(tmp_path: Path) -> None:
+    table = tmp_path / "shop.csv"
+    kinds = ("purchase", "view", "hover", "v" * 65)
+    rows = [f"u{user},i{item},{item},{kinds[item % 4]}" for user in range(4) for item in range(8)]
+    table.write_text("\n".join(("user,item,timestamp,event_type", *rows)))
+    weights = {"purchase": 1.0, "view": 0.25, "hover": 0.0, "v" * 65: 0.5}
+    for given, expected in ((weights, {"purchase": 1.0, "view": 0.25, "hover": 0.0}), (None, {})):
+        out = tmp_path / str(given is None)
+        prepare(str(table), out, options=PrepareOptions(weight=given or {}))
+        assert event_weights(Dataset.load(out)) == expected
 
 
 def test_a_slice_keeps_the_counting_exit_and_the_weights_of_its_depths(bundle_path: Path, tmp_path: Path) -> None:

@@ -36,29 +36,45 @@ def counted(draw: st.DrawFn) -> CountingSettings:
     )
 
 
-def totals(users: list[list[int]], max_lag: int) -> list[tuple[int, int, float]]:
+WEIGHED = {"purchase": 1.0, "view": 0.25, "wish": 0.0}
+
+
+def totals(users: list[list[tuple[int, str]]], max_lag: int, weights: dict[str, float]) -> list[tuple[int, int, float]]:
     """What is counted when events come one by one, each user's in a message of their own."""
     sums: defaultdict[tuple[int, int], float] = defaultdict(float)
-    for items in users:
-        history = [StoredEvent(f"e{place}", str(item), place) for place, item in enumerate(items)]
+    for events in users:
+        history = [StoredEvent(f"e{place}", str(item), place, kind) for place, (item, kind) in enumerate(events)]
         for length in range(1, len(history) + 1):
             new = {history[length - 1].event_id}
-            for (one, other), gain in new_pairs(
-                history[:length], new, lambda item: int(item) >= TRAINED, max_lag
-            ).items():
+            pairs = new_pairs(history[:length], new, lambda item: int(item) >= TRAINED, max_lag, weights)
+            for (one, other), gain in pairs.items():
                 sums[int(one), int(other)] += gain
     return [(*pair, gain) for pair, gain in sums.items()]
 
 
-@given(st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=10), min_size=1, max_size=5), counted())
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, ITEMS - 1), st.sampled_from(("", *WEIGHED))), max_size=10),
+        min_size=1,
+        max_size=5,
+    ),
+    counted(),
+    st.booleans(),
+)
 @settings(deadline=None)
-def test_live_pairs_weigh_what_training_counts(users: list[list[int]], chosen: CountingSettings) -> None:
+def test_live_pairs_weigh_what_training_counts(
+    users: list[list[tuple[int, str]]], chosen: CountingSettings, weighed: bool
+) -> None:
+    weights = WEIGHED if weighed else {}
+    left = [[(item, weights.get(kind, 1.0)) for item, kind in user if weights.get(kind, 1.0)] for user in users]
+    events = np.array([each for user in left for each in user]).reshape(-1, 2)
     sequences = Sequences(
-        np.concatenate([np.array(each, np.int64) for each in users]), np.cumsum([0, *map(len, users)]), None
+        events[:, 0].astype(np.int64), np.cumsum([0, *map(len, left)]), None, events[:, 1].astype(np.float32)
     )
     tables = count(sequences, ITEMS, chosen)
-    live = LiveCounts(np.bincount(sequences.items, minlength=ITEMS)[:TRAINED].astype(np.int64), info_of(chosen))
-    live.put(totals(users, chosen.max_lag))
+    trained = np.bincount(sequences.items, sequences.weights, minlength=ITEMS)[:TRAINED]
+    live = LiveCounts(trained, info_of(chosen))
+    live.put(totals(users, chosen.max_lag, weights))
     for item in range(ITEMS):
         found = live.neighbours(np.array([item]), np.ones(1))
         row = slice(tables.offsets[item], tables.offsets[item + 1])

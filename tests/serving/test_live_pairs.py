@@ -1,5 +1,11 @@
 """Which pairs an append adds to what is counted."""
 
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fathom.serving.history.contract import StoredEvent
 from fathom.serving.live_pairs import new_pairs
 
@@ -11,7 +17,17 @@ def history(*items: str) -> list[StoredEvent]:
 def pairs(items: str, *new: int, max_lag: int = 2) -> dict[str, float]:
     """Pairs as "earlier later"; capital letters are added items."""
     names = {f"e{place}" for place in new}
-    return {"".join(pair): gain for pair, gain in new_pairs(history(*items), names, str.isupper, max_lag).items()}
+    return {"".join(pair): gain for pair, gain in new_pairs(history(*items), names, str.isupper, max_lag, {}).items()}
+
+
+@given(st.text("abXYZ", max_size=12), st.data())
+def test_events_count_the_same_however_they_are_sent(items: str, data: st.DataObject) -> None:
+    ends = sorted({0, len(items), *data.draw(st.lists(st.integers(0, len(items))))})
+    sums: dict[str, float] = {}
+    for first, end in itertools.pairwise(ends):
+        for pair, gain in pairs(items[:end], *range(first, end)).items():
+            sums[pair] = sums.get(pair, 0) + gain
+    assert sums == pytest.approx(pairs(items, *range(len(items))))
 
 
 def test_a_new_item_follows_what_was_before_it() -> None:
@@ -32,3 +48,16 @@ def test_of_two_new_items_the_pair_counts_once_and_an_item_is_no_neighbour_of_it
     assert pairs("XY", 0, 1) == {"XX": 1, "YY": 1, "XY": 1}
     assert pairs("XX", 1) == {"XX": 1}
     assert pairs("aXX", 0, 1, 2) == {"XX": 2, "aX": 1.5}
+
+
+def test_a_pair_counts_what_its_later_event_weighs_and_what_weighs_nothing_was_never_there() -> None:
+    bought, wished, viewed = (
+        StoredEvent(f"e{i}", item, i, kind)
+        for i, (item, kind) in enumerate((("a", "purchase"), ("b", "wish"), ("X", "view")))
+    )
+    weights = {"purchase": 1.0, "wish": 0.0, "view": 0.25}
+    assert new_pairs([bought, wished, viewed], {"e2"}, str.isupper, 1, weights) == {("X", "X"): 0.25, ("a", "X"): 0.25}
+    assert new_pairs([viewed, wished, bought], {"e0", "e1", "e2"}, str.isupper, 1, weights) == {
+        ("X", "X"): 0.25,
+        ("X", "a"): 1.0,
+    }
