@@ -21,7 +21,7 @@ from fathom.errors import (
 )
 from fathom.files import sha256_file
 from fathom.runtime.bundle import Bundle, verify
-from fathom.runtime.manifest import version_of
+from fathom.runtime.manifest import SCHEMA_VERSION, version_of
 
 ENGINE = "engines/depth-04.onnx"
 
@@ -115,7 +115,7 @@ def test_without_verify_only_the_sha256_is_left_out(bundle: Path) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle: Path) -> None:
-    edit_manifest(bundle, lambda value: value.update(schema_version=7, invented_later={"x": 1}))
+    edit_manifest(bundle, lambda value: value.update(schema_version=SCHEMA_VERSION + 1, invented_later={"x": 1}))
     refused(bundle, BundleSchemaError, "newer Fathom", "upgrade")
 
 
