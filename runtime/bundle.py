@@ -122,6 +122,10 @@ class Catalogue:
             mask[items] = True
         return mask
 
+    def attribute(self, name: str) -> NDArray[np.float64] | None:  # noqa: ARG002
+        """None: a bundle knows no numbers of its items."""
+        return None
+
 
 @dataclass(frozen=True)
 class Check:

@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from fathom.runtime.cost import ROOM_P99, STEP_P50, STEP_P99, Quantile
 from fathom.runtime.counting import Counting
-from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, sum_of
+from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.reasons import Reasons, reasons_of
+from fathom.runtime.rules import Arrangement, Found, Ranking, arrange
 
 #: Answers that are timed at the start, each for as many random items as a history can have.
 TIMED = 100
@@ -65,9 +67,16 @@ class DepthZero:
         *,
         n: int | None = None,
         bonus: Bonus = NO_BONUS,
+        arranged: tuple[Arrangement, LiveCatalogue] | None = None,
     ) -> tuple[Indices, Scores]:
-        """The k best items for a history (length,), as ``Counting.best``; learns what has gone by since ``began_s``."""
-        found = self._counting.best(history, k, keep, n=n, bonus=bonus)
+        """The k best items for a history (length,), as ``Counting.best``; learns what has gone by since ``began_s``.
+
+        ``arranged``: the rules of the request, and the catalogue that knows what they are about.
+        """
+        if arranged is None:
+            found = self._counting.best(history, k, keep, n=n, bonus=bonus)
+        else:
+            found = self._arranged(history, k, keep, n, bonus, *arranged)
         ended_s = time.monotonic()
         assert self._p50 is not None, "measure() comes first"
         assert self._p99 is not None, "measure() comes first"
@@ -76,6 +85,23 @@ class DepthZero:
             quantile.observe(ended_s - began_s, ended_s, probe=stale)
         self._ended_s = ended_s
         return found
+
+    def _arranged(
+        self,
+        history: NDArray[np.integer],
+        k: int,
+        keep: ItemFilter,
+        n: int | None,
+        bonus: Bonus,
+        arrangement: Arrangement,
+        catalogue: LiveCatalogue,
+    ) -> Found:
+        own = sum_of(bonus, arrangement.rules.boosts)
+
+        def best(k: int, keep: ItemFilter) -> Found:
+            return self._counting.best(history, k, keep, n=n, bonus=own)
+
+        return arrange(k, keep, arrangement, Ranking(best, catalogue.vectors.take, catalogue.categories))
 
     def reasons(self, history: NDArray[np.integer], items: Indices) -> Reasons:
         """Which items of a history (length,) some items of its answer are due to; popular ones to none."""

@@ -22,7 +22,16 @@ from fathom.runtime.item_filter import Indices, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache, Reused
-from fathom.runtime.query import Answer, IndexedQuery, QueryHistory, Timing, filter_of, history_of, leave_one_out
+from fathom.runtime.query import (
+    Answer,
+    IndexedQuery,
+    QueryHistory,
+    Timing,
+    arrangement_of,
+    filter_of,
+    history_of,
+    leave_one_out,
+)
 from fathom.runtime.reasons import Reasons
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
@@ -177,10 +186,10 @@ class Pipeline:
         if not choice.depth:
             return self._count(query, history, choice, start_s)
         hit = MISS if choice.early_exit else hits.at(choice.depth)
-        keep = filter_of(query, history.seen, self.catalogue)
+        keep, arrangement = arrangement_of(query, filter_of(query, history.seen, self.catalogue), len(self.catalogue))
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
-        work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves)
+        work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves, arrangement)
         queued_s = time.monotonic()
         try:
             result, began_s = await batcher.run(
@@ -259,7 +268,11 @@ class Pipeline:
         if offer.mask is not None:
             keep = replace(keep, mask=offer.mask if keep.mask is None else both(offer.mask, keep.mask))
         n = len(self.catalogue)
-        indices, scores = self._zero.answer(history.items, query.k, keep, began_s, n=n, bonus=offer.boosts)
+        keep, arrangement = arrangement_of(query, keep, n)
+        arranged = None if arrangement is None else (arrangement, self.catalogue)
+        indices, scores = self._zero.answer(
+            history.items, query.k, keep, began_s, n=n, bonus=offer.boosts, arranged=arranged
+        )
         reasons = self._zero.reasons(history.items, indices) if query.include_reasons else ()
         waited_s = began_s if queued_s is None else queued_s
         timing = Timing.of(start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)

@@ -2,18 +2,28 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import InvalidRequestError
+from fathom.errors import InvalidRequestError, NotFoundError, brief
 from fathom.runtime.item_filter import Indices, ItemFilter, Mask, Scores
 from fathom.runtime.prefix_cache import Owner, Reused
 from fathom.runtime.reasons import LeaveOneOut, Reasons
+from fathom.runtime.rules import Arrangement, Rules, without_pins
 from fathom.selector.choice import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A numeric attribute of items and its bounds, inclusive, None where there is none."""
+
+    attribute: str
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +37,7 @@ class IndexedQuery:
     ``include_seen``: items of the history may be returned too. ``seen``: in place of the history, the item indices that
     are left out as seen (None = the history). ``client``: whose it is; clients are served in turn.
     ``owner``: whose history it is, where that is known. ``include_reasons``: say which items of the history every
-    answered item is due to.
+    answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -44,12 +54,14 @@ class IndexedQuery:
     client: str = ""
     owner: Owner | None = None
     include_reasons: bool = False
+    ranges: Sequence[Range] = ()
+    rules: Rules | None = None
 
     @property
     def is_filtered(self) -> bool:
-        """Whether other items may be returned than every one that the user has not had."""
-        other = self.allow is not None or self.seen is not None
-        return bool(other or len(self.exclude) or self.categories or self.include_seen)
+        """Whether other items may be returned than the best of all that the user has not had."""
+        other = self.allow is not None or self.seen is not None or self.rules is not None
+        return bool(other or len(self.exclude) or self.categories or self.ranges or self.include_seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +145,19 @@ class Catalogue(Protocol):
     def category_mask(self, categories: Iterable[str], /) -> Mask:
         """True, shape (n,), for the items of at least one of these categories; NotFoundError for an unknown one."""
 
+    def attribute(self, name: str, /) -> NDArray[np.float64] | None:
+        """Of all items, (n,), NaN where it is not known; None where no item ever had it."""
+
 
 def filter_of(query: IndexedQuery, seen: Indices, catalogue: Catalogue) -> ItemFilter:
     """Which items may answer a query whose history is ``seen`` (any,), item indices.
 
-    Raises InvalidRequestError, and NotFoundError for an unknown category.
+    Raises InvalidRequestError, and NotFoundError for an unknown category or attribute.
     """
+    mask = catalogue.category_mask(query.categories) if query.categories else None
+    for wanted in query.ranges:
+        inside = _range_mask(wanted, catalogue)
+        mask = inside if mask is None else mask & inside
     exclude = _indices(query.exclude, "exclude", len(catalogue)) if len(query.exclude) else None
     if not query.include_seen:
         if query.seen is not None:
@@ -147,8 +166,31 @@ def filter_of(query: IndexedQuery, seen: Indices, catalogue: Catalogue) -> ItemF
     return ItemFilter(
         exclude=np.empty(0, np.int64) if exclude is None else exclude,
         allow=None if query.allow is None else _indices(query.allow, "allow", len(catalogue)),
-        mask=catalogue.category_mask(query.categories) if query.categories else None,
+        mask=mask,
     )
+
+
+def arrangement_of(
+    query: IndexedQuery, keep: ItemFilter, catalogue_items: int
+) -> tuple[ItemFilter, Arrangement | None]:
+    """The filter of a query for what is not pinned, and its rules, if any; what the user has had may be pinned."""
+    rules = query.rules
+    if rules is None:
+        return keep, None
+    _indices(list(rules.pins.values()), "pins", catalogue_items)
+    pinnable = replace(keep, exclude=_indices(query.exclude, "exclude", catalogue_items))
+    return without_pins(keep, rules), Arrangement(rules, pinnable)
+
+
+def _range_mask(wanted: Range, catalogue: Catalogue) -> Mask:
+    values = catalogue.attribute(wanted.attribute)
+    if values is None:
+        raise NotFoundError(f"no item of this catalogue has the attribute {brief(wanted.attribute)!r}")
+    if wanted.at_least is None and wanted.at_most is None:
+        return ~np.isnan(values)
+    # What is not known is NaN, which no comparison lets through.
+    inside: Mask = values >= (-np.inf if wanted.at_least is None else wanted.at_least)
+    return inside if wanted.at_most is None else inside & (values <= wanted.at_most)
 
 
 def _indices(values: Sequence[int] | NDArray[np.integer], name: str, catalogue_items: int) -> Indices:

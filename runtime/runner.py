@@ -17,6 +17,7 @@ from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
 from fathom.runtime.reasons import LeaveOneOut, Parts, Reasons, falls, reasons_of
 from fathom.runtime.retriever import FlatRetriever
+from fathom.runtime.rules import Arrangement, Found, Ranking, arrange
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
 
@@ -30,7 +31,8 @@ class BatchItem(NamedTuple):
     """What the engine's thread needs of one request.
 
     ``ids``: (n,) item index + 1. ``timestamps``: (n,) seconds. ``hit``: what the prefix cache holds of it.
-    ``leave_one_out``: where reasons are asked for.
+    ``leave_one_out``: where reasons are asked for. ``arrangement``: where there are rules; then ``keep``
+    is without their pins.
     """
 
     ids: NDArray[np.int64]
@@ -40,6 +42,12 @@ class BatchItem(NamedTuple):
     early_exit: EarlyExit | None = None
     hit: CacheHit = MISS
     leave_one_out: LeaveOneOut | None = None
+    arrangement: Arrangement | None = None
+
+    @property
+    def looked_at(self) -> int:
+        """How many of the best items are searched, to return k."""
+        return self.k if self.arrangement is None else self.arrangement.rules.looked_at(self.k)
 
 
 class BatchResult(NamedTuple):
@@ -105,7 +113,12 @@ class Runner:
         if ran:
             self._observe(depth, ran, engine_s - start_s)
         shares = self._shares((depth,), works)
-        found = self._search(depth, users, works, [work.k for work in works], shares)
+        found = self._search(depth, users, works, [work.looked_at for work in works], shares)
+        if any(work.arrangement is not None for work in works):
+            found = [
+                self._arranged(depth, users[row : row + 1], work, found[row], shares[row : row + 1] if shares else None)
+                for row, work in enumerate(works)
+            ]
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
@@ -155,13 +168,16 @@ class Runner:
             engine_s = time.monotonic()
             self._observe(depth, len(users), engine_s - start_s)
             waiting = [works[i] for i in active.tolist()]
-            ks = [max(work.k, COMPARED_ITEMS) for work in waiting]
-            found = self._search(depth, users, waiting, ks, [shares[i] for i in active.tolist()] if shares else None)
+            ks = [max(work.looked_at, COMPARED_ITEMS) for work in waiting]
+            theirs = [shares[i] for i in active.tolist()] if shares else None
+            found = self._search(depth, users, waiting, ks, theirs)
             spent += engine_s - start_s, time.monotonic() - engine_s
             finite = np.isfinite(users.sum(axis=1))
             rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
             for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
-                k, (indices, scores) = waiting[i].k, found[i]
+                own = theirs[i : i + 1] if theirs else None
+                k = waiting[i].k
+                indices, scores = self._arranged(depth, users[i : i + 1], waiting[i], found[i], own)
                 ok = BatchResult(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
                 results[int(active[i])] = ok if finite[i] else _broken(depth)
             active = active[rows]
@@ -216,7 +232,25 @@ class Runner:
             bonuses = [(items, weight * values) for items, values in shares]
         if len(offer.boosts[0]):
             bonuses = [sum_of(offer.boosts, own) for own in bonuses or [NO_BONUS] * len(works)]
+        for row, work in enumerate(works):
+            if work.arrangement is not None and len(work.arrangement.rules.boosts[0]):
+                bonuses = bonuses or [NO_BONUS] * len(works)
+                bonuses[row] = sum_of(bonuses[row], work.arrangement.rules.boosts)
         return self._retriever.search(users, ks, [work.keep for work in works], bonuses, offer.mask)
+
+    def _arranged(
+        self, depth: int, user: NDArray[np.float32], work: BatchItem, first: Found, shares: Sequence[Bonus] | None
+    ) -> Found:
+        """The best items of one request, ``first``, as its rules arrange them; ``user``: float32 (1, width)."""
+        if work.arrangement is None or not np.isfinite(user).all():
+            return first
+
+        def best(k: int, keep: ItemFilter) -> Found:
+            return self._search(depth, user, [work._replace(keep=keep)], [k], shares)[0]
+
+        ranking = Ranking(best, self._vectors.take, self._catalogue.categories)
+        asked = work.looked_at
+        return arrange(work.k, work.keep, work.arrangement, ranking, (first[0][:asked], first[1][:asked]))
 
     def _padded(self, items: Sequence[BatchItem]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         longest = max(len(item.ids) for item in items)

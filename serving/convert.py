@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.manifest import LONGEST_TYPE_BYTES
 from fathom.runtime.prefix_cache import Owner
-from fathom.runtime.query import Answer, IndexedQuery
+from fathom.runtime.query import Answer, IndexedQuery, Range
 from fathom.runtime.reasons import Source
+from fathom.runtime.rules import Rules
 from fathom.selector.choice import DepthReason
 from fathom.serving.history.contract import StoredEvent
+from fathom.serving.requested_rules import ServerRules, check_rules, indexed_rules
 
 #: Metadata that names a client.
 CLIENT_KEY = "fathom-client"
@@ -51,7 +54,7 @@ KEPT_ITEMS = 65_536
 class Converter:
     """Translates for one bundle and its catalogue.
 
-    ``profiles`` maps every name and tier a request may give to its DeviceProfile.
+    ``profiles`` maps every name and tier a request may give to its DeviceProfile. ``rules``: the server's own for it.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Converter:
         catalogue: LiveCatalogue,
         profiles: dict[str, DeviceProfile],
         default_profile: DeviceProfile,
+        rules: ServerRules | None = None,
     ) -> None:
         self._catalogue = catalogue
         # Of trained items: looked up first, and in most requests enough.
@@ -69,6 +73,9 @@ class Converter:
         self._profiles = {**profiles, "": default_profile}
         self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, catalogue))
         self._retitled = 0
+        self._server_rules = ServerRules() if rules is None else rules
+        self._default: Rules | None = None
+        self._default_of = -1
 
     def query(
         self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "", owner: Owner | None = None
@@ -91,6 +98,7 @@ class Converter:
             client=client,
             owner=owner,
             include_reasons=request.include_reasons,
+            rules=self._rules(request.rules) if request.HasField("rules") else self._default_rules(),
         )
         if not request.HasField("filter"):
             return query, unknown
@@ -98,11 +106,12 @@ class Converter:
         seen = self._seen(request) if wanted.seen_types and not wanted.include_seen else None
         filtered = replace(
             query,
-            exclude=self._known(wanted.exclude_item_ids),
+            exclude=self._known(chain(wanted.exclude_item_ids, self._blocked(wanted.block_lists))),
             allow=self._known(wanted.allow_item_ids) if wanted.allow_item_ids else None,
             categories=self._wanted_categories(wanted.categories),
             include_seen=wanted.include_seen,
             seen=seen,
+            ranges=[self._range(each) for each in wanted.ranges],
         )
         return filtered, unknown
 
@@ -192,6 +201,41 @@ class Converter:
         if not types:
             return self._known(request.item_ids if "" in wanted else ())
         return self._known(item for item, kind in zip(request.item_ids, types, strict=True) if kind in wanted)
+
+    def _blocked(self, names: Sequence[str]) -> Iterator[str]:
+        """The ids of the server's block lists of these names."""
+        for name in names:
+            if name not in self._server_rules.block_lists:
+                known = ", ".join(sorted(self._server_rules.block_lists)) or "none"
+                raise NotFoundError(f"block list {echo(name)} is not in the server's rules; there: {known}")
+            yield from self._server_rules.block_lists[name]
+
+    def _range(self, wanted: pb.Range) -> Range:
+        name = wanted.attribute
+        size = len(name.encode())
+        if not 1 <= size <= LONGEST_TYPE_BYTES:
+            raise InvalidRequestError(f"ranges has an attribute of {size} bytes, 1 to {LONGEST_TYPE_BYTES}")
+        low = wanted.at_least if wanted.HasField("at_least") else None
+        high = wanted.at_most if wanted.HasField("at_most") else None
+        if any(bound is not None and math.isnan(bound) for bound in (low, high)):
+            raise InvalidRequestError(f"the range of {echo(name)} has a bound that is no number")
+        if self._catalogue.attribute(name) is None:
+            raise NotFoundError(f"no item of the catalogue has the attribute {echo(name)}")
+        return Range(name, low, high)
+
+    def _rules(self, wanted: pb.Rules) -> Rules:
+        """The rules of a request or of the server; raises InvalidRequestError or NotFoundError."""
+        check_rules(wanted)
+        return indexed_rules(wanted, self._catalogue)
+
+    def _default_rules(self) -> Rules | None:
+        """What the server does where a request does not say; looked up again when the catalogue has changed."""
+        wanted = self._server_rules.default
+        if wanted is None:
+            return None
+        if self._default_of != self._catalogue.version:
+            self._default_of, self._default = self._catalogue.version, self._rules(wanted)
+        return self._default
 
     def _k(self, k: int) -> int:
         if k > LARGEST_K:
