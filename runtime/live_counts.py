@@ -30,7 +30,8 @@ class _Row(NamedTuple):
 class LiveCounts:
     """Transitions in which at least one item was added since training; all others are those of the bundle.
 
-    They weigh what the same events would in training (``CountingSettings`` in ``training/counting.py``).
+    They weigh what the same events would in training by counting alone, without EASE (``CountingSettings`` in
+    ``training/counting.py``).
     ``events``: int64 (n,), training events of the bundle's items. May be used from several threads.
     """
 
