@@ -1,10 +1,18 @@
 """A text's vector comes from the features that the encoder knows, whatever else is in it."""
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fathom.errors import BundleError
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import MANIFEST_NAME, PROJECTION_FILE, TEXT_FILES, TEXT_KEYS_FILE, TEXT_WEIGHTS_FILE
 from fathom.runtime.text_encoder import MAX_WORDS, TextEncoder, hashes
 
 
@@ -69,3 +77,46 @@ def test_every_row_has_length_1_or_0_and_does_not_depend_on_the_others(texts: li
     assert ((abs(lengths - 1) < 1e-5) | (lengths == 0)).all()
     for text, vector in zip(every, vectors, strict=True):
         np.testing.assert_array_equal(encoder.encode([text[0]], [text[1]])[0], vector)
+
+
+@pytest.fixture
+def with_text(encoder: TextEncoder, synthetic_bundle: Path, reseal: Callable[[Path], None], tmp_path: Path) -> Path:
+    """A bundle that holds ``encoder``."""
+    path = tmp_path / "bundle"
+    shutil.copytree(synthetic_bundle, path)
+    (path / "text").mkdir()
+    for name, array in zip(TEXT_FILES, (encoder.keys, encoder.weights, encoder.projection), strict=True):
+        np.save(path / name, array)
+    manifest = json.loads((path / MANIFEST_NAME).read_bytes())
+    cosine = {"value": 0.3, "low": 0.2, "high": 0.4}
+    manifest["text"] = {"features": len(encoder.keys), "cosine": cosine}
+    manifest["files"] |= dict.fromkeys(TEXT_FILES)
+    (path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    reseal(path)
+    return path
+
+
+def test_a_bundle_opens_with_its_encoder(with_text: Path, encoder: TextEncoder) -> None:
+    with Bundle.open(with_text) as bundle:
+        assert bundle.text_encoder is not None
+        expected = encoder.encode(["red lamp"], [["garden"]])
+        np.testing.assert_array_equal(bundle.text_encoder.encode(["red lamp"], [["garden"]]), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (TEXT_KEYS_FILE, lambda array: array[::-1], "does not ascend"),
+        (TEXT_WEIGHTS_FILE, lambda array: array * 0, "no number above 0"),
+        (TEXT_WEIGHTS_FILE, lambda array: array * np.float32(np.nan), "no number above 0"),
+        (PROJECTION_FILE, lambda array: array + np.float16(np.inf), "no number"),
+        (PROJECTION_FILE, lambda array: array[1:], "is needed"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_refused(
+    with_text: Path, reseal: Callable[[Path], None], name: str, change: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    np.save(with_text / name, np.ascontiguousarray(change(np.load(with_text / name))))
+    reseal(with_text)
+    with pytest.raises(BundleError, match=words):
+        Bundle.open(with_text)
