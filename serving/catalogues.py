@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fathom.errors import ConfigError, FathomError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
+from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue, Prepared
 from fathom.serving.convert import record_of
 from fathom.serving.deployment import Deployment
 from fathom.serving.items.contract import ItemChange, ItemStore
@@ -17,6 +17,8 @@ from fathom.serving.logs import Seldom
 FOLLOW_EVERY_S = 1.0
 #: Items that are applied at a time: those of the largest message.
 PART = 1_000
+#: Those of them that the event loop applies without a pause.
+AT_ONCE = 50
 
 log = Seldom("fathom.serving")
 
@@ -105,7 +107,7 @@ class Catalogues:
                 version = await self._store.write(deployment.name, wanted)
                 if version == catalogue.version + 1:
                     removed = [id for id, record in wanted.items() if record is None]
-                    catalogue.apply(prepared, removed, version=version)
+                    await _put(catalogue, prepared, removed, version)
                 else:
                     await self._catch_up(deployment)
             return Changed(len(changes) - known, known, catalogue.version)
@@ -131,7 +133,17 @@ class Catalogues:
         except FathomError:
             fitting, removed = await asyncio.to_thread(_fitting, deployment.name, catalogue, records)
             prepared = await asyncio.to_thread(catalogue.prepare, fitting)
-        catalogue.apply(prepared, removed, version=catalogue.version)
+        await _put(catalogue, prepared, removed, catalogue.version)
+
+
+async def _put(catalogue: LiveCatalogue, prepared: Prepared, removed: Sequence[str], version: int) -> None:
+    """Apply what is in the store already; other calls get their turn between two parts."""
+    records, vectors, stand_ins = prepared
+    for low in range(0, len(records), AT_ONCE):
+        rows = slice(low, low + AT_ONCE)
+        catalogue.apply(Prepared(records[rows], vectors[rows], stand_ins[rows]), version=catalogue.version)
+        await asyncio.sleep(0)
+    catalogue.apply(catalogue.prepare([]), removed, version=version)
 
 
 def _fitting(name: str, catalogue: LiveCatalogue, records: Sequence[ItemRecord]) -> tuple[list[ItemRecord], list[str]]:
