@@ -144,8 +144,8 @@ class ServerSettings(BaseModel):
     catalogue: str = Field(
         default="off",
         min_length=1,
-        description="Where changes of the catalogue are kept: off, memory or sqlite:PATH. As for `history`, but not in"
-        " the same file. See [The catalogue](catalogue.md).",
+        description="Where changes of the catalogue are kept: off, memory, sqlite:PATH or redis://HOST:PORT/DB. As for"
+        " `history`, but not in the same file. See [The catalogue](catalogue.md).",
     )
     reuse_mb: float | None = Field(
         default=None,

@@ -4,15 +4,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fathom.errors import ConfigError, MissingExtraError
 from fathom.serving.history import contract
 from fathom.serving.history.contract import PAIRS_AT_ONCE, Appended, HistoryStore, Pair, StoredEvent
+from fathom.serving.redis_client import redis_at
 
 PREFIX, PAIRS = "fathom:history", "fathom:pairs"
 IDS, MEMBERS = ":ids", ":members"
 SUMS, CHANGES = ":sums", ":changes"
-MOST_CONNECTIONS = 32
-TIMEOUT_S = 1.0
 ARRIVAL_DIGITS = 15
 # What Redis says where a key holds something that Fathom has not written.
 _FOREIGN = ("WRONGTYPE", "hash value is not an integer", "would overflow")
@@ -160,33 +158,10 @@ class RedisHistory(HistoryStore):
     """Histories behind a redis:// URL. Opening does not connect: a server that is away comes back by itself."""
 
     def __init__(self, url: str, retention: contract.Retention) -> None:
-        try:
-            from redis import asyncio as redis
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-            from redis.exceptions import OutOfMemoryError, RedisError
-        except ImportError:
-            raise MissingExtraError("redis", "redis") from None
-        try:
-            pool = redis.BlockingConnectionPool.from_url(
-                url,
-                max_connections=MOST_CONNECTIONS,
-                timeout=TIMEOUT_S,
-                socket_timeout=TIMEOUT_S,
-                socket_connect_timeout=TIMEOUT_S,
-                # A connection that the server has closed in the meantime is found only when it is used.
-                retry=Retry(NoBackoff(), 1),
-                decode_responses=True,
-                # Bytes that are not text are told apart from events later.
-                encoding_errors="surrogateescape",
-            )
-        except ValueError:
-            # Not its words: they may hold a part of the password.
-            raise ConfigError(
-                "history: not a URL of a Redis server; as redis://USER:PASSWORD@HOST:PORT/DB, with / # ? @ : of a"
-                " password written as %2F %23 %3F %40 %3A"
-            ) from None
-        self._redis: Any = redis.Redis.from_pool(pool)
+        # Bytes that are not text are told apart from events later.
+        self._redis = redis_at(url, "history", decode_responses=True, encoding_errors="surrogateescape")
+        from redis.exceptions import OutOfMemoryError, RedisError
+
         self._append = self._redis.register_script(_APPEND)
         self._delete = self._redis.register_script(_DELETE)
         self._sweep = self._redis.register_script(_SWEEP)

@@ -9,9 +9,9 @@ from fathom.serving.items.sqlite import SqliteItems
 
 
 def open_items(setting: str) -> ItemStore | None:
-    """The store that ``off``, ``memory`` or ``sqlite:PATH`` names.
+    """The store that ``off``, ``memory``, ``sqlite:PATH`` or a redis URL names.
 
-    Raises ConfigError for anything else and where it cannot be opened.
+    Raises ConfigError for anything else and where it cannot be opened, MissingExtraError without a client for Redis.
     """
     kind, _, rest = setting.partition(":")
     if setting == "off":
@@ -20,5 +20,9 @@ def open_items(setting: str) -> ItemStore | None:
         return MemoryItems()
     if kind == "sqlite" and rest:
         return SqliteItems(Path(rest))
+    if kind in ("redis", "rediss", "unix") and rest.startswith("//"):
+        from fathom.serving.items.redis import RedisItems
+
+        return RedisItems(setting)
     # Not the setting itself: it may hold a password.
-    raise ConfigError(f"catalogue: {kind!r} is not possible; one of off, memory, sqlite:PATH")
+    raise ConfigError(f"catalogue: {kind!r} is not possible; one of off, memory, sqlite:PATH, redis://HOST:PORT/DB")

