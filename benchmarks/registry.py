@@ -35,6 +35,7 @@ MODULES = (
     "systems.workers",
     "systems.stages",
     "systems.reload",
+    "systems.catalogue",
     "systems.history",
     "systems.soak",
     "experiments.precision",
