@@ -131,6 +131,12 @@ class LiveCatalogue:
         return self.trained + len(self._ids)
 
     @property
+    def offered(self) -> int:
+        """How many items may be returned now."""
+        mask = self._offer.mask
+        return len(self) if mask is None else int(np.count_nonzero(mask))
+
+    @property
     def version(self) -> int:
         """The number that the last change was given; 0 before the first."""
         return self._offer.version

@@ -117,6 +117,7 @@ class Deployment:
 
     def describe(self) -> pb.GetBundleResponse:
         """GetBundle's answer, as it is now."""
+        self._message.items = self.catalogue.offered
         self._message.routing.CopyFrom(routing_message(self.pipeline.chooser, self.profile, self.bundle.certificate))
         return self._message
 

@@ -42,9 +42,8 @@ def readings(deployments: Iterable[Deployment], in_flight: int, history: History
         text = "Changes of the catalogue that are applied."
         yield Reading("fathom_catalogue_version", text, {"bundle": each.name}, each.catalogue.version)
     for each in served:
-        mask = each.catalogue.latest.mask
-        offered = len(each.catalogue) if mask is None else int(mask.sum())
-        yield Reading("fathom_catalogue_items", "Items that may be returned.", {"bundle": each.name}, offered)
+        text, offered = "Items that may be returned.", each.catalogue.offered
+        yield Reading("fathom_catalogue_items", text, {"bundle": each.name}, offered)
     for name, text, place in (
         ("histories", "Histories that are remembered, to go on from.", 0),
         ("bytes", "Memory that they take.", 1),

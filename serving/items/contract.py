@@ -25,9 +25,6 @@ class ItemStore(Protocol):
     ``write`` has returned is durable, as far as the store keeps anything at all.
     """
 
-    #: Whether other servers may write to it, which nobody tells this one.
-    shared: bool
-
     async def write(self, bundle: str, changes: Mapping[str, bytes | None]) -> int:
         """Say something of items, all of it or nothing; None: they are removed. Returns the number of the change."""
 

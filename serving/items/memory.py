@@ -11,8 +11,6 @@ from fathom.serving.items.contract import ItemChange, ItemStore
 class MemoryItems(ItemStore):
     """Items in memory."""
 
-    shared = False
-
     def __init__(self) -> None:
         self._items: defaultdict[str, dict[str, ItemChange]] = defaultdict(dict)
         self._versions: defaultdict[str, int] = defaultdict(int)

@@ -38,8 +38,6 @@ Row = tuple[bytes, bytes | None, bytes | None]
 class RedisItems(ItemStore):
     """Items behind a redis:// URL. Opening does not connect: a server that is away comes back by itself."""
 
-    shared = True
-
     def __init__(self, url: str) -> None:
         self._redis = redis_at(url, "catalogue")
         from redis.exceptions import OutOfMemoryError, RedisError

@@ -30,8 +30,6 @@ _PAGE = "SELECT id, version, record FROM items WHERE bundle = ? AND id > ? ORDER
 class SqliteItems(SqliteFile, ItemStore):
     """Items in one SQLite file, shared by the workers of a server."""
 
-    shared = False
-
     def __init__(self, path: Path) -> None:
         self._faults = ItemFaults()
         super().__init__(path, "items", self._faults)

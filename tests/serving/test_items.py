@@ -88,8 +88,10 @@ async def test_an_added_item_is_recommended_and_listed_until_it_is_removed(local
             assert (titles["new"], titles["item-1"], answer.catalogue_version) == ("New", "Renamed", 1)
         own = await it.stub.Recommend(pb.RecommendRequest(item_ids=["new"], depth=4))
         assert (own.history_used, own.unknown_items) == (1, 0)
+        assert (await it.stub.GetBundle(pb.GetBundleRequest())).items == 51
         gone = await it.stub.RemoveItems(pb.RemoveItemsRequest(item_ids=["new", "item-5", "who?"]))
         assert (gone.removed, gone.catalogue_version) == (2, 2)
+        assert (await it.stub.GetBundle(pb.GetBundleRequest())).items == 49
         for depth in (0, 4, 16):
             request.depth = depth
             assert {"new", "item-5"}.isdisjoint(ids(await it.stub.Recommend(request)))
