@@ -132,6 +132,7 @@ class Bundles:
         try:
             manifest = await asyncio.to_thread(read_manifest, path, self._trust)
             if old and _same(manifest, old.bundle.manifest):
+                old.read_rules()
                 return ReloadResult(name, previous, previous)
             new = await self._serve(name, path)
         except Exception as error:

@@ -147,6 +147,13 @@ class ServerSettings(BaseModel):
         description="Where changes of the catalogue are kept: off, memory, sqlite:PATH or redis://HOST:PORT/DB. As for"
         " `history`, but not in the same file. See [The catalogue](catalogue.md).",
     )
+    rules: str | None = Field(
+        default=None,
+        min_length=1,
+        description="YAML file of block lists and of the rules for requests that bring none. Read at startup and on"
+        " `Reload`; `bundles: {NAME: ...}` in it says so for one bundle.",
+        json_schema_extra=_or("no rules"),
+    )
     reuse_mb: float | None = Field(
         default=None,
         ge=0,

@@ -6,6 +6,7 @@ The limits are those of the comments in ``recommender.proto``.
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
@@ -54,7 +55,7 @@ KEPT_ITEMS = 65_536
 class Converter:
     """Translates for one bundle and its catalogue.
 
-    ``profiles`` maps every name and tier a request may give to its DeviceProfile. ``rules``: the server's own for it.
+    ``profiles`` maps every name and tier a request may give to its DeviceProfile.
     """
 
     def __init__(
@@ -63,7 +64,6 @@ class Converter:
         catalogue: LiveCatalogue,
         profiles: dict[str, DeviceProfile],
         default_profile: DeviceProfile,
-        rules: ServerRules | None = None,
     ) -> None:
         self._catalogue = catalogue
         # Of trained items: looked up first, and in most requests enough.
@@ -73,7 +73,7 @@ class Converter:
         self._profiles = {**profiles, "": default_profile}
         self._item = lru_cache(KEPT_ITEMS)(partial(_encoded_item, catalogue))
         self._retitled = 0
-        self._server_rules = ServerRules() if rules is None else rules
+        self._server_rules = ServerRules()
         self._default: Rules | None = None
         self._default_of = -1
 
@@ -114,6 +114,11 @@ class Converter:
             ranges=[self._range(each) for each in wanted.ranges],
         )
         return filtered, unknown
+
+    def use_rules(self, rules: ServerRules) -> None:
+        """Follow the server's rules from now on; NotFoundError for an unknown category, and then nothing changes."""
+        default = None if rules.default is None else self._rules(rules.default)
+        self._server_rules, self._default, self._default_of = rules, default, self._catalogue.version
 
     def is_stranger(self, request: pb.RecommendRequest) -> bool:
         """Whether a request gets what is popular, because no item of its history is known."""
@@ -234,7 +239,9 @@ class Converter:
         if wanted is None:
             return None
         if self._default_of != self._catalogue.version:
-            self._default_of, self._default = self._catalogue.version, self._rules(wanted)
+            self._default_of = self._catalogue.version
+            with suppress(NotFoundError):  # A category that was in the catalogue at the start, and is no more.
+                self._default = self._rules(wanted)
         return self._default
 
     def _k(self, k: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import BundleError, FathomError, RequestError, brief
+from fathom.errors import BundleError, ConfigError, FathomError, NotFoundError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
@@ -21,6 +21,7 @@ from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
 from fathom.serving.describe import DeploymentInfo, bundle_message, own_profile, routing_message, served_profiles
 from fathom.serving.metrics import Metrics
+from fathom.serving.rules_file import load_rules
 
 #: Loads a bundle's engine with so many threads.
 MakeEngine = Callable[[Bundle, int], Engine]
@@ -53,7 +54,9 @@ class Deployment:
         self.pipeline = Pipeline(bundle, self._engine, settings=limits, catalogue=catalogue)
         self.pipeline.chooser.require(self.profile)
         profiles = served_profiles(bundle)
+        self._rules = None if settings.rules is None else Path(settings.rules)
         self.converter = Converter(bundle, catalogue, profiles, self.profile)
+        self.read_rules()
         self._message = bundle_message(bundle, engine.name, profiles, self.profile)
 
     @classmethod
@@ -97,6 +100,13 @@ class Deployment:
             raise
         except Exception as error:  # an engine that is not what it says can break anything
             raise BundleError(f"{path}: it cannot be served: {brief(repr(error), 120)}") from error
+
+    def read_rules(self) -> None:
+        """Follow the server's rules as their file is now; raises ConfigError where it is wrong, and changes nothing."""
+        try:
+            self.converter.use_rules(load_rules(self._rules, self.name))
+        except NotFoundError as error:
+            raise ConfigError(f"{self._rules}: default of bundle {self.name}: {error}") from None
 
     @property
     def version(self) -> str:
@@ -152,6 +162,7 @@ class Deployment:
                     depth=depth,
                     include_titles=True,
                     filter=pb.Filter(include_seen=True),
+                    rules=pb.Rules(),
                 )
                 try:
                     query, unknown = self.converter.query(request, None)
