@@ -1,0 +1,45 @@
+"""A real server arranges by the rules of its file where a request brings none; Reload reads them again."""
+
+from pathlib import Path
+
+import pytest
+
+from fathom.errors import ConfigError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+
+
+def asked(depth: int, **changes) -> pb.RecommendRequest:
+    return pb.RecommendRequest(item_ids=["item-1", "item-2"], depth=depth, k=5, **changes)
+
+
+@pytest.mark.parametrize("depth", [0, 8])
+async def test_the_servers_rules_hold_until_reload_reads_others(local, tmp_path: Path, depth: int) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        "block_lists: {recalled: [item-30]}\n"
+        "default: {pins: [{item_id: item-30, position: 2}, {item_id: item-1, position: 9}]}"
+    )
+    async with local(rules=str(file)) as it:
+        ids = [item.id for item in (await it.stub.Recommend(asked(depth))).items]
+        assert (ids[1], ids[-1], len(ids)) == ("item-30", "item-1", 5)
+        blocked = await it.stub.Recommend(asked(depth, filter=pb.Filter(block_lists=["recalled"])))
+        assert "item-30" not in [item.id for item in blocked.items]
+        own = pb.Rules(boosts=[pb.Boost(item_id="item-40", amount=9)])
+        ids = [item.id for item in (await it.stub.Recommend(asked(depth, rules=own))).items]
+        assert ids[0] == "item-40"
+        assert "item-1" not in ids
+
+        file.write_text("default: {pins: [{item_id: item-31, position: 1}]}")
+        assert not (await it.stub.Reload(pb.ReloadRequest())).bundles[0].error
+        assert (await it.stub.Recommend(asked(depth))).items[0].id == "item-31"
+        file.write_text("default: {caps: [{category: nowhere, at_most: 1}]}")
+        assert "nowhere" in (await it.stub.Reload(pb.ReloadRequest())).bundles[0].error
+        assert (await it.stub.Recommend(asked(depth))).items[0].id == "item-31"
+
+
+async def test_a_server_does_not_start_with_rules_that_cannot_be(local, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text("default: {diversity: 7}")
+    with pytest.raises(ConfigError, match="diversity is 7"):
+        async with local(rules=str(file)):
+            pass
