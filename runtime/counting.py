@@ -5,7 +5,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Mask, Scores, passing, places_of, sum_of
+from fathom.runtime.item_filter import (
+    NO_BONUS,
+    Bonus,
+    Indices,
+    ItemFilter,
+    Mask,
+    Scores,
+    is_shown,
+    passing,
+    places_of,
+    sum_of,
+    values_of,
+)
 from fathom.runtime.live_counts import LiveCounts
 
 #: Above so many items, counts are added up by sorting and not in an array of one number per item.
@@ -102,7 +114,7 @@ class Counting:
             items, scores = self._with_bonus(items, scores, bonus)
         scores[places_of(keep.exclude, items)] = _HIDDEN
         if shown is not None:
-            scores[~_shown(shown, items)] = _HIDDEN
+            scores[~is_shown(shown, items)] = _HIDDEN
         order = _largest(scores, k)
         items, scores = items.take(order), scores.take(order)
         if scores.size and scores[-1] == _HIDDEN:
@@ -117,6 +129,11 @@ class Counting:
             return items, scores
         order = np.lexsort((items, -scores))[:k]
         return items.take(order), scores.take(order)
+
+    def scores(self, history: NDArray[np.integer], items: Indices, *, bonus: Bonus = NO_BONUS) -> Scores:
+        """The scores of some items (m,), float32 (m,), as ``best`` gives them, be they among the best or not."""
+        shares = values_of(items, self.shares(history))
+        return np.where(shares > 0, shares, self._popularity_score(items)) + values_of(items, bonus)
 
     def _with_bonus(self, items: Indices, shares: Scores, bonus: Bonus) -> Bonus:
         """Scores of what is counted or has a bonus: items (c,), ascending."""
@@ -139,15 +156,10 @@ class Counting:
                 added = np.arange(max(low, len(self._by_popularity)), min(low + size, n))
                 candidates = np.concatenate((candidates, added))
             if shown is not None:
-                candidates = candidates[_shown(shown, candidates)]
+                candidates = candidates[is_shown(shown, candidates)]
             found += [item for item in candidates.tolist() if item not in hidden]
             low, size = low + size, 2 * size
         return np.array(found[:k], np.int64)
-
-
-def _shown(mask: Mask, items: Indices) -> Mask:
-    """Which of some items a mask shows; those behind its end it does not."""
-    return mask.take(items, mode="clip") & (items < len(mask)) if len(mask) else np.zeros(len(items), np.bool_)
 
 
 def _sums(items: NDArray[np.int32], gains: NDArray[np.float64], *, dense: bool) -> tuple[Indices, NDArray[np.float64]]:

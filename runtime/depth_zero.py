@@ -1,6 +1,7 @@
 """Depth 0 in service: answers by counting alone, at once, and knows how long that takes."""
 
 import time
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,13 @@ class DepthZero:
         def best(k: int, keep: ItemFilter) -> Found:
             return self._counting.best(history, k, keep, n=n, bonus=own)
 
-        return arrange(k, keep, arrangement, Ranking(best, catalogue.vectors.take, catalogue.categories))
+        ranking = Ranking(
+            best,
+            partial(self._counting.scores, history, bonus=own),
+            catalogue.vectors.take,
+            catalogue.categories,
+        )
+        return arrange(k, keep, arrangement, ranking)
 
     def reasons(self, history: NDArray[np.integer], items: Indices) -> Reasons:
         """Which items of a history (length,) some items of its answer are due to; popular ones to none."""

@@ -1,4 +1,4 @@
-"""Which items may answer a request."""
+"""Which items may answer a request, and what is added to their scores."""
 
 from dataclasses import dataclass, field
 
@@ -41,6 +41,29 @@ def both(one: Mask, other: Mask) -> Mask:
     """What passes two masks; the items behind the end of the shorter one do not."""
     n = min(len(one), len(other))
     return one[:n] & other[:n]
+
+
+def are_kept(items: Indices, keep: ItemFilter) -> Mask:
+    """Which of some items (m,) a filter lets through, bool (m,)."""
+    kept = ~np.isin(items, keep.exclude)
+    if keep.allow is not None:
+        kept &= np.isin(items, keep.allow)
+    return kept if keep.mask is None else kept & is_shown(keep.mask, items)
+
+
+def is_shown(mask: Mask, items: Indices) -> Mask:
+    """Which of some items (m,) a mask shows, bool (m,); those behind its end it does not."""
+    return mask.take(items, mode="clip") & (items < len(mask)) if len(mask) else np.zeros(len(items), np.bool_)
+
+
+def values_of(items: Indices, bonus: Bonus) -> Scores:
+    """What is added to each of some items (m,), float32 (m,); nothing where the bonus lacks it."""
+    ascending, values = bonus
+    if not len(ascending):
+        return np.zeros(len(items), np.float32)
+    places = ascending.searchsorted(items)
+    there = ascending.take(places, mode="clip") == items
+    return np.where(there, values.take(places, mode="clip"), np.float32(0))
 
 
 def places_of(items: Indices, ascending: Indices) -> Indices:

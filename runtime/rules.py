@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, are_kept
 
 #: Diversity chooses among the best so many items for each one that is wanted, and at least among so many.
 POOL_FACTOR = 5
@@ -19,6 +19,8 @@ CAPPED_FACTOR = 2
 Found = tuple[Indices, Scores]
 #: The k best items that a filter lets through: (indices int64, scores float32), best first, fewer where fewer are left.
 Best = Callable[[int, ItemFilter], Found]
+#: The scores of item indices (m,) in the same ranking, float32 (m,).
+ScoresOf = Callable[[Indices], Scores]
 #: The vectors of item indices (m,), float32 (m, width), unit rows.
 VectorsOf = Callable[[Indices], NDArray[np.float32]]
 #: The categories of an item index.
@@ -61,6 +63,7 @@ class Ranking(NamedTuple):
     """What arranging takes: a ranking of all items, boosts included, and what is known of each."""
 
     best: Best
+    scores: ScoresOf
     vectors: VectorsOf
     categories: CategoriesOf
 
@@ -82,10 +85,8 @@ def arrange(k: int, keep: ItemFilter, arrangement: Arrangement, ranking: Ranking
     rules = arrangement.rules
     pinned: Found = np.empty(0, np.int64), np.empty(0, np.float32)
     if rules.pins:
-        pins = arrangement.pins
-        pinnable = arrangement.pinnable
-        allow = pins if pinnable.allow is None else np.intersect1d(pins, pinnable.allow)
-        pinned = ranking.best(len(pins), replace(pinnable, allow=allow))
+        pins = arrangement.pins[are_kept(arrangement.pins, arrangement.pinnable)]
+        pinned = pins, ranking.scores(pins)
     free = max(k - len(pinned[0]), 0)
     others = _others(free, k, keep, rules, ranking, pinned[0], first)
     return _placed(k, others, pinned, rules.pins) if len(pinned[0]) else others

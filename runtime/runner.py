@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.incremental import CachedHistory, CachedState
 from fathom.runtime.engines.interface import Engine
-from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, sum_of
-from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, both, sum_of, values_of
+from fathom.runtime.live_catalogue import LiveCatalogue, Offer
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
 from fathom.runtime.reasons import LeaveOneOut, Parts, Reasons, falls, reasons_of
@@ -226,7 +227,15 @@ class Runner:
         shares: Sequence[Bonus] | None,
     ) -> list[tuple[Indices, Scores]]:
         """The best of what is offered now: by cosine, by what counting adds at an exit, and by boosts of items."""
-        offer, weight = self._catalogue.latest, np.float32(self._counting_weights.get(depth, 0.0))
+        offer = self._catalogue.latest
+        bonuses = self._bonuses(depth, works, shares, offer)
+        return self._retriever.search(users, ks, [work.keep for work in works], bonuses, offer.mask)
+
+    def _bonuses(
+        self, depth: int, works: Sequence[BatchItem], shares: Sequence[Bonus] | None, offer: Offer
+    ) -> list[Bonus] | None:
+        """What is added to the cosines of each request; None: nothing to any."""
+        weight = np.float32(self._counting_weights.get(depth, 0.0))
         bonuses: list[Bonus] | None = None
         if shares is not None and weight:
             bonuses = [(items, weight * values) for items, values in shares]
@@ -236,7 +245,7 @@ class Runner:
             if work.arrangement is not None and len(work.arrangement.rules.boosts[0]):
                 bonuses = bonuses or [NO_BONUS] * len(works)
                 bonuses[row] = sum_of(bonuses[row], work.arrangement.rules.boosts)
-        return self._retriever.search(users, ks, [work.keep for work in works], bonuses, offer.mask)
+        return bonuses
 
     def _arranged(
         self, depth: int, user: NDArray[np.float32], work: BatchItem, first: Found, shares: Sequence[Bonus] | None
@@ -244,13 +253,21 @@ class Runner:
         """The best items of one request, ``first``, as its rules arrange them; ``user``: float32 (1, width)."""
         if work.arrangement is None or not np.isfinite(user).all():
             return first
+        offer, (rules, pinnable) = self._catalogue.latest, work.arrangement
+        if offer.mask is not None:
+            pinnable = replace(pinnable, mask=offer.mask if pinnable.mask is None else both(offer.mask, pinnable.mask))
 
         def best(k: int, keep: ItemFilter) -> Found:
             return self._search(depth, user, [work._replace(keep=keep)], [k], shares)[0]
 
-        ranking = Ranking(best, self._vectors.take, self._catalogue.categories)
-        asked = work.looked_at
-        return arrange(work.k, work.keep, work.arrangement, ranking, (first[0][:asked], first[1][:asked]))
+        def scores(items: Indices) -> Scores:
+            bonuses = self._bonuses(depth, [work], shares, offer)
+            cosines: Scores = self._vectors.take(items) @ user[0]
+            return cosines if bonuses is None else cosines + values_of(items, bonuses[0])
+
+        ranking, asked = Ranking(best, scores, self._vectors.take, self._catalogue.categories), work.looked_at
+        first = first[0][:asked], first[1][:asked]
+        return arrange(work.k, work.keep, Arrangement(rules, pinnable), ranking, first)
 
     def _padded(self, items: Sequence[BatchItem]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         longest = max(len(item.ids) for item in items)

@@ -116,3 +116,12 @@ def test_small_and_large_catalogues_give_what_a_plain_count_gives(
     assert found.tolist() == best
     assert given_scores.tolist() == [scores.get(item, popular[item]) for item in best]
     assert (found.dtype, given_scores.dtype) == (np.int64, np.float32)
+
+
+@given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.floats(-2, 2, width=32), max_size=4))
+@settings(deadline=None)
+def test_an_item_has_the_score_that_it_has_among_the_best(history: list[int], amounts: list[float]) -> None:
+    bonus = np.arange(len(amounts)), np.array(amounts, np.float32)
+    items, scores = counting().best(np.array(history, np.int64), 4, ItemFilter(), bonus=bonus)
+    assert len(items) == 4
+    assert np.allclose(counting().scores(np.array(history, np.int64), items, bonus=bonus), scores, atol=1e-6)

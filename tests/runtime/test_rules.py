@@ -1,6 +1,7 @@
 """Whatever the catalogue and the request, rules hold: pins, blocks, caps, boosts and diversity, alone and together."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,11 @@ class World:
             return self.retriever.search(self.user, [k], [keep], [rules.boosts])[0]
 
         keep = ItemFilter(exclude=np.concatenate((self.blocked, self.seen)))
-        ranking = Ranking(best, self.vectors.take, self.categories.__getitem__)
+
+        def scores(items: np.ndarray) -> np.ndarray:
+            return self.scores(rules)[items]
+
+        ranking = Ranking(best, scores, self.vectors.take, self.categories.__getitem__)
         arrangement = Arrangement(rules, ItemFilter(exclude=self.blocked))
         return arrange(self.k, without_pins(keep, rules), arrangement, ranking)
 
@@ -158,3 +163,25 @@ async def test_a_pipeline_answers_by_the_rules_at_every_depth(synthetic_bundle: 
     others = [item for item in items if item not in (7, 1)]
     taken = sum(category in bundle.catalogue.categories[item] for item in (7, 1))
     assert sum(category in bundle.catalogue.categories[item] for item in others) <= max(0, 1 - taken)
+
+
+@pytest.mark.parametrize("depth", [0, 8])
+async def test_items_keep_their_scores_and_reasons_wherever_rules_put_them(synthetic_bundle: Path, depth: int) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    rules = Rules({1: 7, 3: 1, 4: 30}, (np.array([7, 40]), np.array([0.25, 9.0], np.float32)), {"": 3}, 0.3)
+    query = IndexedQuery(
+        [1, 2, 3, 4], 50, load_profile("cloud"), depth=depth, include_seen=True, include_reasons=True, exclude=[30]
+    )
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, (4, 8, 12, 16))) as pipeline:
+        plain = await pipeline.recommend(query)
+        arranged = await pipeline.recommend(replace(query, k=8, rules=rules))
+    of = {item: place for place, item in enumerate(plain.indices.tolist())}
+    items = arranged.indices.tolist()
+    assert (items[0], items[2]) == (7, 1)
+    assert 40 in items
+    assert 30 not in items
+    assert any(plain.reasons)
+    assert arranged.reasons == tuple(plain.reasons[of[item]] for item in items)
+    boosts = {7: 0.25, 40: 9.0}
+    wanted = [plain.scores[of[item]] + boosts.get(item, 0) for item in items]
+    np.testing.assert_allclose(arranged.scores, wanted, atol=1e-6)
