@@ -91,8 +91,12 @@ def _depths(manifest: Manifest) -> Iterator[str]:
 
 
 def _counting(manifest: Manifest) -> Iterator[str]:
-    if manifest.counting is not None and set(manifest.counting.weights) != set(manifest.depths):
+    if manifest.counting is None:
+        return
+    if set(manifest.counting.weights) != set(manifest.depths):
         yield "its counting exit does not have a weight for each depth"
+    if manifest.counting.window > manifest.model.max_history:
+        yield "its counting exit looks at more items than max_history"
 
 
 def _extension(manifest: Manifest) -> Iterator[str]:

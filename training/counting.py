@@ -126,19 +126,23 @@ def count(train: Sequences, n_items: int, settings: CountingSettings) -> Countin
     return _tables(_largest(table, settings.neighbours), _popularity(train, n_items, settings.half_life_days), settings)
 
 
-def tune(train: Sequences, cases: Cases, n_items: int, progress: Progress = lambda _: None) -> CountingSettings:
+def tune(
+    train: Sequences, cases: Cases, n_items: int, progress: Progress = lambda _: None, *, longest: int = WINDOWS[0.98]
+) -> CountingSettings:
     """The settings that are best in NDCG@10 of depth 0 on some cases, seen items left out.
 
     One setting after the other takes the best of its grid. EASE gets a share where that is measurably better, in a
     catalogue that it can be computed for. Last, items keep as few neighbours as is not measurably worse than the best
-    number. Without cases the settings are the defaults.
+    number. Without cases the settings are the defaults. ``longest``: items of a history that there will be, which no
+    window exceeds.
     """
+    start = _with(CountingSettings(), "decay", CountingSettings.decay, longest)
     if not len(cases):
-        return CountingSettings()
-    tuner = _Tuner(train, cases, n_items, progress)
-    settings, values = tuner.search(CountingSettings(half_life_days=tuner.half_life), GRIDS)
+        return start
+    tuner = _Tuner(train, cases, n_items, longest, progress)
+    settings, values = tuner.search(replace(start, half_life_days=tuner.half_life), GRIDS)
     if n_items <= EASE_MAX_ITEMS:
-        regression = replace(settings, ease=1.0, decay=0.95, window=WINDOWS[0.95])
+        regression = _with(replace(settings, ease=1.0), "decay", 0.95, longest)
         found = [tuner.search(start, EASE_GRIDS) for start in (settings, regression)]
         mixed, better = max(found, key=lambda each: float(each[1].mean()))
         if first_not_worse(np.stack([values, better])):
@@ -152,7 +156,8 @@ def tune(train: Sequences, cases: Cases, n_items: int, progress: Progress = lamb
 class _Tuner:
     """Measures settings on validation cases; what several of them share is counted once."""
 
-    def __init__(self, train: Sequences, cases: Cases, n_items: int, progress: Progress) -> None:
+    def __init__(self, train: Sequences, cases: Cases, n_items: int, longest: int, progress: Progress) -> None:
+        self._longest = longest
         self.half_life = _best_half_life(train, cases, n_items)
         self._train, self._cases, self._n_items, self._progress = train, cases, n_items, progress
         self._popularity = _popularity(train, n_items, self.half_life)
@@ -162,7 +167,8 @@ class _Tuner:
         """The best of each grid in turn, and its NDCG@10 of every case, float64 (cases,)."""
         settings, best = start, self.quality(self.table(start), start)
         for name, values in grids.items():
-            for tried in [_with(settings, name, value) for value in values if value != getattr(settings, name)]:
+            others = (value for value in values if value != getattr(settings, name))
+            for tried in [_with(settings, name, value, self._longest) for value in others]:
                 self._progress(f"tuning counting: {name} {getattr(tried, name)}")
                 found = self.quality(self.table(tried), tried)
                 if found.mean() > best.mean():
@@ -186,9 +192,10 @@ class _Tuner:
         return _ease(self._train, self._n_items)
 
 
-def _with(settings: CountingSettings, name: str, value: Any) -> CountingSettings:
-    """One setting changed; a decay brings its window."""
-    return replace(settings, **{name: value}, **({"window": WINDOWS[value]} if name == "decay" else {}))
+def _with(settings: CountingSettings, name: str, value: Any, longest: int) -> CountingSettings:
+    """One setting changed; a decay brings its window, as far as histories reach."""
+    window = {"window": min(WINDOWS[value], longest)} if name == "decay" else {}
+    return replace(settings, **{name: value}, **window)
 
 
 def fit_counting(
@@ -201,7 +208,7 @@ def fit_counting(
     split without validation cases gets the default settings and weights of 0.
     """
     cases = tuning_cases(cut)
-    settings = tune(cut.train, cases, n_items, progress)
+    settings = tune(cut.train, cases, n_items, progress, longest=model.config.max_history)
     weights = _choose_weights(model, count(cut.train, n_items, settings), cases, device, progress)
     progress("counting everything before the test items")
     return CountingExit(count(cut.until_test, n_items, settings), weights)

@@ -331,13 +331,22 @@ def test_a_counting_exit_that_cannot_be_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_a_counting_exit_without_a_weight_for_each_depth_is_refused(synthetic_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights": {"4": 0.5}}, "its counting exit does not have a weight for each depth"),
+        ({"window": 21}, "its counting exit looks at more items than max_history"),
+    ],
+)
+def test_a_counting_exit_that_contradicts_the_model_is_refused(
+    synthetic_bundle: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     path = Path(shutil.copytree(synthetic_bundle, tmp_path / "bundle"))
     value = json.loads((path / MANIFEST_NAME).read_bytes())
-    del value["counting"]["weights"]["8"]
+    value["counting"] |= change
     seal(value)
     (path / MANIFEST_NAME).write_text(json.dumps(value))
-    with pytest.raises(BundleError, match="its counting exit does not have a weight for each depth"):
+    with pytest.raises(BundleError, match=words):
         Bundle.open(path)
 
 

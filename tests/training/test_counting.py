@@ -171,7 +171,7 @@ def in_order() -> Dataset:
 
 @pytest.fixture(scope="module")
 def shuffled() -> Dataset:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(2)
     return dataset_of([rng.permutation(ITEMS)[:9] for _ in range(USERS)])
 
 
@@ -273,10 +273,16 @@ def test_the_first_that_is_within_one_standard_error_of_the_best_is_chosen() -> 
     assert first_not_worse(np.array([[0.0], [1.0]])) == 0
 
 
+def test_no_window_looks_at_more_items_than_a_request_can_have(model: ElasticModel, in_order: Dataset) -> None:
+    cut = leave_one_out(in_order)
+    assert fit_counting(model, cut, ITEMS).tables.settings.window <= model.config.max_history
+    assert tune(cut.train, cut.validation, ITEMS, longest=3).window == 3
+
+
 def test_without_validation_cases_nothing_is_tuned_and_the_network_stands_alone(model: ElasticModel) -> None:
     cut = leave_one_out(dataset_of([np.array([0, 1]), np.array([0, 2])]))
     found = fit_counting(model, cut, ITEMS)
-    assert found.tables.settings == CountingSettings()
+    assert found.tables.settings == CountingSettings(window=model.config.max_history)
     assert found.weights == {2: 0, 4: 0}
     assert list(weights_of(found.tables)) == [(0, 1), (0, 2), (1, 0), (2, 0)]
 
