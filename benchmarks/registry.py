@@ -27,6 +27,7 @@ MODULES = (
     "systems.selector_latency",
     "systems.counting",
     "systems.reasons",
+    "systems.rules",
     "systems.grpc_echo",
     "systems.server_start",
     "systems.returning",
