@@ -110,6 +110,8 @@ class LiveCatalogue:
         self.trained = len(bundle.catalogue)
         #: How often a title has changed: who remembers titles must forget them then.
         self.retitled = 0
+        #: Items that something was said of, but that nothing places among the others.
+        self.unplaced: set[str] = set()
         self._ids: list[str] = []
         self._stand_ins: list[int] = []
         self._index: dict[str, int] = {}
@@ -169,6 +171,8 @@ class LiveCatalogue:
 
     def holds(self, id: str) -> bool:
         """Whether the catalogue has an item, offered now or not."""
+        if id in self.unplaced:
+            return True
         item = self.find(id)
         return item is not None and item not in self._removed
 
@@ -276,6 +280,7 @@ class LiveCatalogue:
         for item in out:
             self._describe(item, None)
         self._removed |= out
+        self.unplaced.difference_update(removed, [record.id for record in prepared.records])
         self._publish(version, [*touched, *out])
         return Applied(counts[0], counts[1], len(out))
 
@@ -371,8 +376,8 @@ class LiveCatalogue:
         """Look at an item again at a moment; what an item said before stays until there is too much of it."""
         heappush(self._expiring, (when, item))
         if len(self._expiring) > 2 * len(self._records) + SPARE:
-            now_s = self._clock()
-            self._expiring = [(each.expires, i) for i, each in self._records.items() if each.expires > now_s]
+            # Those that are due too: nobody may have looked since, and so they are not hidden yet.
+            self._expiring = [(each.expires, i) for i, each in self._records.items() if each.expires]
             heapify(self._expiring)
 
     def _column(self, name: str, item: int) -> NDArray[np.float64]:

@@ -104,7 +104,7 @@ class Catalogues:
             known = sum(map(catalogue.holds, changes))
             wanted = {id: record for id, record in changes.items() if record is not None or catalogue.holds(id)}
             if wanted:
-                version = await self._store.write(deployment.name, wanted)
+                version = await self._store.write(deployment.name, wanted, catalogue.version)
                 if version == catalogue.version + 1:
                     removed = [id for id, record in wanted.items() if record is None]
                     await _put(catalogue, prepared, removed, version)
@@ -119,21 +119,37 @@ class Catalogues:
             return
         said = {each.id: each.record and pb.CatalogueItem.FromString(each.record) for each in changes}
         parts = list(_parts([record_of(item) for item in said.values() if item]))
-        await self._apply(deployment, [], [id for id, item in said.items() if item is None])
+        removed = [id for id, item in said.items() if item is None]
+        await _put(catalogue, catalogue.prepare([]), removed, catalogue.version)
         for part in parts:
-            await self._apply(deployment, part, [])
+            await _apply(deployment.name, catalogue, part)
         # Only now: what a failure cuts short is begun anew.
         catalogue.apply(catalogue.prepare([]), version=max(each.version for each in changes))
 
-    async def _apply(self, deployment: Deployment, records: Sequence[ItemRecord], removed: Sequence[str]) -> None:
-        """Apply changes; an item that this bundle cannot place is not offered, and that is logged."""
-        catalogue = deployment.catalogue
+
+async def _apply(name: str, catalogue: LiveCatalogue, records: Sequence[ItemRecord]) -> None:
+    """Apply what is in the store; an item that this bundle cannot place is not offered, and that is logged."""
+    try:
+        prepared = await asyncio.to_thread(catalogue.prepare, records)
+    except FathomError:
+        await _apply_fitting(name, catalogue, records)
+    else:
+        await _put(catalogue, prepared, [], catalogue.version)
+
+
+async def _apply_fitting(name: str, catalogue: LiveCatalogue, records: Sequence[ItemRecord]) -> None:
+    """Apply the records that can be, each with those before it; take out the items of the others."""
+    others: list[str] = []
+    for record in records:
         try:
-            prepared = await asyncio.to_thread(catalogue.prepare, records)
-        except FathomError:
-            fitting, removed = await asyncio.to_thread(_fitting, deployment.name, catalogue, records)
-            prepared = await asyncio.to_thread(catalogue.prepare, fitting)
-        await _put(catalogue, prepared, removed, catalogue.version)
+            prepared = await asyncio.to_thread(catalogue.prepare, [record])
+        except FathomError as error:
+            log.warning("catalogue of bundle %s: %s; it is not offered", name, error)
+            others.append(record.id)
+        else:
+            await _put(catalogue, prepared, [], catalogue.version)
+    await _put(catalogue, catalogue.prepare([]), others, catalogue.version)
+    catalogue.unplaced.update(others)
 
 
 async def _put(catalogue: LiveCatalogue, prepared: Prepared, removed: Sequence[str], version: int) -> None:
@@ -146,26 +162,13 @@ async def _put(catalogue: LiveCatalogue, prepared: Prepared, removed: Sequence[s
     catalogue.apply(catalogue.prepare([]), removed, version=version)
 
 
-def _fitting(name: str, catalogue: LiveCatalogue, records: Sequence[ItemRecord]) -> tuple[list[ItemRecord], list[str]]:
-    """The records that can be applied, and the ids of the others."""
-    fitting: list[ItemRecord] = []
-    others: list[str] = []
-    for record in records:
-        try:
-            catalogue.prepare([record])
-            fitting.append(record)
-        except FathomError as error:
-            log.warning("catalogue of bundle %s: %s; it is not offered", name, error)
-            others.append(record.id)
-    return fitting, others
-
-
 def _parts(records: Sequence[ItemRecord]) -> Iterator[Sequence[ItemRecord]]:
     """Records in parts, an item that is like others after them: it is placed by their vectors."""
     waiting = {record.id: record for record in records}
     while waiting:
         ready = [each for each in waiting.values() if waiting.keys().isdisjoint(each.similar)]
-        # Items that are like each other, in a circle, have to begin somewhere.
+        # A circle of items that are like each other has to begin somewhere: best with those that are like others too.
+        ready = ready or [each for each in waiting.values() if not waiting.keys() >= set(each.similar)]
         ready = ready or list(waiting.values())
         for low in range(0, len(ready), PART):
             yield ready[low : low + PART]

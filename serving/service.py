@@ -182,10 +182,10 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             size = request.page_size or DEFAULT_PAGE
             if size > MOST_ITEMS:
                 raise InvalidRequestError(f"page_size is {size}, at most {MOST_ITEMS}")
-            found, catalogue = await self._changeable().listed(request.bundle, request.page_token, size)
+            found, catalogue = await self._changeable().listed(request.bundle, request.page_token, size + 1)
             return pb.ListItemsResponse(
-                items=[listed_item(each.id, each.record, catalogue) for each in found],
-                next_page_token=found[-1].id if len(found) == size else "",
+                items=[listed_item(each.id, each.record, catalogue) for each in found[:size]],
+                next_page_token=found[size - 1].id if len(found) > size else "",
                 catalogue_version=catalogue.version,
             )
 

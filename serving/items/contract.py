@@ -25,8 +25,11 @@ class ItemStore(Protocol):
     ``write`` has returned is durable, as far as the store keeps anything at all.
     """
 
-    async def write(self, bundle: str, changes: Mapping[str, bytes | None]) -> int:
-        """Say something of items, all of it or nothing; None: they are removed. Returns the number of the change."""
+    async def write(self, bundle: str, changes: Mapping[str, bytes | None], after: int = 0) -> int:
+        """Say something of items, all of it or nothing; None: they are removed. Returns the number of the change.
+
+        ``after``: a number that it must be larger than, even where the store has lost the changes up to it.
+        """
 
     async def changes(self, bundle: str, since: int) -> Sequence[ItemChange]:
         """What was last said of each item, where that was after change ``since``; in the order of the changes."""

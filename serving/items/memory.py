@@ -15,9 +15,8 @@ class MemoryItems(ItemStore):
         self._items: defaultdict[str, dict[str, ItemChange]] = defaultdict(dict)
         self._versions: defaultdict[str, int] = defaultdict(int)
 
-    async def write(self, bundle: str, changes: Mapping[str, bytes | None]) -> int:
-        self._versions[bundle] += 1
-        version = self._versions[bundle]
+    async def write(self, bundle: str, changes: Mapping[str, bytes | None], after: int = 0) -> int:
+        version = self._versions[bundle] = max(self._versions[bundle], after) + 1
         self._items[bundle].update((id, ItemChange(id, version, record)) for id, record in changes.items())
         return version
 

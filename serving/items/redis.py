@@ -13,8 +13,9 @@ AT_ONCE = 2_000
 # A bundle is three keys: a hash from an item's id to its record, "-" where it was removed, else "+" and the bytes; a
 # sorted set of ids by the number of their last change; and one of ids in the order of their bytes.
 _WRITE = """
-local version = (tonumber(redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]) or 0) + 1
-for i = 1, #ARGV, 2 do
+local newest = tonumber(redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]) or 0
+local version = math.max(newest, tonumber(ARGV[1])) + 1
+for i = 2, #ARGV, 2 do
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
     redis.call('ZADD', KEYS[2], version, ARGV[i])
     redis.call('ZADD', KEYS[3], 0, ARGV[i])
@@ -49,9 +50,9 @@ class RedisItems(ItemStore):
         self._failures = (RedisError, OSError)
         self._faults = ItemFaults()
 
-    async def write(self, bundle: str, changes: Mapping[str, bytes | None]) -> int:
+    async def write(self, bundle: str, changes: Mapping[str, bytes | None], after: int = 0) -> int:
         arguments = [part for id, record in changes.items() for part in (id, _stored(record))]
-        return int(await self._reach(self._write(keys=_keys(bundle), args=arguments)))
+        return int(await self._reach(self._write(keys=_keys(bundle), args=[after, *arguments])))
 
     async def changes(self, bundle: str, since: int) -> Sequence[ItemChange]:
         last: dict[str, ItemChange] = {}

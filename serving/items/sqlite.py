@@ -34,11 +34,11 @@ class SqliteItems(SqliteFile, ItemStore):
         self._faults = ItemFaults()
         super().__init__(path, "items", self._faults)
 
-    async def write(self, bundle: str, changes: Mapping[str, bytes | None]) -> int:
+    async def write(self, bundle: str, changes: Mapping[str, bytes | None], after: int = 0) -> int:
         def put() -> int:
             with self._transaction():
                 (newest,) = self._write.execute(_NEWEST, (bundle,)).fetchone()
-                version = int(newest) + 1
+                version = max(int(newest), after) + 1
                 rows = [(bundle, id, version, record) for id, record in changes.items()]
                 self._write.executemany(_PUT, rows)
             return version

@@ -48,6 +48,18 @@ def test_what_is_removed_unavailable_or_expired_is_not_offered(bundle: Bundle) -
     assert catalogue.offer().mask is None
 
 
+def test_an_item_expires_however_much_was_said_since_anyone_looked(bundle: Bundle) -> None:
+    now = [1_000.0]
+    catalogue = LiveCatalogue(bundle, clock=lambda: now[0])
+    catalogue.apply(catalogue.prepare([ItemRecord("item-1", expires=1_010)]), version=1)
+    now[0] = 1_010.0
+    for version in range(2, 1_100):
+        catalogue.apply(catalogue.prepare([ItemRecord("item-2", expires=5_000)]), version=version)
+    mask = catalogue.offer().mask
+    assert mask is not None
+    assert np.flatnonzero(~mask).tolist() == [1]
+
+
 def test_an_item_that_nothing_places_or_that_there_is_no_room_for_is_refused(bundle: Bundle) -> None:
     catalogue = LiveCatalogue(bundle, room=1)
     with pytest.raises(InvalidRequestError, match="nothing places item 'new'"):

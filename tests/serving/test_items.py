@@ -15,6 +15,7 @@ from redis_server import redis_at
 from fathom.benchmarks.server import started
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime import live_catalogue
 from fathom.serving.items.contract import ItemStore
 from fathom.serving.items.open import open_items
 
@@ -160,6 +161,69 @@ async def test_changes_outlive_a_restart_whatever_their_order(local: Any, tmp_pa
         assert {"new", "newer"} <= {*ids(after)}
         assert "item-7" not in ids(after)
         assert after.catalogue_version == 4
+
+
+async def test_items_that_are_like_each_other_outlive_a_restart(local: Any, tmp_path: Path) -> None:
+    setting = f"sqlite:{tmp_path / 'items.db'}"
+    async with local(catalogue=setting) as it:
+        await it.stub.UpsertItems(upsert(pb.CatalogueItem(id="a", similar_item_ids=["item-1"])))
+        await it.stub.UpsertItems(upsert(pb.CatalogueItem(id="b", similar_item_ids=["a"])))
+        await it.stub.UpsertItems(upsert(pb.CatalogueItem(id="a", similar_item_ids=["b", "item-1"])))
+    async with local(catalogue=setting) as it:
+        answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-2"], k=100, depth=4))
+        assert {"a", "b"} <= {*ids(answer)}
+
+
+async def test_a_catalogue_that_has_no_room_for_all_that_is_stored_still_serves(
+    local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = f"sqlite:{tmp_path / 'items.db'}"
+    async with local(catalogue=setting) as it:
+        await it.stub.UpsertItems(
+            upsert(*(pb.CatalogueItem(id=name, attributes={name: 1}, similar_item_ids=["item-1"]) for name in "abc"))
+        )
+    monkeypatch.setattr(live_catalogue, "MOST_ATTRIBUTES", 2)
+    async with local(catalogue=setting) as it:
+        answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-2"], k=100, depth=4))
+        assert {"a", "b", "c"} & {*ids(answer)} == {"a", "b"}
+
+
+async def test_an_item_that_a_bundle_cannot_place_can_be_removed(local: Any, tmp_path: Path) -> None:
+    setting = f"sqlite:{tmp_path / 'items.db'}"
+    async with local(catalogue=setting) as it:
+        for each in ("new", "other"):
+            await it.stub.UpsertItems(upsert(pb.CatalogueItem(id=each, similar_item_ids=["item-3"])))
+        await it.stub.UpsertItems(upsert(pb.CatalogueItem(id="newer", similar_item_ids=["new"])))
+        await it.stub.RemoveItems(pb.RemoveItemsRequest(item_ids=["new"]))
+    async with local(catalogue=setting) as it:
+        assert "newer" not in ids(await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-2"], k=100, depth=4)))
+        assert (await it.stub.RemoveItems(pb.RemoveItemsRequest(item_ids=["newer"]))).removed == 1
+        assert (await it.stub.RemoveItems(pb.RemoveItemsRequest(item_ids=["newer"]))).removed == 0
+        listed = await it.stub.ListItems(pb.ListItemsRequest())
+        assert [each.item.id for each in listed.items if each.removed] == ["new", "newer"]
+
+
+async def test_what_is_answered_holds_though_the_store_has_lost_what_was_said_before(
+    local: Any, redis_url: str
+) -> None:
+    import redis
+
+    redis.Redis.from_url(redis_url).flushall()
+    async with local(catalogue=redis_url) as it:
+        for _ in range(3):
+            await it.stub.UpsertItems(upsert(NEW))
+        redis.Redis.from_url(redis_url).flushall()
+        gone = await it.stub.RemoveItems(pb.RemoveItemsRequest(item_ids=["new", "item-5"]))
+        assert (gone.removed, gone.catalogue_version) == (2, 4)
+        answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-2"], k=100, depth=4))
+        assert {"new", "item-5"}.isdisjoint(ids(answer))
+
+
+async def test_the_last_page_says_that_it_is_the_last(local: Any) -> None:
+    async with local(catalogue="memory") as it:
+        await it.stub.UpsertItems(upsert(*(pb.CatalogueItem(id=f"item-{i}") for i in range(4))))
+        assert not (await it.stub.ListItems(pb.ListItemsRequest(page_size=4))).next_page_token
+        assert (await it.stub.ListItems(pb.ListItemsRequest(page_size=3))).next_page_token == "item-2"
 
 
 async def test_a_change_that_comes_while_a_bundle_is_exchanged_is_in_the_new_one(
