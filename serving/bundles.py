@@ -120,6 +120,7 @@ class Bundles:
         new = await Deployment.open(name, path, self._settings, self._metrics, self._make_engine, self._trust)
         try:
             async with self.taking_over(new):
+                new.read_rules()
                 self._serving[name] = new
         except BaseException:
             new.close()

@@ -56,7 +56,6 @@ class Deployment:
         profiles = served_profiles(bundle)
         self._rules = None if settings.rules is None else Path(settings.rules)
         self.converter = Converter(bundle, catalogue, profiles, self.profile)
-        self.read_rules()
         self._message = bundle_message(bundle, engine.name, profiles, self.profile)
 
     @classmethod
@@ -102,7 +101,10 @@ class Deployment:
             raise BundleError(f"{path}: it cannot be served: {brief(repr(error), 120)}") from error
 
     def read_rules(self) -> None:
-        """Follow the server's rules as their file is now; raises ConfigError where it is wrong, and changes nothing."""
+        """Follow the server's rules as their file is now, once the catalogue is loaded, whose categories they name.
+
+        Raises ConfigError where it is wrong, and changes nothing.
+        """
         try:
             self.converter.use_rules(load_rules(self._rules, self.name))
         except NotFoundError as error:

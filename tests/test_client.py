@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.client import AsyncClient, BundleInfo, Client, Event, Interval, Item, Query, Recommendation, Timings
+from fathom.client import (
+    AsyncClient,
+    Boost,
+    BundleInfo,
+    Client,
+    Event,
+    Interval,
+    Item,
+    Query,
+    Range,
+    Recommendation,
+    Rules,
+    Timings,
+)
 from fathom.connection import Connection
 from fathom.errors import (
     ConfigError,
@@ -124,6 +137,25 @@ def test_filters_travel(client: Client) -> None:
     assert (message.event_types, message.filter.seen_types) == (["view", ""], ["purchase"])
 
 
+def test_rules_ranges_and_block_lists_travel() -> None:
+    rules = Rules({2: "a"}, [Boost(0.5, item_id="b"), Boost(-1, category="c")], {"": 3, "d": 0}, 0.25)
+    message = Query(
+        ["x"], ranges=[Range("price", at_most=30), Range("year", 1990)], block_lists={"recalled"}, rules=rules
+    ).message()
+    assert message.filter == pb.Filter(
+        ranges=[pb.Range(attribute="price", at_most=30), pb.Range(attribute="year", at_least=1990)],
+        block_lists=["recalled"],
+    )
+    assert message.rules == pb.Rules(
+        pins=[pb.Pin(item_id="a", position=2)],
+        boosts=[pb.Boost(item_id="b", amount=0.5), pb.Boost(category="c", amount=-1)],
+        caps=[pb.Cap(at_most=3), pb.Cap(category="d", at_most=0)],
+        diversity=0.25,
+    )
+    assert Query(["x"], rules=Rules()).message().HasField("rules")
+    assert not Query(["x"]).message().HasField("rules")
+
+
 def test_a_reason_of_a_newer_server_is_a_number(client: Client) -> None:
     assert client.recommend(["a"], timestamps=[77]).reason == "77"
 
@@ -231,6 +263,17 @@ def test_whatever_can_be_gone_through_is_a_list(ids: list[str], kind: Callable[[
         ({"items": ["a"], "depth": "4"}, "depth has 4 (str); give a whole number"),
         ({"items": ["a"], "timestamps": [2**63]}, "not a request: Value out of range"),
         ({"items": ["a"], "timestamps": [1.5]}, "timestamps has 1.5 (float)"),
+        ({"items": ["a"], "rules": {"diversity": 1}}, "rules is {'diversity': 1} (dict); give a Rules object"),
+        ({"items": ["a"], "rules": Rules(pins=["b"])}, "pins is ['b'] (list); give a dict"),
+        ({"items": ["a"], "rules": Rules(pins={0: 7})}, 'pins has 7 (int); ids and names are text, as "7"'),
+        ({"items": ["a"], "rules": Rules(pins={-1: "b"})}, "not a request: Value out of range: -1"),
+        ({"items": ["a"], "rules": Rules(boosts=[Boost(1)])}, "a boost is for an item_id or for a category; give one"),
+        ({"items": ["a"], "rules": Rules(boosts=[0.5])}, "boosts has 0.5 (float); give a list of Boost objects"),
+        ({"items": ["a"], "rules": Rules(caps={"c": "2"})}, "caps has 2 (str); give a whole number"),
+        ({"items": ["a"], "rules": Rules(diversity="much")}, "diversity is much (str); give a finite number"),
+        ({"items": ["a"], "ranges": [("price", 1)]}, "ranges has ('price', 1) (tuple); give a list of Range objects"),
+        ({"items": ["a"], "ranges": [Range("price", "1")]}, "at_least is 1 (str); give a finite number"),
+        ({"items": ["a"], "block_lists": "recalled"}, "block_lists is a single text"),
         ({"items": ["a"], "titles": "no"}, "titles is no (str); give True or False"),
         ({"items": ["\ud800"]}, "not a request: "),
         ({"items": ["a"], "exclude": ["\ud800"]}, "not a request: "),

@@ -194,6 +194,8 @@ def test_a_server_is_asked_and_load_tested_from_the_shell(tiny_build: Path, tmp_
         assert len(answer["items"]) == 3
         assert answer["unknown_items"] == 1
         assert "depth 4:" in fathom("recommend", "--target", target, "--items", "i1", "--depth", "4")
+        rules = ["--diversity", "0.5", "--cap", "3", "-k", "2", "--json"]
+        assert len(json.loads(fathom("recommend", "--target", target, "--items", "i1", *rules))["items"]) == 2
         trace = ["--trace", tiny_build / "dataset", "--rate", "50", "--duration", "1", "--profile", "edge"]
         report = json.loads(fathom("loadtest", "--target", target, *trace, "--out", tmp_path / "load.json", "--json"))
     assert report["statuses"] == {"OK": report["requests"]}

@@ -43,3 +43,24 @@ async def test_a_server_does_not_start_with_rules_that_cannot_be(local, tmp_path
     with pytest.raises(ConfigError, match="diversity is 7"):
         async with local(rules=str(file)):
             pass
+
+
+@pytest.mark.parametrize("depth", [0, 8])
+async def test_default_rules_may_name_a_category_and_ranges_an_attribute_that_only_added_items_have(
+    local, tmp_path: Path, depth: int
+) -> None:
+    file = tmp_path / "rules.yaml"
+    new = pb.CatalogueItem(
+        id="new", title="New", categories=["fresh"], attributes={"price": 30}, similar_item_ids=["item-3"]
+    )
+    settings = {"catalogue": f"sqlite:{tmp_path / 'catalogue.db'}", "rules": str(file)}
+    file.write_text("{}")
+    async with local(**settings) as it:
+        await it.stub.UpsertItems(pb.UpsertItemsRequest(items=[new]))
+    file.write_text("default: {boosts: [{category: fresh, amount: 9}]}")
+    async with local(**settings) as it:
+        assert (await it.stub.Recommend(asked(depth))).items[0].id == "new"
+        for low, high, found in ((30, 30, ["new"]), (0, 29, []), (31, 99, [])):
+            ranges = [pb.Range(attribute="price", at_least=low, at_most=high)]
+            answer = await it.stub.Recommend(asked(depth, filter=pb.Filter(ranges=ranges)))
+            assert [item.id for item in answer.items] == found

@@ -37,6 +37,9 @@ from fathom.client.messages import Recommendation as Recommendation
 from fathom.client.messages import Reloaded as Reloaded
 from fathom.client.messages import Timings as Timings
 from fathom.client.messages import error_of as error_of
+from fathom.client.rules import Boost as Boost
+from fathom.client.rules import Range as Range
+from fathom.client.rules import Rules as Rules
 from fathom.connection import DEFAULT_TARGET, Connection, Pem
 from fathom.errors import ConfigError, FathomError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb

@@ -77,6 +77,13 @@ def instances(name: str, values: Iterable[object] | None, kind: type[Built]) -> 
     return found
 
 
+def instance(name: str, value: object, kind: type[Built]) -> Built:
+    """One object of a class."""
+    if isinstance(value, kind):
+        return value
+    raise InvalidRequestError(f"{name} is {brief(value)} ({type(value).__name__}); give a {kind.__name__} object")
+
+
 def message(make: Callable[..., Built], **fields: Any) -> Built:
     """A message of checked fields; raises InvalidRequestError for what the wire cannot carry."""
     try:

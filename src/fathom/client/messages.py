@@ -8,6 +8,7 @@ import grpc
 
 from fathom import errors
 from fathom.client import arguments
+from fathom.client.rules import Range, Rules
 from fathom.errors import ConnectError, DeadlineError, FathomError, OverloadError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
@@ -38,6 +39,8 @@ class Query:
     server has. ``strict``: where no item of the history is known, an error instead of popular items. ``event_types``:
     what each item of the history was, as "view", none or one per item. ``seen_types``: when not empty, only items of
     such events are left out as seen. ``reasons``: also say which items of the history each item is due to.
+    ``ranges``: what attributes of items must be. ``block_lists``: names of the server's lists of items to leave out.
+    ``rules``: how the best items are arranged; None: by the server's own.
     """
 
     items: Sequence[str] = ()
@@ -57,6 +60,9 @@ class Query:
     event_types: Sequence[str] = ()
     seen_types: Iterable[str] = ()
     reasons: bool = False
+    ranges: Iterable[Range] = ()
+    block_lists: Iterable[str] = ()
+    rules: Rules | None = None
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -76,6 +82,8 @@ class Query:
                 allow_item_ids=texts("allow", self.allow),
                 categories=texts("categories", self.categories),
                 seen_types=texts("seen_types", self.seen_types),
+                ranges=[each.message() for each in arguments.instances("ranges", self.ranges, Range)],
+                block_lists=texts("block_lists", self.block_lists),
             ),
             include_titles=arguments.flag("titles", self.titles),
             user_id=text("user_id", self.user_id),
@@ -83,6 +91,7 @@ class Query:
             strict=arguments.flag("strict", self.strict),
             event_types=texts("event_types", self.event_types, ordered=True),
             include_reasons=arguments.flag("reasons", self.reasons),
+            rules=None if self.rules is None else arguments.instance("rules", self.rules, Rules).message(),
         )
 
 

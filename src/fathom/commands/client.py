@@ -1,5 +1,6 @@
 """Commands that talk to a server."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,9 +12,10 @@ from fathom.artefacts import check_outputs
 from fathom.commands.connection_options import connect
 from fathom.commands.options import AsJson, BundlePath, takes
 from fathom.connection import Connection
+from fathom.errors import ConfigError, brief
 
 if TYPE_CHECKING:
-    from fathom.client import Reason, Recommendation
+    from fathom.client import Reason, Recommendation, Rules
 
 
 @takes(connection=connect)
@@ -54,6 +56,16 @@ def recommend(
     seen_type: Annotated[
         list[str] | None, typer.Option(help="Leave out only items of events of this type. Repeatable.")
     ] = None,
+    block: Annotated[
+        list[str] | None, typer.Option(help="Leave out a list of the server's rules, by its name. Repeatable.")
+    ] = None,
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(help="At most N items of a category, CATEGORY=N, or of every one, N. Repeatable."),
+    ] = None,
+    diversity: Annotated[
+        float | None, typer.Option(min=0, max=1, help="0: the best items; up to 1: ever less like each other.")
+    ] = None,
     reasons: Annotated[bool, typer.Option("--reasons", help="Say which items of the history each is due to.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where no item is known; else popular items.")] = False,
     bundle: Annotated[str, typer.Option(help="Which of the server's bundles. Default: the server's default.")] = "",
@@ -78,6 +90,8 @@ def recommend(
             categories=category or (),
             exclude=_ids(exclude),
             seen_types=seen_type or (),
+            block_lists=block or (),
+            rules=_rules(cap or (), diversity),
             reasons=reasons,
             strict=strict,
             timeout_s=timeout_ms / 1000,
@@ -87,6 +101,21 @@ def recommend(
 
 def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _rules(caps: Iterable[str], diversity: float | None) -> "Rules | None":
+    """The rules that options ask for; None: the server's own."""
+    from fathom.client import Rules
+
+    if not caps and diversity is None:
+        return None
+    most: dict[str, int] = {}
+    for cap in caps:
+        category, _, number = cap.rpartition("=")
+        if not number.isdecimal():
+            raise ConfigError(f"--cap {brief(cap)}: give CATEGORY=N, as Drama=2, or N alone for every category")
+        most[category.strip()] = int(number)
+    return Rules(caps=most, diversity=diversity or 0.0)
 
 
 def _because(reason: "Reason") -> str:
