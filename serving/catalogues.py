@@ -51,7 +51,6 @@ class Catalogues:
         When it returns, this process answers from the new catalogue.
         """
         records = list(map(record_of, items))
-
         return await self._change(bundle, {each.id: each.SerializeToString() for each in items}, records)
 
     async def remove(self, bundle: str, ids: Sequence[str]) -> Changed:

@@ -26,16 +26,15 @@ from fathom.runtime.reasons import Source
 from fathom.runtime.rules import Rules
 from fathom.selector.choice import DepthReason
 from fathom.serving.history.contract import StoredEvent
+from fathom.serving.limits import check_boost, check_id
 from fathom.serving.requested_rules import ServerRules, check_rules, indexed_rules
 
 #: Metadata that names a client.
 CLIENT_KEY = "fathom-client"
-LONGEST_ID_BYTES = 128
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 MOST_ITEMS, MOST_OF_AN_ITEM = 1_000, 100
 LONGEST_TITLE_BYTES, LONGEST_NAME_BYTES = 1_024, 64
-LARGEST_BOOST = 10
 DEFAULT_PAGE = 100
 DEFAULT_K = 10
 LARGEST_K = 1_000
@@ -86,7 +85,7 @@ class Converter:
         InvalidRequestError or NotFoundError.
         """
         if request.request_id:
-            _check_id("request_id", request.request_id)
+            check_id("request_id", request.request_id)
         items, timestamps, unknown = self._history(request)
         query = IndexedQuery(
             items=items,
@@ -272,7 +271,7 @@ class Converter:
 
 def user_of(request: pb.RecommendRequest | pb.AppendEventsRequest | pb.DeleteUserRequest) -> str:
     """The user_id of a message; raises InvalidRequestError when there is none or it is too long."""
-    _check_id("user_id", request.user_id)
+    check_id("user_id", request.user_id)
     return request.user_id
 
 
@@ -282,8 +281,8 @@ def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
         raise InvalidRequestError(f"the message has {len(request.events)} events, at most {MOST_EVENTS}; send several")
     events = [StoredEvent(each.event_id, each.item_id, each.timestamp, each.type) for each in request.events]
     for event_id, item_id, timestamp, kind in events:
-        _check_id("event_id", event_id)
-        _check_id("item_id", item_id)
+        check_id("event_id", event_id)
+        check_id("item_id", item_id)
         if not 0 <= timestamp <= LAST_SECOND_OF_9999:
             raise InvalidRequestError(_bad_second("timestamp", timestamp))
         if kind:
@@ -323,7 +322,7 @@ def check_items(items: Sequence[pb.CatalogueItem]) -> None:
 
 
 def _check_item(item: pb.CatalogueItem) -> None:
-    _check_id("id", item.id)
+    check_id("id", item.id)
     where = f"item {echo(item.id)}"
     for name, count in (
         ("categories", len(item.categories)),
@@ -335,14 +334,13 @@ def _check_item(item: pb.CatalogueItem) -> None:
     if (size := len(item.title.encode())) > LONGEST_TITLE_BYTES:
         raise InvalidRequestError(f"{where}: its title has {size} bytes, at most {LONGEST_TITLE_BYTES}")
     for name in item.categories:
-        _check_id(f"{where}: a category", name)
+        check_id(f"{where}: a category", name)
     for name, value in item.attributes.items():
         if not 1 <= len(name.encode()) <= LONGEST_NAME_BYTES:
             raise InvalidRequestError(f"{where}: an attribute's name has 1 to {LONGEST_NAME_BYTES} bytes")
         if not math.isfinite(value):
             raise InvalidRequestError(f"{where}: attribute {echo(name)} is {value}; leave out what is not known")
-    if not -LARGEST_BOOST <= item.boost <= LARGEST_BOOST:
-        raise InvalidRequestError(f"{where}: boost is {item.boost:g}, from -{LARGEST_BOOST} to {LARGEST_BOOST}")
+    check_boost(f"{where}: boost", item.boost)
     if not 0 <= item.expires <= LAST_SECOND_OF_9999:
         raise InvalidRequestError(f"{where}: " + _bad_second("expires", item.expires))
 
@@ -422,13 +420,6 @@ def _varint(value: int) -> bytes:
     """A number on the wire: seven bits a byte, the lowest first."""
     low, rest = value & 0x7F, value >> 7
     return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
-
-
-def _check_id(name: str, value: str) -> None:
-    size = len(value.encode())
-    if not 1 <= size <= LONGEST_ID_BYTES:
-        limit = f"at most {LONGEST_ID_BYTES}" if size else "at least 1"
-        raise InvalidRequestError(f"{name} has {size} bytes, {limit}")
 
 
 def _check_types(types: Sequence[str], given: int) -> None:

@@ -10,11 +10,10 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.item_filter import NO_BONUS, Bonus, sum_of
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.rules import Rules
+from fathom.serving.limits import check_boost, check_id
 
 #: Pins, boosts and caps that rules may have, of each.
 MOST_RULES = 100
-LARGEST_BOOST = 10.0
-_LONGEST_ID_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +31,16 @@ def check_rules(rules: pb.Rules) -> None:
             raise InvalidRequestError(f"rules has {len(given)} {name}, at most {MOST_RULES}")
     items, positions = [pin.item_id for pin in rules.pins], [pin.position for pin in rules.pins]
     for item in items:
-        _check_id("a pin's item_id", item)
+        check_id("a pin's item_id", item)
     if 0 in positions:
         raise InvalidRequestError(f"pin {brief(items[positions.index(0)])!r} is at position 0; the first is 1")
     if len(set(items)) < len(items) or len(set(positions)) < len(positions):
         raise InvalidRequestError("pins name an item or a position twice; give each once")
     for boost in rules.boosts:
-        if not abs(boost.amount) <= LARGEST_BOOST:  # NaN is not
-            raise InvalidRequestError(f"a boost's amount is {boost.amount:g}; give one from -10 to 10")
+        check_boost("a boost's amount", boost.amount)
         if boost.WhichOneof("what") is None:
             raise InvalidRequestError("a boost names neither an item nor a category; give one of them")
-        _check_id("a boost's item_id or category", boost.item_id or boost.category)
+        check_id("a boost's item_id or category", boost.item_id or boost.category)
     capped = [cap.category for cap in rules.caps]
     if len(set(capped)) < len(capped):
         raise InvalidRequestError("caps name a category twice; give each once")
@@ -80,9 +78,3 @@ def _boosts(rules: pb.Rules, catalogue: LiveCatalogue) -> Bonus:
 
 def _unknown(category: str) -> NotFoundError:
     return NotFoundError(f"category {brief(category)!r} is not in the catalogue")
-
-
-def _check_id(name: str, value: str) -> None:
-    size = len(value.encode())
-    if not 1 <= size <= _LONGEST_ID_BYTES:
-        raise InvalidRequestError(f"{name} has {size} bytes, 1 to {_LONGEST_ID_BYTES}")

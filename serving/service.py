@@ -39,9 +39,8 @@ from fathom.serving.live_counter import LiveCounter
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import code_number, retry_after_s, status_of
 
-#: Lets the other workers follow: ("reload", name of the bundle or "") or ("forget", digest of the user's id) or
-#: ("catalogue", name of the bundle). Returns
-#: how many have not answered in time.
+#: Lets the other workers follow: ("reload", name of the bundle or ""), ("forget", digest of the user's id) or
+#: ("catalogue", name of the bundle). Returns how many have not answered in time.
 TellWorkers = Callable[[Literal["reload", "forget", "catalogue"], str], Awaitable[int]]
 Result = TypeVar("Result")
 

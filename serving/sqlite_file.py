@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,7 +23,7 @@ class _Lost(Exception):
     """The file is not the one that was opened any more."""
 
 
-class SqliteFile:
+class SqliteFile(ABC):
     """One SQLite file, shared by the workers of a server: a thread that writes, and another that reads beside it.
 
     A write is on the disk when it returns. ``purpose``: what it is used for, as an error says it. Raises ConfigError

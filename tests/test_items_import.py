@@ -129,10 +129,10 @@ def test_the_commands_import_list_and_remove(shelf: tuple[Shelf, str], tmp_path:
     path.write_text(CSV)
     target = ("--target", shelf[1])
     assert fathom("items", "import", path, *target).stdout == (
-        "2 items added, 0 updated; catalogue version 2; columns left out: maker\n"
+        "added 2, updated 0; catalogue version 2; columns left out: maker\n"
     )
     assert fathom("items", "remove", "8", "9", *target).stdout == (
-        "2 items removed; catalogue version 9; 1 workers have not answered yet and will follow\n"
+        "removed 2; catalogue version 9; workers that have not answered yet and will follow: 1\n"
     )
     listed = json.loads(fathom("items", "list", "--most", "2", "--json", *target).stdout)
     assert [(each["item"]["id"], each["removed"]) for each in listed["items"]] == [("007", False), ("8", True)]

@@ -116,7 +116,7 @@ async def test_an_added_item_is_recommended_and_listed_until_it_is_removed(local
         ([NEW, NEW], "an item occurs twice in the message; send each once"),
         ([pb.CatalogueItem(id="x")], "nothing places item 'x': the bundle has no text encoder; name similar items"),
         ([NEW, pb.CatalogueItem(id="x", similar_item_ids=["new"])], "item 'x' is like 'new' of the same message; send"),
-        ([pb.CatalogueItem(id="item-1", boost=11)], "item 'item-1': boost is 11, from -10 to 10"),
+        ([pb.CatalogueItem(id="item-1", boost=11)], "item 'item-1': boost is 11; give one from -10 to 10"),
         ([pb.CatalogueItem(id="item-1", boost=float("nan"))], "item 'item-1': boost is nan"),
         (
             [pb.CatalogueItem(id="item-1", attributes={"price": float("inf")})],

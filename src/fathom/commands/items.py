@@ -46,7 +46,7 @@ def items_import(
     with Client.over(connection) as client, show.Activity(f"import {file}") as activity:
         done = import_items(client, file, bundle=bundle, progress=activity.update)
     left_out = f"; columns left out: {', '.join(done.left_out)}" if done.left_out else ""
-    text = f"{done.added} items added, {done.updated} updated; catalogue version {done.catalogue_version}"
+    text = f"added {done.added}, updated {done.updated}; catalogue version {done.catalogue_version}"
     show.result(asdict(done), as_json, _say, f"{text}{_behind(done.workers_behind)}{left_out}")
 
 
@@ -100,7 +100,7 @@ def items_remove(
         raise InvalidRequestError(f"{len(ids)} ids, at most {AT_ONCE}; remove them in several calls")
     with Client.over(connection) as client:
         done = client.remove_items(ids, bundle=bundle)
-    text = f"{done.removed} items removed; catalogue version {done.catalogue_version}{_behind(done.workers_behind)}"
+    text = f"removed {done.removed}; catalogue version {done.catalogue_version}{_behind(done.workers_behind)}"
     show.result(asdict(done), as_json, _say, text)
 
 
@@ -116,4 +116,4 @@ def _say(text: str) -> None:
 
 
 def _behind(workers: int) -> str:
-    return f"; {workers} workers have not answered yet and will follow" if workers else ""
+    return f"; workers that have not answered yet and will follow: {workers}" if workers else ""
