@@ -262,10 +262,10 @@ class Runner:
 
         def scores(items: Indices) -> Scores:
             bonuses = self._bonuses(depth, [work], shares, offer)
-            cosines: Scores = self._vectors.take(items) @ user[0]
+            cosines: Scores = self._catalogue.vectors.take(items) @ user[0]
             return cosines if bonuses is None else cosines + values_of(items, bonuses[0])
 
-        ranking, asked = Ranking(best, scores, self._vectors.take, self._catalogue.categories), work.looked_at
+        ranking, asked = Ranking(best, scores, self._catalogue.vectors.take, self._catalogue.categories), work.looked_at
         first = first[0][:asked], first[1][:asked]
         return arrange(work.k, work.keep, Arrangement(rules, pinnable), ranking, first)
 

@@ -219,6 +219,17 @@ async def test_what_is_answered_holds_though_the_store_has_lost_what_was_said_be
         assert {"new", "item-5"}.isdisjoint(ids(answer))
 
 
+async def test_rules_may_name_and_find_added_items(local: Any) -> None:
+    pinned = pb.Rules(pins=[pb.Pin(item_id="new", position=1)])
+    async with local(catalogue="memory") as it:
+        await it.stub.UpsertItems(upsert(NEW))
+        for depth in (0, 4, 16):
+            request = pb.RecommendRequest(item_ids=["item-2"], k=5, depth=depth, rules=pinned)
+            assert ids(await it.stub.Recommend(request))[0] == "new"
+            request = pb.RecommendRequest(item_ids=["item-2"], k=100, depth=depth, rules=pb.Rules(diversity=0.5))
+            assert "new" in ids(await it.stub.Recommend(request))
+
+
 async def test_the_last_page_says_that_it_is_the_last(local: Any) -> None:
     async with local(catalogue="memory") as it:
         await it.stub.UpsertItems(upsert(*(pb.CatalogueItem(id=f"item-{i}") for i in range(4))))
