@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from fathom.errors import DeadlineError, OverloadError, UnavailableError
+from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.cost import CostModel, Lag
 from fathom.runtime.lanes import Entry, Lanes, Taken
 
@@ -25,14 +25,19 @@ CLOSED = "the engine is closed; call another server"
 log = logging.getLogger("fathom.runtime")
 
 
-class _Job(Generic[Work, Result]):
-    __slots__ = ("ended_s", "future", "probe", "work")
+#: Called once, in the event loop, with a request's result, or why there is none, and when its batch began.
+Done = Callable[[Result | RequestError, float], None]
 
-    def __init__(self, work: Work, future: "asyncio.Future[tuple[Result, float]]", probe: bool) -> None:
+
+class Job(Generic[Work, Result]):
+    """What waits in a lane: the work, who wants its result, and whether it was let in to see how fast the engine is."""
+
+    __slots__ = ("done", "probe", "work")
+
+    def __init__(self, work: Work, done: Done[Result], probe: bool) -> None:
         self.work = work
-        self.future = future
+        self.done = done
         self.probe = probe
-        self.ended_s = 0.0
 
 
 class Batcher(Generic[Work, Result]):
@@ -45,7 +50,7 @@ class Batcher(Generic[Work, Result]):
 
     def __init__(
         self,
-        lanes: "Lanes[_Job[Work, Result]]",
+        lanes: "Lanes[Job[Work, Result]]",
         cost: CostModel,
         serve: Callable[[int, list[Work]], Sequence[Result | UnavailableError]],
         *,
@@ -116,9 +121,10 @@ class Batcher(Generic[Work, Result]):
         possible = self._cost.least_s(depth, self._lanes.bucket(length)) <= time_s
         return possible and now_s - self._ended_s > PROBE_AFTER_S and self._is_idle()
 
-    async def run(
+    def submit(
         self,
         work: Work,
+        done: Done[Result],
         *,
         depth: int,
         length: int,
@@ -127,33 +133,58 @@ class Batcher(Generic[Work, Result]):
         client: str = "",
         runs: int = 1,
         probe: bool = False,
-    ) -> tuple[Result, float]:
-        """Wait for the engine; returns the result and when its batch began. Clients are served in turn.
+    ) -> Entry[Job[Work, Result]]:
+        """Let work wait for the engine, clients in turn; ``done`` gets its result, unless it is cancelled before.
 
         ``runs``: as how many requests it counts, by its cost.
         ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows.
-        Raises OverloadError (the queue is full), DeadlineError (it can no longer be met) or UnavailableError (closed,
-        or the engine failed). Cancelling takes the request out of its lane.
+        Raises OverloadError (the queue is full) or UnavailableError (closed). ``done`` may get DeadlineError (it can no
+        longer be met) or UnavailableError (closed, or the engine failed), and must not raise.
         """
-        assert self._loop is not None, "start() comes first"
-        future: asyncio.Future[tuple[Result, float]] = self._loop.create_future()
-        job = _Job(work, future, probe)
         # What the engine must keep to, for the answer to be back in time.
         by_s = None if deadline_s is None or probe else deadline_s - self._lag.value
+        job: Job[Work, Result] = Job(work, done, probe)
         entry = Entry(depth, length, arrival_s, by_s, job, client, runs=runs)
         self._push(entry)
+        return entry
+
+    def cancel(self, entry: Entry[Job[Work, Result]]) -> None:
+        """Take work out of its lane; nothing where it no longer waits."""
+        with self._changed:
+            self._lanes.cancel(entry)
+        self._note_idle()
+
+    async def run(
+        self,
+        work: Work,
+        *,
+        depth: int,
+        length: int,
+        arrival_s: float,
+        deadline_s: float | None = None,
+        probe: bool = False,
+    ) -> tuple[Result, float]:
+        """The same as a coroutine: returns what ``done`` gets. Cancelling takes the request out of its lane."""
+        found: asyncio.Future[tuple[Result, float]] = asyncio.get_running_loop().create_future()
+
+        def done(result: Result | RequestError, began_s: float) -> None:
+            if found.done():
+                return
+            if isinstance(result, RequestError):
+                found.set_exception(result)
+            else:
+                found.set_result((result, began_s))
+
+        entry = self.submit(
+            work, done, depth=depth, length=length, arrival_s=arrival_s, deadline_s=deadline_s, probe=probe
+        )
         try:
-            found = await future
-            now_s = self._clock()
-            self._lag.observe(now_s - job.ended_s, now_s, probe=probe)
-            return found
+            return await found
         except asyncio.CancelledError:
-            with self._changed:
-                self._lanes.cancel(entry)
-            self._note_idle()
+            self.cancel(entry)
             raise
 
-    def _push(self, entry: Entry[_Job[Work, Result]]) -> None:
+    def _push(self, entry: Entry[Job[Work, Result]]) -> None:
         with self._changed:
             if self._closed:
                 raise UnavailableError(CLOSED)
@@ -208,7 +239,7 @@ class Batcher(Generic[Work, Result]):
                 self._post(taken, self._run(taken, began_s), began_s)
         self._post_leftovers()
 
-    def _next(self) -> "Taken[_Job[Work, Result]] | None":
+    def _next(self) -> "Taken[Job[Work, Result]] | None":
         """Wait for work; None when closed."""
         with self._changed:
             while not self._closed:
@@ -224,7 +255,7 @@ class Batcher(Generic[Work, Result]):
                 self._changed.wait()
         return None
 
-    def _run(self, taken: "Taken[_Job[Work, Result]]", began_s: float) -> Sequence[Result | UnavailableError]:
+    def _run(self, taken: "Taken[Job[Work, Result]]", began_s: float) -> Sequence[Result | UnavailableError]:
         works = [entry.payload.work for entry in taken.batch]
         try:
             results = self._serve(taken.depth, works)
@@ -242,7 +273,7 @@ class Batcher(Generic[Work, Result]):
         return results
 
     def _post(
-        self, taken: "Taken[_Job[Work, Result]]", results: Sequence[Result | UnavailableError], began_s: float
+        self, taken: "Taken[Job[Work, Result]]", results: Sequence[Result | UnavailableError], began_s: float
     ) -> None:
         """Hand a whole batch to the event loop in one call."""
         assert self._loop is not None
@@ -254,7 +285,7 @@ class Batcher(Generic[Work, Result]):
 
     def _post_leftovers(self) -> None:
         with self._changed:
-            entries: list[Entry[_Job[Work, Result]]] = self._lanes.clear()
+            entries: list[Entry[Job[Work, Result]]] = self._lanes.clear()
             self._running += len(entries)
         if entries:
             closed = [UnavailableError(CLOSED) for _ in entries]
@@ -262,31 +293,34 @@ class Batcher(Generic[Work, Result]):
 
     def _deliver(
         self,
-        taken: "Taken[_Job[Work, Result]]",
+        taken: "Taken[Job[Work, Result]]",
         results: Sequence[Result | UnavailableError],
         began_s: float,
         ended_s: float,
     ) -> None:
-        """In the event loop: settle the futures of a batch (one that is done was cancelled)."""
+        """In the event loop: tell everyone what became of a batch."""
         with self._changed:
             self._running -= len(taken.batch) + len(taken.late)
         if taken.batch:
             self._ended_s = ended_s
         for entry, result in zip(taken.batch, results, strict=True):
-            future, entry.payload.ended_s = entry.payload.future, ended_s
-            if future.done():
-                continue
-            if isinstance(result, UnavailableError):
-                future.set_exception(result)
-            else:
-                future.set_result((result, began_s))
+            _tell(entry, result, began_s)
         for entry in taken.late:
-            if not entry.payload.future.done():
-                entry.payload.future.set_exception(_too_late(entry, began_s))
+            _tell(entry, _too_late(entry, began_s), began_s)
+        if taken.batch:
+            now_s = self._clock()
+            self._lag.observe(now_s - ended_s, now_s, probe=any(entry.payload.probe for entry in taken.batch))
         self._note_idle()
 
 
-def _too_late(entry: Entry[_Job[Work, Result]], now_s: float) -> DeadlineError:
+def _tell(entry: Entry[Job[Work, Result]], result: Result | RequestError, began_s: float) -> None:
+    try:
+        entry.payload.done(result, began_s)
+    except Exception:
+        log.exception("what became of a request could not be told; those of its batch go on")
+
+
+def _too_late(entry: Entry[Job[Work, Result]], now_s: float) -> DeadlineError:
     assert entry.deadline_s is not None
     left_s = entry.deadline_s - now_s
     if left_s <= 0:

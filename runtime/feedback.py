@@ -62,7 +62,7 @@ class Feedback:
             again = work._replace(k=COMPARED_ITEMS, early_exit=None, hit=MISS)
             try:
                 result, _ = await self._batcher.run(
-                    again, depth=deepest, length=len(again.ids), arrival_s=time.monotonic(), deadline_s=None
+                    again, depth=deepest, length=len(again.ids), arrival_s=time.monotonic()
                 )
             except (OverloadError, UnavailableError):
                 continue

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
 from typing import Any, Self
 
 from fathom.edge_profiles.profile import DeviceProfile
-from fathom.errors import ConfigError, DeadlineError, OverloadError, UnavailableError
+from fathom.errors import ConfigError, DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.batcher import Batcher
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
@@ -41,6 +42,26 @@ from fathom.selector.chooser import DepthChooser
 
 #: How long after a refusal new requests are screened by their length first.
 PRESSED_S = 0.1
+
+
+#: Gets an answer, or why there is none.
+Done = Callable[[Answer | Exception], None]
+#: Takes a request out of the queue.
+Leave = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A request in the queue: what is known of it, and who waits for it."""
+
+    query: IndexedQuery
+    history: QueryHistory
+    hits: CacheHits
+    choice: Choice
+    work: BatchItem
+    start_s: float
+    queued_s: float
+    done: Done
 
 
 class Pipeline:
@@ -173,6 +194,29 @@ class Pipeline:
         Raises InvalidRequestError, NotFoundError (a depth that is not served, an unknown category), DeadlineError,
         OverloadError or UnavailableError. Cancelling takes the request out of the queue, which depth 0 does not have.
         """
+        found: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer | Exception) -> None:
+            if found.done():
+                return
+            if isinstance(answer, Exception):
+                found.set_exception(answer)
+            else:
+                found.set_result(answer)
+
+        leave = self.enter(query, done)
+        try:
+            return await found
+        except asyncio.CancelledError:
+            leave()
+            raise
+
+    def enter(self, query: IndexedQuery, done: Done) -> Leave:
+        """The same without waiting: ``done`` gets the answer or the error, in this event loop.
+
+        Perhaps before this returns; and what is found wrong at once is raised. Returns what takes the request out of
+        the queue.
+        """
         start_s = time.monotonic()
         batcher = self._batcher
         if batcher is None or not self._accepting:
@@ -184,16 +228,19 @@ class Pipeline:
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
         choice = self._choose(self._request(query, history, hits, batcher, start_s), start_s)
         if not choice.depth:
-            return self._count(query, history, choice, start_s)
+            done(self._count(query, history, choice, start_s))
+            return _nothing
         hit = MISS if choice.early_exit else hits.at(choice.depth)
         keep, arrangement = arrangement_of(query, filter_of(query, history.seen, self.catalogue), len(self.catalogue))
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves, arrangement)
         queued_s = time.monotonic()
+        waiting = _Waiting(query, history, hits, choice, work, start_s, queued_s, done)
         try:
-            result, began_s = await batcher.run(
+            entry = batcher.submit(
                 work,
+                partial(self._settle, waiting),
                 depth=choice.depth,
                 length=hit.length(len(ids)) if leaves is None else len(ids),
                 arrival_s=queued_s,
@@ -202,15 +249,41 @@ class Pipeline:
                 runs=1 if leaves is None else leaves.runs,
                 probe=choice.probe,
             )
-        except (DeadlineError, OverloadError) as refused:
-            choice = self.chooser.instead(self._request(query, history, hits, batcher, time.monotonic()), refused)
-            return self._count(query, history, choice, start_s, queued_s)
-        if cache is not None and result.user is not None and result.state is not None:
-            cache.put(ids, times, result.user, result.state, query.owner)
+        except OverloadError as refused:
+            done(self._instead(waiting, refused))
+            return _nothing
+        return partial(batcher.cancel, entry)
+
+    def _settle(self, waiting: "_Waiting", result: BatchResult | RequestError, began_s: float) -> None:
+        """Tell who waits what became of a request."""
+        try:
+            if isinstance(result, BatchResult):
+                answer = self._answered(waiting, result, began_s)
+            elif isinstance(result, DeadlineError | OverloadError):
+                answer = self._instead(waiting, result)
+            else:
+                raise result
+        except Exception as error:
+            waiting.done(error)
+        else:
+            waiting.done(answer)
+
+    def _answered(self, waiting: "_Waiting", result: BatchResult, began_s: float) -> Answer:
+        query, history, work, choice = waiting.query, waiting.history, waiting.work, waiting.choice
+        if self._cache is not None and result.user is not None and result.state is not None:
+            self._cache.put(work.ids, work.timestamps, result.user, result.state, query.owner)
         self._offer(query, work, result, choice)
-        timing = Timing.of(start_s, queued_s, began_s, result.engine_s, result.retrieval_s)
+        timing = Timing.of(waiting.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
         choice = choice.stopped_at(result.depth)
-        return self._answer(result.indices, result.scores, choice, history, timing, hit.reused, result.reasons)
+        return self._answer(result.indices, result.scores, choice, history, timing, work.hit.reused, result.reasons)
+
+    def _instead(self, waiting: "_Waiting", refused: DeadlineError | OverloadError) -> Answer:
+        """Depth 0 for what the engine will not do in time; raises ``refused`` where that cannot be."""
+        query, history = waiting.query, waiting.history
+        assert self._batcher is not None, "start() comes first"
+        request = self._request(query, history, waiting.hits, self._batcher, time.monotonic())
+        choice = self.chooser.instead(request, refused)
+        return self._count(query, history, choice, waiting.start_s, waiting.queued_s)
 
     def _answer(
         self,
@@ -292,7 +365,6 @@ class Pipeline:
                 depth=self.engine.depths[0],
                 length=len(work.ids),
                 arrival_s=time.monotonic(),
-                deadline_s=None,
                 probe=True,
             )
 
@@ -317,3 +389,7 @@ class Pipeline:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+
+def _nothing() -> None:
+    """What is answered has no place in the queue."""
