@@ -115,8 +115,8 @@ class CostModel:
 
     def p99_s(self, depth: int, length: int, requests: int = 1) -> float:
         """Seconds that 99 of 100 runs keep to."""
-        p50_s = self.p50_s(depth, length, requests)
-        return p50_s + self._tail.value * (p50_s + GRAIN_S)
+        line, tail = self._lines[depth, length], self._tail.value
+        return (line.fixed_s + requests * line.each_s) * self._slowdown.value * (1 + tail) + tail * GRAIN_S
 
     def largest(self, depth: int, length: int, time_s: float) -> int:
         """The most requests whose one run ends within the time at p99; 0 when not even one does."""

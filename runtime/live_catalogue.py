@@ -236,11 +236,13 @@ class LiveCatalogue:
         """As ``offer`` saw it last; for other threads than the one that changes the catalogue."""
         return self._offer
 
-    def inspect(self, items: NDArray[np.integer], timestamps: NDArray[np.int64] | None) -> tuple[Features, float]:
+    def inspect(
+        self, items: NDArray[np.integer], timestamps: NDArray[np.int64] | None, *, brief: bool = False
+    ) -> tuple[Features, float]:
         """As ``Bundle.inspect``; in the place of an added item, the nearest one that the bundle was trained with."""
         if self._ids and (items >= self.trained).any():
             items = np.array([i if i < self.trained else self._stand_ins[i - self.trained] for i in items.tolist()])
-        return self._bundle.inspect(items, timestamps)
+        return self._bundle.inspect(items, timestamps, brief=brief)
 
     def prepare(self, records: Sequence[ItemRecord]) -> Prepared:
         """What applying records takes; may run in another thread, but not beside ``apply``.

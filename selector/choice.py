@@ -1,6 +1,5 @@
 """What a depth is chosen for, and what is chosen."""
 
-from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol, Self
 
@@ -82,17 +81,23 @@ class Estimates(Protocol):
         """Whether it should run at this depth although the estimates say that the time is too short."""
 
 
+class Inspect(Protocol):
+    """Measures a request."""
+
+    def __call__(self, *, brief: bool = False) -> tuple[Features, float]:
+        """Its features and complexity (0 to 1); ``brief``: features that this does not need may be unknown."""
+
+
 class DepthRequest(NamedTuple):
     """What there is to know of one request.
 
     ``items``: int64 (length,), the item indices that the engine will see, oldest first; none where nothing is known,
-    which only depth 0 can answer. ``inspect``: measures their features and complexity (0 to 1), and is called only
-    where these have a say. ``fixed``: the depth that was asked for, which overrides every policy. ``estimates``: None
-    without a deadline.
+    which only depth 0 can answer. ``inspect``: called only where their features or complexity have a say. ``fixed``:
+    the depth that was asked for, which overrides every policy. ``estimates``: None without a deadline.
     """
 
     profile: DeviceProfile
     items: NDArray[np.int64]
-    inspect: Callable[[], tuple[Features, float]]
+    inspect: Inspect
     fixed: int | None = None
     estimates: Estimates | None = None

@@ -46,17 +46,19 @@ class DepthChooser:
         Where the engine would be too late at any depth, that is depth 0, if the profile allows it and it is served. A
         fixed depth is never replaced. Raises NotFoundError where neither the fixed depth nor one of the profile's is
         served, OverloadError or DeadlineError where not even the shallowest can be answered in time. What is refused
-        or gets depth 0 is not looked at, since under overload that is most.
+        or has time for one depth only is not looked at, since under overload that is most.
         """
-        profile, fixed, estimates = request.profile, request.fixed, request.estimates
-        policy = self._policy_of(profile, fixed) if len(request.items) else self._most_popular
+        profile, items, _, fixed, estimates = request
+        policy = self._policy_of(profile, fixed) if len(items) else self._most_popular
         if estimates is None:
             return policy.choose(request)
-        shallowest = policy.depths[0]
-        time = _time_for(shallowest, estimates, counts=self._may_count(profile, fixed))
+        depths = policy.depths
+        time = _time_for(depths[0], estimates, counts=self._may_count(profile, fixed))
         if time.counts:
-            return _counted(shallowest, time, estimates)
-        return _in_time(policy.choose(request), policy.depths, time, estimates)
+            return _counted(depths[0], time, estimates)
+        if time.spare_s < time.cost_s and len(depths) > 1 and not _fit(depths[1:], time.spare_s, estimates):
+            return _shallowest(depths, time)
+        return _in_time(policy.choose(request), depths, time, estimates)
 
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
         """Raise what ``choose`` would, from what is known before a request is read."""
@@ -117,12 +119,13 @@ class DepthChooser:
 class _Time(NamedTuple):
     """Seconds to the deadline, those of them in the queue, what the shallowest depth costs, and whether it fits.
 
-    ``counts``: it does not, but depth 0 does.
+    ``spare_s``: what a deeper depth may cost. ``counts``: nothing fits but depth 0.
     """
 
     left_s: float
     queue_s: float
     cost_s: float
+    spare_s: float
     fits: bool
     counts: bool = False
 
@@ -138,10 +141,10 @@ def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     fits = LEAST_WEIGHT * queue_s + cost_s <= time_s
     if not fits and counts and shallowest > 0:
         if _fits(0, estimates):
-            return _Time(time_s, queue_s, cost_s, fits, counts=True)
+            return _Time(time_s, queue_s, cost_s, 0.0, fits, counts=True)
         shallowest, queue_s, cost_s = 0, 0.0, estimates.cost_s(0)
     elif fits or estimates.may_probe(shallowest):
-        return _Time(time_s, queue_s, cost_s, fits)
+        return _Time(time_s, queue_s, cost_s, time_s - QUEUE_WEIGHT * queue_s, fits)
     if cost_s <= time_s:
         wait_s = LEAST_WEIGHT * queue_s + cost_s - time_s
         left = _left(time_s, queue_s)
@@ -164,23 +167,36 @@ def _counted(shallowest: int, time: _Time, estimates: Estimates) -> Choice:
     return Choice(0, DepthReason.DEADLINE, why, probe=estimates.may_probe(shallowest))
 
 
+def _fit(depths: tuple[int, ...], spare_s: float, estimates: Estimates) -> bool:
+    """Whether one of these depths fits."""
+    return any(estimates.cost_s(depth) <= spare_s for depth in depths)
+
+
+def _shallowest(depths: tuple[int, ...], time: _Time) -> Choice:
+    """The only depth that there is time for, whatever the policy would say, or a probe."""
+    if not time.fits:
+        why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {depths[0]} is tried"
+        return Choice(depths[0], DepthReason.DEADLINE, why, probe=True)
+    left, needs = _left(time.left_s, time.queue_s), _ms(time.cost_s)
+    why = f"{left}: too little for more than depth {depths[0]}, which needs {needs}"
+    return Choice(depths[0], DepthReason.DEADLINE, why)
+
+
 def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Estimates) -> Choice:
     """The choice itself where it meets the deadline, else the deepest shallower depth that does, else a probe."""
-    shallowest, spare_s = depths[0], time.left_s - QUEUE_WEIGHT * time.queue_s
     if not wanted.depth:
         return wanted
-    if wanted.depth == shallowest:
+    if wanted.depth == depths[0]:
         return wanted if time.fits else wanted._replace(probe=True)
-    if estimates.cost_s(wanted.depth, cached=wanted.early_exit is None) <= spare_s:
+    if estimates.cost_s(wanted.depth, cached=wanted.early_exit is None) <= time.spare_s:
         return wanted
     for depth in reversed(depths[1 : depths.index(wanted.depth)]):
         cost_s = estimates.cost_s(depth)
-        if cost_s <= spare_s:
+        if cost_s <= time.spare_s:
             return _shallower(wanted, depth, time, cost_s)
     if time.fits:
-        return _shallower(wanted, shallowest, time, time.cost_s)
-    why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {shallowest} is tried"
-    return Choice(shallowest, DepthReason.DEADLINE, why, wanted.complexity, probe=True)
+        return _shallower(wanted, depths[0], time, time.cost_s)
+    return _shallowest(depths, time)._replace(complexity=wanted.complexity)
 
 
 def _shallower(wanted: Choice, depth: int, time: _Time, cost_s: float) -> Choice:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from fathom.selector.features import Features
+from fathom.selector.features import BRIEF, Features
 from fathom.selector.schema import STRICT, Finite, Share, validated
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -116,6 +116,11 @@ class ComplexityModel:
     @cached_property
     def _mixture(self) -> "_Mixture":
         return _Mixture.of(self.weights, self.scales)
+
+    @cached_property
+    def is_brief(self) -> bool:
+        """Whether ``measure_brief`` finds all that has a say."""
+        return self.weights.keys() <= set(BRIEF)
 
     def score(self, features: Features) -> float:
         """Complexity of one request, 0 (simple) to 1 (complex)."""

@@ -6,7 +6,7 @@ from typing import Literal
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.selector.choice import AgreementCheck, Choice, DepthReason, DepthRequest, EarlyExit
 from fathom.selector.monitor import Monitor
-from fathom.selector.routing import Cascade, Routing, coin
+from fathom.selector.routing import Cascade, Mixture, Routing, Rule, coin
 
 PolicyName = Literal["auto", "certified", "rule", "deepest"]
 
@@ -62,7 +62,7 @@ class ProfileRule(DepthPolicy):
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth that the complexity asks for."""
-        return by_rule(request.inspect()[1], request.profile, self.depths)
+        return by_rule(request.inspect(brief=True)[1], request.profile, self.depths)
 
     def words(self, profile: DeviceProfile) -> str:
         """The rule with its numbers."""
@@ -86,13 +86,16 @@ class CertifiedRouting(DepthPolicy):
         if self.monitor is not None and self.monitor.alarm:
             why = f"depth {self.deepest}: routed answers no longer agree with it as certified"
             return Choice(self.deepest, DepthReason.FALLBACK, why)
-        features, complexity = request.inspect()
-        depth, why = self._routing.depth(features, complexity, coin(request.items)), self._why
-        if isinstance(self._routing, Cascade):
-            exits = EarlyExit(self._routing, features)
-            return Choice(depth, DepthReason.CERTIFIED, why, complexity, exits, self._agreement_check)
-        why = f"depth {depth}, {why}"
-        return Choice(depth, DepthReason.CERTIFIED, why, complexity, agreement_check=self._agreement_check)
+        routing, why, check = self._routing, self._why, self._agreement_check
+        if isinstance(routing, Mixture):
+            depth = routing.drawn(coin(request.items))
+            return Choice(depth, DepthReason.CERTIFIED, f"depth {depth}, {why}", agreement_check=check)
+        features, complexity = request.inspect(brief=isinstance(routing, Rule))
+        depth = routing.depth(features, complexity, 0.0)  # Only a mixture draws.
+        if isinstance(routing, Cascade):
+            exits = EarlyExit(routing, features)
+            return Choice(depth, DepthReason.CERTIFIED, why, complexity, exits, check)
+        return Choice(depth, DepthReason.CERTIFIED, f"depth {depth}, {why}", complexity, agreement_check=check)
 
     def words(self, profile: DeviceProfile) -> str:  # noqa: ARG002
         """The routing in a few words."""

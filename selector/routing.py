@@ -40,6 +40,10 @@ class Mixture:
 
     def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
         """The depth of one request."""
+        return self.drawn(coin)
+
+    def drawn(self, coin: float) -> int:
+        """The depth of a request, of which nothing but its coin has a say."""
         for depth, share in zip(self.depths, self.shares, strict=True):
             coin -= share
             if coin < 0:

@@ -27,8 +27,7 @@ from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.complexity import ComplexityModel
-from fathom.selector.features import SelectorTables, measure_all
-from fathom.selector.features import measure as measure_features
+from fathom.selector.features import SelectorTables, measure_all, measure_brief
 
 SEED = 1
 LENGTHS = (10, 200)
@@ -89,11 +88,11 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
         items, seconds = histories[row % HISTORIES]
         ids = items.astype(np.int64)
         start = clock()
-        features = measure_features(items, seconds, tables)
+        features = measure_brief(items, seconds, tables)
         measured = clock()
         complexity = model.score(features)
         scored = clock()
-        chooser.choose(DepthRequest(profile, ids, lambda: (features, complexity)))  # noqa: B023
+        chooser.choose(DepthRequest(profile, ids, lambda **_: (features, complexity)))  # noqa: B023
         marks[row] = start, measured, scored, clock()
     marks = marks[WARM_UP:]
     steps_us = np.diff(marks, axis=1) / 1_000

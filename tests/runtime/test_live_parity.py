@@ -126,9 +126,9 @@ def watched(bundle: Bundle) -> Iterator[list[int]]:
     asked: list[int] = []
     inspect = Bundle.inspect
 
-    def see(self: Bundle, items, timestamps):
+    def see(self: Bundle, items, timestamps, *, brief=False):
         asked[:] = items.tolist()
-        return inspect(self, items, timestamps)
+        return inspect(self, items, timestamps, brief=brief)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(bundle), "inspect", see)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.selector.features import Features, SelectorTables, measure, measure_all
+from fathom.selector.features import BRIEF, Features, SelectorTables, measure, measure_all, measure_brief
 
 N_ITEMS = 30
 RNG = np.random.default_rng(5)
@@ -81,6 +81,16 @@ def test_session_entropy_is_that_of_the_sessions_sizes(gaps: list[int]) -> None:
     shares = [size / len(seconds) for size in sizes]
     found = measure(np.zeros(len(seconds), dtype=np.int32), seconds, TABLES).session_entropy
     assert found == pytest.approx(-sum(share * math.log(share) for share in shares), abs=1e-9)
+
+
+@fast
+@given(st.lists(st.integers(0, N_ITEMS - 1), max_size=40), st.none() | st.integers(0, 10**6))
+def test_what_is_measured_in_brief_is_what_is_measured_in_full(history: list[int], seed: int | None) -> None:
+    items = np.array(history, dtype=np.int64)
+    times = None if seed is None else np.random.default_rng(seed).integers(0, 10**9, len(history))
+    full, brief = measure(items, times, TABLES), measure_brief(items, times, TABLES)
+    assert np.array_equal(full[: len(BRIEF)], brief[: len(BRIEF)], equal_nan=True)
+    assert Features._fields[: len(BRIEF)] == BRIEF
 
 
 def test_the_tail_is_what_the_most_popular_items_with_80_percent_of_events_leave() -> None:
