@@ -6,7 +6,8 @@
 Options (each also as an environment variable): --histories, a dataset folder or a trace (LOADTEST_HISTORIES);
 --profiles, names to mix (LOADTEST_PROFILES); --deadline-ms (LOADTEST_DEADLINE_MS); --think-ms (LOADTEST_THINK_MS).
 TLS and metadata as for `fathom recommend`: --tls, --ca, --cert, --key, --metadata key=value.
-Answers are listed by the depth that made them, errors by their status.
+Answers are listed by the depth that made them, errors by their status. What is served, and over which transport, is
+logged at the start.
 """
 
 # Both before grpc is imported: its threads must become greenlets, or one call would stop all users.
@@ -17,6 +18,7 @@ import grpc.experimental.gevent  # noqa: E402
 
 grpc.experimental.gevent.init_gevent()
 
+import logging  # noqa: E402
 import random  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -25,6 +27,7 @@ from typing import Any  # noqa: E402
 import grpc  # noqa: E402
 from locust import User, events, task  # noqa: E402
 
+from fathom.client import Client  # noqa: E402
 from fathom.connection import DEFAULT_TARGET, Connection  # noqa: E402
 from fathom.errors import FathomError  # noqa: E402
 from fathom.loadtests.traces import UserHistory, read_histories  # noqa: E402
@@ -54,9 +57,22 @@ def read(environment: Any, **_: Any) -> None:
     """Read the histories once, for all users."""
     try:
         environment.histories = read_histories(Path(environment.parsed_options.histories))
-        _connection(environment)
+        connection = _connection(environment)
     except FathomError as error:
         raise SystemExit(f"error: {error}") from None
+    _log_server(connection)
+
+
+def _log_server(connection: Connection) -> None:
+    """Say what the users will meet; that it does not answer yet is theirs to find out."""
+    try:
+        with Client.over(connection) as client:
+            served = client.bundle()
+    except FathomError as error:
+        logging.warning("%s", error)
+    else:
+        transport = served.transport or "unknown"
+        logging.info("%s serves %s %s, transport %s", connection.target, served.name, served.version, transport)
 
 
 def _connection(environment: Any) -> Connection:

@@ -81,20 +81,20 @@ class _Replayer:
         return summarise(
             sorted(self._samples, key=lambda sample: sample.intended_s),
             target=self._connection.target,
-            bundle=bundle,
+            bundle=f"{bundle.name} {bundle.version}",
+            transport=bundle.transport,
             trace=trace.made,
             deadline_ms=self._deadline_s * 1e3,
             offered_s=offered_s,
         )
 
-    async def _bundle(self, stub: recommender_pb2_grpc.RecommenderStub) -> str:
+    async def _bundle(self, stub: recommender_pb2_grpc.RecommenderStub) -> pb.GetBundleResponse:
         try:
-            answer = await stub.GetBundle(
-                pb.GetBundleRequest(bundle=self._bundle_name), timeout=5, metadata=self._connection.pairs
-            )
+            request = pb.GetBundleRequest(bundle=self._bundle_name)
+            answer: pb.GetBundleResponse = await stub.GetBundle(request, timeout=5, metadata=self._connection.pairs)
         except grpc.aio.AioRpcError as error:
             raise error_of(self._connection.target, error) from None
-        return f"{answer.name} {answer.version}"
+        return answer
 
     async def _send(
         self, stub: recommender_pb2_grpc.RecommenderStub, at_s: float, request: pb.RecommendRequest

@@ -69,11 +69,12 @@ class LoadReport:
 
     ``latency``: of answers (status OK); ``latency_all``: of every request that was sent, errors too.
     ``send_lag``: how late the replayer itself was; when its p99 is not small, the figures are the replayer's.
-    ``depths`` and ``reasons``: number of answers.
+    ``depths`` and ``reasons``: number of answers. ``transport``: the server's; empty where it did not say.
     """
 
     target: str
     bundle: str
+    transport: str
     trace: Mapping[str, Any]
     deadline_ms: float
     requests: int
@@ -105,7 +106,8 @@ class LoadReport:
 
     def table(self) -> Table:
         """The report for a terminal."""
-        table = Table(title=f"{self.requests} requests to {self.target} ({self.bundle})", show_header=False)
+        served = f"{self.bundle}, transport {self.transport or 'unknown'}"
+        table = Table(title=f"{self.requests} requests to {self.target} ({served})", show_header=False)
         table.add_row("offered / achieved", f"{self.offered_per_s:,.1f} / {self.achieved_per_s:,.1f} requests/s")
         for name, latency in (
             ("latency", self.latency),
@@ -162,6 +164,7 @@ def summarise(
     *,
     target: str,
     bundle: str,
+    transport: str,
     trace: Mapping[str, Any],
     deadline_ms: float,
     offered_s: float,
@@ -174,6 +177,7 @@ def summarise(
     return LoadReport(
         target=target,
         bundle=bundle,
+        transport=transport,
         trace=dict(trace),
         deadline_ms=deadline_ms,
         requests=len(samples),

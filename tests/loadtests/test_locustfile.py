@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def test_locust_users_are_answered_and_listed_by_depth(address: str, trace: Path
         *("--think-ms", "5", "--profiles", "mobile,cloud", "--metadata", "fathom-client=locust"),
     )
     assert done.returncode == 0, done.stderr
+    assert re.search(rf"{address} serves synthetic [0-9a-f]{{12}}, transport \w+", done.stderr)
     stats = json.loads(done.stdout)
     names = {entry["name"] for entry in stats}
     assert names <= {f"Recommend depth {depth}" for depth in (4, 8, 12, 16)}

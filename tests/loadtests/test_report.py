@@ -23,7 +23,13 @@ def report() -> LoadReport:
     ]
     samples += [Sample(9.0, 9.0, 9.1, "DEADLINE_EXCEEDED"), Sample(9.5, 9.5, 9.5, NOT_SENT)]
     return summarise(
-        samples, target="127.0.0.1:1", bundle="tiny abc", trace={"seed": 0}, deadline_ms=50, offered_s=10.0
+        samples,
+        target="127.0.0.1:1",
+        bundle="tiny abc",
+        transport="core",
+        trace={"seed": 0},
+        deadline_ms=50,
+        offered_s=10.0,
     )
 
 
@@ -67,11 +73,15 @@ def test_it_is_written_as_json_and_png_and_shown_as_a_table(report: LoadReport, 
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     console = Console(record=True, width=120, file=None, quiet=False)
     console.print(report.table())
-    assert "DEADLINE_EXCEEDED: 1 (0.1%)" in console.export_text()
+    shown = console.export_text()
+    assert "DEADLINE_EXCEEDED: 1 (0.1%)" in shown
+    assert "tiny abc, transport core" in " ".join(shown.split())
 
 
 def test_a_replay_without_any_answer_is_still_a_report(tmp_path: Path) -> None:
-    report = summarise([Sample(0, 0, 1, "UNAVAILABLE")], target="t", bundle="b", trace={}, deadline_ms=1, offered_s=1.0)
+    report = summarise(
+        [Sample(0, 0, 1, "UNAVAILABLE")], target="t", bundle="b", transport="", trace={}, deadline_ms=1, offered_s=1.0
+    )
     assert report.latency is None
     assert report.achieved_per_s == 0
     report.save(tmp_path / "report.json")

@@ -307,7 +307,7 @@ class GetBundleRequest(_message.Message):
     def __init__(self, bundle: _Optional[str] = ...) -> None: ...
 
 class GetBundleResponse(_message.Message):
-    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles")
+    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles", "transport")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +321,7 @@ class GetBundleResponse(_message.Message):
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     strategy: str
@@ -334,7 +335,8 @@ class GetBundleResponse(_message.Message):
     engine: str
     routing: Routing
     bundles: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ...) -> None: ...
+    transport: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class Routing(_message.Message):
     __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm")

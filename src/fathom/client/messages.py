@@ -182,7 +182,8 @@ class BundleInfo:
 
     ``depths``: 0 among them where the bundle has a counting exit.
     ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
-    ``bundles``: every name that a request may give to this server.
+    ``bundles``: every name that a request may give to this server. ``transport``: what carries its calls, "core" or
+    "aio"; empty where an older server does not say.
     """
 
     name: str
@@ -201,6 +202,7 @@ class BundleInfo:
     certified: bool = False
     alarm: bool = False
     bundles: tuple[str, ...] = ()
+    transport: str = ""
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,7 @@ def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
             for each in message.depths
         },
         bundles=tuple(message.bundles),
-        **_copied(message, *same, "default_profile"),
+        **_copied(message, *same, "default_profile", "transport"),
         **_copied(message.routing, "policy", "certified", "alarm"),
     )
 
