@@ -39,6 +39,7 @@ from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
 from fathom.serving.service import RecommenderService, TellWorkers
+from fathom.serving.transport.options import allow_connections, server_options
 from fathom.serving.workers import Notice, Peers, supervise
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
@@ -46,8 +47,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 LAST_WORDS_S = 0.5
 # How often it is looked whether the engines still answer.
 HEALTH_EVERY_S = 1.0
-# Calls that gRPC holds for us, for each request that may wait for the engine.
-BACKLOG_PER_QUEUE = 10
 SWEEP_EVERY_S = 60.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -176,20 +175,7 @@ class Server:
         await self.close()
 
     async def _listen(self) -> str:
-        size = self._settings.max_message_mb * 1024 * 1024
-        backlog = self._settings.backlog or BACKLOG_PER_QUEUE * self._settings.max_queue
-        self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", size),
-                ("grpc.max_send_message_length", size),
-                # Otherwise a second server on the same port would silently take half of the calls.
-                ("grpc.so_reuseport", int(self._shares_port)),
-                # By default gRPC refuses calls that wait to be accepted with CANCELLED, some beyond 1,000 and all
-                # beyond 3,000. With a larger backlog our own queue refuses first, with RESOURCE_EXHAUSTED.
-                ("grpc.server.max_pending_requests", backlog),
-                ("grpc.server.max_pending_requests_hard_limit", backlog),
-            ]
-        )
+        self._grpc = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
         guard = Guard(self._grpc, self._metrics.called)
         recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(), guard)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
@@ -295,6 +281,7 @@ async def _serve(
     settings: ServerSettings, bundle_path: Path, ready: Callable[[ServerInfo], None], pipe: Connection | None = None
 ) -> None:
     use_memory_sparingly()
+    allow_connections()
     stop = asyncio.Event()
     peers = Peers(pipe, settings.workers - 1) if pipe else None
     for number in (signal.SIGTERM,) if peers else _SIGNALS:

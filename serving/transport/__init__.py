@@ -1,0 +1,1 @@
+"""Between gRPC and the server: one contract, two transports."""
