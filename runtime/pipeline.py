@@ -56,6 +56,7 @@ class _Waiting:
 
     query: IndexedQuery
     history: QueryHistory
+    cache: PrefixCache | None
     hits: CacheHits
     choice: Choice
     work: BatchItem
@@ -104,8 +105,7 @@ class Pipeline:
         items, threads = settings.retrieval_items, settings.threads
         device = self.engine.device
         retriever = FlatRetriever(self.catalogue.vectors, block_items=items, threads=threads, device=device)
-        caches = self._cache is not None
-        runner = self._runner = Runner(self.bundle, self.catalogue, self.engine, retriever, caches=caches)
+        runner = self._runner = Runner(self.bundle, self.catalogue, self.engine, retriever)
         buckets = length_buckets(self._max_history, cached=self._cache is not None)
         lanes: Lanes[Any] = Lanes(
             buckets=buckets,
@@ -236,7 +236,7 @@ class Pipeline:
         leaves = leave_one_out(query, history) if query.include_reasons else None
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves, arrangement)
         queued_s = time.monotonic()
-        waiting = _Waiting(query, history, hits, choice, work, start_s, queued_s, done)
+        waiting = _Waiting(query, history, cache, hits, choice, work, start_s, queued_s, done)
         try:
             entry = batcher.submit(
                 work,
@@ -270,8 +270,10 @@ class Pipeline:
 
     def _answered(self, waiting: "_Waiting", result: BatchResult, began_s: float) -> Answer:
         query, history, work, choice = waiting.query, waiting.history, waiting.work, waiting.choice
-        if self._cache is not None and result.user is not None and result.state is not None:
-            self._cache.put(work.ids, work.timestamps, result.user, result.state, query.owner)
+        # The cache as it was then: what has been forgotten meanwhile must not come back.
+        cache = waiting.cache
+        if cache is not None and result.user is not None and work.hit.user is None:
+            cache.put(work.ids, work.timestamps, result.depth, result.user, result.state, query.owner)
         self._offer(query, work, result, choice)
         timing = Timing.of(waiting.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
         choice = choice.stopped_at(result.depth)

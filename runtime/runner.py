@@ -69,21 +69,18 @@ Observer = Callable[[int, int, float], None]
 
 
 class Runner:
-    """Answers batches with one engine; where it ``caches``, with the state of every history.
+    """Answers batches with one engine.
 
     ``observer``: told of every run, from the engine's thread, once it is set.
     """
 
-    def __init__(
-        self, bundle: Bundle, catalogue: LiveCatalogue, engine: Engine, retriever: FlatRetriever, *, caches: bool
-    ) -> None:
+    def __init__(self, bundle: Bundle, catalogue: LiveCatalogue, engine: Engine, retriever: FlatRetriever) -> None:
         self._vectors = bundle.vectors
         self._catalogue = catalogue
         self._max_history = bundle.manifest.model.max_history
         self._uses_timestamps = bundle.manifest.model.uses_timestamps
         self._engine = engine
         self._retriever = retriever
-        self._caches = caches
         self._counting = bundle.counting
         self._counting_weights = bundle.manifest.counting.weights if bundle.manifest.counting else {}
         self.observer: Observer | None = None
@@ -123,33 +120,34 @@ class Runner:
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
-        own = users if not self._caches else [user.copy() for user in users]
         return [
             BatchResult(*pair, depth, engine_s - start_s, end_s - engine_s, user, state) if ok else _broken(depth)
-            for pair, ok, user, state in zip(found, finite, own, states, strict=True)
+            for pair, ok, user, state in zip(found, finite, users, states, strict=True)
         ]
 
     def _users(
         self, depth: int, works: list[BatchItem]
     ) -> tuple[NDArray[np.float32], Sequence[CachedState | None], int]:
-        """User vectors of a batch (n, width), what to cache of each that was computed, and how many those were."""
-        if not self._caches:
-            return self._engine.run(*self._padded(works), depth), [None] * len(works), len(works)
-        users = np.empty((len(works), self._vectors.width), np.float32)
+        """User vectors of a batch (n, width), the state of each that one is kept of, and how many were computed."""
         states: list[CachedState | None] = [None] * len(works)
-        rows = []
+        plain = [row for row, work in enumerate(works) if work.hit is MISS]
+        if len(plain) == len(works):
+            return self._engine.run(*self._padded(works), depth), states, len(works)
+        users = np.empty((len(works), self._vectors.width), np.float32)
+        if plain:
+            users[plain] = self._engine.run(*self._padded([works[row] for row in plain]), depth)
+        kept = []
         for row, work in enumerate(works):
-            if work.hit.user is None:
-                rows.append(row)
-            else:
+            if work.hit.user is not None:
                 users[row] = work.hit.user
-        if rows:
-            chosen = [works[row] for row in rows]
-            histories = [CachedHistory(work.ids, work.timestamps, work.hit.state) for work in chosen]
-            users[rows], found = self._engine.run_incremental(histories, depth)
-            for row, state in zip(rows, found, strict=True):
+            elif work.hit is not MISS:
+                kept.append(row)
+        if kept:
+            histories = [CachedHistory(works[row].ids, works[row].timestamps, works[row].hit.state) for row in kept]
+            users[kept], found = self._engine.run_incremental(histories, depth)
+            for row, state in zip(kept, found, strict=True):
                 states[row] = state
-        return users, states, len(rows)
+        return users, states, len(plain) + len(kept)
 
     def _observe(self, depth: int, requests: int, seconds: float) -> None:
         if self.observer is not None:
@@ -307,7 +305,7 @@ def _all_go_to_the_end(works: Sequence[BatchItem]) -> bool:
 def typical(works: Sequence[BatchItem]) -> bool:
     """Whether a batch costs what was measured for its lane."""
     return all(
-        work.early_exit is None and work.leave_one_out is None and (work.hit is MISS or work.hit.new == 1)
+        work.early_exit is None and work.leave_one_out is None and (work.hit.reused == "nothing" or work.hit.new == 1)
         for work in works
     )
 

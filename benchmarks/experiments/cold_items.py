@@ -96,7 +96,7 @@ class Server:
         growing = replace(bundle, vectors=self.catalogue.vectors)
         retriever = FlatRetriever(self.catalogue.vectors)
         self._longest = bundle.manifest.model.max_history
-        self._runner = Runner(bundle, self.catalogue, open_engine(growing), retriever, caches=False)
+        self._runner = Runner(bundle, self.catalogue, open_engine(growing), retriever)
         self._depth = bundle.depths[-1]
         found = [self.catalogue.find(name) for name in dataset.item_ids]
         #: Of every item of the data set, -1 where the catalogue does not have it.

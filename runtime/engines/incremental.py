@@ -149,7 +149,7 @@ class IncrementalRunner:
             length = len(history.ids)
             newest = min(self._span - 1, length)
             rest = None if hidden is None else hidden[row, longest - length :].copy()
-            kept.append(CachedState(depth, length, made[row, :, made.shape[2] - newest :].copy(), rest))
+            kept.append(CachedState(depth, length, _joined(made, row, newest), rest))
         return users, kept
 
     def _extend(self, histories: Sequence[CachedHistory], new: int, depth: int) -> tuple[Floats, list[CachedState]]:
@@ -172,7 +172,8 @@ class IncrementalRunner:
             whole = None
             if rest is not None and old.depth == depth and old.hidden is not None:
                 whole = np.concatenate((old.hidden, rest[row]))
-            kept.append(CachedState(depth, length, _shifted(old.past[:layers], made[row], self._span - 1), whole))
+            shifted = _shifted(old.past[:layers], _joined(made, row, new), self._span - 1)
+            kept.append(CachedState(depth, length, shifted, whole))
         return users, kept
 
     def _deepen(self, history: CachedHistory, depth: int) -> tuple[Floats, CachedState]:
@@ -184,16 +185,16 @@ class IncrementalRunner:
         items, times = _inputs([history], old.length)
         past = np.empty((1, (depth - start) * self._each, 0, self._size), np.float32)
         users, made, rest = self._run(items, times, old.length, old.hidden[None], past, old.depth, depth)
-        new = np.concatenate((old.past[: start * self._each], made[0]))
+        new = np.concatenate((old.past[: start * self._each], *(part[0] for part in made)))
         return users[0], CachedState(depth, old.length, new, None if rest is None else rest[0])
 
     def _run(
         self, items: Ids, times: Ids, new: int, hidden: Floats, past: Floats, known: int, depth: int
-    ) -> tuple[Floats, Floats, Floats | None]:
+    ) -> tuple[Floats, list[Floats], Floats | None]:
         """The segments above depth ``known``, on the newest positions.
 
-        ``past`` begins with the first of their layers. Returns user vectors, what all these layers made (of the newest
-        span - 1 positions), and the last segment's hidden state unless nothing follows it.
+        ``past`` begins with the first of their layers. Returns user vectors, what these layers made (of the newest
+        span - 1 positions) in parts, and the last segment's hidden state unless nothing follows it.
         """
         feeds: dict[str, NDArray[Any]] = {
             "items": items,
@@ -216,7 +217,7 @@ class IncrementalRunner:
             found = dict(zip(wanted, segment.run(wanted, feeds), strict=True))
             made += [found[name] for name in ("made", "last_made") if name in found]
             hidden = found.get("hidden_out", hidden)
-        return found["user_vector"], np.concatenate(made, axis=1), found.get("hidden_out")
+        return found["user_vector"], made, found.get("hidden_out")
 
     def _embed(self, items: Ids) -> Floats:
         """Input ids -> (B, N, width), zero for padding."""
@@ -229,6 +230,11 @@ def _check_names(engine: Runs, known: set[str], needed: set[str], file: str) -> 
     """Raise BundleError for an engine that reads what is not known, or does not give what is needed."""
     if not known.issuperset(engine.inputs) or not needed.issubset(engine.outputs):
         raise BundleError(f"{file}: not an engine for incremental inference; export the bundle again")
+
+
+def _joined(made: Sequence[Floats], row: int, newest: int) -> Floats:
+    """What all layers made of the newest positions of one history, (layers, at most ``newest``, size)."""
+    return np.concatenate([part[row, :, -newest:] for part in made])
 
 
 def _shifted(past: Floats, made: Floats, most: int) -> Floats:

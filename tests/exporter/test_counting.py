@@ -46,7 +46,7 @@ def test_the_manifest_says_what_every_deeper_depth_gives_with_its_part_of_counti
 ) -> None:
     test = leave_one_out(dataset).test
     with Bundle.open(counting_bundle) as bundle, open_engine(bundle) as engine:
-        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=False)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         longest = bundle.manifest.model.max_history
         for depth in bundle.depths:
             answers = []

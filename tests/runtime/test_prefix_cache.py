@@ -26,7 +26,7 @@ from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.segment import Segment
 from fathom.runtime.pipeline import Pipeline
-from fathom.runtime.prefix_cache import MOST_NEW, Owners, PrefixCache
+from fathom.runtime.prefix_cache import MISS, MOST_NEW, Owners, PrefixCache
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.settings import PipelineSettings
 from fathom.training.model import ElasticModel, ModelConfig, prefix_paths
@@ -134,7 +134,7 @@ def kept(depth: int, length: int, *, hidden: bool = True, size: int = 10) -> Cac
 def test_the_cheapest_start_is_chosen() -> None:
     cache, ids = PrefixCache(10**6), np.arange(1, 11)
     assert cache.lookup(ids, None).at(4).reused == "nothing"
-    cache.put(ids[:8], None, vector(1), kept(8, 8))
+    cache.put(ids[:8], None, 8, vector(1), kept(8, 8))
     grown = cache.lookup(ids, None)
     assert [(grown.at(depth).reused, grown.at(depth).new) for depth in (4, 8, 12)] == [
         ("prefix", 2),
@@ -145,15 +145,53 @@ def test_the_cheapest_start_is_chosen() -> None:
     assert same.at(8).reused == "vector"
     assert same.at(12).reused == "layers"
     assert same.at(4).reused == "nothing"  # its exit lies in the middle of what is kept
-    cache.put(ids[:7], None, vector(2), kept(16, 7, hidden=False))
+    cache.put(ids[:7], None, 16, vector(2), kept(16, 7, hidden=False))
     assert (cache.lookup(ids[:8], None).at(16).reused, cache.lookup(ids[:8], None).at(16).new) == ("layers", 0)
     assert (cache.lookup(ids[:8], None).at(4).reused, cache.lookup(ids[:8], None).at(4).new) == ("prefix", 1)
     assert [start.at(8).length(50) for start in (grown, same, cache.lookup(ids[1:], None))] == [0, 0, 50]
 
 
+def test_what_has_not_come_back_is_kept_without_a_state_and_what_has_is_kept_with_one() -> None:
+    cache, ids = PrefixCache(10**6), np.arange(1, 11)
+    first = cache.lookup(ids[:7], None).at(4)
+    assert first is MISS
+    cache.put(ids[:7], None, 4, vector(1))
+    assert cache.lookup(ids[:7], None).at(4).reused == "vector"
+    grown = cache.lookup(ids[:8], None).at(4)
+    assert (grown.reused, grown.keep) == ("nothing", True)
+    cache.put(ids[:8], None, 4, vector(2), kept(4, 8))
+    assert cache.lookup(ids[:8], None).at(8).reused == "layers"
+    cache.put(ids[:8], None, 8, vector(3))
+    assert cache.lookup(ids[:9], None).at(4).reused == "prefix"
+
+
+@given(returning=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_states_are_made_at_once_where_histories_come_back(returning: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cache, made = PrefixCache(10**7), []
+    for user in range(600):
+        length = 1 + int(rng.geometric(1 - returning)) if returning < 0.9 else 9
+        for items in range(1, min(length, 9)):
+            ids = np.append(user + 1000, np.arange(items))
+            made.append(cache.lookup(ids, None).at(4).keep)
+            cache.put(ids, None, 4, vector(1))
+    at_once = np.mean(made[len(made) // 2 :])
+    if returning > 0.5:
+        assert at_once > 0.9
+    elif returning < 0.2:
+        assert at_once < 0.3
+
+
+def test_a_kept_vector_does_not_hold_its_batch() -> None:
+    cache, batch = PrefixCache(10**6), np.ones((32, 4), np.float32)
+    cache.put(np.arange(3), None, 4, batch[1])
+    assert cache.lookup(np.arange(3), None).at(4).user.base is None
+
+
 def test_other_histories_are_no_start() -> None:
     cache, ids = PrefixCache(10**6), np.arange(1, 21)
-    cache.put(ids, ids * 100, vector(1), kept(8, 20))
+    cache.put(ids, ids * 100, 8, vector(1), kept(8, 20))
     assert cache.lookup(ids, ids * 100).at(8).reused == "vector"
     for other in (ids[1:], ids[::-1].copy(), np.append(ids[:-1], 99), np.append(ids, range(MOST_NEW + 1))):
         assert cache.lookup(other, np.arange(len(other)) * 100).at(8).reused == "nothing"
@@ -165,14 +203,14 @@ def test_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
     cache = PrefixCache(20_000)
     histories = [np.arange(n, n + 5) for n in range(1, 100)]
     for ids in histories:
-        cache.put(ids, None, vector(1), kept(8, 5))
+        cache.put(ids, None, 8, vector(1), kept(8, 5))
         cache.lookup(histories[0], None)
         assert cache.nbytes <= 20_000
     assert cache.lookup(histories[0], None).at(8).reused == "vector"
     assert cache.lookup(histories[-1], None).at(8).reused == "vector"
     assert cache.lookup(histories[50], None).at(8).reused == "nothing"
     assert 2 < len(cache) < 99
-    cache.put(np.arange(3), None, vector(1), kept(8, 5, size=10_000))
+    cache.put(np.arange(3), None, 8, vector(1), kept(8, 5, size=10_000))
     assert len(cache) == cache.nbytes == 0
 
 
@@ -182,16 +220,16 @@ def test_a_forgotten_owner_takes_only_what_is_theirs() -> None:
     assert owners.of("anna") is anna
     histories = [np.array(each, np.int64) for each in ([1, 2], [1, 2, 3], [7, 8], [9])]
     for ids, owner in zip(histories, (anna, anna, berta, None), strict=True):
-        cache.put(ids, None, vector(1.0), kept(4, len(ids)), owner)
+        cache.put(ids, None, 4, vector(1.0), kept(4, len(ids)), owner)
     # Answered from what nobody owned: theirs as well from now on.
     assert cache.lookup(histories[3], None, anna).at(4).reused == "vector"
     assert owners.forget("anna") is anna
     cache.forget(anna)
     assert [cache.lookup(ids, None).at(4).reused for ids in histories] == ["nothing", "nothing", "vector", "nothing"]
     # What was being answered is not remembered afterwards, and what comes later is.
-    cache.put(histories[0], None, vector(1.0), kept(4, 2), anna)
+    cache.put(histories[0], None, 4, vector(1.0), kept(4, 2), anna)
     assert len(cache) == 1
-    cache.put(histories[0], None, vector(1.0), kept(4, 2), owners.of("anna"))
+    cache.put(histories[0], None, 4, vector(1.0), kept(4, 2), owners.of("anna"))
     assert len(cache) == 2
     cache.forget(berta)
     cache.forget(owners.of("anna"))
@@ -202,7 +240,7 @@ def test_an_owner_of_nothing_is_not_known() -> None:
     owners, cache = Owners(), PrefixCache(10_000)
     for number in range(100):
         ids = np.array([number], np.int64)
-        cache.put(ids, None, vector(1.0), kept(4, 1), owners.of(f"user-{number}"))
+        cache.put(ids, None, 4, vector(1.0), kept(4, 1), owners.of(f"user-{number}"))
     assert 1 <= len(owners._owners) == len(cache) < 100
     assert owners.forget("user-0") is None
 
@@ -248,7 +286,7 @@ async def test_answers_do_not_depend_on_what_is_remembered(bundle: Bundle, known
         assert 0 < nbytes <= 0.3 * 2**20
         assert histories < 60
         assert min(reused[each] for each in ("nothing", "prefix", "vector", "layers")) >= 2, reused
-        answering = asyncio.create_task(reusing.recommend(queries[0]))
+        answering = asyncio.create_task(reusing.recommend(replace(queries[0], items=[3, 1, 2], timestamps=None)))
         await asyncio.sleep(0)
         reusing.forget()
         assert (await answering).scores.size
@@ -279,6 +317,7 @@ async def test_what_is_remembered_counts_as_cheap(bundle: Bundle, known_costs: N
             answer = await pipeline.recommend(IndexedQuery(items, 10, CLOUD, deadline_s=deadline_s))
             return answer.choice.depth, answer.reused
 
+        assert await ask(1, 2, 3, 4, hurried=False) == (deepest, "nothing")
         assert await ask(1, 2, 3, 4, 5, hurried=False) == (deepest, "nothing")
         depth, reused = await ask(9, 2, 3, 4, 5, hurried=True)
         assert depth < deepest

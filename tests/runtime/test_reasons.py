@@ -266,7 +266,7 @@ def test_one_work_with_reasons_leaves_its_neighbours_alone(bundle: Bundle) -> No
     plain = BatchItem(history + 1, None, 5, ItemFilter(exclude=history))
     asked = plain._replace(leave_one_out=LeaveOneOut.of(history, history, None))
     engine, retriever = FakeEngine(bundle.vectors, DEPTHS), FlatRetriever(bundle.vectors)
-    runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever, caches=False)
+    runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever)
     results = [each for each in runner.run(8, [plain, asked, plain]) if isinstance(each, BatchResult)]
     assert [bool(each.reasons) for each in results] == [False, True, False]
     assert not typical([plain, asked])

@@ -84,7 +84,7 @@ def test_an_exit_adds_its_part_of_the_counts_to_the_network_s_scores(
     bundle: Bundle, works: list[BatchItem], depth: int
 ) -> None:
     with open_engine(bundle) as engine:
-        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=False)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         users = engine.run(left_padded([work.ids for work in works], 20), None, depth)
         check(bundle, users, works, list(runner.run(depth, works)), [depth] * len(works))
         check(bundle, users[:1], works[:1], list(runner.run(depth, works[:1])), [depth])
@@ -94,7 +94,7 @@ def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
     bundle: Bundle, works: list[BatchItem]
 ) -> None:
     with open_engine(bundle) as engine:
-        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=True)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         users = engine.run(left_padded([work.ids for work in works], 20), None, 16)
         known = [work._replace(hit=CacheHit("vector", user=user)) for work, user in zip(works, users, strict=True)]
         results = list(runner.run(16, known))
@@ -115,7 +115,7 @@ def test_every_exit_of_a_cascade_adds_its_own_part(bundle: Bundle, works: list[B
     cascade = Cascade("cascade", DEPTHS, 0.0, (0.25, 0.5, 0.75, 1.0), tuple(gates))
     asked = [work._replace(early_exit=EarlyExit(cascade, each)) for work, each in zip(works, features, strict=True)]
     with open_engine(bundle) as engine:
-        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors), caches=False)
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         results = list(runner.run(16, asked))
         depths = [result.depth for result in results if isinstance(result, BatchResult)]
         padded = left_padded([work.ids for work in works], 20)

@@ -136,7 +136,7 @@ class Scorer:
         self._chooser, self._profile = depth_chooser(bundle, options)
         settings = PipelineSettings.for_profile(self._profile)
         retriever = FlatRetriever(bundle.vectors, block_items=settings.retrieval_items, device=engine.device)
-        self._runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever, caches=False)
+        self._runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever)
         model = bundle.manifest.model
         self._max_history, self._uses_timestamps = model.max_history, model.uses_timestamps
         self._max_batch, self._max_batch_tokens = settings.max_batch, settings.max_batch_tokens
