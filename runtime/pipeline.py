@@ -47,7 +47,7 @@ PRESSED_S = 0.1
 #: Gets an answer, or why there is none.
 Done = Callable[[Answer | Exception], None]
 #: Takes a request out of the queue.
-Leave = Callable[[], None]
+Leave = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)

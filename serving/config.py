@@ -190,6 +190,12 @@ class ServerSettings(BaseModel):
         " CANCELLED. See [Overload](#overload).",
         json_schema_extra=_or("10 times max_queue"),
     )
+    transport: Literal["auto", "core", "aio"] = Field(
+        default="auto",
+        description="How calls are read. `core`: gRPC's own core, many calls at once; `aio`: grpc.aio, each call as a"
+        " task of its own; `auto`: core, or aio with a grpcio that the core was not tested with. See"
+        " [Transports](#transports).",
+    )
     max_message_mb: int = Field(default=4, ge=1, le=1024, description="Largest message in either direction, in MB.")
     stream_in_flight: int = Field(
         default=64,

@@ -21,17 +21,24 @@ class Gate:
         """From now on calls are let in."""
         self.state = "serving"
 
-    def __enter__(self) -> None:
-        """Count a call as in flight; raises UnavailableError unless the server is serving."""
+    def enter(self) -> None:
+        """Count a call as in flight until ``leave``; raises UnavailableError unless the server is serving."""
         if self.state != "serving":
             raise UnavailableError(f"the server is {self.state}; use another one, or try again later")
         self.in_flight += 1
         self._empty.clear()
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """A call has ended."""
         self.in_flight -= 1
         if self.in_flight == 0:
             self._empty.set()
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
 
     @asynccontextmanager
     async def until_closing(self) -> AsyncIterator[None]:

@@ -1,6 +1,6 @@
 """Wraps every RPC handler so that each call ends in a documented status, whatever the client sent.
 
-grpc.aio turns an exception in a handler, or in the decoding of a message, into UNKNOWN with the exception's text.
+gRPC turns an exception in a handler, or in the decoding of a message, into UNKNOWN with the exception's text.
 So the bytes are decoded by ``decoder``, which never raises, and errors are mapped here by ``status_of``.
 """
 
@@ -9,13 +9,14 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
 import grpc
 
 from fathom.errors import InvalidRequestError
 from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
+from fathom.serving.transport.contract import Metadata, Transport
 
 # method, status, seconds of the whole call
 Observe = Callable[[str, grpc.StatusCode, float], None]
@@ -49,11 +50,15 @@ def encoder(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 
 class Guard:
-    """Takes handlers from the generated ``add_..._to_server`` functions and hands them, wrapped, to the server."""
+    """Takes handlers from the generated ``add_..._to_server`` functions and hands them, wrapped, to a transport.
 
-    def __init__(self, server: grpc.aio.Server, observe: Observe) -> None:
-        self._server = server
+    ``taken``: methods that the transport takes without tasks.
+    """
+
+    def __init__(self, transport: Transport, observe: Observe, *, taken: Collection[str] = ()) -> None:
+        self._transport = transport
         self._observe = observe
+        self._taken = taken
 
     def add_generic_rpc_handlers(self, handlers: Iterable[object]) -> None:
         """Called by generated code with what ``add_registered_method_handlers`` gets too, so there is nothing to do."""
@@ -62,8 +67,8 @@ class Guard:
         self, service: str, handlers: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
     ) -> None:
         """Called by generated code: register the wrapped handlers of one service."""
-        wrapped = {name: self._wrap(name, handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        wrapped = {name: self._wrap(name, handler) for name, handler in handlers.items() if name not in self._taken}
+        self._transport.add_handlers(service, wrapped)
 
     def _wrap(self, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         codec = {
@@ -86,7 +91,7 @@ class Guard:
             started = time.perf_counter()
             try:
                 if request is UNDECODABLE:
-                    raise _undecodable()
+                    raise undecodable()
                 response = await behaviour(request, context)
             except (Exception, asyncio.CancelledError) as error:
                 await self._fail(name, started, error, context)
@@ -115,41 +120,44 @@ class Guard:
 
     async def _fail(self, name: str, started: float, error: BaseException, context: Any) -> NoReturn:
         """End a call with its status, count it, and log unexpected errors."""
-        code, text = _status(error, context)
-        self._observe(name, code, time.perf_counter() - started)
         if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):
-            raise error  # grpc.aio has already ended this call
-        if text is INTERNAL_TEXT:
-            log.error("unexpected error in %s", name, exc_info=error)
-        await context.abort(code, text, _pushback(error))
+            self._observe(name, _status(error, context), time.perf_counter() - started)
+            raise error  # this call has been ended already
+        code, text, trailing = ending_of(error, name)
+        self._observe(name, code, time.perf_counter() - started)
+        await context.abort(code, text, trailing)
         raise AssertionError("abort raises")
 
 
-def _pushback(error: Exception) -> tuple[tuple[str, str], ...]:
-    """When to try again, as gRPC's own retries read it (gRFC A6)."""
+def ending_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str, Metadata]:
+    """How a call of a method ends with an error: status, text, and when to try again; logs what is unexpected."""
+    code, text = status_of(error)
+    if text is INTERNAL_TEXT:
+        log.error("unexpected error in %s", method, exc_info=error)
     seconds = retry_after_s(error)
-    return () if seconds is None else (("grpc-retry-pushback-ms", str(math.ceil(seconds * 1e3))),)
+    # As gRPC's own retries read it (gRFC A6).
+    return code, text, () if seconds is None else (("grpc-retry-pushback-ms", str(math.ceil(seconds * 1e3))),)
 
 
-def _undecodable() -> InvalidRequestError:
+def undecodable() -> InvalidRequestError:
+    """The message is not what the contract says."""
     return InvalidRequestError("the message cannot be decoded; compare it with the .proto of this service")
 
 
 async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         if request is UNDECODABLE:
-            raise _undecodable()
+            raise undecodable()
         yield request
 
 
-def _status(error: BaseException, context: Any) -> tuple[grpc.StatusCode, str]:
-    """The status of a call that ended with an error."""
+def _status(error: BaseException, context: Any) -> grpc.StatusCode:
+    """The status of a call that has been ended already."""
     if isinstance(error, grpc.aio.AbortError):  # the handler has set a status itself
-        return context.code(), ""
+        code: grpc.StatusCode = context.code()
+        return code
     if isinstance(error, grpc.aio.BaseError):  # a message could not be sent: the client has left
-        return grpc.StatusCode.CANCELLED, ""
-    if not isinstance(error, Exception):
-        remaining = context.time_remaining()
-        late = remaining is not None and remaining <= 0
-        return (grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED), ""
-    return status_of(error)
+        return grpc.StatusCode.CANCELLED
+    remaining = context.time_remaining()
+    late = remaining is not None and remaining <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED

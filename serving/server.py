@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -38,7 +37,10 @@ from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, MetricsServer
+from fathom.serving.recommend import METHOD, Recommend
 from fathom.serving.service import RecommenderService, TellWorkers
+from fathom.serving.transport.contract import Transport
+from fathom.serving.transport.open import open_transport
 from fathom.serving.transport.options import allow_connections, server_options
 from fathom.serving.workers import Notice, Peers, supervise
 
@@ -100,7 +102,7 @@ class Server:
         self._sweeping: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
-        self._grpc: grpc.aio.Server | None = None
+        self._transport: Transport | None = None
         self._metrics_http: MetricsServer | None = None
         self._engines_answer = True
         self._watching: asyncio.Task[None] | None = None
@@ -146,16 +148,16 @@ class Server:
         if self._counter:
             with suppress(RequestError):
                 await self._counter.exchange()
-        if self._grpc:
-            await self._grpc.stop(LAST_WORDS_S)
+        if self._transport:
+            await self._transport.stop(LAST_WORDS_S)
         return left
 
     async def close(self) -> None:
         """Stop at once: calls in flight are cut off, ports and engine are given back."""
         if self._watching:
             self._watching.cancel()
-        if self._grpc:
-            await self._grpc.stop(None)
+        if self._transport:
+            await self._transport.stop(None)
         await self.bundles.close()
         for task in filter(None, (self._sweeping, self._counting)):
             task.cancel()
@@ -175,9 +177,13 @@ class Server:
         await self.close()
 
     async def _listen(self) -> str:
-        self._grpc = grpc.aio.server(options=server_options(self._settings, shares_port=self._shares_port))
-        guard = Guard(self._grpc, self._metrics.called)
-        recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(), guard)  # type: ignore[no-untyped-call]
+        transport = self._transport = open_transport(
+            self._settings.transport, server_options(self._settings, shares_port=self._shares_port)
+        )
+        recommend = Recommend(self.bundles, self._history, self._gate, self._metrics)
+        transport.take_calls(f"/{SERVICE}/{METHOD}", recommend.take)
+        guard = Guard(transport, self._metrics.called, taken=(METHOD,))
+        recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(recommend), guard)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflector = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # missing in the stubs
@@ -188,19 +194,17 @@ class Server:
             # gRPC would only say that it failed, and log it; the socket says why.
             if not self._shares_port:
                 socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-            port = self._grpc.add_insecure_port(wanted)
+            port = transport.listen(wanted)
         except (OSError, RuntimeError) as error:
             reason = f": {error.strerror}" if isinstance(error, OSError) else ""
             raise ConfigError(f"cannot listen on {wanted}{reason}; choose another --host or --port") from None
-        await self._grpc.start()
+        await transport.start()
         return _address(host, port)
 
-    def _service(self) -> RecommenderService:
+    def _service(self, recommend: Recommend) -> RecommenderService:
         return RecommenderService(
-            self.bundles,
-            self._history,
-            gate=self._gate,
-            metrics=self._metrics,
+            recommend,
+            transport=self._transport.name if self._transport else "",
             stream_in_flight=self._settings.stream_in_flight,
             tell_workers=self._tell_workers,
             counter=self._counter,

@@ -16,7 +16,7 @@ import grpc
 from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-from fathom.serving.bundles import Bundles, ReloadResult
+from fathom.serving.bundles import ReloadResult
 from fathom.serving.catalogues import Catalogues, Changed
 from fathom.serving.convert import (
     DEFAULT_PAGE,
@@ -30,13 +30,11 @@ from fathom.serving.convert import (
     events_of,
     listed_item,
     result_of,
-    use_history,
     user_of,
 )
-from fathom.serving.gate import Gate
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
 from fathom.serving.live_counter import LiveCounter
-from fathom.serving.metrics import Metrics
+from fathom.serving.recommend import Recommend
 from fathom.serving.status import code_number, retry_after_s, status_of
 
 #: Lets the other workers follow: ("reload", name of the bundle or ""), ("forget", digest of the user's id) or
@@ -52,28 +50,18 @@ log = logging.getLogger("fathom.serving")
 
 @dataclass(eq=False)
 class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
-    """Answers requests while the gate is open."""
+    """Answers all methods but Recommend, whose calls ``recommend`` takes itself, while the gate is open."""
 
-    bundles: Bundles
-    history: HistoryStore | None
-    gate: Gate
-    metrics: Metrics
+    recommend: Recommend
+    transport: str
     stream_in_flight: int
     tell_workers: TellWorkers
     counter: LiveCounter | None = None
     catalogues: Catalogues | None = None
 
     def __post_init__(self) -> None:
+        self.bundles, self.gate, self.metrics = self.recommend.bundles, self.recommend.gate, self.recommend.metrics
         self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def Recommend(self, request: pb.RecommendRequest, context: Any) -> bytes:
-        """One history in, the k best items out: an encoded RecommendResponse."""
-        with self.gate:
-            try:
-                return await self._answer(request, deadline_of(context.time_remaining()), client_of(context))
-            except Exception as error:
-                self.metrics.failed(status_of(error)[0])
-                raise
 
     async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> bytes:
         """Many independent requests; results in their order: an encoded RecommendBatchResponse."""
@@ -146,7 +134,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
         """Forget a user; goes on to its end even if the caller does not wait for it."""
         with self.gate:
-            return await self._to_its_end(self._delete(self._known(), user_of(request)))
+            return await self._to_its_end(self._delete(self.recommend.known(), user_of(request)))
 
     async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Any) -> pb.UpsertItemsResponse:  # noqa: ARG002
         """Say what items are; goes on to its end even if the caller does not wait for it."""
@@ -194,6 +182,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             answer = pb.GetBundleResponse()
             answer.CopyFrom(self.bundles.choose(request.bundle).describe())
             answer.bundles.extend(each.name for each in self.bundles)
+            answer.transport = self.transport
             return answer
 
     async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadResponse:  # noqa: ARG002
@@ -236,42 +225,15 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             raise InvalidRequestError("this server keeps no catalogue; start it with `fathom serve --catalogue`")
         return self.catalogues
 
-    def _known(self) -> HistoryStore:
-        if self.history is None:
-            raise InvalidRequestError("this server keeps no histories (`fathom serve --history`); send item_ids")
-        return self.history
-
     async def _append(self, request: pb.AppendEventsRequest) -> Appended:
-        history, user_id, events = self._known(), user_of(request), events_of(request)
+        history, user_id, events = self.recommend.known(), user_of(request), events_of(request)
         with self.metrics.using_history("append"):
             return await (self.counter or history).append(user_id, events)
-
-    async def _answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
-        owner = None
-        if request.user_id:
-            if request.item_ids or request.timestamps or request.event_types:
-                raise InvalidRequestError("the request has a user_id and a history; send one of them")
-            history, user_id = self._known(), user_of(request)
-            # Before the history is read: what is deleted from then on is not remembered.
-            owner = self.bundles.owners.of(digest_of(user_id))
-            with self.metrics.using_history("read"):
-                events = await history.read(user_id)
-            use_history(request, events)
-        # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
-        deployment = self.bundles.choose(request.bundle)
-        if deadline_s is not None and not deployment.converter.is_stranger(request):
-            profile = deployment.converter.profile(request.profile)
-            depth = request.depth if request.HasField("depth") else None
-            deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
-        query, unknown = deployment.converter.query(request, deadline_s, client, owner)
-        answer = await deployment.pipeline.recommend(query)
-        self.metrics.answered(deployment.name, answer, unknown)
-        return deployment.converter.response(request, answer, unknown)
 
     async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
         """One request of many: an encoded RecommendResult."""
         try:
-            return result_of(await self._answer(request, deadline_s, client))
+            return result_of(await self.recommend.answer(request, deadline_s, client))
         except Exception as error:
             code, text = status_of(error)
             self.metrics.failed(code)

@@ -26,9 +26,8 @@ from pathlib import Path
 from fathom.serving.config import load_settings
 from fathom.serving.server import serve
 serve(
-    load_settings(
-        {"port": 0, "metrics_port": 0, "max_queue": 4096, "history": "memory", "catalogue": "memory"}, environment={}
-    ),
+    load_settings({"port": 0, "metrics_port": 0, "max_queue": 4096, "history": "memory", "catalogue": "memory",
+        "transport": sys.argv[2]}, environment={}),
     Path(sys.argv[1]),
     ready=lambda info: print(info.address, info.metrics_address, flush=True),
 )
@@ -43,13 +42,35 @@ class Process:
     log: Path
 
 
+#: Whose tests run on both transports; of the rest, what they test is behind the transport.
+ON_BOTH = {
+    "test_bad_input",
+    "test_backlog",
+    "test_drain",
+    "test_fuzz",
+    "test_server",
+    "test_service",
+    "test_tls",
+    "test_transports",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "transport" in metafunc.fixturenames:
+        names = ("core", "aio") if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH else ("core",)
+        metafunc.parametrize("transport", names, scope="session")
+
+
 @pytest.fixture(scope="session")
-def live(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def live(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Process]:
     """A server over the synthetic bundle with onnxruntime; it must outlive everything that the tests send."""
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(synthetic_bundle)], stdout=subprocess.PIPE, stderr=stderr, text=True
+            [sys.executable, "-c", SERVE, str(synthetic_bundle), transport],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
         )
     assert process.stdout is not None
     with process.stdout:
@@ -111,7 +132,7 @@ LocalServer = Callable[..., AbstractAsyncContextManager[Local]]
 
 
 @pytest.fixture
-def local(synthetic_bundle: Path) -> LocalServer:
+def local(synthetic_bundle: Path, transport: str) -> LocalServer:
     """``async with local(max_queue=4) as it``: a started server in this event loop and a client for it.
 
     ``path``: another bundle than the synthetic one.
@@ -120,7 +141,8 @@ def local(synthetic_bundle: Path) -> LocalServer:
     @asynccontextmanager
     async def running(path: Path = synthetic_bundle, **settings: Any) -> AsyncIterator[Local]:
         held = Held()
-        async with Server(ServerSettings(**{"port": 0, **settings}), path, make_engine=held.engine) as server:
+        chosen = ServerSettings(**{"port": 0, "transport": transport, **settings})
+        async with Server(chosen, path, make_engine=held.engine) as server:
             info = await server.start()
             async with grpc.aio.insecure_channel(info.address) as opened:
                 stub = recommender_pb2_grpc.RecommenderStub(opened)  # type: ignore[no-untyped-call]

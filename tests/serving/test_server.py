@@ -226,11 +226,11 @@ async def test_what_nobody_foresaw_is_internal_says_nothing_and_is_logged(
 ) -> None:
     async with local() as it:
 
-        async def broken(_: object) -> None:
+        def broken(*_: object) -> None:
             raise KeyError("secret")
 
         with monkeypatch.context() as patched:
-            patched.setattr(it.pipeline, "recommend", broken)
+            patched.setattr(it.pipeline, "enter", broken)
             code, text = await status(it.stub.Recommend(REQUEST, timeout=10))
             assert code is grpc.StatusCode.INTERNAL
             assert "secret" not in text

@@ -4,9 +4,10 @@ import asyncio
 import datetime
 import ipaddress
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -29,7 +30,10 @@ from fathom.serving.config import ServerSettings
 from fathom.serving.gate import Gate
 from fathom.serving.guard import Guard
 from fathom.serving.metrics import Metrics
+from fathom.serving.recommend import Recommend
 from fathom.serving.service import RecommenderService
+from fathom.serving.transport.contract import Call, Handlers, Take, Transport
+from fathom.serving.transport.open import TransportName, open_transport
 
 HISTORY = ["item-1", "item-2"]
 TOKEN = {"authorization": "Bearer secret"}
@@ -60,17 +64,36 @@ def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
     return paths
 
 
-class Token(grpc.aio.ServerInterceptor):
-    """Lets in who brings the token."""
+class Checked:
+    """A transport that lets in only who brings the token."""
 
-    async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
-        if ("authorization", TOKEN["authorization"]) in details.invocation_metadata:
-            return await continuation(details)
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
 
-        async def refuse(_: bytes, context: grpc.aio.ServicerContext) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+    def take_calls(self, path: str, take: Take) -> None:
+        def checked(calls: Sequence[Call]) -> None:
+            for call in calls:
+                if not is_known(call):
+                    call.fail(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+            take([call for call in calls if is_known(call)])
 
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        self.transport.take_calls(path, checked)
+
+    def add_handlers(self, service: str, handlers: Handlers) -> None:
+        def checked(handler: Any) -> Any:
+            async def behaviour(request: Any, context: Any) -> Any:
+                if not is_known(context):
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+                return await handler.unary_unary(request, context)
+
+            codec = handler.request_deserializer, handler.response_serializer
+            return grpc.unary_unary_rpc_method_handler(behaviour, *codec) if handler.unary_unary else handler
+
+        self.transport.add_handlers(service, {name: checked(handler) for name, handler in handlers.items()})
+
+
+def is_known(call: Any) -> bool:
+    return ("authorization", TOKEN["authorization"]) in [tuple(each) for each in call.invocation_metadata()]
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ async def nobody_else(_what: str, _which: str) -> int:
 
 
 @pytest.fixture
-async def secure(synthetic_bundle: Path, tmp_path: Path) -> AsyncIterator[Secure]:
+async def secure(synthetic_bundle: Path, tmp_path: Path, transport: TransportName) -> AsyncIterator[Secure]:
     """A server that shows a certificate and wants to see one, and a token."""
     metrics, gate = Metrics(), Gate()
     bundles = Bundles(
@@ -102,22 +125,19 @@ async def secure(synthetic_bundle: Path, tmp_path: Path) -> AsyncIterator[Secure
     )
     await bundles.start()
     gate.open()
-    service = RecommenderService(
-        bundles,
-        None,
-        gate=gate,
-        metrics=metrics,
-        stream_in_flight=4,
-        tell_workers=nobody_else,
-    )
-    server = grpc.aio.server(interceptors=[Token()])
-    recommender_pb2_grpc.add_RecommenderServicer_to_server(service, Guard(server, metrics.called))  # type: ignore[no-untyped-call]
+    recommend = Recommend(bundles, None, gate, metrics)
+    service = RecommenderService(recommend, transport=transport, stream_in_flight=4, tell_workers=nobody_else)
+    server = open_transport(transport, [])
+    checked = Checked(server)
+    checked.take_calls("/fathom.v1.Recommender/Recommend", recommend.take)
+    guard = Guard(checked, metrics.called, taken=("Recommend",))  # type: ignore[arg-type]
+    recommender_pb2_grpc.add_RecommenderServicer_to_server(service, guard)  # type: ignore[no-untyped-call]
     own, own_key = self_signed(tmp_path, "server")
     cert, key = self_signed(tmp_path, "client")
     credentials = grpc.ssl_server_credentials(
         [(own_key.read_bytes(), own.read_bytes())], cert.read_bytes(), require_client_auth=True
     )
-    port = server.add_secure_port("127.0.0.1:0", credentials)
+    port = server.listen("127.0.0.1:0", credentials)
     await server.start()
     yield Secure(f"127.0.0.1:{port}", own, cert, key)
     await server.stop(None)

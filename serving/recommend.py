@@ -1,0 +1,195 @@
+"""Answers Recommend: no request needs a task of its own, unless a user's history is to be read for it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from fathom.errors import InvalidRequestError
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.pipeline import Leave
+from fathom.runtime.prefix_cache import Owner
+from fathom.runtime.query import Answer
+from fathom.serving.bundles import Bundles
+from fathom.serving.convert import client_of, use_history, user_of
+from fathom.serving.gate import Gate
+from fathom.serving.guard import ending_of, undecodable
+from fathom.serving.history.contract import HistoryStore, digest_of
+from fathom.serving.metrics import Metrics
+from fathom.serving.status import status_of
+from fathom.serving.transport.contract import Call
+
+METHOD = "Recommend"
+
+#: Gets an encoded RecommendResponse, or why there is none.
+Done = Callable[[bytes | Exception], None]
+
+log = logging.getLogger("fathom.serving")
+
+
+@dataclass(eq=False)
+class Recommend:
+    """Answers single requests from the bundles in service, in one event loop."""
+
+    bundles: Bundles
+    history: HistoryStore | None
+    gate: Gate
+    metrics: Metrics
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def take(self, calls: Sequence[Call]) -> None:
+        """Begin to answer calls of Recommend while the gate is open; never raises."""
+        for call in calls:
+            _Recommending(self, call).begin()
+
+    def known(self) -> HistoryStore:
+        """Where histories are kept; raises InvalidRequestError where none are."""
+        if self.history is None:
+            raise InvalidRequestError("this server keeps no histories (`fathom serve --history`); send item_ids")
+        return self.history
+
+    def enter(
+        self, request: pb.RecommendRequest, deadline_s: float | None, client: str, owner: Owner | None, done: Done
+    ) -> Leave:
+        """Begin to answer a request that has its history; ``done`` may be called before this returns.
+
+        Raises what is wrong with it. Returns what takes it out of the queue.
+        """
+        # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
+        deployment = self.bundles.choose(request.bundle)
+        if deadline_s is not None and not deployment.converter.is_stranger(request):
+            profile = deployment.converter.profile(request.profile)
+            depth = request.depth if request.HasField("depth") else None
+            deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
+        query, unknown = deployment.converter.query(request, deadline_s, client, owner)
+
+        def answered(answer: Answer | Exception) -> None:
+            if isinstance(answer, Exception):
+                done(answer)
+                return
+            self.metrics.answered(deployment.name, answer, unknown)
+            done(deployment.converter.response(request, answer, unknown))
+
+        return deployment.pipeline.enter(query, answered)
+
+    async def read_history(self, request: pb.RecommendRequest) -> Owner:
+        """Put a user's history into the request; returns whose it is."""
+        if request.item_ids or request.timestamps or request.event_types:
+            raise InvalidRequestError("the request has a user_id and a history; send one of them")
+        history, user_id = self.known(), user_of(request)
+        # Before the history is read: what is deleted from then on is not remembered.
+        owner = self.bundles.owners.of(digest_of(user_id))
+        with self.metrics.using_history("read"):
+            events = await history.read(user_id)
+        use_history(request, events)
+        return owner
+
+    async def answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
+        """An encoded RecommendResponse, for a request of many; raises why there is none."""
+        owner = await self.read_history(request) if request.user_id else None
+        found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def done(answer: bytes | Exception) -> None:
+            if found.done():
+                return
+            if isinstance(answer, Exception):
+                found.set_exception(answer)
+            else:
+                found.set_result(answer)
+
+        leave = self.enter(request, deadline_s, client, owner, done)
+        try:
+            return await found
+        except asyncio.CancelledError:
+            leave()
+            raise
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> Leave:
+        """Run what has to wait; returns what ends it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task.cancel
+
+
+class _Recommending:
+    """One call of Recommend, from its message to its end."""
+
+    __slots__ = ("_call", "_ended", "_leave", "_service", "_started_s")
+
+    def __init__(self, service: Recommend, call: Call) -> None:
+        self._service = service
+        self._call = call
+        self._started_s = time.perf_counter()
+        self._leave: Leave | None = None
+        self._ended = False
+
+    def begin(self) -> None:
+        """Let it in, unless the gate is closed."""
+        service, call = self._service, self._call
+        try:
+            service.gate.enter()
+        except Exception as error:
+            self._fail(error)
+            return
+        call.left = self._left
+        try:
+            request = pb.RecommendRequest.FromString(call.payload)
+        except DecodeError:
+            self._end()
+            self._fail(undecodable())
+            return
+        try:
+            client = client_of(call)
+            if request.user_id:
+                self._leave = service.spawn(self._after_history(request, client))
+            else:
+                self._leave = service.enter(request, call.deadline_s, client, None, self._done)
+        except Exception as error:
+            self._done(error)
+
+    async def _after_history(self, request: pb.RecommendRequest, client: str) -> None:
+        try:
+            owner = await self._service.read_history(request)
+            self._leave = self._service.enter(request, self._call.deadline_s, client, owner, self._done)
+        except Exception as error:
+            self._done(error)
+
+    def _done(self, answer: bytes | Exception) -> None:
+        if self._ended:
+            return
+        self._end()
+        if isinstance(answer, Exception):
+            self._service.metrics.failed(status_of(answer)[0])
+            self._fail(answer)
+        else:
+            self._call.respond(answer)
+            self._observe(grpc.StatusCode.OK)
+
+    def _left(self) -> None:
+        """The caller does not wait any longer."""
+        if self._ended:
+            return
+        self._end()
+        if self._leave is not None:
+            self._leave()
+        deadline_s = self._call.deadline_s
+        late = deadline_s is not None and deadline_s <= time.monotonic()
+        self._observe(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._service.gate.leave()
+
+    def _fail(self, error: Exception) -> None:
+        code, text, trailing = ending_of(error, METHOD)
+        self._call.fail(code, text, trailing)
+        self._observe(code)
+
+    def _observe(self, code: grpc.StatusCode) -> None:
+        self._service.metrics.called(METHOD, code, time.perf_counter() - self._started_s)

@@ -1,0 +1,68 @@
+"""Between gRPC and the server: what a transport takes in, and what it can be told.
+
+A transport listens on one port. Calls of Recommend come from it many at a time and without a task of their own; those
+of all other methods run as coroutines, with a context that does what grpc.aio's does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import grpc
+
+#: gRPC's channel arguments.
+Options = Sequence[tuple[str, int]]
+Metadata = Sequence[tuple[str, str | bytes]]
+#: The handlers of one service by method, as generated code registers them; behaviours are coroutines.
+Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+
+
+class Call(Protocol):
+    """A unary call whose message has arrived. Used from the event loop, and ended once."""
+
+    #: The message, encoded.
+    payload: bytes
+    #: On the clock of ``time.monotonic``; None without one.
+    deadline_s: float | None
+    #: Called when the caller has left or its deadline has passed, unless the call has ended before.
+    left: Callable[[], object] | None
+
+    def invocation_metadata(self) -> Metadata:
+        """What the caller sent before its message."""
+
+    def peer(self) -> str:
+        """The caller's address, as gRPC writes it: ``ipv4:192.0.2.1:5000``."""
+
+    def respond(self, payload: bytes) -> None:
+        """End it with a message."""
+
+    def fail(self, code: grpc.StatusCode, text: str, trailing: Metadata = ()) -> None:
+        """End it with a status."""
+
+
+#: Takes calls of the method without tasks, in the event loop; never raises.
+Take = Callable[[Sequence[Call]], None]
+
+
+class Transport(Protocol):
+    """One listening port, used from one event loop."""
+
+    #: As the setting names it.
+    name: str
+
+    def add_handlers(self, service: str, handlers: Handlers) -> None:
+        """Answer the methods of a service; before ``start``."""
+
+    def take_calls(self, path: str, take: Take) -> None:
+        """Hand over the calls of a unary method, ``/service/method``, without tasks; before ``start``."""
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Bind ``host:port``, with TLS where there are credentials, and return the port; before ``start``.
+
+        Raises RuntimeError where it cannot.
+        """
+
+    async def start(self) -> None:
+        """Begin to take calls."""
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Take no more calls, give those in progress so long, and then end them; None: at once. May be called twice."""

@@ -1,0 +1,173 @@
+"""gRPC's own core as a transport: one thread reads its completion queue and hands the event loop many events at once.
+
+This is what ``grpc.server`` is made of, without its threads, and what ``grpc.aio`` is made of, without a task and its
+futures for every call. grpcio does not publish it: so only few names of it are used, and with a version that was not
+tested ``open_transport`` chooses grpc.aio.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+from fathom.serving.transport.contract import Handlers, Options, Take
+from fathom.serving.transport.core_call import CoreCall, Kind, answer
+
+#: Calls of each kind that the core may hand over before it has to be asked for more.
+REQUESTED = 128
+
+
+class CoreTransport:
+    """See ``Transport``. Its thread only reads events and asks for messages; all else is done in the event loop."""
+
+    name = "core"
+
+    def __init__(self, options: Options) -> None:
+        self._queue = cygrpc.CompletionQueue()
+        self._server = cygrpc.Server(tuple(options), False)
+        self._server.register_completion_queue(self._queue)
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._takes: dict[str, Take] = {}
+        #: (kind, whom it concerns, the event), from the thread to the event loop.
+        self._events: deque[tuple[Kind, Any, Any]] = deque()
+        self._woken = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._read, name="fathom-grpc", daemon=True)
+        self._stopped: asyncio.Future[None] | None = None
+
+    def add_handlers(self, service: str, handlers: Handlers) -> None:
+        """See ``Transport``."""
+        self._handlers.update({f"/{service}/{method}": handler for method, handler in handlers.items()})
+
+    def take_calls(self, path: str, take: Take) -> None:
+        """See ``Transport``."""
+        self._server.register_method(path)
+        self._takes[path] = take
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """See ``Transport``."""
+        more = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]
+        port: int = self._server.add_http2_port(address.encode(), *more)
+        if not port:
+            raise RuntimeError(f"gRPC cannot listen on {address}")
+        return port
+
+    async def start(self) -> None:
+        """See ``Transport``."""
+        self._loop = asyncio.get_running_loop()
+        self._server.start()
+        for path in (None, *self._takes):
+            for _ in range(REQUESTED):
+                self._request(path)
+        self._thread.start()
+
+    async def stop(self, grace_s: float | None) -> None:
+        """See ``Transport``."""
+        if not self._thread.is_alive():
+            return
+        if self._stopped is None:
+            self._stopped = self._loop.create_future()
+            self._server.shutdown(self._queue, (Kind.STOPPED, self._stopped))
+        if grace_s:
+            await asyncio.wait((self._stopped,), timeout=grace_s)
+        if not self._stopped.done():
+            self._server.cancel_all_calls()
+        await asyncio.shield(self._stopped)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks)
+        await asyncio.to_thread(self._thread.join)
+
+    def _request(self, path: str | None) -> None:
+        """Ask the core for one call more: of a method that is taken, or of any other."""
+        with suppress(ValueError):  # it is stopping
+            if path is None:
+                self._server.request_call(self._queue, self._queue, (Kind.NEW, None))
+            else:
+                self._server.request_registered_call(self._queue, self._queue, path, (Kind.NEW, path))
+
+    def _read(self) -> None:
+        """The thread: read events until the core has no more."""
+        poll = self._queue.poll
+        while True:
+            event = poll()
+            if event.tag is None:
+                if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                    return
+                continue
+            kind, whom = event.tag
+            if kind is Kind.NEW:
+                self._begin(event, whom)
+            elif kind is Kind.STOPPED:
+                self._pass_on(kind, whom, event)
+                self._queue.shutdown()
+            elif kind is not Kind.SENT and not (kind is Kind.END and whom.ended):
+                self._pass_on(kind, whom, event)
+
+    def _begin(self, event: Any, path: str | None) -> None:
+        """In the thread: ask for the message of a new call, before the event loop hears of it."""
+        if event.call is None or not event.success:
+            return  # The server is stopping, and gives back what was requested.
+        self._request(path)
+        handler = None
+        if path is None:
+            path = event.call_details.method.decode("latin-1")
+            handler = self._handlers.get(path)
+        call = CoreCall(event, path, handler)
+        event.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), (Kind.END, call))
+        if handler is None and path not in self._takes:
+            call.fail(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+        elif handler is not None and handler.request_streaming:
+            self._pass_on(Kind.STREAM, call, None)
+        else:
+            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (Kind.MESSAGE, call))
+
+    def _pass_on(self, kind: Kind, whom: Any, event: Any) -> None:
+        """In the thread: let the event loop handle it, with all else that it has not come to yet."""
+        self._events.append((kind, whom, event))
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop is closed, so nobody is left who could answer
+                self._loop.call_soon_threadsafe(self._handle)
+
+    def _handle(self) -> None:
+        """In the event loop: all that has happened since the last time."""
+        self._woken = False
+        events = self._events
+        taken: dict[str, list[CoreCall]] = {path: [] for path in self._takes}
+        for _ in range(len(events)):
+            kind, whom, event = events.popleft()
+            if kind is Kind.MESSAGE:
+                whom.payload = event.batch_operations[0].message()
+                if whom.payload is None:
+                    # It was too large, and the core has said so, or it never came.
+                    whom.fail(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+                elif whom.handler is None:
+                    taken[whom.path].append(whom)
+                else:
+                    self._start(whom)
+            elif kind is Kind.STREAM:
+                self._start(whom)
+            elif kind is Kind.END:
+                self._leave(whom)
+            elif not whom.done():  # a step of a coroutine, or the end of the server
+                whom.set_result(event)
+        for path, calls in taken.items():
+            if calls:
+                self._takes[path](calls)
+
+    def _start(self, call: CoreCall) -> None:
+        task = self._loop.create_task(answer(call))
+        call.left = task.cancel
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _leave(self, call: CoreCall) -> None:
+        if not call.ended:
+            call.ended = True
+            if call.left is not None:
+                call.left()

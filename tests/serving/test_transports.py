@@ -1,0 +1,219 @@
+"""What both transports promise, with a server of a few handlers on a free port."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any
+
+import grpc
+import pytest
+
+from fathom.errors import ConfigError
+from fathom.serving.transport.contract import Call, Transport
+from fathom.serving.transport.open import TransportName, open_transport
+
+TAKEN = "/test.Service/Taken"
+SMALL = [("grpc.max_receive_message_length", 1_000)]
+
+
+class Bench:
+    """A transport, its client, and the calls that were taken and have no answer yet."""
+
+    def __init__(self, transport: Transport, channel: grpc.aio.Channel) -> None:
+        self.transport, self.channel = transport, channel
+        self.calls: asyncio.Queue[Call] = asyncio.Queue()
+        self.left: asyncio.Queue[str] = asyncio.Queue()
+        self.cancelled = asyncio.Event()
+
+    def take(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            self.calls.put_nowait(call)
+
+    def ask(self, payload: bytes = b"question", **more: Any) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
+        return self.channel.unary_unary(TAKEN)(payload, **more)
+
+    async def echo(self, request: bytes, context: Any) -> bytes:  # noqa: ARG002
+        return request
+
+    async def hang(self, request: bytes, context: Any) -> bytes:  # noqa: ARG002
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        return request
+
+    async def refuse(self, request: bytes, context: Any) -> None:
+        await context.abort(grpc.StatusCode.NOT_FOUND, request.decode(), (("why", "so"),))
+
+    async def count(self, request: bytes, context: Any) -> None:
+        for number in range(int(request)):
+            await context.write(str(number).encode())
+
+    async def join(self, requests: AsyncIterator[bytes], context: Any) -> bytes:  # noqa: ARG002
+        return b"".join([each async for each in requests])
+
+    async def chat(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        async for each in requests:
+            await context.write(each.upper())
+
+
+@pytest.fixture
+async def bench(transport: TransportName) -> AsyncIterator[Bench]:
+    server = open_transport(transport, SMALL)
+    port = server.listen("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        bench = Bench(server, channel)
+        server.take_calls(TAKEN, bench.take)
+        unary = grpc.unary_unary_rpc_method_handler
+        handlers = {
+            "Echo": unary(bench.echo),
+            "Hang": unary(bench.hang),
+            "Refuse": unary(bench.refuse),
+            "Count": grpc.unary_stream_rpc_method_handler(bench.count),
+            "Join": grpc.stream_unary_rpc_method_handler(bench.join),
+            "Chat": grpc.stream_stream_rpc_method_handler(bench.chat),
+        }
+        server.add_handlers("test.Service", handlers)
+        await server.start()
+        yield bench
+        await server.stop(None)
+
+
+async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with asyncio.timeout(10):
+            await call
+    return caught.value
+
+
+async def test_a_taken_call_has_message_metadata_peer_and_deadline_and_gets_its_answer(bench: Bench) -> None:
+    asked = bench.ask(metadata=(("name", "value"),), timeout=60)
+    call = await bench.calls.get()
+    assert call.payload == b"question"
+    assert ("name", "value") in [tuple(each) for each in call.invocation_metadata()]
+    assert call.peer().startswith("ipv4:127.0.0.1:")
+    assert call.deadline_s is not None
+    call.respond(b"answer")
+    call.respond(b"again")
+    assert await asked == b"answer"
+    asked = bench.ask()
+    call = await bench.calls.get()
+    assert call.deadline_s is None
+    call.respond(b"")
+    assert await asked == b""
+
+
+async def test_a_taken_call_may_fail_with_text_in_any_alphabet_and_a_retry_hint(bench: Bench) -> None:
+    asked = bench.ask()
+    hint = (("grpc-retry-pushback-ms", "20"),)
+    (await bench.calls.get()).fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "später", hint)
+    error = await failure(asked)
+    assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "später")
+    assert hint[0] in [tuple(each) for each in error.trailing_metadata()]
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_who_leaves_is_noticed_and_cannot_be_answered(bench: Bench, how: str) -> None:
+    asked = bench.ask(timeout=0.2 if how == "deadline" else None)
+    call = await bench.calls.get()
+    left = asyncio.Event()
+    call.left = left.set
+    if how == "cancel":
+        asked.cancel()
+    async with asyncio.timeout(10):
+        await left.wait()
+    call.respond(b"too late")
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await asked
+
+
+async def test_many_calls_are_handed_over_and_answered_in_any_order(bench: Bench) -> None:
+    asked = [bench.ask(str(number).encode()) for number in range(600)]
+    calls = [await bench.calls.get() for _ in asked]
+    for call in reversed(calls):
+        call.respond(b"to " + call.payload)
+    assert await asyncio.gather(*asked) == [f"to {number}".encode() for number in range(600)]
+
+
+@pytest.mark.parametrize("method", ["Taken", "Echo", "Join"])
+async def test_a_message_that_is_too_large_is_refused(bench: Bench, method: str) -> None:
+    path = f"/test.Service/{method}"
+    large = b"x" * 1_001
+    if method == "Join":
+        error = await failure(bench.channel.stream_unary(path)(iter([large])))
+    else:
+        error = await failure(bench.channel.unary_unary(path)(large))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_compressed_message_is_read_and_counted_at_its_own_size(bench: Bench) -> None:
+    echo = bench.channel.unary_unary("/test.Service/Echo")
+    assert await echo(b"x" * 900, compression=grpc.Compression.Gzip) == b"x" * 900
+    error = await failure(echo(b"x" * 1_000_000, compression=grpc.Compression.Gzip))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_unknown_method_is_unimplemented(bench: Bench) -> None:
+    for path in ("/test.Service/None", "/test.Other/Echo", "/"):
+        assert (await failure(bench.channel.unary_unary(path)(b""))).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_handlers_answer_refuse_and_stream(bench: Bench) -> None:
+    path = "/test.Service/{}".format
+    assert await bench.channel.unary_unary(path("Echo"))(b"hello") == b"hello"
+    error = await failure(bench.channel.unary_unary(path("Refuse"))(b"lost"))
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "lost")
+    assert ("why", "so") in [tuple(each) for each in error.trailing_metadata()]
+    counted = [each async for each in bench.channel.unary_stream(path("Count"))(b"3")]
+    assert counted == [b"0", b"1", b"2"]
+    assert [each async for each in bench.channel.unary_stream(path("Count"))(b"0")] == []
+    assert await bench.channel.stream_unary(path("Join"))(iter([b"a", b"b", b"c"])) == b"abc"
+    chat = bench.channel.stream_stream(path("Chat"))()
+    for text in (b"one", b"two"):
+        await chat.write(text)
+        assert await chat.read() == text.upper()
+    await chat.done_writing()
+    assert await chat.read() is grpc.aio.EOF
+    assert await chat.code() is grpc.StatusCode.OK
+
+
+async def test_a_handler_whose_caller_leaves_is_cancelled(bench: Bench) -> None:
+    asked = bench.channel.unary_unary("/test.Service/Hang")(b"", timeout=0.1)
+    assert (await failure(asked)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(10):
+        await bench.cancelled.wait()
+
+
+async def test_stopping_waits_for_calls_in_progress_and_then_ends_them(bench: Bench) -> None:
+    asked, forgotten = bench.ask(b"1"), bench.ask(b"2")
+    first, _ = await bench.calls.get(), await bench.calls.get()
+    stopping = asyncio.create_task(bench.transport.stop(0.2))
+    await asyncio.sleep(0)
+    first.respond(b"answer")
+    assert await (asked if first.payload == b"1" else forgotten) == b"answer"
+    await stopping
+    error = await failure(forgotten if first.payload == b"1" else asked)
+    assert error.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+    await bench.transport.stop(None)
+
+
+async def test_a_port_in_use_cannot_be_listened_on(transport: TransportName) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError):
+        open_transport(transport, [("grpc.so_reuseport", 0)]).listen(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+async def test_auto_is_the_core_in_tested_versions_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert open_transport("auto", []).name == "core"
+    monkeypatch.setattr(grpc, "__version__", "1.99.0")
+    assert open_transport("auto", []).name == "aio"
+    assert "grpcio 1.99.0 is newer" in caplog.text
+
+
+def test_another_core_than_expected_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+    monkeypatch.delattr(cygrpc, "CompletionQueue")
+    with pytest.raises(ConfigError, match="--transport aio"):
+        open_transport("core", [])
