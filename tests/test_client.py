@@ -3,6 +3,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 
 import grpc
 import numpy as np
@@ -73,6 +74,8 @@ class Echo(recommender_pb2_grpc.RecommenderServicer):
 
     def RecommendBatch(self, request, context):  # type: ignore[no-untyped-def]
         results = [pb.RecommendResult(response=self.Recommend(each, context)) for each in request.requests]
+        if request.requests[0].request_id:
+            return pb.RecommendBatchResponse(results=results)
         failures = [(3, "bad"), (5, "none"), (8, "full"), (14, "draining"), (13, "odd"), (99, "odder")]
         results += [pb.RecommendResult(error=pb.RecommendError(code=code, message=text)) for code, text in failures]
         return pb.RecommendBatchResponse(results=results)
@@ -203,6 +206,35 @@ def test_a_batch_gives_an_answer_or_an_error_for_each(client: Client) -> None:
         ConnectError,
         ConnectError,
     ]
+
+
+def numbered(read: list[int]) -> Iterator[Query]:
+    """Queries without end."""
+    for number in count():
+        read.append(number)
+        yield Query([f"item-{number}"], request_id=str(number))
+
+
+def test_any_number_of_queries_is_answered_in_order_and_read_as_answers_are_taken(client: Client) -> None:
+    read: list[int] = []
+    answers = client.recommend_all(numbered(read))
+    taken = [answer for answer in islice(answers, 100) if isinstance(answer, Recommendation)]
+    assert [answer.request_id for answer in taken] == [str(number) for number in range(100)]
+    assert [answer.items[0].id for answer in taken] == [f"item-{number}" for number in range(100)]
+    assert len(read) <= 100 + 3 * 32
+    answers.close()  # type: ignore[attr-defined]
+    assert list(client.recommend_all([])) == []
+
+
+def test_many_queries_end_with_the_error_of_the_whole_message(client: Client) -> None:
+    queries = [Query(["a"], request_id="1", profile="UNAVAILABLE" if number == 70 else "") for number in range(100)]
+    answers = client.recommend_all(queries)
+    assert len(list(islice(answers, 64))) == 64
+    with pytest.raises(ConnectError, match="two lines"):
+        next(answers)
+    for wrong in (5, "ab", [Query(["a"]), "b"]):
+        with pytest.raises(InvalidRequestError, match="queries"):
+            list(client.recommend_all(wrong))  # type: ignore[arg-type]
 
 
 def test_the_bundle_is_a_plain_value(client: Client) -> None:
@@ -383,6 +415,9 @@ async def test_the_async_client_is_the_same(target: str) -> None:
         assert (await client.recommend(["a"], depth=4)).depth == 4
         assert len(await client.recommend_many([Query(["a"])])) == 7
         assert (await client.bundle()).name == "tiny"
+        queries = [Query(["a"], request_id=str(number)) for number in range(80)]
+        answers = [answer async for answer in client.recommend_all(queries)]
+        assert [answer.request_id for answer in answers] == [query.request_id for query in queries]  # type: ignore[union-attr]
         with pytest.raises(NotFoundError):
             await client.recommend(["a"], profile="NOT_FOUND")
 

@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import islice
 from typing import Any, TypeVar
 
 from fathom.errors import InvalidRequestError, brief
@@ -20,9 +21,14 @@ def text(name: str, value: object) -> str:
     raise InvalidRequestError(f"{name} has {brief(value)} ({type(value).__name__}); ids and names are text{number}")
 
 
-def texts(name: str, values: Iterable[object] | None, *, ordered: bool = False) -> list[str]:
-    """Texts from anything that can be gone through but a single text; ``ordered``: not from a set either."""
-    return [each if isinstance(each, str) else _given(name, each) for each in _listed(name, values, ordered)]
+def texts(name: str, values: Iterable[object] | None) -> list[str]:
+    """Texts from anything that can be gone through but a single text."""
+    return _texts(name, _listed(name, values, ordered=False))
+
+
+def ordered_texts(name: str, values: Iterable[object] | None) -> list[str]:
+    """The same, but not from a set either."""
+    return _texts(name, _listed(name, values, ordered=True))
 
 
 def integers(name: str, values: Iterable[object] | None) -> list[int]:
@@ -77,6 +83,16 @@ def instances(name: str, values: Iterable[object] | None, kind: type[Built]) -> 
     return found
 
 
+def parts(name: str, values: Iterable[Built], size: int) -> Iterator[list[Built]]:
+    """Up to ``size`` of them at a time, none before they are asked for."""
+    try:
+        rest = iter(values)
+    except TypeError:
+        raise InvalidRequestError(f"{name} is {brief(values)} ({type(values).__name__}); give a list") from None
+    while part := list(islice(rest, size)):
+        yield part
+
+
 def instance(name: str, value: object, kind: type[Built]) -> Built:
     """One object of a class."""
     if isinstance(value, kind):
@@ -92,6 +108,10 @@ def message(make: Callable[..., Built], **fields: Any) -> Built:
         raise InvalidRequestError(f"not a request: {brief(error, 200)}") from None
 
 
+def _texts(name: str, values: list[Any]) -> list[str]:
+    return [each if isinstance(each, str) else _given(name, each) for each in values]
+
+
 def _given(name: str, value: object) -> str:
     if value is None:
         raise InvalidRequestError(f"{name} has None; ids and names are text")
@@ -99,6 +119,8 @@ def _given(name: str, value: object) -> str:
 
 
 def _listed(name: str, values: Any, ordered: bool) -> list[Any]:
+    if type(values) in (list, tuple):
+        return list(values)
     if values is None:
         return []
     if isinstance(values, str | bytes | bytearray | memoryview):

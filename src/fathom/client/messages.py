@@ -1,6 +1,6 @@
 """What a client asks for and what it gets, and how both travel over the wire."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +14,8 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 T = TypeVar("T")
 
-_TIMINGS = ("select_us", "queue_us", "engine_us", "retrieval_us", "total_us")
+#: Queries in a message where there are many: enough to share what a call costs, and few enough to wait for together.
+PART = 32
 # gRPC lists every address that it tried.
 LONGEST_DETAILS = 220
 
@@ -27,6 +28,34 @@ _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _SOURCES = {value: name.lower() for name, value in pb.ItemReason.Source.items()}
 _REASONS = {value: name.removeprefix("DEPTH_REASON_").lower() for name, value in pb.DepthReason.items()}
+
+
+#: Of each argument: its name, that of its field, the value that needs no field, and what checks and converts it.
+_Fields = Sequence[tuple[str, str, object, Callable[[str, Any], Any]]]
+_FIELDS: _Fields = (
+    ("request_id", "request_id", "", arguments.text),
+    ("items", "item_ids", (), arguments.ordered_texts),
+    ("timestamps", "timestamps", (), arguments.integers),
+    ("k", "k", 0, arguments.integer),
+    ("profile", "profile", "", arguments.text),
+    ("depth", "depth", None, arguments.integer),
+    ("titles", "include_titles", False, arguments.flag),
+    ("user_id", "user_id", "", arguments.text),
+    ("bundle", "bundle", "", arguments.text),
+    ("strict", "strict", False, arguments.flag),
+    ("event_types", "event_types", (), arguments.ordered_texts),
+    ("reasons", "include_reasons", False, arguments.flag),
+    ("rules", "rules", None, lambda name, value: arguments.instance(name, value, Rules).message()),
+)
+_FILTER_FIELDS: _Fields = (
+    ("include_seen", "include_seen", False, arguments.flag),
+    ("exclude", "exclude_item_ids", (), arguments.texts),
+    ("allow", "allow_item_ids", (), arguments.texts),
+    ("categories", "categories", (), arguments.texts),
+    ("seen_types", "seen_types", (), arguments.texts),
+    ("ranges", "ranges", (), lambda name, value: [e.message() for e in arguments.instances(name, value, Range)]),
+    ("block_lists", "block_lists", (), arguments.texts),
+)
 
 
 @dataclass(frozen=True)
@@ -66,33 +95,15 @@ class Query:
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
-        texts, text = arguments.texts, arguments.text
-        return arguments.message(
-            pb.RecommendRequest,
-            request_id=text("request_id", self.request_id),
-            item_ids=texts("items", self.items, ordered=True),
-            timestamps=arguments.integers("timestamps", self.timestamps),
-            k=arguments.integer("k", self.k),
-            profile=text("profile", self.profile),
-            depth=None if self.depth is None else arguments.integer("depth", self.depth),
-            filter=arguments.message(
-                pb.Filter,
-                include_seen=arguments.flag("include_seen", self.include_seen),
-                exclude_item_ids=texts("exclude", self.exclude),
-                allow_item_ids=texts("allow", self.allow),
-                categories=texts("categories", self.categories),
-                seen_types=texts("seen_types", self.seen_types),
-                ranges=[each.message() for each in arguments.instances("ranges", self.ranges, Range)],
-                block_lists=texts("block_lists", self.block_lists),
-            ),
-            include_titles=arguments.flag("titles", self.titles),
-            user_id=text("user_id", self.user_id),
-            bundle=text("bundle", self.bundle),
-            strict=arguments.flag("strict", self.strict),
-            event_types=texts("event_types", self.event_types, ordered=True),
-            include_reasons=arguments.flag("reasons", self.reasons),
-            rules=None if self.rules is None else arguments.instance("rules", self.rules, Rules).message(),
-        )
+        fields = self._checked(_FIELDS)
+        if chosen := self._checked(_FILTER_FIELDS):
+            fields["filter"] = arguments.message(pb.Filter, **chosen)
+        return arguments.message(pb.RecommendRequest, **fields)
+
+    def _checked(self, fields: _Fields) -> dict[str, Any]:
+        """Those that are not as the message has them by itself."""
+        given = vars(self)
+        return {field: check(name, given[name]) for name, field, unset, check in fields if given[name] is not unset}
 
 
 @dataclass(frozen=True)
@@ -236,6 +247,11 @@ def recommend_many(queries: Iterable[Query]) -> Call[list[Recommendation | Fatho
     return Call("RecommendBatch", request, lambda response: [_result(each) for each in response.results])
 
 
+def in_parts(queries: Iterable[Query]) -> Iterator[Call[list[Recommendation | FathomError]]]:
+    """Any number of queries, PART in a message, each made when it is asked for."""
+    return (recommend_many(part) for part in arguments.parts("queries", queries, PART))
+
+
 def append_events(user_id: str, events: Iterable[Event]) -> Call[int]:
     """Events of a user; the answer is how many were new."""
     messages = [
@@ -311,18 +327,28 @@ def _result(result: pb.RecommendResult) -> Recommendation | FathomError:
     return kind(result.error.message) if kind else ConnectError(f"{code.name}: {result.error.message}")
 
 
-def _reasons(item: pb.Item) -> tuple[Reason, ...]:
-    return tuple(Reason(each.item_id, _SOURCES[each.source], each.amount) for each in item.reasons)
+def _item(item: pb.Item) -> Item:
+    reasons = item.reasons
+    if not reasons:
+        return Item(item.id, item.score, item.title)
+    due_to = tuple(Reason(each.item_id, _SOURCES[each.source], each.amount) for each in reasons)
+    return Item(item.id, item.score, item.title, due_to)
 
 
 def _recommendation(message: pb.RecommendResponse) -> Recommendation:
+    spent = message.timings
     return Recommendation(
-        items=tuple(Item(item.id, item.score, item.title, _reasons(item)) for item in message.items),
+        items=tuple([_item(item) for item in message.items]),
+        depth=message.depth,
         reason=reason_of(message),
+        why=message.why,
         complexity=message.complexity if message.HasField("complexity") else None,
-        timings=Timings(**_copied(message.timings, *_TIMINGS)),
-        **_copied(message, "depth", "why", "history_used", "unknown_items"),
-        **_copied(message, "bundle_version", "request_id", "catalogue_version"),
+        history_used=message.history_used,
+        unknown_items=message.unknown_items,
+        timings=Timings(spent.select_us, spent.queue_us, spent.engine_us, spent.retrieval_us, spent.total_us),
+        bundle_version=message.bundle_version,
+        request_id=message.request_id,
+        catalogue_version=message.catalogue_version,
     )
 
 
