@@ -107,6 +107,7 @@ class DepthZero:
             partial(self._counting.scores, history, bonus=own),
             catalogue.vectors.take,
             catalogue.categories,
+            catalogue.members,
         )
         return arrange(k, keep, arrangement, ranking)
 

@@ -187,20 +187,32 @@ class LiveCatalogue:
         for name in categories:
             if not self.has_category(name):
                 raise NotFoundError(f"no item of this catalogue has the category {name!r}")
-            mask[self._in_category(name)] = True
+            mask[self.in_category(name)] = True
         return mask
 
-    def _in_category(self, name: str) -> NDArray[np.integer]:
-        """The items of a category, in any order."""
+    def in_category(self, name: str) -> NDArray[np.integer]:
+        """The items of a category, in any order, each once; not to be changed."""
         members = self._members.get(name)
         if members is None:
-            members = self._base.category_items.get(name, np.empty(0, np.int32))
-            if left := self._left.get(name):
-                members = np.setdiff1d(members, list(left))
-            if joined := self._joined.get(name):
-                members = np.concatenate((members, np.fromiter(joined, np.int64, len(joined))))
-            self._members[name] = members
+            members = self._members[name] = self._looked_up(name)
         return members
+
+    def _looked_up(self, name: str) -> NDArray[np.integer]:
+        members = self._base.category_items.get(name, np.empty(0, np.int32))
+        if left := self._left.get(name):
+            members = np.setdiff1d(members, list(left))
+        if joined := self._joined.get(name):
+            members = np.concatenate((members, np.array(list(joined), np.int64)))
+        return members
+
+    def members(self, categories: Iterable[str]) -> Mask:
+        """As ``category_mask``, for categories that there are; may be called in any thread."""
+        mask = np.zeros(len(self), dtype=np.bool_)
+        for name in categories:
+            # What another thread is about to change is not remembered here.
+            found = self._looked_up(name)
+            mask[found[found < len(mask)]] = True
+        return mask
 
     def has_category(self, name: str) -> bool:
         """Whether an item has, or a trained one once had, this category."""

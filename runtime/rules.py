@@ -1,6 +1,7 @@
 """How the best items are arranged: pins, boosts, caps of categories, and diversity; exact for any ranking."""
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -8,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, are_kept
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Mask, Scores, are_kept, both
 
 #: Diversity chooses among the best so many items for each one that is wanted, and at least among so many.
 POOL_FACTOR = 5
 LEAST_POOL = 100
+#: But among at most so many, and for so many places: what comes behind them follows by score.
+LARGEST_POOL = 1_000
+MOST_DIVERSE = 200
 #: Items that are looked at first for each one that is wanted, where categories are capped.
 CAPPED_FACTOR = 2
 
@@ -25,6 +29,8 @@ ScoresOf = Callable[[Indices], Scores]
 VectorsOf = Callable[[Indices], NDArray[np.float32]]
 #: The categories of an item index.
 CategoriesOf = Callable[[int], Sequence[str]]
+#: The items of at least one of some categories, bool (n,).
+MembersOf = Callable[[Sequence[str]], Mask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Rules:
     def looked_at(self, k: int) -> int:
         """How many of the best items are looked at first, to return k."""
         if self.diversity:
-            return max(POOL_FACTOR * k, LEAST_POOL)
+            return max(min(POOL_FACTOR * k, LARGEST_POOL), LEAST_POOL, k)
         return CAPPED_FACTOR * k if self.caps else k
 
 
@@ -66,6 +72,7 @@ class Ranking(NamedTuple):
     scores: ScoresOf
     vectors: VectorsOf
     categories: CategoriesOf
+    members: MembersOf
 
 
 def without_pins(keep: ItemFilter, rules: Rules) -> ItemFilter:
@@ -98,44 +105,83 @@ def _others(
     """At most ``free`` items beside the pinned ones; ever more are looked at until they are found, or all are."""
     asked = rules.looked_at(k)
     items, scores = ranking.best(asked, keep) if first is None else first
+    if not rules.caps and not rules.diversity:
+        return items[:free], scores[:free]
+    used = Counter(name for item in pinned.tolist() for name in set(ranking.categories(item)))
+    found: list[Found] = []
+    diversity = rules.diversity
     while True:
-        used = Counter(name for item in pinned.tolist() for name in set(ranking.categories(item)))
-        chosen = _chosen(free, items, scores, rules, ranking, used)
-        if len(chosen) == free or len(items) < asked:
-            return items.take(chosen), scores.take(chosen)
-        asked *= 2
+        left = _Left([ranking.categories(item) for item in items.tolist()], rules.caps, used)
+        places = _chosen(free, (items, scores), diversity, ranking, left)
+        found.append((items.take(places), scores.take(places)))
+        free -= len(places)
+        if not free or len(items) < asked:
+            return np.concatenate([each for each, _ in found]), np.concatenate([each for _, each in found])
+        # Those that were looked at are chosen, or barred for good: categories only get fuller.
+        keep = _without(keep, items, ranking.members(left.full))
+        asked, diversity = 2 * asked, 0.0
         items, scores = ranking.best(asked, keep)
 
 
-def _chosen(
-    free: int, items: Indices, scores: Scores, rules: Rules, ranking: Ranking, used: Counter[str]
-) -> NDArray[np.intp]:
+def _without(keep: ItemFilter, items: Indices, barred: Mask) -> ItemFilter:
+    """A filter that lets neither some items through nor those of a mask (n,)."""
+    mask = ~barred if keep.mask is None else both(keep.mask, ~barred)
+    return replace(keep, exclude=np.concatenate((keep.exclude, items)), mask=mask)
+
+
+def _chosen(free: int, found: Found, diversity: float, ranking: Ranking, left: "_Left") -> NDArray[np.intp]:
     """Places of at most ``free`` of some candidates, best first, in the order in which they are chosen."""
-    if not rules.caps and not rules.diversity:
-        return np.arange(min(free, len(items)))
-    names = [set(ranking.categories(item)) for item in items.tolist()] if rules.caps else None
-    if rules.diversity:
-        return _diverse(free, ranking.vectors(items), scores, rules, names, used)
-    assert names is not None, "there are caps"
-    chosen: list[int] = []
-    for place, of in enumerate(names):
-        if len(chosen) == free:
+    if diversity:
+        _diverse(min(free, MOST_DIVERSE), ranking.vectors(found[0]), found[1], diversity, left)
+    for place in left.places.nonzero()[0].tolist():
+        if len(left.chosen) == free:
             break
-        if _has_room(of, rules.caps, used):
-            chosen.append(place)
-            used.update(of)
-    return np.array(chosen, np.intp)
+        if left.places[place]:
+            left.choose(place)
+    return np.array(left.chosen, np.intp)
 
 
-def _diverse(
-    free: int,
-    vectors: NDArray[np.float32],
-    scores: Scores,
-    rules: Rules,
-    names: Sequence[set[str]] | None,
-    used: Counter[str],
-) -> NDArray[np.intp]:
-    """Maximal marginal relevance (Carbonell and Goldstein, 1998): one by one the candidate with the largest
+class _Left:
+    """Which of n candidates may still be chosen, and those that are, in their order.
+
+    ``names``: the categories of each. ``used``: how many items of a category are returned so far.
+    """
+
+    def __init__(self, names: Sequence[Sequence[str]], caps: Mapping[str, int], used: Counter[str]) -> None:
+        self._names = names
+        self._caps = caps
+        self._used = used
+        self._places: defaultdict[str, list[int]] = defaultdict(list)
+        self.places = np.ones(len(names), np.bool_)
+        self.chosen: list[int] = []
+        if caps:
+            for place, of in enumerate(names):
+                for name in of:
+                    self._places[name].append(place)
+        for name in self.full:
+            self.places[self._places[name]] = False
+
+    @property
+    def full(self) -> list[str]:
+        """Categories of candidates of which no more may be chosen."""
+        return [name for name in self._places if self._is_full(name)]
+
+    def choose(self, place: int) -> None:
+        """Choose a candidate, perhaps the last of its categories."""
+        self.chosen.append(place)
+        self.places[place] = False
+        if self._caps:
+            for name in set(self._names[place]):
+                self._used[name] += 1
+                if self._is_full(name):
+                    self.places[self._places[name]] = False
+
+    def _is_full(self, name: str) -> bool:
+        return self._used[name] >= min(self._caps.get(name, math.inf), self._caps.get("", math.inf))
+
+
+def _diverse(most: int, vectors: NDArray[np.float32], scores: Scores, diversity: float, left: _Left) -> None:
+    """Choose by maximal marginal relevance (Carbonell and Goldstein, 1998): one by one the candidate with the largest
 
     (1 - diversity) * relevance - diversity * largest cosine to those that are chosen already;
 
@@ -143,36 +189,18 @@ def _diverse(
     the lowest index.
     """
     if not len(scores):
-        return np.empty(0, np.intp)
+        return
     wide = scores.astype(np.float64)
     span = wide[0] - wide[-1]
-    relevance = (1.0 - rules.diversity) * ((wide - wide[-1]) / span if span > 0 else np.ones(len(wide)))
+    relevance = (1.0 - diversity) * ((wide - wide[-1]) / span if span > 0 else np.ones(len(wide)))
     alike = np.full(len(wide), -np.inf)
-    left = np.ones(len(wide), np.bool_)
-    chosen: list[int] = []
-    while len(chosen) < free:
-        if names is not None:
-            left &= np.fromiter((_has_room(of, rules.caps, used) for of in names), np.bool_, len(names))
-        if not left.any():
-            break
-        worth = relevance - rules.diversity * alike if chosen else relevance
-        place = int(np.where(left, worth, -np.inf).argmax()) if chosen else int(left.argmax())
-        chosen.append(place)
-        left[place] = False
+    while len(left.chosen) < most and left.places.any():
+        if left.chosen:
+            place = int(np.where(left.places, relevance - diversity * alike, -np.inf).argmax())
+        else:
+            place = int(left.places.argmax())
+        left.choose(place)
         np.maximum(alike, vectors @ vectors[place], out=alike)
-        if names is not None:
-            used.update(names[place])
-    return np.array(chosen, np.intp)
-
-
-def _has_room(names: set[str], caps: Mapping[str, int], used: Counter[str]) -> bool:
-    """Whether one more item of these categories may be returned."""
-    every = caps.get("")
-    for name in names:
-        most = caps.get(name)
-        if (most is not None and used[name] >= most) or (every is not None and used[name] >= every):
-            return False
-    return True
 
 
 def _placed(k: int, others: Found, pinned: Found, pins: Mapping[int, int]) -> Found:

@@ -263,7 +263,8 @@ class Runner:
             cosines: Scores = self._catalogue.vectors.take(items) @ user[0]
             return cosines if bonuses is None else cosines + values_of(items, bonuses[0])
 
-        ranking, asked = Ranking(best, scores, self._catalogue.vectors.take, self._catalogue.categories), work.looked_at
+        catalogue, asked = self._catalogue, work.looked_at
+        ranking = Ranking(best, scores, catalogue.vectors.take, catalogue.categories, catalogue.members)
         first = first[0][:asked], first[1][:asked]
         return arrange(work.k, work.keep, Arrangement(rules, pinnable), ranking, first)
 

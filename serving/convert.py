@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,15 @@ CLIENT_KEY = "fathom-client"
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 MOST_ITEMS, MOST_OF_AN_ITEM = 1_000, 100
+#: What a filter may list, by field.
+MOST_OF_A_FILTER = {
+    "exclude_item_ids": 10_000,
+    "allow_item_ids": 10_000,
+    "categories": 100,
+    "ranges": 20,
+    "seen_types": 100,
+    "block_lists": 100,
+}
 LONGEST_TITLE_BYTES, LONGEST_NAME_BYTES = 1_024, 64
 DEFAULT_PAGE = 100
 DEFAULT_K = 10
@@ -75,6 +83,8 @@ class Converter:
         self._server_rules = ServerRules()
         self._default: Rules | None = None
         self._default_of = -1
+        # Items of block lists, and the version of the catalogue that they were looked up in.
+        self._blocked: dict[str, tuple[int, np.ndarray]] = {}
 
     def query(
         self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "", owner: Owner | None = None
@@ -102,10 +112,11 @@ class Converter:
         if not request.HasField("filter"):
             return query, unknown
         wanted = request.filter
+        _check_filter(wanted)
         seen = self._seen(request) if wanted.seen_types and not wanted.include_seen else None
         filtered = replace(
             query,
-            exclude=self._known(chain(wanted.exclude_item_ids, self._blocked(wanted.block_lists))),
+            exclude=self._excluded(wanted),
             allow=self._known(wanted.allow_item_ids) if wanted.allow_item_ids else None,
             categories=self._wanted_categories(wanted.categories),
             include_seen=wanted.include_seen,
@@ -118,6 +129,7 @@ class Converter:
         """Follow the server's rules from now on; NotFoundError for an unknown category, and then nothing changes."""
         default = None if rules.default is None else self._rules(rules.default)
         self._server_rules, self._default, self._default_of = rules, default, self._catalogue.version
+        self._blocked.clear()
 
     def is_stranger(self, request: pb.RecommendRequest) -> bool:
         """Whether a request gets what is popular, because no item of its history is known."""
@@ -206,13 +218,23 @@ class Converter:
             return self._known(request.item_ids if "" in wanted else ())
         return self._known(item for item, kind in zip(request.item_ids, types, strict=True) if kind in wanted)
 
-    def _blocked(self, names: Sequence[str]) -> Iterator[str]:
-        """The ids of the server's block lists of these names."""
-        for name in names:
-            if name not in self._server_rules.block_lists:
-                known = ", ".join(sorted(self._server_rules.block_lists)) or "none"
-                raise NotFoundError(f"block list {echo(name)} is not in the server's rules; there: {known}")
-            yield from self._server_rules.block_lists[name]
+    def _excluded(self, wanted: pb.Filter) -> np.ndarray:
+        """The items that a filter names one by one or by block lists; repeats are welcome."""
+        excluded = self._known(wanted.exclude_item_ids)
+        if not wanted.block_lists:
+            return excluded
+        return np.concatenate((excluded, *map(self._block_list, dict.fromkeys(wanted.block_lists))))
+
+    def _block_list(self, name: str) -> np.ndarray:
+        """The items of one of the server's block lists; looked up again when the catalogue has changed."""
+        if name not in self._server_rules.block_lists:
+            known = ", ".join(sorted(self._server_rules.block_lists)) or "none"
+            raise NotFoundError(f"block list {echo(name)} is not in the server's rules; there: {known}")
+        version, items = self._blocked.get(name, (-1, np.empty(0, np.int64)))
+        if version != self._catalogue.version:
+            items = self._known(self._server_rules.block_lists[name])
+            self._blocked[name] = self._catalogue.version, items
+        return items
 
     def _range(self, wanted: pb.Range) -> Range:
         name = wanted.attribute
@@ -386,6 +408,12 @@ def client_of(context: Any) -> str:
         if key == CLIENT_KEY:
             return str(value)
     return str(context.peer())
+
+
+def _check_filter(wanted: pb.Filter) -> None:
+    for name, most in MOST_OF_A_FILTER.items():
+        if (given := len(getattr(wanted, name))) > most:
+            raise InvalidRequestError(f"filter has {given} {name}, at most {most}")
 
 
 def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:

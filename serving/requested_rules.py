@@ -1,5 +1,6 @@
 """Rules as a request or the server's own file states them: checked against their contract, and looked up."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from fathom.errors import InvalidRequestError, NotFoundError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.runtime.item_filter import NO_BONUS, Bonus, sum_of
+from fathom.runtime.item_filter import Bonus, sum_of
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.rules import Rules
 from fathom.serving.limits import check_boost, check_id
@@ -63,17 +64,29 @@ def indexed_rules(rules: pb.Rules, catalogue: LiveCatalogue) -> Rules:
 
 
 def _boosts(rules: pb.Rules, catalogue: LiveCatalogue) -> Bonus:
-    found: list[Bonus] = []
+    items: defaultdict[int, float] = defaultdict(float)
+    categories: defaultdict[str, float] = defaultdict(float)
     for boost in rules.boosts:
         if boost.WhichOneof("what") == "category":
             if not catalogue.has_category(boost.category):
                 raise _unknown(boost.category)
-            items = catalogue.category_mask([boost.category]).nonzero()[0].astype(np.int64, copy=False)
-        else:
-            item = catalogue.find(boost.item_id)
-            items = np.array([] if item is None else [item], np.int64)
-        found.append((items, np.full(len(items), boost.amount, np.float32)))
-    return sum_of(*found) if found else NO_BONUS
+            categories[boost.category] += boost.amount
+        elif (item := catalogue.find(boost.item_id)) is not None:
+            items[item] += boost.amount
+    ascending = sorted(items)
+    found = np.array(ascending, np.int64), np.array([items[item] for item in ascending], np.float32)
+    return sum_of(found, _category_boosts(categories, catalogue)) if categories else found
+
+
+def _category_boosts(amounts: Mapping[str, float], catalogue: LiveCatalogue) -> Bonus:
+    """What is added to the items of categories; in one number per item, as they can be most of them."""
+    total, boosted = np.zeros(len(catalogue)), np.zeros(len(catalogue), np.bool_)
+    for name, amount in amounts.items():
+        members = catalogue.in_category(name)
+        total[members] += amount
+        boosted[members] = True
+    items = boosted.nonzero()[0].astype(np.int64, copy=False)
+    return items, total.take(items).astype(np.float32)
 
 
 def _unknown(category: str) -> NotFoundError:

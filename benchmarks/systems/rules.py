@@ -26,7 +26,7 @@ from fathom.errors import ArtefactError
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.item_filter import Bonus, Indices, ItemFilter, Scores, values_of
+from fathom.runtime.item_filter import Bonus, Indices, ItemFilter, Mask, Scores, values_of
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
@@ -73,6 +73,10 @@ class Shop(NamedTuple):
         """Of an item, as rules ask for them."""
         return (str(self.category[item]),)
 
+    def members(self, names: Sequence[str]) -> Mask:
+        """The items of some categories."""
+        return np.isin(self.category, list(map(int, names)))
+
     def rules(self, kind: str, rng: np.random.Generator) -> Rules:
         """Of one kind, or of all."""
         given: dict[str, Any] = {}
@@ -95,6 +99,7 @@ class Shop(NamedTuple):
             partial(self.counting.scores, history, bonus=boosts),
             self.vectors.take,
             self.categories,
+            self.members,
         )
 
     def searched(self, user: NDArray[np.float32], boosts: Bonus) -> Ranking:
@@ -107,7 +112,7 @@ class Shop(NamedTuple):
             cosines: Scores = self.vectors.take(items) @ user
             return cosines + values_of(items, boosts)
 
-        return Ranking(best, scores, self.vectors.take, self.categories)
+        return Ranking(best, scores, self.vectors.take, self.categories, self.members)
 
 
 def answer(ranking: Callable[[Bonus], Ranking], keep: ItemFilter, rules: Rules) -> Found:

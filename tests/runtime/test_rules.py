@@ -1,6 +1,7 @@
 """Whatever the catalogue and the request, rules hold: pins, blocks, caps, boosts and diversity, alone and together."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.retriever import FlatRetriever
-from fathom.runtime.rules import Arrangement, Found, Ranking, Rules, arrange, without_pins
+from fathom.runtime.rules import (
+    LARGEST_POOL,
+    MOST_DIVERSE,
+    Arrangement,
+    Found,
+    Ranking,
+    Rules,
+    arrange,
+    without_pins,
+)
 
 WIDTH = 4
 NAMES = ("a", "b", "c")
@@ -60,7 +70,10 @@ class World:
         def scores(items: np.ndarray) -> np.ndarray:
             return self.scores(rules)[items]
 
-        ranking = Ranking(best, scores, self.vectors.take, self.categories.__getitem__)
+        def members(names: Sequence[str]) -> np.ndarray:
+            return np.array([not set(names).isdisjoint(of) for of in self.categories])
+
+        ranking = Ranking(best, scores, self.vectors.take, self.categories.__getitem__, members)
         arrangement = Arrangement(rules, ItemFilter(exclude=self.blocked))
         return arrange(self.k, without_pins(keep, rules), arrangement, ranking)
 
@@ -146,6 +159,52 @@ def test_every_item_is_the_one_that_maximal_marginal_relevance_chooses_next(seed
         else:
             assert worth[item] >= max(worth.values()) - 1e-6
         left.remove(item)
+
+
+@pytest.mark.parametrize("caps", [{}, {"": 2_000}])
+def test_diversity_looks_at_no_more_vectors_for_a_thousand_items_than_for_its_places(caps: dict[str, int]) -> None:
+    n, rng = 5_000, np.random.default_rng(0)
+    vectors = rng.normal(size=(n, WIDTH)).astype(np.float32)
+    looked_up: list[int] = []
+
+    def best(k: int, keep: ItemFilter) -> Found:
+        left = np.setdiff1d(np.arange(n), keep.exclude)[:k]
+        return left, (n - left).astype(np.float32)
+
+    def vectors_of(items: np.ndarray) -> np.ndarray:
+        looked_up.append(len(items))
+        return vectors[items]
+
+    ranking = Ranking(best, lambda items: n - items, vectors_of, lambda _: ("a",), lambda _: np.zeros(n, np.bool_))
+    arrangement = Arrangement(Rules(caps=caps, diversity=0.9), ItemFilter())
+    items = arrange(1_000, ItemFilter(), arrangement, ranking)[0]
+    assert looked_up == [LARGEST_POOL]
+    assert len(set(items.tolist())) == 1_000
+    behind = items[MOST_DIVERSE:].tolist()
+    assert behind == sorted(behind)
+    assert items[:MOST_DIVERSE].tolist() != sorted(items[:MOST_DIVERSE].tolist())
+
+
+def test_what_was_looked_at_and_full_categories_are_not_searched_again() -> None:
+    n, searched = 10_000, []
+
+    def best(k: int, keep: ItemFilter) -> Found:
+        kept = np.ones(n, np.bool_) if keep.mask is None else keep.mask.copy()
+        kept[keep.exclude] = False
+        searched.append(int(kept.sum()))
+        left = kept.nonzero()[0][:k]
+        return left, (n - left).astype(np.float32)
+
+    def category(item: int) -> Sequence[str]:
+        return ("common",) if item < n - 5 else ("rare",)
+
+    def members(names: Sequence[str]) -> np.ndarray:
+        return np.array([category(item)[0] in names for item in range(n)])
+
+    ranking = Ranking(best, lambda items: n - items, lambda items: items, category, members)
+    items = arrange(5, ItemFilter(), Arrangement(Rules(caps={"": 3}), ItemFilter()), ranking)[0]
+    assert items.tolist() == [0, 1, 2, n - 5, n - 4]
+    assert searched == [n, 5]
 
 
 @pytest.mark.parametrize("depth", [0, 8])

@@ -51,6 +51,12 @@ def refusal(call: object) -> tuple[grpc.StatusCode, str]:
         (request(depth=5), NOT_FOUND, "depth 5"),
         (request(depth=2**32 - 1), NOT_FOUND, "depth 4294967295"),
         (request(filter=pb.Filter(categories=["opera"])), NOT_FOUND, "'opera'"),
+        (request(filter=pb.Filter(exclude_item_ids=["x"] * 10_001)), INVALID, "10001 exclude_item_ids, at most 10000"),
+        (request(filter=pb.Filter(allow_item_ids=["x"] * 10_001)), INVALID, "10001 allow_item_ids, at most 10000"),
+        (request(filter=pb.Filter(categories=["space"] * 101)), INVALID, "101 categories, at most 100"),
+        (request(filter=pb.Filter(ranges=[pb.Range(attribute="price")] * 21)), INVALID, "21 ranges, at most 20"),
+        (request(filter=pb.Filter(seen_types=["view"] * 101)), INVALID, "101 seen_types, at most 100"),
+        (request(filter=pb.Filter(block_lists=["all"] * 101)), INVALID, "101 block_lists, at most 100"),
         (request(request_id="x" * 129), INVALID, "129 bytes, at most 128"),
         (request(request_id="é" * 65), INVALID, "130 bytes, at most 128"),
     ],
@@ -77,8 +83,16 @@ def test_a_bad_request_gets_its_status_alone_and_in_a_batch(
         request(request_id="x" * 128),
         request(item_ids=["item-1"] * 10_000),
         request(k=50),
+        request(filter=pb.Filter(exclude_item_ids=["x"] * 10_000, categories=["comedy", "drama"] * 50)),
     ],
-    ids=["equal times", "first and last time", "longest request_id", "longest history", "the whole catalogue"],
+    ids=[
+        "equal times",
+        "first and last time",
+        "longest request_id",
+        "longest history",
+        "the whole catalogue",
+        "longest filter",
+    ],
 )
 def test_what_is_just_within_the_limits_is_answered(stub: Stub, good: pb.RecommendRequest) -> None:
     assert len(stub.Recommend(good, timeout=10).items) >= 10
