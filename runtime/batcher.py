@@ -70,6 +70,7 @@ class Batcher(Generic[Work, Result]):
         self._running = 0
         self._failures = 0
         self._closed = False
+        self._waking = False
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -185,6 +186,7 @@ class Batcher(Generic[Work, Result]):
             raise
 
     def _push(self, entry: Entry[Job[Work, Result]]) -> None:
+        assert self._loop is not None, "start() comes first"
         with self._changed:
             if self._closed:
                 raise UnavailableError(CLOSED)
@@ -192,6 +194,15 @@ class Batcher(Generic[Work, Result]):
                 raise self._overload()
             entry.credit_s = self._credit_s(entry.depth, entry.length, entry.client)
             self._lanes.push(entry)
+        if not self._waking:
+            # Once for all that the event loop lets in at a time: so they become one batch.
+            self._waking = True
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        """Let the engine's thread look."""
+        self._waking = False
+        with self._changed:
             self._changed.notify()
 
     def _credit_s(self, depth: int, length: int, client: str) -> float:
