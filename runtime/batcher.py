@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.cost import CostModel, Lag
 from fathom.runtime.lanes import Entry, Lanes, Taken
+from fathom.runtime.shares import ANYBODY, Client
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -97,13 +98,12 @@ class Batcher(Generic[Work, Result]):
         lost = self._thread is not None and not self._thread.is_alive()
         return lost or self._failures >= MOST_FAILURES
 
-    def queue_s(self, depth: int, length: int, *, now_s: float, deadline_s: float | None, client: str = "") -> float:
-        """Median seconds until a new request of this depth and so many items to be computed would start."""
+    def queue_s(self, *, now_s: float, deadline_s: float | None, client: Client = ANYBODY) -> float:
+        """Median seconds until a new request would start, whatever its depth."""
         queue_s = 0.0
         if len(self._lanes):
             with self._changed:
-                urgency_s = self._lanes.urgency_s(now_s, deadline_s) - self._credit_s(depth, length, client)
-                ahead = self._lanes.ahead(urgency_s)
+                ahead = self._lanes.ahead(self._lanes.urgency_s(now_s, deadline_s), client)
                 queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)
                 queue_s *= self._lanes.share(client)
         if self._running:
@@ -131,13 +131,13 @@ class Batcher(Generic[Work, Result]):
         length: int,
         arrival_s: float,
         deadline_s: float | None,
-        client: str = "",
+        client: Client = ANYBODY,
         runs: int = 1,
         probe: bool = False,
     ) -> Entry[Job[Work, Result]]:
-        """Let work wait for the engine, clients in turn; ``done`` gets its result, unless it is cancelled before.
+        """Let work wait for the engine; ``done`` gets its result, unless it is cancelled before.
 
-        ``runs``: as how many requests it counts, by its cost.
+        ``client``: clients share the engine. ``runs``: as how many requests it counts, by its cost.
         ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows.
         Raises OverloadError (the queue is full) or UnavailableError (closed). ``done`` may get DeadlineError (it can no
         longer be met) or UnavailableError (closed, or the engine failed), and must not raise.
@@ -152,7 +152,7 @@ class Batcher(Generic[Work, Result]):
     def cancel(self, entry: Entry[Job[Work, Result]]) -> None:
         """Take work out of its lane; nothing where it no longer waits."""
         with self._changed:
-            self._lanes.cancel(entry)
+            self._lanes.cancel(entry, self._clock())
         self._note_idle()
 
     async def run(
@@ -191,8 +191,8 @@ class Batcher(Generic[Work, Result]):
             if self._closed:
                 raise UnavailableError(CLOSED)
             if self._lanes.full(entry.client):
-                raise self._overload()
-            entry.credit_s = self._credit_s(entry.depth, entry.length, entry.client)
+                raise self._overload(entry.client)
+            entry.work_s = entry.runs * self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
             self._lanes.push(entry)
         if not self._waking:
             # Once for all that the event loop lets in at a time: so they become one batch.
@@ -204,11 +204,6 @@ class Batcher(Generic[Work, Result]):
         self._waking = False
         with self._changed:
             self._changed.notify()
-
-    def _credit_s(self, depth: int, length: int, client: str) -> float:
-        """How much more urgent a request is because its client has fewer waiting than another."""
-        lead = self._lanes.lead(client)
-        return lead * self._cost.each_s(depth, self._lanes.bucket(length)) if lead else 0.0
 
     async def idle(self) -> None:
         """Return when nothing waits and nothing runs: at once where that is so. May be awaited by several."""
@@ -225,8 +220,8 @@ class Batcher(Generic[Work, Result]):
             self._thread.join()
             self._thread = None
 
-    def _overload(self) -> OverloadError:
-        queue_s = self._cost.queue_s(self._lanes.ahead(math.inf), self._lanes.batch_limit)
+    def _overload(self, client: Client) -> OverloadError:
+        queue_s = self._cost.queue_s(self._lanes.ahead(math.inf), self._lanes.batch_limit) * self._lanes.share(client)
         text = f"{len(self._lanes)} requests are waiting, which is the most; try again in {queue_s * 1e3:.0f} ms"
         return OverloadError(text, retry_after_s=queue_s)
 

@@ -6,6 +6,7 @@ from fathom.runtime.batcher import Batcher
 from fathom.runtime.depth_zero import DepthZero
 from fathom.runtime.prefix_cache import CacheHits
 from fathom.runtime.runner import BatchItem, BatchResult
+from fathom.runtime.shares import Client
 
 
 class BatcherEstimates(NamedTuple):
@@ -20,7 +21,7 @@ class BatcherEstimates(NamedTuple):
     items: int
     now_s: float
     deadline_s: float
-    client: str
+    client: Client
     runs: int = 1
 
     @property
@@ -30,8 +31,7 @@ class BatcherEstimates(NamedTuple):
     def queue_s(self, depth: int) -> float:
         if not depth:
             return 0.0
-        length = self._length(depth)
-        return self.batcher.queue_s(depth, length, now_s=self.now_s, deadline_s=self.deadline_s, client=self.client)
+        return self.batcher.queue_s(now_s=self.now_s, deadline_s=self.deadline_s, client=self.client)
 
     def cost_s(self, depth: int, *, cached: bool = True) -> float:
         if self.zero is not None and not depth:

@@ -1,24 +1,29 @@
 """Who goes next: the queue of waiting requests, without threads, event loop or clock.
 
 One lane per (depth, length bucket), because one run of an engine has one depth and one padded length. Every entry has
-a fixed urgency: its deadline, but never later than its arrival plus the patience. The lane that holds the most urgent
-entry goes next, and within it the most urgent entries. Urgency never changes and what arrives later has a later one
-in the end, so nothing starves, with or without a deadline, however long that deadline.
+a fixed urgency: its deadline, but never later than its arrival plus the patience. Of one client the lane that holds the
+most urgent entry goes next, and within it the most urgent entries. Urgency never changes and what arrives later has a
+later one in the end, so nothing starves, with or without a deadline, however long that deadline.
 
-Clients share: a request goes before those of a client that has more waiting, as if each client were served in turn. So
-one that floods waits behind itself, and the others hardly notice.
+Between clients the work decides that each has had (see ``shares``), and urgency where that is equal. So one that floods
+waits behind itself, and the others hardly notice: they wait for the batch that runs, and not for the next.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, Protocol, TypeVar
+
+from fathom.runtime.shares import ANYBODY, Client, Share, Shares
 
 Payload = TypeVar("Payload")
 
 SHORTEST_BUCKET = 16
+# What a lane keeps of clients and entries that are gone before that is worth clearing away.
+FEW = 64
 
 # (depth, upper end of the length bucket)
 Cell = tuple[int, int]
@@ -36,7 +41,7 @@ class BatchCost(Protocol):
 class Entry(Generic[Payload]):
     """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to.
 
-    ``credit_s``: how much more urgent it is than its times say. ``runs``: as how many requests it counts, by its cost.
+    ``runs``: as how many requests it counts, by its cost. ``work_s``: the engine's time that its client pays for it.
     """
 
     depth: int
@@ -44,9 +49,10 @@ class Entry(Generic[Payload]):
     arrival_s: float
     deadline_s: float | None
     payload: Payload
-    client: str = ""
-    credit_s: float = 0.0
+    client: Client = ANYBODY
     runs: int = 1
+    work_s: float = 0.0
+    share: Share | None = None
     waiting: bool = False
 
 
@@ -63,18 +69,120 @@ class Taken(Generic[Payload]):
     late: list[Entry[Payload]]
 
 
-@dataclass(slots=True, eq=False)
+class _Heap(Generic[Payload]):
+    """What waits in one lane of one share: a client's entries by urgency, or the shares below by turn, then urgency.
+
+    Of a share below, only the item that is its ``place`` counts. It may be too early (the share has been served, or its
+    first entry is gone); that shows when it surfaces. Cancelled entries stay until they surface, or are cleared away.
+    """
+
+    __slots__ = ("above", "entries", "place", "places", "share")
+
+    def __init__(self, share: Share, above: "_Heap[Payload] | None") -> None:
+        self.share = share
+        self.above = above
+        self.entries: list[_Ranked[Payload]] = []
+        self.places: list[_Place[Payload]] = []
+        self.place: _Place[Payload] | None = None
+
+    def first(self) -> "_Ranked[Payload] | None":
+        """Who goes next, if anybody waits; afterwards it is at the top all the way down."""
+        places = self.places
+        while places:
+            place = places[0]
+            below = place[3]
+            if below.place is not place:
+                heappop(places)
+                continue
+            found = below.first()
+            if found is None:
+                below.place = None
+                heappop(places)
+            elif found[1] == place[2] and below.share.turn == place[0]:
+                return found
+            else:
+                below.place = (below.share.turn, found[0], found[1], below)
+                heapreplace(places, below.place)
+        entries = self.entries
+        while entries and not entries[0][2].waiting:
+            heappop(entries)
+        return entries[0] if entries else None
+
+    def __lt__(self, _: object) -> bool:
+        # Of two places that are alike only one counts.
+        return False
+
+
+# Urgency, order of arrival (unlike for any two), entry.
+_Ranked = tuple[float, int, Entry[Payload]]
+# Turn, urgency and order of arrival of a share's first entry.
+_Place = tuple[float, float, int, _Heap[Payload]]
+
+
 class _Lane(Generic[Payload]):
-    """A heap of (urgency, order of arrival, entry); cancelled entries stay in it until they surface or outnumber."""
+    """The entries of one lane: ``live`` of them, which count as ``runs``."""
 
-    heap: list[tuple[float, int, Entry[Payload]]]
-    live: int = 0
-    runs: int = 0
+    __slots__ = ("_all", "_heaps", "_stale", "live", "runs")
 
-    def settle(self) -> None:
-        """Remove cancelled entries from the top; afterwards the top, if any, is waiting."""
-        while self.heap and not self.heap[0][2].waiting:
-            heappop(self.heap)
+    def __init__(self, everybody: Share) -> None:
+        self._all: _Heap[Payload] = _Heap(everybody, None)
+        self._heaps = {everybody: self._all}
+        self._stale = 0
+        self.live = 0
+        self.runs = 0
+
+    def push(self, share: Share, ranked: _Ranked[Payload]) -> None:
+        """Add an entry of this share."""
+        if self._stale > 4 * self.live + FEW:
+            self._tidy()
+        self.live += 1
+        self.runs += ranked[2].runs
+        self._place(share, ranked)
+
+    def _place(self, share: Share, ranked: _Ranked[Payload]) -> None:
+        heap = self._heaps.get(share) or self._heap(share)
+        heappush(heap.entries, ranked)
+        urgency_s, order, _ = ranked
+        while (above := heap.above) is not None:
+            place = (heap.share.turn, urgency_s, order, heap)
+            if heap.place is not None and heap.place < place:
+                return
+            heap.place = place
+            heappush(above.places, place)
+            heap = above
+
+    def _heap(self, share: Share) -> _Heap[Payload]:
+        assert share.parent is not None
+        above = self._heaps.get(share.parent) or self._heap(share.parent)
+        heap = self._heaps[share] = _Heap(share, above)
+        self._stale += 1
+        return heap
+
+    def first(self) -> _Ranked[Payload]:
+        """Who goes next, of a lane in which anybody waits."""
+        found = self._all.first()
+        assert found is not None
+        return found
+
+    def remove(self, entry: Entry[Payload]) -> None:
+        """It does not wait any more."""
+        entry.waiting = False
+        self.live -= 1
+        self.runs -= entry.runs
+        self._stale += 1
+
+    def ranked(self) -> list[_Ranked[Payload]]:
+        """All that wait."""
+        return [each for heap in self._heaps.values() for each in heap.entries if each[2].waiting]
+
+    def _tidy(self) -> None:
+        left, everybody = self.ranked(), self._all.share
+        self._all = _Heap(everybody, None)
+        self._heaps = {everybody: self._all}
+        for each in left:
+            assert each[2].share is not None
+            self._place(each[2].share, each)
+        self._stale = 0
 
 
 def length_buckets(max_history: int, *, cached: bool = False) -> tuple[int, ...]:
@@ -102,32 +210,23 @@ class Lanes(Generic[Payload]):
 
     def __post_init__(self) -> None:
         self._lanes: dict[Cell, _Lane[Payload]] = {}
+        # Those in which nothing waits now.
+        self._empty: dict[Cell, _Lane[Payload]] = {}
         self._order = count()
-        self._live = 0
-        self._clients: dict[str, int] = {}
+        self._shares = Shares()
 
     def __len__(self) -> int:
         """Entries that wait."""
-        return self._live
+        return self._shares.all.waiting
 
-    def full(self, client: str = "") -> bool:
+    def full(self, client: Client = ANYBODY) -> bool:
         """Whether no further entry of a client may wait: the queue is full, and the client has its part of it."""
-        if self._live < self.max_queue:
-            return False
-        own = self._clients.get(client, 0)
-        clients = len(self._clients) + (own == 0)
-        return own >= self.max_queue // clients
+        return len(self) >= self.max_queue and self._shares.has_its_part(client, self.max_queue)
 
-    def lead(self, client: str) -> int:
-        """How many more entries wait of the client that has most than of this one."""
-        return max(self._clients.values(), default=0) - self._clients.get(client, 0)
-
-    def share(self, client: str) -> float:
-        """The part of what waits that goes before the next entry of a client, if each is served in turn."""
-        turn = self._clients.get(client, 0) + 1
-        if self.lead(client) <= 1:
-            return 1.0
-        return sum(min(waiting, turn) for waiting in self._clients.values()) / self._live
+    def share(self, client: Client = ANYBODY) -> float:
+        """The part of the work that waits which is done before the next entry of a client; about."""
+        everything_s = self._shares.all.work_s
+        return min(1.0, self._shares.before_s(client) / everything_s) if everything_s else 1.0
 
     def bucket(self, length: int) -> int:
         """The upper end of the bucket that a history of this length belongs to."""
@@ -138,55 +237,55 @@ class Lanes(Generic[Payload]):
         return max(1, min(self.max_batch, self.max_batch_tokens // max(1, length)))
 
     def urgency_s(self, arrival_s: float, deadline_s: float | None) -> float:
-        """When an entry should be answered: what the order of service follows."""
+        """When an entry should be answered: what the order of a client's entries follows."""
         patient = arrival_s + self.patience_s
         return patient if deadline_s is None else min(deadline_s, patient)
 
     def push(self, entry: Entry[Payload]) -> None:
         """Add an entry to a queue that is not full."""
-        assert not self.full(entry.client)
         key = (entry.depth, self.bucket(entry.length))
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane([])
+            lane = self._lanes[key] = self._empty.pop(key) if key in self._empty else _Lane(self._shares.all)
         entry.waiting = True
-        urgency_s = self.urgency_s(entry.arrival_s, entry.deadline_s) - entry.credit_s
-        heappush(lane.heap, (urgency_s, next(self._order), entry))
-        lane.live += 1
-        lane.runs += entry.runs
-        self._live += 1
-        self._clients[entry.client] = self._clients.get(entry.client, 0) + 1
+        entry.share = share = self._shares.of(entry.client)
+        share.enter(entry.work_s)
+        lane.push(share, (self.urgency_s(entry.arrival_s, entry.deadline_s), next(self._order), entry))
 
-    def cancel(self, entry: Entry[Payload]) -> bool:
-        """Remove an entry; False when it no longer waits."""
+    def cancel(self, entry: Entry[Payload], now_s: float = -math.inf) -> bool:
+        """Remove an entry; False when it no longer waits.
+
+        Unless its deadline has passed, its client pays for it, up to the patience: else who asks and cancels could keep
+        the server busy for nothing.
+        """
         if not entry.waiting:
             return False
-        entry.waiting = False
+        assert entry.share is not None
+        if entry.deadline_s is None or now_s < entry.deadline_s:
+            entry.share.pay(entry.work_s, self.patience_s)
         key = (entry.depth, self.bucket(entry.length))
-        lane = self._lanes[key]
-        self._forget(lane, entry)
-        if lane.live == 0:
-            del self._lanes[key]
-        elif len(lane.heap) > 2 * lane.live + 16:
-            lane.heap = [item for item in lane.heap if item[2].waiting]
-            heapify(lane.heap)
+        self._remove(key, self._lanes[key], entry)
         return True
 
     def clear(self) -> list[Entry[Payload]]:
         """Remove and return everything that waits."""
-        left = [item[2] for lane in self._lanes.values() for item in lane.heap if item[2].waiting]
+        left = [ranked[2] for lane in self._lanes.values() for ranked in sorted(lane.ranked())]
         for entry in left:
             entry.waiting = False
         self._lanes.clear()
-        self._clients.clear()
-        self._live = 0
+        self._empty.clear()
+        self._shares = Shares()
         return left
 
-    def ahead(self, urgency_s: float) -> Iterator[tuple[int, int, int]]:
-        """(depth, bucket, runs) of the lanes that go before a new entry of this urgency, counted whole."""
+    def ahead(self, urgency_s: float, client: Client = ANYBODY) -> Iterator[tuple[int, int, int]]:
+        """(depth, bucket, runs), whole, of the lanes of which ``share`` goes before a new entry of this urgency.
+
+        All but those in which the client itself has the next turn, and nothing as urgent.
+        """
+        own = self._shares.find(client)
         for (depth, length), lane in self._lanes.items():
-            lane.settle()
-            if lane.heap[0][0] <= urgency_s:
+            first = lane.first()
+            if first[0] <= urgency_s or first[2].share is not own:
                 yield depth, length, lane.runs
 
     def take(self, now_s: float, cost: BatchCost) -> Taken[Payload] | None:
@@ -196,38 +295,35 @@ class Lanes(Generic[Payload]):
         of its entries to make its own.
         """
         late: list[Entry[Payload]] = []
-        for key in list(self._lanes):
-            self._drop_late(key, now_s, cost, late)
-        if not self._lanes:
+        tops: list[tuple[_Ranked[Payload], Cell]] = []
+        for key, lane in list(self._lanes.items()):
+            first = self._first_in_time(key, lane, now_s, cost, late)
+            if first is not None:
+                tops.append((first, key))
+        if not tops:
             return Taken(0, 0, [], late) if late else None
-        depth, length = key = min(self._lanes, key=lambda key: self._lanes[key].heap[0][:2])
+        depth, length = key = tops[0][1] if len(tops) == 1 else _next(tops)
         return Taken(depth, length, self._fill(key, now_s, cost, late), late)
 
-    def _drop_late(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> None:
-        """Remove from the top of a lane what can no longer make it: only a lane's first viable entry may rank it."""
-        lane = self._lanes[key]
+    def _first_in_time(
+        self, key: Cell, lane: _Lane[Payload], now_s: float, cost: BatchCost, late: list[Entry[Payload]]
+    ) -> _Ranked[Payload] | None:
+        """Who goes next in a lane; whoever cannot make it any more is moved to ``late``."""
         while lane.live:
-            lane.settle()
-            entry = lane.heap[0][2]
+            first = lane.first()
+            entry = first[2]
             if entry.deadline_s is None or cost.largest(*key, entry.deadline_s - now_s) >= entry.runs:
-                return
-            late.append(self._pop(lane))
-        del self._lanes[key]
+                return first
+            late.append(self._remove(key, lane, entry))
+        return None
 
-    def _pop(self, lane: _Lane[Payload]) -> Entry[Payload]:
-        """Remove the top of a settled lane."""
-        entry = heappop(lane.heap)[2]
-        entry.waiting = False
-        self._forget(lane, entry)
+    def _remove(self, key: Cell, lane: _Lane[Payload], entry: Entry[Payload]) -> Entry[Payload]:
+        assert entry.share is not None
+        entry.share.leave(entry.work_s)
+        lane.remove(entry)
+        if not lane.live:
+            self._empty[key] = self._lanes.pop(key)
         return entry
-
-    def _forget(self, lane: _Lane[Payload], entry: Entry[Payload]) -> None:
-        lane.live -= 1
-        lane.runs -= entry.runs
-        self._live -= 1
-        self._clients[entry.client] -= 1
-        if not self._clients[entry.client]:
-            del self._clients[entry.client]
 
     def _fill(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> list[Entry[Payload]]:
         """The batch of one lane; what can no longer make it goes to ``late``."""
@@ -236,11 +332,10 @@ class Lanes(Generic[Payload]):
         batch: list[Entry[Payload]] = []
         runs = 0
         while lane.live and runs < limit:
-            lane.settle()
-            entry = lane.heap[0][2]
+            entry = lane.first()[2]
             most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s)
             if most is not None and most < entry.runs:
-                late.append(self._pop(lane))
+                late.append(self._remove(key, lane, entry))
                 continue
             allowed = limit if most is None else min(limit, most)
             if batch and runs + entry.runs > allowed:
@@ -248,7 +343,16 @@ class Lanes(Generic[Payload]):
                 break
             limit = allowed
             runs += entry.runs
-            batch.append(self._pop(lane))
-        if not lane.live:
-            del self._lanes[key]
+            assert entry.share is not None
+            entry.share.serve(entry.work_s)
+            batch.append(self._remove(key, lane, entry))
         return batch
+
+
+def _next(tops: list[tuple[_Ranked[Payload], Cell]]) -> Cell:
+    """Of several lanes the one that goes next, by who goes next in each: level by level, as within a lane."""
+    ranked = [(entry.share.path(), urgency_s, order, key) for (urgency_s, order, entry), key in tops if entry.share]
+    for level in range(len(Client._fields)):
+        path, *_ = min(ranked, key=lambda each: (each[0][level].turn, *each[1:3]))
+        ranked = [each for each in ranked if each[0][level] is path[level]]
+    return min(ranked, key=lambda each: each[1:3])[3]

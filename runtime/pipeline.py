@@ -37,6 +37,7 @@ from fathom.runtime.reasons import Reasons
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
+from fathom.runtime.shares import Client
 from fathom.selector.choice import Choice, DepthRequest
 from fathom.selector.chooser import DepthChooser
 
@@ -174,7 +175,7 @@ class Pipeline:
         else:
             self._cache = PrefixCache(self._cache.most_bytes)
 
-    def admit(self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float, client: str) -> None:
+    def admit(self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float, client: Client) -> None:
         """Raise OverloadError or DeadlineError where ``recommend`` surely would, before a request is read.
 
         ``items``: of its history. Soon after a refusal others are likely, and this is all that they may cost; at other

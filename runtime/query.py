@@ -14,6 +14,7 @@ from fathom.runtime.item_filter import Indices, ItemFilter, Mask, Scores
 from fathom.runtime.prefix_cache import Owner, Reused
 from fathom.runtime.reasons import LeaveOneOut, Reasons
 from fathom.runtime.rules import Arrangement, Rules, without_pins
+from fathom.runtime.shares import ANYBODY, Client
 from fathom.selector.choice import Choice
 
 
@@ -35,7 +36,7 @@ class IndexedQuery:
     exactly this one. ``deadline_s``: on the clock of ``time.monotonic``.
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``seen``: in place of the history, the item indices that
-    are left out as seen (None = the history). ``client``: whose it is; clients are served in turn.
+    are left out as seen (None = the history). ``client``: whose it is; clients share the engine.
     ``owner``: whose history it is, where that is known. ``include_reasons``: say which items of the history every
     answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
     """
@@ -51,7 +52,7 @@ class IndexedQuery:
     categories: frozenset[str] = frozenset()
     include_seen: bool = False
     seen: Sequence[int] | NDArray[np.integer] | None = None
-    client: str = ""
+    client: Client = ANYBODY
     owner: Owner | None = None
     include_reasons: bool = False
     ranges: Sequence[Range] = ()

@@ -180,7 +180,7 @@ class ServerSettings(BaseModel):
         ge=1,
         le=1_000_000,
         description="Requests that may wait for the engine. The next one gets RESOURCE_EXHAUSTED, unless its client has"
-        " less than its fair share waiting.",
+        " less than its fair share of requests and work waiting.",
     )
     backlog: int | None = Field(
         default=None,

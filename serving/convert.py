@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
+from ipaddress import IPv6Address, ip_address
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -23,13 +25,17 @@ from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery, Range
 from fathom.runtime.reasons import Source
 from fathom.runtime.rules import Rules
+from fathom.runtime.shares import ANYBODY, Client
 from fathom.selector.choice import DepthReason
 from fathom.serving.history.contract import StoredEvent
 from fathom.serving.limits import check_boost, check_id
 from fathom.serving.requested_rules import ServerRules, check_rules, indexed_rules
 
-#: Metadata that names a client.
+#: Metadata that names a client, and how much of a name counts.
 CLIENT_KEY = "fathom-client"
+LONGEST_CLIENT = 256
+#: Clients whose connection and name have been read.
+KEPT_CLIENTS = 4_096
 MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 MOST_ITEMS, MOST_OF_AN_ITEM = 1_000, 100
@@ -87,7 +93,11 @@ class Converter:
         self._blocked: dict[str, tuple[int, np.ndarray]] = {}
 
     def query(
-        self, request: pb.RecommendRequest, deadline_s: float | None, client: str = "", owner: Owner | None = None
+        self,
+        request: pb.RecommendRequest,
+        deadline_s: float | None,
+        client: Client = ANYBODY,
+        owner: Owner | None = None,
     ) -> tuple[IndexedQuery, int]:
         """The IndexedQuery of a client's request, and the number of unknown items in its history.
 
@@ -402,12 +412,35 @@ def deadline_of(time_remaining_s: float | None) -> float | None:
     return None if time_remaining_s is None else time.monotonic() + time_remaining_s
 
 
-def client_of(context: Any) -> str:
-    """Whose call it is: what CLIENT_KEY of its metadata says, else its connection."""
+def client_of(context: Any) -> Client:
+    """Whose call it is: its peer's address, its connection, and the name that CLIENT_KEY of its metadata claims."""
     for key, value in context.invocation_metadata() or ():
         if key == CLIENT_KEY:
-            return str(value)
-    return str(context.peer())
+            return _client(context.peer(), value[:LONGEST_CLIENT])
+    return _client(context.peer(), "")
+
+
+@lru_cache(KEPT_CLIENTS)
+def _client(peer: str, name: str) -> Client:
+    return Client(address_of(peer), peer, name)
+
+
+def address_of(peer: str) -> str:
+    """What the connections of one host have in common, of gRPC's ``ipv4:1.2.3.4:5``, ``ipv6:%5B::1%5D:5``, ``unix:``.
+
+    Of IPv6 the network of 64 bits: a host has as many addresses in it as it likes.
+    """
+    scheme, _, rest = peer.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return peer
+    host = unquote(rest.rpartition(":")[0]).strip("[]").partition("%")[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return peer
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or IPv6Address(int(address) >> 64 << 64)
+    return str(address)
 
 
 def _check_filter(wanted: pb.Filter) -> None:

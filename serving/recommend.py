@@ -15,6 +15,7 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.pipeline import Leave
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer
+from fathom.runtime.shares import Client
 from fathom.serving.bundles import Bundles
 from fathom.serving.convert import client_of, use_history, user_of
 from fathom.serving.gate import Gate
@@ -54,7 +55,7 @@ class Recommend:
         return self.history
 
     def enter(
-        self, request: pb.RecommendRequest, deadline_s: float | None, client: str, owner: Owner | None, done: Done
+        self, request: pb.RecommendRequest, deadline_s: float | None, client: Client, owner: Owner | None, done: Done
     ) -> Leave:
         """Begin to answer a request that has its history; ``done`` may be called before this returns.
 
@@ -89,7 +90,7 @@ class Recommend:
         use_history(request, events)
         return owner
 
-    async def answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
+    async def answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: Client) -> bytes:
         """An encoded RecommendResponse, for a request of many; raises why there is none."""
         owner = await self.read_history(request) if request.user_id else None
         found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -153,7 +154,7 @@ class _Recommending:
         except Exception as error:
             self._done(error)
 
-    async def _after_history(self, request: pb.RecommendRequest, client: str) -> None:
+    async def _after_history(self, request: pb.RecommendRequest, client: Client) -> None:
         try:
             owner = await self._service.read_history(request)
             self._leave = self._service.enter(request, self._call.deadline_s, client, owner, self._done)

@@ -16,6 +16,7 @@ import grpc
 from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.runtime.shares import Client
 from fathom.serving.bundles import ReloadResult
 from fathom.serving.catalogues import Catalogues, Changed
 from fathom.serving.convert import (
@@ -230,7 +231,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         with self.metrics.using_history("append"):
             return await (self.counter or history).append(user_id, events)
 
-    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: str) -> bytes:
+    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: Client) -> bytes:
         """One request of many: an encoded RecommendResult."""
         try:
             return result_of(await self.recommend.answer(request, deadline_s, client))

@@ -135,7 +135,7 @@ def test_cancelled_entries_do_not_pile_up() -> None:
         queue.push(gone)
         queue.cancel(gone)
     (lane,) = queue._lanes.values()
-    assert len(lane.heap) < 50
+    assert sum(len(heap.entries) + len(heap.places) for heap in lane._heaps.values()) < 200
     assert take(queue)[0] == ["stays"]
 
 
@@ -160,77 +160,6 @@ arrivals = st.builds(
 cancels = st.builds(lambda i: ("cancel", i), st.integers(0, 200))
 runs = st.builds(lambda each: ("take", each), st.sampled_from([0.0, 0.1, 1.0]))
 waits = st.builds(lambda seconds: ("wait", seconds), st.floats(0, 5))
-
-
-def of(client: str, count: int, queue: Lanes[str], *, each_s: float = 1.0) -> None:
-    """So many requests of a client, as the batcher pushes them."""
-    for number in range(count):
-        new = entry(f"{client}{number}")
-        new.client = client
-        new.credit_s = queue.lead(client) * each_s
-        queue.push(new)
-
-
-def test_a_client_that_floods_waits_behind_itself() -> None:
-    queue = lanes(max_batch=1)
-    of("a", 50, queue)
-    of("b", 2, queue)
-    assert queue.lead("a") == 0
-    assert queue.lead("b") == 48
-    assert [take(queue)[0] for _ in range(4)] == [["b0"], ["b1"], ["a0"], ["a1"]]
-    # Once the queue is worked off, nothing of it is left.
-    while take(queue)[0]:
-        pass
-    assert (queue.lead("a"), queue.share("b"), len(queue)) == (0, 1.0, 0)
-
-
-def test_of_what_waits_only_as_much_of_each_client_goes_first_as_of_oneself() -> None:
-    queue = lanes()
-    of("a", 30, queue)
-    assert queue.share("a") == 1.0
-    assert queue.share("b") == 1 / 30
-    of("b", 2, queue)
-    assert queue.share("b") == (3 + 2) / 32
-    assert queue.share("c") == 2 / 32
-
-
-def test_a_full_queue_has_room_for_clients_that_lack_their_part() -> None:
-    queue = lanes(max_queue=10)
-    of("a", 10, queue)
-    assert queue.full("a")
-    assert not queue.full("b")
-    of("b", 5, queue)
-    assert queue.full("b")
-    assert not queue.full("c")
-    of("c", 3, queue)
-    assert queue.full("c")
-    assert len(queue) == 18
-
-
-def test_under_a_flood_the_others_keep_their_deadlines() -> None:
-    """One client asks for five times what the engine can do, another for a tenth; 50 ms, 4 ms each, one at a time."""
-    each_s, deadline_s = 0.004, 0.05
-    queue = lanes(max_batch=1, max_queue=1000)
-    cost = FlatCost(each_s)
-    answered = {"a": 0, "b": 0}
-    asked = {"a": 0, "b": 0}
-    free_s = 0.0
-    for tick in range(4_000):
-        now_s = tick * 0.0008
-        for client in ("a", "b") if tick % 50 == 0 else ("a",):
-            asked[client] += 1
-            ahead_s = max(0.0, free_s - now_s) + len(queue) * each_s * queue.share(client)
-            if ahead_s + each_s <= deadline_s:
-                new = entry(client, at=now_s, deadline=now_s + deadline_s)
-                new.client = client
-                new.credit_s = queue.lead(client) * each_s
-                queue.push(new)
-        while free_s <= now_s and (taken := queue.take(now_s, cost)) is not None:
-            for done in taken.batch:
-                answered[done.payload] += 1
-                free_s = now_s + each_s
-    assert answered["b"] >= 0.95 * asked["b"]
-    assert answered["a"] + answered["b"] >= 0.95 * 4_000 * 0.0008 / each_s
 
 
 @given(st.lists(arrivals | arrivals | cancels | runs | waits, max_size=80))
