@@ -29,6 +29,7 @@ MODULES = (
     "systems.reasons",
     "systems.rules",
     "systems.grpc_echo",
+    "systems.front",
     "systems.server_start",
     "systems.returning",
     "systems.score",

@@ -1,6 +1,7 @@
 """A real server to measure: `fathom serve` on a free port, in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -15,6 +17,13 @@ from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
 
 METHOD = "/fathom.v1.Recommender/Recommend"
+
+
+class ThreadTime(NamedTuple):
+    """What the kernel calls a thread, and the processor time that it has had so far, in seconds."""
+
+    name: str
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,24 @@ def started(bundle: Path, *options: str, log: Path | None = None) -> Iterator[St
             process.terminate()
 
 
+@contextmanager
+def started_module(module: str, *arguments: str) -> Iterator[StartedServer]:
+    """Another server, which prints its port once it serves: ``python -m module``.
+
+    Raises UnavailableError when it ends before.
+    """
+    begin = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            port = process.stdout.readline()
+            if not port:
+                raise UnavailableError(f"{module}: the server did not start; its error is above")
+            yield StartedServer(f"127.0.0.1:{int(port)}", process.pid, time.perf_counter() - begin)
+        finally:
+            process.kill()
+
+
 def catalogue_ids(bundle: Path) -> list[str]:
     """The ids of a bundle's items; raises BundleError when it cannot be opened."""
     with Bundle.open(bundle) as opened:
@@ -64,3 +91,33 @@ def cpu_s(process: psutil.Process) -> float:
     """User and system time of a process so far, in seconds."""
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def threads_of(pid: int) -> dict[int, ThreadTime]:
+    """Of every thread of a process, by its id; the first thread has the process's. To the nanosecond on Linux."""
+    found = {}
+    for each in psutil.Process(pid).threads():
+        task = Path(f"/proc/{pid}/task/{each.id}")
+        try:
+            name, ran_ns = (task / "comm").read_text().strip(), int((task / "schedstat").read_text().split()[0])
+        except OSError:  # It has ended, or this is no Linux.
+            name, ran_ns = "", int((each.user_time + each.system_time) * 1e9)
+        found[each.id] = ThreadTime(name, ran_ns / 1e9)
+    return found
+
+
+@contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keep this thread, and the processes that it starts, on one of the cores that it may use, counted from 0.
+
+    On one with a lower number where there are not so many; anywhere, where the system cannot do that.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[min(number, len(before) - 1)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -9,12 +10,11 @@ import grpc
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 
-async def echo(answer: bytes) -> None:
-    """A bare server that answers everything with the same message; prints its port, runs until it is ended."""
-    response = pb.RecommendResponse.FromString(answer)
+async def serve(answer: Callable[[pb.RecommendRequest], pb.RecommendResponse]) -> None:
+    """A bare server with one method, Recommend; prints its port, runs until it is ended."""
 
     async def call(request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:  # noqa: ARG001
-        return response
+        return answer(request)
 
     handler = grpc.unary_unary_rpc_method_handler(
         call, pb.RecommendRequest.FromString, pb.RecommendResponse.SerializeToString
@@ -30,4 +30,5 @@ async def echo(answer: bytes) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(echo(bytes.fromhex(sys.argv[1])))
+    echoed = pb.RecommendResponse.FromString(bytes.fromhex(sys.argv[1]))
+    asyncio.run(serve(lambda _: echoed))

@@ -7,8 +7,6 @@ results/grpc_echo.json: requests per second at concurrency 32 as a ratio, latenc
 
 import asyncio
 import random
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,7 @@ import psutil
 
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import METHOD, catalogue_ids, cpu_s, started
+from fathom.benchmarks.server import METHOD, catalogue_ids, cpu_s, started, started_module
 from fathom.benchmarks.systems import echo_server
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
@@ -69,13 +67,8 @@ class Turn:
 @contextmanager
 def running_echo(answer: bytes) -> Iterator[tuple[str, int]]:
     """Address and process id of an echo server."""
-    command = [sys.executable, "-m", echo_server.__name__, answer.hex()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"127.0.0.1:{int(process.stdout.readline())}", process.pid
-        finally:
-            process.kill()
+    with started_module(echo_server.__name__, answer.hex()) as echo:
+        yield echo.address, echo.pid
 
 
 async def load(address: str, pid: int, requests: Sequence[bytes], concurrency: int, seconds: float) -> Figures:

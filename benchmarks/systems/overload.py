@@ -1,33 +1,32 @@
 """A server under more load than it can bear: goodput, and what becomes of the rest.
 
-Poisson arrivals at multiples of the rate that the deepest depth can answer; each request wants its answer within 50 ms
-and says so to the server, which wants the deepest depth for all. Goodput: requests/s that are answered in time; quality
-goodput: the sum of NDCG@10 per second that those answers give on average, by their depths. With the backlog that a
-server has by default and with a small one, each under a profile that allows depth 0 and under the same without it. The
-client runs beside the server and takes its
-part of the processor, so it does as little as it can: requests are encoded before, answers looked at afterwards.
-Writes results/overload.json, with --name NAME results/overload-NAME.json.
+Default settings; the server has a core, the client another. Poisson arrivals at multiples of the rate at which the
+deepest depth can answer; each request wants its answer within 50 ms and says so. Goodput: requests/s that are answered
+in time; quality goodput: the sum of NDCG@10 per second that those answers give on average, by their depths. Histories
+are as long as the data's, their items in an order of their own, so that no cache helps. Under the default profile,
+which allows depth 0, and under the same without it. Beside each goodput the most that is possible: what a core can
+answer if it also has to refuse the rest, from the processor time that an answer and a refusal cost. Writes
+results/overload.json, with --name NAME results/overload-NAME.json.
 """
 
-import asyncio
-import gc
+import random
 import tempfile
-import time
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
-import grpc
 import numpy as np
 import psutil
-import uvloop
 
-from fathom.benchmarks.load import closed_loop, open_loop
+from fathom.benchmarks.http2_load import Report, closed
+from fathom.benchmarks.http2_load import open as open_load
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import METHOD, StartedServer, started
+from fathom.benchmarks.server import StartedServer, on_core, started
+from fathom.benchmarks.systems.front import CLIENT_CORE, SERVER_CORE, TRANSPORTS
 from fathom.benchmarks.systems.routing_server import read_cases
 from fathom.edge_profiles import profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -35,81 +34,108 @@ from fathom.runtime.bundle import Bundle
 from fathom.training.dataset import Dataset
 
 SEED = 0
-DEADLINE_S = 0.05
-FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
-LOAD_S = 15.0
-#: Calls that gRPC holds unread; None: as by default.
-BACKLOGS = (None, 8)
-#: Of the closed loop that measures capacity.
-CONCURRENCY, ANSWERS = 64, 1_600
-ARMS = ("depth_0_backlog_default", "depth_0_backlog_8", "backlog_default", "backlog_8")
+DEADLINE_MS = 50
+FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+LOAD_S = 6.0
+TURNS = 5
+CONNECTIONS = 4
+#: Of the closed loops that measure what an answer costs, and a refusal.
+IN_FLIGHT, FEW = 64, 4
+CAPACITY_S = 3.0
+#: Nothing that the engine does at the deepest depth is as fast, so a server refuses at once.
+TOO_SHORT_MS = 2
+#: gRPC's numbers of what a refusal may be, and how little before its deadline the client may end a call by itself.
+RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED = 8, 4
+WATCH_MS = 1.0
+#: Different requests; many times more than a prefix cache holds.
+REQUESTS = 20_000
 #: Its depths are those of a server that says nothing.
 PROFILE = Path(profile.__file__).with_name("cloud-cpu.yaml")
-STATUSES = ("OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
 
 
-class Ended(NamedTuple):
-    """One request: seconds from the moment it was due and from its call to its end, status, depth if answered."""
+class Costs(NamedTuple):
+    """Requests/s that a closed loop gets at the deepest depth, and microseconds of the server's processor time.
 
-    due_s: float
-    called_s: float
-    status: str
-    depth: int | None
+    ``answer_us``: of an answer at the shallowest depth that the profile allows; ``refusal_us``: of a refusal.
+    """
 
+    capacity_per_s: float
+    answer_us: float
+    refusal_us: float
 
-async def offer(call: Any, requests: Sequence[bytes], rate: float, seconds: float) -> list[Ended]:
-    """Poisson arrivals, however slow the answers are; what is late before it is called is not called any more."""
-    calls: list[tuple[float, float, Any]] = []
-    ended: dict[int, float] = {}
-    everything, count = asyncio.Event(), int(rate * seconds)
-
-    def end(number: int) -> None:
-        ended[number] = time.perf_counter()
-        if len(ended) == count:
-            everything.set()
-
-    def send(number: int, due_s: float) -> None:
-        now = time.perf_counter()
-        left_s = DEADLINE_S - (now - due_s)
-        made = call(requests[number % len(requests)], timeout=left_s) if left_s > 0 else None
-        calls.append((due_s, now, made))
-        if made is None:
-            end(number)
-        else:
-            made.add_done_callback(lambda _: end(number))
-
-    await open_loop(send, rate, count=count, seed=SEED)
-    await everything.wait()
-    return [await _ended(*each, ended[number]) for number, each in enumerate(calls)]
+    def possible_per_s(self, offered_per_s: float) -> float:
+        """The most answers per second that one core can give of so many requests, if it refuses the others."""
+        left_us = 1e6 - offered_per_s * self.refusal_us
+        more_us = max(self.answer_us - self.refusal_us, 1.0)
+        return min(offered_per_s, max(0.0, left_us) / more_us)
 
 
-async def _ended(due: float, called: float, made: Any, end_s: float) -> Ended:
-    if made is None:
-        return Ended(end_s - due, 0.0, "TOO_LATE", None)
-    code = await made.code()
-    depth = pb.RecommendResponse.FromString(await made).depth if code is grpc.StatusCode.OK else None
-    return Ended(end_s - due, end_s - called, code.name, depth)
+def requests_of(cases: Sequence[Sequence[str]], count: int, seed: int, depth: int | None = None) -> list[bytes]:
+    """So many encoded requests with the histories' items, each in an order of its own."""
+    rng = random.Random(seed)
+    return [
+        pb.RecommendRequest(item_ids=rng.sample(case, len(case)), depth=depth).SerializeToString()
+        for case in (cases[number % len(cases)] for number in range(count))
+    ]
 
 
-def summarise(found: list[Ended], seconds: float) -> dict[str, Any]:
-    """Goodput, and times in milliseconds of the calls that were answered and of those that were refused."""
-    timely = [each for each in found if each.depth is not None and each.due_s <= DEADLINE_S]
+def costs_of(
+    server: StartedServer, cases: Sequence[Sequence[str]], depths: tuple[int, int], seconds: float, seed: int
+) -> Costs:
+    """Of one core, from closed loops; ``depths``: the shallowest and the deepest."""
+    shallow, deep = (requests_of(cases, REQUESTS // 4, seed, depth) for depth in depths)
+    capacity = closed(server.address, deep, IN_FLIGHT, CONNECTIONS, seconds).per_s()
+    spent = []
+    for messages, in_flight, deadline_ms in ((shallow, IN_FLIGHT, None), (deep, FEW, TOO_SHORT_MS)):
+        before_s = server.cpu_s()
+        report = closed(server.address, messages, in_flight, min(CONNECTIONS, in_flight), seconds, deadline_ms)
+        spent.append((server.cpu_s() - before_s) / len(report.due_s) * 1e6)
+    return Costs(capacity, *spent)
+
+
+def load(
+    server: StartedServer, messages: Sequence[bytes], per_s: float, seconds: float, seed: int = SEED
+) -> dict[str, Any]:
+    """One load, and what it cost the server."""
+    process = psutil.Process(server.pid)
+    rss, cpu_s = process.memory_info().rss, server.cpu_s()
+    report = open_load(server.address, messages, per_s, CONNECTIONS, seconds, DEADLINE_MS, keep=True, seed=seed)
     return {
-        "requests": len(found),
-        "offered_per_s": round(len(found) / seconds, 1),
-        "goodput_per_s": round(len(timely) / seconds, 1),
-        "in_time": round(len(timely) / len(found), 4),
-        "statuses": dict(Counter(each.status for each in found)),
-        "answered_p99_ms": _quantile(found, "OK", 0.99),
-        "refused_p50_ms": _quantile(found, "RESOURCE_EXHAUSTED", 0.5),
-        "refused_p99_ms": _quantile(found, "RESOURCE_EXHAUSTED", 0.99),
-        "cancelled_p99_ms": _quantile(found, "CANCELLED", 0.99),
-        "depths": {str(depth): count for depth, count in sorted(Counter(_depths(timely)).items())},
+        **summarise(report),
+        "server_cpu": round((server.cpu_s() - cpu_s) / seconds, 3),
+        "client_cpu": round(report.cpu_s / seconds, 3),
+        "memory_grown_mb": round((process.memory_info().rss - rss) / 1e6, 2),
     }
 
 
-def _depths(found: Iterable[Ended]) -> list[int]:
-    return [each.depth for each in found if each.depth is not None]
+def summarise(report: Report) -> dict[str, Any]:
+    """Goodput, and milliseconds: of answers from when they were due, of refusals from when they were sent."""
+    timely = np.flatnonzero((report.statuses == 0) & (report.took_ms <= DEADLINE_MS))
+    depths = Counter(pb.RecommendResponse.FromString(report.answers[number]).depth for number in timely.tolist())
+    refused = (report.ended_s - report.sent_s)[refusals(report)] * 1e3
+    return {
+        "requests": len(report.due_s),
+        "offered_per_s": round(len(report.due_s) / report.seconds, 1),
+        "goodput_per_s": round(len(timely) / report.seconds, 1),
+        "statuses": report.counts(),
+        "refused": len(refused),
+        "unsent": int(np.count_nonzero(np.isnan(report.sent_s))),
+        "sent_late_p99_ms": round(report.late_ms(), 2),
+        "answered_p99_ms": _rounded(report.quantile_ms("OK", 0.99)),
+        "refused_p50_ms": _rounded(float(np.quantile(refused, 0.5)) if len(refused) else None),
+        "refused_p99_ms": _rounded(float(np.quantile(refused, 0.99)) if len(refused) else None),
+        "depths": {str(depth): count for depth, count in sorted(depths.items())},
+    }
+
+
+def refusals(report: Report) -> np.ndarray:
+    """Which calls the server ended without an answer, before the client's own watch did."""
+    early = report.took_ms < DEADLINE_MS - WATCH_MS
+    return early & np.isin(report.statuses, [RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED])
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def quality_goodput(row: Mapping[str, Any], quality: Mapping[int, float], seconds: float) -> float:
@@ -118,109 +144,135 @@ def quality_goodput(row: Mapping[str, Any], quality: Mapping[int, float], second
     return round(total / seconds, 3)
 
 
-def _quantile(found: list[Ended], status: str, share: float) -> float | None:
-    times = [each.called_s for each in found if each.status == status]
-    return round(float(np.quantile(times, share)) * 1e3, 2) if times else None
-
-
-async def capacity_of(server: StartedServer, requests: Sequence[bytes]) -> float:
-    """Requests/s that a closed loop gets answered, without deadlines: at the depth that the server wants."""
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
-        return await closed_loop(lambda number: call(requests[number % len(requests)]), CONCURRENCY, ANSWERS)
-
-
-async def loads(
-    server: StartedServer, requests: Sequence[bytes], capacity: float, seconds: float
-) -> list[dict[str, Any]]:
-    """Every factor of the capacity."""
-    process = psutil.Process(server.pid)
-    rows = []
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
+def turn_of(
+    bundle: Path,
+    options: Sequence[str],
+    cases: Sequence[Sequence[str]],
+    depths: tuple[int, int],
+    seconds: float,
+    turn: int,
+) -> tuple[Costs, list[dict[str, Any]]]:
+    """What a server's answers and refusals cost, then every load on it."""
+    messages = requests_of(cases, REQUESTS, turn)
+    with on_core(SERVER_CORE), started(bundle, *options) as server, on_core(CLIENT_CORE):
+        costs = costs_of(server, cases, depths, min(CAPACITY_S, seconds), turn)
+        rows = []
         for factor in FACTORS:
-            before = process.memory_info().rss
-            gc.disable()
-            found = await offer(call, requests, factor * capacity, seconds)
-            gc.enable()
-            grown = (process.memory_info().rss - before) / 1e6
-            rows.append({"factor": factor, **summarise(found, seconds), "memory_grown_mb": round(grown, 2)})
-        return rows
+            row = load(server, messages, factor * costs.capacity_per_s, seconds, turn)
+            rows.append(
+                {"factor": factor, **row, "possible_per_s": round(costs.possible_per_s(row["offered_per_s"]), 1)}
+            )
+    return costs, rows
+
+
+def middle(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians of the figures of one load over its turns, sums of what is counted, and the range of the goodput."""
+    found: dict[str, Any] = {}
+    for key, value in turns[0].items():
+        if isinstance(value, Mapping):
+            found[key] = dict(sum((Counter(row[key]) for row in turns), Counter()))
+        else:
+            known = [row[key] for row in turns if row[key] is not None]
+            found[key] = round(median(known), 3) if known else None
+    goodput = [row["goodput_per_s"] for row in turns]
+    counted = {key: sum(row[key] for row in turns) for key in ("requests", "refused", "unsent")}
+    return {**found, **counted, "goodput_range": [min(goodput), max(goodput)]}
 
 
 def measure(options: Namespace) -> Iterator[Run]:
-    """The capacity, then every load with each backlog."""
-    bundle = Bundle.open(options.bundle)
-    cases = read_cases(bundle, Dataset.load(options.data))
-    requests = [pb.RecommendRequest(item_ids=case.items).SerializeToString() for case in cases]
-    # Each history comes several times; that they are remembered is not what this is about.
-    fixed = ["--policy", "deepest", "--feedback-share", "0", "--reuse-mb", "0"]
-    with started(options.bundle, *fixed) as server:
-        capacity = uvloop.run(capacity_of(server, requests))
-    result: dict[str, Any] = {"capacity_per_s": round(capacity, 1)}
-    quality = {depth: found["ndcg@10"].value for depth, found in bundle.manifest.quality.items()}
-    for name, device in _profiles(options.bundle):
-        for backlog in BACKLOGS:
-            given = [*fixed, "--profile", device, *(["--backlog", str(backlog)] if backlog else [])]
-            with started(options.bundle, *given) as server:
-                rows = uvloop.run(loads(server, requests, capacity, options.seconds))
-            rows = [row | {"quality_goodput": quality_goodput(row, quality, options.seconds)} for row in rows]
-            result[f"{name}backlog_{backlog or 'default'}"] = rows
+    """Every load, in turns of the profiles and transports."""
+    with Bundle.open(options.bundle) as bundle:
+        cases = [case.items for case in read_cases(bundle, Dataset.load(options.data))]
+        quality = {depth: found["ndcg@10"].value for depth, found in bundle.manifest.quality.items()}
+        depths, manifest, has_zero = bundle.depths, bundle.manifest, bundle.counting is not None
+    taken: dict[str, list[tuple[Costs, list[dict[str, Any]]]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        arms = _arms(Path(folder), has_zero=has_zero)
+        for turn in range(options.turns):
+            for name, given in arms.items():
+                shallowest = 0 if has_zero and name.endswith("depth 0") else min(depths)
+                pair = (shallowest, max(depths))
+                taken[name].append(turn_of(options.bundle, given, cases, pair, options.seconds, turn))
+    result = {name: arm_of(turns, quality, options.seconds) for name, turns in taken.items()}
     config = {
-        "bundle": bundle.manifest.name,
-        "width": bundle.manifest.model.width,
-        "mean_history": round(sum(len(case.items) for case in cases) / len(cases), 1),
-        "deadline_ms": DEADLINE_S * 1e3,
+        "bundle": manifest.name,
+        "width": manifest.model.width,
+        "mean_history": round(sum(map(len, cases)) / len(cases), 1),
+        "deadline_ms": DEADLINE_MS,
         "load_s": options.seconds,
+        "turns": options.turns,
+        "connections": CONNECTIONS,
     }
-    yield Run(config, result, SEED, options.name)
+    yield Run(config, {"arms": result}, SEED, options.name)
 
 
-def _profiles(bundle: Path) -> Iterator[tuple[str, str]]:
-    """How an arm's name begins, and its profile: with depth 0 where the bundle has it, and without."""
+def arm_of(
+    turns: Sequence[tuple[Costs, list[dict[str, Any]]]], quality: Mapping[int, float], seconds: float
+) -> dict[str, Any]:
+    """Of a profile and transport: medians of what was measured, and every turn."""
+    for _, rows in turns:
+        for row in rows:
+            row["quality_goodput"] = quality_goodput(row, quality, seconds)
+    costs = {key: round(median(getattr(each, key) for each, _ in turns), 1) for key in Costs._fields}
+    loads = [middle([rows[place] for _, rows in turns]) for place in range(len(FACTORS))]
+    return {**costs, "rows": loads, "turns": [rows for _, rows in turns]}
+
+
+def _arms(folder: Path, *, has_zero: bool) -> dict[str, tuple[str, ...]]:
+    """Options by name: each transport, with depth 0 where the bundle has it, and without."""
     text = PROFILE.read_text(encoding="utf-8")
-    with Bundle.open(bundle) as opened, tempfile.TemporaryDirectory() as folder:
-        if opened.counting is not None:
-            yield "depth_0_", PROFILE.stem
-        without = Path(folder) / "without.yaml"
-        without.write_text(
-            text.replace("depths: [0, ", "depths: [").replace(f"name: {PROFILE.stem}", "name: without-depth-0")
-        )
-        yield "", str(without)
+    without = folder / "without.yaml"
+    without.write_text(
+        text.replace("depths: [0, ", "depths: [").replace(f"name: {PROFILE.stem}", "name: without-depth-0")
+    )
+    profiles = {"with depth 0": ()} if has_zero else {}
+    return {
+        f"{transport}, {name}": ("--transport", transport, *given)
+        for transport in TRANSPORTS
+        for name, given in {**profiles, "without depth 0": ("--profile", str(without))}.items()
+    }
 
 
 def render(run: StoredRun) -> str:
-    """A row per backlog and load."""
-    result, config = run["result"], run["config"]
-    rows = []
-    for name in [name for name in ARMS if name in result]:
-        peak, backlog = max(row["goodput_per_s"] for row in result[name]), name.rpartition("_")[2]
-        zero = "yes" if name.startswith("depth_0") else "no"
-        for row in result[name]:
-            cells = {"quality_goodput": None, **dict.fromkeys(STATUSES, 0), **row["statuses"]}
-            rows.append({**cells, **row, "zero": zero, "backlog": backlog, "share": row["goodput_per_s"] / peak})
+    """A table for each arm, a row per load."""
+    config, parts = run["config"], []
+    for name, arm in run["result"]["arms"].items():
+        peak = max(row["goodput_per_s"] for row in arm["rows"])
+        rows = [{**row, "share": row["goodput_per_s"] / peak, "ends": _ends(row)} for row in arm["rows"]]
+        parts += [
+            f"Transport {name}: a closed loop gets {arm['capacity_per_s']:,.0f} requests/s at the deepest depth; an"
+            f" answer at the shallowest takes {arm['answer_us']:.0f} µs of the server's core, a refusal"
+            f" {arm['refusal_us']:.0f} µs.",
+            table_of(
+                rows,
+                "load={factor:g} x | offered/s={offered_per_s:,.0f} | goodput/s={goodput_per_s:,.0f}"
+                " ({goodput_range[0]:,.0f} to {goodput_range[1]:,.0f}) | of its peak={share:.0%}"
+                " | possible/s={possible_per_s:,.0f} | NDCG@10/s={quality_goodput:.1f}"
+                " | answered p99 ms={answered_p99_ms:.1f} | refused p50 ms={refused_p50_ms:.1f}"
+                " | refused p99 ms={refused_p99_ms:.1f} | refused={refused:,} | not sent={unsent:,}"
+                " | how they ended={ends}"
+                " | server's CPU={server_cpu:.0%} | client's={client_cpu:.0%} | memory MB={memory_grown_mb:+.1f}",
+            ),
+        ]
     return paragraphs(
         f"## More load than the server can bear, width {config['width']}",
-        f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, Poisson arrivals;"
-        f" each request wants its answer within {config['deadline_ms']:g} ms and says so. Load as a multiple of the"
-        f" {result['capacity_per_s']:,.0f} requests/s that a closed loop gets at the deepest depth. Client and"
-        " server share two cores.",
-        table_of(
-            rows,
-            "depth 0={zero} | backlog={backlog} | load={factor:g} x | offered/s={offered_per_s:,.0f}"
-            " | goodput/s={goodput_per_s:,.0f} | NDCG@10/s={quality_goodput:.1f}"
-            " | of its peak={share:.0%} | answered p99 ms={answered_p99_ms:.1f}"
-            " | refused p50 ms={refused_p50_ms:.1f} | refused p99 ms={refused_p99_ms:.1f} | OK={OK}"
-            " | RESOURCE_EXHAUSTED={RESOURCE_EXHAUSTED} | CANCELLED={CANCELLED}"
-            " | DEADLINE_EXCEEDED={DEADLINE_EXCEEDED} | memory MB={memory_grown_mb:+.1f}",
-        ),
+        f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, default settings,"
+        f" server and client on a core each, {config['connections']} connections. Poisson arrivals; each request wants"
+        f" its answer within {config['deadline_ms']:g} ms and says so. Medians of {config['turns']} turns, in brackets"
+        " the range. Possible: what one core could answer if it refused the others, from what an answer and a refusal"
+        " cost it. Not sent: there was no room on the connections before the deadline, so the server never knew of it.",
+        *parts,
     )
+
+
+def _ends(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in row["statuses"].items())
 
 
 BENCHMARK = Benchmark(
     __doc__,
-    "5 min, the bundle's data",
-    {"bundle": Path, "--data": Path, "--seconds": LOAD_S, "--name": "overload"},
+    "20 min, the bundle's data, two cores",
+    {"bundle": Path, "--data": Path, "--seconds": LOAD_S, "--turns": TURNS, "--name": "overload"},
     measure,
     of_runs(render, "overload", "overload-wide"),
 )

@@ -3,34 +3,40 @@
 import asyncio
 from pathlib import Path
 
-import grpc
 import pytest
 
-from fathom.benchmarks.server import METHOD, started
+from fathom.benchmarks.record import save_run
+from fathom.benchmarks.server import started
 from fathom.benchmarks.systems import overload, workers
 from fathom.benchmarks.systems.grpc_echo import make_requests
-from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 IDS = [f"item-{number}" for number in range(10)]
 
 
-def test_what_is_offered_is_offered_at_its_rate_and_all_of_it_ends(synthetic_bundle: Path) -> None:
-    requests = [pb.RecommendRequest(item_ids=IDS[:length]).SerializeToString() for length in (1, 5, 10)]
+def test_more_than_a_server_can_bear_is_offered_at_its_rate_and_all_of_it_ends(
+    synthetic_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overload, "REQUESTS", 400)
+    monkeypatch.setattr(overload, "FACTORS", (0.5, 2.0))
+    costs, rows = overload.turn_of(synthetic_bundle, (), [IDS, IDS[:5]], (4, 16), 0.2, 0)
+    assert costs.capacity_per_s > 0
+    for row, factor in zip(rows, overload.FACTORS, strict=True):
+        assert row["offered_per_s"] == pytest.approx(factor * costs.capacity_per_s, rel=0.5)
+        assert sum(row["statuses"].values()) == row["requests"]
+        assert row["statuses"].keys() <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+    assert set(rows[0]["depths"]) <= {"0", "4", "8", "12", "16"}
+    arm = overload.arm_of([(costs, rows)] * 2, dict.fromkeys((0, 4, 8, 12, 16), 0.1), 0.2)
+    config = {"bundle": "b", "width": 8, "mean_history": 7.5, "deadline_ms": 50, "turns": 2, "connections": 4}
+    save_run("overload", config=config, result={"arms": {"core": arm}}, folder=tmp_path)
+    assert "| 2 x |" in overload.BENCHMARK.section(tmp_path)
 
-    async def measure() -> list[overload.Ended]:
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
-            return await overload.offer(call, requests, rate=200, seconds=0.5)
 
-    with started(synthetic_bundle) as server:
-        assert asyncio.run(overload.capacity_of(server, requests)) > 0
-        found = asyncio.run(measure())
-    assert len(found) == 100
-    assert {each.status for each in found} <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "TOO_LATE"}
-    assert any(each.depth in (4, 8, 12, 16) for each in found)
-    summary = overload.summarise(found, 0.5)
-    assert summary["offered_per_s"] == 200
-    assert sum(summary["statuses"].values()) == 100
+def test_a_core_that_refuses_can_answer_less() -> None:
+    costs = overload.Costs(capacity_per_s=100, answer_us=500, refusal_us=100)
+    assert costs.possible_per_s(1_000) == 1_000
+    assert costs.possible_per_s(2_000) == 2_000
+    assert costs.possible_per_s(6_000) == 1_000
+    assert costs.possible_per_s(20_000) == 0
 
 
 def test_a_killed_worker_is_counted_and_replaced(
