@@ -15,7 +15,7 @@ NO_BONUS: Bonus = np.empty(0, np.int64), np.empty(0, np.float32)
 _NO_ITEMS: Indices = np.empty(0, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ItemFilter:
     """Which items one request may get: those of ``allow`` (all when None) that ``mask`` keeps, without ``exclude``.
 

@@ -51,7 +51,7 @@ Done = Callable[[Answer | Exception], None]
 Leave = Callable[[], object]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     """A request in the queue: what is known of it, and who waits for it."""
 

@@ -4,8 +4,8 @@ Making a state to keep costs as much again as the answer, so a history whose lik
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -19,8 +19,8 @@ Reused = Literal["nothing", "prefix", "layers", "vector"]
 
 #: Items that a history may have more than a cached one.
 MOST_NEW = 4
-#: Bytes of an entry besides its arrays and its key, roughly.
-OVERHEAD = 800
+#: Bytes of an entry besides its arrays and its key, roughly; of a history that was met once.
+OVERHEAD, OVERHEAD_ONCE = 800, 350
 #: Of the requests that begin or go on with a history, the share that goes on above which states are made at once.
 OFTEN = 0.25
 _STEP = 1 / 64
@@ -55,13 +55,17 @@ class Owners:
 
 @dataclass(slots=True)
 class _Entry:
-    """One history: its user vectors by depth, its state, whether it has grown, and whose it is, where that is known."""
+    """One history: its user vectors by depth, whose it is, where that is known, its state, and whether it has grown."""
 
     users: dict[int, NDArray[np.float32]]
+    owners: set[Owner]
     state: CachedState | None = None
-    nbytes: int = 0
     grown: bool = False
-    owners: set[Owner] = field(default_factory=set)
+
+
+#: A history that was met once, without a state: depth, user vector, owner. There may be tens of thousands, so this is a
+#: plain tuple, in which the garbage collector soon loses interest: looking at as many objects takes it 80 ms.
+_Once = tuple[int, NDArray[np.float32], Owner | None]
 
 
 class CacheHit(NamedTuple):
@@ -90,7 +94,7 @@ class PrefixCache:
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, _Entry | _Once] = OrderedDict()
         self.nbytes = 0
         self._growing = 0.0
 
@@ -101,10 +105,13 @@ class PrefixCache:
     def lookup(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None) -> "CacheHits":
         """What is cached of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items."""
         found = []
-        for new, key in enumerate(_keys(ids, timestamps, MOST_NEW)):
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
+        items, times = ids.tobytes(), None if timestamps is None else timestamps.tobytes()
+        for new in range(min(MOST_NEW + 1, len(ids))):
+            end = len(items) - new * ids.itemsize
+            key = items[:end] if times is None else items[:end] + times[:end]
+            if key in self._entries:
+                entry = _entry_of(self._removed(key))
+                self._add(key, entry)
                 found.append((new, entry))
                 if new == 0 and owner is not None:
                     entry.owners.add(owner)
@@ -136,29 +143,37 @@ class PrefixCache:
         """
         if owner is not None and owner.forgotten:
             return
-        (key,) = _keys(ids, timestamps, 0)
-        entry = self._entries.pop(key, None)
-        if entry is None:
-            entry = _Entry({})
-        self.nbytes -= entry.nbytes
-        # Of two depths the deeper one serves both.
-        if state is not None and (entry.state is None or state.depth >= entry.state.depth):
-            entry.state = state
-        entry.users[depth] = user.copy()
-        if owner is not None:
-            entry.owners.add(owner)
-        held = len(entry.users) * user.nbytes + (0 if entry.state is None else entry.state.nbytes)
-        entry.nbytes = held + len(key) + OVERHEAD
-        self._entries[key] = entry
-        self.nbytes += entry.nbytes
+        key = ids.tobytes() if timestamps is None else ids.tobytes() + timestamps.tobytes()
+        before = self._removed(key) if key in self._entries else None
+        once: _Once = depth, user.copy(), owner
+        if before is None and state is None:
+            self._add(key, once)
+        else:
+            entry = _entry_of(once if before is None else before)
+            entry.users[depth] = once[1]
+            if owner is not None:
+                entry.owners.add(owner)
+            # Of two depths the deeper one serves both.
+            if state is not None and (entry.state is None or state.depth >= entry.state.depth):
+                entry.state = state
+            self._add(key, entry)
         while self.nbytes > self.most_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.nbytes -= oldest.nbytes
+            self._removed(next(iter(self._entries)))
+
+    def _add(self, key: bytes, entry: _Entry | _Once) -> None:
+        """As the one that was used last."""
+        self._entries[key] = entry
+        self.nbytes += _nbytes(key, entry)
+
+    def _removed(self, key: bytes) -> _Entry | _Once:
+        entry = self._entries.pop(key)
+        self.nbytes -= _nbytes(key, entry)
+        return entry
 
     def forget(self, owner: Owner) -> None:
         """Remember no history of this owner any more."""
-        for key in [key for key, entry in self._entries.items() if owner in entry.owners]:
-            self.nbytes -= self._entries.pop(key).nbytes
+        for key in [key for key, entry in self._entries.items() if owner in _owners(entry)]:
+            self._removed(key)
 
 
 class CacheHits(NamedTuple):
@@ -188,9 +203,19 @@ class CacheHits(NamedTuple):
 NO_HITS = CacheHits([])
 
 
-def _keys(ids: Ids, timestamps: Ids | None, most: int) -> Iterator[bytes]:
-    """The keys of a history and of what it was before its newest items, up to ``most`` and not all of them."""
-    items, times = ids.tobytes(), b"" if timestamps is None else timestamps.tobytes()
-    size = ids.itemsize
-    for end in range(len(items), max(len(items) - (most + 1) * size, 0), -size):
-        yield items[:end] + times[:end]
+def _entry_of(kept: _Entry | _Once) -> _Entry:
+    if isinstance(kept, _Entry):
+        return kept
+    depth, user, owner = kept
+    return _Entry({depth: user}, set() if owner is None else {owner})
+
+
+def _nbytes(key: bytes, entry: _Entry | _Once) -> int:
+    if not isinstance(entry, _Entry):
+        return len(key) + entry[1].nbytes + OVERHEAD_ONCE
+    vectors = sum(user.nbytes for user in entry.users.values())
+    return len(key) + vectors + (0 if entry.state is None else entry.state.nbytes) + OVERHEAD
+
+
+def _owners(entry: _Entry | _Once) -> Collection[Owner | None]:
+    return entry.owners if isinstance(entry, _Entry) else (entry[2],)

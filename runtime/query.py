@@ -27,7 +27,7 @@ class Range:
     at_most: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class IndexedQuery:
     """One request, its items as indices of the catalogue.
 
@@ -39,6 +39,7 @@ class IndexedQuery:
     are left out as seen (None = the history). ``client``: whose it is; clients share the engine.
     ``owner``: whose history it is, where that is known. ``include_reasons``: say which items of the history every
     answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
+    Not to be changed; not frozen, because building it would take four times as long (so with all that a request needs).
     """
 
     items: Sequence[int] | NDArray[np.integer]
@@ -65,7 +66,7 @@ class IndexedQuery:
         return bool(other or len(self.exclude) or self.categories or self.ranges or self.include_seen)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timing:
     """Microseconds of each stage; ``engine_us`` and ``retrieval_us`` are those of the whole batch."""
 
@@ -87,7 +88,7 @@ class Timing:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """``indices`` int64 and ``scores`` float32, best first; fewer than k when the filter leaves fewer.
 
