@@ -1,25 +1,20 @@
-"""Prometheus metrics of one server, and the HTTP port that shows them.
+"""Prometheus metrics of one server.
 
 docs/operating.md lists them. Each server has its own registry, so that several can live in one process.
 """
 
-import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import groupby
-from socketserver import ThreadingMixIn
-from typing import Any, NamedTuple, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any, NamedTuple
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fathom.errors import ConfigError
 from fathom.runtime.query import Answer
 from fathom.selector.choice import DepthReason
 
@@ -181,70 +176,3 @@ class Metrics:
         if self._shown:
             self._engine_seconds.labels(bundle, str(depth)).observe(seconds)
             self._batch_size.labels(bundle, str(depth)).observe(size)
-
-
-class _Http(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Probes come every few seconds."""
-
-
-class MetricsServer:
-    """``/metrics`` in Prometheus' text format and ``/healthz`` over HTTP, from a thread of its own.
-
-    ``state``: a word for what the server is doing; ``/healthz`` is 200 while that is "serving", and else 503.
-    """
-
-    def __init__(self, metrics: Metrics, host: str, port: int, state: Callable[[], str]) -> None:
-        self._metrics: Any = make_wsgi_app(metrics.registry)
-        self._state = state
-        self._host = host
-        self._wanted = port
-        self._running: tuple[WSGIServer, threading.Thread] | None = None
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on; the one asked for before ``start``."""
-        return self._running[0].server_port if self._running else self._wanted
-
-    def start(self) -> Self:
-        """Listen; raises ConfigError when the port is taken."""
-        try:
-            http = make_server(self._host, self._wanted, self._answer, _Http, _Quiet)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics port {self._host}:{self._wanted} cannot be used: {error.strerror}; choose another"
-            ) from None
-        thread = threading.Thread(target=http.serve_forever, name="fathom-metrics", daemon=True)
-        thread.start()
-        self._running = http, thread
-        return self
-
-    def _answer(self, environment: dict[str, Any], start: Callable[..., object]) -> Iterable[bytes]:
-        path = environment["PATH_INFO"]
-        if path == "/metrics":
-            found: Iterable[bytes] = self._metrics(environment, start)
-            return found
-        if path == "/healthz":
-            state = self._state()
-            status = "200 OK" if state == "serving" else "503 Service Unavailable"
-        else:
-            status, state = "404 Not Found", "there are /metrics and /healthz"
-        start(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{state}\n".encode()]
-
-    def close(self) -> None:
-        """Stop listening."""
-        if self._running:
-            httpd, thread = self._running
-            httpd.shutdown()
-            httpd.server_close()
-            thread.join()
-            self._running = None

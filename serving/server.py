@@ -36,7 +36,8 @@ from fathom.serving.live_counter import LiveCounter
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
-from fathom.serving.metrics import Metrics, MetricsServer
+from fathom.serving.metrics import Metrics
+from fathom.serving.metrics_port import MetricsPort
 from fathom.serving.recommend import METHOD, Recommend
 from fathom.serving.service import RecommenderService, TellWorkers
 from fathom.serving.transport.contract import Transport
@@ -103,7 +104,7 @@ class Server:
         self._counting: asyncio.Task[None] | None = None
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
         self._transport: Transport | None = None
-        self._metrics_http: MetricsServer | None = None
+        self._metrics_http: MetricsPort | None = None
         self._engines_answer = True
         self._watching: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
@@ -122,8 +123,8 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         address = await self._listen()
         if self._settings.metrics_port is not None:
-            host, port = self._settings.host, self._settings.metrics_port
-            self._metrics_http = MetricsServer(self._metrics, host, port, lambda: self.state).start()
+            port = MetricsPort(self._metrics.registry, lambda: self.state)
+            self._metrics_http = await port.start(self._settings.host, self._settings.metrics_port)
         await self.bundles.start()
         if self._history is not None:
             self._sweeping = asyncio.create_task(_sweep(self._history))
@@ -168,7 +169,7 @@ class Server:
         if self._items is not None:
             await self._items.close()
         if self._metrics_http:
-            self._metrics_http.close()
+            await self._metrics_http.close()
 
     async def __aenter__(self) -> Self:
         return self

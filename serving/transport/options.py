@@ -3,6 +3,7 @@
 Both transports take the same options. docs/operating.md, "Connections", says what clients see of them.
 """
 
+import ipaddress
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -15,19 +16,19 @@ BACKLOG_PER_QUEUE = 10
 STREAMS = 1_024
 #: Connections at once. An idle one takes about 20 KB.
 MOST_CONNECTIONS = 10_000
-#: Descriptors that connections never take: for files, sockets of stores, and the metrics port.
-RESERVED_FILES = 64
+#: Descriptors that connections leave alone: for files, stores and the metrics port.
+SPARE_FILES = 64
 #: A connection without a call is closed after that long ...
 IDLE_S = 120.0
-#: ... and any other is given up after about that long, so that new servers behind one address get their share.
+#: ... and any other gets no more calls after about that long, so that new servers behind one address get their share.
 AGE_S = 300.0
-#: How long calls that were in progress then may go on; only streams take so long.
+#: How long the calls that it has then may go on. Only streams take so long, and clients that never end a message.
 GRACE_S = 3_600.0
 #: How long a new connection may take to say that it speaks HTTP/2.
 HANDSHAKE_S = 20.0
 #: How often it is asked whether the other side is still there, and how long it may take to answer.
 PING_EVERY_S, PING_ANSWER_S = 60.0, 20.0
-#: Clients that ask us more often than that are told to go away.
+#: Clients that ask us more often than that, again and again, are told to go away.
 LEAST_PING_S = 0.5
 
 
@@ -48,30 +49,34 @@ def server_options(settings: ServerSettings, *, shares_port: bool) -> list[tuple
         # Otherwise calls that have been answered, but not yet been tidied away, count as well, and callers who keep to
         # the limit get UNAVAILABLE.
         ("grpc.http.overload_protection", 0),
-        ("grpc.max_allowed_incoming_connections", connections()),
+        # Counted for each address that is listened on.
+        ("grpc.max_allowed_incoming_connections", max(1, _connections() // _addresses(settings.host))),
         ("grpc.max_connection_idle_ms", _ms(IDLE_S)),
         ("grpc.max_connection_age_ms", _ms(AGE_S)),
         ("grpc.max_connection_age_grace_ms", _ms(GRACE_S)),
         ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),
         ("grpc.keepalive_time_ms", _ms(PING_EVERY_S)),
+        # The first alone would leave it at a minute: a ping has a time limit of its own.
         ("grpc.keepalive_timeout_ms", _ms(PING_ANSWER_S)),
+        ("grpc.http2.ping_timeout_ms", _ms(PING_ANSWER_S)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(LEAST_PING_S)),
     ]
 
 
-def connections() -> int:
+def _connections() -> int:
     """How many connections this process has descriptors for, beside what it has open now."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
-    return max(1, min(MOST_CONNECTIONS, limit - _open_files() - RESERVED_FILES))
+    left = limit - _open_files()
+    return min(MOST_CONNECTIONS, max(left // 2, left - SPARE_FILES))
 
 
 def allow_connections() -> None:
     """Raise this process's limit of descriptors as far as it needs and may; its children inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + 2 * RESERVED_FILES
+    wanted = _open_files() + MOST_CONNECTIONS + SPARE_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -82,7 +87,16 @@ def allow_connections() -> None:
 def _open_files() -> int:
     with suppress(OSError):
         return len(list(Path("/dev/fd").iterdir()))
-    return RESERVED_FILES
+    return SPARE_FILES
+
+
+def _addresses(host: str) -> int:
+    """How many addresses gRPC listens on: for a name, one of IPv4 and one of IPv6."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return 2
+    return 1
 
 
 def _ms(seconds: float) -> int:

@@ -46,6 +46,7 @@ class Process:
 ON_BOTH = {
     "test_bad_input",
     "test_backlog",
+    "test_connections",
     "test_drain",
     "test_fuzz",
     "test_server",
