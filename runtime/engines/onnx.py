@@ -13,6 +13,8 @@ from fathom.runtime.engines.session import Device
 
 #: Positions that onnxruntime computes at once: with more, what a layer leaves no longer stays in the cache of a core.
 MOST_POSITIONS = 2048
+#: What a run costs besides its positions, in positions.
+RUN_POSITIONS = 100
 
 
 class OnnxEngine(BaseEngine):
@@ -53,11 +55,22 @@ class OnnxEngine(BaseEngine):
 
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``; KeyError for a depth that it does not have."""
-        parts = min(-(-items.size // MOST_POSITIONS), len(items))
-        if parts > 1:
-            times = [None] * parts if timestamps is None else np.array_split(timestamps, parts)
-            pairs = zip(np.array_split(items, parts), times, strict=True)
-            return np.concatenate([self.run(some, at, depth) for some, at in pairs])
+        if len(items) == 1:
+            return self._run(items, timestamps, depth)
+        lengths = items.shape[1] - (items != 0).argmax(axis=1)
+        order = lengths.argsort(kind="stable")
+        parts = _parts(lengths.take(order))
+        if len(parts) == 1:
+            return self._run(items, timestamps, depth)
+        users = np.empty((len(items), self._bundle.vectors.width), np.float32)
+        for part in parts:
+            rows = order[part]
+            newest = slice(-int(lengths[rows[-1]]), None)
+            times = None if timestamps is None else timestamps[rows, newest]
+            users[rows] = self._run(items[rows, newest], times, depth)
+        return users
+
+    def _run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         feeds = model_inputs(self._bundle, items, timestamps)
         *passed, last = self._chains[depth]
         for segment in passed:
@@ -90,3 +103,19 @@ class OnnxEngine(BaseEngine):
         """See ``Engine.close``."""
         self._chains.clear()
         self._incremental = None
+
+
+def _parts(lengths: NDArray[np.intp], first: int = 0) -> list[slice]:
+    """The runs of histories whose lengths (n,) ascend, ``first`` being the first one's place.
+
+    One run, unless it has too many positions, or less padding is worth another.
+    """
+    n, longest = len(lengths), int(lengths[-1])
+    cut = max(0, n - max(1, MOST_POSITIONS // longest))
+    # What a run of its own saves for the shortest one, two, ...
+    saved = np.arange(1, n) * (longest - lengths[:-1])
+    if n > 1 and saved.max() > RUN_POSITIONS:
+        cut = int(saved.argmax()) + 1
+    if not cut:
+        return [slice(first, first + n)]
+    return _parts(lengths[:cut], first) + _parts(lengths[cut:], first + cut)

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fathom.errors import BundleEditedError, BundleError, BundleTruncatedError, ConfigError
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.engines import onnx
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import version_of
+from fathom.runtime.padding import left_padded
 
 
 def pad(histories: list[list[int]], length: int) -> np.ndarray:
@@ -131,6 +135,33 @@ def test_a_batch_with_too_many_positions_is_run_in_parts(
         for most in (1, 5, 12, 34):
             monkeypatch.setattr("fathom.runtime.engines.onnx.MOST_POSITIONS", most)
             np.testing.assert_allclose(engine.run(items, np.zeros_like(items), 16), expected, atol=1e-6)
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), most=st.integers(1, 400))
+def test_every_history_runs_once_and_none_beside_much_longer_ones(lengths: list[int], most: int) -> None:
+    ascending = np.sort(lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "MOST_POSITIONS", most)
+        parts = onnx._parts(ascending)
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(lengths)))
+    for part in parts:
+        some = ascending[part]
+        assert len(some) == 1 or len(some) * some[-1] <= most
+        assert (some[-1] - some).sum() <= onnx.RUN_POSITIONS * (1 + np.log(len(some)))
+
+
+def test_a_batch_of_short_and_long_histories_gives_what_each_gives_alone(synthetic_bundle: Path) -> None:
+    rng = np.random.default_rng(1)
+    histories = [rng.integers(1, 50, length) for length in (3, 70, 1, 64, 2, 40, 70, 5)]
+    items = left_padded(histories, 70)
+    times = left_padded([np.arange(1, len(each) + 1) for each in histories], 70)
+    with Bundle.open(synthetic_bundle) as bundle, open_engine(bundle) as engine:
+        assert len(onnx._parts(np.sort([len(each) for each in histories]))) > 1
+        alone = [
+            engine.run(row[None, -len(each) :], at[None, -len(each) :], 16)[0]
+            for each, row, at in zip(histories, items, times, strict=True)
+        ]
+        np.testing.assert_allclose(engine.run(items, times, 16), alone, atol=1e-6)
 
 
 def test_only_the_segments_of_the_asked_depths_are_loaded(synthetic_bundle: Path, tmp_path: Path) -> None:
