@@ -29,15 +29,20 @@ SECONDS = 6.0
 ROUNDS = 5
 SAMPLES_PER_S = 200
 
+GRPC, GRPC_THREADS = "gRPC and the event loop", "gRPC's own threads"
+
 #: Stage -> what the innermost frame of ours is called, as py-spy writes it; the first that fits counts.
 LOOP_STAGES = {
-    "read the message": ("Converter.query", "Converter._history", "Converter._k", "decoder"),
+    GRPC: ("serving/transport/",),
+    "read the message": ("Converter.query", "Converter._history", "Converter._k", "client_of", "decoder"),
     "choose the depth": ("selector/", "Pipeline._choose", "estimates.py", "Batcher.queue_s", "cost.py"),
-    "wait in a lane": ("batcher.py", "lanes.py"),
-    "word the answer": ("Converter.response", "_encoded_item"),
+    "wait in a lane": ("batcher.py", "lanes.py", "shares.py"),
+    "prefix cache": ("prefix_cache.py",),
+    "word the answer": ("Converter.response", "Converter._headed", "_EncodedItems"),
     "metrics": ("metrics.py", "prometheus_client"),
     "the rest of the way": (
         "fathom/serving/guard.py",
+        "recommend.py",
         "service.py",
         "gate.py",
         "pipeline.py",
@@ -48,9 +53,8 @@ LOOP_STAGES = {
 ENGINE_STAGES = {
     "engine": ("engines/",),
     "search": ("retriever.py",),
-    "batches": ("batcher.py", "lanes.py", "pipeline.py", "metrics.py"),
+    "batches": ("batcher.py", "lanes.py", "runner.py", "metrics.py"),
 }
-GRPC, GRPC_THREADS = "gRPC and the event loop", "gRPC's own threads"
 
 
 def stage_of(frames: list[str], stages: dict[str, tuple[str, ...]], otherwise: str) -> str:
