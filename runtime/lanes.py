@@ -95,6 +95,8 @@ class _Heap(Generic[Payload]):
                 heappop(places)
                 continue
             found = below.first()
+            if found is not None and len(places) == 1:
+                return found
             if found is None:
                 below.place = None
                 heappop(places)
@@ -163,6 +165,13 @@ class _Lane(Generic[Payload]):
         found = self._all.first()
         assert found is not None
         return found
+
+    def in_turn(self) -> _Heap[Payload]:
+        """Where who goes next is first; after ``first``. A client's own, if nobody else has anything in this lane."""
+        heap = self._all
+        while len(heap.places) == 1:
+            heap = heap.places[0][3]
+        return self._all if heap.places else heap
 
     def remove(self, entry: Entry[Payload]) -> None:
         """It does not wait any more."""
@@ -320,10 +329,13 @@ class Lanes(Generic[Payload]):
     def _remove(self, key: Cell, lane: _Lane[Payload], entry: Entry[Payload]) -> Entry[Payload]:
         assert entry.share is not None
         entry.share.leave(entry.work_s)
+        self._take_out(key, lane, entry)
+        return entry
+
+    def _take_out(self, key: Cell, lane: _Lane[Payload], entry: Entry[Payload]) -> None:
         lane.remove(entry)
         if not lane.live:
             self._empty[key] = self._lanes.pop(key)
-        return entry
 
     def _fill(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> list[Entry[Payload]]:
         """The batch of one lane; what can no longer make it goes to ``late``."""
@@ -331,8 +343,10 @@ class Lanes(Generic[Payload]):
         limit = self.batch_limit(key[1])
         batch: list[Entry[Payload]] = []
         runs = 0
-        while lane.live and runs < limit:
-            entry = lane.first()[2]
+        heap = lane.in_turn()
+        alone = not heap.places
+        while runs < limit and (first := heap.first()) is not None:
+            entry = first[2]
             most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s)
             if most is not None and most < entry.runs:
                 late.append(self._remove(key, lane, entry))
@@ -343,14 +357,26 @@ class Lanes(Generic[Payload]):
                 break
             limit = allowed
             runs += entry.runs
-            assert entry.share is not None
-            entry.share.serve(entry.work_s)
-            batch.append(self._remove(key, lane, entry))
+            batch.append(entry)
+            if not alone:
+                _serve([entry])
+            self._take_out(key, lane, entry)
+        if alone and batch:
+            _serve(batch)
         return batch
+
+
+def _serve(entries: list[Entry[Payload]]) -> None:
+    """They are one client's, and it is their turn."""
+    share = entries[0].share
+    assert share is not None
+    share.serve(sum(entry.work_s for entry in entries), len(entries))
 
 
 def _next(tops: list[tuple[_Ranked[Payload], Cell]]) -> Cell:
     """Of several lanes the one that goes next, by who goes next in each: level by level, as within a lane."""
+    if len({entry.share for (*_, entry), _ in tops}) == 1:
+        return min(tops)[1]
     ranked = [(entry.share.path(), urgency_s, order, key) for (urgency_s, order, entry), key in tops if entry.share]
     for level in range(len(Client._fields)):
         path, *_ = min(ranked, key=lambda each: (each[0][level].turn, *each[1:3]))

@@ -54,19 +54,27 @@ class Share:
                 parent.starts_s += share.start_s
             share.waiting += 1
             share.work_s += work_s
-            if parent.most is None or share.work_s > parent.most.work_s:
+            most = parent.most
+            if most is not share and (most is None or share.work_s > most.work_s):
                 parent.most = share
             share = parent
         share.waiting += 1
         share.work_s += work_s
 
-    def serve(self, work_s: float) -> None:
-        """So much of what waits is done now; it leaves besides."""
+    def serve(self, work_s: float, count: int = 1) -> None:
+        """So much of what waits is done now: so many requests."""
         share = self
         while (parent := share.parent) is not None:
-            parent.clock_s = max(parent.clock_s + work_s / (parent.busy + 1), share.start_s - GRAIN_S)
-            share._move(share.start_s + work_s, parent)
+            clock_s = parent.clock_s + work_s / (parent.busy + 1)
+            start_s = share.start_s
+            parent.clock_s = clock_s if clock_s > start_s - GRAIN_S else start_s - GRAIN_S
+            parent.starts_s += work_s
+            share.start_s = start_s = start_s + work_s
+            share.turn = start_s // GRAIN_S
+            if start_s > parent.last_s:
+                parent.last_s = start_s
             share = parent
+        self.leave(work_s, count)
 
     def pay(self, work_s: float, most_s: float) -> None:
         """Count work that nobody will do as if it were done; nobody owes more than ``most_s`` by that."""
@@ -77,22 +85,24 @@ class Share:
                 share._move(start_s, parent)
             share = parent
 
-    def leave(self, work_s: float) -> None:
+    def leave(self, work_s: float, count: int = 1) -> None:
         """So much does not wait any more."""
         share = self
         while (parent := share.parent) is not None:
-            share.waiting -= 1
-            share.work_s -= work_s
-            if not share.waiting:
+            share.waiting -= count
+            if share.waiting:
+                share.work_s -= work_s
+            else:
                 share.work_s = 0.0
                 parent.busy -= 1
-                parent.starts_s -= share.start_s
-                if not parent.busy:
+                if parent.busy:
+                    parent.starts_s -= share.start_s
+                else:
                     # All are equal again.
                     parent.starts_s = 0.0
                     parent.clock_s = max(parent.clock_s, parent.last_s)
             share = parent
-        share.waiting -= 1
+        share.waiting -= count
         share.work_s = share.work_s - work_s if share.waiting else 0.0
 
     def _move(self, start_s: float, parent: "Share") -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.runtime.lanes import Entry, Lanes, length_buckets
+from fathom.runtime.shares import ANYBODY, Client
 
 PATIENCE_S = 10.0
 
@@ -151,20 +152,23 @@ def test_clear_returns_what_waits() -> None:
     assert queue.take(0, FlatCost()) is None
 
 
+MANY = [Client(address, f"{address}:{port}", name) for address in "ab" for port in (1, 2) for name in ("", "x")]
 arrivals = st.builds(
-    lambda depth, length, slack: ("push", depth, length, slack),
+    lambda depth, length, slack, client, work_s: ("push", depth, length, slack, client, work_s),
     st.sampled_from([4, 8, 16]),
     st.integers(1, 64),
     st.none() | st.floats(0, 30),
+    st.sampled_from(MANY),
+    st.floats(0.0001, 0.1),
 )
 cancels = st.builds(lambda i: ("cancel", i), st.integers(0, 200))
 runs = st.builds(lambda each: ("take", each), st.sampled_from([0.0, 0.1, 1.0]))
 waits = st.builds(lambda seconds: ("wait", seconds), st.floats(0, 5))
 
 
-@given(st.lists(arrivals | arrivals | cancels | runs | waits, max_size=80))
+@given(st.lists(arrivals | arrivals | cancels | runs | waits, max_size=80), st.booleans())
 @settings(max_examples=400, deadline=None)
-def test_invariants_hold_for_any_history_of_events(events) -> None:
+def test_invariants_hold_for_any_history_of_events(events, several: bool) -> None:
     queue = lanes(max_queue=20)
     now = 0.0
     everything: list[Entry[str]] = []
@@ -173,20 +177,26 @@ def test_invariants_hold_for_any_history_of_events(events) -> None:
         match event:
             case ("wait", seconds):
                 now += seconds
-            case ("push", depth, length, slack):
-                new = Entry(depth, length, now, None if slack is None else now + slack, "")
-                assert queue.full() == (len(waiting) == 20)
-                if not queue.full():
+            case ("push", depth, length, slack, client, work_s):
+                new = Entry(depth, length, now, None if slack is None else now + slack, "", work_s=work_s)
+                if several:
+                    new.client = client
+                full = queue.full(new.client)
+                assert full == (len(waiting) >= 20) if new.client == ANYBODY else len(waiting) >= 20 or not full
+                assert len(waiting) <= 40 + 2
+                if not full:
                     queue.push(new)
                     everything.append(new)
                     waiting[id(new)] = new
             case ("cancel", index) if everything:
                 victim = everything[index % len(everything)]
-                assert queue.cancel(victim) == (waiting.pop(id(victim), None) is not None)
+                assert queue.cancel(victim, now) == (waiting.pop(id(victim), None) is not None)
             case ("take", each_s):
                 check_take(queue, waiting, now, each_s)
         assert len(queue) == len(waiting)
         assert sum(n for _, _, n in queue.ahead(math.inf)) == len(waiting)
+        assert queue._shares.all.work_s == pytest.approx(sum(each.work_s for each in waiting.values()))
+        assert 0 <= queue.share(MANY[0] if several else ANYBODY) <= 1
 
 
 def check_take(queue: Lanes[str], waiting: dict[int, Entry[str]], now: float, each_s: float) -> None:
@@ -218,9 +228,13 @@ def check_take(queue: Lanes[str], waiting: dict[int, Entry[str]], now: float, ea
     assert len(batch) * max(e.length for e in batch) <= 64 or len(batch) == 1
     for e in batch:
         assert e.deadline_s is None or now + len(batch) * each_s <= e.deadline_s + 1e-6
-    # The most urgent of all that can make it is in the batch; so nobody is passed by for ever (see below).
-    assert min(map(urgency, possible)) == urgency(batch[0])
-    assert [urgency(e) for e in batch] == sorted(urgency(e) for e in batch)
+    # Of one client, the most urgent of all that can make it is in the batch; so nothing is passed by for ever.
+    clients = {e.client for e in possible}
+    if len(clients) == 1:
+        assert min(map(urgency, possible)) == urgency(batch[0])
+    for client in clients:
+        own = [urgency(e) for e in batch if e.client == client]
+        assert own == sorted(own)
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 8, 16]), st.floats(0.0, 3.0)), min_size=30, max_size=60))

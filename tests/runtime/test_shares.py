@@ -1,11 +1,14 @@
 """Who gets how much of the engine, by address, connection and name; in the order of service, without a clock."""
 
 from collections import Counter
+from itertools import combinations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fathom.runtime.lanes import Entry, Lanes
-from fathom.runtime.shares import FEW, Client
+from fathom.runtime.shares import FEW, GRAIN_S, Client
 
 LONG_S, SHORT_S = 0.005, 0.0005
 ALICE, BOB = Client("1.1.1.1", "1.1.1.1:1"), Client("2.2.2.2", "2.2.2.2:1")
@@ -207,3 +210,64 @@ def test_what_is_remembered_of_clients_is_bounded() -> None:
     heaps = [heap for lane in queue.lanes._lanes.values() for heap in lane._heaps.values()]
     assert len(heaps) < 500
     assert sum(len(heap.entries) + len(heap.places) for heap in heaps) < 1_000
+
+
+TREE = [Client(address, f"{address}:{port}", name) for address in "abc" for port in (1, 2) for name in "xy"]
+MOST_WORK_S, LARGEST_BATCH = 0.02, 3
+asks = st.tuples(st.sampled_from(TREE), st.integers(1, 5), st.floats(0.0001, MOST_WORK_S), st.none() | st.floats(0, 2))
+runs = st.integers(1, 10)
+
+
+@given(st.lists(asks | runs, min_size=10, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_siblings_that_always_have_something_waiting_get_the_same_within_a_bound(events) -> None:
+    queue = Queue(max_batch=LARGEST_BATCH)
+    waiting: Counter[tuple[str, ...]] = Counter()
+    had_s: Counter[tuple[str, ...]] = Counter()
+    # What two siblings had when both began to wait, and have not stopped since.
+    since: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+    bound_s = 2 * (2 * GRAIN_S + LARGEST_BATCH * MOST_WORK_S)
+
+    def note() -> None:
+        nodes = sorted({client[:level] for client in TREE for level in (1, 2, 3)})
+        for one, other in combinations(nodes, 2):
+            if one[:-1] == other[:-1] and len(one) == len(other):
+                if not (waiting[one] and waiting[other]):
+                    since.pop((one, other), None)
+                    continue
+                lead_s = had_s[one] - had_s[other]
+                assert abs(lead_s - since.setdefault((one, other), lead_s)) <= bound_s
+
+    for event in events:
+        if isinstance(event, int):
+            for _ in range(event):
+                for entry in queue.run():
+                    for level in (1, 2, 3):
+                        waiting[entry.client[:level]] -= 1
+                        had_s[entry.client[:level]] += entry.work_s
+                note()
+        else:
+            client, count, work_s, left_s = event
+            queue.ask(client, count, work_s=work_s, left_s=left_s)
+            for level in (1, 2, 3):
+                waiting[client[:level]] += count
+            note()
+
+
+@given(st.floats(0.001, 0.02), st.floats(0.001, 0.02), st.integers(1, 20), st.sampled_from(Client._fields))
+@settings(max_examples=50, deadline=None)
+def test_nobody_starves_however_many_newcomers_there_are(long_s: float, short_s: float, others: int, new: str) -> None:
+    queue = Queue()
+    steady = TREE[0]
+    number = 0
+    most_runs = (long_s + 3 * GRAIN_S) / short_s * (others + 2) + others
+    for _ in range(3):
+        (entry,) = queue.ask(steady, work_s=long_s)
+        for _ in range(int(most_runs) + 1):
+            while len(queue.lanes) <= others:
+                number += 1
+                # None of them has had anything, and all are in a greater hurry.
+                queue.ask(steady._replace(**{new: str(number)}), work_s=short_s, left_s=0.001)
+            if entry in queue.run():
+                break
+        assert not entry.waiting
