@@ -19,11 +19,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import grpc
-import psutil
 
 from fathom.benchmarks.load import open_loop
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import METHOD, started
+from fathom.benchmarks.systems.disturber import workers_of
 from fathom.benchmarks.systems.grpc_echo import make_requests
 
 SEED = 0
@@ -91,7 +91,7 @@ async def kills_of(parent: int, log: Path, address: str, requests: Sequence[byte
     kills, back_s = [], []
     for repetition in range(repetitions):
         await asyncio.sleep(CALM_S)
-        workers = [each.pid for each in psutil.Process(parent).children() if "spawn_main" in " ".join(each.cmdline())]
+        workers = [each.pid for each in workers_of(parent)]
         said = log.read_text().count('"message": "ready"')
         kills.append(time.perf_counter())
         os.kill(workers[repetition % len(workers)], signal.SIGKILL)
