@@ -33,7 +33,7 @@ from fathom.runtime.query import (
     history_of,
     leave_one_out,
 )
-from fathom.runtime.reasons import Reasons
+from fathom.runtime.reasons import MOST_EXPLAINED, Reasons
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
@@ -349,7 +349,7 @@ class Pipeline:
         indices, scores = self._zero.answer(
             history.items, query.k, keep, began_s, n=n, bonus=offer.boosts, arranged=arranged
         )
-        reasons = self._zero.reasons(history.items, indices) if query.include_reasons else ()
+        reasons = self._zero.reasons(history.items, indices[:MOST_EXPLAINED]) if query.include_reasons else ()
         waited_s = began_s if queued_s is None else queued_s
         timing = Timing.of(start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
         if choice.probe:

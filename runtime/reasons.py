@@ -14,6 +14,8 @@ from fathom.runtime.item_filter import Indices
 
 #: Reasons of one recommended item.
 MOST_REASONS = 3
+#: Items of an answer that get reasons, the first.
+MOST_EXPLAINED = 100
 #: Distinct items of a history, the newest, that are left out in turn.
 MOST_LEFT_OUT = 20
 #: A smaller part of a score is taken for rounding.
@@ -58,7 +60,7 @@ class LeaveOneOut(NamedTuple):
         return [(self.items[each], None if self.timestamps is None else self.timestamps[each]) for each in kept]
 
 
-#: Of every item of an answer, the most telling first.
+#: Of every item of an answer, at most of the first MOST_EXPLAINED, the most telling first.
 Reasons = tuple[tuple[Reason, ...], ...]
 
 

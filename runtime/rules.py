@@ -48,9 +48,14 @@ class Rules:
 
     def looked_at(self, k: int) -> int:
         """How many of the best items are looked at first, to return k."""
-        if self.diversity:
-            return max(min(POOL_FACTOR * k, LARGEST_POOL), LEAST_POOL, k)
-        return CAPPED_FACTOR * k if self.caps else k
+        return looked_at(k, capped=bool(self.caps), diverse=bool(self.diversity))
+
+
+def looked_at(k: int, *, capped: bool, diverse: bool) -> int:
+    """How many of the best items are looked at first, to return k by such rules."""
+    if diverse:
+        return max(min(POOL_FACTOR * k, LARGEST_POOL), LEAST_POOL, k)
+    return CAPPED_FACTOR * k if capped else k
 
 
 class Arrangement(NamedTuple):

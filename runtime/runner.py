@@ -16,7 +16,7 @@ from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Sco
 from fathom.runtime.live_catalogue import LiveCatalogue, Offer
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
-from fathom.runtime.reasons import LeaveOneOut, Parts, Reasons, falls, reasons_of
+from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Parts, Reasons, falls, reasons_of
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.rules import Arrangement, Found, Ranking, arrange
 from fathom.selector.choice import EarlyExit
@@ -189,26 +189,27 @@ class Runner:
         if work.leave_one_out is None or isinstance(result, UnavailableError):
             return result
         start_s = time.monotonic()
-        fallen = self._falls(work, work.leave_one_out, result)
+        items = result.indices[:MOST_EXPLAINED]
+        fallen = self._falls(work, work.leave_one_out, result.depth, items)
         weight = self._counting_weights.get(result.depth, 0.0)
-        counted = np.zeros((0, len(result.indices)))
+        counted = np.zeros((0, len(items)))
         if self._counting is not None and weight:
-            counted = self._counting.parts(work.ids - 1, result.indices)
+            counted = self._counting.parts(work.ids - 1, items)
         reasons = reasons_of(work.ids - 1, counted, weight, fallen)
         return result._replace(reasons=reasons, engine_s=result.engine_s + time.monotonic() - start_s)
 
-    def _falls(self, work: BatchItem, leave_one_out: LeaveOneOut, result: BatchResult) -> Parts:
-        """By how much the cosines of the items found fall without each of the newest items of the history."""
+    def _falls(self, work: BatchItem, leave_one_out: LeaveOneOut, depth: int, items: Indices) -> Parts:
+        """By how much the cosines of items that were found fall without each of the newest items of the history."""
         histories = leave_one_out.histories(self._max_history)
-        rows = [row for row, (items, _) in enumerate(histories) if len(items)]
+        rows = [row for row, (left, _) in enumerate(histories) if len(left)]
         lacking = [BatchItem(histories[row][0] + 1, histories[row][1], work.k, work.keep) for row in rows]
         start_s = time.monotonic()
-        users = self._engine.run(*self._padded([work, *lacking]), result.depth)
-        self._observe(result.depth, len(users), time.monotonic() - start_s)
+        users = self._engine.run(*self._padded([work, *lacking]), depth)
+        self._observe(depth, len(users), time.monotonic() - start_s)
         # Nothing is left of a history without its only item, so nothing of the cosine.
         without = np.zeros((len(histories), users.shape[1]), np.float32)
         without[rows] = users[1:]
-        return falls(self._catalogue.vectors.take(result.indices), users[0], without)
+        return falls(self._catalogue.vectors.take(items), users[0], without)
 
     def _shares(self, path: tuple[int, ...], works: Sequence[BatchItem]) -> list[Bonus] | None:
         """What the counting exit makes of each history; None where no exit of the path asks."""

@@ -12,13 +12,14 @@ from fathom.serving.convert import record_of
 from fathom.serving.deployment import Deployment
 from fathom.serving.items.contract import ItemChange, ItemStore
 from fathom.serving.logs import Seldom
+from fathom.serving.uploads import Items
 
 #: How often changes are looked for that nobody has told of: those of other servers, and what a failure has left.
 FOLLOW_EVERY_S = 1.0
 #: Items that are applied at a time: those of the largest message.
 PART = 1_000
 #: Those of them that the event loop applies without a pause.
-AT_ONCE = 50
+AT_ONCE = 10
 
 log = Seldom("fathom.serving")
 
@@ -45,13 +46,12 @@ class Catalogues:
         self._deployments = deployments
         self._turn = asyncio.Lock()
 
-    async def upsert(self, bundle: str, items: Sequence[pb.CatalogueItem]) -> Changed:
+    async def upsert(self, items: Items) -> Changed:
         """Say what items are; raises InvalidRequestError, OverloadError or UnavailableError, and then changes nothing.
 
         When it returns, this process answers from the new catalogue.
         """
-        records = list(map(record_of, items))
-        return await self._change(bundle, {each.id: each.SerializeToString() for each in items}, records)
+        return await self._change(items.bundle, items.encoded, items.records)
 
     async def remove(self, bundle: str, ids: Sequence[str]) -> Changed:
         """Take items out; those that are not in the catalogue are ignored."""

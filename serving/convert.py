@@ -5,7 +5,7 @@ The limits are those of the comments in ``recommender.proto``.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.manifest import LONGEST_TYPE_BYTES
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer, IndexedQuery, Range
-from fathom.runtime.reasons import Source
+from fathom.runtime.reasons import MOST_EXPLAINED, MOST_REASONS, Source
 from fathom.runtime.rules import Rules
 from fathom.runtime.shares import ANYBODY, Client
 from fathom.selector.choice import DepthReason
@@ -37,7 +37,6 @@ CLIENT_KEY = "fathom-client"
 LONGEST_CLIENT = 256
 #: Clients whose connection and name have been read.
 KEPT_CLIENTS = 4_096
-MOST_EVENTS = 10_000
 LONGEST_HISTORY = 10_000
 MOST_ITEMS, MOST_OF_AN_ITEM = 1_000, 100
 #: What a filter may list, by field.
@@ -53,7 +52,6 @@ LONGEST_TITLE_BYTES, LONGEST_NAME_BYTES = 1_024, 64
 DEFAULT_PAGE = 100
 DEFAULT_K = 10
 LARGEST_K = 1_000
-LARGEST_BATCH = 1_024
 LAST_SECOND_OF_9999 = 253_402_300_799
 # Longest piece of a client's own text that an error repeats.
 LONGEST_ECHO = 60
@@ -66,6 +64,10 @@ _ID, _SCORE, _TITLE, _ITEM, _FIRST = b"\x0a", b"\x15", b"\x1a", b"\x12", b"\x0a"
 KEPT_ITEMS = 65_536
 _score = Struct("<f").pack
 _SCORE_BYTES = 4
+#: About how many bytes a response has beside its items, an item beside its id and title, a reason beside its item's id.
+ANSWER_BYTES, ITEM_BYTES, REASON_BYTES = 400, 13, 12
+#: Items whose sizes are looked at, to know the mean.
+SAMPLED_ITEMS = 1_000
 
 
 class Converter:
@@ -89,6 +91,8 @@ class Converter:
         self._items = _EncodedItems(catalogue, titled=False)
         self._titled_items = _EncodedItems(catalogue, titled=True)
         self._head = pb.RecommendResponse(bundle_version=bundle.manifest.version)
+        self._id_bytes = _mean_bytes(bundle.catalogue.ids)
+        self._title_bytes = _mean_bytes(bundle.catalogue.titles)
         self._retitled = 0
         self._server_rules = ServerRules()
         self._default: Rules | None = None
@@ -161,13 +165,13 @@ class Converter:
         if self._retitled != self._catalogue.retitled:
             self._retitled = self._catalogue.retitled
             self._titled_items.clear()
+        indices, scores = answer.indices, answer.scores
         if answer.reasons:
-            return (
-                head
-                + pb.RecommendResponse(items=self._explained(answer, titled=request.include_titles)).SerializeToString()
-            )
+            explained = self._explained(answer, titled=request.include_titles)
+            head += pb.RecommendResponse(items=explained).SerializeToString()
+            indices, scores = indices[len(answer.reasons) :], scores[len(answer.reasons) :]
         items = self._titled_items if request.include_titles else self._items
-        pairs = zip(answer.indices.tolist(), answer.scores.tolist(), strict=True)
+        pairs = zip(indices.tolist(), scores.tolist(), strict=True)
         return head + b"".join([items[index] + _score(score) for index, score in pairs])
 
     def _headed(self, request: pb.RecommendRequest, answer: Answer, unknown: int) -> pb.RecommendResponse:
@@ -193,14 +197,22 @@ class Converter:
         return head
 
     def _explained(self, answer: Answer, *, titled: bool) -> Iterator[pb.Item]:
-        """The items of an answer, with their reasons."""
+        """The items of an answer that have reasons, the first."""
         name, title = self._catalogue.id, self._catalogue.title
-        pairs = zip(answer.indices.tolist(), answer.scores.tolist(), strict=True)
-        for (index, score), reasons in zip(pairs, answer.reasons, strict=True):
+        first = slice(len(answer.reasons))
+        rows = zip(answer.indices[first].tolist(), answer.scores[first].tolist(), answer.reasons, strict=True)
+        for index, score, reasons in rows:
             item = pb.Item(id=name(index), score=score, title=title(index) if titled else "")
             for each in reasons:
                 item.reasons.add(item_id=name(each.item), source=SOURCES[each.source], amount=each.amount)
             yield item
+
+    def answer_bytes(self, request: pb.RecommendRequest) -> int:
+        """About how many bytes the response to a request has, of items of the mean size."""
+        k = min(request.k or DEFAULT_K, len(self._catalogue))
+        reasons = min(k, MOST_EXPLAINED) * MOST_REASONS * (self._id_bytes + REASON_BYTES)
+        item_bytes = self._id_bytes + self._title_bytes * request.include_titles + ITEM_BYTES
+        return ANSWER_BYTES + k * item_bytes + reasons * request.include_reasons
 
     def _history(self, request: pb.RecommendRequest) -> tuple[np.ndarray, np.ndarray | None, int]:
         given, may_be_stranger = len(request.item_ids), self._may_be_stranger(request)
@@ -314,19 +326,16 @@ def user_of(request: pb.RecommendRequest | pb.AppendEventsRequest | pb.DeleteUse
     return request.user_id
 
 
-def events_of(request: pb.AppendEventsRequest) -> list[StoredEvent]:
-    """The events of a message; raises InvalidRequestError for the first that contradicts the contract."""
-    if len(request.events) > MOST_EVENTS:
-        raise InvalidRequestError(f"the message has {len(request.events)} events, at most {MOST_EVENTS}; send several")
-    events = [StoredEvent(each.event_id, each.item_id, each.timestamp, each.type) for each in request.events]
-    for event_id, item_id, timestamp, kind in events:
-        check_id("event_id", event_id)
-        check_id("item_id", item_id)
-        if not 0 <= timestamp <= LAST_SECOND_OF_9999:
-            raise InvalidRequestError(_bad_second("timestamp", timestamp))
-        if kind:
-            _check_type("type", kind)
-    return events
+def stored_event(each: pb.Event) -> StoredEvent:
+    """An event of a message; raises InvalidRequestError where it contradicts the contract."""
+    event = StoredEvent(each.event_id, each.item_id, each.timestamp, each.type)
+    check_id("event_id", event.event_id)
+    check_id("item_id", event.item_id)
+    if not 0 <= event.timestamp <= LAST_SECOND_OF_9999:
+        raise InvalidRequestError(_bad_second("timestamp", event.timestamp))
+    if event.type:
+        _check_type("type", event.type)
+    return event
 
 
 def record_of(item: pb.CatalogueItem) -> ItemRecord:
@@ -343,24 +352,17 @@ def record_of(item: pb.CatalogueItem) -> ItemRecord:
     )
 
 
-def check_items(items: Sequence[pb.CatalogueItem]) -> None:
-    """Raise InvalidRequestError for the first item that contradicts the contract."""
-    if not 1 <= len(items) <= MOST_ITEMS:
-        raise InvalidRequestError(f"the message has {len(items)} items; send 1 to {MOST_ITEMS}")
-    for item in items:
-        _check_item(item)
-    ids = {item.id for item in items}
-    if len(ids) < len(items):
-        raise InvalidRequestError("an item occurs twice in the message; send each once")
-    for item in items:
-        for similar in item.similar_item_ids:
-            if similar in ids:
-                raise InvalidRequestError(
-                    f"item {echo(item.id)} is like {echo(similar)} of the same message; send that one first"
-                )
+def check_similar(item: ItemRecord, ids: Container[str]) -> None:
+    """Raise InvalidRequestError where an item is like one of the same message."""
+    for similar in item.similar:
+        if similar in ids:
+            raise InvalidRequestError(
+                f"item {echo(item.id)} is like {echo(similar)} of the same message; send that one first"
+            )
 
 
-def _check_item(item: pb.CatalogueItem) -> None:
+def check_item(item: pb.CatalogueItem) -> None:
+    """Raise InvalidRequestError for an item that contradicts the contract."""
     check_id("id", item.id)
     where = f"item {echo(item.id)}"
     for name, count in (
@@ -486,6 +488,12 @@ class _EncodedItems(dict[int, bytes]):
             self.clear()
         encoded = self[index] = _ITEM + _varint(len(item) + _SCORE_BYTES) + item
         return encoded
+
+
+def _mean_bytes(texts: Sequence[str]) -> int:
+    """The mean size of texts, rounded up; of about SAMPLED_ITEMS evenly among them."""
+    some = texts[:: max(1, len(texts) // SAMPLED_ITEMS)]
+    return -(-sum(len(text.encode()) for text in some) // max(1, len(some)))
 
 
 def _text(value: str) -> bytes:

@@ -52,13 +52,17 @@ def encoder(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 class Guard:
     """Takes handlers from the generated ``add_..._to_server`` functions and hands them, wrapped, to a transport.
 
-    ``taken``: methods that the transport takes without tasks.
+    ``taken``: methods that the transport takes without tasks. ``encoded``: those whose handlers decode messages
+    themselves.
     """
 
-    def __init__(self, transport: Transport, observe: Observe, *, taken: Collection[str] = ()) -> None:
+    def __init__(
+        self, transport: Transport, observe: Observe, *, taken: Collection[str] = (), encoded: Collection[str] = ()
+    ) -> None:
         self._transport = transport
         self._observe = observe
         self._taken = taken
+        self._encoded = encoded
 
     def add_generic_rpc_handlers(self, handlers: Iterable[object]) -> None:
         """Called by generated code with what ``add_registered_method_handlers`` gets too, so there is nothing to do."""
@@ -72,7 +76,7 @@ class Guard:
 
     def _wrap(self, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         codec = {
-            "request_deserializer": decoder(handler.request_deserializer),
+            "request_deserializer": None if name in self._encoded else decoder(handler.request_deserializer),
             "response_serializer": encoder(handler.response_serializer),
         }
         if handler.unary_unary:

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -19,11 +19,13 @@ from fathom.runtime.shares import Client
 from fathom.serving.bundles import Bundles
 from fathom.serving.convert import client_of, use_history, user_of
 from fathom.serving.gate import Gate
-from fathom.serving.guard import ending_of, undecodable
+from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.metrics import Metrics
 from fathom.serving.status import status_of
 from fathom.serving.transport.contract import Call
+from fathom.serving.turns import Turns
+from fathom.serving.work import LIGHT_BYTES, is_light, request_of
 
 METHOD = "Recommend"
 
@@ -41,6 +43,8 @@ class Recommend:
     history: HistoryStore | None
     gate: Gate
     metrics: Metrics
+    #: Of what keeps the event loop longer than a plain request.
+    turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def take(self, calls: Sequence[Call]) -> None:
@@ -103,12 +107,18 @@ class Recommend:
             else:
                 found.set_result(answer)
 
-        leave = self.enter(request, deadline_s, client, owner, done)
+        leave: Leave = found.cancel
         try:
+            async with self.turn_for(request, client):
+                leave = self.enter(request, deadline_s, client, owner, done)
             return await found
         except asyncio.CancelledError:
             leave()
             raise
+
+    def turn_for(self, request: pb.RecommendRequest, client: Client) -> AbstractAsyncContextManager[None]:
+        """Where a request is to enter: at once, or when it is the client's turn."""
+        return nullcontext() if is_light(request) else self.turns.take(client)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> Leave:
         """Run what has to wait; returns what ends it."""
@@ -140,24 +150,26 @@ class _Recommending:
             return
         call.left = self._left
         try:
-            request = pb.RecommendRequest.FromString(call.payload)
-        except DecodeError:
-            self._end()
-            self._fail(undecodable())
-            return
-        try:
             client = client_of(call)
-            if request.user_id:
-                self._leave = service.spawn(self._after_history(request, client))
+            request = request_of(call.payload) if len(call.payload) <= LIGHT_BYTES else None
+            if request is None or request.user_id or not is_light(request):
+                self._leave = service.spawn(self._enter_later(request, client))
             else:
                 self._leave = service.enter(request, call.deadline_s, client, None, self._done)
         except Exception as error:
             self._done(error)
 
-    async def _after_history(self, request: pb.RecommendRequest, client: Client) -> None:
+    async def _enter_later(self, request: pb.RecommendRequest | None, client: Client) -> None:
+        """Let a request in that needs a history, or its turn; None: it is not read yet."""
+        service, owner = self._service, None
         try:
-            owner = await self._service.read_history(request)
-            self._leave = self._service.enter(request, self._call.deadline_s, client, owner, self._done)
+            if request is None:
+                async with service.turns.take(client):
+                    request = request_of(self._call.payload)
+            if request.user_id:
+                owner = await service.read_history(request)
+            async with service.turn_for(request, client):
+                self._leave = service.enter(request, self._call.deadline_s, client, owner, self._done)
         except Exception as error:
             self._done(error)
 

@@ -39,7 +39,7 @@ from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics
 from fathom.serving.metrics_port import MetricsPort
 from fathom.serving.recommend import METHOD, Recommend
-from fathom.serving.service import RecommenderService, TellWorkers
+from fathom.serving.service import ENCODED, RecommenderService, TellWorkers
 from fathom.serving.transport.contract import Transport
 from fathom.serving.transport.open import open_transport
 from fathom.serving.transport.options import allow_connections, server_options
@@ -183,7 +183,7 @@ class Server:
         )
         recommend = Recommend(self.bundles, self._history, self._gate, self._metrics)
         transport.take_calls(f"/{SERVICE}/{METHOD}", recommend.take)
-        guard = Guard(transport, self._metrics.called, taken=(METHOD,))
+        guard = Guard(transport, self._metrics.called, taken=(METHOD,), encoded=ENCODED)
         recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(recommend), guard)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -207,6 +207,7 @@ class Server:
             recommend,
             transport=self._transport.name if self._transport else "",
             stream_in_flight=self._settings.stream_in_flight,
+            most_bytes=self._settings.max_message_mb * 2**20,
             tell_workers=self._tell_workers,
             counter=self._counter,
             catalogues=self._catalogues,

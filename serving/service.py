@@ -1,12 +1,11 @@
 """The RPCs of ``fathom.v1.Recommender`` on top of the bundles in service.
 
-They raise our own errors; ``guard.py`` turns those of a whole call into its status, and ``_result`` those of one
+They raise our own errors; ``guard.py`` turns those of a whole call into its status, and ``many.py`` those of one
 request in a batch or stream into its RecommendError.
 """
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -21,66 +20,56 @@ from fathom.serving.bundles import ReloadResult
 from fathom.serving.catalogues import Catalogues, Changed
 from fathom.serving.convert import (
     DEFAULT_PAGE,
-    LARGEST_BATCH,
     MOST_ITEMS,
-    batch_of,
-    check_items,
     check_removed,
     client_of,
     deadline_of,
-    events_of,
     listed_item,
-    result_of,
     user_of,
 )
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
 from fathom.serving.live_counter import LiveCounter
+from fathom.serving.many import Many
 from fathom.serving.recommend import Recommend
-from fathom.serving.status import code_number, retry_after_s, status_of
+from fathom.serving.uploads import read_events, read_items
 
 #: Lets the other workers follow: ("reload", name of the bundle or ""), ("forget", digest of the user's id) or
 #: ("catalogue", name of the bundle). Returns how many have not answered in time.
 TellWorkers = Callable[[Literal["reload", "forget", "catalogue"], str], Awaitable[int]]
 Result = TypeVar("Result")
 
-#: Requests of a batch that are begun before other calls get their turn; depth 0 answers as soon as it begins.
-BATCH_PART = 8
+#: Methods whose messages can be so large that they are decoded here, a few parts at a time.
+ENCODED = ("RecommendBatch", "RecommendStream", "AppendEvents", "AppendEventStream", "UpsertItems")
 
 log = logging.getLogger("fathom.serving")
 
 
 @dataclass(eq=False)
 class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
-    """Answers all methods but Recommend, whose calls ``recommend`` takes itself, while the gate is open."""
+    """Answers all methods but Recommend, whose calls ``recommend`` takes itself, while the gate is open.
+
+    Messages of the methods in ``ENCODED`` come as they are. ``most_bytes``: of a message that is sent.
+    """
 
     recommend: Recommend
     transport: str
     stream_in_flight: int
+    most_bytes: int
     tell_workers: TellWorkers
     counter: LiveCounter | None = None
     catalogues: Catalogues | None = None
 
     def __post_init__(self) -> None:
         self.bundles, self.gate, self.metrics = self.recommend.bundles, self.recommend.gate, self.recommend.metrics
+        self.many = Many(self.recommend, self.most_bytes)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def RecommendBatch(self, request: pb.RecommendBatchRequest, context: Any) -> bytes:
-        """Many independent requests; results in their order: an encoded RecommendBatchResponse."""
+    async def RecommendBatch(self, request: bytes, context: Any) -> bytes:
+        """Many independent requests; results in their order."""
         with self.gate:
-            count = len(request.requests)
-            if count > LARGEST_BATCH:
-                raise InvalidRequestError(f"the batch has {count} requests, at most {LARGEST_BATCH}; send several")
-            deadline_s = deadline_of(context.time_remaining())
-            client = client_of(context)
-            async with asyncio.TaskGroup() as group:
-                tasks = []
-                for each in request.requests:
-                    tasks.append(group.create_task(self._result(each, deadline_s, client)))
-                    if len(tasks) % BATCH_PART == 0:
-                        await asyncio.sleep(0)
-            return batch_of(task.result() for task in tasks)
+            return await self.many.batch(request, deadline_of(context.time_remaining()), client_of(context))
 
-    async def RecommendStream(self, requests: AsyncIterator[pb.RecommendRequest], context: Any) -> None:
+    async def RecommendStream(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """Independent requests; results as they are ready, at most ``stream_in_flight`` waiting at a time.
 
         What is in flight is still answered when the server drains or a message cannot be decoded.
@@ -91,7 +80,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
         async def answer(request: pb.RecommendRequest) -> None:
             try:
-                result = await self._result(request, deadline_of(context.time_remaining()), client)
+                result = await self.many.result(request, deadline_of(context.time_remaining()), client)
                 async with writing:
                     await context.write(result)
             except grpc.aio.BaseError as error:
@@ -106,30 +95,30 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             async with asyncio.TaskGroup() as group:
                 try:
                     async with self.gate.until_closing():
-                        async for request in requests:
+                        async for raw in requests:
                             await slots.acquire()
-                            group.create_task(answer(request))
+                            group.create_task(answer(await self.many.read(raw, client)))
                 except RequestError as error:
                     failure = error
         if failure is not None:
             raise failure
 
-    async def AppendEvents(self, request: pb.AppendEventsRequest, context: Any) -> pb.AppendEventsResponse:  # noqa: ARG002
+    async def AppendEvents(self, request: bytes, context: Any) -> pb.AppendEventsResponse:
         """Add events to what is known of a user."""
         with self.gate:
-            return _appended(await self._append(request))
+            return _appended(await self._append(request, client_of(context)))
 
     async def AppendEventStream(
         self,
-        requests: AsyncIterator[pb.AppendEventsRequest],
-        context: Any,  # noqa: ARG002
+        requests: AsyncIterator[bytes],
+        context: Any,
     ) -> pb.AppendEventsResponse:
         """The same for many messages."""
-        total = Appended()
+        total, client = Appended(), client_of(context)
         with self.gate:
             async with self.gate.until_closing():
                 async for each in requests:
-                    total += await self._append(each)
+                    total += await self._append(each, client)
             return _appended(total)
 
     async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
@@ -137,14 +126,12 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         with self.gate:
             return await self._to_its_end(self._delete(self.recommend.known(), user_of(request)))
 
-    async def UpsertItems(self, request: pb.UpsertItemsRequest, context: Any) -> pb.UpsertItemsResponse:  # noqa: ARG002
+    async def UpsertItems(self, request: bytes, context: Any) -> pb.UpsertItemsResponse:
         """Say what items are; goes on to its end even if the caller does not wait for it."""
         with self.gate:
             catalogues = self._changeable()
-            check_items(request.items)
-            changed, behind = await self._to_its_end(
-                self._change(request.bundle, catalogues.upsert(request.bundle, request.items))
-            )
+            items = await read_items(request, self.recommend.turns, client_of(context))
+            changed, behind = await self._to_its_end(self._change(items.bundle, catalogues.upsert(items)))
             return pb.UpsertItemsResponse(
                 added=changed.new,
                 updated=changed.known,
@@ -226,24 +213,11 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             raise InvalidRequestError("this server keeps no catalogue; start it with `fathom serve --catalogue`")
         return self.catalogues
 
-    async def _append(self, request: pb.AppendEventsRequest) -> Appended:
-        history, user_id, events = self.recommend.known(), user_of(request), events_of(request)
+    async def _append(self, request: bytes, client: Client) -> Appended:
+        history = self.recommend.known()
+        user_id, events = await read_events(request, self.recommend.turns, client)
         with self.metrics.using_history("append"):
             return await (self.counter or history).append(user_id, events)
-
-    async def _result(self, request: pb.RecommendRequest, deadline_s: float | None, client: Client) -> bytes:
-        """One request of many: an encoded RecommendResult."""
-        try:
-            return result_of(await self.recommend.answer(request, deadline_s, client))
-        except Exception as error:
-            code, text = status_of(error)
-            self.metrics.failed(code)
-            if code is grpc.StatusCode.INTERNAL:
-                log.error("unexpected error in one request of many", exc_info=error)
-            failure = pb.RecommendError(request_id=request.request_id, code=code_number(code), message=text)
-            if (seconds := retry_after_s(error)) is not None:
-                failure.retry_after_ms = math.ceil(seconds * 1e3)
-            return pb.RecommendResult(error=failure).SerializeToString()
 
 
 def _appended(done: Appended) -> pb.AppendEventsResponse:

@@ -31,7 +31,7 @@ from fathom.serving.gate import Gate
 from fathom.serving.guard import Guard
 from fathom.serving.metrics import Metrics
 from fathom.serving.recommend import Recommend
-from fathom.serving.service import RecommenderService
+from fathom.serving.service import ENCODED, RecommenderService
 from fathom.serving.transport.contract import Call, Handlers, Take, Transport
 from fathom.serving.transport.open import TransportName, open_transport
 
@@ -126,11 +126,13 @@ async def secure(synthetic_bundle: Path, tmp_path: Path, transport: TransportNam
     await bundles.start()
     gate.open()
     recommend = Recommend(bundles, None, gate, metrics)
-    service = RecommenderService(recommend, transport=transport, stream_in_flight=4, tell_workers=nobody_else)
+    service = RecommenderService(
+        recommend, transport=transport, stream_in_flight=4, most_bytes=2**22, tell_workers=nobody_else
+    )
     server = open_transport(transport, [])
     checked = Checked(server)
     checked.take_calls("/fathom.v1.Recommender/Recommend", recommend.take)
-    guard = Guard(checked, metrics.called, taken=("Recommend",))  # type: ignore[arg-type]
+    guard = Guard(checked, metrics.called, taken=("Recommend",), encoded=ENCODED)  # type: ignore[arg-type]
     recommender_pb2_grpc.add_RecommenderServicer_to_server(service, guard)  # type: ignore[no-untyped-call]
     own, own_key = self_signed(tmp_path, "server")
     cert, key = self_signed(tmp_path, "client")

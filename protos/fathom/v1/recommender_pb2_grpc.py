@@ -106,8 +106,9 @@ class RecommenderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecommendBatch(self, request, context):
-        """Many independent requests in one message; results keep their order, and each fails or succeeds alone. The call
-        itself fails only when it is too large, cannot be decoded, or the server is not serving.
+        """Many independent requests in one message; results keep their order, and each fails or succeeds alone. They are begun
+        a few at a time, in turn with what others ask for. The call itself fails only when it asks for too much, cannot be
+        decoded, or the server is not serving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
