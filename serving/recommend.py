@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -10,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from fathom.errors import InvalidRequestError
+from fathom.errors import DeadlineError, InvalidRequestError, OverloadError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.pipeline import Leave
 from fathom.runtime.prefix_cache import Owner
@@ -22,12 +23,17 @@ from fathom.serving.gate import Gate
 from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.metrics import Metrics
-from fathom.serving.status import status_of
 from fathom.serving.transport.contract import Call
 from fathom.serving.turns import Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of
 
 METHOD = "Recommend"
+
+#: Calls that have arrived together may keep the event loop for TAKE_S; where more is needed for BEHIND_S without a
+#: break, the server is behind, and refuses the rest. FEW calls are never too many.
+TAKE_S, BEHIND_S, FEW = 0.005, 0.1, 16
+TOO_MANY = OverloadError("more calls arrive than can be read; try again in 100 ms", retry_after_s=0.1)
+TOO_LATE = DeadlineError("the deadline has passed")
 
 #: Gets an encoded RecommendResponse, or why there is none.
 Done = Callable[[bytes | Exception], None]
@@ -46,11 +52,32 @@ class Recommend:
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _behind_since_s: float = math.inf
 
     def take(self, calls: Sequence[Call]) -> None:
         """Begin to answer calls of Recommend while the gate is open; never raises."""
-        for call in calls:
-            _Recommending(self, call).begin()
+        began_s = now_s = time.monotonic()
+        behind = now_s - self._behind_since_s > BEHIND_S
+        # The newest first: they have most time left, and those that are refused hear of it before it is late.
+        for place, call in enumerate(reversed(calls)):
+            if call.deadline_s is not None and call.deadline_s <= now_s:
+                self._turn_away(call, TOO_LATE)
+            elif behind and place >= FEW and now_s - began_s > TAKE_S:
+                self._turn_away(call, TOO_MANY)
+            else:
+                _Recommending(self, call).begin()
+            now_s = time.monotonic()
+        if len(calls) <= FEW or now_s - began_s <= TAKE_S:
+            self._behind_since_s = math.inf
+        elif self._behind_since_s == math.inf:
+            self._behind_since_s = began_s
+
+    def _turn_away(self, call: Call, error: RequestError) -> None:
+        """End a call that is not even decoded."""
+        code, text, trailing = ending_of(error, METHOD)
+        call.fail(code, text, trailing)
+        self.metrics.failed(code)
+        self.metrics.called(METHOD, code, 0.0)
 
     def known(self) -> HistoryStore:
         """Where histories are kept; raises InvalidRequestError where none are."""
@@ -178,8 +205,7 @@ class _Recommending:
             return
         self._end()
         if isinstance(answer, Exception):
-            self._service.metrics.failed(status_of(answer)[0])
-            self._fail(answer)
+            self._service.metrics.failed(self._fail(answer))
         else:
             self._call.respond(answer)
             self._observe(grpc.StatusCode.OK)
@@ -199,10 +225,11 @@ class _Recommending:
         self._ended = True
         self._service.gate.leave()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> grpc.StatusCode:
         code, text, trailing = ending_of(error, METHOD)
         self._call.fail(code, text, trailing)
         self._observe(code)
+        return code
 
     def _observe(self, code: grpc.StatusCode) -> None:
         self._service.metrics.called(METHOD, code, time.perf_counter() - self._started_s)

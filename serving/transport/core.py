@@ -15,7 +15,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from fathom.serving.transport.contract import Handlers, Options, Take
-from fathom.serving.transport.core_call import CoreCall, Kind, answer
+from fathom.serving.transport.core_call import END, MESSAGE, NEW, SENT, STOPPED, STREAM, CoreCall, answer
 
 #: Calls of each kind that the core may hand over before it has to be asked for more.
 REQUESTED = 128
@@ -33,7 +33,7 @@ class CoreTransport:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._takes: dict[str, Take] = {}
         #: (kind, whom it concerns, the event), from the thread to the event loop.
-        self._events: deque[tuple[Kind, Any, Any]] = deque()
+        self._events: deque[tuple[int, Any, Any]] = deque()
         self._woken = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._read, name="fathom-grpc", daemon=True)
@@ -71,7 +71,7 @@ class CoreTransport:
             return
         if self._stopped is None:
             self._stopped = self._loop.create_future()
-            self._server.shutdown(self._queue, (Kind.STOPPED, self._stopped))
+            self._server.shutdown(self._queue, (STOPPED, self._stopped))
         if grace_s:
             await asyncio.wait((self._stopped,), timeout=grace_s)
         if not self._stopped.done():
@@ -86,9 +86,9 @@ class CoreTransport:
         """Ask the core for one call more: of a method that is taken, or of any other."""
         with suppress(ValueError):  # it is stopping
             if path is None:
-                self._server.request_call(self._queue, self._queue, (Kind.NEW, None))
+                self._server.request_call(self._queue, self._queue, (NEW, None))
             else:
-                self._server.request_registered_call(self._queue, self._queue, path, (Kind.NEW, path))
+                self._server.request_registered_call(self._queue, self._queue, path, (NEW, path))
 
     def _read(self) -> None:
         """The thread: read events until the core has no more."""
@@ -100,12 +100,12 @@ class CoreTransport:
                     return
                 continue
             kind, whom = event.tag
-            if kind is Kind.NEW:
+            if kind == NEW:
                 self._begin(event, whom)
-            elif kind is Kind.STOPPED:
+            elif kind == STOPPED:
                 self._pass_on(kind, whom, event)
                 self._queue.shutdown()
-            elif kind is not Kind.SENT and not (kind is Kind.END and whom.ended):
+            elif kind != SENT and not (kind == END and whom.ended):
                 self._pass_on(kind, whom, event)
 
     def _begin(self, event: Any, path: str | None) -> None:
@@ -118,15 +118,15 @@ class CoreTransport:
             path = event.call_details.method.decode("latin-1")
             handler = self._handlers.get(path)
         call = CoreCall(event, path, handler)
-        event.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), (Kind.END, call))
+        event.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), (END, call))
         if handler is None and path not in self._takes:
             call.fail(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
         elif handler is not None and handler.request_streaming:
-            self._pass_on(Kind.STREAM, call, None)
+            self._pass_on(STREAM, call, None)
         else:
-            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (Kind.MESSAGE, call))
+            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (MESSAGE, call))
 
-    def _pass_on(self, kind: Kind, whom: Any, event: Any) -> None:
+    def _pass_on(self, kind: int, whom: Any, event: Any) -> None:
         """In the thread: let the event loop handle it, with all else that it has not come to yet."""
         self._events.append((kind, whom, event))
         if not self._woken:
@@ -137,11 +137,15 @@ class CoreTransport:
     def _handle(self) -> None:
         """In the event loop: all that has happened since the last time."""
         self._woken = False
-        events = self._events
+        events = [self._events.popleft() for _ in range(len(self._events))]
         taken: dict[str, list[CoreCall]] = {path: [] for path in self._takes}
-        for _ in range(len(events)):
-            kind, whom, event = events.popleft()
-            if kind is Kind.MESSAGE:
+        for kind, whom, _ in events:
+            if kind == END:  # first: nothing is done for who has left meanwhile
+                self._leave(whom)
+        for kind, whom, event in events:
+            if kind == MESSAGE:
+                if whom.ended:
+                    continue
                 whom.payload = event.batch_operations[0].message()
                 if whom.payload is None:
                     # It was too large, and the core has said so, or it never came.
@@ -150,11 +154,9 @@ class CoreTransport:
                     taken[whom.path].append(whom)
                 else:
                     self._start(whom)
-            elif kind is Kind.STREAM:
+            elif kind == STREAM:
                 self._start(whom)
-            elif kind is Kind.END:
-                self._leave(whom)
-            elif not whom.done():  # a step of a coroutine, or the end of the server
+            elif kind != END and not whom.done():  # a step of a coroutine, or the end of the server
                 whom.set_result(event)
         for path, calls in taken.items():
             if calls:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from enum import IntEnum
 from typing import Any, NoReturn
 
 import grpc
@@ -18,26 +17,25 @@ NEVER_S = 1e11
 log = logging.getLogger("fathom.serving")
 
 
-class Kind(IntEnum):
-    """What an event of the core is about; its tag is a kind and whom it concerns."""
+# What an event of the core is about; its tag is one of these and whom it concerns. Plain numbers: an enumeration would
+# cost as much as the rest of the thread's Python.
+#: A new call.
+NEW = 0
+#: The only message of a call.
+MESSAGE = 1
+#: A call whose handler reads the messages itself.
+STREAM = 2
+#: A call is over, for whatever reason.
+END = 3
+#: What a coroutine waits for.
+STEP = 4
+#: An answer is on its way.
+SENT = 5
+#: The server has stopped.
+STOPPED = 6
 
-    #: A new call.
-    NEW = 0
-    #: The only message of a call.
-    MESSAGE = 1
-    #: A call whose handler reads the messages itself.
-    STREAM = 2
-    #: A call is over, for whatever reason.
-    END = 3
-    #: What a coroutine waits for.
-    STEP = 4
-    #: An answer is on its way.
-    SENT = 5
-    #: The server has stopped.
-    STOPPED = 6
-
-
-_SENT = (Kind.SENT, None)
+_SENT = (SENT, None)
+_NUMBERS: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
 
 
 class CoreCall:
@@ -72,7 +70,7 @@ class CoreCall:
 
     def fail(self, code: grpc.StatusCode, text: str, trailing: Metadata = ()) -> None:
         """See ``Call``."""
-        status = cygrpc.SendStatusFromServerOperation(tuple(trailing), code.value[0], text.encode(), 0)
+        status = cygrpc.SendStatusFromServerOperation(tuple(trailing), _NUMBERS[code], text.encode(), 0)
         self._end((status,))
 
     def finish(self) -> None:
@@ -109,7 +107,7 @@ class CoreCall:
 
     def _step(self, operations: tuple[Any, ...]) -> Awaitable[Any]:
         step = asyncio.get_running_loop().create_future()
-        self.call.start_server_batch(operations, (Kind.STEP, step))
+        self.call.start_server_batch(operations, (STEP, step))
         return step
 
 

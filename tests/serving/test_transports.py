@@ -217,3 +217,16 @@ def test_another_core_than_expected_is_refused_in_one_line(monkeypatch: pytest.M
     monkeypatch.delattr(cygrpc, "CompletionQueue")
     with pytest.raises(ConfigError, match="--transport aio"):
         open_transport("core", [])
+
+
+async def test_a_call_whose_caller_left_before_it_was_read_is_not_handed_over(bench: Bench) -> None:
+    asked = [bench.ask(str(number).encode()) for number in range(64)]
+    await asyncio.sleep(0)
+    for call in asked:
+        call.cancel()
+    last = bench.ask(b"last")
+    async with asyncio.timeout(10):
+        while (call := await bench.calls.get()).payload != b"last":
+            call.respond(b"to nobody")
+    call.respond(b"answer")
+    assert await last == b"answer"
