@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
-from fathom.runtime.cost import CostModel, Lag
+from fathom.runtime.cost import CostModel, Demand, Lag
 from fathom.runtime.lanes import Entry, Lanes, Taken
 from fathom.runtime.shares import ANYBODY, Client
 
@@ -68,6 +68,7 @@ class Batcher(Generic[Work, Result]):
         self._busy_until_s = 0.0
         self._ended_s = clock()
         self._lag = Lag()
+        self._demand = Demand()
         self._running = 0
         self._failures = 0
         self._closed = False
@@ -110,9 +111,20 @@ class Batcher(Generic[Work, Result]):
             queue_s += max(0.0, self._busy_until_s - now_s)
         return queue_s
 
-    def p99_s(self, depth: int, length: int, runs: int = 1) -> float:
-        """Seconds that 99 of 100 answers to one such request take, once it starts; ``runs``: see ``run``."""
-        return self._cost.p99_s(depth, self._lanes.bucket(length), runs) + self._lag.value
+    def p99_s(self, depth: int, length: int, runs: int = 1, *, care: float = 1.0) -> float:
+        """Seconds that 99 of 100 answers to one such request take, once it starts; ``runs``: see ``submit``.
+
+        ``care``: see ``CostModel.p99_s``.
+        """
+        return self._cost.p99_s(depth, self._lanes.bucket(length), runs, care=care) + care * self._lag.value
+
+    def care(self, now_s: float) -> float:
+        """How much care there must be that nothing runs in vain, 0 to 1: more where more is asked of the engine."""
+        return self._demand.care(now_s)
+
+    def turned_away(self, depth: int, length: int, now_s: float) -> None:
+        """Somebody who has asked for this is not let in, for want of time; it is asked for nonetheless."""
+        self._demand.add(self._cost.each_s(depth, self._lanes.bucket(length)), now_s)
 
     def may_probe(self, depth: int, length: int, *, now_s: float, time_s: float) -> bool:
         """Whether a request should run although the estimates say that the time left is too short.
@@ -134,18 +146,21 @@ class Batcher(Generic[Work, Result]):
         client: Client = ANYBODY,
         runs: int = 1,
         probe: bool = False,
+        sure: bool = False,
     ) -> Entry[Job[Work, Result]]:
         """Let work wait for the engine; ``done`` gets its result, unless it is cancelled before.
 
         ``client``: clients share the engine. ``runs``: as how many requests it counts, by its cost.
-        ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows.
+        ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows. ``sure``: do
+        not run it where it may be too late, whatever ``care`` says, since there is another answer for it.
         Raises OverloadError (the queue is full) or UnavailableError (closed). ``done`` may get DeadlineError (it can no
         longer be met) or UnavailableError (closed, or the engine failed), and must not raise.
         """
         # What the engine must keep to, for the answer to be back in time.
-        by_s = None if deadline_s is None or probe else deadline_s - self._lag.value
+        care = 1.0 if sure else self.care(arrival_s)
+        by_s = None if deadline_s is None or probe else deadline_s - care * self._lag.value
         job: Job[Work, Result] = Job(work, done, probe)
-        entry = Entry(depth, length, arrival_s, by_s, job, client, runs=runs)
+        entry = Entry(depth, length, arrival_s, by_s, job, client, runs=runs, sure=sure)
         self._push(entry)
         return entry
 
@@ -194,6 +209,7 @@ class Batcher(Generic[Work, Result]):
                 raise self._overload(entry.client)
             entry.work_s = entry.runs * self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
             self._lanes.push(entry)
+        self._demand.add(entry.work_s, entry.arrival_s)
         if not self._waking:
             # Once for all that the event loop lets in at a time: so they become one batch.
             self._waking = True
@@ -250,6 +266,7 @@ class Batcher(Generic[Work, Result]):
         with self._changed:
             while not self._closed:
                 now_s = self._clock()
+                self._cost.care = self.care(now_s)
                 taken = self._lanes.take(now_s, self._cost)
                 if taken is not None:
                     self._running += len(taken.batch) + len(taken.late)

@@ -4,6 +4,9 @@ Per (depth, length bucket) a straight line, fixed + per request, measured before
 of them follow the machine as it is now: ``slowdown``, the median run relative to the lines, and ``tail``, how far the
 slowest of 100 runs lies above the median. What slows one depth (a busy neighbour, a lower clock) slows them all, and a
 depth that has not run for a while must not keep a stale estimate.
+
+How much of the tail an estimate allows for is its ``care``, 0 to 1: from the median to the 99th percentile. An engine
+of which more is asked than it can do must not waste a run on an answer that may be late; with time to spare, it may.
 """
 
 import math
@@ -27,6 +30,10 @@ GRAIN_S = 0.005
 LEAST_TAIL = 0.01
 LEAST_SLOWDOWN = 0.01
 LEAST_LAG_S = 0.0002
+# The demand of the last DEMAND_S or so decides how careful estimates are: not at all below the first of CARE, fully
+# from the second on. Less than 1, since the engine is not all that a request takes.
+DEMAND_S = 0.3
+CARE = (0.5, 0.85)
 # Tokens (requests x length) of the larger of the two batches that are measured per cell.
 PROBE_TOKENS = 256
 # Timed rounds that the start always takes, whatever its budget; the round before them only warms up.
@@ -93,13 +100,41 @@ class Lag(Quantile):
         super().__init__(LEAST_LAG_S, share=0.99, step=STEP_P99, least=LEAST_LAG_S, room=ROOM_P99)
 
 
+class Demand:
+    """Engine time that requests ask for, per second, whether they get it or not; what is DEMAND_S ago counts 1/e.
+
+    Added to in one thread, read in any.
+    """
+
+    def __init__(self) -> None:
+        # One object, so that nobody sees half of a change.
+        self._asked = (0.0, -math.inf)
+
+    def add(self, work_s: float, now_s: float) -> None:
+        """Somebody asks for so many seconds."""
+        self._asked = (self._left_s(now_s) + work_s, now_s)
+
+    def care(self, now_s: float) -> float:
+        """How careful estimates should be, 0 to 1."""
+        none, full = CARE
+        return min(1.0, max(0.0, (self._left_s(now_s) / DEMAND_S - none) / (full - none)))
+
+    def _left_s(self, now_s: float) -> float:
+        work_s, at_s = self._asked
+        return work_s * math.exp(min(0.0, at_s - now_s) / DEMAND_S)
+
+
 class CostModel:
-    """p50 and p99 of a run by depth, length bucket and batch size. Locked by its owner, as Lanes are."""
+    """p50 and p99 of a run by depth, length bucket and batch size. Locked by its owner, as Lanes are.
+
+    ``care``: of ``largest``; its owner sets it.
+    """
 
     def __init__(self, lines: Mapping[Cell, Line], *, tail: float, slowdown: float = 1.0) -> None:
         self._lines = dict(lines)
         self._slowdown = Quantile(slowdown, share=0.5, step=STEP_P50, least=LEAST_SLOWDOWN)
         self._tail = Quantile(tail, share=0.99, step=STEP_P99, least=LEAST_TAIL, room=ROOM_P99)
+        self.care = 1.0
 
     def p50_s(self, depth: int, length: int, requests: int = 1) -> float:
         """Median seconds of one run."""
@@ -113,17 +148,21 @@ class CostModel:
         """Median seconds that one request more adds to a run."""
         return self._lines[depth, length].each_s * self._slowdown.value
 
-    def p99_s(self, depth: int, length: int, requests: int = 1) -> float:
-        """Seconds that 99 of 100 runs keep to."""
-        line, tail = self._lines[depth, length], self._tail.value
+    def p99_s(self, depth: int, length: int, requests: int = 1, *, care: float = 1.0) -> float:
+        """Seconds that 99 of 100 runs keep to; with less ``care`` fewer, without any half of them."""
+        line, tail = self._lines[depth, length], care * self._tail.value
         return (line.fixed_s + requests * line.each_s) * self._slowdown.value * (1 + tail) + tail * GRAIN_S
 
-    def largest(self, depth: int, length: int, time_s: float) -> int:
-        """The most requests whose one run ends within the time at p99; 0 when not even one does."""
-        line = self._lines[depth, length]
-        p50_s = (time_s - self._tail.value * GRAIN_S) / (1 + self._tail.value)
+    def largest(self, depth: int, length: int, time_s: float, *, sure: bool = False) -> int:
+        """The most requests whose one run ends within the time at p99; 0 when not even one does.
+
+        One, where one does with the ``care`` that there must be, unless it must be ``sure``.
+        """
+        line, tail = self._lines[depth, length], self._tail.value
+        p50_s = (time_s - tail * GRAIN_S) / (1 + tail)
         # A request that fits exactly must not be lost to rounding.
-        return max(0, int((p50_s / self._slowdown.value - line.fixed_s) / line.each_s + 1e-6))
+        most = int((p50_s / self._slowdown.value - line.fixed_s) / line.each_s + 1e-6)
+        return most if most > 0 else int(not sure and self.p99_s(depth, length, care=self.care) <= time_s)
 
     def queue_s(self, ahead: Iterable[tuple[int, int, int]], batch_limit: Callable[[int], int]) -> float:
         """Median seconds until (depth, length, requests) lanes are worked off in batches of at most the limit."""
@@ -171,7 +210,7 @@ def measure(
             run(*point)
             taken.append(clock() - start_s)
         done += 1
-    fastest = {point: max(min(taken), 1e-9) for point, taken in samples.items()}
+    fastest = _fastest(samples)
     slowdown = median(t / fastest[point] for point, taken in samples.items() for t in taken)
     typical = {point: slowdown * t for point, t in fastest.items()}
     above = sorted((t - typical[point]) / (typical[point] + GRAIN_S) for point, taken in samples.items() for t in taken)
@@ -181,6 +220,19 @@ def measure(
         for length in lengths
     }
     return CostModel(lines, tail=above[math.ceil(0.99 * len(above)) - 1], slowdown=slowdown)
+
+
+def _fastest(samples: Mapping[tuple[int, int, int], Sequence[float]]) -> dict[tuple[int, int, int], float]:
+    """The least seconds of each (depth, length, requests); what is deeper, longer or more never takes less.
+
+    So a cell that was disturbed in every round is no dearer than a larger one. Length 0 is another kind of run.
+    """
+    least = {point: max(min(taken), 1e-9) for point, taken in samples.items()}
+
+    def is_more(other: tuple[int, int, int], point: tuple[int, int, int]) -> bool:
+        return bool(other[1]) == bool(point[1]) and all(a >= b for a, b in zip(other, point, strict=True))
+
+    return {point: min(seconds for other, seconds in least.items() if is_more(other, point)) for point in least}
 
 
 def _line(one_s: float, many_s: float, many: int) -> Line:

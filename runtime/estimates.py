@@ -33,10 +33,14 @@ class BatcherEstimates(NamedTuple):
             return 0.0
         return self.batcher.queue_s(now_s=self.now_s, deadline_s=self.deadline_s, client=self.client)
 
-    def cost_s(self, depth: int, *, cached: bool = True) -> float:
+    @property
+    def care(self) -> float:
+        return self.batcher.care(self.now_s)
+
+    def cost_s(self, depth: int, *, cached: bool = True, care: float = 1.0) -> float:
         if self.zero is not None and not depth:
             return self.zero.cost_s
-        return self.batcher.p99_s(depth, self._length(depth) if cached else self.items, self.runs)
+        return self.batcher.p99_s(depth, self._length(depth) if cached else self.items, self.runs, care=care)
 
     def may_probe(self, depth: int) -> bool:
         if self.zero is not None and not depth:

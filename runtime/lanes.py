@@ -32,8 +32,11 @@ Cell = tuple[int, int]
 class BatchCost(Protocol):
     """How large a batch may be: what ``cost.CostModel`` measures."""
 
-    def largest(self, depth: int, length: int, time_s: float) -> int:
-        """The most requests of this lane that one run surely (p99) ends within the time; 0 when not even one."""
+    def largest(self, depth: int, length: int, time_s: float, *, sure: bool = False) -> int:
+        """The most requests of this lane that one run surely (p99) ends within the time; 0 when not even one.
+
+        One, if that is likely enough to be tried, unless it must be ``sure``.
+        """
         ...
 
 
@@ -42,6 +45,7 @@ class Entry(Generic[Payload]):
     """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to.
 
     ``runs``: as how many requests it counts, by its cost. ``work_s``: the engine's time that its client pays for it.
+    ``sure``: it is dropped where it may be late, since there is another answer for it.
     """
 
     depth: int
@@ -52,6 +56,7 @@ class Entry(Generic[Payload]):
     client: Client = ANYBODY
     runs: int = 1
     work_s: float = 0.0
+    sure: bool = False
     share: Share | None = None
     waiting: bool = False
 
@@ -321,7 +326,7 @@ class Lanes(Generic[Payload]):
         while lane.live:
             first = lane.first()
             entry = first[2]
-            if entry.deadline_s is None or cost.largest(*key, entry.deadline_s - now_s) >= entry.runs:
+            if entry.deadline_s is None or cost.largest(*key, entry.deadline_s - now_s, sure=entry.sure) >= entry.runs:
                 return first
             late.append(self._remove(key, lane, entry))
         return None
@@ -347,7 +352,7 @@ class Lanes(Generic[Payload]):
         alone = not heap.places
         while runs < limit and (first := heap.first()) is not None:
             entry = first[2]
-            most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s)
+            most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s, sure=entry.sure)
             if most is not None and most < entry.runs:
                 late.append(self._remove(key, lane, entry))
                 continue

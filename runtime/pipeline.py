@@ -38,7 +38,7 @@ from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.shares import Client
-from fathom.selector.choice import Choice, DepthRequest
+from fathom.selector.choice import Choice, DepthReason, DepthRequest
 from fathom.selector.chooser import DepthChooser
 
 #: How long after a refusal new requests are screened by their length first.
@@ -185,9 +185,14 @@ class Pipeline:
         if now_s > self._pressed_until_s or self._batcher is None or not self._accepting:
             return
         # What the cache may hold of the history is not known yet: the least that it can cost.
-        length = 0 if self._cache is not None else min(max(items, 1), self._max_history)
+        items = min(max(items, 1), self._max_history)
+        length = 0 if self._cache is not None else items
         estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, deadline_s, client)
-        self.chooser.admit(profile, depth, estimates)
+        try:
+            self.chooser.admit(profile, depth, estimates)
+        except (DeadlineError, OverloadError):
+            self._turned_away(depth, items, now_s)
+            raise
 
     async def recommend(self, query: IndexedQuery) -> Answer:
         """The k best items for a history, at the depth that the request, its profile and its deadline ask for.
@@ -249,6 +254,7 @@ class Pipeline:
                 client=query.client,
                 runs=1 if leaves is None else leaves.runs,
                 probe=choice.probe,
+                sure=self.chooser.may_count(query.profile, query.depth),
             )
         except OverloadError as refused:
             done(self._instead(waiting, refused))
@@ -328,10 +334,18 @@ class Pipeline:
 
     def _choose(self, request: DepthRequest, now_s: float) -> Choice:
         try:
-            return self.chooser.choose(request)
+            choice = self.chooser.choose(request)
         except (DeadlineError, OverloadError):
             self._pressed_until_s = now_s + PRESSED_S
+            self._turned_away(request.fixed, len(request.items), now_s)
             raise
+        if not choice.depth and choice.reason is DepthReason.DEADLINE:
+            self._turned_away(None, len(request.items), now_s)
+        return choice
+
+    def _turned_away(self, fixed: int | None, items: int, now_s: float) -> None:
+        assert self._batcher is not None, "start() comes first"
+        self._batcher.turned_away(fixed or self.engine.depths[0], items, now_s)
 
     def _count(
         self, query: IndexedQuery, history: QueryHistory, choice: Choice, start_s: float, queued_s: float | None = None

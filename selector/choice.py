@@ -74,8 +74,15 @@ class Estimates(Protocol):
     def queue_s(self, depth: int) -> float:
         """Median time in the queue, for this depth."""
 
-    def cost_s(self, depth: int, *, cached: bool = True) -> float:
-        """What 99 of 100 such answers take once they begin, p99; without ``cached`` as if nothing were in the cache."""
+    @property
+    def care(self) -> float:
+        """How sure it must be that an answer will be in time, for it to be tried, 0 (as likely as not) to 1 (p99)."""
+
+    def cost_s(self, depth: int, *, cached: bool = True, care: float = 1.0) -> float:
+        """What 99 of 100 such answers take once they begin, p99; without ``cached`` as if nothing were in the cache.
+
+        ``care``: 0 for what half of them take, or anything between.
+        """
 
     def may_probe(self, depth: int) -> bool:
         """Whether it should run at this depth although the estimates say that the time is too short."""

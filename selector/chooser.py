@@ -53,7 +53,7 @@ class DepthChooser:
         if estimates is None:
             return policy.choose(request)
         depths = policy.depths
-        time = _time_for(depths[0], estimates, counts=self._may_count(profile, fixed))
+        time = _time_for(depths[0], estimates, counts=self.may_count(profile, fixed))
         if time.counts:
             return _counted(depths[0], time, estimates)
         if time.spare_s < time.cost_s and len(depths) > 1 and not _fit(depths[1:], time.spare_s, estimates):
@@ -63,12 +63,12 @@ class DepthChooser:
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
         """Raise what ``choose`` would, from what is known before a request is read."""
         shallowest = self._policy_of(profile, fixed).depths[0]
-        _time_for(shallowest, estimates, counts=self._may_count(profile, fixed))
+        _time_for(shallowest, estimates, counts=self.may_count(profile, fixed))
 
     def instead(self, request: DepthRequest, refused: DeadlineError | OverloadError) -> Choice:
         """Depth 0 for a request that the queue has refused, where it may have it in time; else raises ``refused``."""
         estimates = request.estimates
-        if not self._may_count(request.profile, request.fixed) or (estimates and not _fits(0, estimates)):
+        if not self.may_count(request.profile, request.fixed) or (estimates and not _fits(0, estimates)):
             raise refused
         found = "the queue is full" if isinstance(refused, OverloadError) else "the queue took too long"
         return Choice(0, DepthReason.DEADLINE, f"{found}, so the network cannot answer in time: depth 0")
@@ -86,7 +86,7 @@ class DepthChooser:
                 " serve it with --policy auto"
             )
 
-    def _may_count(self, profile: DeviceProfile, fixed: int | None) -> bool:
+    def may_count(self, profile: DeviceProfile, fixed: int | None) -> bool:
         """Whether a request may fall to depth 0."""
         return fixed is None and 0 in self._served and 0 in profile.depths
 
@@ -134,11 +134,14 @@ def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     """The only place that finds a request to be too late: even its shallowest depth, and there is nothing to learn.
 
     A depth fits when weight * queue + p99 <= time left, with LEAST_WEIGHT for the shallowest and QUEUE_WEIGHT for
-    every other, so that under overload a queue is worked off by shallow answers long before requests are refused.
+    every other, so that under overload a queue is worked off by shallow answers long before requests are refused. While
+    the engine has time to spare, the shallowest fits where it may well be in time (see ``Estimates.care``), but not
+    where depth 0 surely would be.
     ``shallowest``: of the depths that the policy chooses from. ``counts``: whether depth 0 may take its place.
     """
-    time_s, queue_s, cost_s = estimates.time_s, estimates.queue_s(shallowest), estimates.cost_s(shallowest)
-    fits = LEAST_WEIGHT * queue_s + cost_s <= time_s
+    time_s, queue_s, care = estimates.time_s, estimates.queue_s(shallowest), 1.0 if counts else estimates.care
+    cost_s, weight = estimates.cost_s(shallowest, care=care), 1 + care * (LEAST_WEIGHT - 1)
+    fits = weight * queue_s + cost_s <= time_s
     if not fits and counts and shallowest > 0:
         if _fits(0, estimates):
             return _Time(time_s, queue_s, cost_s, 0.0, fits, counts=True)
@@ -146,7 +149,7 @@ def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     elif fits or estimates.may_probe(shallowest):
         return _Time(time_s, queue_s, cost_s, time_s - QUEUE_WEIGHT * queue_s, fits)
     if cost_s <= time_s:
-        wait_s = LEAST_WEIGHT * queue_s + cost_s - time_s
+        wait_s = weight * queue_s + cost_s - time_s
         left = _left(time_s, queue_s)
         text = f"{left}, which is too full for depth {shallowest}; try again in {_ms(wait_s)}"
         raise OverloadError(text, retry_after_s=wait_s)

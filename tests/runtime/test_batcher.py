@@ -8,7 +8,7 @@ import pytest
 
 from fathom.errors import DeadlineError, OverloadError, UnavailableError
 from fathom.runtime.batcher import Batcher
-from fathom.runtime.cost import CostModel, Line
+from fathom.runtime.cost import DEMAND_S, CostModel, Line
 from fathom.runtime.lanes import Lanes
 
 COST_S = 0.010
@@ -115,11 +115,31 @@ async def test_who_can_no_longer_make_it_gets_a_deadline_error_and_the_rest_an_a
     bench.free.set()
     with pytest.raises(DeadlineError, match="passed in the queue"):
         await passed
-    with pytest.raises(DeadlineError, match=r"4\.8 ms left after the queue, not enough for depth 4"):
+    with pytest.raises(DeadlineError, match=r"5\.0 ms left after the queue, not enough for depth 4"):
         await hopeless
     assert await fine == (8, 102.0)
     await first
     assert bench.batches == [[1], [4]]
+
+
+async def test_what_has_another_answer_is_dropped_where_it_may_be_late_and_what_has_none_is_tried(bench: Bench) -> None:
+    bench.batcher._cost._tail.value = 1.0
+    first, told = await bench.hold(), []
+    for work, sure in ((2, True), (3, False)):
+        bench.batcher.submit(
+            work,
+            lambda result, _: told.append(result),
+            depth=4,
+            length=5,
+            arrival_s=bench.now_s,
+            deadline_s=bench.now_s + 1.5 * COST_S,
+            sure=sure,
+        )
+    bench.free.set()
+    await first
+    await bench.batcher.idle()
+    assert bench.batches == [[1], [3]]
+    assert sorted(map(str, told)) == ["14.8 ms left after the queue, not enough for depth 4; allow more time", "6"]
 
 
 async def test_a_failing_run_fails_its_batch_only(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -127,6 +147,16 @@ async def test_a_failing_run_fails_its_batch_only(bench: Bench, caplog: pytest.L
         await bench.ask(13)
     assert "bad luck" in caplog.text
     assert await bench.ask(2) == (4, 100.0)
+
+
+async def test_the_more_is_asked_for_the_surer_an_answer_must_be(bench: Bench) -> None:
+    assert bench.batcher.care(bench.now_s) == 0
+    for _ in range(int(2 * DEMAND_S / COST_S)):
+        bench.batcher.turned_away(4, 5, bench.now_s)
+    assert bench.batcher.care(bench.now_s) == 1
+    bench.now_s += 10 * DEMAND_S
+    assert bench.batcher.care(bench.now_s) == 0
+    assert await bench.ask(2) == (4, bench.now_s)
 
 
 async def test_the_queue_counts_what_runs_and_what_goes_first(bench: Bench) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.runtime.cost import ROUNDS, CostModel, Lag, Line, Quantile, measure
+from fathom.runtime.cost import CARE, DEMAND_S, ROUNDS, CostModel, Demand, Lag, Line, Quantile, measure
 
 
 class FakeMachine:
@@ -64,6 +64,21 @@ def test_a_disturbed_start_still_finds_the_lines() -> None:
     assert cost.p99_s(8, 16, 4) > 0.05
 
 
+def test_a_cell_that_is_disturbed_every_time_is_no_dearer_than_a_larger_one() -> None:
+    class Disturbed(FakeMachine):
+        def run(self, depth: int, length: int, requests: int) -> None:
+            super().run(depth, length, requests)
+            self.now_s += 0.05 * (depth == 4)
+
+    machine = Disturbed()
+    cost = measure(
+        machine.run, depths=(4, 8), lengths=(16,), batch_limit=lambda _: 8, budget_s=0.0, clock=machine.clock
+    )
+    for requests in (1, 8):
+        assert cost.least_s(4, 16) <= cost.least_s(8, 16) == pytest.approx(0.005)
+        assert cost.p50_s(4, 16, requests) <= cost.p50_s(8, 16, requests)
+
+
 def test_the_budget_buys_more_rounds() -> None:
     few, many = FakeMachine(), FakeMachine()
     for machine, budget_s in ((few, 0.0), (many, 1.0)):
@@ -87,6 +102,32 @@ def test_the_largest_batch_is_the_largest_whose_p99_fits() -> None:
         assert cost.largest(8, 16, time_s * 0.999) == requests - 1
     assert cost.largest(8, 16, 0.0) == 0
     assert cost.largest(8, 16, -5.0) == 0
+
+
+def test_with_little_care_one_request_may_run_that_is_as_likely_late_as_not_but_no_company_makes_it_late() -> None:
+    cost = model(tail=1.0)
+    p50_s, p99_s = cost.p50_s(8, 16), cost.p99_s(8, 16)
+    assert cost.p99_s(8, 16, care=0.0) == pytest.approx(p50_s)
+    assert cost.p99_s(8, 16, care=0.5) == pytest.approx((p50_s + p99_s) / 2)
+    for care, least_s in ((0.0, p50_s), (0.5, (p50_s + p99_s) / 2), (1.0, p99_s)):
+        cost.care = care
+        assert cost.largest(8, 16, least_s * 1.001) == 1
+        assert cost.largest(8, 16, least_s * 0.999) == 0
+        assert cost.largest(8, 16, cost.p99_s(8, 16, 2) * 0.999) == 1
+
+
+@given(share=st.floats(0.01, 3), gap_s=st.floats(1e-3, 0.02))
+def test_demand_is_the_engine_time_that_is_asked_for_per_second(share: float, gap_s: float) -> None:
+    demand, moments = Demand(), np.arange(0, 10 * DEMAND_S, gap_s).tolist()
+    for now_s in moments:
+        demand.add(share * gap_s, now_s)
+    none, full = CARE
+    assert demand.care(now_s) == pytest.approx(min(1, max(0, (share - none) / (full - none))), abs=0.1)
+    assert demand.care(now_s + 10 * DEMAND_S) == 0
+
+
+def test_without_any_demand_no_care_is_needed() -> None:
+    assert Demand().care(now_s=5.0) == 0
 
 
 def test_the_queue_is_the_sum_of_its_batches() -> None:

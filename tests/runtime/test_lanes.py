@@ -19,7 +19,7 @@ class FlatCost:
     def __init__(self, each_s: float = 0.0) -> None:
         self.each_s = each_s
 
-    def largest(self, _depth: int, _length: int, time_s: float) -> int:
+    def largest(self, _depth: int, _length: int, time_s: float, *, sure: bool = False) -> int:  # noqa: ARG002
         if self.each_s == 0:
             return 1_000_000 if time_s >= 0 else 0
         return max(0, math.floor(time_s / self.each_s + 1e-9))

@@ -361,7 +361,7 @@ async def test_what_the_queue_has_no_time_left_for_is_answered_by_depth_0(
             while pipeline.waiting < 2:
                 await asyncio.sleep(0)
         # Meanwhile the machine has become so slow that no run would end in time.
-        for _ in range(200):
+        for _ in range(400):
             cost.observe(16, 20, 1, 1000.0, time.monotonic())
         free.set()
         answer = await waits

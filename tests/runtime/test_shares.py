@@ -17,7 +17,7 @@ ALICE, BOB = Client("1.1.1.1", "1.1.1.1:1"), Client("2.2.2.2", "2.2.2.2:1")
 class NoCost:
     """Every batch makes every deadline."""
 
-    def largest(self, _depth: int, _length: int, _time_s: float) -> int:
+    def largest(self, _depth: int, _length: int, _time_s: float, *, sure: bool = False) -> int:  # noqa: ARG002
         return 1_000_000
 
 

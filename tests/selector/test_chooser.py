@@ -41,13 +41,16 @@ class Clock:
     costs: dict[int, float] = field(default_factory=lambda: {4: 0.003, 8: 0.006, 12: 0.009, 16: 0.012})
     uncached_costs: dict[int, float] = field(default_factory=dict)
     probing: bool = False
+    care: float = 1.0
+    medians: dict[int, float] = field(default_factory=dict)
 
     def queue_s(self, depth: int) -> float:
         return self.queue if depth else 0.0
 
-    def cost_s(self, depth: int, *, cached: bool = True) -> float:
+    def cost_s(self, depth: int, *, cached: bool = True, care: float = 1.0) -> float:
         costs = self.costs if cached else self.costs | self.uncached_costs
-        return costs.get(depth, math.inf)
+        p99_s = costs.get(depth, math.inf)
+        return p99_s if care == 1 else p99_s + (1 - care) * (self.medians.get(depth, p99_s) - p99_s)
 
     def may_probe(self, depth: int) -> bool:  # noqa: ARG002
         return self.probing
@@ -233,6 +236,26 @@ def test_while_others_wait_only_the_shallowest_depth_may_use_all_the_time() -> N
     assert (fixed.depth, fixed.reason) == (8, DepthReason.FIXED)
 
 
+def test_with_time_to_spare_it_is_enough_that_an_answer_may_be_in_time() -> None:
+    clock = Clock(time_s=0.010, queue=0.003, costs={4: 0.009}, medians={4: 0.005}, care=0.0)
+    assert fit(clock, fixed=4).depth == 4
+    assert fit(clock).depth == 4
+    # Half as careful: 7 ms, and the queue 1.125 times.
+    with pytest.raises(OverloadError, match=r"too full for depth 4; try again in 0\.3"):
+        fit(replace(clock, care=0.5), fixed=4)
+    with pytest.raises(DeadlineError, match=r"depth 4 needs 5\.0 ms"):
+        fit(replace(clock, time_s=0.004), fixed=4)
+    with pytest.raises(OverloadError):
+        fit(replace(clock, care=1.0), fixed=4)
+
+
+def test_what_depth_0_can_answer_for_sure_is_not_left_to_chance() -> None:
+    chancy = Clock(queue=0.003, costs={0: 0.0001, 4: 0.009}, medians={4: 0.005}, care=0.0)
+    choice = chooser(served=COUNTED).choose(request(profile=EDGE, estimates=chancy))
+    assert (choice.depth, choice.reason) == (0, DepthReason.DEADLINE)
+    assert chooser(served=COUNTED).choose(request(profile=EDGE, fixed=4, estimates=chancy)).depth == 4
+
+
 def test_a_fixed_depth_is_never_replaced() -> None:
     with pytest.raises(DeadlineError, match=r"depth 16 needs 12.0 ms"):
         fit(Clock(), fixed=16)
@@ -284,6 +307,8 @@ def test_a_cascade_counts_as_its_walk_and_its_shallower_depths_as_they_are_cache
         queue=ticks,
         costs=st.dictionaries(st.sampled_from((0, *DEPTHS)), ticks),
         probing=st.booleans(),
+        care=st.sampled_from((0.0, 0.5, 1.0)),
+        medians=st.dictionaries(st.sampled_from(DEPTHS), ticks),
     ),
 )
 def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_the_shallowest_would_miss(
@@ -300,8 +325,11 @@ def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_th
     wanted = choosing.choose(asked)
     assert wanted.depth in allowed
     candidates = [depth for depth in allowed if depth <= wanted.depth]
-    weight = {depth: LEAST_WEIGHT if depth == allowed[0] else QUEUE_WEIGHT for depth in candidates}
-    fitting = [d for d in candidates if clock.cost_s(d) + weight[d] * clock.queue_s(d) <= clock.time_s]
+    care = 1.0 if counts else clock.care
+    fitting = [d for d in candidates[1:] if clock.cost_s(d) + QUEUE_WEIGHT * clock.queue_s(d) <= clock.time_s]
+    least_s = clock.cost_s(allowed[0], care=care)
+    if least_s + (1 + care * (LEAST_WEIGHT - 1)) * clock.queue_s(allowed[0]) <= clock.time_s:
+        fitting.insert(0, allowed[0])
     timed = asked._replace(estimates=clock)
     if allowed[0] not in fitting and counts and (clock.cost_s(0) <= clock.time_s or clock.probing):
         choosing.admit(profile, fixed, clock)
@@ -309,7 +337,7 @@ def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_th
         assert (found.depth, found.reason, found.probe) == (0, DepthReason.DEADLINE, clock.probing)
         return
     if allowed[0] not in fitting and not clock.probing:
-        alone = clock.cost_s(allowed[0]) <= clock.time_s and not counts
+        alone = least_s <= clock.time_s and not counts
         for refused in (lambda: choosing.choose(timed), lambda: choosing.admit(profile, fixed, clock)):
             with pytest.raises(OverloadError if alone else DeadlineError):
                 refused()
