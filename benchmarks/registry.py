@@ -36,6 +36,7 @@ MODULES = (
     "systems.score",
     "systems.overload",
     "systems.workers",
+    "systems.drain",
     "systems.stages",
     "systems.reload",
     "systems.catalogue",

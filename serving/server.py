@@ -40,18 +40,19 @@ from fathom.serving.metrics import Metrics
 from fathom.serving.metrics_port import MetricsPort
 from fathom.serving.recommend import METHOD, Recommend
 from fathom.serving.service import ENCODED, RecommenderService, TellWorkers
+from fathom.serving.signals import RELOAD, STOP, ignore_others
 from fathom.serving.transport.contract import Transport
 from fathom.serving.transport.open import open_transport
 from fathom.serving.transport.options import allow_connections, server_options
+from fathom.serving.transport.sockets import hang_up, stop_listening, unsent
 from fathom.serving.workers import Notice, Peers, supervise
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
-# After the drain only answers on the wire and health watchers are left.
-LAST_WORDS_S = 0.5
+# How soon gRPC writes an answer that it has been given, and how long its client may take to receive it.
+WRITTEN_S, RECEIVED_S = 0.1, 5.0
 # How often it is looked whether the engines still answer.
 HEALTH_EVERY_S = 1.0
 SWEEP_EVERY_S = 60.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("fathom.serving")
 
@@ -104,6 +105,7 @@ class Server:
         self._counting: asyncio.Task[None] | None = None
         self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
         self._transport: Transport | None = None
+        self._port = 0
         self._metrics_http: MetricsPort | None = None
         self._engines_answer = True
         self._watching: asyncio.Task[None] | None = None
@@ -145,20 +147,33 @@ class Server:
     async def drain(self) -> int:
         """Health flips, new calls get UNAVAILABLE, calls in flight finish; returns how many had to be cut off."""
         await self._health.enter_graceful_shutdown()
+        stop_listening(self._port)
         left = await self._gate.drain(self._settings.drain_s)
         if self._counter:
             with suppress(RequestError):
                 await self._counter.exchange()
-        if self._transport:
-            await self._transport.stop(LAST_WORDS_S)
+        await self._last_words()
+        # Before gRPC's own shutdown, which ends calls that it has not handed over yet with CANCELLED.
+        hang_up(self._port)
         return left
 
+    async def _last_words(self) -> None:
+        """Wait until clients have the answers that gRPC has been given, unless they read too slowly."""
+        await asyncio.sleep(WRITTEN_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECEIVED_S):
+                waiting = unsent(self._port)
+                while waiting:
+                    await asyncio.sleep(WRITTEN_S / 10)
+                    waiting &= unsent(self._port)
+
     async def close(self) -> None:
-        """Stop at once: calls in flight are cut off, ports and engine are given back."""
+        """Stop at once: calls in flight get UNAVAILABLE, ports and engine are given back."""
         if self._watching:
             self._watching.cancel()
         if self._transport:
-            await self._transport.stop(None)
+            hang_up(self._port)
+            await self._transport.stop(WRITTEN_S)
         await self.bundles.close()
         for task in filter(None, (self._sweeping, self._counting)):
             task.cancel()
@@ -200,6 +215,7 @@ class Server:
             reason = f": {error.strerror}" if isinstance(error, OSError) else ""
             raise ConfigError(f"cannot listen on {wanted}{reason}; choose another --host or --port") from None
         await transport.start()
+        self._port = port
         return _address(host, port)
 
     def _service(self, recommend: Recommend) -> RecommenderService:
@@ -234,6 +250,8 @@ class Server:
             if self._counter:
                 self._counter.forget(notice.name)
             return None
+        if self._gate.state == "draining":
+            return None
         task = asyncio.create_task(self._reload(notice.name))
         self._reloads.add(task)
         task.add_done_callback(self._reloads.discard)
@@ -253,10 +271,12 @@ class Server:
 def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[ServerInfo], None] | None = None) -> None:
     """Serve a bundle until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
 
+    SIGHUP reloads all bundles.
     ``ready`` is called once, when requests are answered; without it the information is printed as one line.
     Raises BundleError or ConfigError when it cannot serve.
     """
     ready = ready or partial(print, flush=True)
+    ignore_others()
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
             for name in ("history", "catalogue"):
@@ -269,8 +289,9 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
 
 def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None:
     """One of several workers: tells the parent that it is ready, or why not, and drains when the pipe ends."""
-    # Ctrl-C goes to the whole group; the parent decides.
+    # Ctrl-C goes to the whole group, as the end of a terminal does; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_others()
 
     def say(message: ServerInfo | str) -> None:
         with suppress(BrokenPipeError):
@@ -290,12 +311,15 @@ async def _serve(
     allow_connections()
     stop = asyncio.Event()
     peers = Peers(pipe, settings.workers - 1) if pipe else None
-    for number in (signal.SIGTERM,) if peers else _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, _drain, stop, peers, number.name)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM,) if peers else STOP:
+        loop.add_signal_handler(number, _drain, stop, number.name)
     tell_workers = peers.tell if peers else None
     async with Server(settings, bundle_path, shares_port=pipe is not None, tell_workers=tell_workers) as server:
         if peers:
-            peers.listen(server.notice, partial(_drain, stop, peers, "the parent is gone"))
+            peers.listen(server.notice, partial(_drain, stop, "the parent is gone"))
+        else:
+            loop.add_signal_handler(RELOAD, server.notice, Notice(0, "reload", ""))
         server.bundles.on_retired = tidy
         info = await server.start()
         tidy()
@@ -306,14 +330,14 @@ async def _serve(
         log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
 
 
-def _drain(stop: asyncio.Event, peers: Peers | None, reason: str) -> None:
+def _drain(stop: asyncio.Event, reason: str) -> None:
     """Begin to drain; a signal that comes after this one ends the process at once."""
+    if stop.is_set():
+        return
     log.info("%s: draining", reason)
     stop.set()
-    for number in _SIGNALS:
+    for number in STOP:
         asyncio.get_running_loop().remove_signal_handler(number)
-    if peers:
-        peers.stop_listening()
 
 
 async def _sweep(history: HistoryStore) -> None:

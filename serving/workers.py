@@ -14,10 +14,9 @@ import itertools
 import logging
 import multiprocessing
 import select
-import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 from fathom.errors import ConfigError, FathomError
 from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo
+from fathom.serving.signals import RELOAD, STOP
 
 #: Runs one worker until the pipe ends: (settings, bundle, pipe, ready).
 RunWorker = Callable[[ServerSettings, Path, Connection], None]
@@ -33,6 +33,11 @@ RunWorker = Callable[[ServerSettings, Path, Connection], None]
 ANSWER_S, PARENT_S = 1.0, 0.5
 #: How long a worker may take to end, beyond its drain.
 ENDING_S = 5.0
+#: How often a worker is asked whether it is there. Its event loop answers, which stands still for a second or two under
+#: the worst load, and not while a bundle is loaded: without an answer to ten questions, it hangs. Two are enough where
+#: the kernel says that it was stopped. Questions, not seconds: a parent that was stopped itself has asked only one.
+BEAT_S, LOST_BEATS, STOPPED_BEATS = 1.0, 10, 2
+BEAT = "beat"
 MOST_PAUSE_S = 30.0
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -42,7 +47,7 @@ log = logging.getLogger("fathom.serving")
 class Notice(NamedTuple):
     """What one worker was told and all must know; the name "" means all.
 
-    "reload" a bundle, "forget" a user, follow the changes of a bundle's "catalogue".
+    "reload" a bundle, "forget" a user, follow the changes of a bundle's "catalogue". BEAT: only say that it is there.
     """
 
     number: int
@@ -94,17 +99,17 @@ class Peers:
         """
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._receive, on_notice, on_parent_gone)
 
-    def stop_listening(self) -> None:
-        """From now on hear nothing."""
-        asyncio.get_running_loop().remove_reader(self._pipe.fileno())
-
     def _receive(self, on_notice: OnNotice, on_parent_gone: Callable[[], None]) -> None:
         try:
             message = self._pipe.recv()
         except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             on_parent_gone()
             return
         if isinstance(message, Notice):
+            if message.what == BEAT:
+                _send(self._pipe, Ack(message.number))
+                return
             task = asyncio.create_task(self._do(message, on_notice))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -126,7 +131,8 @@ async def supervise(
 ) -> None:
     """Keep ``settings.workers`` workers running until SIGTERM or SIGINT, then let all of them drain.
 
-    A second signal ends them at once. Raises ConfigError when the port is taken or a worker cannot start at all.
+    A second signal ends them at once; SIGHUP lets them reload. Raises ConfigError when the port is taken or a worker
+    cannot start at all.
     """
     stop = asyncio.Event()
     with _reserved(settings.host, settings.port) as port:
@@ -159,8 +165,14 @@ def _on_signals(stop: asyncio.Event, workers: "Sequence[_Worker]") -> None:
                 worker.kill()
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped)
+    def reload() -> None:
+        for worker in workers:
+            worker.begin(worker.tell("reload", ""))
+
+    loop = asyncio.get_running_loop()
+    for number in STOP:
+        loop.add_signal_handler(number, stopped)
+    loop.add_signal_handler(RELOAD, reload)
 
 
 async def _start_all(workers: "Sequence[_Worker]", settings: ServerSettings) -> ServerInfo:
@@ -199,6 +211,7 @@ class _Worker:
         # What a worker that does not answer is to be told when it does.
         self._missed: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._spoke = False
 
     def pin(self, default_bundle: str) -> None:
         """From its next start on, the bundle of requests that name none."""
@@ -222,10 +235,15 @@ class _Worker:
         raise ConfigError(said or f"worker {self.number} ended before it was ready; its log says why")
 
     async def keep(self) -> None:
-        """Whenever it ends, start it again; at once after a good start, later and later after bad ones."""
+        """Whenever it ends, or hangs, start it again; at once after a good start, later and later after bad ones."""
         pause_s = 0.0
         while True:
-            log.warning("worker %d ended with code %s; starting another", self.number, await self.ended())
+            watching = asyncio.create_task(self._watch())
+            try:
+                code = await self.ended()
+            finally:
+                watching.cancel()
+            log.warning("worker %d ended with code %s; starting another", self.number, code)
             await asyncio.sleep(pause_s)
             try:
                 await self.start()
@@ -233,6 +251,23 @@ class _Worker:
             except FathomError as error:
                 log.error("worker %d: %s", self.number, error)
                 pause_s = min(MOST_PAUSE_S, 2 * pause_s or 1.0)
+
+    async def _watch(self) -> None:
+        """Kill it when it no longer answers: it would keep its callers, and the kernel would bring it more."""
+        silent = 0
+        while self._pipe is not None and not self._pipe.closed:
+            self._spoke = False
+            _send(self._pipe, Notice(next(self._numbers), BEAT, ""))
+            await asyncio.sleep(BEAT_S)
+            silent = 0 if self._spoke else silent + 1
+            stopped = silent and self._process is not None and _is_stopped(self._process.pid)
+            if silent >= (STOPPED_BEATS if stopped else LOST_BEATS):
+                state = "is stopped" if stopped else f"has not answered for {silent * BEAT_S:g} s"
+                log.error(
+                    "worker %d (process %s) %s; it is killed", self.number, self._process and self._process.pid, state
+                )
+                self.kill()
+                return
 
     async def tell(self, what: str, name: str) -> bool:
         """Forward a call that another worker received; False if it does not answer within ANSWER_S.
@@ -275,8 +310,9 @@ class _Worker:
         except (EOFError, OSError):
             self._let_go(pipe)
             return
+        self._spoke = True
         if isinstance(said, Notice):
-            self._start(self.relay(self, said))
+            self.begin(self.relay(self, said))
         elif isinstance(said, Ack):
             self._settle(self._awaited.get(said.number), True)
         else:
@@ -285,7 +321,7 @@ class _Worker:
             log.warning("worker %d answers again; repeating the calls it missed", self.number)
             missed, self._missed = self._missed, set()
             for what in missed:
-                self._start(self.tell(what, ""))
+                self.begin(self.tell(what, ""))
 
     def _let_go(self, pipe: Connection) -> None:
         asyncio.get_running_loop().remove_reader(pipe.fileno())
@@ -298,7 +334,8 @@ class _Worker:
         if future is not None and not future.done():
             future.set_result(result)
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Let something go on by itself."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -330,6 +367,13 @@ class _Worker:
             log.warning("worker %d has not ended within %g s; it is killed", self.number, within_s)
             self.kill()
             await self.ended()
+
+
+def _is_stopped(process: int | None) -> bool:
+    """Whether the kernel says that a process was stopped, as by SIGSTOP; never where it cannot be asked."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 def _send(pipe: Connection, message: Notice | Ack) -> bool:

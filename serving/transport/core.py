@@ -15,7 +15,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from fathom.serving.transport.contract import Handlers, Options, Take
-from fathom.serving.transport.core_call import END, MESSAGE, NEW, SENT, STOPPED, STREAM, CoreCall, answer
+from fathom.serving.transport.core_call import END, MESSAGE, NEW, SENT, STOPPED, STREAM, Core, CoreCall, answer
 
 #: Calls of each kind that the core may hand over before it has to be asked for more.
 REQUESTED = 128
@@ -38,6 +38,7 @@ class CoreTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._read, name="fathom-grpc", daemon=True)
         self._stopped: asyncio.Future[None] | None = None
+        self._core = Core()
 
     def add_handlers(self, service: str, handlers: Handlers) -> None:
         """See ``Transport``."""
@@ -77,6 +78,9 @@ class CoreTransport:
         if not self._stopped.done():
             self._server.cancel_all_calls()
         await asyncio.shield(self._stopped)
+        # In the event loop, so that it starts nothing more on a queue that is shut down, which would end the process.
+        self._core.takes = False
+        self._queue.shutdown()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks)
@@ -102,9 +106,6 @@ class CoreTransport:
             kind, whom = event.tag
             if kind == NEW:
                 self._begin(event, whom)
-            elif kind == STOPPED:
-                self._pass_on(kind, whom, event)
-                self._queue.shutdown()
             elif kind != SENT and not (kind == END and whom.ended):
                 self._pass_on(kind, whom, event)
 
@@ -117,7 +118,7 @@ class CoreTransport:
         if path is None:
             path = event.call_details.method.decode("latin-1")
             handler = self._handlers.get(path)
-        call = CoreCall(event, path, handler)
+        call = CoreCall(event, path, handler, self._core)
         event.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), (END, call))
         if handler is None and path not in self._takes:
             call.fail(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")

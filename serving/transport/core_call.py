@@ -38,13 +38,21 @@ _SENT = (SENT, None)
 _NUMBERS: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
 
 
+class Core:
+    """What the calls of a server share: whether its core still takes anything from them."""
+
+    def __init__(self) -> None:
+        self.takes = True
+
+
 class CoreCall:
     """``contract.Call``; ``handler``: what answers it, None where it is handed over. ``ended``: nothing more to do."""
 
-    __slots__ = ("call", "deadline_s", "ended", "handler", "left", "metadata", "opened", "path", "payload")
+    __slots__ = ("call", "core", "deadline_s", "ended", "handler", "left", "metadata", "opened", "path", "payload")
 
-    def __init__(self, event: Any, path: str, handler: Any) -> None:
+    def __init__(self, event: Any, path: str, handler: Any, core: Core) -> None:
         self.call = event.call
+        self.core = core
         self.path = path
         self.handler = handler
         self.metadata: Metadata = event.invocation_metadata
@@ -78,7 +86,7 @@ class CoreCall:
         self._end((cygrpc.SendStatusFromServerOperation((), 0, b"", 0),))
 
     def _end(self, operations: tuple[Any, ...]) -> None:
-        if not self.ended:
+        if not self.ended and self.core.takes:
             self.ended = True
             self.call.start_server_batch((*self._opening(), *operations), _SENT)
 
@@ -106,6 +114,8 @@ class CoreCall:
             yield payload
 
     def _step(self, operations: tuple[Any, ...]) -> Awaitable[Any]:
+        if not self.core.takes:
+            raise grpc.aio.InternalError("the server has stopped")
         step = asyncio.get_running_loop().create_future()
         self.call.start_server_batch(operations, (STEP, step))
         return step

@@ -7,7 +7,7 @@ import pytest
 
 from fathom.benchmarks.record import save_run
 from fathom.benchmarks.server import started
-from fathom.benchmarks.systems import overload, workers
+from fathom.benchmarks.systems import drain, overload, workers
 from fathom.benchmarks.systems.grpc_echo import make_requests
 
 IDS = [f"item-{number}" for number in range(10)]
@@ -52,3 +52,12 @@ def test_a_killed_worker_is_counted_and_replaced(
     assert result["failed_otherwise"] == 0
     assert result["failed_in_flight"] <= result["in_flight_at_kills"]
     assert 0 < result["back_s"]["median"] <= result["back_s"]["most"]
+
+
+def test_drains_are_counted(synthetic_bundle: Path) -> None:
+    result = drain.drains_of(synthetic_bundle, 1, drains=1)
+    assert set(result["statuses"]) == {"OK", "UNAVAILABLE"}
+    assert result["statuses"]["UNAVAILABLE"] == drain.CALLERS
+    assert result["cut_off"] == 0
+    run = {"config": {"callers": drain.CALLERS}, "result": {"drains": [result]}}
+    assert f"| 1 | 1 | {result['statuses']['OK']:,} | 64 | 0 | 0 |" in drain.render(run)

@@ -51,6 +51,7 @@ ON_BOTH = {
     "test_fuzz",
     "test_server",
     "test_service",
+    "test_shared_address",
     "test_tls",
     "test_transports",
 }

@@ -1,13 +1,18 @@
 """Signals, in a process of its own: what is in flight finishes, nobody else gets in, and the exit code is 0."""
 
+import asyncio
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from callers import calling
 
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
@@ -38,6 +43,8 @@ server.serve(load_settings({"port": 0, "log_format": "text"}, environment={}), P
 """
 SUPPORT = Path(__file__).parents[1] / "support"
 REQUEST = pb.RecommendRequest(item_ids=["item-1"])
+
+LocalServer = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 @pytest.fixture
@@ -88,3 +95,48 @@ def test_a_second_signal_ends_the_process_at_once(held: subprocess.Popen[str]) -
         held.send_signal(signal.SIGTERM)
         assert held.wait(timeout=30) == -signal.SIGTERM
         assert inside.code() is grpc.StatusCode.UNAVAILABLE
+
+
+IDS = [f"item-{number}" for number in range(1, 40)]
+
+
+def started(bundle: Path, log: Path, *options: str) -> tuple[str, subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "fathom", "serve", str(bundle), "--port", "0", "--json", *options]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return json.loads(line(process))["address"], process
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_callers_get_answers_or_unavailable_when_their_server_drains(
+    synthetic_bundle: Path, tmp_path: Path, workers: str
+) -> None:
+    address, process = started(synthetic_bundle, tmp_path / "log", "--workers", workers)
+    with process:
+        try:
+            async with calling(address, IDS) as found:
+                await found.reach(500)
+                process.terminate()
+            assert await asyncio.to_thread(process.wait, 30) == 0
+        finally:
+            process.kill()
+    assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
+    said = (tmp_path / "log").read_text()
+    assert said.count("drained; 0 calls cut off") == int(workers)
+    assert "Traceback" not in said
+
+
+async def test_every_answer_arrives_although_the_server_drains(local: LocalServer) -> None:
+    async with local(metrics_port=0) as it, calling(it.info.address, IDS) as found:
+        await found.reach(500)
+        assert await it.server.drain() == 0
+    assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
+    counted = it.server._metrics.registry.get_sample_value
+    assert counted("fathom_calls_total", {"method": "Recommend", "status": "OK"}) == found.statuses["OK"]
+
+
+async def test_calls_that_wait_for_grpc_to_hand_them_over_get_unavailable_too(local: LocalServer) -> None:
+    async with local() as it, calling(it.info.address, IDS, callers=16) as found:
+        await found.reach(100)
+        await it.server.close()
+    assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -84,6 +86,19 @@ async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
         async with asyncio.timeout(10):
             await call
     return caught.value
+
+
+async def test_an_answer_that_comes_while_the_server_stops_does_no_harm(bench: Bench) -> None:
+    asked = bench.ask()
+    call = await bench.calls.get()
+    stopping = asyncio.create_task(bench.transport.stop(None))
+    await asyncio.sleep(0)
+    # The event loop does not hear before its answer that everything has ended.
+    time.sleep(0.1)
+    call.respond(b"too late")
+    await stopping
+    with suppress(grpc.aio.AioRpcError):
+        assert await asked == b"too late"
 
 
 async def test_a_taken_call_has_message_metadata_peer_and_deadline_and_gets_its_answer(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """Several worker processes on one port: real processes, killed for real."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,27 +10,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+from callers import PLAIN, calling
 
 from fathom.client import Client
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 SECONDS = 60
+IDS = [f"item-{number}" for number in range(1, 40)]
+REQUEST = pb.RecommendRequest(item_ids=["item-1"])
+# A parent that bears with stopped workers.
+PATIENT = """
+from fathom.cli import main
+from fathom.serving import workers
+workers.STOPPED_BEATS = workers.LOST_BEATS = 1000
+main()
+"""
 
 
-def command(bundle: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "fathom", "serve", str(bundle), "--workers", "2", "--json", *options]
+def command(bundle: Path, *options: str, patient: bool = False) -> list[str]:
+    program = ["-c", PATIENT] if patient else ["-m", "fathom"]
+    return [sys.executable, *program, "serve", str(bundle), "--workers", "2", "--json", *options]
 
 
 @contextmanager
-def serving(bundle: Path, log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    arguments = command(bundle, "--port", "0", *options)
+def serving(
+    bundle: Path, log: Path, *options: str, patient: bool = False
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    arguments = command(bundle, "--port", "0", *options, patient=patient)
     with (
         log.open("w") as stderr,
         subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
@@ -78,7 +92,10 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_stuck_worker_holds_nobody_up_and_follows_when_it_wakes(synthetic_bundle: Path, tmp_path: Path) -> None:
     log, options = tmp_path / "log", ("--history", f"sqlite:{tmp_path / 'history.db'}", "--drain-s", "0")
-    with serving(synthetic_bundle, log, *options) as (address, process), grpc.insecure_channel(address) as channel:
+    with (
+        serving(synthetic_bundle, log, *options, patient=True) as (address, process),
+        grpc.insecure_channel(address) as channel,
+    ):
         stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
 
         def delete() -> int:
@@ -108,6 +125,92 @@ def test_a_stuck_worker_holds_nobody_up_and_follows_when_it_wakes(synthetic_bund
         assert process.wait(SECONDS) == 0
         assert "has not ended within 5 s; it is killed" in log.read_text()
         assert not stuck.is_running()
+
+
+async def connected(stack: AsyncExitStack, address: str) -> list[recommender_pb2_grpc.RecommenderStub]:
+    """Stubs on 16 connections that are open."""
+    channels = [grpc.aio.insecure_channel(address, options=PLAIN) for _ in range(16)]
+    for each in channels:
+        await asyncio.wait_for((await stack.enter_async_context(each)).channel_ready(), SECONDS)
+    return [recommender_pb2_grpc.RecommenderStub(each) for each in channels]  # type: ignore[no-untyped-call]
+
+
+async def test_a_killed_worker_takes_only_the_calls_with_it_that_it_had(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(synthetic_bundle, log) as (address, process):
+        async with calling(address, IDS, callers=32, go_on=True) as found:
+            await found.reach(200)
+            os.kill(workers(process)[0].pid, signal.SIGKILL)
+            await asyncio.to_thread(until, lambda: log.read_text().count('"message": "ready"') == 3)
+            await found.reach(200)
+        assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
+        # Each caller loses one call, and perhaps one more that finds the connection gone.
+        assert found.statuses["UNAVAILABLE"] <= 64, found
+
+
+async def test_a_stopped_worker_is_replaced_and_callers_go_on(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(synthetic_bundle, log) as (address, process):
+        async with calling(address, IDS, callers=32, go_on=True) as found, AsyncExitStack() as stack:
+            await found.reach(200)
+            stuck = workers(process)[0]
+            stuck.suspend()
+            await asyncio.to_thread(until, lambda: "is stopped; it is killed" in log.read_text())
+            for stub in await connected(stack, address):
+                assert (await stub.Recommend(REQUEST, timeout=SECONDS)).items
+            await asyncio.to_thread(until, lambda: log.read_text().count('"message": "ready"') == 3)
+            await found.reach(200)
+        assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
+        assert f"worker 0 (process {stuck.pid}) is stopped" in log.read_text()
+        assert len(workers(process)) == 2
+
+
+async def test_workers_serve_on_while_their_parent_is_stopped(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(synthetic_bundle, log) as (address, process):
+        first = {each.pid for each in workers(process)}
+        async with calling(address, IDS, callers=8, go_on=True) as found:
+            process.send_signal(signal.SIGSTOP)
+            await found.reach(1000)
+            process.send_signal(signal.SIGCONT)
+            await found.reach(1000)
+        assert set(found.statuses) == {"OK"}, found
+        assert {each.pid for each in workers(process)} == first
+
+
+async def test_who_connects_while_a_worker_drains_reaches_the_others(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(synthetic_bundle, log) as (address, process):
+        async with calling(address, IDS, callers=8, go_on=True) as found, AsyncExitStack() as stack:
+            await found.reach(200)
+            workers(process)[0].terminate()
+            await asyncio.to_thread(until, lambda: "SIGTERM: draining" in log.read_text())
+            for stub in await connected(stack, address):
+                assert (await stub.Recommend(REQUEST, timeout=SECONDS)).items
+            await asyncio.to_thread(until, lambda: log.read_text().count('"message": "ready"') == 3)
+            await found.reach(200)
+        assert set(found.statuses) <= {"OK", "UNAVAILABLE"}, found
+        assert "worker 0 ended with code 0; starting another" in log.read_text()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sighup_reloads_and_other_signals_end_nothing(
+    make_bundle: Callable[..., Path], synthetic_bundle: Path, tmp_path: Path, count: int
+) -> None:
+    log, shop = tmp_path / "log", tmp_path / "repository" / "shop"
+    shutil.copytree(synthetic_bundle, shop / "1")
+    with serving(shop.parent, log, "--workers", str(count)) as (_, process):
+        first = {each.pid for each in workers(process)}
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+            for each in (process.pid, *first):
+                os.kill(each, number)
+        shutil.copytree(make_bundle(strategy="nested"), shop / "new")
+        (shop / "new").rename(shop / "2")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: log.read_text().count("serves now, in place of") == count)
+        assert {each.pid for each in workers(process)} == first
+        process.terminate()
+        assert process.wait(SECONDS) == 0
 
 
 def test_workers_do_not_outlive_a_killed_parent(synthetic_bundle: Path, tmp_path: Path) -> None:
