@@ -99,10 +99,13 @@ class Ended(NamedTuple):
 
 
 class Connection:
-    """One connection; ``keep``: whether answers are kept. Raises ConnectError where there is no HTTP/2 server."""
+    """One connection; raises ConnectError where there is no HTTP/2 server.
 
-    def __init__(self, address: str, headers: Headers, *, keep: bool = False) -> None:
-        self._address, self._headers, self._keep = address, headers, keep
+    ``longest``: bytes of the longest message, for which there must be room. ``keep``: whether answers are kept.
+    """
+
+    def __init__(self, address: str, headers: Headers, longest: int, *, keep: bool = False) -> None:
+        self._address, self._headers, self._longest, self._keep = address, headers, longest, keep
         #: The number of each open call, by its stream.
         self.calls: dict[int, int] = {}
         #: Whether the server wants no more calls here; whether it has ended the connection.
@@ -127,7 +130,7 @@ class Connection:
     @property
     def room(self) -> bool:
         """Whether a call may start now."""
-        return self._window > LONGEST_FRAME and len(self.calls) < self._most and not self.closing
+        return self._window >= self._longest and len(self.calls) < self._most and not self.closing
 
     @property
     def unsent(self) -> bool:

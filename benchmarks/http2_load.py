@@ -148,6 +148,9 @@ class _Load:
     ) -> None:
         self._address, self._keep, self._deadline_ms = address, keep, deadline_ms
         self._messages = [message_frame(message) for message in messages]
+        if not self._messages:
+            raise ConfigError("there are no messages to send")
+        self._longest = max(len(message.body) for message in self._messages)
         self._headers = Headers(address, method, metadata, deadline_ms)
         self.connections = [self._connect() for _ in range(connections)]
         #: Those that take no more calls.
@@ -164,7 +167,7 @@ class _Load:
         self._deadlines: deque[tuple[float, int, Connection, int]] = deque()
 
     def _connect(self) -> Connection:
-        return Connection(self._address, self._headers, keep=self._keep)
+        return Connection(self._address, self._headers, self._longest, keep=self._keep)
 
     @contextmanager
     def running(self) -> Iterator[None]:

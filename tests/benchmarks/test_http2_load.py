@@ -134,5 +134,7 @@ def test_what_is_no_http2_server_is_said_so() -> None:
             http2_load.closed(address, MESSAGES, 1, 1, 0.1)
     with pytest.raises(ConnectError, match="no answer"):
         http2_load.closed(address, MESSAGES, 1, 1, 0.1)
+    with pytest.raises(ConfigError, match="no messages"):
+        http2_load.closed(address, [], 1, 1, 0.1)
     with pytest.raises(ConfigError, match="evenly"):
         http2_load.closed(address, MESSAGES, 3, 2, 0.1)
