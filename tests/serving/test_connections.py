@@ -1,7 +1,9 @@
 """Connections end when nothing comes of them, and never under a caller who does nothing wrong."""
 
 import asyncio
+import json
 import resource
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -287,3 +289,26 @@ async def test_a_server_with_few_files_is_not_locked_up_by_idle_connections(
 async def recommend(channel: grpc.aio.Channel, **more: Any) -> None:
     stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
     assert (await stub.Recommend(pb.RecommendRequest(item_ids=["item-1"]), timeout=10, **more)).items
+
+
+def test_headers_that_make_no_sense_fill_no_log(synthetic_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "fathom", "serve", str(synthetic_bundle), "--port", "0", "--json"]
+    with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as process:
+        assert process.stdout is not None
+        try:
+            host, _, port = json.loads(process.stdout.readline())["address"].rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=10) as raw:
+                calls = [call("/fathom.v1.Recommender/Recommend", stream) for stream in (1, 3, 5)]
+                # One more field of the block: literal, not indexed.
+                bad = b"\0\x0cgrpc-timeout\x04soon"
+                raw.sendall(
+                    HELLO + b"".join((len(each) - 9 + len(bad)).to_bytes(3, "big") + each[3:] + bad for each in calls)
+                )
+                raw.sendall(frame(PING, 0, 0, b"the end."))
+                heard = b""
+                while b"the end." not in heard:
+                    heard += raw.recv(65_536)
+        finally:
+            process.terminate()
+    assert "grpc-timeout" not in log.read_text()

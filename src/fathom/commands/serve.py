@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -75,6 +76,10 @@ def serve(
 
     Example: fathom serve build/ml-100k/bundle --profile cloud --metrics-port 9464
     """
+    # gRPC's core writes a line to stderr for whatever malformed header a client sends. It reads this once, when grpc is
+    # imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     from fathom.serving.config import load_settings
     from fathom.serving.server import serve as run
 
