@@ -35,6 +35,7 @@ MODULES = (
     "systems.returning",
     "systems.score",
     "systems.overload",
+    "systems.batch_bomb",
     "systems.workers",
     "systems.drain",
     "systems.stages",

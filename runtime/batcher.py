@@ -6,12 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.cost import CostModel, Demand, Lag
-from fathom.runtime.lanes import Entry, Lanes, Taken
+from fathom.runtime.lanes import LONGEST_RUN_S, Entry, Lanes, Taken
 from fathom.runtime.shares import ANYBODY, Client
 
 Work = TypeVar("Work")
@@ -30,30 +30,46 @@ log = logging.getLogger("fathom.runtime")
 Done = Callable[[Result | RequestError, float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Again(Generic[Work]):
+    """In place of a result: work that goes on in a later batch, so that others have their turn in between.
+
+    ``part``: makes the next part of it, of at most so many runs, and says how many those are.
+    """
+
+    part: Callable[[int], tuple[Work, int]]
+
+
 class Job(Generic[Work, Result]):
     """What waits in a lane: the work, who wants its result, and whether it was let in to see how fast the engine is."""
 
-    __slots__ = ("done", "probe", "work")
+    __slots__ = ("began_s", "done", "entry", "gone", "probe", "work")
 
     def __init__(self, work: Work, done: Done[Result], probe: bool) -> None:
         self.work = work
         self.done = done
         self.probe = probe
+        #: Where it takes several batches: when the first began, and what waits for the next.
+        self.began_s: float | None = None
+        self.entry: Entry[Job[Work, Result]] | None = None
+        #: Nobody waits for it any more.
+        self.gone = False
 
 
 class Batcher(Generic[Work, Result]):
     """Work-conserving batching: whenever the engine is free and something waits, it runs.
 
-    ``serve(depth, works)`` returns one result per work, or the error of that one, in the engine's thread. ``typical``:
-    whether such a batch takes as long as any of its depth, so that something is learned from its time. ``clock``:
-    seconds, as ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one event loop.
+    ``serve(depth, works)`` returns one result per work, the error of that one, or how it goes on, in the engine's
+    thread. ``typical``: whether such a batch takes as long as any of its depth, so that something is learned from its
+    time. ``clock``: seconds, as ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one event
+    loop.
     """
 
     def __init__(
         self,
         lanes: "Lanes[Job[Work, Result]]",
         cost: CostModel,
-        serve: Callable[[int, list[Work]], Sequence[Result | UnavailableError]],
+        serve: Callable[[int, list[Work]], Sequence[Result | UnavailableError | Again[Work]]],
         *,
         typical: Callable[[list[Work]], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
@@ -145,12 +161,14 @@ class Batcher(Generic[Work, Result]):
         deadline_s: float | None,
         client: Client = ANYBODY,
         runs: int = 1,
+        beside_s: float = 0.0,
         probe: bool = False,
         sure: bool = False,
     ) -> Entry[Job[Work, Result]]:
         """Let work wait for the engine; ``done`` gets its result, unless it is cancelled before.
 
         ``client``: clients share the engine. ``runs``: as how many requests it counts, by its cost.
+        ``beside_s``: seconds that it takes beside its runs, if more than others do.
         ``probe``: run it although it seems to be too late (see ``may_probe``), and believe what it shows. ``sure``: do
         not run it where it may be too late, whatever ``care`` says, since there is another answer for it.
         Raises OverloadError (the queue is full) or UnavailableError (closed). ``done`` may get DeadlineError (it can no
@@ -160,13 +178,15 @@ class Batcher(Generic[Work, Result]):
         care = 1.0 if sure else self.care(arrival_s)
         by_s = None if deadline_s is None or probe else deadline_s - care * self._lag.value
         job: Job[Work, Result] = Job(work, done, probe)
-        entry = Entry(depth, length, arrival_s, by_s, job, client, runs=runs, sure=sure)
+        entry = Entry(depth, length, arrival_s, by_s, job, client, runs=runs, work_s=beside_s, sure=sure)
         self._push(entry)
         return entry
 
     def cancel(self, entry: Entry[Job[Work, Result]]) -> None:
         """Take work out of its lane; nothing where it no longer waits."""
         with self._changed:
+            entry.payload.gone = True
+            entry = entry.payload.entry or entry
             self._lanes.cancel(entry, self._clock())
         self._note_idle()
 
@@ -207,7 +227,7 @@ class Batcher(Generic[Work, Result]):
                 raise UnavailableError(CLOSED)
             if self._lanes.full(entry.client):
                 raise self._overload(entry.client)
-            entry.work_s = entry.runs * self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
+            entry.work_s += entry.runs * self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
             self._lanes.push(entry)
         self._demand.add(entry.work_s, entry.arrival_s)
         if not self._waking:
@@ -258,7 +278,8 @@ class Batcher(Generic[Work, Result]):
                 self._post(replace(taken, batch=[]), [], began_s)
                 taken = replace(taken, late=[])
             if taken.batch:
-                self._post(taken, self._run(taken, began_s), began_s)
+                results = self._run(taken, began_s)
+                self._post(*self._finished(taken, results, began_s), began_s)
         self._post_leftovers()
 
     def _next(self) -> "Taken[Job[Work, Result]] | None":
@@ -278,7 +299,9 @@ class Batcher(Generic[Work, Result]):
                 self._changed.wait()
         return None
 
-    def _run(self, taken: "Taken[Job[Work, Result]]", began_s: float) -> Sequence[Result | UnavailableError]:
+    def _run(
+        self, taken: "Taken[Job[Work, Result]]", began_s: float
+    ) -> "Sequence[Result | UnavailableError | Again[Work]]":
         works = [entry.payload.work for entry in taken.batch]
         try:
             results = self._serve(taken.depth, works)
@@ -294,6 +317,35 @@ class Batcher(Generic[Work, Result]):
             with self._changed:
                 self._cost.observe(taken.depth, taken.length, len(works), now_s - began_s, now_s, probe=probe)
         return results
+
+    def _finished(
+        self,
+        taken: "Taken[Job[Work, Result]]",
+        results: "Sequence[Result | UnavailableError | Again[Work]]",
+        began_s: float,
+    ) -> "tuple[Taken[Job[Work, Result]], Sequence[Result | UnavailableError]]":
+        """What of a batch has a result, and these; what goes on waits for another batch."""
+        batch: list[Entry[Job[Work, Result]]] = []
+        finished: list[Result | UnavailableError] = []
+        for entry, result in zip(taken.batch, results, strict=True):
+            if isinstance(result, Again):
+                with self._changed:
+                    self._running -= 1
+                    self._wait_again(entry, result, began_s)
+            else:
+                batch.append(entry)
+                finished.append(result)
+        return (taken if len(batch) == len(taken.batch) else replace(taken, batch=batch)), finished
+
+    def _wait_again(self, entry: Entry[Job[Work, Result]], again: "Again[Work]", began_s: float) -> None:
+        job, each_s = entry.payload, self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
+        if job.gone:
+            return
+        most = min(self._lanes.batch_limit(entry.length), int(LONGEST_RUN_S / each_s))
+        job.work, runs = again.part(max(1, most))
+        job.began_s = job.began_s or began_s
+        job.entry = replace(entry, runs=runs, work_s=runs * each_s, share=None)
+        self._lanes.push(job.entry)
 
     def _post(
         self, taken: "Taken[Job[Work, Result]]", results: Sequence[Result | UnavailableError], began_s: float
@@ -338,7 +390,7 @@ class Batcher(Generic[Work, Result]):
 
 def _tell(entry: Entry[Job[Work, Result]], result: Result | RequestError, began_s: float) -> None:
     try:
-        entry.payload.done(result, began_s)
+        entry.payload.done(result, entry.payload.began_s or began_s)
     except Exception:
         log.exception("what became of a request could not be told; those of its batch go on")
 

@@ -22,6 +22,8 @@ from fathom.runtime.shares import ANYBODY, Client, Share, Shares
 Payload = TypeVar("Payload")
 
 SHORTEST_BUCKET = 16
+#: A batch is no larger than what takes so long, for nothing can interrupt it; a single request may take longer.
+LONGEST_RUN_S = 0.03
 # What a lane keeps of clients and entries that are gone before that is worth clearing away.
 FEW = 64
 
@@ -347,11 +349,13 @@ class Lanes(Generic[Payload]):
         lane = self._lanes[key]
         limit = self.batch_limit(key[1])
         batch: list[Entry[Payload]] = []
-        runs = 0
+        runs, work_s = 0, 0.0
         heap = lane.in_turn()
         alone = not heap.places
         while runs < limit and (first := heap.first()) is not None:
             entry = first[2]
+            if batch and work_s + entry.work_s > LONGEST_RUN_S:
+                break
             most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s, sure=entry.sure)
             if most is not None and most < entry.runs:
                 late.append(self._remove(key, lane, entry))
@@ -362,6 +366,7 @@ class Lanes(Generic[Payload]):
                 break
             limit = allowed
             runs += entry.runs
+            work_s += entry.work_s
             batch.append(entry)
             if not alone:
                 _serve([entry])

@@ -128,7 +128,7 @@ class Pipeline:
         runner.end_trials()
         if self._zero is not None:
             await asyncio.to_thread(self._zero.measure, self._max_history)
-        self._batcher = Batcher(lanes, cost, runner.run, typical=typical)
+        self._batcher = Batcher(lanes, cost, runner.serve, typical=typical)
         self._batcher.start()
         self._feedback = Feedback(self._batcher, settings.feedback_share)
         self._accepting = True
@@ -252,7 +252,7 @@ class Pipeline:
                 arrival_s=queued_s,
                 deadline_s=query.deadline_s,
                 client=query.client,
-                runs=1 if leaves is None else leaves.runs,
+                beside_s=work.beside_s,
                 probe=choice.probe,
                 sure=self.chooser.may_count(query.profile, query.depth),
             )

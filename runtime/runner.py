@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import UnavailableError
+from fathom.runtime.batcher import Again
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.incremental import CachedHistory, CachedState
 from fathom.runtime.engines.interface import Engine
@@ -16,14 +18,22 @@ from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Sco
 from fathom.runtime.live_catalogue import LiveCatalogue, Offer
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
-from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Parts, Reasons, falls, reasons_of
+from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Reasons, falls, reasons_of
 from fathom.runtime.retriever import FlatRetriever
-from fathom.runtime.rules import Arrangement, Found, Ranking, arrange
+from fathom.runtime.rules import MOST_DIVERSE, Arrangement, Found, Ranking, arrange
 from fathom.selector.choice import EarlyExit
 from fathom.selector.routing import confidence
 
 #: Items of two answers that are compared.
 COMPARED_ITEMS = 10
+#: What a plain request asks for, at most: items, and items that are left out.
+PLAIN_K, PLAIN_LISTED = 100, 10_000
+#: Seconds, about: for each item that is searched, arranged and worded; that is left out or boosted; and for each place
+#: that diversity arranges.
+ITEM_S, LISTED_S, DIVERSE_S = 1e-6, 2e-8, 3e-5
+NO_FILTER = ItemFilter()
+#: More than so many seconds beside its run, and a request says nothing about what runs cost.
+TYPICAL_S = 1e-4
 #: Items of the history whose extension by one is measured at the start.
 TRIAL_LENGTH = 64
 
@@ -32,8 +42,8 @@ class BatchItem(NamedTuple):
     """What the engine's thread needs of one request.
 
     ``ids``: (n,) item index + 1. ``timestamps``: (n,) seconds. ``hit``: what the prefix cache holds of it.
-    ``leave_one_out``: where reasons are asked for. ``arrangement``: where there are rules; then ``keep``
-    is without their pins.
+    ``leave_one_out``: where reasons are asked for. ``arrangement``: where there are rules; then ``keep`` is without
+    their pins. ``explaining``: what is found already of an answer's reasons.
     """
 
     ids: NDArray[np.int64]
@@ -44,11 +54,24 @@ class BatchItem(NamedTuple):
     hit: CacheHit = MISS
     leave_one_out: LeaveOneOut | None = None
     arrangement: Arrangement | None = None
+    explaining: "Explaining | None" = None
 
     @property
     def looked_at(self) -> int:
         """How many of the best items are searched, to return k."""
         return self.k if self.arrangement is None else self.arrangement.rules.looked_at(self.k)
+
+    @property
+    def beside_s(self) -> float:
+        """About how many seconds it takes beside its run, in this thread and to be worded; 0 for a plain request."""
+        listed = len(self.keep.exclude)
+        if self.arrangement is None:
+            if self.k <= PLAIN_K and listed <= PLAIN_LISTED:
+                return 0.0
+            return self.k * ITEM_S + listed * LISTED_S
+        rules = self.arrangement.rules
+        diverse = min(self.k, MOST_DIVERSE) * DIVERSE_S if rules.diversity else 0.0
+        return self.looked_at * ITEM_S + (listed + len(rules.boosts[0])) * LISTED_S + diverse
 
 
 class BatchResult(NamedTuple):
@@ -62,6 +85,18 @@ class BatchResult(NamedTuple):
     user: NDArray[np.float32] | None = None
     state: CachedState | None = None
     reasons: Reasons = ()
+
+
+class Explaining(NamedTuple):
+    """An answer whose reasons are being found, in several batches.
+
+    ``users``: vectors (width,) of the whole history and then of those that lack an item, as far as they were run.
+    ``runs``: how many the next batch runs.
+    """
+
+    result: BatchResult
+    users: tuple[NDArray[np.float32], ...] = ()
+    runs: int = 0
 
 
 #: Told of a run of the engine: its depth, how many requests, and seconds.
@@ -86,14 +121,16 @@ class Runner:
         self.observer: Observer | None = None
         self._trials: dict[int, CachedState] = {}
 
-    def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
-        """One batch of requests for a depth, each answered or with an error of its own."""
-        results = self._run(depth, works)
-        if any(work.leave_one_out is not None for work in works):
-            results = [self._with_reasons(*pair) for pair in zip(works, results, strict=True)]
-        return results
+    def serve(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError | Again[BatchItem]]:
+        """One batch of requests for a depth, each answered, with an error of its own, or going on in a later batch."""
+        if all(work.leave_one_out is None for work in works):
+            return self.run(depth, works)
+        begun = [work for work in works if work.explaining is None]
+        found = iter(self.run(depth, begun) if begun else ())
+        return [self._explained(work) if work.explaining else _to_explain(work, next(found)) for work in works]
 
-    def _run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
+    def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
+        """The same without reasons, for which there is one batch."""
         if _all_go_to_the_end(works):
             return self._to_the_end(depth, works)
         results: list[BatchResult | UnavailableError | None] = [None] * len(works)
@@ -184,13 +221,20 @@ class Runner:
                 break
         return [results[row] for row in range(len(works))]
 
-    def _with_reasons(self, work: BatchItem, result: BatchResult | UnavailableError) -> BatchResult | UnavailableError:
-        """A result and what its items are due to, at the depth that it comes from."""
-        if work.leave_one_out is None or isinstance(result, UnavailableError):
-            return result
+    def _explained(self, work: BatchItem) -> BatchResult | Again[BatchItem]:
+        """A result and what its items are due to, at the depth that it comes from; after the last part of the runs."""
+        assert work.explaining is not None
+        assert work.leave_one_out is not None
         start_s = time.monotonic()
+        result, users, runs = work.explaining
+        histories = [(work.ids - 1, work.timestamps), *work.leave_one_out.histories(self._max_history)]
+        users += self._users_of(histories[len(users) : len(users) + runs], result.depth)
+        engine_s = result.engine_s + time.monotonic() - start_s
+        if len(users) < len(histories):
+            result = result._replace(engine_s=engine_s)
+            return Again(partial(_part, work._replace(explaining=Explaining(result, users))))
         items = result.indices[:MOST_EXPLAINED]
-        fallen = self._falls(work, work.leave_one_out, result.depth, items)
+        fallen = falls(self._catalogue.vectors.take(items), users[0], np.stack(users[1:]))
         weight = self._counting_weights.get(result.depth, 0.0)
         counted = np.zeros((0, len(items)))
         if self._counting is not None and weight:
@@ -198,18 +242,18 @@ class Runner:
         reasons = reasons_of(work.ids - 1, counted, weight, fallen)
         return result._replace(reasons=reasons, engine_s=result.engine_s + time.monotonic() - start_s)
 
-    def _falls(self, work: BatchItem, leave_one_out: LeaveOneOut, depth: int, items: Indices) -> Parts:
-        """By how much the cosines of items that were found fall without each of the newest items of the history."""
-        histories = leave_one_out.histories(self._max_history)
-        rows = [row for row, (left, _) in enumerate(histories) if len(left)]
-        lacking = [BatchItem(histories[row][0] + 1, histories[row][1], work.k, work.keep) for row in rows]
-        start_s = time.monotonic()
-        users = self._engine.run(*self._padded([work, *lacking]), depth)
-        self._observe(depth, len(users), time.monotonic() - start_s)
-        # Nothing is left of a history without its only item, so nothing of the cosine.
-        without = np.zeros((len(histories), users.shape[1]), np.float32)
-        without[rows] = users[1:]
-        return falls(self._catalogue.vectors.take(items), users[0], without)
+    def _users_of(
+        self, histories: Sequence[tuple[Indices, NDArray[np.int64] | None]], depth: int
+    ) -> tuple[NDArray[np.float32], ...]:
+        """User vectors of some histories; zero where nothing is left of one, as then nothing is of any cosine."""
+        rows = [row for row, (items, _) in enumerate(histories) if len(items)]
+        users = np.zeros((len(histories), self._vectors.width), np.float32)
+        if rows:
+            start_s = time.monotonic()
+            some = [BatchItem(histories[row][0] + 1, histories[row][1], 1, NO_FILTER) for row in rows]
+            users[rows] = self._engine.run(*self._padded(some), depth)
+            self._observe(depth, len(rows), time.monotonic() - start_s)
+        return tuple(users)
 
     def _shares(self, path: tuple[int, ...], works: Sequence[BatchItem]) -> list[Bonus] | None:
         """What the counting exit makes of each history; None where no exit of the path asks."""
@@ -300,6 +344,23 @@ class Runner:
         self._trials.clear()
 
 
+def _to_explain(
+    work: BatchItem, result: BatchResult | UnavailableError
+) -> BatchResult | UnavailableError | Again[BatchItem]:
+    """How a request goes on that has its answer: with the reasons, if any are asked for."""
+    if work.leave_one_out is None or isinstance(result, UnavailableError):
+        return result
+    return Again(partial(_part, work._replace(explaining=Explaining(result))))
+
+
+def _part(work: BatchItem, most: int) -> tuple[BatchItem, int]:
+    """The next part of the runs for reasons, of at most so many."""
+    assert work.explaining is not None
+    assert work.leave_one_out is not None
+    runs = min(most, 1 + len(work.leave_one_out.left_out) - len(work.explaining.users))
+    return work._replace(explaining=work.explaining._replace(runs=runs)), runs
+
+
 def _all_go_to_the_end(works: Sequence[BatchItem]) -> bool:
     return all(work.early_exit is None for work in works)
 
@@ -307,7 +368,10 @@ def _all_go_to_the_end(works: Sequence[BatchItem]) -> bool:
 def typical(works: Sequence[BatchItem]) -> bool:
     """Whether a batch costs what was measured for its lane."""
     return all(
-        work.early_exit is None and work.leave_one_out is None and (work.hit.reused == "nothing" or work.hit.new == 1)
+        work.early_exit is None
+        and work.leave_one_out is None
+        and (work.hit.reused == "nothing" or work.hit.new == 1)
+        and work.beside_s <= TYPICAL_S
         for work in works
     )
 

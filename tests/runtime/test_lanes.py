@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.runtime.lanes import Entry, Lanes, length_buckets
+from fathom.runtime.lanes import LONGEST_RUN_S, Entry, Lanes, length_buckets
 from fathom.runtime.shares import ANYBODY, Client
 
 PATIENCE_S = 10.0
@@ -82,6 +82,15 @@ def test_batches_are_capped_by_requests_and_by_padded_tokens() -> None:
         queue.push(entry(str(i), length=30))
     assert take(queue)[0] == ["0", "1"]
     assert lanes(max_batch_tokens=1).batch_limit(64) == 1
+
+
+def test_a_batch_is_no_longer_than_others_should_wait_for_but_what_is_longer_alone_runs_alone() -> None:
+    queue = lanes(max_batch=32, max_batch_tokens=10_000)
+    for name, part in (("a", 2.0), ("b", 0.5), ("c", 0.5), ("d", 0.25)):
+        waiting = entry(name)
+        waiting.work_s = part * LONGEST_RUN_S
+        queue.push(waiting)
+    assert [take(queue)[0] for _ in range(3)] == [["a"], ["b", "c"], ["d"]]
 
 
 def test_a_full_queue_says_so_and_a_cancelled_entry_makes_room() -> None:

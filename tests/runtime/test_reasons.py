@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fathom.edge_profiles.profile import load_profile
 from fathom.runtime import counting as counting_module
 from fathom.runtime import pipeline as pipeline_module
+from fathom.runtime.batcher import Again
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.counting import Counting
@@ -36,6 +37,7 @@ from fathom.runtime.reasons import (
 )
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Runner, typical
+from fathom.runtime.shares import Client
 from fathom.selector.choice import DepthReason, EarlyExit
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import Cascade
@@ -221,10 +223,61 @@ async def test_without_being_asked_the_engine_runs_once(bundle: Bundle) -> None:
         ran.clear()
         await pipeline.recommend(query([1, 2, 3], depth=8, include_reasons=False))
         assert ran == [1]
-        await pipeline.recommend(query([1, 2, 3], depth=8))
+        await pipeline.recommend(query([1, 2, 3], depth=4))
         assert ran == [1, 1, 4]
+        # Runs of 8 ms, as many at a time as nobody waits too long for.
         await pipeline.recommend(query(list(range(40)), depth=8))
-        assert ran[3:] == [1, 1 + MOST_LEFT_OUT]
+        assert ran[3:] == [1] + [3] * ((1 + MOST_LEFT_OUT) // 3)
+
+
+async def test_others_have_their_turn_between_the_runs_for_reasons(bundle: Bundle) -> None:
+    ran: list[tuple[int, int]] = []
+    reached, go = threading.Event(), threading.Event()
+    go.set()
+
+    def on_run(batch: int, depth: int) -> None:
+        ran.append((batch, depth))
+        reached.set()
+        assert go.wait(10)
+
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS, on_run=on_run)) as pipeline:
+        ran.clear()
+        reached.clear()
+        go.clear()
+        asked = query(list(range(20)), depth=16, client=Client("a", "bomber"))
+        bombs = [asyncio.create_task(pipeline.recommend(asked)) for _ in range(3)]
+        await asyncio.to_thread(reached.wait, 10)
+        plain = query([1, 2], depth=4, include_reasons=False, client=Client("b", "victim"))
+        victim = asyncio.create_task(pipeline.recommend(plain))
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(victim, *bombs)
+    assert ran.index((1, 4)) == 1
+    # Of 16 ms each, so one run is as much as nobody waits too long for.
+    assert ran.count((1, 16)) == 3 * (2 + MOST_LEFT_OUT)
+
+
+async def test_who_leaves_between_the_runs_for_reasons_gets_no_more_of_them(bundle: Bundle) -> None:
+    ran: list[int] = []
+    reached, go = threading.Event(), threading.Event()
+
+    def on_run(batch: int, _: int) -> None:
+        ran.append(batch)
+        if len(ran) == 5:
+            reached.set()
+            assert go.wait(10)
+
+    fake = FakeEngine(bundle.vectors, DEPTHS)
+    async with Pipeline(bundle, fake) as pipeline:
+        fake._on_run = on_run
+        task = asyncio.create_task(pipeline.recommend(query(list(range(20)), depth=16)))
+        await asyncio.to_thread(reached.wait, 10)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        go.set()
+        await pipeline.drain()
+        assert pipeline.waiting == 0
+    assert len(ran) == 5
 
 
 async def test_a_deadline_takes_the_runs_of_reasons_into_account(bundle: Bundle) -> None:
@@ -267,7 +320,17 @@ def test_one_work_with_reasons_leaves_its_neighbours_alone(bundle: Bundle) -> No
     asked = plain._replace(leave_one_out=LeaveOneOut.of(history, history, None))
     engine, retriever = FakeEngine(bundle.vectors, DEPTHS), FlatRetriever(bundle.vectors)
     runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever)
-    results = [each for each in runner.run(8, [plain, asked, plain]) if isinstance(each, BatchResult)]
+    first, on, last = runner.serve(8, [plain, asked, plain])
+    assert isinstance(on, Again)
+    parts = 0
+    while isinstance(on, Again):
+        work, runs = on.part(3)
+        parts += runs
+        between, on = runner.serve(8, [plain, work])
+        assert isinstance(between, BatchResult)
+        assert not between.reasons
+    assert parts == 4
+    results = [each for each in (first, on, last) if isinstance(each, BatchResult)]
     assert [bool(each.reasons) for each in results] == [False, True, False]
     assert not typical([plain, asked])
 

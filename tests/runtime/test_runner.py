@@ -15,7 +15,8 @@ from fathom.runtime.manifest import CountingInfo
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import CacheHit
 from fathom.runtime.retriever import FlatRetriever
-from fathom.runtime.runner import BatchItem, BatchResult, Runner
+from fathom.runtime.rules import Arrangement, Rules
+from fathom.runtime.runner import BatchItem, BatchResult, Runner, typical
 from fathom.selector.choice import EarlyExit
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import Cascade
@@ -122,3 +123,22 @@ def test_every_exit_of_a_cascade_adds_its_own_part(bundle: Bundle, works: list[B
         users = np.stack([engine.run(padded[[row]], None, depth)[0] for row, depth in enumerate(depths)])
     check(bundle, users, works, results, depths)
     assert set(depths) == set(DEPTHS)
+
+
+def test_what_takes_longer_beside_its_run_counts_and_says_nothing_of_what_runs_cost() -> None:
+    plain = BatchItem(np.array([1]), None, 10, ItemFilter())
+    diverse = Arrangement(Rules(diversity=0.5), ItemFilter())
+    boosted = Arrangement(Rules(boosts=(np.arange(100_000), np.ones(100_000, np.float32))), ItemFilter())
+    heavy = [
+        plain._replace(k=1_000),
+        plain._replace(k=200, arrangement=diverse),
+        plain._replace(k=1_000, arrangement=diverse),
+        plain._replace(arrangement=boosted),
+        plain._replace(keep=ItemFilter(exclude=np.arange(100_000))),
+    ]
+    assert plain.beside_s == 0
+    assert all(work.beside_s > 5e-4 for work in heavy)
+    # However much more is asked for, diversity arranges no more places.
+    assert heavy[2].beside_s < 2 * heavy[1].beside_s
+    assert typical([plain] * 3)
+    assert not any(typical([plain, work]) for work in heavy)
