@@ -1,6 +1,7 @@
 """The prefix cache: keys, values and user vectors of answered histories, so that a grown one costs only what is new.
 
-Making a state to keep costs as much again as the answer, so a history whose like has not come back is kept without one.
+Making a state to go on from takes time and nearly all of the memory, and going on from it costs as much as a short
+history afresh. So states are made where histories are long and often come back; others are kept with a vector alone.
 """
 
 from collections import OrderedDict
@@ -21,8 +22,8 @@ Reused = Literal["nothing", "prefix", "layers", "vector"]
 MOST_NEW = 4
 #: Bytes of an entry besides its arrays and its key, roughly; of a history that was met once.
 OVERHEAD, OVERHEAD_ONCE = 800, 350
-#: Of the requests that begin or go on with a history, the share that goes on above which states are made at once.
-OFTEN = 0.25
+#: What making a state costs, and going on from it, in items of a history that is computed afresh.
+STATE_ITEMS, RESUMED_ITEMS = 50, 50
 _STEP = 1 / 64
 
 
@@ -55,12 +56,11 @@ class Owners:
 
 @dataclass(slots=True)
 class _Entry:
-    """One history: its user vectors by depth, whose it is, where that is known, its state, and whether it has grown."""
+    """One history: its user vectors by depth, whose it is, where that is known, and its state, if one was made."""
 
     users: dict[int, NDArray[np.float32]]
     owners: set[Owner]
     state: CachedState | None = None
-    grown: bool = False
 
 
 #: A history that was met once, without a state: depth, user vector, owner. There may be tens of thousands, so this is a
@@ -96,6 +96,7 @@ class PrefixCache:
         self.most_bytes = most_bytes
         self._entries: OrderedDict[bytes, _Entry | _Once] = OrderedDict()
         self.nbytes = 0
+        #: How often, of late, a history that is not in it has grown from one that is.
         self._growing = 0.0
 
     def __len__(self) -> int:
@@ -115,18 +116,9 @@ class PrefixCache:
                 found.append((new, entry))
                 if new == 0 and owner is not None:
                     entry.owners.add(owner)
-        self._learn(found)
-        return CacheHits(found, keep=bool(found) or self._growing > OFTEN)
-
-    def _learn(self, found: "list[tuple[int, _Entry]]") -> None:
-        """How often histories come back grown: each counts when it is new, and when it first has grown."""
-        if not found:
-            self._growing -= _STEP * self._growing
-            return
-        new, entry = found[0]
-        if new and not entry.grown:
-            entry.grown = True
-            self._growing += _STEP * (1 - self._growing)
+        if not found or found[0][0]:
+            self._growing += _STEP * (bool(found) - self._growing)
+        return CacheHits(found, keep=self._growing * (len(ids) - RESUMED_ITEMS) > STATE_ITEMS)
 
     def put(
         self,
@@ -179,7 +171,7 @@ class PrefixCache:
 class CacheHits(NamedTuple):
     """Remembered histories that a request may begin from: (items that are new, entry), the longest first.
 
-    ``keep``: whether what is computed of it should be kept, too.
+    ``keep``: whether a state that is made of it will probably be worth it.
     """
 
     found: list[tuple[int, _Entry]]

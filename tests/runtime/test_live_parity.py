@@ -1,6 +1,7 @@
 """A catalogue that has grown answers as one that was built so, and nothing that was taken out is in a later answer."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,7 +220,10 @@ async def test_what_a_request_excludes_is_not_in_its_answer_although_it_moves_me
         assert sorted(answer.indices.tolist()) == [0, *range(2, 50), 56]
 
 
-async def test_a_history_that_is_cached_is_read_anew_when_an_item_of_it_moves(tiny_build: Path) -> None:
+async def test_a_history_that_is_cached_is_read_anew_when_an_item_of_it_moves(
+    tiny_build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.runtime.prefix_cache.STATE_ITEMS", -math.inf)  # states of short histories, too
     bundle = Bundle.open(tiny_build / "bundle")
     deepest = bundle.depths[-1]
     async with live(bundle, reuse_mb=8) as reusing, live(bundle) as plain:
