@@ -19,7 +19,18 @@ from fathom.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 RESULTS = Path("results")
-PACKAGES = (DISTRIBUTION, "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "grpcio", "protobuf", "locust")
+PACKAGES = (
+    DISTRIBUTION,
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "torch",
+    "grpcio",
+    "protobuf",
+    "locust",
+    "mosec",
+)
 
 
 def save_run(

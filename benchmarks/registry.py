@@ -30,6 +30,7 @@ MODULES = (
     "systems.rules",
     "systems.grpc_echo",
     "systems.front",
+    "systems.peers",
     "systems.client",
     "systems.server_start",
     "systems.returning",

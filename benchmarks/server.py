@@ -35,8 +35,9 @@ class StartedServer:
     ready_s: float
 
     def cpu_s(self) -> float:
-        """User and system time of its process so far, in seconds."""
-        return cpu_s(psutil.Process(self.pid))
+        """User and system time of its process so far, in seconds, and of those that it has started and still has."""
+        process = psutil.Process(self.pid)
+        return cpu_s(process) + sum(map(cpu_s, process.children(recursive=True)))
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def started_module(module: str, *arguments: str) -> Iterator[StartedServer]:
                 raise UnavailableError(f"{module}: the server did not start; its error is above")
             yield StartedServer(f"127.0.0.1:{int(port)}", process.pid, time.perf_counter() - begin)
         finally:
-            process.kill()
+            process.terminate()
 
 
 def catalogue_ids(bundle: Path) -> list[str]:

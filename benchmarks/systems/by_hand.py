@@ -18,6 +18,7 @@ from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Runner
+from fathom.serving.convert import DEFAULT_K
 
 
 class ByHand:
@@ -40,7 +41,7 @@ class ByHand:
     def item_of(self, request: pb.RecommendRequest) -> BatchItem:
         """What the engine needs of a request."""
         seen = np.array([self._index[item] for item in request.item_ids], np.int64)
-        return BatchItem(seen[-self._longest :] + 1, None, request.k, ItemFilter(exclude=seen))
+        return BatchItem(seen[-self._longest :] + 1, None, request.k or DEFAULT_K, ItemFilter(exclude=seen))
 
     def run_items(self, depth: int, items: list[BatchItem]) -> None:
         """The engine and the search alone."""

@@ -1,6 +1,7 @@
 """A bare gRPC server that answers everything with the same message: python -m ... MESSAGE-IN-HEX."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ async def serve(answer: Callable[[pb.RecommendRequest], pb.RecommendResponse]) -
     handler = grpc.unary_unary_rpc_method_handler(
         call, pb.RecommendRequest.FromString, pb.RecommendResponse.SerializeToString
     )
+    # It logs each call whose client has not waited.
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("fathom.v1.Recommender", {"Recommend": handler}),)

@@ -58,7 +58,7 @@ PARTS = ("engine", "loop", "poller", "grpc")
 Side = Callable[[], AbstractContextManager[StartedServer]]
 
 
-def fresh(ids: Sequence[str], depth: int, count: int, seed: int) -> list[bytes]:
+def fresh(ids: Sequence[str], depth: int, count: int, seed: str) -> list[bytes]:
     """So many encoded requests; a seed has its own."""
     rng = random.Random(seed)
     return [
@@ -141,22 +141,22 @@ def an_answer(bundle: Path, message: bytes) -> bytes:
 def compare(bundle: Path, seconds: float, turns: int) -> dict[str, Any]:
     """All sides ``turns`` times, each time in another order."""
     ids, count = catalogue_ids(bundle), int(MOST_PER_S * (seconds + WARM_UP_S))
-    sides = sides_of(bundle, an_answer(bundle, fresh(ids, DEPTHS[0], 1, 0)[0]))
+    sides = sides_of(bundle, an_answer(bundle, fresh(ids, DEPTHS[0], 1, "an answer")[0]))
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     alone_ms = []
     with Bundle.open(bundle) as opened, on_core(CLIENT_CORE):
         engine = ByHand(opened)
         for turn in range(turns):
-            messages = {depth: fresh(ids, depth, count, turn) for depth in DEPTHS}
-            alone_ms.append(engine_ms(engine, messages[DEPTHS[0]]))
+            messages = {depth: fresh(ids, depth, count, f"{depth} {turn}") for depth in DEPTHS}
+            alone = fresh(ids, DEPTHS[0], count, f"alone {turn}")
+            alone_ms.append(engine_ms(engine, alone))
             names = list(sides)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 with on_core(SERVER_CORE), sides[name]() as server, on_core(CLIENT_CORE):
                     for depth in DEPTHS:
                         row = figures(name, server, messages[depth], IN_FLIGHT, seconds)
                         found[f"depth_{depth}"][name].append(row)
-                    row = figures(name, server, fresh(ids, DEPTHS[0], count, turn + turns), 1, seconds)
-                    found["alone"][name].append(row)
+                    found["alone"][name].append(figures(name, server, alone, 1, seconds))
     return summary(found, alone_ms)
 
 

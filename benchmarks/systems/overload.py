@@ -40,15 +40,15 @@ LOAD_S = 6.0
 TURNS = 5
 CONNECTIONS = 4
 #: Of the closed loops that measure what an answer costs, and a refusal.
-IN_FLIGHT, FEW = 64, 4
+IN_FLIGHT = 64
 CAPACITY_S = 3.0
-#: Nothing that the engine does at the deepest depth is as fast, so a server refuses at once.
-TOO_SHORT_MS = 2
+#: A deadline that only the server knows, as gRPC writes it: over before so many calls can be answered.
+TOO_SHORT = {"grpc-timeout": "2m"}
 #: gRPC's numbers of what a refusal may be, and how little before its deadline the client may end a call by itself.
 RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED = 8, 4
 WATCH_MS = 1.0
-#: Different requests; many times more than a prefix cache holds.
-REQUESTS = 20_000
+#: More than any closed loop gets answered in a second, so that no history comes twice.
+MOST_PER_S = 5_000
 #: Its depths are those of a server that says nothing.
 PROFILE = Path(profile.__file__).with_name("cloud-cpu.yaml")
 
@@ -70,8 +70,8 @@ class Costs(NamedTuple):
         return min(offered_per_s, max(0.0, left_us) / more_us)
 
 
-def requests_of(cases: Sequence[Sequence[str]], count: int, seed: int, depth: int | None = None) -> list[bytes]:
-    """So many encoded requests with the histories' items, each in an order of its own."""
+def requests_of(cases: Sequence[Sequence[str]], count: int, seed: str, depth: int | None = None) -> list[bytes]:
+    """So many encoded requests with the histories' items, each in an order of its own; a seed has its own."""
     rng = random.Random(seed)
     return [
         pb.RecommendRequest(item_ids=rng.sample(case, len(case)), depth=depth).SerializeToString()
@@ -80,17 +80,24 @@ def requests_of(cases: Sequence[Sequence[str]], count: int, seed: int, depth: in
 
 
 def costs_of(
-    server: StartedServer, cases: Sequence[Sequence[str]], depths: tuple[int, int], seconds: float, seed: int
+    server: StartedServer, cases: Sequence[Sequence[str]], depths: tuple[int, int], seconds: float, turn: int
 ) -> Costs:
     """Of one core, from closed loops; ``depths``: the shallowest and the deepest."""
-    shallow, deep = (requests_of(cases, REQUESTS // 4, seed, depth) for depth in depths)
-    capacity = closed(server.address, deep, IN_FLIGHT, CONNECTIONS, seconds).per_s()
-    spent = []
-    for messages, in_flight, deadline_ms in ((shallow, IN_FLIGHT, None), (deep, FEW, TOO_SHORT_MS)):
+    shallow, deep = depths
+
+    def loop(depth: int, metadata: Mapping[str, str] | None = None) -> tuple[Report, float]:
+        messages = requests_of(cases, int(MOST_PER_S * seconds), f"{depth} {metadata} {turn}", depth)
         before_s = server.cpu_s()
-        report = closed(server.address, messages, in_flight, min(CONNECTIONS, in_flight), seconds, deadline_ms)
-        spent.append((server.cpu_s() - before_s) / len(report.due_s) * 1e6)
-    return Costs(capacity, *spent)
+        report = closed(server.address, messages, IN_FLIGHT, CONNECTIONS, seconds, metadata=metadata)
+        return report, (server.cpu_s() - before_s) * 1e6
+
+    capacity, _ = loop(deep)
+    refused, spent_us = loop(deep, TOO_SHORT)
+    refusal_us = spent_us / len(refused.due_s)
+    answered, spent_us = loop(shallow)
+    answers = int(np.count_nonzero(answered.statuses == 0))
+    answer_us = (spent_us - (len(answered.due_s) - answers) * refusal_us) / max(answers, 1)
+    return Costs(capacity.per_s(), answer_us, refusal_us)
 
 
 def load(
@@ -153,12 +160,13 @@ def turn_of(
     turn: int,
 ) -> tuple[Costs, list[dict[str, Any]]]:
     """What a server's answers and refusals cost, then every load on it."""
-    messages = requests_of(cases, REQUESTS, turn)
     with on_core(SERVER_CORE), started(bundle, *options) as server, on_core(CLIENT_CORE):
         costs = costs_of(server, cases, depths, min(CAPACITY_S, seconds), turn)
         rows = []
         for factor in FACTORS:
-            row = load(server, messages, factor * costs.capacity_per_s, seconds, turn)
+            per_s = factor * costs.capacity_per_s
+            messages = requests_of(cases, int(1.2 * per_s * seconds) + 100, f"{factor} {turn}")
+            row = load(server, messages, per_s, seconds, turn)
             rows.append(
                 {"factor": factor, **row, "possible_per_s": round(costs.possible_per_s(row["offered_per_s"]), 1)}
             )

@@ -16,7 +16,6 @@ IDS = [f"item-{number}" for number in range(10)]
 def test_more_than_a_server_can_bear_is_offered_at_its_rate_and_all_of_it_ends(
     synthetic_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overload, "REQUESTS", 400)
     monkeypatch.setattr(overload, "FACTORS", (0.5, 2.0))
     costs, rows = overload.turn_of(synthetic_bundle, (), [IDS, IDS[:5]], (4, 16), 0.2, 0)
     assert costs.capacity_per_s > 0

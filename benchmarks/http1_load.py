@@ -1,0 +1,142 @@
+"""The loads of ``http2_load`` over HTTP/1.1, for servers that speak no gRPC: POST of a message to one path.
+
+A connection carries one call at a time, so there are as many as calls in flight.
+"""
+
+import select
+import socket
+from collections import deque
+from collections.abc import Iterable
+from itertools import cycle
+from time import perf_counter, thread_time
+
+import numpy as np
+
+from fathom.benchmarks.http2_load import Report
+from fathom.errors import ConnectError
+
+PATH = "/inference"
+#: Calls that may be open at once in an open loop.
+MOST = 512
+OK, UNAVAILABLE, DEADLINE_EXCEEDED = 0, 14, 4
+_LENGTH = b"content-length:"
+_READ = 1 << 16
+
+
+def closed(address: str, messages: Iterable[bytes], outstanding: int, *, seconds: float) -> Report:
+    """``outstanding`` calls at any moment; raises ConnectError where there is no server."""
+    load = _Load(address, messages, outstanding)
+    while (now := load.now()) < seconds:
+        while load.room:
+            load.start(now)
+        load.turn(seconds - now)
+    return load.report(seconds)
+
+
+def open(
+    address: str, messages: Iterable[bytes], per_second: float, *, seconds: float, deadline_ms: float, seed: int = 0
+) -> Report:
+    """Poisson arrivals; what finds no room within ``deadline_ms`` is not sent. The server is not told it."""
+    gaps = np.random.default_rng(seed).exponential(1 / per_second, int(per_second * seconds * 1.1 + 100))
+    moments = deque(moment for moment in np.cumsum(gaps).tolist() if moment < seconds)
+    load = _Load(address, messages, MOST)
+    while moments:
+        now = load.now()
+        while moments and moments[0] <= now and (load.room or now > moments[0] + deadline_ms / 1e3):
+            load.start(moments.popleft())
+        load.turn(moments[0] - now if moments and load.room else deadline_ms / 1e3)
+    return load.report(seconds)
+
+
+class _Load:
+    """Connections, and what became of each call."""
+
+    def __init__(self, address: str, messages: Iterable[bytes], connections: int) -> None:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: {address}\r\nContent-Length: ".encode()
+        self._messages = cycle([head + str(len(each)).encode() + b"\r\n\r\n" + each for each in messages])
+        self._address, self._most = address, connections
+        self._idle: list[socket.socket] = []
+        self._by_number: dict[int, socket.socket] = {}
+        self._open: dict[socket.socket, tuple[int, bytes]] = {}
+        self._due: list[float] = []
+        self._sent: list[float] = []
+        self._ended: list[float] = []
+        self._statuses: list[int] = []
+        self._poll = select.epoll()
+        self._idle.append(self._connect())
+        self._begin, self._cpu_s = perf_counter(), thread_time()
+
+    def _connect(self) -> socket.socket:
+        host, _, port = self._address.rpartition(":")
+        try:
+            new = socket.create_connection((host, int(port)), 5)
+        except OSError as error:
+            raise ConnectError(f"{self._address}: {error}; is the server running?") from None
+        new.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._by_number[new.fileno()] = new
+        self._poll.register(new, select.EPOLLIN)
+        return new
+
+    @property
+    def room(self) -> bool:
+        """Whether a call can be sent now."""
+        return len(self._open) < self._most
+
+    def now(self) -> float:
+        """Seconds from the start."""
+        return perf_counter() - self._begin
+
+    def start(self, due_s: float) -> None:
+        """A call on a connection of its own; without room it ends at once."""
+        now, number = self.now(), len(self._due)
+        self._due.append(due_s)
+        self._ended.append(now)
+        self._statuses.append(DEADLINE_EXCEEDED)
+        self._sent.append(now if self.room else np.nan)
+        if self.room:
+            connection = self._idle.pop() if self._idle else self._connect()
+            self._open[connection] = number, b""
+            connection.sendall(next(self._messages))
+
+    def turn(self, wait_s: float) -> None:
+        """Receive, for at most ``wait_s``."""
+        for descriptor, _ in self._poll.poll(max(0.0, wait_s)):
+            connection = self._by_number[descriptor]
+            read = connection.recv(_READ)
+            if not read:
+                raise ConnectError("the server closed a connection")
+            number, before = self._open[connection]
+            answer = before + read
+            if not _is_whole(answer):
+                self._open[connection] = number, answer
+                continue
+            self._ended[number] = self.now()
+            self._statuses[number] = OK if answer[9:12] == b"200" else UNAVAILABLE
+            del self._open[connection]
+            self._idle.append(connection)
+
+    def report(self, seconds: float) -> Report:
+        """Wait for what is open; then what became of the calls."""
+        while self._open:
+            self.turn(1.0)
+        cpu_s = thread_time() - self._cpu_s
+        self._poll.close()
+        for connection in self._by_number.values():
+            connection.close()
+        return Report(
+            seconds,
+            np.array(self._due),
+            np.array(self._sent),
+            np.array(self._ended),
+            np.array(self._statuses, np.int16),
+            (),
+            cpu_s,
+        )
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    lines = [line for line in head.lower().split(b"\r\n") if line.startswith(_LENGTH)]
+    return len(body) >= int(lines[0].removeprefix(_LENGTH)) if lines else False
