@@ -50,6 +50,8 @@ RUNS = 500
 SERVER_CORE, CLIENT_CORE = 0, 1
 #: More than any server answers in a second, so that no history comes twice.
 MOST_PER_S = 5_000
+#: Share of calls that a server may leave unanswered, after which it has not been measured.
+MOST_FAILED = 0.01
 #: How the names of gRPC's own threads begin.
 GRPC_THREADS = ("event_engine", "grpc", "lifeguard", "resolver", "default-exec")
 PARTS = ("engine", "loop", "poller", "grpc")
@@ -84,10 +86,10 @@ def split(
 
 
 def checked(report: Report, name: str) -> Report:
-    """It, if every call was answered; else raises FathomError."""
+    """It, unless more than MOST_FAILED of its calls were not answered: then raises FathomError."""
     counts = report.counts()
-    if set(counts) != {"OK"}:
-        raise FathomError(f"{name}: not all calls were answered: {counts}")
+    if counts.get("OK", 0) < (1 - MOST_FAILED) * len(report.due_s):
+        raise FathomError(f"{name}: too many calls were not answered: {counts}")
     return report
 
 
@@ -103,8 +105,9 @@ def figures(
     count = len(report.due_s)
     return {
         "requests_per_s": report.per_s(),
-        "p50_ms": float(np.quantile(report.took_ms, 0.5)),
-        "p99_ms": float(np.quantile(report.took_ms, 0.99)),
+        "p50_ms": report.quantile_ms("OK", 0.5) or 0.0,
+        "p99_ms": report.quantile_ms("OK", 0.99) or 0.0,
+        "failed": int(np.count_nonzero(report.statuses)),
         "cpu_us": sum(spent.values()) / count * 1e6,
         **{f"{part}_us": spent[part] / count * 1e6 for part in PARTS},
         "client_cpu_us": report.cpu_s / count * 1e6,
@@ -173,6 +176,7 @@ def summary(found: Mapping[str, Mapping[str, list[dict[str, float]]]], alone_ms:
                 "requests_range": _range(rates),
                 "p50_range_ms": _range([row["p50_ms"] for row in rows]),
                 "cpu_range_us": _range([row["cpu_us"] for row in rows]),
+                "failed": sum(row["failed"] for row in rows),
                 "of_echo": round(median(ratios), 3),
                 "of_echo_range": _range(ratios),
             }
@@ -205,6 +209,7 @@ COLUMNS = (
     " ({of_echo_range[0]:.2f} to {of_echo_range[1]:.2f}) | p50 ms={p50_ms:.2f} | p99 ms={p99_ms:.2f}"
     " | CPU µs={cpu_us:.0f} | engine={engine_us:.0f} | event loop={loop_us:.0f} | poller={poller_us:.0f}"
     " | gRPC's threads={grpc_us:.0f} | client's CPU µs={client_cpu_us:.0f}"
+    " | not answered={failed:,.0f}"
 )
 
 

@@ -63,7 +63,8 @@ class Client:
         report = checked(load(self._server.address, messages[warm_up:], in_flight, seconds=seconds), self._name)
         return {
             "requests_per_s": report.per_s(),
-            "p50_ms": float(np.quantile(report.took_ms, 0.5)),
+            "p50_ms": report.quantile_ms("OK", 0.5) or 0.0,
+            "failed": float(np.count_nonzero(report.statuses)),
             "cpu_us": (self._server.cpu_s() - before_s) / len(report.due_s) * 1e6,
         }
 

@@ -50,7 +50,7 @@ def test_a_server_by_hand_gives_the_same_items_and_a_call_without_an_answer_ends
             report = front.checked(closed(side.address, messages, 4, 1, 0.05, keep=True), "it")
             answers.append([[item.id for item in pb.RecommendResponse.FromString(raw).items] for raw in report.answers])
         bad = [pb.RecommendRequest(k=10_000, depth=4).SerializeToString()]
-        with pytest.raises(FathomError, match="it: not all calls were answered"):
+        with pytest.raises(FathomError, match="it: too many calls were not answered"):
             front.checked(closed(server.address, bad, 4, 1, 0.05), "it")
         assert threads_of(bare.pid)[bare.pid].cpu_s > 0
     both = min(map(len, answers))
