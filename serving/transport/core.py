@@ -19,6 +19,8 @@ from fathom.serving.transport.core_call import END, MESSAGE, NEW, SENT, STOPPED,
 
 #: Calls of each kind that the core may hand over before it has to be asked for more.
 REQUESTED = 128
+#: How long the only message of a call may take to arrive; at most twice as long.
+MESSAGE_S = 30.0
 
 
 class CoreTransport:
@@ -35,6 +37,9 @@ class CoreTransport:
         #: (kind, whom it concerns, the event), from the thread to the event loop.
         self._events: deque[tuple[int, Any, Any]] = deque()
         self._woken = False
+        #: Unary calls whose message has not arrived.
+        self._unread: set[CoreCall] = set()
+        self._giving_up: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._read, name="fathom-grpc", daemon=True)
         self._stopped: asyncio.Future[None] | None = None
@@ -65,11 +70,14 @@ class CoreTransport:
             for _ in range(REQUESTED):
                 self._request(path)
         self._thread.start()
+        self._give_up(set())
 
     async def stop(self, grace_s: float | None) -> None:
         """See ``Transport``."""
         if not self._thread.is_alive():
             return
+        if self._giving_up is not None:
+            self._giving_up.cancel()
         if self._stopped is None:
             self._stopped = self._loop.create_future()
             self._server.shutdown(self._queue, (STOPPED, self._stopped))
@@ -125,6 +133,7 @@ class CoreTransport:
         elif handler is not None and handler.request_streaming:
             self._pass_on(STREAM, call, None)
         else:
+            self._unread.add(call)
             event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (MESSAGE, call))
 
     def _pass_on(self, kind: int, whom: Any, event: Any) -> None:
@@ -145,6 +154,7 @@ class CoreTransport:
                 self._leave(whom)
         for kind, whom, event in events:
             if kind == MESSAGE:
+                self._unread.discard(whom)
                 if whom.ended:
                     continue
                 whom.payload = event.batch_operations[0].message()
@@ -162,6 +172,12 @@ class CoreTransport:
         for path, calls in taken.items():
             if calls:
                 self._takes[path](calls)
+
+    def _give_up(self, before: set[CoreCall]) -> None:
+        """End calls that were waiting for their message before, and still are."""
+        for call in before & self._unread:
+            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message has not arrived within {MESSAGE_S:g} s")
+        self._giving_up = self._loop.call_later(MESSAGE_S, self._give_up, self._unread.copy())
 
     def _start(self, call: CoreCall) -> None:
         task = self._loop.create_task(answer(call))

@@ -30,6 +30,7 @@ from raw_http2 import (
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.config import ServerSettings
+from fathom.serving.transport import core as core_module
 from fathom.serving.transport import options as options_module
 from fathom.serving.transport.contract import Call
 from fathom.serving.transport.open import TransportName, open_transport
@@ -122,6 +123,19 @@ async def test_a_message_that_never_ends_is_given_up_with_its_connection(listeni
         await silent.ends()
         await stream.ends()
         await asyncio.wait_for(echo.stream_ended.wait(), 10)
+
+
+async def test_a_call_whose_message_does_not_arrive_ends_and_others_of_its_connection_go_on(
+    listening: Listening, transport: TransportName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if transport == "aio":
+        pytest.skip("grpc.aio tells nothing of a call before its message is there")
+    monkeypatch.setattr(core_module, "MESSAGE_S", SOON_S)
+    half, question = message(b"half", announced=100, last=False), message(b"question", 3)
+    async with listening() as echo, connected(echo.address, HELLO, call(TAKEN), half) as client:
+        assert [each.stream for each in await client.sees(HEADERS)] == [1]
+        client.send(call(TAKEN, 3), question)
+        assert [each.stream for each in await client.sees(HEADERS, 3)] == [1, 3, 3]
 
 
 async def test_who_does_not_answer_pings_is_taken_for_dead_and_its_calls_for_cancelled(listening: Listening) -> None:
