@@ -1,7 +1,8 @@
 """What callers see when their server drains: 64 plain callers, SIGTERM, again and again.
 
 `fathom serve`, with one process and with two workers, and 64 callers, each on a connection of its own, one call after
-the other, nothing tried again. Each stops at its first failure. Every drain is of a new server.
+the other, nothing tried again. Each stops at its first failure, unless the server was full. Every drain is
+of a new server.
 """
 
 import asyncio
@@ -26,14 +27,15 @@ from fathom.benchmarks.systems.grpc_echo import make_requests
 CALLERS = 64
 WORKERS = (1, 2)
 DRAINS = 10
-#: Of calls before the signal.
-LOAD_S = 1.0
+#: Of calls before the signal, and of a caller whom a full server refuses.
+LOAD_S, PAUSE_S = 1.0, 0.02
 MOST_S = 60.0
+KNOWN = ("OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED")
 PLAIN = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 
 async def call_until_refused(address: str, requests: Sequence[bytes], statuses: Counter[str]) -> None:
-    """One caller: until its first failure."""
+    """One caller: until its first failure; where the server is full, it goes on after a pause."""
     async with grpc.aio.insecure_channel(address, options=PLAIN) as channel:
         call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
         for number in range(10**9):
@@ -42,7 +44,9 @@ async def call_until_refused(address: str, requests: Sequence[bytes], statuses: 
                 statuses["OK"] += 1
             except grpc.aio.AioRpcError as error:
                 statuses[error.code().name] += 1
-                return
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    return
+                await asyncio.sleep(PAUSE_S)
 
 
 async def drained(address: str, pid: int, requests: list[bytes], statuses: Counter[str]) -> float:
@@ -88,24 +92,17 @@ def render(run: StoredRun) -> str:
     rows = []
     for each in run["result"]["drains"]:
         others = dict(each["statuses"])
-        answered, refused = others.pop("OK", 0), others.pop("UNAVAILABLE", 0)
+        known = [f"{others.pop(status, 0):,}" for status in KNOWN]
         seconds = each["seconds"]
-        row = (
-            each["processes"],
-            each["drains"],
-            f"{answered:,}",
-            f"{refused:,}",
-            sum(others.values()),
-            each["cut_off"],
-        )
+        row = (each["processes"], each["drains"], *known, sum(others.values()), each["cut_off"])
         rows.append([*map(str, row), f"{seconds['median']:g}, {seconds['most']:g}"])
-    head = ["processes", "drains", "answered", "UNAVAILABLE", "other statuses", "cut off", "seconds: median, most"]
+    head = ["processes", "drains", "answered", *KNOWN[1:], "other statuses", "cut off", "seconds: median, most"]
     return "\n\n".join(
         [
             "## Drains",
             f"SIGTERM under {run['config']['callers']} callers, each on a connection of its own, one call after the"
-            " other until its first failure, nothing tried again. Cut off: processes that left calls unanswered which"
-            " they had let in.",
+            " other until its first failure (a full server is none), nothing tried again. Cut off: processes that left"
+            " calls unanswered which they had let in.",
             table(head, rows),
         ]
     )

@@ -109,9 +109,10 @@ def started(bundle: Path, log: Path, *options: str) -> tuple[str, subprocess.Pop
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_callers_get_answers_or_unavailable_when_their_server_drains(
-    synthetic_bundle: Path, tmp_path: Path, workers: str
+    synthetic_bundle: Path, tmp_path: Path, workers: str, transport: str
 ) -> None:
-    address, process = started(synthetic_bundle, tmp_path / "log", "--workers", workers)
+    options = ("--workers", workers, "--transport", transport)
+    address, process = started(synthetic_bundle, tmp_path / "log", *options)
     with process:
         try:
             async with calling(address, IDS) as found:

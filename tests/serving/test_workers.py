@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
+import hung_worker
 import psutil
 import pytest
 from callers import PLAIN, calling
@@ -21,6 +23,8 @@ from callers import PLAIN, calling
 from fathom.client import Client
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.serving import workers as workers_module
+from fathom.serving.config import ServerSettings
 
 SECONDS = 60
 IDS = [f"item-{number}" for number in range(1, 40)]
@@ -163,6 +167,24 @@ async def test_a_stopped_worker_is_replaced_and_callers_go_on(synthetic_bundle: 
         assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
         assert f"worker 0 (process {stuck.pid}) is stopped" in log.read_text()
         assert len(workers(process)) == 2
+
+
+async def test_a_worker_that_hangs_is_replaced(
+    synthetic_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers_module, "BEAT_S", 0.02)
+
+    async def relay(worker: Any, notice: Any) -> None:
+        """Nobody says anything."""
+
+    worker = workers_module._Worker(ServerSettings(), synthetic_bundle, hung_worker.run, 0, relay)
+    await worker.start()
+    keeping = asyncio.create_task(worker.keep())
+    await asyncio.to_thread(until, lambda: "worker 0 ended with code -9; starting another" in caplog.text)
+    keeping.cancel()
+    worker.kill()
+    await worker.ended()
+    assert "has not answered for 0.2 s; it is killed" in caplog.text
 
 
 async def test_workers_serve_on_while_their_parent_is_stopped(synthetic_bundle: Path, tmp_path: Path) -> None:
