@@ -6,7 +6,7 @@ what others have added. An append without such items, of a user who has had none
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fathom.errors import RequestError, brief
@@ -14,7 +14,7 @@ from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.live_counts import LivePairs
 from fathom.runtime.manifest import CountingInfo
 from fathom.serving.deployment import Deployment
-from fathom.serving.history.contract import Appended, HistoryStore, Retention, StoredEvent, digest_of
+from fathom.serving.history.contract import PAIRS_AT_ONCE, Appended, HistoryStore, Retention, StoredEvent, digest_of
 from fathom.serving.live_pairs import Pairs, new_pairs
 from fathom.serving.logs import Seldom
 
@@ -22,6 +22,9 @@ from fathom.serving.logs import Seldom
 EVERY_S = 1.0
 #: Users who have had an added item lately that are remembered, and pairs of a bundle that wait to be written.
 MOST_USERS, MOST_WAITING = 100_000, 100_000
+
+#: New events that are counted without a pause.
+FEW = 64
 
 log = Seldom("fathom.serving")
 
@@ -42,9 +45,11 @@ class _Counted:
         place = self.catalogue.find(item)
         return place is not None and place >= self.catalogue.trained
 
-    def known(self, pair: tuple[str, str]) -> bool:
-        """Whether both items are in the catalogue."""
-        return all(self.catalogue.find(item) is not None for item in pair)
+    def new_pairs(self, history: Sequence[StoredEvent], new: Collection[str]) -> Mapping[tuple[str, str], float]:
+        """What new events of a user's history add, of items in the catalogue; may run in another thread."""
+        info, find = self.counting, self.catalogue.find
+        pairs = new_pairs(history, new, self.added, info.max_lag, info.event_weights)
+        return {pair: gain for pair, gain in pairs.items() if all(find(item) is not None for item in pair)}
 
 
 class LiveCounter:
@@ -78,13 +83,15 @@ class LiveCounter:
         new = {event.event_id for event in history if event.event_id in sent}
         # Otherwise the same events were sent twice at once, or the user was deleted: rather not counted than twice.
         if new and len(new) == done.added:
-            for each in counted:
-                info = each.counting
-                pairs = new_pairs(history, new, each.added, info.max_lag, info.event_weights)
-                self._wait(each.deployment.name, {pair: gain for pair, gain in pairs.items() if each.known(pair)})
             self._remember(
                 user_id, any(each.added(e.item_id) for each in counted for e in history[-each.counting.max_lag :])
             )
+            for each in counted:
+                if len(new) <= FEW:
+                    pairs = each.new_pairs(history, new)
+                else:
+                    pairs = await asyncio.to_thread(each.new_pairs, history, new)
+                self._wait(each.deployment.name, pairs)
         return done
 
     def forget(self, digest: str = "") -> None:
@@ -109,12 +116,14 @@ class LiveCounter:
     async def exchange(self) -> None:
         """Write what was counted here and take in what was counted anywhere; raises what the store raises."""
         for name in list(self._waiting):
-            pairs = self._waiting.pop(name)
-            try:
-                await self._history.count(name, pairs)
-            except RequestError:
-                self._wait(name, pairs)
-                raise
+            pairs = list(self._waiting.pop(name).items())
+            for low in range(0, len(pairs), PAIRS_AT_ONCE):
+                try:
+                    await self._history.count(name, dict(pairs[low : low + PAIRS_AT_ONCE]))
+                except RequestError:
+                    self._wait(name, dict(pairs[low:]))
+                    raise
+                await asyncio.sleep(0)  # Others have their turn, even where the store is in memory.
         for each in self._growing():
             if each.items != len(each.catalogue):
                 each.items = len(each.catalogue)
@@ -122,6 +131,7 @@ class LiveCounter:
             while part := await self._history.counted(each.deployment.name, each.since):
                 each.pairs.put((pair.source, pair.target, pair.total) for pair in part)
                 each.since = part[-1].change
+                await asyncio.sleep(0)
 
     def _growing(self) -> Iterator[_Counted]:
         """What is counted for the bundles in service that have added items."""

@@ -6,8 +6,9 @@ request in a batch or stream into its RecommendError.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
 import grpc
@@ -28,6 +29,7 @@ from fathom.serving.convert import (
     user_of,
 )
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
+from fathom.serving.items.contract import ItemChange
 from fathom.serving.live_counter import LiveCounter
 from fathom.serving.many import Many
 from fathom.serving.recommend import Recommend
@@ -40,6 +42,9 @@ Result = TypeVar("Result")
 
 #: Methods whose messages can be so large that they are decoded here, a few parts at a time.
 ENCODED = ("RecommendBatch", "RecommendStream", "AppendEvents", "AppendEventStream", "UpsertItems")
+
+#: Of the items of a page, as far as there are several.
+LARGEST_PAGE_BYTES = 2**20
 
 log = logging.getLogger("fathom.serving")
 
@@ -158,9 +163,10 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             if size > MOST_ITEMS:
                 raise InvalidRequestError(f"page_size is {size}, at most {MOST_ITEMS}")
             found, catalogue = await self._changeable().listed(request.bundle, request.page_token, size + 1)
+            page = _page(found[:size])
             return pb.ListItemsResponse(
-                items=[listed_item(each.id, each.record, catalogue) for each in found[:size]],
-                next_page_token=found[size - 1].id if len(found) > size else "",
+                items=[listed_item(each.id, each.record, catalogue) for each in page],
+                next_page_token=page[-1].id if len(found) > len(page) else "",
                 catalogue_version=catalogue.version,
             )
 
@@ -218,6 +224,12 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         user_id, events = await read_events(request, self.recommend.turns, client)
         with self.metrics.using_history("append"):
             return await (self.counter or history).append(user_id, events)
+
+
+def _page(found: Sequence[ItemChange]) -> Sequence[ItemChange]:
+    """The first of some items, at least one: as many as have LARGEST_PAGE_BYTES together."""
+    sizes = accumulate(len(each.id) + len(each.record or b"") for each in found)
+    return found[: max(1, sum(size <= LARGEST_PAGE_BYTES for size in sizes))]
 
 
 def _appended(done: Appended) -> pb.AppendEventsResponse:

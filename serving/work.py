@@ -40,6 +40,8 @@ def request_of(raw: bytes | memoryview) -> pb.RecommendRequest:
 
 def is_light(request: pb.RecommendRequest) -> bool:
     """Whether the event loop has done its part of a request in a fraction of a millisecond."""
+    if request.HasField("depth") and not request.depth and (request.include_reasons or request.rules.diversity):
+        return False  # Depth 0 is not the engine's.
     few = request.k <= PLAIN_ITEMS and not request.HasField("rules") and not request.HasField("filter")
     return (few and len(request.item_ids) <= PLAIN_IDS) or pieces_of(request) == 1
 

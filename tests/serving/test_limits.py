@@ -18,7 +18,7 @@ from fathom.serving.gate import Gate
 from fathom.serving.many import BEGUN_AT_ONCE, Many
 from fathom.serving.metrics import Metrics
 from fathom.serving.recommend import Recommend
-from fathom.serving.work import LARGEST_BATCH, work_of
+from fathom.serving.work import LARGEST_BATCH, is_light, work_of
 
 BOMBER, VICTIM = Client("a", "bomber"), Client("b", "victim")
 LIGHT = pb.RecommendRequest(item_ids=["item-1"], depth=0)
@@ -79,6 +79,21 @@ async def test_a_heavy_request_waits_for_one_of_another_client_however_many_that
     await asyncio.gather(recommend.answer(heavy, None, VICTIM), *bombs)
     assert recommend.begun.index("victim") <= 2
     assert recommend.begun.count("bomber") == 50
+
+
+@pytest.mark.parametrize(
+    ("more", "light"),
+    [
+        ({"depth": 0}, True),
+        ({"depth": 0, "include_reasons": True}, False),
+        ({"depth": 0, "rules": pb.Rules(diversity=0.5)}, False),
+        ({"depth": 4, "include_reasons": True, "rules": pb.Rules(diversity=0.5)}, True),
+        ({"k": 101}, False),
+        ({"filter": pb.Filter(allow_item_ids=["a"] * 1_000)}, False),
+    ],
+)
+def test_a_request_takes_its_turn_where_it_keeps_the_event_loop_long(more: dict[str, object], light: bool) -> None:
+    assert is_light(pb.RecommendRequest(**{"item_ids": ["item-1"], **more})) is light  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -162,3 +177,41 @@ async def test_messages_of_many_events_and_items_are_read_in_turn_with_others(lo
         large = pb.CatalogueItem(id="item-2", categories=["c" * 100] * 700)
         with pytest.raises(grpc.aio.AioRpcError, match=r"an item has .* bytes, at most 65,536"):
             await it.stub.UpsertItems(pb.UpsertItemsRequest(items=[large]))
+
+
+async def test_a_page_of_large_items_ends_early_and_the_next_one_goes_on(local) -> None:
+    names = [f"{number:03}" + "c" * 120 for number in range(100)]
+    large = [pb.CatalogueItem(id=f"new-{i}", categories=names, similar_item_ids=["item-1"]) for i in range(10, 99)]
+    async with local(catalogue="memory") as it:
+        for low in range(0, len(large), 20):
+            await it.stub.UpsertItems(pb.UpsertItemsRequest(items=large[low : low + 20]))
+        first = await it.stub.ListItems(pb.ListItemsRequest(page_size=1_000))
+        assert 1 < len(first.items) < len(large)
+        assert first.ByteSize() < 1.1 * 2**20
+        found = [each.item.id for each in first.items]
+        while first.next_page_token:
+            first = await it.stub.ListItems(pb.ListItemsRequest(page_size=1_000, page_token=first.next_page_token))
+            found += [each.item.id for each in first.items]
+        assert found == [each.id for each in large]
+
+
+async def test_others_have_their_turn_while_many_events_of_added_items_are_counted(local) -> None:
+    new = [pb.CatalogueItem(id=f"new-{i}", similar_item_ids=["item-1"]) for i in range(500)]
+    events = [pb.Event(event_id=str(i), item_id=f"new-{i % 500}", timestamp=i) for i in range(1_000)]
+    async with local(catalogue="memory", history="memory") as it:
+        await it.stub.UpsertItems(pb.UpsertItemsRequest(items=new))
+        assert (await it.stub.AppendEvents(pb.AppendEventsRequest(user_id="u", events=events))).appended == 1_000
+        rounds = 0
+
+        async def other() -> None:
+            nonlocal rounds
+            while True:
+                rounds += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        counter = it.server._counter
+        waiting = len(next(iter(counter._waiting.values())))
+        await counter.exchange()
+        task.cancel()
+        assert rounds >= 2 * waiting // 1_000 > 1
