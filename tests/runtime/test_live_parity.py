@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,12 +156,19 @@ async def test_nothing_that_was_taken_out_is_in_a_later_answer(synthetic_bundle:
     async with live(bundle) as pipeline:
         upsert(pipeline.catalogue, *NEW)
 
+        def note(answered: asyncio.Future[tuple[Answer, set[int], int]], answer: Answer | Exception) -> None:
+            """At the moment of the answer: whoever awaits it goes on later."""
+            assert isinstance(answer, Answer)
+            answered.set_result((answer, set(gone), pipeline.catalogue.version))
+
         async def ask(depth: int, seed: int) -> None:
             rng = np.random.default_rng(seed)
             for _ in range(40):
-                answer = await pipeline.recommend(IndexedQuery(rng.integers(0, 62, 9), 62, CLOUD, depth=depth))
-                assert not gone & set(answer.indices.tolist())
-                assert answer.catalogue_version == pipeline.catalogue.version
+                answered: asyncio.Future[tuple[Answer, set[int], int]] = asyncio.get_running_loop().create_future()
+                pipeline.enter(IndexedQuery(rng.integers(0, 62, 9), 62, CLOUD, depth=depth), partial(note, answered))
+                answer, gone_then, version = await answered
+                assert not gone_then & set(answer.indices.tolist())
+                assert answer.catalogue_version == version
                 await asyncio.sleep(0)
 
         async def take_out_and_bring_back() -> None:
