@@ -1,6 +1,7 @@
 """A request's life: choose a depth, wait in a lane, run, retrieve, answer."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -175,7 +176,9 @@ class Pipeline:
         else:
             self._cache = PrefixCache(self._cache.most_bytes)
 
-    def admit(self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float, client: Client) -> None:
+    def admit(
+        self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float | None, client: Client
+    ) -> None:
         """Raise OverloadError or DeadlineError where ``recommend`` surely would, before a request is read.
 
         ``items``: of its history. Soon after a refusal others are likely, and this is all that they may cost; at other
@@ -187,7 +190,8 @@ class Pipeline:
         # What the cache may hold of the history is not known yet: the least that it can cost.
         items = min(max(items, 1), self._max_history)
         length = 0 if self._cache is not None else items
-        estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, deadline_s, client)
+        by_s = math.inf if deadline_s is None else deadline_s
+        estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, by_s, client)
         try:
             self.chooser.admit(profile, depth, estimates)
         except (DeadlineError, OverloadError):
@@ -323,12 +327,11 @@ class Pipeline:
         batcher: Batcher[BatchItem, BatchResult],
         now_s: float,
     ) -> DepthRequest:
-        estimates, deadline_s, length = None, query.deadline_s, len(history.items)
-        if deadline_s is not None:
-            runs = leave_one_out(query, history).runs if query.include_reasons else 1
-            estimates = BatcherEstimates(
-                batcher, self._zero, NO_HITS if runs > 1 else hits, length, now_s, deadline_s, query.client, runs
-            )
+        deadline_s, length = math.inf if query.deadline_s is None else query.deadline_s, len(history.items)
+        runs = leave_one_out(query, history).runs if query.include_reasons else 1
+        estimates = BatcherEstimates(
+            batcher, self._zero, NO_HITS if runs > 1 else hits, length, now_s, deadline_s, query.client, runs
+        )
         inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
         return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
 

@@ -65,11 +65,11 @@ class Choice(NamedTuple):
 
 
 class Estimates(Protocol):
-    """What a request with a deadline may expect, now; all in seconds. Depth 0 has no queue."""
+    """What a request may expect, now; all in seconds. Depth 0 has no queue."""
 
     @property
     def time_s(self) -> float:
-        """From now to the deadline."""
+        """From now to the deadline; infinite without one."""
 
     def queue_s(self, depth: int) -> float:
         """Median time in the queue, for this depth."""
@@ -100,7 +100,7 @@ class DepthRequest(NamedTuple):
 
     ``items``: int64 (length,), the item indices that the engine will see, oldest first; none where nothing is known,
     which only depth 0 can answer. ``inspect``: called only where their features or complexity have a say. ``fixed``:
-    the depth that was asked for, which overrides every policy. ``estimates``: None without a deadline.
+    the depth that was asked for, which overrides every policy. ``estimates``: None where nothing waits for anything.
     """
 
     profile: DeviceProfile

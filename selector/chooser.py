@@ -3,6 +3,7 @@
 Nothing here reads a clock: whatever is needed is an argument, time included.
 """
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ from fathom.selector.policy import CertifiedRouting, DepthPolicy, FixedDepth, Mo
 QUEUE_WEIGHT = 4
 #: The same for the shallowest: the queue is an estimate, and who was let in should not be dropped later.
 LEAST_WEIGHT = 1.25
+
+
+#: Seconds of work that may wait ahead of a request without a deadline: people leave after about two seconds, and a
+#: longer queue only makes everybody late. From a QUEUE_WEIGHT-th of it on, requests get the shallowest depth.
+MOST_WAIT_S = 2.0
 
 
 class DepthChooser:
@@ -46,13 +52,16 @@ class DepthChooser:
         Where the engine would be too late at any depth, that is depth 0, if the profile allows it and it is served. A
         fixed depth is never replaced. Raises NotFoundError where neither the fixed depth nor one of the profile's is
         served, OverloadError or DeadlineError where not even the shallowest can be answered in time. What is refused
-        or has time for one depth only is not looked at, since under overload that is most.
+        or has time for one depth only is not looked at, since under overload that is most. Without a deadline the same
+        follows from the work that waits ahead, whatever the request costs itself.
         """
         profile, items, _, fixed, estimates = request
         policy = self._policy_of(profile, fixed) if len(items) else self._most_popular
         if estimates is None:
             return policy.choose(request)
         depths = policy.depths
+        if estimates.time_s == math.inf:
+            return self._patient(policy, request, estimates)
         time = _time_for(depths[0], estimates, counts=self.may_count(profile, fixed))
         if time.counts:
             return _counted(depths[0], time, estimates)
@@ -62,8 +71,28 @@ class DepthChooser:
 
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
         """Raise what ``choose`` would, from what is known before a request is read."""
-        shallowest = self._policy_of(profile, fixed).depths[0]
-        _time_for(shallowest, estimates, counts=self.may_count(profile, fixed))
+        shallowest, counts = self._policy_of(profile, fixed).depths[0], self.may_count(profile, fixed)
+        if estimates.time_s < math.inf:
+            _time_for(shallowest, estimates, counts=counts)
+        elif not counts:
+            _check_wait(estimates.queue_s(shallowest))
+
+    def _patient(self, policy: DepthPolicy, request: DepthRequest, estimates: Estimates) -> Choice:
+        """The choice for a request without a deadline."""
+        shallowest = policy.depths[0]
+        queue_s = estimates.queue_s(shallowest)
+        if queue_s <= MOST_WAIT_S / QUEUE_WEIGHT:
+            return policy.choose(request)
+        depth = shallowest
+        if queue_s > MOST_WAIT_S:
+            if not self.may_count(request.profile, request.fixed):
+                _check_wait(queue_s)
+            depth = 0
+        elif len(policy.depths) == 1:
+            return policy.choose(request)
+        return Choice(
+            depth, DepthReason.DEADLINE, f"{_ms(queue_s)} of work are waiting: too much for more than depth {depth}"
+        )
 
     def instead(self, request: DepthRequest, refused: DeadlineError | OverloadError) -> Choice:
         """Depth 0 for a request that the queue has refused, where it may have it in time; else raises ``refused``."""
@@ -156,6 +185,14 @@ def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     if time_s <= 0:
         raise DeadlineError("the deadline has passed")
     raise DeadlineError(f"{_ms(time_s)} left: depth {shallowest} needs {_ms(cost_s)}; allow more time")
+
+
+def _check_wait(queue_s: float) -> None:
+    """Raises OverloadError where too much work waits for anybody to wait for."""
+    if queue_s > MOST_WAIT_S:
+        wait_s = queue_s - MOST_WAIT_S
+        text = f"{_ms(queue_s)} of work are waiting, more than {_ms(MOST_WAIT_S)}; try again in {_ms(wait_s)}"
+        raise OverloadError(text, retry_after_s=wait_s)
 
 
 def _fits(depth: int, estimates: Estimates) -> bool:

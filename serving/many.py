@@ -20,6 +20,9 @@ from fathom.serving.work import LARGEST_BATCH, LIGHT_BYTES, few_of, request_of, 
 
 #: Requests of a batch that are begun in one turn; depth 0 answers as soon as it begins.
 BEGUN_AT_ONCE = 8
+#: Requests of a batch without a deadline that wait at a time: enough for full runs of the engine, and few enough for a
+#: large batch not to make its own requests shallow, or have them refused.
+IN_FLIGHT = 64
 
 log = logging.getLogger("fathom.serving")
 
@@ -39,12 +42,18 @@ class Many:
         """
         requests = await self._read(raw, client)
         room = _Room(self.most_bytes, len(requests))
+        slots = asyncio.Semaphore(IN_FLIGHT if deadline_s is None else LARGEST_BATCH)
         async with asyncio.TaskGroup() as group:
             tasks = []
             for low in range(0, len(requests), BEGUN_AT_ONCE):
+                few = requests[low : low + BEGUN_AT_ONCE]
+                for _ in few:
+                    await slots.acquire()
                 async with self.recommend.turns.take(client):
-                    for each in requests[low : low + BEGUN_AT_ONCE]:
-                        tasks.append(group.create_task(self._result(each, deadline_s, client, room)))
+                    for each in few:
+                        task = group.create_task(self._result(each, deadline_s, client, room))
+                        task.add_done_callback(lambda _: slots.release())
+                        tasks.append(task)
         return batch_of(task.result() for task in tasks)
 
     async def result(self, request: pb.RecommendRequest, deadline_s: float | None, client: Client) -> bytes:

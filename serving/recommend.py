@@ -94,7 +94,7 @@ class Recommend:
         """
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         deployment = self.bundles.choose(request.bundle)
-        if deadline_s is not None and not deployment.converter.is_stranger(request):
+        if not deployment.converter.is_stranger(request):
             profile = deployment.converter.profile(request.profile)
             depth = request.depth if request.HasField("depth") else None
             deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)

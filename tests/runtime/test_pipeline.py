@@ -169,7 +169,8 @@ async def test_a_crowd_gets_the_answers_that_each_would_get_alone(make_bundle, t
         times = np.sort(rng.integers(0, 2**31, len(items))) if rng.random() < 0.5 else None
         queries.append(query(items, depth=int(rng.choice(DEPTHS)), k=5, timestamps=times, include_seen=True))
     async with Pipeline(bundle, open_engine(bundle)) as pipeline:
-        answers = await asyncio.gather(*(pipeline.recommend(q) for q in queries))
+        crowds = [queries[low : low + 50] for low in range(0, len(queries), 50)]
+        answers = [a for crowd in crowds for a in await asyncio.gather(*map(pipeline.recommend, crowd))]
     with open_engine(bundle) as engine:
         for q, answer in zip(queries, answers, strict=True):
             ids = np.asarray(q.items)[None, -20:] + 1
@@ -338,6 +339,37 @@ async def test_a_bundle_without_a_counting_exit_has_no_depth_0(uncounted_bundle:
             await pipeline.recommend(query([]))
         with pytest.raises(DeadlineError, match="depth 4 needs"):
             await pipeline.recommend(query(deadline_s=time.monotonic() + 0.001))
+
+
+async def test_without_a_deadline_the_work_that_waits_is_what_counts(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = CostModel({(d, n): Line(0.0, d / 16) for d in DEPTHS for n in (16, 20)}, tail=0.0)
+    monkeypatch.setattr(pipeline_module, "measure", lambda *_, **__: cost)
+    entered, free = threading.Semaphore(0), threading.Event()
+
+    def hold(_batch: int, _depth: int) -> None:
+        entered.release()
+        assert free.wait(30)
+
+    engine = FakeEngine(bundle.vectors, DEPTHS, on_run=hold)
+    async with Pipeline(bundle, engine, settings=PipelineSettings(reuse_mb=0, policy="deepest")) as pipeline:
+        waits = [asyncio.create_task(pipeline.recommend(query(range(20), depth=4)))]
+        await asyncio.to_thread(entered.acquire)
+        # A request at depth 16 is a second of work.
+        for depth in (16, None, 16):
+            waits.append(asyncio.create_task(pipeline.recommend(query(range(20), depth=depth))))
+            async with asyncio.timeout(10):
+                while pipeline.waiting < len(waits) - 1:
+                    await asyncio.sleep(0)
+        with pytest.raises(OverloadError, match=r"of work are waiting, more than 2000\.0 ms; try again in") as refused:
+            await pipeline.recommend(query(range(20), depth=4))
+        assert refused.value.retry_after_s is not None
+        counted = await pipeline.recommend(query(range(20)))
+        assert (counted.choice.depth, counted.choice.reason) == (0, DepthReason.DEADLINE)
+        free.set()
+        answers = await asyncio.gather(*waits)
+    assert [each.choice.depth for each in answers] == [4, 16, 4, 16]
 
 
 async def test_what_the_queue_has_no_time_left_for_is_answered_by_depth_0(

@@ -23,6 +23,7 @@ from fathom.selector.routing import Cascade, Learned, Mixture, Routing, RoutingI
 
 fast = settings(deadline=None, max_examples=300)
 DEPTHS = (4, 8, 12, 16)
+COUNTED = (0, *DEPTHS)
 CLOUD, EDGE = load_profile("cloud"), load_profile("edge")
 PROFILES = [load_profile(name) for name in profile_names()]
 UNKNOWN = Features(*[math.nan] * len(Features._fields))
@@ -352,9 +353,55 @@ def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_th
         assert found._replace(probe=False) == wanted
 
 
-# Depth 0
+# Without a deadline
 
-COUNTED = (0, *DEPTHS)
+
+def patient(queue_s: float, *, served: tuple[int, ...] = DEPTHS, fixed: int | None = None) -> Choice:
+    clock = Clock(time_s=math.inf, queue=queue_s, costs=dict.fromkeys(DEPTHS, 60.0))
+    return chooser(served=served, policy="rule").choose(request(1.0, EDGE, fixed=fixed, estimates=clock))
+
+
+def test_without_a_deadline_the_work_that_waits_makes_requests_shallow_and_then_refuses_them() -> None:
+    assert patient(0.5).depth == 12
+    shallow = patient(0.51)
+    assert (shallow.depth, shallow.reason, shallow.complexity) == (4, DepthReason.DEADLINE, None)
+    assert shallow.why == "510.0 ms of work are waiting: too much for more than depth 4"
+    assert patient(2.0).depth == 4
+    full = r"^2200\.0 ms of work are waiting, more than 2000\.0 ms; try again in 200\.0 ms$"
+    with pytest.raises(OverloadError, match=full) as refused:
+        patient(2.2)
+    assert refused.value.retry_after_s == pytest.approx(0.2)
+
+
+def test_without_a_deadline_a_fixed_depth_stays_until_it_is_refused_and_depth_0_is_never_refused() -> None:
+    assert patient(2.0, fixed=8) == patient(0.0, fixed=8)
+    with pytest.raises(OverloadError):
+        patient(2.1, fixed=8, served=COUNTED)
+    assert patient(2.0, served=COUNTED).depth == 4
+    counted = patient(2.1, served=COUNTED)
+    assert (counted.depth, counted.reason) == (0, DepthReason.DEADLINE)
+    assert patient(9.0, served=COUNTED, fixed=0).reason is DepthReason.FIXED
+
+
+@given(st.floats(0, 3), st.none() | st.sampled_from(DEPTHS), st.sampled_from([DEPTHS, (0, *DEPTHS)]))
+def test_what_is_refused_without_a_deadline_before_it_is_read_is_refused_afterwards(
+    queue_s: float, fixed: int | None, served: tuple[int, ...]
+) -> None:
+    clock, choosing = Clock(time_s=math.inf, queue=queue_s), chooser(served=served)
+    outcomes = []
+    for ask in (
+        lambda: choosing.admit(EDGE, fixed, clock),
+        lambda: choosing.choose(request(profile=EDGE, fixed=fixed, estimates=clock)),
+    ):
+        try:
+            ask()
+            outcomes.append(True)
+        except OverloadError:
+            outcomes.append(False)
+    assert outcomes[0] == outcomes[1]
+
+
+# Depth 0
 
 
 @fast
