@@ -24,6 +24,7 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+import gevent  # noqa: E402
 import grpc  # noqa: E402
 from locust import User, events, task  # noqa: E402
 
@@ -60,7 +61,7 @@ def read(environment: Any, **_: Any) -> None:
         connection = _connection(environment)
     except FathomError as error:
         raise SystemExit(f"error: {error}") from None
-    _log_server(connection)
+    gevent.spawn(_log_server, connection)  # the users do not wait for it
 
 
 def _log_server(connection: Connection) -> None:

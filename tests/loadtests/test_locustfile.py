@@ -55,7 +55,7 @@ def test_locust_users_are_answered_and_listed_by_depth(address: str, trace: Path
     names = {entry["name"] for entry in stats}
     assert names <= {f"Recommend depth {depth}" for depth in (4, 8, 12, 16)}
     assert len(names) >= 2
-    assert sum(entry["num_requests"] for entry in stats) > 20
+    assert sum(entry["num_requests"] for entry in stats) > 5
     assert sum(entry["num_failures"] for entry in stats) == 0
 
 
