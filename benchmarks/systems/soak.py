@@ -264,14 +264,15 @@ def render(run: StoredRun) -> str:
     statuses = ", ".join(f"{count:,} {status}" for status, count in result["statuses"].items())
     before, after, rows = result["before"], result["after"], result["rows"]
     workers = f", {config['workers']} workers" if config["workers"] > 1 else ""
+    is_disturbed = bool(config["reloads"] or config["kills"])
     disturbed = (
         f" Meanwhile {result['exchanged']} bundles were exchanged and {result['kills']} workers killed;"
         f" {result['failed']} calls failed, {result['failed_without_a_kill']} of them not in a worker that was killed."
     )
     return paragraphs(
-        f"## {config['minutes']} minutes at half of the capacity{', with reloads and kills' * bool(result['kills'])}",
+        f"## {config['minutes']} minutes at half of the capacity{', with reloads and kills' * is_disturbed}",
         f"Transport {result['transport']}{workers}, {result['offered_per_s']:,.0f} calls/s of four kinds: {statuses}."
-        f"{disturbed if config['reloads'] or config['kills'] else ''}"
+        f"{disturbed if is_disturbed else ''}"
         f" Resident memory {before['rss_mb']:.1f} MB before and {after['rss_mb']:.1f} MB after; by minute from"
         f" {rows[0]['rss_mb']:.1f} to {rows[-1]['rss_mb']:.1f} MB ({result['rss_grown']:+.1%} from the first third"
         f" to the last); p99 {result['p99_ms_first_third']:.1f} ms in the first third,"
