@@ -37,6 +37,7 @@ MODULES = (
     "systems.score",
     "systems.overload",
     "systems.batch_bomb",
+    "systems.fairness",
     "systems.workers",
     "systems.drain",
     "systems.stages",

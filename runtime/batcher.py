@@ -115,14 +115,23 @@ class Batcher(Generic[Work, Result]):
         lost = self._thread is not None and not self._thread.is_alive()
         return lost or self._failures >= MOST_FAILURES
 
-    def queue_s(self, *, now_s: float, deadline_s: float | None, client: Client = ANYBODY) -> float:
-        """Median seconds until a new request would start, whatever its depth."""
+    def queue_s(
+        self,
+        depth: int,
+        length: int,
+        runs: int = 1,
+        *,
+        now_s: float,
+        deadline_s: float | None,
+        client: Client = ANYBODY,
+    ) -> float:
+        """Median seconds until a new request of this depth and so many items to be computed would start."""
         queue_s = 0.0
         if len(self._lanes):
             with self._changed:
                 ahead = self._lanes.ahead(self._lanes.urgency_s(now_s, deadline_s), client)
                 queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)
-                queue_s *= self._lanes.share(client)
+                queue_s *= self._lanes.share(client, self._work_s(depth, length, runs))
         if self._running:
             queue_s += max(0.0, self._busy_until_s - now_s)
         return queue_s
@@ -227,7 +236,7 @@ class Batcher(Generic[Work, Result]):
                 raise UnavailableError(CLOSED)
             if self._lanes.full(entry.client):
                 raise self._overload(entry.client)
-            entry.work_s += entry.runs * self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
+            entry.work_s += self._work_s(entry.depth, entry.length, entry.runs)
             self._lanes.push(entry)
         self._demand.add(entry.work_s, entry.arrival_s)
         if not self._waking:
@@ -255,6 +264,9 @@ class Batcher(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _work_s(self, depth: int, length: int, runs: int) -> float:
+        return runs * self._cost.each_s(depth, self._lanes.bucket(length))
 
     def _overload(self, client: Client) -> OverloadError:
         queue_s = self._cost.queue_s(self._lanes.ahead(math.inf), self._lanes.batch_limit) * self._lanes.share(client)

@@ -31,7 +31,10 @@ class BatcherEstimates(NamedTuple):
     def queue_s(self, depth: int) -> float:
         if not depth:
             return 0.0
-        return self.batcher.queue_s(now_s=self.now_s, deadline_s=self.deadline_s, client=self.client)
+        length = self._length(depth)
+        return self.batcher.queue_s(
+            depth, length, self.runs, now_s=self.now_s, deadline_s=self.deadline_s, client=self.client
+        )
 
     @property
     def care(self) -> float:

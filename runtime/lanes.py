@@ -102,16 +102,17 @@ class _Heap(Generic[Payload]):
                 heappop(places)
                 continue
             found = below.first()
-            if found is not None and len(places) == 1:
-                return found
             if found is None:
                 below.place = None
                 heappop(places)
-            elif found[1] == place[2] and below.share.turn == place[0]:
+                continue
+            if len(places) == 1:
                 return found
-            else:
-                below.place = (below.share.turn, found[0], found[1], below)
-                heapreplace(places, below.place)
+            turn = below.share.turn(found[2].work_s)
+            if found[1] == place[2] and turn == place[0]:
+                return found
+            below.place = (turn, found[0], found[1], below)
+            heapreplace(places, below.place)
         entries = self.entries
         while entries and not entries[0][2].waiting:
             heappop(entries)
@@ -151,9 +152,9 @@ class _Lane(Generic[Payload]):
     def _place(self, share: Share, ranked: _Ranked[Payload]) -> None:
         heap = self._heaps.get(share) or self._heap(share)
         heappush(heap.entries, ranked)
-        urgency_s, order, _ = ranked
+        urgency_s, order, entry = ranked
         while (above := heap.above) is not None:
-            place = (heap.share.turn, urgency_s, order, heap)
+            place = (heap.share.turn(entry.work_s), urgency_s, order, heap)
             if heap.place is not None and heap.place < place:
                 return
             heap.place = place
@@ -239,10 +240,10 @@ class Lanes(Generic[Payload]):
         """Whether no further entry of a client may wait: the queue is full, and the client has its part of it."""
         return len(self) >= self.max_queue and self._shares.has_its_part(client, self.max_queue)
 
-    def share(self, client: Client = ANYBODY) -> float:
-        """The part of the work that waits which is done before the next entry of a client; about."""
+    def share(self, client: Client = ANYBODY, work_s: float = 0.0) -> float:
+        """The part of the work that waits which is done before the next entry of a client, of ``work_s``; about."""
         everything_s = self._shares.all.work_s
-        return min(1.0, self._shares.before_s(client) / everything_s) if everything_s else 1.0
+        return min(1.0, self._shares.before_s(client, work_s) / everything_s) if everything_s else 1.0
 
     def bucket(self, length: int) -> int:
         """The upper end of the bucket that a history of this length belongs to."""
@@ -387,8 +388,8 @@ def _next(tops: list[tuple[_Ranked[Payload], Cell]]) -> Cell:
     """Of several lanes the one that goes next, by who goes next in each: level by level, as within a lane."""
     if len({entry.share for (*_, entry), _ in tops}) == 1:
         return min(tops)[1]
-    ranked = [(entry.share.path(), urgency_s, order, key) for (urgency_s, order, entry), key in tops if entry.share]
+    paths = [(entry.share.path(), rank) for rank in tops if (entry := rank[0][2]).share]
     for level in range(len(Client._fields)):
-        path, *_ = min(ranked, key=lambda each: (each[0][level].turn, *each[1:3]))
-        ranked = [each for each in ranked if each[0][level] is path[level]]
-    return min(ranked, key=lambda each: each[1:3])[3]
+        best, _ = min(paths, key=lambda each: (each[0][level].turn(each[1][0][2].work_s), each[1][0]))
+        paths = [each for each in paths if each[0][level] is best[level]]
+    return min(top for _, top in paths)[1]

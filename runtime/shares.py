@@ -1,17 +1,18 @@
 """Whose turn it is: the engine's time is shared in work, by address, then connection, then name.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996), level by level: every share has the virtual moment at which its
-next work starts, which each piece of work moves on by its seconds, and the one that starts first goes first. Who comes
-(again) starts now, by the clock of its level: what it has not used is lost, and so is what it owes once nothing of its
-level waits. The clock follows the one that is served, and never stands still while work is done (as in WF2Q+: Bennett
-and Zhang, 1996), so nobody starves, however many newcomers there are.
+Weighted fair queueing (Demers, Keshav and Shenker, 1989; with the clock of Goyal, Vin and Cheng, 1996), level by level:
+every share has the virtual moment at which its next work starts, which each piece of work moves on by its seconds. The
+one whose next work would end first goes first, so short work waits for less. Who comes (again) starts now, by the clock
+of its level: what it has not used is lost, and so is what it owes once nothing of its level waits. The clock follows
+the one that is served, and never stands still while work is done (as in WF2Q+: Bennett and Zhang, 1996), so nobody
+starves, however many newcomers there are.
 """
 
 from typing import NamedTuple
 
-#: Shares whose next work starts within the same grain are equal, and urgency decides between them. The clock is that
-#: much behind the one that is served, so newcomers go before it.
-GRAIN_S = 0.005
+#: Shares whose next work ends within the same grain are equal, and urgency decides between them. The clock is that much
+#: behind the one that is served, so newcomers go before it.
+GRAIN_S = 0.001
 #: So many shares are remembered without a look at which may be forgotten.
 FEW = 1_024
 
@@ -30,16 +31,16 @@ ANYBODY = Client()
 class Share:
     """What an address, a connection or a client gets of what its ``parent`` gets; without a parent, all.
 
-    ``start_s``: when its next work starts, by the ``clock_s`` of its parent; ``turn``: the same in whole grains.
+    ``start_s``: when its next work starts, by the ``clock_s`` of its parent.
     ``waiting`` requests, of ``work_s`` seconds, are its own or those of the shares below it, of which ``busy`` have
     any; these start at ``starts_s`` in sum, and ``most`` has (or lately had) most.
     """
 
-    __slots__ = ("busy", "clock_s", "last_s", "most", "parent", "start_s", "starts_s", "turn", "waiting", "work_s")
+    __slots__ = ("busy", "clock_s", "last_s", "most", "parent", "start_s", "starts_s", "waiting", "work_s")
 
     def __init__(self, parent: "Share | None") -> None:
         self.parent = parent
-        self.start_s = self.turn = self.clock_s = self.last_s = self.starts_s = self.work_s = 0.0
+        self.start_s = self.clock_s = self.last_s = self.starts_s = self.work_s = 0.0
         self.waiting = self.busy = 0
         self.most: Share | None = None
 
@@ -70,7 +71,6 @@ class Share:
             parent.clock_s = clock_s if clock_s > start_s - GRAIN_S else start_s - GRAIN_S
             parent.starts_s += work_s
             share.start_s = start_s = start_s + work_s
-            share.turn = start_s // GRAIN_S
             if start_s > parent.last_s:
                 parent.last_s = start_s
             share = parent
@@ -109,9 +109,12 @@ class Share:
         if self.waiting:
             parent.starts_s += start_s - self.start_s
         self.start_s = start_s
-        self.turn = start_s // GRAIN_S
         if start_s > parent.last_s:
             parent.last_s = start_s
+
+    def turn(self, work_s: float) -> float:
+        """When this work would end, if it went next, in grains."""
+        return (self.start_s + work_s) // GRAIN_S
 
     def path(self) -> "list[Share]":
         """The address's, the connection's, the client's: this one and those above it, but not all's."""
@@ -121,7 +124,7 @@ class Share:
         """Whether it starts later than a newcomer would in its place."""
         return self.parent is not None and self.start_s > self.parent.clock_s
 
-    def before_s(self, ahead_s: float) -> float:
+    def before_s(self, ahead_s: float, work_s: float) -> float:
         """Seconds of what waits at the parent that are done before what follows ``ahead_s`` seconds here; about."""
         parent = self.parent
         assert parent is not None
@@ -129,8 +132,8 @@ class Share:
         start_s = self.start_s if self.waiting else max(self.start_s, parent.clock_s)
         if self.waiting:
             others, rest_s, starts_s = others - 1, rest_s - self.work_s, starts_s - start_s
-        # Whoever starts earlier than this, or in the same grain, gets that much first.
-        by_s = start_s + ahead_s + GRAIN_S
+        # Whoever starts earlier than this gets about so much first.
+        by_s = start_s + ahead_s + work_s
         most = parent.most
         if others and most is not None and most is not self and most.waiting:
             ahead_s += min(most.work_s, max(0.0, by_s - most.start_s))
@@ -175,8 +178,8 @@ class Shares:
         self._known = kept
         self._many = max(FEW, 2 * len(kept))
 
-    def before_s(self, client: Client) -> float:
-        """Seconds of the work that waits which are done before the next request of a client; about."""
+    def before_s(self, client: Client, work_s: float) -> float:
+        """Seconds of the work that waits which are done before the next request of a client, of so many; about."""
         path, share = [], self.all
         for key in _path(client):
             found = self._known.get(key)
@@ -186,7 +189,7 @@ class Shares:
                 break
         before_s = share.work_s
         for share in reversed(path):
-            before_s = share.before_s(before_s)
+            before_s = share.before_s(before_s, work_s)
         return before_s
 
     def has_its_part(self, client: Client, most: int) -> bool:

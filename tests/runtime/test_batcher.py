@@ -162,7 +162,7 @@ async def test_the_more_is_asked_for_the_surer_an_answer_must_be(bench: Bench) -
 async def test_the_queue_counts_what_runs_and_what_goes_first(bench: Bench) -> None:
     def queue_s(left_s: float | None) -> float:
         deadline_s = None if left_s is None else bench.now_s + left_s
-        return bench.batcher.queue_s(now_s=bench.now_s, deadline_s=deadline_s)
+        return bench.batcher.queue_s(4, 5, now_s=bench.now_s, deadline_s=deadline_s)
 
     assert queue_s(None) == 0
     assert bench.batcher.p99_s(4, 5) >= COST_S

@@ -121,6 +121,23 @@ def test_a_hundred_connections_of_one_host_get_one_share_together() -> None:
     assert queue.had_s[BOB] / LONG_S == pytest.approx(50, abs=3)
 
 
+@pytest.mark.parametrize("level", Client._fields)
+def test_a_short_request_does_not_wait_for_a_long_one_of_each_of_many(level: str) -> None:
+    queue = Queue()
+    for number in range(100):
+        queue.ask(ALICE._replace(**{level: str(number)}), 3)
+    victim = ALICE._replace(**{level: "victim"})
+    for _ in range(20):
+        for _ in range(50):
+            queue.ask(queue.run()[0].client)
+        (short,) = queue.ask(victim, work_s=SHORT_S)
+        # And that is expected: of 300 others, few.
+        assert queue.lanes.share(victim, SHORT_S) <= 25 / 300
+        number = queue.runs_until(short)
+        assert number <= 5
+        queue.ask(ALICE._replace(**{level: "0"}), number - 1)
+
+
 def test_behind_a_proxy_names_share_among_themselves() -> None:
     queue = Queue()
     loud, quiet = names(1, 2)
@@ -165,7 +182,7 @@ def test_a_request_whose_deadline_has_passed_is_cancelled_for_nothing() -> None:
     queue.ask(BOB, 10, work_s=SHORT_S)
     for entry in queue.ask(ALICE, 300, left_s=0.01):
         assert queue.lanes.cancel(entry, 0.02)
-    (entry,) = queue.ask(ALICE, left_s=0.01)
+    (entry,) = queue.ask(ALICE, work_s=SHORT_S, left_s=0.01)
     assert queue.run() == [entry]
 
 

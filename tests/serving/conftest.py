@@ -48,6 +48,7 @@ ON_BOTH = {
     "test_backlog",
     "test_connections",
     "test_drain",
+    "test_fairness",
     "test_fuzz",
     "test_server",
     "test_service",
