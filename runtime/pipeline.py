@@ -35,6 +35,7 @@ from fathom.runtime.query import (
     leave_one_out,
 )
 from fathom.runtime.reasons import MOST_EXPLAINED, Reasons
+from fathom.runtime.recent import Recent
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
@@ -91,6 +92,7 @@ class Pipeline:
         self._runner: Runner | None = None
         self._accepting = False
         self._pressed_until_s = 0.0
+        self._recent = Recent()
         self._zero = None if bundle.counting is None else DepthZero(bundle.counting)
         self._probes: set[asyncio.Task[None]] = set()
         self.chooser = DepthChooser(
@@ -192,8 +194,9 @@ class Pipeline:
         length = 0 if self._cache is not None else items
         by_s = math.inf if deadline_s is None else deadline_s
         estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, by_s, client)
+        kind, left_s = (client, profile.depths, depth, length), by_s - now_s
         try:
-            self.chooser.admit(profile, depth, estimates)
+            self._recent.check(kind, left_s, now_s, partial(self.chooser.admit, profile, depth, estimates))
         except (DeadlineError, OverloadError):
             self._turned_away(depth, items, now_s)
             raise
@@ -236,7 +239,7 @@ class Pipeline:
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
-        choice = self._choose(self._request(query, history, hits, batcher, start_s), start_s)
+        choice = self._choose(query, history, hits, batcher, start_s)
         if not choice.depth:
             done(self._count(query, history, choice, start_s))
             return _nothing
@@ -335,15 +338,31 @@ class Pipeline:
         inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
         return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
 
-    def _choose(self, request: DepthRequest, now_s: float) -> Choice:
+    def _choose(
+        self,
+        query: IndexedQuery,
+        history: QueryHistory,
+        hits: CacheHits,
+        batcher: Batcher[BatchItem, BatchResult],
+        now_s: float,
+    ) -> Choice:
+        items, left_s = len(history.items), math.inf if query.deadline_s is None else query.deadline_s - now_s
+
+        def decide() -> Choice:
+            return self.chooser.choose(self._request(query, history, hits, batcher, now_s))
+
         try:
-            choice = self.chooser.choose(request)
+            if hits.found or query.include_reasons:  # which costs something else than others of this length
+                choice = decide()
+            else:
+                kind = query.client, query.profile.depths, query.depth, items
+                choice = self._recent.choice(kind, left_s, now_s, decide)
         except (DeadlineError, OverloadError):
             self._pressed_until_s = now_s + PRESSED_S
-            self._turned_away(request.fixed, len(request.items), now_s)
+            self._turned_away(query.depth, items, now_s)
             raise
         if not choice.depth and choice.reason is DepthReason.DEADLINE:
-            self._turned_away(None, len(request.items), now_s)
+            self._turned_away(None, items, now_s)
         return choice
 
     def _turned_away(self, fixed: int | None, items: int, now_s: float) -> None:

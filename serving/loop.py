@@ -8,7 +8,7 @@ from typing import Any
 
 #: How long the event loop may keep the interpreter while the engine waits for it. By default that is 5 ms, in which an
 #: engine of a millisecond a batch stands still most of the time.
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.00005
 
 
 def run_in_loop(main: Coroutine[Any, Any, None]) -> None:

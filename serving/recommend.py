@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -11,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from fathom.errors import DeadlineError, InvalidRequestError, OverloadError, RequestError
+from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.pipeline import Leave
 from fathom.runtime.prefix_cache import Owner
@@ -22,18 +21,13 @@ from fathom.serving.convert import client_of, use_history, user_of
 from fathom.serving.gate import Gate
 from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
+from fathom.serving.intake import FEW, TURN_S, Intake
 from fathom.serving.metrics import Metrics
-from fathom.serving.transport.contract import Call
+from fathom.serving.transport.contract import REFUSAL, Call
 from fathom.serving.turns import Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of
 
 METHOD = "Recommend"
-
-#: Calls that have arrived together may keep the event loop for TAKE_S; where more is needed for BEHIND_S without a
-#: break, the server is behind, and refuses the rest. FEW calls are never too many.
-TAKE_S, BEHIND_S, FEW = 0.005, 0.1, 16
-TOO_MANY = OverloadError("more calls arrive than can be read; try again in 100 ms", retry_after_s=0.1)
-TOO_LATE = DeadlineError("the deadline has passed")
 
 #: Gets an encoded RecommendResponse, or why there is none.
 Done = Callable[[bytes | Exception], None]
@@ -52,30 +46,31 @@ class Recommend:
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _behind_since_s: float = math.inf
+    _intake: Intake = field(default_factory=Intake)
 
-    def take(self, calls: Sequence[Call]) -> None:
-        """Begin to answer calls of Recommend while the gate is open; never raises."""
+    def take(self, calls: Sequence[Call], refused: int) -> int | None:
+        """Begin to answer calls of Recommend while the gate is open; see ``contract.Take``."""
+        for _ in range(refused):
+            self._refused(REFUSAL[0])
         began_s = now_s = time.monotonic()
-        behind = now_s - self._behind_since_s > BEHIND_S
+        behind, begun, let_in = self._intake.behind, 0, 0
         # The newest first: they have most time left, and those that are refused hear of it before it is late.
         for place, call in enumerate(reversed(calls)):
             if call.deadline_s is not None and call.deadline_s <= now_s:
-                self._turn_away(call, TOO_LATE)
-            elif behind and place >= FEW and now_s - began_s > TAKE_S:
-                self._turn_away(call, TOO_MANY)
+                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+                self._refused(grpc.StatusCode.DEADLINE_EXCEEDED)
+            elif behind and place >= FEW and now_s - began_s > TURN_S:
+                call.fail(*REFUSAL)
+                self._refused(REFUSAL[0])
+                refused += 1
             else:
-                _Recommending(self, call).begin()
+                let_in += _Recommending(self, call).begin()
+                begun += 1
             now_s = time.monotonic()
-        if len(calls) <= FEW or now_s - began_s <= TAKE_S:
-            self._behind_since_s = math.inf
-        elif self._behind_since_s == math.inf:
-            self._behind_since_s = began_s
+        return self._intake.note(began_s, begun, let_in, refused)
 
-    def _turn_away(self, call: Call, error: RequestError) -> None:
-        """End a call that is not even decoded."""
-        code, text, trailing = ending_of(error, METHOD)
-        call.fail(code, text, trailing)
+    def _refused(self, code: grpc.StatusCode) -> None:
+        """Count a call that was not even decoded."""
         self.metrics.failed(code)
         self.metrics.called(METHOD, code, 0.0)
 
@@ -167,14 +162,14 @@ class _Recommending:
         self._leave: Leave | None = None
         self._ended = False
 
-    def begin(self) -> None:
-        """Let it in, unless the gate is closed."""
+    def begin(self) -> bool:
+        """Let it in, unless the gate is closed; whether it was not refused."""
         service, call = self._service, self._call
         try:
             service.gate.enter()
         except Exception as error:
             self._fail(error)
-            return
+            return False
         call.left = self._left
         try:
             client = client_of(call)
@@ -185,6 +180,8 @@ class _Recommending:
                 self._leave = service.enter(request, call.deadline_s, client, None, self._done)
         except Exception as error:
             self._done(error)
+            return False
+        return True
 
     async def _enter_later(self, request: pb.RecommendRequest | None, client: Client) -> None:
         """Let a request in that needs a history, or its turn; None: it is not read yet."""

@@ -28,7 +28,7 @@ class AioTransport:
 
         async def behaviour(payload: bytes, context: Any) -> bytes:
             call = _Call(payload, context)
-            take([call])
+            take([call], 0)
             return await call.ended()
 
         self.add_handlers(service, {method: grpc.unary_unary_rpc_method_handler(behaviour)})

@@ -39,8 +39,15 @@ class Call(Protocol):
         """End it with a status."""
 
 
-#: Takes calls of the method without tasks, in the event loop; never raises.
-Take = Callable[[Sequence[Call]], None]
+#: Takes calls without tasks, in the event loop, and hears how many were refused since the last time; never raises.
+#: Returns how many there is room for until the next time, None: any number. A transport that can refuses what is more
+#: than that, as REFUSAL says, before it reads their messages.
+Take = Callable[[Sequence[Call], int], int | None]
+REFUSAL = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "more calls arrive than can be read; try again in 100 ms",
+    (("grpc-retry-pushback-ms", "100"),),
+)
 
 
 class Transport(Protocol):

@@ -15,7 +15,19 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from fathom.serving.transport.contract import Handlers, Options, Take
-from fathom.serving.transport.core_call import END, MESSAGE, NEW, SENT, STOPPED, STREAM, Core, CoreCall, answer
+from fathom.serving.transport.core_call import (
+    END,
+    MESSAGE,
+    NEW,
+    REFUSED,
+    SENT,
+    STOPPED,
+    STREAM,
+    Core,
+    CoreCall,
+    answer,
+    refuse,
+)
 
 #: Calls of each kind that the core may hand over before it has to be asked for more.
 REQUESTED = 128
@@ -36,6 +48,9 @@ class CoreTransport:
         self._takes: dict[str, Take] = {}
         #: (kind, whom it concerns, the event), from the thread to the event loop.
         self._events: deque[tuple[int, Any, Any]] = deque()
+        #: By path: how many calls there is room for, and how many were refused for want of it.
+        self._room: dict[str, int | None] = {}
+        self._refused: dict[str, int] = {}
         self._woken = False
         #: Unary calls whose message has not arrived.
         self._unread: set[CoreCall] = set()
@@ -52,7 +67,7 @@ class CoreTransport:
     def take_calls(self, path: str, take: Take) -> None:
         """See ``Transport``."""
         self._server.register_method(path)
-        self._takes[path] = take
+        self._takes[path], self._room[path], self._refused[path] = take, None, 0
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """See ``Transport``."""
@@ -123,7 +138,11 @@ class CoreTransport:
             return  # The server is stopping, and gives back what was requested.
         self._request(path)
         handler = None
-        if path is None:
+        if path is not None:
+            if not self._has_room(path):
+                refuse(event.call)
+                return
+        else:
             path = event.call_details.method.decode("latin-1")
             handler = self._handlers.get(path)
         call = CoreCall(event, path, handler, self._core)
@@ -135,6 +154,20 @@ class CoreTransport:
         else:
             self._unread.add(call)
             event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (MESSAGE, call))
+
+    def _has_room(self, path: str) -> bool:
+        """In the thread: whether a call may be read."""
+        room = self._room[path]
+        if room is None:
+            return True
+        if room <= 0:
+            self._refused[path] += 1
+            # The event loop says what there is room for, and has to hear of it even if nothing else happens.
+            if not self._events:
+                self._pass_on(REFUSED, None, None)
+            return False
+        self._room[path] = room - 1
+        return True
 
     def _pass_on(self, kind: int, whom: Any, event: Any) -> None:
         """In the thread: let the event loop handle it, with all else that it has not come to yet."""
@@ -167,11 +200,13 @@ class CoreTransport:
                     self._start(whom)
             elif kind == STREAM:
                 self._start(whom)
-            elif kind != END and not whom.done():  # a step of a coroutine, or the end of the server
+            elif kind != END and kind != REFUSED and not whom.done():  # a step of a coroutine, or the end of the server
                 whom.set_result(event)
         for path, calls in taken.items():
-            if calls:
-                self._takes[path](calls)
+            refused = self._refused[path]
+            if calls or refused:
+                self._refused[path] -= refused
+                self._room[path] = self._takes[path](calls, refused)
 
     def _give_up(self, before: set[CoreCall]) -> None:
         """End calls that were waiting for their message before, and still are."""

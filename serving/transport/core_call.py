@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from fathom.serving.transport.contract import Metadata
+from fathom.serving.transport.contract import REFUSAL, Metadata
 
 #: No deadline is so late, in seconds since 1970: without one, the core gives the end of time.
 NEVER_S = 1e11
@@ -33,6 +33,8 @@ STEP = 4
 SENT = 5
 #: The server has stopped.
 STOPPED = 6
+#: Calls were refused for want of room.
+REFUSED = 7
 
 _SENT = (SENT, None)
 _NUMBERS: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
@@ -119,6 +121,17 @@ class CoreCall:
         step = asyncio.get_running_loop().create_future()
         self.call.start_server_batch(operations, (STEP, step))
         return step
+
+
+def refuse(call: Any) -> None:
+    """End a call of the core whose message is not read."""
+    code, text, trailing = REFUSAL
+    operations = (
+        cygrpc.ReceiveCloseOnServerOperation(0),
+        cygrpc.SendInitialMetadataOperation((), 0),
+        cygrpc.SendStatusFromServerOperation(trailing, _NUMBERS[code], text.encode(), 0),
+    )
+    call.start_server_batch(operations, _SENT)
 
 
 class Context:

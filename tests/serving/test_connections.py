@@ -51,7 +51,7 @@ class Echo:
         self.peers: set[str] = set()
         self.stream_ended = asyncio.Event()
 
-    def take(self, calls: Sequence[Call]) -> None:
+    def take(self, calls: Sequence[Call], refused: int) -> None:  # noqa: ARG002
         for each in calls:
             self.peers.add(each.peer())
             asyncio.get_running_loop().call_later(self.answer_after_s, each.respond, each.payload)

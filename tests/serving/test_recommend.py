@@ -9,7 +9,8 @@ import pytest
 
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving import recommend
-from fathom.serving.recommend import FEW, Recommend
+from fathom.serving.intake import FEW, Intake
+from fathom.serving.recommend import Recommend
 
 LocalServer = Callable[..., AbstractAsyncContextManager[Any]]
 REQUEST = pb.RecommendRequest(item_ids=["item-1"], k=3, depth=4).SerializeToString()
@@ -62,21 +63,22 @@ async def test_a_burst_is_let_in_and_who_stays_behind_refuses_the_oldest(
     async with local() as it:
         it.held.go.clear()
         answering, clock = service(it), Clock()
+        answering._intake = Intake(clock.monotonic)
         monkeypatch.setattr(recommend, "time", clock)
-        burst = [Noted() for _ in range(100)]
-        answering.take(burst)
+        burst = [Noted() for _ in range(60)]
+        assert answering.take(burst, 0) is None
         assert {call.status for call in burst} == {None}
         clock.now_s += 1.0
         calls = [Noted() for _ in range(100)]
-        answering.take(calls)
+        assert answering.take(calls, 3) is not None
         begun = [call.status is None for call in calls]
         assert begun == sorted(begun), "the newest are begun"
         assert FEW <= sum(begun) < 30
         assert calls[0].status is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert calls[0].trailing == (("grpc-retry-pushback-ms", "100"),)
-        answering.take([Noted()])
-        again = [Noted() for _ in range(100)]
-        answering.take(again)
+        assert answering.take([Noted()], 0) is None
+        again = [Noted() for _ in range(60)]
+        answering.take(again, 0)
         assert {call.status for call in again} == {None}, "it has caught up meanwhile"
 
 
@@ -84,5 +86,5 @@ async def test_a_call_that_is_late_already_is_not_decoded(local: LocalServer) ->
     async with local() as it:
         late = Noted(deadline_s=0.0)
         late.payload = b"not decoded"
-        service(it).take([late])
+        service(it).take([late], 0)
         assert late.status is grpc.StatusCode.DEADLINE_EXCEEDED

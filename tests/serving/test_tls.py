@@ -71,11 +71,11 @@ class Checked:
         self.transport = transport
 
     def take_calls(self, path: str, take: Take) -> None:
-        def checked(calls: Sequence[Call]) -> None:
+        def checked(calls: Sequence[Call], refused: int) -> int | None:
             for call in calls:
                 if not is_known(call):
                     call.fail(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
-            take([call for call in calls if is_known(call)])
+            return take([call for call in calls if is_known(call)], refused)
 
         self.transport.take_calls(path, checked)
 

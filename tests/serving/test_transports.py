@@ -27,7 +27,7 @@ class Bench:
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled = asyncio.Event()
 
-    def take(self, calls: Sequence[Call]) -> None:
+    def take(self, calls: Sequence[Call], refused: int) -> None:  # noqa: ARG002
         for call in calls:
             self.calls.put_nowait(call)
 

@@ -1,0 +1,63 @@
+"""What a request was told a moment ago: under overload, those like it with no more time are told the same at once."""
+
+from collections.abc import Callable
+
+from fathom.errors import DeadlineError, OverloadError
+from fathom.runtime.shares import Client
+from fathom.selector.choice import Choice, DepthReason
+
+#: How long it holds. Estimates of the queue are no better than that.
+FOR_S = 0.005
+#: Kinds of requests that are remembered.
+MOST = 1_024
+#: What tells requests apart: whose it is, the depths that it may get, the one that it fixes, and what it costs, as the
+#: length of a history.
+Kind = tuple[Client, tuple[int, ...], int | None, int]
+Told = Choice | DeadlineError | OverloadError
+NOTHING: tuple[float, float, Told | None] = (0.0, 0.0, None)
+
+
+class Recent:
+    """Refusals for lack of time, and answers at depth 0 for the same reason; times in seconds of one clock."""
+
+    def __init__(self) -> None:
+        self._told: dict[Kind, tuple[float, float, Told]] = {}
+
+    def choice(self, kind: Kind, left_s: float, now_s: float, decide: Callable[[], Choice]) -> Choice:
+        """What such a request with so much time left was told a moment ago, or else what ``decide`` says or raises."""
+        told = self._find(kind, left_s, now_s)
+        if told is not None:
+            return told
+        try:
+            choice = decide()
+        except (DeadlineError, OverloadError) as refused:
+            self._note(kind, left_s, now_s, refused)
+            raise
+        if not choice.depth and choice.reason is DepthReason.DEADLINE and not choice.probe:
+            self._note(kind, left_s, now_s, choice)
+        return choice
+
+    def check(self, kind: Kind, left_s: float, now_s: float, admit: Callable[[], None]) -> None:
+        """Raise what such a request was told a moment ago, or else what ``admit`` raises."""
+        if self._find(kind, left_s, now_s) is not None:
+            return
+        try:
+            admit()
+        except (DeadlineError, OverloadError) as refused:
+            self._note(kind, left_s, now_s, refused)
+            raise
+
+    def _find(self, kind: Kind, left_s: float, now_s: float) -> Choice | None:
+        until_s, most_s, told = self._told.get(kind) or NOTHING
+        if told is None or now_s > until_s or not 0 < left_s <= most_s:
+            return None
+        if isinstance(told, OverloadError):
+            raise OverloadError(str(told), retry_after_s=told.retry_after_s)
+        if isinstance(told, DeadlineError):
+            raise DeadlineError(str(told))
+        return told
+
+    def _note(self, kind: Kind, left_s: float, now_s: float, told: Told) -> None:
+        if len(self._told) >= MOST:
+            self._told.clear()
+        self._told[kind] = now_s + FOR_S, left_s, told
