@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 PROBE_AFTER_S = 0.1
 #: Batches in a row whose failure is more than bad luck.
 MOST_FAILURES = 3
+#: No more work than this, and than this share of the time to the deadline, is all counted as if it went before.
+LITTLE_S, LITTLE_SHARE = 0.2, 1 / 32
 CLOSED = "the engine is closed; call another server"
 
 log = logging.getLogger("fathom.runtime")
@@ -127,7 +129,9 @@ class Batcher(Generic[Work, Result]):
     ) -> float:
         """Median seconds until a new request of this depth and so many items to be computed would start."""
         queue_s = 0.0
-        if len(self._lanes):
+        if (work_s := self._lanes.work_s) <= _little(now_s, deadline_s):
+            queue_s = work_s
+        else:
             with self._changed:
                 ahead = self._lanes.ahead(self._lanes.urgency_s(now_s, deadline_s), client)
                 queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)
@@ -398,6 +402,11 @@ class Batcher(Generic[Work, Result]):
             now_s = self._clock()
             self._lag.observe(now_s - ended_s, now_s, probe=any(entry.payload.probe for entry in taken.batch))
         self._note_idle()
+
+
+def _little(now_s: float, deadline_s: float | None) -> float:
+    """Seconds of waiting work of which it does not matter how much is done first, nor in which batches."""
+    return LITTLE_S if deadline_s is None else max(0.0, min(LITTLE_S, LITTLE_SHARE * (deadline_s - now_s)))
 
 
 def _tell(entry: Entry[Job[Work, Result]], result: Result | RequestError, began_s: float) -> None:

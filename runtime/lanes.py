@@ -236,6 +236,11 @@ class Lanes(Generic[Payload]):
         """Entries that wait."""
         return self._shares.all.waiting
 
+    @property
+    def work_s(self) -> float:
+        """Seconds of work that wait, as the entries say."""
+        return self._shares.all.work_s
+
     def full(self, client: Client = ANYBODY) -> bool:
         """Whether no further entry of a client may wait: the queue is full, and the client has its part of it."""
         return len(self) >= self.max_queue and self._shares.has_its_part(client, self.max_queue)

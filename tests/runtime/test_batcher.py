@@ -1,6 +1,7 @@
 """The engine's thread: results come back in batches, and trouble stays with those whom it concerns."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator
 
@@ -173,6 +174,19 @@ async def test_the_queue_counts_what_runs_and_what_goes_first(bench: Bench) -> N
     assert queue_s(0.5) == pytest.approx(COST_S, rel=0.1)
     bench.free.set()
     await asyncio.gather(first, *others)
+
+
+async def test_little_work_all_counts_and_of_much_only_what_goes_first(bench: Bench) -> None:
+    first = await bench.hold()
+    bench.now_s += 1  # What runs should have ended.
+    others = [bench.ask(2), bench.ask(3)]
+    await bench.until_waiting(2)
+    for left_s, queue_s in ((math.inf, 2 * COST_S), (0.7, 2 * COST_S), (0.5, 0.0), (-1.0, 0.0)):
+        by_s = bench.now_s + left_s
+        assert bench.batcher.queue_s(4, 5, now_s=bench.now_s, deadline_s=by_s) == pytest.approx(queue_s)
+    bench.free.set()
+    await asyncio.gather(first, *others)
+    assert bench.batcher.queue_s(4, 5, now_s=bench.now_s, deadline_s=bench.now_s - 1) == 0
 
 
 async def test_idle_returns_when_all_is_answered(bench: Bench) -> None:
