@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import grpc
 
@@ -23,11 +24,13 @@ from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.intake import FEW, TURN_S, Intake
 from fathom.serving.metrics import Metrics
-from fathom.serving.transport.contract import REFUSAL, Call
+from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait
 from fathom.serving.turns import Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of
 
 METHOD = "Recommend"
+
+TOO_LATE: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed", ())
 
 #: Gets an encoded RecommendResponse, or why there is none.
 Done = Callable[[bytes | Exception], None]
@@ -47,29 +50,67 @@ class Recommend:
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _intake: Intake = field(default_factory=Intake)
+    #: Calls that can wait until the server is no longer behind, the oldest first, and since when.
+    _waiting: dict[Call, float] = field(default_factory=dict)
+    _resuming: bool = False
 
     def take(self, calls: Sequence[Call], refused: int) -> int | None:
         """Begin to answer calls of Recommend while the gate is open; see ``contract.Take``."""
         for _ in range(refused):
-            self._refused(REFUSAL[0])
+            self._count_refused(REFUSAL[0])
         began_s = now_s = time.monotonic()
         behind, begun, let_in = self._intake.behind, 0, 0
+        patient: list[Call] = []
         # The newest first: they have most time left, and those that are refused hear of it before it is late.
         for place, call in enumerate(reversed(calls)):
             if call.deadline_s is not None and call.deadline_s <= now_s:
-                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
-                self._refused(grpc.StatusCode.DEADLINE_EXCEEDED)
+                self._refuse(call, *TOO_LATE)
+            elif behind and can_wait(call.deadline_s, now_s):
+                patient.append(call)
             elif behind and place >= FEW and now_s - began_s > TURN_S:
-                call.fail(*REFUSAL)
-                self._refused(REFUSAL[0])
+                self._refuse(call, *REFUSAL)
                 refused += 1
             else:
                 let_in += _Recommending(self, call).begin()
                 begun += 1
             now_s = time.monotonic()
-        return self._intake.note(began_s, begun, let_in, refused)
+        for call in reversed(patient):
+            self._waiting[call] = now_s
+            call.left = partial(self._waiting.pop, call, None)
+        more, more_let_in = self._begin_waiting(began_s)
+        return self._intake.note(began_s, begun + more, let_in + more_let_in, refused)
 
-    def _refused(self, code: grpc.StatusCode) -> None:
+    def _begin_waiting(self, began_s: float) -> tuple[int, int]:
+        """Begin calls that could wait, the oldest first: a few, and more while the turn lasts.
+
+        Returns how many, and how many of them were not refused.
+        """
+        begun = let_in = 0
+        now_s = time.monotonic()
+        while self._waiting and (begun < FEW or now_s - began_s <= TURN_S):
+            call, since_s = next(iter(self._waiting.items()))
+            del self._waiting[call]
+            if now_s - since_s > PATIENCE_S:
+                self._refuse(call, *REFUSAL)
+            else:
+                let_in += _Recommending(self, call).begin()
+                begun += 1
+            now_s = time.monotonic()
+        if self._waiting and not self._resuming:
+            self._resuming = True
+            asyncio.get_running_loop().call_soon(self._resume)
+        return begun, let_in
+
+    def _resume(self) -> None:
+        self._resuming = False
+        self.take((), 0)
+
+    def _refuse(self, call: Call, code: grpc.StatusCode, text: str, trailing: Metadata) -> None:
+        """End a call that is not even decoded."""
+        call.fail(code, text, trailing)
+        self._count_refused(code)
+
+    def _count_refused(self, code: grpc.StatusCode) -> None:
         """Count a call that was not even decoded."""
         self.metrics.failed(code)
         self.metrics.called(METHOD, code, 0.0)

@@ -40,14 +40,23 @@ class Call(Protocol):
 
 
 #: Takes calls without tasks, in the event loop, and hears how many were refused since the last time; never raises.
-#: Returns how many there is room for until the next time, None: any number. A transport that can refuses what is more
-#: than that, as REFUSAL says, before it reads their messages.
+#: Returns how many that cannot wait there is room for until the next time, None: any number. A transport that can
+#: refuses what is more than that, as REFUSAL says, before it reads their messages.
 Take = Callable[[Sequence[Call], int], int | None]
 REFUSAL = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     "more calls arrive than can be read; try again in 100 ms",
     (("grpc-retry-pushback-ms", "100"),),
 )
+
+
+#: Calls that have more time than this, in seconds, are not refused because many arrive at once.
+PATIENCE_S = 1.0
+
+
+def can_wait(deadline_s: float | None, now_s: float) -> bool:
+    """Whether a call has time to wait until the server has caught up; seconds of one clock."""
+    return deadline_s is None or deadline_s - now_s > PATIENCE_S
 
 
 class Transport(Protocol):

@@ -7,6 +7,7 @@ tested ``open_transport`` chooses grpc.aio.
 
 import asyncio
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from fathom.serving.transport.contract import Handlers, Options, Take
+from fathom.serving.transport.contract import Handlers, Options, Take, can_wait
 from fathom.serving.transport.core_call import (
     END,
     MESSAGE,
@@ -139,7 +140,7 @@ class CoreTransport:
         self._request(path)
         handler = None
         if path is not None:
-            if not self._has_room(path):
+            if not self._has_room(path, event.call_details.deadline):
                 refuse(event.call)
                 return
         else:
@@ -155,10 +156,10 @@ class CoreTransport:
             self._unread.add(call)
             event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (MESSAGE, call))
 
-    def _has_room(self, path: str) -> bool:
-        """In the thread: whether a call may be read."""
+    def _has_room(self, path: str, deadline_s: float) -> bool:
+        """In the thread: whether a call may be read; ``deadline_s``: since 1970."""
         room = self._room[path]
-        if room is None:
+        if room is None or can_wait(deadline_s, time.time()):
             return True
         if room <= 0:
             self._refused[path] += 1

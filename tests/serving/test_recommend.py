@@ -1,5 +1,7 @@
 """Calls of Recommend that arrive together: all are begun, unless the server has been behind for a while."""
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,6 +13,7 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving import recommend
 from fathom.serving.intake import FEW, Intake
 from fathom.serving.recommend import Recommend
+from fathom.serving.transport.contract import PATIENCE_S
 
 LocalServer = Callable[..., AbstractAsyncContextManager[Any]]
 REQUEST = pb.RecommendRequest(item_ids=["item-1"], k=3, depth=4).SerializeToString()
@@ -43,7 +46,7 @@ class Clock:
     """Moves on by a millisecond with every look."""
 
     def __init__(self) -> None:
-        self.now_s = 1_000.0
+        self.now_s = time.monotonic()
 
     def monotonic(self) -> float:
         self.now_s += 0.001
@@ -57,19 +60,29 @@ def service(it: Any) -> Recommend:
     return Recommend(it.server.bundles, None, it.server._gate, it.server._metrics)
 
 
-async def test_a_burst_is_let_in_and_who_stays_behind_refuses_the_oldest(
-    local: LocalServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(recommend, "time", clock)
+    return clock
+
+
+def behind(it: Any, clock: Clock) -> Recommend:
+    """A server that has had too many calls for a while."""
+    it.held.go.clear()
+    answering = service(it)
+    answering._intake = Intake(clock.monotonic)
+    burst = [Noted(clock.now_s + 0.9) for _ in range(60)]
+    assert answering.take(burst, 0) is None
+    assert {call.status for call in burst} == {None}, "a burst is let in"
+    clock.now_s += 1.0
+    return answering
+
+
+async def test_who_stays_behind_refuses_the_oldest(local: LocalServer, clock: Clock) -> None:
     async with local() as it:
-        it.held.go.clear()
-        answering, clock = service(it), Clock()
-        answering._intake = Intake(clock.monotonic)
-        monkeypatch.setattr(recommend, "time", clock)
-        burst = [Noted() for _ in range(60)]
-        assert answering.take(burst, 0) is None
-        assert {call.status for call in burst} == {None}
-        clock.now_s += 1.0
-        calls = [Noted() for _ in range(100)]
+        answering = behind(it, clock)
+        calls = [Noted(clock.now_s + 0.9) for _ in range(100)]
         assert answering.take(calls, 3) is not None
         begun = [call.status is None for call in calls]
         assert begun == sorted(begun), "the newest are begun"
@@ -77,9 +90,36 @@ async def test_a_burst_is_let_in_and_who_stays_behind_refuses_the_oldest(
         assert calls[0].status is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert calls[0].trailing == (("grpc-retry-pushback-ms", "100"),)
         assert answering.take([Noted()], 0) is None
-        again = [Noted() for _ in range(60)]
+        again = [Noted(clock.now_s + 0.9) for _ in range(60)]
         answering.take(again, 0)
         assert {call.status for call in again} == {None}, "it has caught up meanwhile"
+
+
+async def test_who_has_time_waits_until_the_server_has_caught_up(local: LocalServer, clock: Clock) -> None:
+    async with local() as it:
+        answering = behind(it, clock)
+        it.held.go.set()
+        calls = [Noted(clock.now_s + 60 if number % 2 else None) for number in range(100)]
+        answering.take(calls, 0)
+        assert sum(call.status is None for call in calls) == 100
+        calls[-1].left()
+        async with asyncio.timeout(10):
+            while sum(call.status is grpc.StatusCode.OK for call in calls) < 99:
+                await asyncio.sleep(0)
+        assert calls[-1].status is None
+
+
+async def test_nobody_waits_for_ever(local: LocalServer, clock: Clock) -> None:
+    async with local() as it:
+        answering = behind(it, clock)
+        calls = [Noted() for _ in range(100)]
+        answering.take(calls, 0)
+        clock.now_s += PATIENCE_S
+        async with asyncio.timeout(10):
+            while any(call.status is None for call in calls[50:]):
+                await asyncio.sleep(0)
+        assert calls[0].status is None, "the oldest are begun first"
+        assert calls[-1].status is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_call_that_is_late_already_is_not_decoded(local: LocalServer) -> None:
