@@ -304,9 +304,9 @@ async def test_after_an_early_exit_the_reasons_are_those_of_its_depth(bundle: Bu
         fixed = await pipeline.recommend(query(list(range(9)), depth=4))
         chosen = pipeline._choose
 
-        def early(request, now_s):
+        def early(*request):
             features = bundle.inspect(np.arange(9), None)[0]
-            return chosen(request, now_s)._replace(early_exit=EarlyExit(cascade, features))
+            return chosen(*request)._replace(early_exit=EarlyExit(cascade, features))
 
         pipeline._choose = early  # type: ignore[method-assign]
         answer = await pipeline.recommend(query(list(range(9)), depth=16))
