@@ -182,14 +182,6 @@ class ServerSettings(BaseModel):
         description="Requests that may wait for the engine. The next one gets RESOURCE_EXHAUSTED, unless its client has"
         " less than its fair share of requests and work waiting.",
     )
-    backlog: int | None = Field(
-        default=None,
-        ge=1,
-        le=10_000_000,
-        description="Calls that gRPC holds before the server reads them. Further calls are refused by gRPC itself with"
-        " CANCELLED. See [Overload](#overload).",
-        json_schema_extra=_or("10 times max_queue"),
-    )
     transport: Literal["auto", "core", "aio"] = Field(
         default="auto",
         description="How calls are read. `core`: gRPC's own core, many calls at once; `aio`: grpc.aio, each call as a"
@@ -231,9 +223,7 @@ class ServerSettings(BaseModel):
             )
         return workers
 
-    @field_validator(
-        "port", "metrics_port", "workers", "threads", "max_queue", "backlog", "max_message_mb", mode="before"
-    )
+    @field_validator("port", "metrics_port", "workers", "threads", "max_queue", "max_message_mb", mode="before")
     @classmethod
     def _off_or_number(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads a bare `off` as False; the command line and the environment give the word.

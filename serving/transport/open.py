@@ -23,7 +23,7 @@ def open_transport(wanted: TransportName, options: Options) -> Transport:
     Raises ConfigError where ``core`` is wanted and is not as expected.
     """
     if wanted == "auto" and not grpc.__version__.startswith(TESTED):
-        log.warning("grpcio %s is newer than what its core was tested with; serving through grpc.aio", grpc.__version__)
+        log.warning("the core of grpcio %s has not been tested; serving through grpc.aio", grpc.__version__)
         wanted = "aio"
     if wanted == "aio":
         return AioTransport(options)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fathom.serving.config import ServerSettings
 
-#: Calls that gRPC holds for us, for each request that may wait for the engine.
-BACKLOG_PER_QUEUE = 10
+#: Calls that wait to be read: so many, or so many for each request that may wait for the engine.
+BACKLOG, BACKLOG_PER_QUEUE = 10_000, 10
 #: Calls in progress on one connection; clients keep further ones back until one has ended.
 STREAMS = 1_024
 #: Connections at once. An idle one takes about 20 KB.
@@ -35,7 +35,7 @@ LEAST_PING_S = 0.5
 def server_options(settings: ServerSettings, *, shares_port: bool) -> list[tuple[str, int]]:
     """gRPC's channel arguments for a port; ``shares_port``: with other processes."""
     size = settings.max_message_mb * 1024 * 1024
-    backlog = settings.backlog or BACKLOG_PER_QUEUE * settings.max_queue
+    backlog = max(BACKLOG, BACKLOG_PER_QUEUE * settings.max_queue)
     return [
         ("grpc.max_receive_message_length", size),
         ("grpc.max_send_message_length", size),

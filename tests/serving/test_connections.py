@@ -75,8 +75,7 @@ def listening(transport: TransportName, monkeypatch: pytest.MonkeyPatch) -> List
     async def running(**constants: float) -> AsyncIterator[Echo]:
         for name, value in {**dict.fromkeys(TIMES, 3_600.0), **constants}.items():
             monkeypatch.setattr(options_module, name, value)
-        settings = ServerSettings(max_queue=1, backlog=10_000)
-        server = open_transport(transport, server_options(settings, shares_port=False))
+        server = open_transport(transport, server_options(ServerSettings(max_queue=1), shares_port=False))
         echo = Echo(f"127.0.0.1:{server.listen('127.0.0.1:0')}")
         server.take_calls(TAKEN, echo.take)
         server.add_handlers("test.Service", {"Chat": grpc.stream_stream_rpc_method_handler(echo.chat)})
