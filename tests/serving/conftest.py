@@ -64,9 +64,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("transport", names, scope="session")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def live(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Process]:
-    """A server over the synthetic bundle with onnxruntime; it must outlive everything that the tests send."""
+    """A server over the synthetic bundle with onnxruntime; it must outlive everything that a module's tests send."""
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
@@ -85,13 +85,13 @@ def live(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory, trans
         assert process.wait(timeout=30) == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def channel(live: Process) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(live.address) as opened:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stub(channel: grpc.Channel) -> recommender_pb2_grpc.RecommenderStub:
     return recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
 
