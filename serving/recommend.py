@@ -61,8 +61,7 @@ class Recommend:
         began_s = now_s = time.monotonic()
         behind, begun, let_in = self._intake.behind, 0, 0
         patient: list[Call] = []
-        # The newest first: they have most time left, and those that are refused hear of it before it is late.
-        for place, call in enumerate(reversed(calls)):
+        for place, call in enumerate(_in_turn(calls) if behind else calls):
             if call.deadline_s is not None and call.deadline_s <= now_s:
                 self._refuse(call, *TOO_LATE)
             elif behind and can_wait(call.deadline_s, now_s):
@@ -189,6 +188,16 @@ class Recommend:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task.cancel
+
+
+def _in_turn(calls: Sequence[Call]) -> Sequence[Call]:
+    """Calls that have arrived together, as they are to be begun where not all can be.
+
+    The newest first: they have most time left, and those that are refused hear of it before it is late. But before
+    them one of every connection.
+    """
+    firsts = {call.peer(): call for call in calls}
+    return list(dict.fromkeys((*firsts.values(), *reversed(calls))))
 
 
 class _Recommending:

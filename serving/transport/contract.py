@@ -41,7 +41,8 @@ class Call(Protocol):
 
 #: Takes calls without tasks, in the event loop, and hears how many were refused since the last time; never raises.
 #: Returns how many that cannot wait there is room for until the next time, None: any number. A transport that can
-#: refuses what is more than that, as REFUSAL says, before it reads their messages.
+#: refuses what is more than that, as REFUSAL says, before it reads their messages, but not the first of a connection
+#: since the last time, for up to FIRSTS connections: one that floods must not shut out the others.
 Take = Callable[[Sequence[Call], int], int | None]
 REFUSAL = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -50,6 +51,7 @@ REFUSAL = (
 )
 
 
+FIRSTS = 32
 #: Calls that have more time than this, in seconds, are not refused because many arrive at once.
 PATIENCE_S = 1.0
 

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from fathom.serving.transport.contract import Handlers, Options, Take, can_wait
+from fathom.serving.transport.contract import FIRSTS, Handlers, Options, Take, can_wait
 from fathom.serving.transport.core_call import (
     END,
     MESSAGE,
@@ -52,6 +52,8 @@ class CoreTransport:
         #: By path: how many calls there is room for, and how many were refused for want of it.
         self._room: dict[str, int | None] = {}
         self._refused: dict[str, int] = {}
+        #: Connections that have had a call since the event loop last took some, while there was no room.
+        self._firsts: set[bytes] = set()
         self._woken = False
         #: Unary calls whose message has not arrived.
         self._unread: set[CoreCall] = set()
@@ -140,7 +142,7 @@ class CoreTransport:
         self._request(path)
         handler = None
         if path is not None:
-            if not self._has_room(path, event.call_details.deadline):
+            if not self._has_room(path, event):
                 refuse(event.call)
                 return
         else:
@@ -156,18 +158,25 @@ class CoreTransport:
             self._unread.add(call)
             event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (MESSAGE, call))
 
-    def _has_room(self, path: str, deadline_s: float) -> bool:
-        """In the thread: whether a call may be read; ``deadline_s``: since 1970."""
+    def _has_room(self, path: str, event: Any) -> bool:
+        """In the thread: whether a new call may be read."""
         room = self._room[path]
-        if room is None or can_wait(deadline_s, time.time()):
+        if room is None or can_wait(event.call_details.deadline, time.time()):
             return True
-        if room <= 0:
+        if room <= 0 and not self._is_first(event.call.peer()):
             self._refused[path] += 1
             # The event loop says what there is room for, and has to hear of it even if nothing else happens.
             if not self._events:
                 self._pass_on(REFUSED, None, None)
             return False
         self._room[path] = room - 1
+        return True
+
+    def _is_first(self, peer: bytes) -> bool:
+        """Whether a connection gets in a call although there is no room."""
+        if peer in self._firsts or len(self._firsts) >= FIRSTS:
+            return False
+        self._firsts.add(peer)
         return True
 
     def _pass_on(self, kind: int, whom: Any, event: Any) -> None:
@@ -207,6 +216,7 @@ class CoreTransport:
             refused = self._refused[path]
             if calls or refused:
                 self._refused[path] -= refused
+                self._firsts = set()
                 self._room[path] = self._takes[path](calls, refused)
 
     def _give_up(self, before: set[CoreCall]) -> None:

@@ -22,8 +22,9 @@ REQUEST = pb.RecommendRequest(item_ids=["item-1"], k=3, depth=4).SerializeToStri
 class Noted:
     """A call that keeps how it ended."""
 
-    def __init__(self, deadline_s: float | None = None) -> None:
+    def __init__(self, deadline_s: float | None = None, port: int = 5000) -> None:
         self.payload = REQUEST
+        self.port = port
         self.deadline_s = deadline_s
         self.left: Callable[[], object] | None = None
         self.status: grpc.StatusCode | None = None
@@ -33,7 +34,7 @@ class Noted:
         return ()
 
     def peer(self) -> str:
-        return "ipv4:192.0.2.1:5000"
+        return f"ipv4:192.0.2.1:{self.port}"
 
     def respond(self, payload: bytes) -> None:  # noqa: ARG002
         self.status = grpc.StatusCode.OK
@@ -93,6 +94,16 @@ async def test_who_stays_behind_refuses_the_oldest(local: LocalServer, clock: Cl
         again = [Noted(clock.now_s + 0.9) for _ in range(60)]
         answering.take(again, 0)
         assert {call.status for call in again} == {None}, "it has caught up meanwhile"
+
+
+async def test_who_floods_does_not_shut_out_other_connections(local: LocalServer, clock: Clock) -> None:
+    async with local() as it:
+        answering = behind(it, clock)
+        other = Noted(clock.now_s + 0.9, port=6000)
+        flood = [Noted(clock.now_s + 0.9) for _ in range(100)]
+        answering.take([other, *flood], 0)
+        assert other.status is None
+        assert flood[0].status is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_who_has_time_waits_until_the_server_has_caught_up(local: LocalServer, clock: Clock) -> None:

@@ -26,10 +26,15 @@ class Bench:
         self.calls: asyncio.Queue[Call] = asyncio.Queue()
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled = asyncio.Event()
+        self.room: int | None = None
+        self.refused = 0
+        self.address = ""
 
-    def take(self, calls: Sequence[Call], refused: int) -> None:  # noqa: ARG002
+    def take(self, calls: Sequence[Call], refused: int) -> int | None:
+        self.refused += refused
         for call in calls:
             self.calls.put_nowait(call)
+        return self.room
 
     def ask(self, payload: bytes = b"question", **more: Any) -> grpc.aio.UnaryUnaryCall[bytes, bytes]:
         return self.channel.unary_unary(TAKEN)(payload, **more)
@@ -65,6 +70,7 @@ async def bench(transport: TransportName) -> AsyncIterator[Bench]:
     port = server.listen("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         bench = Bench(server, channel)
+        bench.address = f"127.0.0.1:{port}"
         server.take_calls(TAKEN, bench.take)
         unary = grpc.unary_unary_rpc_method_handler
         handlers = {
@@ -245,3 +251,30 @@ async def test_a_call_whose_caller_left_before_it_was_read_is_not_handed_over(be
             call.respond(b"to nobody")
     call.respond(b"answer")
     assert await last == b"answer"
+
+
+async def test_without_room_only_who_can_wait_and_the_first_of_a_connection_are_let_in(
+    bench: Bench, transport: TransportName
+) -> None:
+    if transport == "aio":
+        pytest.skip("grpc.aio reads every call")
+    bench.room = 0
+    answered = bench.ask()
+    (await bench.calls.get()).respond(b"now there is no room")
+    await answered
+    asked = [bench.ask(timeout=0.9) for _ in range(20)]
+    error = await failure(asked[-1])
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("grpc-retry-pushback-ms", "100") in [tuple(each) for each in error.trailing_metadata()]
+    patient = bench.ask(b"patient", timeout=60)
+    async with grpc.aio.insecure_channel(bench.address, options=[("grpc.use_local_subchannel_pool", 1)]) as another:
+        other = another.unary_unary(TAKEN)(b"other", timeout=0.9)
+        async with asyncio.timeout(10):
+            seen = set()
+            while not {b"patient", b"other"} <= seen:
+                call = await bench.calls.get()
+                seen.add(call.payload)
+                call.respond(b"answer")
+        assert (await patient, await other) == (b"answer", b"answer")
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert bench.refused == sum(isinstance(each, grpc.aio.AioRpcError) for each in ends) > 0
