@@ -352,7 +352,8 @@ class Pipeline:
             return self.chooser.choose(self._request(query, history, hits, batcher, now_s))
 
         try:
-            if hits.found or query.include_reasons:  # which costs something else than others of this length
+            # Some cost something else than others of this length. Of a stranger the engine wants nothing.
+            if hits.found or query.include_reasons or not items:
                 choice = decide()
             else:
                 kind = query.client, query.profile.depths, query.depth, items

@@ -22,6 +22,7 @@ from fathom.errors import (
 )
 from fathom.runtime import batcher as batcher_module
 from fathom.runtime import pipeline as pipeline_module
+from fathom.runtime import recent as recent_module
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.open import open_engine
@@ -30,6 +31,7 @@ from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.settings import PipelineSettings
+from fathom.runtime.shares import ANYBODY
 from fathom.selector.choice import DepthReason
 
 DEPTHS = (4, 8, 12, 16)
@@ -242,6 +244,27 @@ async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(
     assert (await pipeline.recommend(query(deadline_s=time.monotonic() + 30))).indices.size == 10
 
 
+async def test_a_stranger_gets_what_is_popular_while_others_are_refused_unseen(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(_run, *, depths, lengths, **_) -> CostModel:
+        return CostModel({(d, n): Line(0.0, d) for d in depths for n in lengths}, tail=0.0)
+
+    monkeypatch.setattr(pipeline_module, "measure", measure)
+    monkeypatch.setattr(pipeline_module, "PRESSED_S", 60.0)
+    monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 60.0)
+    monkeypatch.setattr(recent_module, "FOR_S", 60.0)
+    engine = FakeEngine(bundle.vectors, DEPTHS)
+    engine.incremental = True
+    async with Pipeline(bundle, engine, settings=PipelineSettings(reuse_mb=1)) as pipeline:
+        with pytest.raises(DeadlineError):
+            await pipeline.recommend(query(profile=NETWORK, deadline_s=time.monotonic() + 3))
+        with pytest.raises(DeadlineError):
+            pipeline.admit(3, NETWORK, None, time.monotonic() + 3, ANYBODY)
+        stranger = query([], profile=NETWORK, deadline_s=time.monotonic() + 2)
+        assert (await pipeline.recommend(stranger)).choice.reason is DepthReason.POPULAR
+
+
 async def test_nan_from_the_engine_is_that_requests_error_alone(bundle: Bundle) -> None:
     vectors = np.asarray(bundle.vectors)
     vectors[40] = np.nan
@@ -443,7 +466,7 @@ async def test_an_engine_that_seems_too_slow_is_tried_beside_answers_of_depth_0(
     monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 0.0)
     ran: list[int] = []
     engine = FakeEngine(bundle.vectors, DEPTHS, on_run=lambda _, depth: ran.append(depth))
-    async with Pipeline(bundle, engine) as pipeline:
+    async with Pipeline(bundle, engine, settings=PipelineSettings(reuse_mb=1)) as pipeline:
         depths = [(await pipeline.recommend(query(deadline_s=time.monotonic() + 0.05))).choice.depth]
         async with asyncio.timeout(10):
             while depths[-1] == 0:
