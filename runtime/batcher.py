@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.cost import CostModel, Demand, Lag
+from fathom.runtime.futures import settle
 from fathom.runtime.lanes import LONGEST_RUN_S, Entry, Lanes, Taken
 from fathom.runtime.shares import ANYBODY, Client
 
@@ -215,14 +216,10 @@ class Batcher(Generic[Work, Result]):
     ) -> tuple[Result, float]:
         """The same as a coroutine: returns what ``done`` gets. Cancelling takes the request out of its lane."""
         found: asyncio.Future[tuple[Result, float]] = asyncio.get_running_loop().create_future()
+        settled = settle(found)
 
         def done(result: Result | RequestError, began_s: float) -> None:
-            if found.done():
-                return
-            if isinstance(result, RequestError):
-                found.set_exception(result)
-            else:
-                found.set_result((result, began_s))
+            settled(result if isinstance(result, RequestError) else (result, began_s))
 
         entry = self.submit(
             work, done, depth=depth, length=length, arrival_s=arrival_s, deadline_s=deadline_s, probe=probe

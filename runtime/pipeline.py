@@ -20,6 +20,7 @@ from fathom.runtime.depth_zero import DepthZero
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.estimates import BatcherEstimates
 from fathom.runtime.feedback import Feedback
+from fathom.runtime.futures import settle
 from fathom.runtime.item_filter import Indices, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.live_catalogue import LiveCatalogue
@@ -208,16 +209,7 @@ class Pipeline:
         OverloadError or UnavailableError. Cancelling takes the request out of the queue, which depth 0 does not have.
         """
         found: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-        def done(answer: Answer | Exception) -> None:
-            if found.done():
-                return
-            if isinstance(answer, Exception):
-                found.set_exception(answer)
-            else:
-                found.set_result(answer)
-
-        leave = self.enter(query, done)
+        leave = self.enter(query, settle(found))
         try:
             return await found
         except asyncio.CancelledError:
@@ -248,15 +240,19 @@ class Pipeline:
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves, arrangement)
-        queued_s = time.monotonic()
-        waiting = _Waiting(query, history, cache, hits, choice, work, start_s, queued_s, done)
+        waiting = _Waiting(query, history, cache, hits, choice, work, start_s, time.monotonic(), done)
+        return self._queue(waiting, batcher)
+
+    def _queue(self, waiting: "_Waiting", batcher: Batcher[BatchItem, BatchResult]) -> Leave:
+        """Let a request wait for the engine; where the queue is full it gets depth 0, or OverloadError is raised."""
+        query, work, choice = waiting.query, waiting.work, waiting.choice
         try:
             entry = batcher.submit(
                 work,
                 partial(self._settle, waiting),
                 depth=choice.depth,
-                length=hit.length(len(ids)) if leaves is None else len(ids),
-                arrival_s=queued_s,
+                length=work.hit.length(len(work.ids)) if work.leave_one_out is None else len(work.ids),
+                arrival_s=waiting.queued_s,
                 deadline_s=query.deadline_s,
                 client=query.client,
                 beside_s=work.beside_s,
@@ -264,7 +260,7 @@ class Pipeline:
                 sure=self.chooser.may_count(query.profile, query.depth),
             )
         except OverloadError as refused:
-            done(self._instead(waiting, refused))
+            waiting.done(self._instead(waiting, refused))
             return _nothing
         return partial(batcher.cancel, entry)
 

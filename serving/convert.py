@@ -127,12 +127,13 @@ class Converter:
             include_reasons=request.include_reasons,
             rules=self._rules(request.rules) if request.HasField("rules") else self._default_rules(),
         )
-        if not request.HasField("filter"):
-            return query, unknown
+        return self._filtered(query, request) if request.HasField("filter") else query, unknown
+
+    def _filtered(self, query: IndexedQuery, request: pb.RecommendRequest) -> IndexedQuery:
         wanted = request.filter
         _check_filter(wanted)
         seen = self._seen(request) if wanted.seen_types and not wanted.include_seen else None
-        filtered = replace(
+        return replace(
             query,
             exclude=self._excluded(wanted),
             allow=self._known(wanted.allow_item_ids) if wanted.allow_item_ids else None,
@@ -141,7 +142,6 @@ class Converter:
             seen=seen,
             ranges=[self._range(each) for each in wanted.ranges],
         )
-        return filtered, unknown
 
     def use_rules(self, rules: ServerRules) -> None:
         """Follow the server's rules from now on; NotFoundError for an unknown category, and then nothing changes."""

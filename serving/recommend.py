@@ -13,6 +13,7 @@ import grpc
 
 from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.futures import settle
 from fathom.runtime.pipeline import Leave
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer
@@ -160,19 +161,10 @@ class Recommend:
         """An encoded RecommendResponse, for a request of many; raises why there is none."""
         owner = await self.read_history(request) if request.user_id else None
         found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-        def done(answer: bytes | Exception) -> None:
-            if found.done():
-                return
-            if isinstance(answer, Exception):
-                found.set_exception(answer)
-            else:
-                found.set_result(answer)
-
         leave: Leave = found.cancel
         try:
             async with self.turn_for(request, client):
-                leave = self.enter(request, deadline_s, client, owner, done)
+                leave = self.enter(request, deadline_s, client, owner, settle(found))
             return await found
         except asyncio.CancelledError:
             leave()

@@ -86,13 +86,7 @@ class Server:
             return open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
-        retention = Retention(
-            max_events=settings.history_max_events,
-            max_age_days=settings.history_days,
-            max_ahead_s=settings.history_ahead_s,
-            tombstone_days=settings.history_tombstone_days,
-            memory_mb=settings.history_memory_mb,
-        )
+        retention = _retention(settings)
         self._history = open_history(settings.history, retention)
         self._counter = LiveCounter(self._history, retention, self.bundles) if self._history is not None else None
         items = open_items(settings.catalogue)
@@ -266,6 +260,16 @@ class Server:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
+
+
+def _retention(settings: ServerSettings) -> Retention:
+    return Retention(
+        max_events=settings.history_max_events,
+        max_age_days=settings.history_days,
+        max_ahead_s=settings.history_ahead_s,
+        tombstone_days=settings.history_tombstone_days,
+        memory_mb=settings.history_memory_mb,
+    )
 
 
 def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[ServerInfo], None] | None = None) -> None:

@@ -49,9 +49,11 @@ class CoreTransport:
         self._takes: dict[str, Take] = {}
         #: (kind, whom it concerns, the event), from the thread to the event loop.
         self._events: deque[tuple[int, Any, Any]] = deque()
-        #: By path: how many calls there is room for, and how many were refused for want of it.
+        #: By path: how many calls there is room for, and how many have been refused for want of it.
         self._room: dict[str, int | None] = {}
         self._refused: dict[str, int] = {}
+        #: How many of these the event loop has heard of: each of the two numbers is written by one thread.
+        self._told_of: dict[str, int] = {}
         #: Connections that have had a call since the event loop last took some, while there was no room.
         self._firsts: set[bytes] = set()
         self._woken = False
@@ -70,7 +72,8 @@ class CoreTransport:
     def take_calls(self, path: str, take: Take) -> None:
         """See ``Transport``."""
         self._server.register_method(path)
-        self._takes[path], self._room[path], self._refused[path] = take, None, 0
+        self._takes[path], self._room[path] = take, None
+        self._refused[path] = self._told_of[path] = 0
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """See ``Transport``."""
@@ -213,9 +216,9 @@ class CoreTransport:
             elif kind != END and kind != REFUSED and not whom.done():  # a step of a coroutine, or the end of the server
                 whom.set_result(event)
         for path, calls in taken.items():
-            refused = self._refused[path]
+            refused = self._refused[path] - self._told_of[path]
             if calls or refused:
-                self._refused[path] -= refused
+                self._told_of[path] += refused
                 self._firsts = set()
                 self._room[path] = self._takes[path](calls, refused)
 
