@@ -76,7 +76,7 @@ class Recommend:
             now_s = time.monotonic()
         for call in reversed(patient):
             self._waiting[call] = now_s
-            call.left = partial(self._waiting.pop, call, None)
+            call.left = partial(self._stop_waiting, call)
         more, more_let_in = self._begin_waiting(began_s)
         return self._intake.note(began_s, begun + more, let_in + more_let_in, refused)
 
@@ -100,6 +100,11 @@ class Recommend:
             self._resuming = True
             asyncio.get_running_loop().call_soon(self._resume)
         return begun, let_in
+
+    def _stop_waiting(self, call: Call) -> None:
+        """A caller has left before its call was begun."""
+        if self._waiting.pop(call, None) is not None:
+            self.metrics.called(METHOD, _status_of_leaving(call), 0.0)
 
     def _resume(self) -> None:
         self._resuming = False
@@ -192,6 +197,12 @@ def _in_turn(calls: Sequence[Call]) -> Sequence[Call]:
     return list(dict.fromkeys((*firsts.values(), *reversed(calls))))
 
 
+def _status_of_leaving(call: Call) -> grpc.StatusCode:
+    """What a call ends with whose caller does not wait any longer."""
+    late = call.deadline_s is not None and call.deadline_s <= time.monotonic()
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
 class _Recommending:
     """One call of Recommend, from its message to its end."""
 
@@ -256,9 +267,7 @@ class _Recommending:
         self._end()
         if self._leave is not None:
             self._leave()
-        deadline_s = self._call.deadline_s
-        late = deadline_s is not None and deadline_s <= time.monotonic()
-        self._observe(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+        self._observe(_status_of_leaving(self._call))
 
     def _end(self) -> None:
         self._ended = True

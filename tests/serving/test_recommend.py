@@ -12,6 +12,7 @@ import pytest
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving import recommend
 from fathom.serving.intake import FEW, Intake
+from fathom.serving.metrics import Metrics
 from fathom.serving.recommend import Recommend
 from fathom.serving.transport.contract import PATIENCE_S
 
@@ -58,7 +59,7 @@ class Clock:
 
 
 def service(it: Any) -> Recommend:
-    return Recommend(it.server.bundles, None, it.server._gate, it.server._metrics)
+    return Recommend(it.server.bundles, None, it.server._gate, Metrics())
 
 
 @pytest.fixture
@@ -118,6 +119,8 @@ async def test_who_has_time_waits_until_the_server_has_caught_up(local: LocalSer
             while sum(call.status is grpc.StatusCode.OK for call in calls) < 99:
                 await asyncio.sleep(0)
         assert calls[-1].status is None
+        counted = answering.metrics.registry.get_sample_value
+        assert counted("fathom_calls_total", {"method": "Recommend", "status": "CANCELLED"}) == 1
 
 
 async def test_nobody_waits_for_ever(local: LocalServer, clock: Clock) -> None:
