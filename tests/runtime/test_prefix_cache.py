@@ -252,13 +252,13 @@ def states_of_short_histories(monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
 @pytest.fixture
 def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 ms per layer, whatever the length, and a tenth of it for what is remembered."""
+    """20 ms per layer, whatever the length, and a tenth of it for what is remembered."""
 
     def measure(run, *, depths, lengths, **_) -> CostModel:
         for depth in depths:
             for length in lengths:
                 run(depth, length, 2)
-        return CostModel({(d, n): Line(0.0, d * (0.1 if n else 0.01)) for d in depths for n in lengths}, tail=0.0)
+        return CostModel({(d, n): Line(0.0, d * (0.02 if n else 0.002)) for d in depths for n in lengths}, tail=0.0)
 
     monkeypatch.setattr(pipeline_module, "measure", measure)
 
@@ -315,7 +315,7 @@ async def test_what_is_remembered_counts_as_cheap(bundle: Bundle, known_costs: N
     deepest = bundle.depths[-1]
     settings = PipelineSettings(reuse_mb=8, policy="deepest")
     async with Pipeline(bundle, open_engine(bundle, incremental=True), settings=settings) as pipeline:
-        hurry_s = 0.06 * deepest
+        hurry_s = 0.012 * deepest
 
         async def ask(*items: int, hurried: bool) -> tuple[int, str]:
             deadline_s = time.monotonic() + hurry_s if hurried else None

@@ -369,7 +369,7 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
         'fathom_calls_total{method="RecommendBatch",status="OK"} 1.0',
         'fathom_call_seconds_count{method="Recommend"} 3.0',
         'fathom_requests_total{bundle="synthetic",depth="8",reason="fixed",status="OK"} 1.0',
-        'fathom_requests_total{bundle="",depth="",reason="",status="INVALID_ARGUMENT"} 1.0',
+        'fathom_requests_total{bundle="",depth="",reason="",status="INVALID_ARGUMENT"} 2.0',
         'fathom_requests_total{bundle="",depth="",reason="",status="NOT_FOUND"} 1.0',
         'fathom_request_seconds_count{bundle="synthetic",depth="8"} 1.0',
         'fathom_engine_seconds_count{bundle="synthetic",depth="8"} 1.0',
