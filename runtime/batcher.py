@@ -129,10 +129,8 @@ class Batcher(Generic[Work, Result]):
         client: Client = ANYBODY,
     ) -> float:
         """Median seconds until a new request of this depth and so many items to be computed would start."""
-        queue_s = 0.0
-        if (work_s := self._lanes.work_s) <= _little(now_s, deadline_s):
-            queue_s = work_s
-        else:
+        queue_s = self._lanes.work_s
+        if queue_s > _little(now_s, deadline_s):
             with self._changed:
                 ahead = self._lanes.ahead(self._lanes.urgency_s(now_s, deadline_s), client)
                 queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)

@@ -179,8 +179,8 @@ class ServerSettings(BaseModel):
         default=1024,
         ge=1,
         le=1_000_000,
-        description="Requests that may wait for the engine. The next one gets RESOURCE_EXHAUSTED, unless its client has"
-        " less than its fair share of requests and work waiting.",
+        description="Requests that may wait for the engine. The next one gets depth 0, or RESOURCE_EXHAUSTED where that"
+        " is not allowed, unless its client has less than its fair share of requests and work waiting.",
     )
     transport: Literal["auto", "core", "aio"] = Field(
         default="auto",

@@ -50,7 +50,7 @@ REFUSAL = (
     (("grpc-retry-pushback-ms", "100"),),
 )
 
-
+#: Connections whose first call is read although there is no room.
 FIRSTS = 32
 #: Calls that have more time than this, in seconds, are not refused because many arrive at once.
 PATIENCE_S = 1.0
