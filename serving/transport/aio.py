@@ -1,26 +1,44 @@
 """grpc.aio as a transport: every call is a task of the event loop."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
 from fathom.serving.transport.contract import Handlers, Metadata, Options, Take
 
+#: How soon it is tried again to listen on a port that is not free yet.
+AGAIN_S = 0.05
+
+log = logging.getLogger("fathom.serving")
+
 
 class AioTransport:
-    """The public API of gRPC for asyncio."""
+    """The public API of gRPC for asyncio.
+
+    A path that is not UTF-8 ends grpc.aio's server, port and all; then another one takes its place.
+    """
 
     name = "aio"
 
     def __init__(self, options: Options) -> None:
+        self._options = options
+        self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._server = grpc.aio.server(options=options)
+        self._address = ""
+        self._credentials: grpc.ServerCredentials | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def add_handlers(self, service: str, handlers: Handlers) -> None:
         """See ``Transport``."""
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, dict(handlers)),))
+        added = grpc.method_handlers_generic_handler(service, dict(handlers))
+        self._handlers.append(added)
+        self._server.add_generic_rpc_handlers((added,))
 
     def take_calls(self, path: str, take: Take) -> None:
         """See ``Transport``."""
@@ -36,16 +54,42 @@ class AioTransport:
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """See ``Transport``."""
         if credentials is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, credentials)
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        self._address, self._credentials = f"{address.rpartition(':')[0]}:{port}", credentials
+        return port
 
     async def start(self) -> None:
         """See ``Transport``."""
         await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def stop(self, grace_s: float | None) -> None:
         """See ``Transport``."""
+        self._stopping = True
         await self._server.stop(grace_s)
+        if self._watching is not None:
+            await self._watching
+
+    async def _watch(self) -> None:
+        """Start another server where one ends by itself."""
+        while not self._stopping:
+            try:
+                await self._server.wait_for_termination()
+            except UnicodeDecodeError as error:
+                log.error("grpc.aio has ended with all its connections (%s); it is started again", error)
+                self._server = grpc.aio.server(options=self._options)
+                self._server.add_generic_rpc_handlers(self._handlers)
+                await self._listen_again()
+
+    async def _listen_again(self) -> None:
+        while not self._stopping:
+            with suppress(RuntimeError):  # the old one has not let go of the port yet
+                self.listen(self._address, self._credentials)
+                await self._server.start()
+                return
+            await asyncio.sleep(AGAIN_S)
 
 
 class _Call:

@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
+from raw_http2 import HEADERS, HELLO, connected, message
+from raw_http2 import call as headers_of
 
 from fathom.errors import ConfigError
 from fathom.serving.transport.contract import Call, Transport
@@ -21,14 +23,13 @@ SMALL = [("grpc.max_receive_message_length", 1_000)]
 class Bench:
     """A transport, its client, and the calls that were taken and have no answer yet."""
 
-    def __init__(self, transport: Transport, channel: grpc.aio.Channel) -> None:
-        self.transport, self.channel = transport, channel
+    def __init__(self, transport: Transport, channel: grpc.aio.Channel, address: str) -> None:
+        self.transport, self.channel, self.address = transport, channel, address
         self.calls: asyncio.Queue[Call] = asyncio.Queue()
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled = asyncio.Event()
         self.room: int | None = None
         self.refused = 0
-        self.address = ""
 
     def take(self, calls: Sequence[Call], refused: int) -> int | None:
         self.refused += refused
@@ -67,10 +68,9 @@ class Bench:
 @pytest.fixture
 async def bench(transport: TransportName) -> AsyncIterator[Bench]:
     server = open_transport(transport, SMALL)
-    port = server.listen("127.0.0.1:0")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        bench = Bench(server, channel)
-        bench.address = f"127.0.0.1:{port}"
+    address = f"127.0.0.1:{server.listen('127.0.0.1:0')}"
+    async with grpc.aio.insecure_channel(address) as channel:
+        bench = Bench(server, channel, address)
         server.take_calls(TAKEN, bench.take)
         unary = grpc.unary_unary_rpc_method_handler
         handlers = {
@@ -177,6 +177,14 @@ async def test_a_compressed_message_is_read_and_counted_at_its_own_size(bench: B
 async def test_an_unknown_method_is_unimplemented(bench: Bench) -> None:
     for path in ("/test.Service/None", "/test.Other/Echo", "/"):
         assert (await failure(bench.channel.unary_unary(path)(b""))).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_path_that_is_not_text_does_not_end_the_server(bench: Bench) -> None:
+    for _ in range(2):
+        async with connected(bench.address, HELLO, headers_of(b"/\xff\xfe"), message(b"")) as client:
+            await client.sees(HEADERS)
+        echo = bench.channel.unary_unary("/test.Service/Echo")
+        assert await echo(b"hello", wait_for_ready=True, timeout=10) == b"hello"
 
 
 async def test_handlers_answer_refuse_and_stream(bench: Bench) -> None:

@@ -21,9 +21,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 HELLO = PREFACE + frame(SETTINGS, 0, 0)
 
 
-def call(path: str, stream: int = 1) -> bytes:
+def call(path: str | bytes, stream: int = 1) -> bytes:
     """The headers of a call, which is then open."""
-    fields = {
+    fields: dict[str, str | bytes] = {
         ":method": "POST",
         ":scheme": "http",
         ":path": path,
@@ -41,8 +41,9 @@ def message(payload: bytes, stream: int = 1, *, announced: int | None = None, la
     return frame(DATA, END_STREAM if last else 0, stream, b"\0" + length.to_bytes(4, "big") + payload)
 
 
-def _text(text: str) -> bytes:
-    return bytes((len(text),)) + text.encode()
+def _text(text: str | bytes) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return bytes((len(raw),)) + raw
 
 
 @dataclass(frozen=True)
