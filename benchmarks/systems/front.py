@@ -3,8 +3,9 @@
 The echo is a bare grpc.aio server that decodes the same requests and encodes one of the server's own answers. All take
 turns, each time in a new process on a core of its own; the client has another. Histories of 50 random items, each of
 which comes once, so that no cache helps; server settings are the defaults. 32 calls in flight at two depths: requests
-per second, and the processor time of each by thread. One call at a time: latency, against the engine and its search
-alone. Writes results/front.json.
+per second, and the processor time of each by thread. One call at a time: latency, beside a bare grpc.aio server that
+runs the same engine in its event loop, and against the engine and its search alone: one run after the other, and after
+a pause as long as a request takes, in which a core's caches are used for something else. Writes results/front.json.
 """
 
 import random
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import grpc
@@ -34,7 +35,7 @@ from fathom.benchmarks.server import (
     started_module,
     threads_of,
 )
-from fathom.benchmarks.systems import echo_server
+from fathom.benchmarks.systems import by_hand, echo_server
 from fathom.benchmarks.systems.by_hand import ByHand
 from fathom.errors import FathomError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -43,10 +44,14 @@ from fathom.runtime.bundle import Bundle
 HISTORY, K = 50, 10
 DEPTHS = (4, 16)
 TRANSPORTS = ("core", "aio")
+#: Runs the engine in its event loop, which only makes sense for one call at a time.
+BY_HAND = "by hand"
 IN_FLIGHT = 32
 WARM_UP_S = 0.5
 #: Of the engine alone, in each turn.
 RUNS = 500
+#: About what a request takes, one at a time.
+PAUSE_S = 0.001
 SERVER_CORE, CLIENT_CORE = 0, 1
 #: More than any server answers in a second, so that no history comes twice.
 MOST_PER_S = 5_000
@@ -101,7 +106,7 @@ def figures(
     checked(closed(server.address, messages[:warm_up], in_flight, 1, min(WARM_UP_S, seconds)), name)
     before = threads_of(server.pid)
     report = checked(closed(server.address, messages[warm_up:], in_flight, 1, seconds), name)
-    spent = split(before, threads_of(server.pid), server.pid, engine=name != "echo")
+    spent = split(before, threads_of(server.pid), server.pid, engine=name in TRANSPORTS)
     count = len(report.due_s)
     return {
         "requests_per_s": report.per_s(),
@@ -114,13 +119,15 @@ def figures(
     }
 
 
-def engine_ms(engine: ByHand, messages: Sequence[bytes]) -> float:
+def engine_ms(engine: ByHand, messages: Sequence[bytes], pause_s: float = 0.0) -> float:
     """Median time of one request in the engine and the search, with nothing around them, on the server's core."""
     took = []
     with on_core(SERVER_CORE):
         for message in messages[:RUNS]:
             request = pb.RecommendRequest.FromString(message)
             item = engine.item_of(request)
+            if pause_s:
+                sleep(pause_s)
             begin = perf_counter()
             engine.run_items(request.depth, [item])
             took.append(perf_counter() - begin)
@@ -128,9 +135,12 @@ def engine_ms(engine: ByHand, messages: Sequence[bytes]) -> float:
 
 
 def sides_of(bundle: Path, answer: bytes) -> dict[str, Side]:
-    """The servers that take turns; the last is the echo."""
+    """The servers that take turns."""
     sides: dict[str, Side] = {name: partial(started, bundle, "--transport", name) for name in TRANSPORTS}
-    return sides | {"echo": partial(started_module, echo_server.__name__, answer.hex())}
+    return sides | {
+        BY_HAND: partial(started_module, by_hand.__name__, str(bundle)),
+        "echo": partial(started_module, echo_server.__name__, answer.hex()),
+    }
 
 
 def an_answer(bundle: Path, message: bytes) -> bytes:
@@ -146,26 +156,34 @@ def compare(bundle: Path, seconds: float, turns: int) -> dict[str, Any]:
     ids, count = catalogue_ids(bundle), int(MOST_PER_S * (seconds + WARM_UP_S))
     sides = sides_of(bundle, an_answer(bundle, fresh(ids, DEPTHS[0], 1, "an answer")[0]))
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
-    alone_ms = []
+    alone_ms, rested_ms = [], []
     with Bundle.open(bundle) as opened, on_core(CLIENT_CORE):
         engine = ByHand(opened)
         for turn in range(turns):
             messages = {depth: fresh(ids, depth, count, f"{depth} {turn}") for depth in DEPTHS}
             alone = fresh(ids, DEPTHS[0], count, f"alone {turn}")
             alone_ms.append(engine_ms(engine, alone))
+            rested_ms.append(engine_ms(engine, alone, PAUSE_S))
             names = list(sides)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 with on_core(SERVER_CORE), sides[name]() as server, on_core(CLIENT_CORE):
-                    for depth in DEPTHS:
+                    for depth in () if name == BY_HAND else DEPTHS:
                         row = figures(name, server, messages[depth], IN_FLIGHT, seconds)
                         found[f"depth_{depth}"][name].append(row)
                     found["alone"][name].append(figures(name, server, alone, 1, seconds))
-    return summary(found, alone_ms)
+    return summary(found, alone_ms, rested_ms)
 
 
-def summary(found: Mapping[str, Mapping[str, list[dict[str, float]]]], alone_ms: Sequence[float]) -> dict[str, Any]:
+def summary(
+    found: Mapping[str, Mapping[str, list[dict[str, float]]]], alone_ms: Sequence[float], rested_ms: Sequence[float]
+) -> dict[str, Any]:
     """Medians over the turns, and of ratios to the echo of the same turn their range too."""
-    result: dict[str, Any] = {"engine_ms": round(median(alone_ms), 3), "engine_range_ms": _range(alone_ms)}
+    result: dict[str, Any] = {
+        "engine_ms": round(median(alone_ms), 3),
+        "engine_range_ms": _range(alone_ms),
+        "engine_rested_ms": round(median(rested_ms), 3),
+        "engine_rested_range_ms": _range(rested_ms),
+    }
     for load, sides in found.items():
         result[load] = {}
         for name, rows in sides.items():
@@ -223,15 +241,20 @@ def render(run: StoredRun) -> str:
             table_of(_rows(result[load]), COLUMNS),
         ]
     above = {
-        name: f"{row['p50_ms'] - result['engine_ms']:.2f} ms" for name, row in result["alone"].items() if name != "echo"
+        name: f"{row['p50_ms'] - result['engine_rested_ms']:.2f} ms"
+        for name, row in result["alone"].items()
+        if name != "echo"
     }
     return paragraphs(
         "## The server over each transport, against a bare grpc.aio echo of the same messages",
         f"Histories of {config['history']} items, each of them new; server on one core, client on another; medians of"
         f" {config['turns']} turns, in brackets the range. CPU is that of the server's process per request.",
         *parts,
-        f"Depth {DEPTHS[0]}, one call at a time. The engine and its search alone take {result['engine_ms']:.2f} ms;"
-        f" above them the median lies {', '.join(f'{ms} ({name})' for name, ms in above.items())}:",
+        f"Depth {DEPTHS[0]}, one call at a time. The engine and its search alone take {result['engine_ms']:.2f} ms one"
+        f" run after the other, and {result['engine_rested_ms']:.2f} ms after a pause of {PAUSE_S * 1e3:g} ms, as a"
+        f" server has it between two calls. Above the latter the median lies"
+        f" {', '.join(f'{ms} ({name})' for name, ms in above.items())}; by hand is a bare grpc.aio server that runs the"
+        " same engine in its event loop:",
         table_of(_rows(result["alone"]), COLUMNS),
     )
 
@@ -241,5 +264,5 @@ def _rows(sides: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 BENCHMARK = Benchmark(
-    __doc__, "8 min, two cores", {"bundle": Path, "--seconds": 5.0, "--turns": 5}, measure, of_runs(render, "front")
+    __doc__, "9 min, two cores", {"bundle": Path, "--seconds": 5.0, "--turns": 5}, measure, of_runs(render, "front")
 )

@@ -15,8 +15,10 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 def test_all_sides_take_turns_and_a_page_can_be_made_of_it(synthetic_bundle: Path, tmp_path: Path) -> None:
     result = front.compare(synthetic_bundle, seconds=0.1, turns=1)
     assert result["engine_ms"] > 0
+    assert result["engine_rested_ms"] > 0
     for load in ("depth_4", "depth_16", "alone"):
-        assert list(result[load]) == [*front.TRANSPORTS, "echo"]
+        by_hand = [front.BY_HAND] if load == "alone" else []
+        assert list(result[load]) == [*front.TRANSPORTS, *by_hand, "echo"]
         for figures in result[load].values():
             assert figures["requests_per_s"] > 0
             assert figures["cpu_us"] == pytest.approx(sum(figures[f"{part}_us"] for part in front.PARTS), abs=0.01)
