@@ -44,10 +44,6 @@ from fathom.runtime.shares import Client
 from fathom.selector.choice import Choice, DepthReason, DepthRequest
 from fathom.selector.chooser import DepthChooser
 
-#: How long after a refusal new requests are screened by their length first.
-PRESSED_S = 0.1
-
-
 #: Gets an answer, or why there is none.
 Done = Callable[[Answer | Exception], None]
 #: Takes a request out of the queue.
@@ -55,16 +51,28 @@ Leave = Callable[[], object]
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """A request in the queue: what is known of it, and who waits for it."""
+class _Asked:
+    """A request as it has come: what is known of it before its depth is chosen."""
 
     query: IndexedQuery
     history: QueryHistory
     cache: PrefixCache | None
     hits: CacheHits
+    start_s: float
+
+    @property
+    def by_s(self) -> float:
+        """Its deadline; infinite without one."""
+        return math.inf if self.query.deadline_s is None else self.query.deadline_s
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request in the queue, and who waits for it."""
+
+    asked: _Asked
     choice: Choice
     work: BatchItem
-    start_s: float
     queued_s: float
     done: Done
 
@@ -92,7 +100,6 @@ class Pipeline:
         self._batcher: Batcher[BatchItem, BatchResult] | None = None
         self._runner: Runner | None = None
         self._accepting = False
-        self._pressed_until_s = 0.0
         self._recent = Recent()
         self._zero = None if bundle.counting is None else DepthZero(bundle.counting)
         self._probes: set[asyncio.Task[None]] = set()
@@ -188,7 +195,7 @@ class Pipeline:
         times it does nothing.
         """
         now_s = time.monotonic()
-        if now_s > self._pressed_until_s or self._batcher is None or not self._accepting:
+        if not self._recent.pressed(now_s) or self._batcher is None or not self._accepting:
             return
         # What the cache may hold of the history is not known yet: the least that it can cost.
         items = min(max(items, 1), self._max_history)
@@ -197,7 +204,7 @@ class Pipeline:
         estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, by_s, client)
         kind, left_s = (client, profile.depths, depth, length), by_s - now_s
         try:
-            self._recent.check(kind, left_s, now_s, partial(self.chooser.admit, profile, depth, estimates))
+            self._recent.tell(kind, left_s, now_s, partial(self.chooser.admit, profile, depth, estimates))
         except (DeadlineError, OverloadError):
             self._turned_away(depth, items, now_s)
             raise
@@ -231,21 +238,22 @@ class Pipeline:
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
-        choice = self._choose(query, history, hits, batcher, start_s)
+        asked = _Asked(query, history, cache, hits, start_s)
+        choice = self._choose(asked)
         if not choice.depth:
-            done(self._count(query, history, choice, start_s))
+            done(self._count(asked, choice))
             return _nothing
         hit = MISS if choice.early_exit else hits.at(choice.depth)
         keep, arrangement = arrangement_of(query, filter_of(query, history.seen, self.catalogue), len(self.catalogue))
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
         work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves, arrangement)
-        waiting = _Waiting(query, history, cache, hits, choice, work, start_s, time.monotonic(), done)
+        waiting = _Waiting(asked, choice, work, time.monotonic(), done)
         return self._queue(waiting, batcher)
 
     def _queue(self, waiting: "_Waiting", batcher: Batcher[BatchItem, BatchResult]) -> Leave:
         """Let a request wait for the engine; where the queue is full it gets depth 0, or OverloadError is raised."""
-        query, work, choice = waiting.query, waiting.work, waiting.choice
+        query, work, choice = waiting.asked.query, waiting.work, waiting.choice
         try:
             entry = batcher.submit(
                 work,
@@ -279,23 +287,22 @@ class Pipeline:
             waiting.done(answer)
 
     def _answered(self, waiting: "_Waiting", result: BatchResult, began_s: float) -> Answer:
-        query, history, work, choice = waiting.query, waiting.history, waiting.work, waiting.choice
+        asked, work, choice = waiting.asked, waiting.work, waiting.choice
         # The cache as it was then: what has been forgotten meanwhile must not come back.
-        cache = waiting.cache
+        cache = asked.cache
         if cache is not None and result.user is not None and work.hit.user is None:
-            cache.put(work.ids, work.timestamps, result.depth, result.user, result.state, query.owner)
-        self._offer(query, work, result, choice)
-        timing = Timing.of(waiting.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
+            cache.put(work.ids, work.timestamps, result.depth, result.user, result.state, asked.query.owner)
+        self._offer(asked.query, work, result, choice)
+        timing = Timing.of(asked.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
         choice = choice.stopped_at(result.depth)
-        return self._answer(result.indices, result.scores, choice, history, timing, work.hit.reused, result.reasons)
+        return self._answer(
+            result.indices, result.scores, choice, asked.history, timing, work.hit.reused, result.reasons
+        )
 
     def _instead(self, waiting: "_Waiting", refused: DeadlineError | OverloadError) -> Answer:
         """Depth 0 for what the engine will not do in time; raises ``refused`` where that cannot be."""
-        query, history = waiting.query, waiting.history
-        assert self._batcher is not None, "start() comes first"
-        request = self._request(query, history, waiting.hits, self._batcher, time.monotonic())
-        choice = self.chooser.instead(request, refused)
-        return self._count(query, history, choice, waiting.start_s, waiting.queued_s)
+        choice = self.chooser.instead(self._request(waiting.asked, time.monotonic()), refused)
+        return self._count(waiting.asked, choice, waiting.queued_s)
 
     def _answer(
         self,
@@ -318,44 +325,33 @@ class Pipeline:
         if self._feedback is not None and choice.agreement_check is not None and not query.is_filtered:
             self._feedback.offer(work._replace(leave_one_out=None), result, choice.agreement_check)
 
-    def _request(
-        self,
-        query: IndexedQuery,
-        history: QueryHistory,
-        hits: CacheHits,
-        batcher: Batcher[BatchItem, BatchResult],
-        now_s: float,
-    ) -> DepthRequest:
-        deadline_s, length = math.inf if query.deadline_s is None else query.deadline_s, len(history.items)
+    def _request(self, asked: _Asked, now_s: float) -> DepthRequest:
+        assert self._batcher is not None, "start() comes first"
+        query, history, hits = asked.query, asked.history, asked.hits
         runs = leave_one_out(query, history).runs if query.include_reasons else 1
+        if runs > 1:
+            hits = NO_HITS
         estimates = BatcherEstimates(
-            batcher, self._zero, NO_HITS if runs > 1 else hits, length, now_s, deadline_s, query.client, runs
+            self._batcher, self._zero, hits, len(history.items), now_s, asked.by_s, query.client, runs
         )
         inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
         return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
 
-    def _choose(
-        self,
-        query: IndexedQuery,
-        history: QueryHistory,
-        hits: CacheHits,
-        batcher: Batcher[BatchItem, BatchResult],
-        now_s: float,
-    ) -> Choice:
-        items, left_s = len(history.items), math.inf if query.deadline_s is None else query.deadline_s - now_s
+    def _choose(self, asked: _Asked) -> Choice:
+        query, items, now_s = asked.query, len(asked.history.items), asked.start_s
 
         def decide() -> Choice:
-            return self.chooser.choose(self._request(query, history, hits, batcher, now_s))
+            return self.chooser.choose(self._request(asked, now_s))
 
         try:
             # Some cost something else than others of this length. Of a stranger the engine wants nothing.
-            if hits.found or query.include_reasons or not items:
+            if asked.hits.found or query.include_reasons or not items:
                 choice = decide()
             else:
                 kind = query.client, query.profile.depths, query.depth, items
-                choice = self._recent.choice(kind, left_s, now_s, decide)
+                choice = self._recent.tell(kind, asked.by_s - now_s, now_s, decide)
         except (DeadlineError, OverloadError):
-            self._pressed_until_s = now_s + PRESSED_S
+            self._recent.press(now_s)
             self._turned_away(query.depth, items, now_s)
             raise
         if not choice.depth and choice.reason is DepthReason.DEADLINE:
@@ -366,12 +362,10 @@ class Pipeline:
         assert self._batcher is not None, "start() comes first"
         self._batcher.turned_away(fixed or self.engine.depths[0], items, now_s)
 
-    def _count(
-        self, query: IndexedQuery, history: QueryHistory, choice: Choice, start_s: float, queued_s: float | None = None
-    ) -> Answer:
+    def _count(self, asked: _Asked, choice: Choice, queued_s: float | None = None) -> Answer:
         """The answer of depth 0; ``queued_s``: since when it has waited for the engine, if it has."""
         assert self._zero is not None, "the chooser was told that depth 0 is not served"
-        began_s = time.monotonic()
+        query, history, began_s = asked.query, asked.history, time.monotonic()
         keep = filter_of(query, history.seen, self.catalogue)
         offer = self.catalogue.offer()
         if offer.mask is not None:
@@ -384,7 +378,7 @@ class Pipeline:
         )
         reasons = self._zero.reasons(history.items, indices[:MOST_EXPLAINED]) if query.include_reasons else ()
         waited_s = began_s if queued_s is None else queued_s
-        timing = Timing.of(start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
+        timing = Timing.of(asked.start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
         if choice.probe:
             times = history.timestamps if self._uses_timestamps else None
             probe = asyncio.create_task(self._probe(BatchItem(history.items + 1, times, query.k, keep, None, MISS)))

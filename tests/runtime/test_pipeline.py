@@ -226,7 +226,7 @@ async def test_the_queue_is_bounded_and_draining_lets_nobody_in_but_all_out(bund
 async def test_soon_after_a_refusal_what_cannot_be_answered_is_refused_unseen(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "PRESSED_S", 60.0)
+    monkeypatch.setattr(recent_module, "PRESSED_S", 60.0)
     monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 60.0)
 
     def admit(left_s: float, items: int = 3, profile: DeviceProfile = NETWORK) -> None:
@@ -251,7 +251,7 @@ async def test_a_stranger_gets_what_is_popular_while_others_are_refused_unseen(
         return CostModel({(d, n): Line(0.0, d) for d in depths for n in lengths}, tail=0.0)
 
     monkeypatch.setattr(pipeline_module, "measure", measure)
-    monkeypatch.setattr(pipeline_module, "PRESSED_S", 60.0)
+    monkeypatch.setattr(recent_module, "PRESSED_S", 60.0)
     monkeypatch.setattr(batcher_module, "PROBE_AFTER_S", 60.0)
     monkeypatch.setattr(recent_module, "FOR_S", 60.0)
     engine = FakeEngine(bundle.vectors, DEPTHS)
