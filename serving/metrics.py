@@ -157,6 +157,10 @@ class Metrics:
             self._calls.add(method, code.name)
             self._call_seconds.observe(seconds, method)
 
+    def unread(self, path: str, code: grpc.StatusCode) -> None:
+        """A gRPC call of a method, ``/service/method``, has ended before its message was read."""
+        self.called(path.rpartition("/")[2], code, 0.0)
+
     def answered(self, bundle: str, answer: Answer, unknown_items: int) -> None:
         """A request has its answer."""
         if not self._shown:

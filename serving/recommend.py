@@ -25,8 +25,8 @@ from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.intake import FEW, TURN_S, Intake
 from fathom.serving.metrics import Metrics
-from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait
-from fathom.serving.turns import Turns
+from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait, status_of_leaving
+from fathom.serving.turns import Ring, Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of
 
 METHOD = "Recommend"
@@ -51,8 +51,8 @@ class Recommend:
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _intake: Intake = field(default_factory=Intake)
-    #: Calls that can wait until the server is no longer behind, the oldest first, and since when.
-    _waiting: dict[Call, float] = field(default_factory=dict)
+    #: Those that wait until the server is no longer behind, clients in turn.
+    _waiting: "Ring[_Patient]" = field(default_factory=Ring)
     _resuming: bool = False
 
     def take(self, calls: Sequence[Call], refused: int) -> int | None:
@@ -75,25 +75,25 @@ class Recommend:
                 begun += 1
             now_s = time.monotonic()
         for call in reversed(patient):
-            self._waiting[call] = now_s
-            call.left = partial(self._stop_waiting, call)
+            self._let_wait(_Patient(call, client_of(call), now_s))
         more, more_let_in = self._begin_waiting(began_s)
         return self._intake.note(began_s, begun + more, let_in + more_let_in, refused)
 
     def _begin_waiting(self, began_s: float) -> tuple[int, int]:
-        """Begin calls that could wait, the oldest first: a few, and more while the turn lasts.
+        """Begin calls that could wait, a few, and more while the turn lasts: clients in turn, the oldest of each first.
 
         Returns how many, and how many of them were not refused.
         """
-        begun = let_in = 0
+        taken = begun = let_in = 0
         now_s = time.monotonic()
-        while self._waiting and (begun < FEW or now_s - began_s <= TURN_S):
-            call, since_s = next(iter(self._waiting.items()))
-            del self._waiting[call]
-            if now_s - since_s > PATIENCE_S:
-                self._refuse(call, *REFUSAL)
+        while self._waiting and (taken < FEW or now_s - began_s <= TURN_S):
+            patient = self._waiting.pop()
+            patient.call.left = None
+            taken += 1
+            if now_s - patient.since_s > PATIENCE_S:
+                self._refuse(patient.call, *REFUSAL)
             else:
-                let_in += _Recommending(self, call).begin()
+                let_in += _Recommending(self, patient.call).begin()
                 begun += 1
             now_s = time.monotonic()
         if self._waiting and not self._resuming:
@@ -101,10 +101,14 @@ class Recommend:
             asyncio.get_running_loop().call_soon(self._resume)
         return begun, let_in
 
-    def _stop_waiting(self, call: Call) -> None:
+    def _let_wait(self, patient: "_Patient") -> None:
+        self._waiting.add(patient.client, patient)
+        patient.call.left = partial(self._stop_waiting, patient)
+
+    def _stop_waiting(self, patient: "_Patient") -> None:
         """A caller has left before its call was begun."""
-        if self._waiting.pop(call, None) is not None:
-            self.metrics.called(METHOD, _status_of_leaving(call), 0.0)
+        self._waiting.remove(patient.client, patient)
+        self.metrics.called(METHOD, status_of_leaving(patient.call), 0.0)
 
     def _resume(self) -> None:
         self._resuming = False
@@ -197,10 +201,13 @@ def _in_turn(calls: Sequence[Call]) -> Sequence[Call]:
     return list(dict.fromkeys((*firsts.values(), *reversed(calls))))
 
 
-def _status_of_leaving(call: Call) -> grpc.StatusCode:
-    """What a call ends with whose caller does not wait any longer."""
-    late = call.deadline_s is not None and call.deadline_s <= time.monotonic()
-    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+@dataclass(eq=False, slots=True)
+class _Patient:
+    """A call that can wait, whose it is, and since when it does."""
+
+    call: Call
+    client: Client
+    since_s: float
 
 
 class _Recommending:
@@ -267,7 +274,7 @@ class _Recommending:
         self._end()
         if self._leave is not None:
             self._leave()
-        self._observe(_status_of_leaving(self._call))
+        self._observe(status_of_leaving(self._call))
 
     def _end(self) -> None:
         self._ended = True

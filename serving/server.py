@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Self
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from fathom.errors import ConfigError, FathomError, RequestError
+from fathom.errors import ConfigError, FathomError, RequestError, ServerFailedError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
@@ -104,6 +105,8 @@ class Server:
         self._engines_answer = True
         self._watching: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
+        #: Set when no calls can be taken any more, for a fault that has been logged.
+        self.failed = asyncio.Event()
 
     @property
     def state(self) -> str:
@@ -190,6 +193,8 @@ class Server:
         transport = self._transport = open_transport(
             self._settings.transport, server_options(self._settings, shares_port=self._shares_port)
         )
+        transport.on_failure = self.failed.set
+        transport.on_unread = self._metrics.unread
         recommend = Recommend(self.bundles, self._history, self._gate, self._metrics)
         transport.take_calls(f"/{SERVICE}/{METHOD}", recommend.take)
         guard = Guard(transport, self._metrics.called, taken=(METHOD,), encoded=ENCODED)
@@ -306,6 +311,7 @@ def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None
             run_in_loop(_serve(settings, bundle_path, say, pipe))
         except FathomError as error:
             say(str(error))
+            sys.exit(2)
 
 
 async def _serve(
@@ -329,9 +335,19 @@ async def _serve(
         tidy()
         log.info("ready", extra={"fields": {"server": str(info)}})
         ready(info)
-        await stop.wait()
+        await _first(stop, server.failed)
+        if server.failed.is_set():
+            raise ServerFailedError("the server has failed and ends; its log says why, start it again")
         left = await server.drain()
         log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until one of them is set."""
+    waiting = [asyncio.create_task(each.wait()) for each in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
 
 
 def _drain(stop: asyncio.Event, reason: str) -> None:

@@ -1,11 +1,14 @@
 """Heavy work in the event loop is done piece by piece, with other calls between two pieces."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
 from fathom.runtime.shares import Client
+
+Member = TypeVar("Member")
 
 #: Rounds of the event loop between two pieces: what another call needs from its message to the queue, and back.
 ROUNDS = 4
@@ -19,7 +22,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._busy = False
-        self._waiting = _Ring()
+        self._waiting: Ring[asyncio.Future[None]] = Ring()
 
     @asynccontextmanager
     async def take(self, client: Client) -> AsyncIterator[None]:
@@ -48,36 +51,46 @@ class Turns:
     def _end(self) -> None:
         """Let the next one begin, if any waits."""
         while self._waiting:
-            turn = self._waiting.next()
+            turn = self._waiting.pop()
             if not turn.done():
                 turn.set_result(None)
                 return
         self._busy = False
 
 
-class _Ring:
-    """Who waits for one of several, or who waits as one."""
+class Ring(Generic[Member]):
+    """Those who wait, in turn by the first name of their paths, then by the second, and so on; of one path in order."""
 
     def __init__(self) -> None:
-        self._below: OrderedDict[str, _Ring] = OrderedDict()
-        self._turns: deque[asyncio.Future[None]] = deque()
+        self._below: OrderedDict[str, Ring[Member]] = OrderedDict()
+        self._members: OrderedDict[Member, None] = OrderedDict()
 
     def __bool__(self) -> bool:
-        return bool(self._below or self._turns)
+        return bool(self._below or self._members)
 
-    def add(self, path: Sequence[str], turn: "asyncio.Future[None]") -> None:
+    def add(self, path: Sequence[str], member: Member) -> None:
         """Behind all others of the same path."""
         if path:
-            self._below.setdefault(path[0], _Ring()).add(path[1:], turn)
+            self._below.setdefault(path[0], Ring()).add(path[1:], member)
         else:
-            self._turns.append(turn)
+            self._members[member] = None
 
-    def next(self) -> "asyncio.Future[None]":
-        """Of whose turn it is, which then comes last."""
-        if self._turns:
-            return self._turns.popleft()
-        key, ring = self._below.popitem(last=False)
-        turn = ring.next()
+    def pop(self) -> Member:
+        """Take out whose turn it is; the rest of its path then comes last."""
+        if self._members:
+            return self._members.popitem(last=False)[0]
+        name, ring = self._below.popitem(last=False)
+        member = ring.pop()
         if ring:
-            self._below[key] = ring
-        return turn
+            self._below[name] = ring
+        return member
+
+    def remove(self, path: Sequence[str], member: Member) -> None:
+        """Take out one that is in it; the turns of the others stay as they are."""
+        if not path:
+            del self._members[member]
+            return
+        ring = self._below[path[0]]
+        ring.remove(path[1:], member)
+        if not ring:
+            del self._below[path[0]]

@@ -405,6 +405,20 @@ async def test_a_connection_that_cannot_be_is_refused_in_one_line(options: dict[
         assert one_line(caught.value)
 
 
+def test_a_server_that_comes_back_is_not_kept_waiting_for(target: str) -> None:
+    given: dict[str, object] = {}
+
+    class Noted(Connection):
+        def channel(self, options=()):  # type: ignore[no-untyped-def]
+            given.update(options)
+            return super().channel(options)
+
+    with Client.over(Noted(target)) as client:
+        assert client.recommend(["a"]).items
+    assert given["grpc.initial_reconnect_backoff_ms"] == 100
+    assert given["grpc.max_reconnect_backoff_ms"] == 2_000
+
+
 def test_nobody_there_is_a_connect_error_of_one_line() -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(ConnectError, match=r"^127\.0\.0\.1:1: no answer: [^\n]*$"):
         client.recommend(["a"])

@@ -33,6 +33,9 @@ class AioTransport:
         self._credentials: grpc.ServerCredentials | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
+        self.on_failure: Callable[[], object] | None = None
+        # grpc.aio does not tell of such calls.
+        self.on_unread: Callable[[str, grpc.StatusCode], object] | None = None
 
     def add_handlers(self, service: str, handlers: Handlers) -> None:
         """See ``Transport``."""
@@ -73,15 +76,23 @@ class AioTransport:
             await self._watching
 
     async def _watch(self) -> None:
-        """Start another server where one ends by itself."""
-        while not self._stopping:
-            try:
-                await self._server.wait_for_termination()
-            except UnicodeDecodeError as error:
-                log.error("grpc.aio has ended with all its connections (%s); it is started again", error)
-                self._server = grpc.aio.server(options=self._options)
-                self._server.add_generic_rpc_handlers(self._handlers)
-                await self._listen_again()
+        """Start another server where one ends by itself as we know it; what else ends it ends ours, too."""
+        try:
+            while not self._stopping:
+                await self._serve()
+        except Exception as error:
+            log.critical("grpc.aio has failed; the server ends", exc_info=error)
+            if self.on_failure is not None:
+                self.on_failure()
+
+    async def _serve(self) -> None:
+        try:
+            await self._server.wait_for_termination()
+        except UnicodeDecodeError as error:
+            log.error("grpc.aio has ended with all its connections (%s); it is started again", error)
+            self._server = grpc.aio.server(options=self._options)
+            self._server.add_generic_rpc_handlers(self._handlers)
+            await self._listen_again()
 
     async def _listen_again(self) -> None:
         while not self._stopping:

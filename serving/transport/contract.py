@@ -4,6 +4,7 @@ A transport listens on one port. Calls of Recommend come from it many at a time 
 of all other methods run as coroutines, with a context that does what grpc.aio's does.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -39,6 +40,12 @@ class Call(Protocol):
         """End it with a status."""
 
 
+def status_of_leaving(call: Call) -> grpc.StatusCode:
+    """What a call ends with whose caller does not wait any longer."""
+    late = call.deadline_s is not None and call.deadline_s <= time.monotonic()
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
 #: Takes calls without tasks, in the event loop, and hears how many were refused since the last time; never raises.
 #: Returns how many that cannot wait there is room for until the next time, None: any number. A transport that can
 #: refuses what is more than that, as REFUSAL says, before it reads their messages, but not the first of a connection
@@ -66,6 +73,10 @@ class Transport(Protocol):
 
     #: As the setting names it.
     name: str
+    #: Called, in the event loop, when a fault of its own, which it has logged, keeps it from taking any calls.
+    on_failure: Callable[[], object] | None
+    #: Called, in the event loop, with path and status of each call that has ended before its message was read.
+    on_unread: Callable[[str, grpc.StatusCode], object] | None
 
     def add_handlers(self, service: str, handlers: Handlers) -> None:
         """Answer the methods of a service; before ``start``."""

@@ -6,18 +6,21 @@ tested ``open_transport`` chooses grpc.aio.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from fathom.serving.transport.contract import FIRSTS, Handlers, Options, Take, can_wait
+from fathom.serving.transport.contract import FIRSTS, Handlers, Options, Take, can_wait, status_of_leaving
 from fathom.serving.transport.core_call import (
     END,
+    FAILED,
     MESSAGE,
     NEW,
     REFUSED,
@@ -34,6 +37,8 @@ from fathom.serving.transport.core_call import (
 REQUESTED = 128
 #: How long the only message of a call may take to arrive; at most twice as long.
 MESSAGE_S = 30.0
+
+log = logging.getLogger("fathom.serving")
 
 
 class CoreTransport:
@@ -56,12 +61,14 @@ class CoreTransport:
         self._told_of: dict[str, int] = {}
         #: Connections that have had a call since the event loop last took some, while there was no room.
         self._firsts: set[bytes] = set()
-        self._woken = False
+        self._woken = self._failed = False
         #: Unary calls whose message has not arrived.
         self._unread: set[CoreCall] = set()
         self._giving_up: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._read, name="fathom-grpc", daemon=True)
+        self.on_failure: Callable[[], object] | None = None
+        self.on_unread: Callable[[str, grpc.StatusCode], object] | None = None
+        self._thread = threading.Thread(target=self._run, name="fathom-grpc", daemon=True)
         self._stopped: asyncio.Future[None] | None = None
         self._core = Core()
 
@@ -123,8 +130,18 @@ class CoreTransport:
             else:
                 self._server.request_registered_call(self._queue, self._queue, path, (NEW, path))
 
+    def _run(self) -> None:
+        """The thread. A fault of it ends the server, for which it goes on reading, but begins no more calls."""
+        try:
+            self._read()
+        except Exception as error:
+            log.critical("the thread that reads what gRPC tells has failed; the server ends", exc_info=error)
+            self._failed = True
+            self._pass_on(FAILED, None, None)
+            self._read()
+
     def _read(self) -> None:
-        """The thread: read events until the core has no more."""
+        """In the thread: read events until the core has no more."""
         poll = self._queue.poll
         while True:
             event = poll()
@@ -134,7 +151,8 @@ class CoreTransport:
                 continue
             kind, whom = event.tag
             if kind == NEW:
-                self._begin(event, whom)
+                if not self._failed:
+                    self._begin(event, whom)
             elif kind != SENT and not (kind == END and whom.ended):
                 self._pass_on(kind, whom, event)
 
@@ -195,24 +213,22 @@ class CoreTransport:
         self._woken = False
         events = [self._events.popleft() for _ in range(len(self._events))]
         taken: dict[str, list[CoreCall]] = {path: [] for path in self._takes}
-        for kind, whom, _ in events:
+        for kind, whom, event in events:
             if kind == END:  # first: nothing is done for who has left meanwhile
-                self._leave(whom)
+                self._leave(whom, event)
         for kind, whom, event in events:
             if kind == MESSAGE:
-                self._unread.discard(whom)
-                if whom.ended:
-                    continue
-                whom.payload = event.batch_operations[0].message()
-                if whom.payload is None:
-                    # It was too large, and the core has said so, or it never came.
-                    whom.fail(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-                elif whom.handler is None:
-                    taken[whom.path].append(whom)
-                else:
-                    self._start(whom)
+                if self._has_message(whom, event):
+                    if whom.handler is None:
+                        taken[whom.path].append(whom)
+                    else:
+                        self._start(whom)
             elif kind == STREAM:
-                self._start(whom)
+                if not whom.ended:
+                    self._start(whom)
+            elif kind == FAILED:
+                if self.on_failure is not None:
+                    self.on_failure()
             elif kind != END and kind != REFUSED and not whom.done():  # a step of a coroutine, or the end of the server
                 whom.set_result(event)
         for path, calls in taken.items():
@@ -222,10 +238,31 @@ class CoreTransport:
                 self._firsts = set()
                 self._room[path] = self._takes[path](calls, refused)
 
+    def _has_message(self, call: CoreCall, event: Any) -> bool:
+        """Whether there is something to do for a call whose message has come, or will not come any more."""
+        if call not in self._unread:
+            return False  # It has been given up.
+        self._unread.remove(call)
+        payload = event.batch_operations[0].message()
+        if payload is None and not event.success:
+            self._note_unread(call, grpc.StatusCode.RESOURCE_EXHAUSTED)  # Too large, and the core has said so.
+            call.ended = True
+        elif call.ended:
+            self._note_unread(call, status_of_leaving(call))
+        elif payload is None:
+            call.fail(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            call.ended = False  # Perhaps because its caller has left: its end will say so.
+        else:
+            call.payload = payload
+            return True
+        return False
+
     def _give_up(self, before: set[CoreCall]) -> None:
         """End calls that were waiting for their message before, and still are."""
         for call in before & self._unread:
+            self._unread.remove(call)
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message has not arrived within {MESSAGE_S:g} s")
+            self._note_unread(call, grpc.StatusCode.DEADLINE_EXCEEDED)
         self._giving_up = self._loop.call_later(MESSAGE_S, self._give_up, self._unread.copy())
 
     def _start(self, call: CoreCall) -> None:
@@ -234,8 +271,16 @@ class CoreTransport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _leave(self, call: CoreCall) -> None:
-        if not call.ended:
-            call.ended = True
-            if call.left is not None:
-                call.left()
+    def _note_unread(self, call: CoreCall, code: grpc.StatusCode) -> None:
+        if self.on_unread is not None:
+            self.on_unread(call.path, code)
+
+    def _leave(self, call: CoreCall, end: Any) -> None:
+        if call.ended:
+            return
+        call.ended = True
+        if call.left is not None:
+            call.left()
+        elif call not in self._unread:  # Else what became of its message will say.
+            cancelled = end.batch_operations[0].cancelled()
+            self._note_unread(call, status_of_leaving(call) if cancelled else grpc.StatusCode.INVALID_ARGUMENT)

@@ -35,6 +35,8 @@ SENT = 5
 STOPPED = 6
 #: Calls were refused for want of room.
 REFUSED = 7
+#: The thread that reads events has failed.
+FAILED = 8
 
 _SENT = (SENT, None)
 _NUMBERS: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}

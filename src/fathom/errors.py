@@ -113,3 +113,7 @@ class OverloadError(RequestError):
 
 class UnavailableError(RequestError):
     """The server is starting, draining or has lost its engine."""
+
+
+class ServerFailedError(FathomError):
+    """A fault of the server itself, which its log describes, has ended it."""

@@ -74,6 +74,7 @@ def behind(it: Any, clock: Clock) -> Recommend:
     it.held.go.clear()
     answering = service(it)
     answering._intake = Intake(clock.monotonic)
+    clock.now_s = time.monotonic()
     burst = [Noted(clock.now_s + 0.9) for _ in range(60)]
     assert answering.take(burst, 0) is None
     assert {call.status for call in burst} == {None}, "a burst is let in"
@@ -121,6 +122,20 @@ async def test_who_has_time_waits_until_the_server_has_caught_up(local: LocalSer
         assert calls[-1].status is None
         counted = answering.metrics.registry.get_sample_value
         assert counted("fathom_calls_total", {"method": "Recommend", "status": "CANCELLED"}) == 1
+
+
+async def test_a_connection_with_many_calls_that_can_wait_does_not_keep_another_waiting(
+    local: LocalServer, clock: Clock
+) -> None:
+    async with local() as it:
+        answering = behind(it, clock)
+        flood = [Noted() for _ in range(300)]
+        answering.take(flood, 0)
+        other = Noted(port=6000)
+        other.payload = pb.RecommendRequest(item_ids=["item-1"], depth=0).SerializeToString()
+        answering.take([other], 0)
+        assert other.status is grpc.StatusCode.OK, "depth 0 is answered as soon as it is begun"
+        assert {call.status for call in flood} == {None}
 
 
 async def test_nobody_waits_for_ever(local: LocalServer, clock: Clock) -> None:

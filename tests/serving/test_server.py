@@ -354,13 +354,15 @@ async def test_reflection_tells_the_services_and_the_contract(local: LocalServer
         assert b"RecommendStream" in files.file_descriptor_response.file_descriptor_proto[0]
 
 
-async def test_metrics_count_what_happened(local: LocalServer) -> None:
+async def test_metrics_count_what_happened(local: LocalServer, transport: str) -> None:
     async with local(metrics_port=0) as it:
         answer = await it.stub.Recommend(pb.RecommendRequest(item_ids=["item-1", "new", "newer"], depth=8), timeout=10)
         await status(it.stub.Recommend(pb.RecommendRequest(strict=True), timeout=10))
         batch = [REQUEST, pb.RecommendRequest(item_ids=["who?"], strict=True)]
         await it.stub.RecommendBatch(pb.RecommendBatchRequest(requests=batch), timeout=10)
         await status(it.channel.unary_unary(f"/{SERVICE}/Recommend")(b"\xff", timeout=10))
+        large = bytes(it.server._settings.max_message_mb * 2**20 + 1)
+        await status(it.channel.unary_unary(f"/{SERVICE}/GetBundle")(large, timeout=10))
         await status(health_of(it, "who?"))
         text = await metrics_of(it)
     for line in (
@@ -382,6 +384,8 @@ async def test_metrics_count_what_happened(local: LocalServer) -> None:
         f'bundle_version="{answer.bundle_version}"',
     ):
         assert line in text
+    too_large = 'fathom_calls_total{method="GetBundle",status="RESOURCE_EXHAUSTED"} 1.0'
+    assert (too_large in text) == (transport == "core")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])

@@ -1,15 +1,19 @@
 """What both transports promise, with a server of a few handlers on a free port."""
 
 import asyncio
+import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from raw_http2 import HEADERS, HELLO, connected, message
+from raw_http2 import HEADERS, HELLO, RST, SETTINGS, connected, frame, message
 from raw_http2 import call as headers_of
 
 from fathom.errors import ConfigError
@@ -28,6 +32,7 @@ class Bench:
         self.calls: asyncio.Queue[Call] = asyncio.Queue()
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled = asyncio.Event()
+        self.unread: asyncio.Queue[tuple[str, grpc.StatusCode]] = asyncio.Queue()
         self.room: int | None = None
         self.refused = 0
 
@@ -72,6 +77,7 @@ async def bench(transport: TransportName) -> AsyncIterator[Bench]:
     async with grpc.aio.insecure_channel(address) as channel:
         bench = Bench(server, channel, address)
         server.take_calls(TAKEN, bench.take)
+        server.on_unread = lambda *call: bench.unread.put_nowait(call)
         unary = grpc.unary_unary_rpc_method_handler
         handlers = {
             "Echo": unary(bench.echo),
@@ -298,3 +304,98 @@ async def test_without_room_only_who_can_wait_and_the_first_of_a_connection_are_
         assert (await patient, await other) == (b"answer", b"answer")
     ends = await asyncio.gather(*asked, return_exceptions=True)
     assert bench.refused == sum(isinstance(each, grpc.aio.AioRpcError) for each in ends) > 0
+
+
+# A server whose transport fails with the first call whose path is not text.
+FAILING = """
+from fathom.cli import main
+from fathom.serving.transport.aio import AioTransport
+from fathom.serving.transport.core import CoreTransport
+
+def fail(*_):
+    raise ZeroDivisionError("a fault of its own")
+
+CoreTransport._begin = AioTransport._listen_again = fail
+main()
+"""
+
+
+async def test_a_fault_of_the_transport_is_logged_and_ends_the_server(
+    synthetic_bundle: Path, tmp_path: Path, transport: TransportName
+) -> None:
+    log = tmp_path / "log"
+    options = ["serve", str(synthetic_bundle), "--port", "0", "--json", "--transport", transport]
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen([sys.executable, "-c", FAILING, *options], stdout=subprocess.PIPE, stderr=stderr) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            address = json.loads(process.stdout.readline())["address"]
+            async with connected(address, HELLO, headers_of(b"/\xff\xfe"), message(b"")):
+                assert await asyncio.to_thread(process.wait, 30) == 2
+        finally:
+            process.kill()
+    said = log.read_text()
+    assert "ZeroDivisionError: a fault of its own" in said
+    assert said.splitlines()[-1] == "error: the server has failed and ends; its log says why, start it again"
+
+
+async def test_after_a_fault_of_the_core_it_can_be_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bench.transport.name == "aio":
+        pytest.skip("another server of grpc.aio is started, or none can be")
+    failed = asyncio.Event()
+    bench.transport.on_failure = failed.set
+    asked = bench.ask()
+    await bench.calls.get()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.transport, "_begin", fail)
+    lost = bench.ask()
+    async with asyncio.timeout(10):
+        await failed.wait()
+        await bench.transport.stop(0.1)
+    for call in (asked, lost):
+        assert (await failure(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("path", [TAKEN, "/test.Service/Echo"])
+async def test_calls_that_end_before_their_message_is_read_are_told_once(bench: Bench, path: str) -> None:
+    if bench.transport.name == "aio":
+        pytest.skip("grpc.aio does not tell of such calls")
+    half = message(b"half", announced=100, last=False)
+    reset = frame(RST, 0, 1, (8).to_bytes(4, "big"))
+    for sent, status in (
+        ((headers_of(path), message(b"x" * 1_001)), "RESOURCE_EXHAUSTED"),
+        ((headers_of(path), message(b"half", announced=2_000, last=False)), "RESOURCE_EXHAUSTED"),
+        ((headers_of(path), message(b"half", announced=100)), "INVALID_ARGUMENT"),
+        ((headers_of(path), half, reset), "CANCELLED"),
+        ((headers_of(path), reset), "CANCELLED"),
+    ):
+        async with connected(bench.address, HELLO, *sent):
+            told = await asyncio.wait_for(bench.unread.get(), 10)
+        assert told == (path, grpc.StatusCode[status])
+    with pytest.raises(grpc.aio.AioRpcError):
+        await bench.channel.unary_unary(path)(b"x" * 1_001)
+    assert await asyncio.wait_for(bench.unread.get(), 10) == (path, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert bench.unread.empty()
+
+
+async def test_a_message_that_never_comes_is_told_once(bench: Bench) -> None:
+    if bench.transport.name == "aio":
+        pytest.skip("grpc.aio does not tell of such calls")
+    async with connected(bench.address, HELLO, headers_of(TAKEN)) as client:
+        await client.sees(SETTINGS)
+        unread = bench.transport._unread  # type: ignore[attr-defined]
+        async with asyncio.timeout(10):
+            while not unread:
+                await asyncio.sleep(0)
+        bench.transport._give_up(unread.copy())  # type: ignore[attr-defined]
+        await client.sees(HEADERS)
+    assert bench.unread.get_nowait() == (TAKEN, grpc.StatusCode.DEADLINE_EXCEEDED)
+    asked = bench.ask()
+    (await bench.calls.get()).respond(b"answer")
+    await asked
+    assert bench.unread.empty()

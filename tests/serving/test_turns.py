@@ -4,9 +4,11 @@ import asyncio
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fathom.runtime.shares import Client
-from fathom.serving.turns import Turns
+from fathom.serving.turns import Ring, Turns
 
 
 class Pieces:
@@ -74,3 +76,32 @@ async def test_a_piece_that_fails_ends_its_turn() -> None:
         async with pieces.turns.take(Client("one")):
             _ = 1 / 0
     await asyncio.wait_for(pieces.do("two"), 1)
+
+
+PATHS = st.tuples(st.sampled_from("ab"), st.sampled_from("cde"))
+
+
+@given(st.lists(PATHS, max_size=30), st.data())
+def test_each_waits_for_one_of_every_other_path_whoever_leaves(
+    paths: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    ring: Ring[int] = Ring()
+    for number, path in enumerate(paths):
+        ring.add(path, number)
+    left = data.draw(st.sets(st.sampled_from(range(len(paths)))) if paths else st.just(set()))
+    for number in left:
+        ring.remove(paths[number], number)
+    stay = [number for number in range(len(paths)) if number not in left]
+    order = []
+    while ring:
+        order.append(ring.pop())
+    assert sorted(order) == stay
+    for level in (1, 2):
+        for path in {paths[number][:level] for number in stay}:
+            turns = [paths[number][:level] for number in order if paths[number][: level - 1] == path[:-1]]
+            first, *later = [place for place, each in enumerate(turns) if each == path]
+            assert first < len(set(turns))
+            assert all(after - before <= len(set(turns)) for before, after in pairwise([first, *later]))
+    for path in set(paths):
+        mine = [number for number in order if paths[number] == path]
+        assert mine == sorted(mine)

@@ -10,6 +10,7 @@
 
 Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to four times
 in all, when the server says it is worth it, within the timeout, and only while most calls to that server succeed.
+A server that comes back is noticed within about two seconds, however long it was away.
 """
 
 import json
@@ -73,9 +74,11 @@ _OPTIONS = (
     ("grpc.service_config", json.dumps(_CALLS)),
     # Without a pool of its own, a channel would share the connection of every other one to the same target.
     ("grpc.use_local_subchannel_pool", 1),
-    # By default a connection that fails is not tried again for a second, in which every retry would fail too.
+    # By default a connection that fails is not tried again for a second, in which every retry would fail too; and after
+    # a long absence of the server for two minutes, in which it may long be back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
