@@ -5,20 +5,17 @@ A connection carries one call at a time, so there are as many as calls in flight
 
 import select
 import socket
-from collections import deque
 from collections.abc import Iterable
 from itertools import cycle
 from time import perf_counter, thread_time
 
-import numpy as np
-
-from fathom.benchmarks.http2_load import Report
+from fathom.benchmarks.http2 import DEADLINE_EXCEEDED, OK, UNAVAILABLE
+from fathom.benchmarks.http2_load import Calls, Report, arrivals
 from fathom.errors import ConnectError
 
 PATH = "/inference"
 #: Calls that may be open at once in an open loop.
 MOST = 512
-OK, UNAVAILABLE, DEADLINE_EXCEEDED = 0, 14, 4
 _LENGTH = b"content-length:"
 _READ = 1 << 16
 
@@ -37,8 +34,7 @@ def open(
     address: str, messages: Iterable[bytes], per_second: float, *, seconds: float, deadline_ms: float, seed: int = 0
 ) -> Report:
     """Poisson arrivals; what finds no room within ``deadline_ms`` is not sent. The server is not told it."""
-    gaps = np.random.default_rng(seed).exponential(1 / per_second, int(per_second * seconds * 1.1 + 100))
-    moments = deque(moment for moment in np.cumsum(gaps).tolist() if moment < seconds)
+    moments = arrivals(per_second, seconds, seed)
     load = _Load(address, messages, MOST)
     while moments:
         now = load.now()
@@ -58,10 +54,7 @@ class _Load:
         self._idle: list[socket.socket] = []
         self._by_number: dict[int, socket.socket] = {}
         self._open: dict[socket.socket, tuple[int, bytes]] = {}
-        self._due: list[float] = []
-        self._sent: list[float] = []
-        self._ended: list[float] = []
-        self._statuses: list[int] = []
+        self._calls = Calls()
         self._poll = select.epoll()
         self._idle.append(self._connect())
         self._begin, self._cpu_s = perf_counter(), thread_time()
@@ -88,15 +81,14 @@ class _Load:
 
     def start(self, due_s: float) -> None:
         """A call on a connection of its own; without room it ends at once."""
-        now, number = self.now(), len(self._due)
-        self._due.append(due_s)
-        self._ended.append(now)
-        self._statuses.append(DEADLINE_EXCEEDED)
-        self._sent.append(now if self.room else np.nan)
-        if self.room:
-            connection = self._idle.pop() if self._idle else self._connect()
-            self._open[connection] = number, b""
-            connection.sendall(next(self._messages))
+        now, number = self.now(), self._calls.add(due_s)
+        if not self.room:
+            self._calls.end(number, DEADLINE_EXCEEDED, now)
+            return
+        self._calls.sent_s[number] = now
+        connection = self._idle.pop() if self._idle else self._connect()
+        self._open[connection] = number, b""
+        connection.sendall(next(self._messages))
 
     def turn(self, wait_s: float) -> None:
         """Receive, for at most ``wait_s``."""
@@ -110,8 +102,7 @@ class _Load:
             if not _is_whole(answer):
                 self._open[connection] = number, answer
                 continue
-            self._ended[number] = self.now()
-            self._statuses[number] = OK if answer[9:12] == b"200" else UNAVAILABLE
+            self._calls.end(number, OK if answer[9:12] == b"200" else UNAVAILABLE, self.now())
             del self._open[connection]
             self._idle.append(connection)
 
@@ -123,15 +114,7 @@ class _Load:
         self._poll.close()
         for connection in self._by_number.values():
             connection.close()
-        return Report(
-            seconds,
-            np.array(self._due),
-            np.array(self._sent),
-            np.array(self._ended),
-            np.array(self._statuses, np.int16),
-            (),
-            cpu_s,
-        )
+        return self._calls.report(seconds, cpu_s)
 
 
 def _is_whole(answer: bytes) -> bool:

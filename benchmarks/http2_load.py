@@ -79,6 +79,46 @@ class Report:
         return float(np.quantile(late, share)) * 1e3 if len(late) else 0.0
 
 
+class Calls:
+    """What has become of each call so far, by its number; times as in ``Report``."""
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.due_s: list[float] = []
+        self.sent_s: list[float] = []
+        self._ended_s: list[float] = []
+        self._statuses: list[int] = []
+        self._answers: list[bytes] = []
+        self._keep = keep
+
+    def add(self, due_s: float) -> int:
+        """A new call, which is not sent yet; returns its number."""
+        self.due_s.append(due_s)
+        self.sent_s.append(np.nan)
+        self._ended_s.append(np.nan)
+        self._statuses.append(UNAVAILABLE)
+        if self._keep:
+            self._answers.append(b"")
+        return len(self.due_s) - 1
+
+    def end(self, number: int, status: int, now_s: float, answer: bytes = b"") -> None:
+        """It has ended now."""
+        self._ended_s[number] = now_s
+        self._statuses[number] = status
+        if answer:
+            self._answers[number] = answer
+
+    def report(self, seconds: float, cpu_s: float) -> Report:
+        """All of them, once they have ended."""
+        due, sent, ended = np.array(self.due_s), np.array(self.sent_s), np.array(self._ended_s)
+        return Report(seconds, due, sent, ended, np.array(self._statuses, np.int16), self._answers, cpu_s)
+
+
+def arrivals(per_second: float, seconds: float, seed: int) -> deque[float]:
+    """Random moments of a Poisson process of so many in the mean."""
+    gaps = np.random.default_rng(seed).exponential(1 / per_second, int(per_second * seconds * 1.1 + 100))
+    return deque(moment for moment in np.cumsum(gaps).tolist() if moment < seconds)
+
+
 def closed(
     address: str,
     messages: Iterable[bytes],
@@ -119,8 +159,7 @@ def open(
     seed: int = 0,
 ) -> Report:
     """Poisson arrivals of ``per_second`` in the mean; raises ConnectError where the server does not answer."""
-    gaps = np.random.default_rng(seed).exponential(1 / per_second, int(per_second * seconds * 1.1 + 100))
-    moments = deque(moment for moment in np.cumsum(gaps).tolist() if moment < seconds)
+    moments = arrivals(per_second, seconds, seed)
     load = _Load(address, messages, connections, deadline_ms, method, metadata or {}, keep)
     with load.running():
         while moments:
@@ -156,11 +195,7 @@ class _Load:
         #: Those that take no more calls.
         self._leaving: list[Connection] = []
         self._turn, self._begin, self._cpu_s = 0, 0.0, 0.0
-        self._due: list[float] = []
-        self._sent: list[float] = []
-        self._ended: list[float] = []
-        self._statuses: list[int] = []
-        self._answers: list[bytes] = []
+        self._calls = Calls(keep=keep)
         #: Numbers of calls to be sent again.
         self._refused: deque[int] = deque()
         #: Deadline, number, connection and stream of calls, as they were sent.
@@ -181,7 +216,7 @@ class _Load:
             while self._open() and self.now() < last:
                 self.turn(last - self.now())
             for number in [*self._refused, *(each for one in self._all() for each in one.calls.values())]:
-                self._end(number, DEADLINE_EXCEEDED, self.now())
+                self._calls.end(number, DEADLINE_EXCEEDED, self.now())
         finally:
             self._cpu_s = thread_time() - self._cpu_s
             gc.enable()
@@ -200,22 +235,22 @@ class _Load:
         elif self._deadline_ms is None or now < due_s + self._deadline_ms / 1e3:
             return False
         else:
-            self._end(self._note(due_s), DEADLINE_EXCEEDED, now)
+            self._calls.end(self._calls.add(due_s), DEADLINE_EXCEEDED, now)
         return True
 
     def start(self, connection: Connection, due_s: float, now: float) -> None:
         """A new call on a connection."""
-        self._send(connection, self._note(due_s), now)
+        self._send(connection, self._calls.add(due_s), now)
 
     def _send(self, connection: Connection, number: int, now: float) -> None:
-        headers, due_s = None, self._due[number]
+        headers, due_s = None, self._calls.due_s[number]
         if self._deadline_ms is not None:
             left_ms = self._deadline_ms - int((now - due_s) * 1e3)
             if left_ms <= 0:
-                self._end(number, DEADLINE_EXCEEDED, now)
+                self._calls.end(number, DEADLINE_EXCEEDED, now)
                 return
             headers = self._headers.within(left_ms) if left_ms < self._deadline_ms else None
-        self._sent[number] = now
+        self._calls.sent_s[number] = now
         stream = connection.start(number, self._messages[number % len(self._messages)], headers)
         if self._deadline_ms is not None:
             self._deadlines.append((due_s + self._deadline_ms / 1e3, number, connection, stream))
@@ -245,7 +280,7 @@ class _Load:
                 if status == REFUSED:
                     self._refused.append(number)
                 else:
-                    self._end(number, status, now, answer)
+                    self._calls.end(number, status, now, answer)
             if connection.closing:
                 self._replace(connection)
         while self._refused and (free := self._free()) is not None:
@@ -254,37 +289,13 @@ class _Load:
 
     def report(self, seconds: float) -> Report:
         """What became of the calls."""
-        return Report(
-            seconds,
-            np.array(self._due),
-            np.array(self._sent),
-            np.array(self._ended),
-            np.array(self._statuses, np.int16),
-            self._answers if self._keep else (),
-            self._cpu_s,
-        )
+        return self._calls.report(seconds, self._cpu_s)
 
     def _all(self) -> list[Connection]:
         return [*self.connections, *self._leaving] if self._leaving else self.connections
 
     def _open(self) -> int:
         return len(self._refused) + sum(len(connection.calls) for connection in self._all())
-
-    def _note(self, due_s: float) -> int:
-        """A new call, open so far; returns its number."""
-        self._due.append(due_s)
-        self._sent.append(np.nan)
-        self._ended.append(np.nan)
-        self._statuses.append(UNAVAILABLE)
-        if self._keep:
-            self._answers.append(b"")
-        return len(self._due) - 1
-
-    def _end(self, number: int, status: int, now: float, answer: bytes = b"") -> None:
-        self._ended[number] = now
-        self._statuses[number] = status
-        if answer:
-            self._answers[number] = answer
 
     def _expire(self) -> None:
         """End calls that are late, as a gRPC client does."""
@@ -295,7 +306,7 @@ class _Load:
                 if now < deadline_s:
                     return
                 connection.cancel(stream)
-                self._end(number, DEADLINE_EXCEEDED, now)
+                self._calls.end(number, DEADLINE_EXCEEDED, now)
             self._deadlines.popleft()
 
     def _replace(self, connection: Connection) -> None:

@@ -1,15 +1,29 @@
 """Load on a server: arrivals at random moments (an open loop), or so many callers at once (a closed one)."""
 
 import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import count as numbers
 from typing import Any
 
 import numpy as np
 
+from fathom.protos.fathom.v1 import recommender_pb2 as pb
+
+#: Of requests that are made up: items of a history, and items that are asked for.
+HISTORY, K = 50, 10
 #: Arrivals without a pause after which the event loop gets a turn.
 TURN = 64
+
+
+def made_up(ids: Sequence[str], depth: int, count: int, seed: str) -> list[bytes]:
+    """So many encoded requests with histories of random items; a seed has its own."""
+    rng = random.Random(seed)
+    return [
+        pb.RecommendRequest(item_ids=rng.choices(ids, k=HISTORY), k=K, depth=depth).SerializeToString()
+        for _ in range(count)
+    ]
 
 
 async def open_loop(
@@ -25,12 +39,12 @@ async def open_loop(
     ``send(number, due_s)`` is called at each moment, ``due_s`` in seconds of ``time.perf_counter``; a coroutine that it
     returns becomes a task. ``rate``: arrivals per second. The same ``seed`` gives the same moments.
     """
-    random, due_s = np.random.default_rng(seed), time.perf_counter()
+    gaps, due_s = np.random.default_rng(seed), time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for number in numbers() if count is None else range(count):
             if stop is not None and stop.is_set():
                 return
-            due_s += random.exponential(1 / rate)
+            due_s += gaps.exponential(1 / rate)
             early_s = due_s - time.perf_counter()
             if early_s > 0 or number % TURN == 0:
                 await asyncio.sleep(max(0.0, early_s))

@@ -28,7 +28,6 @@ MODULES = (
     "systems.counting",
     "systems.reasons",
     "systems.rules",
-    "systems.grpc_echo",
     "systems.front",
     "systems.peers",
     "systems.client",

@@ -75,7 +75,7 @@ def results_page(folder: Path) -> str:
 def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
     """The figures that README.md shows, between its markers."""
     by_name = {pool.dataset: pool for pool in quality}
-    echo, start = _result(folder, "grpc_echo"), _result(folder, "server_start")["median"]
+    start = _result(folder, "server_start")["median"]
     compared = _result(folder, "parity")["rows"]
     depth_4, depth_16 = (_engine(folder, depth) for depth in (4, 16))
     decisions = [r for r in _result(folder, "selector_latency")["rows"] if r["history"] == 200]
@@ -92,8 +92,7 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
         f" {depth_16['median_us'] / 1e3:.2f} ms at depth 16: {depth_4['share_of_deepest']:.2f} of it",
         f"one decision of the selector, history 200: median {max(r['median_us'] for r in decisions):.0f} µs,"
         f" p99 {max(r['p99_us'] for r in decisions):.0f} µs",
-        f"requests per second at depth 4 and concurrency 32, against a bare gRPC echo of the same messages:"
-        f" {echo['ratio_requests_per_s']:.2f}",
+        *front_fact(folder),
         f"`fathom serve` is ready after {start['ready_s']:.1f} s and holds {start['served_mb']:.0f} MB",
     ]
     listed = "\n".join(f"- {fact}" for fact in facts)
@@ -128,6 +127,17 @@ def certified_fact(folder: Path) -> list[str]:
         needed = f"about {claim['needed']:,} users are needed" if claim["needed"] else "too much is lost"
         return [f"{asked}: nothing is certified, {needed}"]
     return [f"{asked}: certified for {claim['routing']}, {claim['saved']:.0%} of the engines' time saved"]
+
+
+def front_fact(folder: Path) -> list[str]:
+    """What the server answers beside an echo."""
+    if not (folder / "front.json").exists():
+        return []
+    found = _result(folder, "front")["depth_4"]["core"]
+    return [
+        f"requests per second at depth 4 with 32 in flight, against a bare gRPC echo of the same messages:"
+        f" {found['of_echo']:.2f}"
+    ]
 
 
 def _figures(pool: Pool | None, wanted: Sequence[tuple[str, str]]) -> list[list[str]]:

@@ -19,12 +19,14 @@ from typing import Any
 import grpc
 import psutil
 
+from fathom.benchmarks.load import made_up
 from fathom.benchmarks.markdown import table
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import METHOD, started
-from fathom.benchmarks.systems.grpc_echo import make_requests
+from fathom.benchmarks.server import METHOD, catalogue_ids, started
 
 CALLERS = 64
+#: The depth that is asked for, and different requests.
+DEPTH, REQUESTS = 4, 500
 WORKERS = (1, 2)
 DRAINS = 10
 #: Of calls before the signal, and of a caller whom a full server refuses.
@@ -64,7 +66,7 @@ async def drained(address: str, pid: int, requests: list[bytes], statuses: Count
 
 def drains_of(bundle: Path, workers: int, drains: int) -> dict[str, Any]:
     """Statuses of all calls, and how long the drains took."""
-    requests, statuses, took = make_requests(bundle), Counter[str](), []
+    requests, statuses, took = made_up(catalogue_ids(bundle), DEPTH, REQUESTS, "drain"), Counter[str](), []
     cut_off = 0
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

@@ -8,7 +8,6 @@ runs the same engine in its event loop, and against the engine and its search al
 a pause as long as a request takes, in which a core's caches are used for something else. Writes results/front.json.
 """
 
-import random
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import grpc
 import numpy as np
 
 from fathom.benchmarks.http2_load import Report, closed
+from fathom.benchmarks.load import HISTORY, K, made_up
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import (
@@ -41,7 +41,6 @@ from fathom.errors import FathomError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 
-HISTORY, K = 50, 10
 DEPTHS = (4, 16)
 TRANSPORTS = ("core", "aio")
 #: Runs the engine in its event loop, which only makes sense for one call at a time.
@@ -63,15 +62,6 @@ PARTS = ("engine", "loop", "poller", "grpc")
 
 #: What starts a server.
 Side = Callable[[], AbstractContextManager[StartedServer]]
-
-
-def fresh(ids: Sequence[str], depth: int, count: int, seed: str) -> list[bytes]:
-    """So many encoded requests; a seed has its own."""
-    rng = random.Random(seed)
-    return [
-        pb.RecommendRequest(item_ids=rng.choices(ids, k=HISTORY), k=K, depth=depth).SerializeToString()
-        for _ in range(count)
-    ]
 
 
 def split(
@@ -154,14 +144,14 @@ def an_answer(bundle: Path, message: bytes) -> bytes:
 def compare(bundle: Path, seconds: float, turns: int) -> dict[str, Any]:
     """All sides ``turns`` times, each time in another order."""
     ids, count = catalogue_ids(bundle), int(MOST_PER_S * (seconds + WARM_UP_S))
-    sides = sides_of(bundle, an_answer(bundle, fresh(ids, DEPTHS[0], 1, "an answer")[0]))
+    sides = sides_of(bundle, an_answer(bundle, made_up(ids, DEPTHS[0], 1, "an answer")[0]))
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     alone_ms, rested_ms = [], []
     with Bundle.open(bundle) as opened, on_core(CLIENT_CORE):
         engine = ByHand(opened)
         for turn in range(turns):
-            messages = {depth: fresh(ids, depth, count, f"{depth} {turn}") for depth in DEPTHS}
-            alone = fresh(ids, DEPTHS[0], count, f"alone {turn}")
+            messages = {depth: made_up(ids, depth, count, f"{depth} {turn}") for depth in DEPTHS}
+            alone = made_up(ids, DEPTHS[0], count, f"alone {turn}")
             alone_ms.append(engine_ms(engine, alone))
             rested_ms.append(engine_ms(engine, alone, PAUSE_S))
             names = list(sides)

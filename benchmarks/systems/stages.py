@@ -1,12 +1,11 @@
 """Where the processor time of a request goes, by stage, in this version of the server and in another one.
 
     git worktree add build/before COMMIT
-The load is that of ``grpc_echo``: depth 4, history 50, 32 in flight. Each version runs in turns, every time in a new
-process; py-spy looks at its threads while the kernel counts their time. A stage is what the innermost frame of ours
+The load is that of ``front``: depth 4, new histories of 50, 32 in flight. Each version runs in turns, every time in a
+new process; py-spy looks at its threads while the kernel counts their time. A stage is what the innermost frame of ours
 belongs to, so what gRPC and the event loop do for themselves is a stage too. Needs the extra bench.
 """
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -14,22 +13,25 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fathom.benchmarks.http2_load import closed
+from fathom.benchmarks.load import HISTORY, made_up
 from fathom.benchmarks.markdown import table
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import StartedServer, started
-from fathom.benchmarks.systems.grpc_echo import CONCURRENT, DEPTH, HISTORY, Figures, load, make_requests
+from fathom.benchmarks.server import StartedServer, catalogue_ids, started, threads_of
+from fathom.benchmarks.systems import front
 from fathom.errors import MissingExtraError
 
+DEPTH = front.DEPTHS[0]
 SECONDS = 6.0
 ROUNDS = 5
 SAMPLES_PER_S = 200
 
-GRPC, GRPC_THREADS = "gRPC and the event loop", "gRPC's own threads"
+GRPC, POLLER, GRPC_THREADS = "gRPC and the event loop", "poll gRPC's events", "gRPC's own threads"
 
 #: Stage -> what the innermost frame of ours is called, as py-spy writes it; the first that fits counts.
 LOOP_STAGES = {
@@ -66,8 +68,8 @@ def stage_of(frames: list[str], stages: dict[str, tuple[str, ...]], otherwise: s
     return otherwise
 
 
-def split(samples: str, figures: Figures) -> dict[str, float]:
-    """Microseconds of each stage, from py-spy's raw stacks and what the kernel counted of each thread."""
+def split(samples: str, parts_us: Mapping[str, float]) -> dict[str, float]:
+    """Microseconds of each stage, from py-spy's raw stacks and what the kernel counted of each of ``front.PARTS``."""
     loop: Counter[str] = Counter()
     engine: Counter[str] = Counter()
     for line in samples.splitlines():
@@ -77,21 +79,24 @@ def split(samples: str, figures: Figures) -> dict[str, float]:
             loop[stage_of(frames, LOOP_STAGES, GRPC)] += int(count)
         elif "fathom-engine" in thread and "Condition.wait" not in stack:
             engine[stage_of(frames, ENGINE_STAGES, "batches")] += int(count)
-    spent = {stage: figures.loop_cpu_us * count / loop.total() for stage, count in loop.items()}
-    spent |= {stage: figures.second_cpu_us * count / engine.total() for stage, count in engine.items()}
-    return spent | {GRPC_THREADS: figures.server_cpu_us - figures.loop_cpu_us - figures.second_cpu_us}
+    spent = {stage: parts_us["loop"] * count / loop.total() for stage, count in loop.items()}
+    spent |= {stage: parts_us["engine"] * count / engine.total() for stage, count in engine.items()}
+    return spent | {POLLER: parts_us["poller"], GRPC_THREADS: parts_us["grpc"]}
 
 
-async def watch(server: StartedServer, requests: list[bytes], spy: str, seconds: float) -> dict[str, float]:
+def watch(server: StartedServer, messages: list[bytes], spy: str, seconds: float) -> dict[str, float]:
     """Load it, and split what it spends."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "samples"
         command = [spy, "record", "--pid", str(server.pid), "--duration", str(int(seconds)), "--format", "raw"]
         command += ["--rate", str(SAMPLES_PER_S), "--threads", "--nonblocking", "--output", str(out)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watching:
-            figures = await load(server.address, server.pid, requests, CONCURRENT, seconds + 1)
+            before = threads_of(server.pid)
+            report = front.checked(closed(server.address, messages, front.IN_FLIGHT, 1, seconds + 1), "the server")
+            spent = front.split(before, threads_of(server.pid), server.pid, engine=True)
             watching.wait()
-        return split(out.read_text(), figures)
+        count = len(report.due_s)
+        return split(out.read_text(), {part: cpu_s / count * 1e6 for part, cpu_s in spent.items()})
 
 
 def spent_by(bundle: Path, sources: dict[str, Path | None], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
@@ -99,16 +104,16 @@ def spent_by(bundle: Path, sources: dict[str, Path | None], rounds: int, seconds
     spy = shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if spy is None:
         raise MissingExtraError("py-spy", "bench")
-    requests = make_requests(bundle)
+    messages = made_up(catalogue_ids(bundle), DEPTH, int(front.MOST_PER_S * (seconds + 1)), "stages")
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in sources}
     for turn in range(rounds):
         for name in sorted(sources, reverse=bool(turn % 2)):
             source = sources[name]
             if source is not None:
                 os.environ["PYTHONPATH"] = str(source.resolve())
-            with started(bundle, "--reuse-mb", "0") as server:
+            with started(bundle) as server:
                 os.environ.pop("PYTHONPATH", None)
-                for stage, spent in asyncio.run(watch(server, requests, spy, seconds)).items():
+                for stage, spent in watch(server, messages, spy, seconds).items():
                     found[name][stage].append(spent)
     return {name: {stage: round(median(spent), 1) for stage, spent in each.items()} for name, each in found.items()}
 
@@ -126,7 +131,7 @@ def measure(options: Namespace) -> Iterator[Run]:
         "bundle": options.bundle.name,
         "depth": DEPTH,
         "history": HISTORY,
-        "concurrency": CONCURRENT,
+        "concurrency": front.IN_FLIGHT,
     }
     yield Run(config | {"rounds": options.rounds, "seconds": options.seconds, "before": commit}, {"cpu_us": spent})
 

@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from fathom.benchmarks.load import open_loop
+from fathom.benchmarks.load import made_up, open_loop
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import METHOD, started
+from fathom.benchmarks.server import METHOD, catalogue_ids, started
 from fathom.benchmarks.systems.disturber import workers_of
-from fathom.benchmarks.systems.grpc_echo import make_requests
 
 SEED = 0
 RATE = 300.0
+#: The depth that is asked for, and different requests.
+DEPTH, REQUESTS = 4, 500
 CHANNELS = 8
 REPETITIONS = 20
 #: Between a worker that is ready and the next kill.
@@ -120,7 +121,7 @@ def measure(options: Namespace) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with started(options.bundle, "--workers", "2", log=log) as server:
-            requests = make_requests(options.bundle)
+            requests = made_up(catalogue_ids(options.bundle), DEPTH, REQUESTS, "workers")
             result = asyncio.run(kills_of(server.pid, log, server.address, requests, options.repetitions))
     yield Run({"bundle": options.bundle.name, "workers": 2, "rate_per_s": RATE, "channels": CHANNELS}, result, SEED)
 

@@ -6,6 +6,7 @@ import pytest
 
 from fathom.benchmarks import record
 from fathom.benchmarks.http2_load import closed
+from fathom.benchmarks.load import made_up
 from fathom.benchmarks.server import ThreadTime, catalogue_ids, on_core, started, started_module, threads_of
 from fathom.benchmarks.systems import by_hand, front
 from fathom.errors import FathomError, UnavailableError
@@ -45,7 +46,7 @@ def test_processor_time_is_split_by_what_threads_do() -> None:
 def test_a_server_by_hand_gives_the_same_items_and_a_call_without_an_answer_ends_the_measurement(
     synthetic_bundle: Path,
 ) -> None:
-    messages = front.fresh(catalogue_ids(synthetic_bundle), 4, 20, "a seed")
+    messages = made_up(catalogue_ids(synthetic_bundle), 4, 20, "a seed")
     answers = []
     with started(synthetic_bundle) as server, started_module(by_hand.__name__, str(synthetic_bundle)) as bare:
         for side in (server, bare):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fathom.benchmarks.load import made_up
 from fathom.benchmarks.record import save_run
 from fathom.benchmarks.server import started
 from fathom.benchmarks.systems import drain, overload, workers
-from fathom.benchmarks.systems.grpc_echo import make_requests
 
 IDS = [f"item-{number}" for number in range(10)]
 
@@ -43,7 +43,7 @@ def test_a_killed_worker_is_counted_and_replaced(
 ) -> None:
     # A client beside other tests hears late of a connection that ended.
     monkeypatch.setattr(workers, "NOTICED_S", 5.0)
-    log, requests = tmp_path / "log", make_requests(synthetic_bundle)
+    log, requests = tmp_path / "log", made_up(IDS, 4, 100, "workers")
     with started(synthetic_bundle, "--workers", "2", log=log) as server:
         result = asyncio.run(workers.kills_of(server.pid, log, server.address, requests, repetitions=1))
     assert result["kills"] == 1

@@ -2,8 +2,7 @@
 
 import pytest
 
-from fathom.benchmarks.systems.grpc_echo import Figures
-from fathom.benchmarks.systems.stages import GRPC, GRPC_THREADS, split
+from fathom.benchmarks.systems.stages import GRPC, GRPC_THREADS, POLLER, split
 
 SAMPLES = """\
 MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88);Converter.query (fathom/serving/convert.py:53) 30
@@ -16,15 +15,13 @@ fathom-engine;Batcher._next (fathom/runtime/batcher.py:1);Condition.wait (thread
 
 
 def test_a_request_is_split_by_what_is_ours() -> None:
-    figures = Figures(
-        requests_per_s=1, p50_ms=1, p99_ms=1, server_cpu_us=350, client_cpu_us=9, loop_cpu_us=200, second_cpu_us=100
-    )
-    spent = split(SAMPLES, figures)
+    spent = split(SAMPLES, {"loop": 200, "engine": 100, "poller": 20, "grpc": 30})
     assert spent == {
         "read the message": pytest.approx(60),
         "the rest of the way": pytest.approx(20),
         GRPC: pytest.approx(120),
         "search": pytest.approx(25),
         "engine": pytest.approx(75),
-        GRPC_THREADS: pytest.approx(50),
+        POLLER: 20,
+        GRPC_THREADS: 30,
     }
