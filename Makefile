@@ -7,7 +7,7 @@ BUNDLE := build/ml-100k/bundle
 TARGET ?= 127.0.0.1:50051
 PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
-.PHONY: setup run test lint typecheck docs-check protos bench results loadtest clean
+.PHONY: setup run test fuzz lint typecheck docs-check protos bench results loadtest clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -24,6 +24,9 @@ run: setup
 
 test: lint typecheck
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: setup
+	@MESSAGES=10000 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/serving/test_fuzz.py
 
 lint: setup
 	@$(BIN)/ruff check .
@@ -47,7 +50,7 @@ bench: setup
 	@$(BIN)/python -m fathom.benchmarks run engine_depth $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run selector_latency $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run server_start $(BUNDLE)
-	@$(BIN)/python -m fathom.benchmarks run grpc_echo $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks run front $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run routing ml-100k
 	@$(MAKE) --no-print-directory results
 
