@@ -250,8 +250,8 @@ class CoreTransport:
         elif call.ended:
             self._note_unread(call, status_of_leaving(call))
         elif payload is None:
-            call.fail(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-            call.ended = False  # Perhaps because its caller has left: its end will say so.
+            # Or its caller has left, and its end will say so.
+            call.try_to_fail(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         else:
             call.payload = payload
             return True

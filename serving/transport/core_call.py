@@ -82,8 +82,12 @@ class CoreCall:
 
     def fail(self, code: grpc.StatusCode, text: str, trailing: Metadata = ()) -> None:
         """See ``Call``."""
-        status = cygrpc.SendStatusFromServerOperation(tuple(trailing), _NUMBERS[code], text.encode(), 0)
-        self._end((status,))
+        self._end((_status(code, text, trailing),))
+
+    def try_to_fail(self, code: grpc.StatusCode, text: str) -> None:
+        """The same for a call whose caller may have left; what became of it, its END says."""
+        if self.core.takes:
+            self.call.start_server_batch((*self._opening(), _status(code, text)), _SENT)
 
     def finish(self) -> None:
         """End it without a message more."""
@@ -131,9 +135,13 @@ def refuse(call: Any) -> None:
     operations = (
         cygrpc.ReceiveCloseOnServerOperation(0),
         cygrpc.SendInitialMetadataOperation((), 0),
-        cygrpc.SendStatusFromServerOperation(trailing, _NUMBERS[code], text.encode(), 0),
+        _status(code, text, trailing),
     )
     call.start_server_batch(operations, _SENT)
+
+
+def _status(code: grpc.StatusCode, text: str, trailing: Metadata = ()) -> Any:
+    return cygrpc.SendStatusFromServerOperation(tuple(trailing), _NUMBERS[code], text.encode(), 0)
 
 
 class Context:
