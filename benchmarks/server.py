@@ -16,6 +16,8 @@ import psutil
 from fathom.errors import UnavailableError
 from fathom.runtime.bundle import Bundle
 
+#: The cores that this process may use, before ``on_core`` keeps it on one of them.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 METHOD = "/fathom.v1.Recommender/Recommend"
 
 
@@ -109,15 +111,15 @@ def threads_of(pid: int) -> dict[int, ThreadTime]:
 
 @contextmanager
 def on_core(number: int) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, on one of the cores that it may use, counted from 0.
+    """Keep this thread, and the processes that it starts, on one of CORES, counted from 0; within another, on that one.
 
-    On one with a lower number where there are not so many; anywhere, where the system cannot do that.
+    On the last where there are not so many; anywhere, where the system cannot do that.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    if not CORES:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(before)[min(number, len(before) - 1)]})
+    os.sched_setaffinity(0, {CORES[min(number, len(CORES) - 1)]})
     try:
         yield
     finally:

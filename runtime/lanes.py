@@ -41,6 +41,10 @@ class BatchCost(Protocol):
         """
         ...
 
+    def each_s(self, depth: int, length: int) -> float:
+        """Median seconds that one request more of this lane adds to a run, as the machine is now."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[Payload]):
@@ -353,7 +357,8 @@ class Lanes(Generic[Payload]):
     def _fill(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> list[Entry[Payload]]:
         """The batch of one lane; what can no longer make it goes to ``late``."""
         lane = self._lanes[key]
-        limit = self.batch_limit(key[1])
+        # What an entry pays was estimated when it came; since then the machine may have become slower.
+        limit = max(1, min(self.batch_limit(key[1]), int(LONGEST_RUN_S / cost.each_s(*key))))
         batch: list[Entry[Payload]] = []
         runs, work_s = 0, 0.0
         heap = lane.in_turn()

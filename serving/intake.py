@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Callable
 
-#: Calls that have arrived together may keep the event loop for TURN_S. Where that is not enough for BEHIND_S without a
-#: break, the server is behind, and only as many are begun as it has proved able to answer, and a few more.
+#: Calls may keep the event loop for TURN_S, and what is left waits for its next turn. Where something is left for
+#: BEHIND_S without a break, the server is behind, and of those that cannot wait only as many are begun as it has proved
+#: able to answer, and a few more.
 TURN_S, BEHIND_S = 0.005, 0.1
 #: How many more than were let in the last time, to find out whether it has become better.
 MORE, SHARE = 4, 1.25
@@ -29,17 +30,18 @@ class Intake:
         """Whether calls that have arrived may have to be refused before they are decoded."""
         return self._clock() - self._behind_since_s > BEHIND_S
 
-    def note(self, began_s: float, begun: int, let_in: int, refused: int) -> int | None:
+    def note(self, began_s: float, begun: int, let_in: int, refused: int, *, left: bool) -> int | None:
         """A turn that began then has ended; returns how many calls there is room for until the next, None: any number.
 
         ``let_in``: of those that were begun, how many were not refused after all. ``refused``: before they were begun.
+        ``left``: whether any wait for the next turn.
         """
         now_s = self._clock()
         took_s = now_s - began_s
         if begun:
             self._each_s += STEP * (took_s / begun - self._each_s)
             self._let_in += STEP * (let_in - self._let_in)
-        if not refused and (begun <= FEW or took_s <= TURN_S):
+        if not refused and not left:
             self._behind_since_s = math.inf
             return None
         self._behind_since_s = min(self._behind_since_s, began_s)

@@ -23,7 +23,7 @@ from fathom.serving.convert import client_of, use_history, user_of
 from fathom.serving.gate import Gate
 from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
-from fathom.serving.intake import FEW, TURN_S, Intake
+from fathom.serving.intake import FEW, MORE, TURN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait, status_of_leaving
 from fathom.serving.turns import Ring, Turns
@@ -51,7 +51,7 @@ class Recommend:
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _intake: Intake = field(default_factory=Intake)
-    #: Those that wait until the server is no longer behind, clients in turn.
+    #: Those that wait for a later turn of the event loop, clients in turn.
     _waiting: "Ring[_Patient]" = field(default_factory=Ring)
     _resuming: bool = False
 
@@ -65,7 +65,7 @@ class Recommend:
         for place, call in enumerate(_in_turn(calls) if behind else calls):
             if call.deadline_s is not None and call.deadline_s <= now_s:
                 self._refuse(call, *TOO_LATE)
-            elif behind and can_wait(call.deadline_s, now_s):
+            elif can_wait(call.deadline_s, now_s) if behind else self._waiting or now_s - began_s > TURN_S:
                 patient.append(call)
             elif behind and place >= FEW and now_s - began_s > TURN_S:
                 self._refuse(call, *REFUSAL)
@@ -74,26 +74,29 @@ class Recommend:
                 let_in += _Recommending(self, call).begin()
                 begun += 1
             now_s = time.monotonic()
-        for call in reversed(patient):
+        for call in reversed(patient) if behind else patient:
             self._let_wait(_Patient(call, client_of(call), now_s))
         more, more_let_in = self._begin_waiting(began_s)
-        return self._intake.note(began_s, begun + more, let_in + more_let_in, refused)
+        return self._intake.note(began_s, begun + more, let_in + more_let_in, refused, left=bool(self._waiting))
 
     def _begin_waiting(self, began_s: float) -> tuple[int, int]:
-        """Begin calls that could wait, a few, and more while the turn lasts: clients in turn, the oldest of each first.
+        """Begin calls that wait, a few, and more while the turn lasts: clients in turn, the oldest of each first.
 
         Returns how many, and how many of them were not refused.
         """
         taken = begun = let_in = 0
         now_s = time.monotonic()
-        while self._waiting and (taken < FEW or now_s - began_s <= TURN_S):
+        while self._waiting and (taken < MORE or now_s - began_s <= TURN_S):
             patient = self._waiting.pop()
-            patient.call.left = None
+            call = patient.call
+            call.left = None
             taken += 1
-            if now_s - patient.since_s > PATIENCE_S:
-                self._refuse(patient.call, *REFUSAL)
+            if call.deadline_s is not None and call.deadline_s <= now_s:
+                self._refuse(call, *TOO_LATE)
+            elif now_s - patient.since_s > PATIENCE_S:
+                self._refuse(call, *REFUSAL)
             else:
-                let_in += _Recommending(self, patient.call).begin()
+                let_in += _Recommending(self, call).begin()
                 begun += 1
             now_s = time.monotonic()
         if self._waiting and not self._resuming:

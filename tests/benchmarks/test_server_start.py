@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fathom.benchmarks.server import started
+from fathom.benchmarks.server import CORES, on_core, started
 from fathom.benchmarks.systems import server_start
 from fathom.benchmarks.systems.server_start import measure_start
 from fathom.errors import FathomError, UnavailableError
@@ -32,3 +33,12 @@ def test_the_server_ends_with_the_block(synthetic_bundle: Path) -> None:
 def test_a_server_that_does_not_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="did not start"), started(tmp_path):
         pass
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+def test_a_server_and_its_client_are_on_cores_of_their_own(synthetic_bundle: Path) -> None:
+    before = os.sched_getaffinity(0)
+    with on_core(1), on_core(0), started(synthetic_bundle) as server, on_core(1):
+        assert os.sched_getaffinity(server.pid) == {CORES[0]}
+        assert os.sched_getaffinity(0) == {CORES[1]}
+    assert os.sched_getaffinity(0) == before

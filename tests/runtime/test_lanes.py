@@ -14,15 +14,19 @@ PATIENCE_S = 10.0
 
 
 class FlatCost:
-    """Every request of a batch takes ``each_s``, whatever its lane."""
+    """Every request takes ``seconds``, whatever its lane; ``more_s`` is what the lanes think that one more takes."""
 
-    def __init__(self, each_s: float = 0.0) -> None:
-        self.each_s = each_s
+    def __init__(self, seconds: float = 0.0, more_s: float = 1e-9) -> None:
+        self.seconds = seconds
+        self.more_s = more_s
 
     def largest(self, _depth: int, _length: int, time_s: float, *, sure: bool = False) -> int:  # noqa: ARG002
-        if self.each_s == 0:
+        if self.seconds == 0:
             return 1_000_000 if time_s >= 0 else 0
-        return max(0, math.floor(time_s / self.each_s + 1e-9))
+        return max(0, math.floor(time_s / self.seconds + 1e-9))
+
+    def each_s(self, _depth: int, _length: int) -> float:
+        return self.more_s
 
 
 def lanes(**changes) -> Lanes[str]:
@@ -38,8 +42,8 @@ def names(entries) -> list[str]:
     return [e.payload for e in entries]
 
 
-def take(queue: Lanes[str], now: float = 0.0, each_s: float = 0.0) -> tuple[list[str], list[str]]:
-    taken = queue.take(now, FlatCost(each_s))
+def take(queue: Lanes[str], now: float = 0.0, each_s: float = 0.0, more_s: float = 1e-9) -> tuple[list[str], list[str]]:
+    taken = queue.take(now, FlatCost(each_s, more_s))
     return ([], []) if taken is None else (names(taken.batch), names(taken.late))
 
 
@@ -91,6 +95,15 @@ def test_a_batch_is_no_longer_than_others_should_wait_for_but_what_is_longer_alo
         waiting.work_s = part * LONGEST_RUN_S
         queue.push(waiting)
     assert [take(queue)[0] for _ in range(3)] == [["a"], ["b", "c"], ["d"]]
+
+
+def test_a_batch_is_smaller_where_the_machine_has_become_slower_since_its_entries_came() -> None:
+    queue = lanes(max_batch=32, max_batch_tokens=10_000)
+    for name in "abcde":
+        queue.push(entry(name))
+    assert take(queue, more_s=LONGEST_RUN_S / 2.5)[0] == ["a", "b"]
+    assert take(queue, more_s=2 * LONGEST_RUN_S)[0] == ["c"]
+    assert len(queue) == 2
 
 
 def test_a_full_queue_says_so_and_a_cancelled_entry_makes_room() -> None:

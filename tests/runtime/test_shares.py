@@ -20,6 +20,9 @@ class NoCost:
     def largest(self, _depth: int, _length: int, _time_s: float, *, sure: bool = False) -> int:  # noqa: ARG002
         return 1_000_000
 
+    def each_s(self, _depth: int, _length: int) -> float:
+        return 1e-9
+
 
 class Queue:
     """Lanes whose time is the work that was done, and what was served of whom."""

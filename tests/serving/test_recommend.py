@@ -58,8 +58,12 @@ class Clock:
         return self.now_s
 
 
-def service(it: Any) -> Recommend:
-    return Recommend(it.server.bundles, None, it.server._gate, Metrics())
+def service(it: Any, clock: Clock | None = None) -> Recommend:
+    answering = Recommend(it.server.bundles, None, it.server._gate, Metrics())
+    if clock is not None:
+        clock.now_s = time.monotonic()
+        answering._intake = Intake(clock.monotonic)
+    return answering
 
 
 @pytest.fixture
@@ -72,14 +76,30 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def behind(it: Any, clock: Clock) -> Recommend:
     """A server that has had too many calls for a while."""
     it.held.go.clear()
-    answering = service(it)
-    answering._intake = Intake(clock.monotonic)
-    clock.now_s = time.monotonic()
-    burst = [Noted(clock.now_s + 0.9) for _ in range(60)]
-    assert answering.take(burst, 0) is None
-    assert {call.status for call in burst} == {None}, "a burst is let in"
-    clock.now_s += 1.0
+    answering = service(it, clock)
+    answering._intake.note(clock.now_s - 1.0, 60, 60, 0, left=True)
     return answering
+
+
+async def caught_up(answering: Recommend) -> None:
+    async with asyncio.timeout(10):
+        while answering._waiting:
+            await asyncio.sleep(0)
+
+
+async def test_a_burst_is_begun_in_turns_of_the_event_loop(local: LocalServer, clock: Clock) -> None:
+    async with local() as it:
+        it.held.go.clear()
+        answering = service(it, clock)
+        burst = [Noted(clock.now_s + 30) for _ in range(60)]
+        assert answering.take(burst, 0) is None
+        assert answering._waiting, "in one turn there is no time for all of them"
+        other = Noted(port=6000)
+        other.payload = pb.RecommendRequest(item_ids=["item-1"], depth=0).SerializeToString()
+        answering.take([other], 0)
+        assert other.status is grpc.StatusCode.OK, "another connection does not wait for all of them"
+        await caught_up(answering)
+        assert {call.status for call in burst} == {None}, "all are let in"
 
 
 async def test_who_stays_behind_refuses_the_oldest(local: LocalServer, clock: Clock) -> None:
@@ -92,10 +112,11 @@ async def test_who_stays_behind_refuses_the_oldest(local: LocalServer, clock: Cl
         assert FEW <= sum(begun) < 30
         assert calls[0].status is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert calls[0].trailing == (("grpc-retry-pushback-ms", "100"),)
-        assert answering.take([Noted()], 0) is None
+        assert answering.take([Noted()], 0) is None, "it has caught up meanwhile"
         again = [Noted(clock.now_s + 0.9) for _ in range(60)]
         answering.take(again, 0)
-        assert {call.status for call in again} == {None}, "it has caught up meanwhile"
+        await caught_up(answering)
+        assert {call.status for call in again} == {None}
 
 
 async def test_who_floods_does_not_shut_out_other_connections(local: LocalServer, clock: Clock) -> None:
@@ -136,6 +157,17 @@ async def test_a_connection_with_many_calls_that_can_wait_does_not_keep_another_
         answering.take([other], 0)
         assert other.status is grpc.StatusCode.OK, "depth 0 is answered as soon as it is begun"
         assert {call.status for call in flood} == {None}
+
+
+async def test_who_waits_until_it_is_late_is_not_decoded(local: LocalServer, clock: Clock) -> None:
+    async with local() as it:
+        answering = service(it, clock)
+        calls = [Noted(clock.now_s + 0.9) for _ in range(60)]
+        calls[-1].payload = b"not decoded"
+        answering.take(calls, 0)
+        clock.now_s += 0.9
+        await caught_up(answering)
+        assert calls[-1].status is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_nobody_waits_for_ever(local: LocalServer, clock: Clock) -> None:
