@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable
 
-#: Calls may keep the event loop for TURN_S, and what is left waits for its next turn. Where something is left for
-#: BEHIND_S without a break, the server is behind, and of those that cannot wait only as many are begun as it has proved
-#: able to answer, and a few more.
+#: Calls that have arrived together may keep the event loop for TURN_S; those that can wait are begun in later turns.
+#: Where that is not enough for BEHIND_S without a break, the server is behind, and of those that cannot wait only as
+#: many are begun as it has proved able to answer, and a few more.
 TURN_S, BEHIND_S = 0.005, 0.1
 #: How many more than were let in the last time, to find out whether it has become better.
 MORE, SHARE = 4, 1.25
@@ -41,7 +41,7 @@ class Intake:
         if begun:
             self._each_s += STEP * (took_s / begun - self._each_s)
             self._let_in += STEP * (let_in - self._let_in)
-        if not refused and not left:
+        if not (refused or left) and (begun <= FEW or took_s <= TURN_S):
             self._behind_since_s = math.inf
             return None
         self._behind_since_s = min(self._behind_since_s, began_s)

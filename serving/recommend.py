@@ -51,7 +51,7 @@ class Recommend:
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _intake: Intake = field(default_factory=Intake)
-    #: Those that wait for a later turn of the event loop, clients in turn.
+    #: Those that can wait for a later turn of the event loop, clients in turn.
     _waiting: "Ring[_Patient]" = field(default_factory=Ring)
     _resuming: bool = False
 
@@ -65,7 +65,7 @@ class Recommend:
         for place, call in enumerate(_in_turn(calls) if behind else calls):
             if call.deadline_s is not None and call.deadline_s <= now_s:
                 self._refuse(call, *TOO_LATE)
-            elif can_wait(call.deadline_s, now_s) if behind else self._waiting or now_s - began_s > TURN_S:
+            elif (behind or self._waiting or now_s - began_s > TURN_S) and can_wait(call.deadline_s, now_s):
                 patient.append(call)
             elif behind and place >= FEW and now_s - began_s > TURN_S:
                 self._refuse(call, *REFUSAL)
@@ -80,7 +80,7 @@ class Recommend:
         return self._intake.note(began_s, begun + more, let_in + more_let_in, refused, left=bool(self._waiting))
 
     def _begin_waiting(self, began_s: float) -> tuple[int, int]:
-        """Begin calls that wait, a few, and more while the turn lasts: clients in turn, the oldest of each first.
+        """Begin calls that could wait, a few, and more while the turn lasts: clients in turn, the oldest of each first.
 
         Returns how many, and how many of them were not refused.
         """
@@ -88,15 +88,12 @@ class Recommend:
         now_s = time.monotonic()
         while self._waiting and (taken < MORE or now_s - began_s <= TURN_S):
             patient = self._waiting.pop()
-            call = patient.call
-            call.left = None
+            patient.call.left = None
             taken += 1
-            if call.deadline_s is not None and call.deadline_s <= now_s:
-                self._refuse(call, *TOO_LATE)
-            elif now_s - patient.since_s > PATIENCE_S:
-                self._refuse(call, *REFUSAL)
+            if now_s - patient.since_s > PATIENCE_S:
+                self._refuse(patient.call, *REFUSAL)
             else:
-                let_in += _Recommending(self, call).begin()
+                let_in += _Recommending(self, patient.call).begin()
                 begun += 1
             now_s = time.monotonic()
         if self._waiting and not self._resuming:

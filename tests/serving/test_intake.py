@@ -24,7 +24,8 @@ class Turns:
 
 def test_bursts_and_slow_turns_are_no_reason_to_refuse() -> None:
     turns = Turns()
-    assert turns.turn(0.09, 1_000, left=True) is None
+    assert turns.turn(0.05, 1_000) is None
+    assert turns.turn(0.04, 1_000, left=True) is None
     assert turns.turn(TURN_S / 2, 10) is None
     for _ in range(100):  # a machine that is busy otherwise
         assert turns.turn(2 * TURN_S, FEW) is None

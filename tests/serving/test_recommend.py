@@ -159,17 +159,6 @@ async def test_a_connection_with_many_calls_that_can_wait_does_not_keep_another_
         assert {call.status for call in flood} == {None}
 
 
-async def test_who_waits_until_it_is_late_is_not_decoded(local: LocalServer, clock: Clock) -> None:
-    async with local() as it:
-        answering = service(it, clock)
-        calls = [Noted(clock.now_s + 0.9) for _ in range(60)]
-        calls[-1].payload = b"not decoded"
-        answering.take(calls, 0)
-        clock.now_s += 0.9
-        await caught_up(answering)
-        assert calls[-1].status is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
 async def test_nobody_waits_for_ever(local: LocalServer, clock: Clock) -> None:
     async with local() as it:
         answering = behind(it, clock)
