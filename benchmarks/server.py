@@ -111,7 +111,7 @@ def threads_of(pid: int) -> dict[int, ThreadTime]:
 
 @contextmanager
 def on_core(number: int) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, on one of CORES, counted from 0; within another, on that one.
+    """Keep this thread, and the processes that it starts, on one of CORES, counted from 0, also within another.
 
     On the last where there are not so many; anywhere, where the system cannot do that.
     """

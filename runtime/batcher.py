@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.cost import CostModel, Demand, Lag
 from fathom.runtime.futures import settle
-from fathom.runtime.lanes import LONGEST_RUN_S, Entry, Lanes, Taken
+from fathom.runtime.lanes import Entry, Lanes, Taken
 from fathom.runtime.shares import ANYBODY, Client
 
 Work = TypeVar("Work")
@@ -352,8 +352,7 @@ class Batcher(Generic[Work, Result]):
         job, each_s = entry.payload, self._cost.each_s(entry.depth, self._lanes.bucket(entry.length))
         if job.gone:
             return
-        most = min(self._lanes.batch_limit(entry.length), int(LONGEST_RUN_S / each_s))
-        job.work, runs = again.part(max(1, most))
+        job.work, runs = again.part(self._lanes.run_limit(entry.length, each_s))
         job.began_s = job.began_s or began_s
         job.entry = replace(entry, runs=runs, work_s=runs * each_s, share=None)
         self._lanes.push(job.entry)

@@ -262,6 +262,10 @@ class Lanes(Generic[Payload]):
         """The most requests of one batch, padded to ``length``; at least one."""
         return max(1, min(self.max_batch, self.max_batch_tokens // max(1, length)))
 
+    def run_limit(self, length: int, each_s: float) -> int:
+        """The same, and no more than take LONGEST_RUN_S where one more takes ``each_s``; at least one."""
+        return max(1, min(self.batch_limit(length), int(LONGEST_RUN_S / each_s)))
+
     def urgency_s(self, arrival_s: float, deadline_s: float | None) -> float:
         """When an entry should be answered: what the order of a client's entries follows."""
         patient = arrival_s + self.patience_s
@@ -358,7 +362,7 @@ class Lanes(Generic[Payload]):
         """The batch of one lane; what can no longer make it goes to ``late``."""
         lane = self._lanes[key]
         # What an entry pays was estimated when it came; since then the machine may have become slower.
-        limit = max(1, min(self.batch_limit(key[1]), int(LONGEST_RUN_S / cost.each_s(*key))))
+        limit = self.run_limit(key[1], cost.each_s(*key))
         batch: list[Entry[Payload]] = []
         runs, work_s = 0, 0.0
         heap = lane.in_turn()
