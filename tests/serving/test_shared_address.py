@@ -49,7 +49,7 @@ async def test_a_new_server_gets_its_share_and_callers_see_no_error(
     monkeypatch.setattr(options, "AGE_S", 1.0)
     async with local(metrics_port=0) as old, local(metrics_port=0) as new:
         servers = [old.info.address]
-        async with balanced(servers) as address, calling(address, IDS, callers=16, go_on=True) as found:
+        async with balanced(servers) as address, calling(address, IDS, callers=16, go_on=True, again=True) as found:
             await found.reach(100)
             assert answered(new) == 0
             servers.append(new.info.address)

@@ -1,4 +1,4 @@
-"""Callers as a server meets them: each on its own connection, one call after the other, nothing tried again."""
+"""Callers as a server meets them: each on its own connection, one call after the other."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,8 @@ import grpc
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
-PLAIN = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.initial_reconnect_backoff_ms", 100))
+AGAIN = (("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 100))
+PLAIN = (*AGAIN, ("grpc.enable_retries", 0))
 
 
 @dataclass
@@ -28,9 +29,9 @@ class Callers:
             while self.statuses["OK"] < wanted:
                 await asyncio.sleep(0.005)
 
-    async def call(self, address: str, ids: Sequence[str], *, go_on: bool) -> None:
+    async def call(self, address: str, ids: Sequence[str], *, go_on: bool, again: bool) -> None:
         """One caller: until its first failure, or with a pause after each."""
-        async with grpc.aio.insecure_channel(address, options=PLAIN) as channel:
+        async with grpc.aio.insecure_channel(address, options=AGAIN if again else PLAIN) as channel:
             stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
             for number in range(1_000_000):
                 request = pb.RecommendRequest(item_ids=[ids[number % len(ids)], ids[number // len(ids) % len(ids)]])
@@ -50,11 +51,14 @@ class Callers:
 
 @asynccontextmanager
 async def calling(
-    address: str, ids: Sequence[str], *, callers: int = 64, go_on: bool = False
+    address: str, ids: Sequence[str], *, callers: int = 64, go_on: bool = False, again: bool = False
 ) -> AsyncIterator[Callers]:
-    """They call within the block; those that do not ``go_on`` are then waited for."""
+    """They call within the block; those that do not ``go_on`` are then waited for.
+
+    ``again``: gRPC sends what no server has seen once more, as it does by default; else nothing is tried again.
+    """
     found = Callers()
-    tasks = [asyncio.create_task(found.call(address, ids, go_on=go_on)) for _ in range(callers)]
+    tasks = [asyncio.create_task(found.call(address, ids, go_on=go_on, again=again)) for _ in range(callers)]
     try:
         yield found
         if not go_on:
