@@ -1,7 +1,4 @@
-"""The engine's thread and the way to it from the event loop; who goes next is decided in lanes.py.
-
-A quick request that has the engine for itself takes no way at all: it runs in the event loop.
-"""
+"""The engine's thread and the way to it from the event loop; who goes next is decided in lanes.py."""
 
 import asyncio
 import logging
@@ -27,9 +24,6 @@ PROBE_AFTER_S = 0.1
 MOST_FAILURES = 3
 #: No more work than this, and than this share of the time to the deadline, is all counted as if it went before.
 LITTLE_S, LITTLE_SHARE = 0.2, 1 / 32
-#: A request alone whose run takes no longer than this runs in the event loop: to wake a thread and to hear from it
-#: takes about as long as a quick run.
-HERE_S = 0.002
 CLOSED = "the engine is closed; call another server"
 
 log = logging.getLogger("fathom.runtime")
@@ -68,10 +62,10 @@ class Job(Generic[Work, Result]):
 class Batcher(Generic[Work, Result]):
     """Work-conserving batching: whenever the engine is free and something waits, it runs.
 
-    ``serve(depth, works)`` returns one result per work, the error of that one, or how it goes on: in the engine's
-    thread, or in the event loop where a quick request has the engine for itself (HERE_S). ``typical``: whether such a
-    batch takes as long as any of its depth, so that something is learned from its time. ``clock``: seconds, as
-    ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one event loop.
+    ``serve(depth, works)`` returns one result per work, the error of that one, or how it goes on, in the engine's
+    thread. ``typical``: whether such a batch takes as long as any of its depth, so that something is learned from its
+    time. ``clock``: seconds, as ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one event
+    loop.
     """
 
     def __init__(
@@ -250,26 +244,10 @@ class Batcher(Generic[Work, Result]):
             self._loop.call_soon(self._wake)
 
     def _wake(self) -> None:
-        """Let the engine's thread look; what has the engine for itself and is quick runs here."""
+        """Let the engine's thread look."""
         self._waking = False
         with self._changed:
-            taken = self._take() if self._runs_here() else None
-            if taken is None:
-                self._changed.notify()
-                return
-        began_s = self._clock()
-        taken, results = self._finished(taken, self._run(taken, began_s) if taken.batch else [], began_s)
-        self._tell(taken, results, began_s, self._clock())
-        if len(self._lanes):
-            # What takes several batches goes on in the engine's thread.
-            with self._changed:
-                self._changed.notify()
-
-    def _runs_here(self) -> bool:
-        entry = None if self._running or self._closed else self._lanes.only()
-        if entry is None or entry.work_s > HERE_S:
-            return False
-        return self._cost.p50_s(entry.depth, self._lanes.bucket(entry.length), entry.runs) <= HERE_S
+            self._changed.notify()
 
     async def idle(self) -> None:
         """Return when nothing waits and nothing runs: at once where that is so. May be awaited by several."""
@@ -319,22 +297,18 @@ class Batcher(Generic[Work, Result]):
         """Wait for work; None when closed."""
         with self._changed:
             while not self._closed:
-                if (taken := self._take()) is not None:
+                now_s = self._clock()
+                self._cost.care = self.care(now_s)
+                taken = self._lanes.take(now_s, self._cost)
+                if taken is not None:
+                    self._running += len(taken.batch) + len(taken.late)
+                    if taken.batch:
+                        runs = sum(entry.runs for entry in taken.batch)
+                        run_s = self._cost.p50_s(taken.depth, taken.length, runs)
+                        self._busy_until_s = now_s + run_s
                     return taken
                 self._changed.wait()
         return None
-
-    def _take(self) -> "Taken[Job[Work, Result]] | None":
-        """What should run now, if anything waits; locked."""
-        now_s = self._clock()
-        self._cost.care = self.care(now_s)
-        taken = self._lanes.take(now_s, self._cost)
-        if taken is not None:
-            self._running += len(taken.batch) + len(taken.late)
-            if taken.batch:
-                runs = sum(entry.runs for entry in taken.batch)
-                self._busy_until_s = now_s + self._cost.p50_s(taken.depth, taken.length, runs)
-        return taken
 
     def _run(
         self, taken: "Taken[Job[Work, Result]]", began_s: float
@@ -409,19 +383,7 @@ class Batcher(Generic[Work, Result]):
         began_s: float,
         ended_s: float,
     ) -> None:
-        """In the event loop: tell everyone what became of a batch that the engine's thread has run."""
-        self._tell(taken, results, began_s, ended_s)
-        if taken.batch:
-            now_s = self._clock()
-            self._lag.observe(now_s - ended_s, now_s, probe=any(entry.payload.probe for entry in taken.batch))
-
-    def _tell(
-        self,
-        taken: "Taken[Job[Work, Result]]",
-        results: Sequence[Result | UnavailableError],
-        began_s: float,
-        ended_s: float,
-    ) -> None:
+        """In the event loop: tell everyone what became of a batch."""
         with self._changed:
             self._running -= len(taken.batch) + len(taken.late)
         if taken.batch:
@@ -430,6 +392,9 @@ class Batcher(Generic[Work, Result]):
             _tell(entry, result, began_s)
         for entry in taken.late:
             _tell(entry, _too_late(entry, began_s), began_s)
+        if taken.batch:
+            now_s = self._clock()
+            self._lag.observe(now_s - ended_s, now_s, probe=any(entry.payload.probe for entry in taken.batch))
         self._note_idle()
 
 

@@ -245,13 +245,6 @@ class Lanes(Generic[Payload]):
         """Seconds of work that wait, as the entries say."""
         return self._shares.all.work_s
 
-    def only(self) -> Entry[Payload] | None:
-        """The entry that waits, if it is the only one."""
-        if len(self) != 1:
-            return None
-        (lane,) = self._lanes.values()
-        return lane.first()[2]
-
     def full(self, client: Client = ANYBODY) -> bool:
         """Whether no further entry of a client may wait: the queue is full, and the client has its part of it."""
         return len(self) >= self.max_queue and self._shares.has_its_part(client, self.max_queue)

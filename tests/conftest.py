@@ -43,12 +43,6 @@ CATEGORIES = ("comedy", "drama", "space", "western")
 MakeBundle = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _engine_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything runs in the engine's thread, where a test can hold it, unless a test says otherwise."""
-    monkeypatch.setattr("fathom.runtime.batcher.HERE_S", 0.0)
-
-
 def _unit_rows(values: np.ndarray) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from fathom.errors import DeadlineError, OverloadError, UnavailableError
-from fathom.runtime.batcher import Again, Batcher
+from fathom.runtime.batcher import Batcher
 from fathom.runtime.cost import DEMAND_S, CostModel, Line
 from fathom.runtime.lanes import Lanes
 
@@ -21,9 +21,6 @@ class Bench:
     def __init__(self) -> None:
         self.now_s = 100.0
         self.batches: list[list[int]] = []
-        self.threads: list[int] = []
-        #: Works that go on, once, with the next number.
-        self.again: set[int] = set()
         self.entered = threading.Semaphore(0)
         self.free = threading.Event()
         self.free.set()
@@ -31,14 +28,13 @@ class Bench:
         cost = CostModel({(4, 16): Line(0.0, COST_S)}, tail=0.0)
         self.batcher: Batcher[int, int] = Batcher(lanes, cost, self.serve, clock=lambda: self.now_s)
 
-    def serve(self, _depth: int, works: list[int]) -> list[int | Again[int]]:
+    def serve(self, _depth: int, works: list[int]) -> list[int]:
         self.batches.append(works)
-        self.threads.append(threading.get_ident())
         self.entered.release()
         assert self.free.wait(30)
         if 13 in works:
             raise RuntimeError("bad luck")
-        return [Again(lambda _, work=work: (work + 1, 1)) if work in self.again else 2 * work for work in works]
+        return [2 * work for work in works]
 
     def ask(self, work: int, deadline_s: float | None = None) -> asyncio.Task[tuple[int, float]]:
         call = self.batcher.run(work, depth=4, length=5, arrival_s=self.now_s, deadline_s=deadline_s)
@@ -273,54 +269,3 @@ async def test_an_idle_engine_may_try_what_the_estimates_refuse_and_they_believe
     work = {"depth": 4, "length": 5, "arrival_s": bench.now_s, "deadline_s": bench.now_s + time_s}
     assert await bench.batcher.run(1, **work, probe=True) == (2, bench.now_s)
     assert bench.batcher.p99_s(4, 5) < time_s
-
-
-async def test_a_quick_request_that_has_the_engine_for_itself_runs_in_the_event_loop(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = threading.get_ident()
-    monkeypatch.setattr("fathom.runtime.batcher.HERE_S", COST_S)
-    assert await bench.ask(1) == (2, 100.0)
-    assert await asyncio.gather(bench.ask(2), bench.ask(3)) == [(4, 100.0), (6, 100.0)]
-    monkeypatch.setattr("fathom.runtime.batcher.HERE_S", COST_S / 2)
-    assert await bench.ask(4) == (8, 100.0)
-    assert bench.batches == [[1], [2, 3], [4]]
-    assert [thread == here for thread in bench.threads] == [True, False, False]
-    assert not bench.batcher.waiting
-    assert not bench.batcher.running
-
-
-async def test_nothing_runs_in_the_event_loop_while_the_engine_runs(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = await bench.hold()
-    monkeypatch.setattr("fathom.runtime.batcher.HERE_S", COST_S)
-    second = bench.ask(2)
-    await bench.until_waiting(1)
-    bench.free.set()
-    assert [await first, await second] == [(2, 100.0), (4, 100.0)]
-    assert bench.threads[0] == bench.threads[1] != threading.get_ident()
-
-
-async def test_what_fails_or_is_late_in_the_event_loop_concerns_itself_only(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fathom.runtime.batcher.HERE_S", COST_S)
-    with pytest.raises(UnavailableError, match="the engine failed at depth 4"):
-        await bench.ask(13)
-    with pytest.raises(DeadlineError, match="not enough for depth 4"):
-        await bench.ask(1, deadline_s=bench.now_s + COST_S / 4)
-    assert await bench.ask(1) == (2, 100.0)
-    assert set(bench.threads) == {threading.get_ident()}
-    await bench.batcher.idle()
-
-
-async def test_what_takes_several_batches_goes_on_in_the_engines_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fathom.runtime.batcher.HERE_S", COST_S)
-    bench = Bench()
-    bench.again = {5}
-    bench.batcher.start()
-    assert await bench.ask(5) == (12, 100.0)
-    assert bench.batches == [[5], [6]]
-    assert [thread == threading.get_ident() for thread in bench.threads] == [True, False]
-    bench.batcher.close()

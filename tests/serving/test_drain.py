@@ -23,11 +23,9 @@ import sys
 from pathlib import Path
 sys.path.append(sys.argv[2])
 from fake_engine import FakeEngine
-from fathom.runtime import batcher
 from fathom.serving import server
 from fathom.serving.config import load_settings
 
-batcher.HERE_S = 0.0  # it is held in its own thread
 warm = False
 
 def hold(batch, depth):
