@@ -12,7 +12,15 @@ from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadErr
 from fathom.selector.certificate import Certificate, Claim
 from fathom.selector.choice import Choice, DepthReason, DepthRequest, Estimates
 from fathom.selector.monitor import Monitor
-from fathom.selector.policy import CertifiedRouting, DepthPolicy, FixedDepth, MostPopular, PolicyName, ProfileRule
+from fathom.selector.policy import (
+    NOTHING_CERTIFIED,
+    CertifiedRouting,
+    DepthPolicy,
+    FixedDepth,
+    MostPopular,
+    PolicyName,
+    ProfileRule,
+)
 
 #: How many times a deeper depth than the shallowest must leave time for the queue. At twice the load that the deepest
 #: depth can bear, 4 answers far more requests in time than 1 (docs/log.md).
@@ -29,8 +37,8 @@ MOST_WAIT_S = 2.0
 class DepthChooser:
     """Chooses for one bundle and the depths that it serves: its engine's, and 0 where it has a counting exit.
 
-    auto: as certified for the depths that the profile allows, without a certificate by the profile's rule. certified:
-    the same, without a certificate the deepest depth. rule: always the rule. deepest: always the deepest depth.
+    auto: as certified for the depths that the profile allows, the deepest depth where nothing is certified. certified:
+    the same, and ``require`` refuses a profile without. rule: the profile's rule. deepest: always the deepest depth.
     ``alpha``: the probability that a monitor ever raises its alarm wrongly.
     """
 
@@ -107,6 +115,17 @@ class DepthChooser:
         depths = profile.depths
         return self._policies.get(depths) or self._policies.setdefault(depths, self._new_policy(profile))
 
+    def claims(self, profile: DeviceProfile) -> list[Claim]:
+        """What was tested for the depths of a profile that are served: with depth 0, and without.
+
+        The first that holds is followed where the policy allows it.
+        """
+        if self._certificate is None:
+            return []
+        depths = self._allowed(profile)
+        found = map(self._certificate.claim, dict.fromkeys((depths, tuple(filter(None, depths)))))
+        return [claim for claim in found if claim is not None]
+
     def require(self, profile: DeviceProfile) -> None:
         """Raises ConfigError where the policy is ``certified`` and nothing is certified for this profile."""
         if self._policy == "certified" and not self.policy(profile).certified:
@@ -126,19 +145,22 @@ class DepthChooser:
             raise NotFoundError(f"depth {fixed} is not served here; served: {_list(self._served)}")
         return self._fixed[fixed]
 
+    def _allowed(self, profile: DeviceProfile) -> tuple[int, ...]:
+        return tuple(depth for depth in profile.depths if depth in self._served)
+
     def _new_policy(self, profile: DeviceProfile) -> DepthPolicy:
-        allowed_depths = tuple(depth for depth in profile.depths if depth in self._served)
-        depths = tuple(filter(None, allowed_depths))
+        depths = tuple(filter(None, self._allowed(profile)))
         if not depths:
             allowed, served = _list(profile.depths), _list(self._served)
             raise NotFoundError(f"profile {profile.name} allows depths {allowed}, but this bundle serves {served}")
-        if self._policy in ("auto", "certified") and self._certificate is not None:
-            # With depth 0 where that is certified, else without.
-            for covered in dict.fromkeys((allowed_depths, depths)):
-                claim = self._certificate.claim(covered)
-                if claim is not None and claim.routing is not None:
-                    return CertifiedRouting(claim.routing, self._monitor(claim))
-        return ProfileRule(depths) if self._policy in ("auto", "rule") else DepthPolicy(depths)
+        if self._policy == "rule":
+            return ProfileRule(depths)
+        if self._policy == "deepest":
+            return DepthPolicy(depths)
+        for claim in self.claims(profile):
+            if claim.routing is not None:
+                return CertifiedRouting(claim.routing, self._monitor(claim))
+        return DepthPolicy(depths, NOTHING_CERTIFIED)
 
     def _monitor(self, claim: Claim) -> Monitor | None:
         # Profiles that allow different depths may share a claim: those that are served.

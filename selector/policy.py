@@ -9,29 +9,32 @@ from fathom.selector.monitor import Monitor
 from fathom.selector.routing import Cascade, Mixture, Routing, Rule, coin
 
 PolicyName = Literal["auto", "certified", "rule", "deepest"]
+NOTHING_CERTIFIED = " (nothing else is certified)"
 
 
 class DepthPolicy:
     """Always the deepest of ``depths``: those that a profile allows and the engine serves, ascending, at least one.
 
-    Depth 0, which needs no engine, is not among them, but where it is all that there is.
+    Depth 0, which needs no engine, is not among them, but where it is all that there is. ``note``: what its words end
+    with.
     """
 
     certified = False
     monitor: Monitor | None = None
 
-    def __init__(self, depths: tuple[int, ...]) -> None:
+    def __init__(self, depths: tuple[int, ...], note: str = "") -> None:
         self.depths = depths
         self.deepest = depths[-1]
+        self._note = note
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth that a request should get."""
-        why = f"depth {self.deepest} is the deepest for {request.profile.tier}"
+        why = f"depth {self.deepest} is the deepest for {request.profile.tier}{self._note}"
         return Choice(self.deepest, DepthReason.DEEPEST, why)
 
     def words(self, profile: DeviceProfile) -> str:  # noqa: ARG002
         """The policy in a few words."""
-        return f"always depth {self.deepest}"
+        return f"always depth {self.deepest}{self._note}"
 
 
 class FixedDepth(DepthPolicy):

@@ -90,10 +90,10 @@ class ServerSettings(BaseModel):
     )
     policy: Literal["auto", "certified", "rule", "deepest"] = Field(
         default="auto",
-        description="How depths are chosen. `auto`: as the bundle's certificate says for the profile's depths, or by"
-        " the profile's rule if there is none; `certified`: the same, but the deepest depth if there is none, and the"
-        " server refuses to start if there is none for its own profile; `rule`: always by the rule; `deepest`: always"
-        " the profile's deepest depth.",
+        description="How depths are chosen; `auto` is as certified, and the deepest depth where nothing is certified."
+        " That holds for each profile's depths. `certified`: the same, but the server refuses to start if nothing is"
+        " certified for its own profile; `rule`: by the profile's threshold of complexity, certified or not; `deepest`:"
+        " always the profile's deepest depth. Deadlines and queues may demand a shallower one.",
     )
     feedback_share: float = Field(
         default=0.01,

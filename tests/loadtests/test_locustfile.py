@@ -80,4 +80,4 @@ def test_the_replayer_measures_the_real_server(address: str, trace: Path) -> Non
     assert report.bundle.startswith("synthetic ")
     assert report.transport in ("core", "aio")
     assert sum(report.depths.values()) == report.requests
-    assert set(report.reasons) <= {"simple", "complex", "deadline"}
+    assert set(report.reasons) <= {"deepest", "deadline"}

@@ -46,11 +46,11 @@ def known_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def live(bundle: Bundle, *, reuse_mb: float = 0) -> Pipeline:
-    """A pipeline whose catalogue may change, as a server opens it."""
+    """A pipeline whose catalogue may change, as a server opens it; its depths depend on the requests."""
     width = bundle.vectors.width
     catalogue = LiveCatalogue(bundle, encoder=ENCODER if width == 8 else SeededEncoder(width))
     engine = open_engine(replace(bundle, vectors=catalogue.vectors), incremental=reuse_mb > 0)
-    return Pipeline(bundle, engine, catalogue=catalogue, settings=PipelineSettings(reuse_mb=reuse_mb))
+    return Pipeline(bundle, engine, catalogue=catalogue, settings=PipelineSettings(reuse_mb=reuse_mb, policy="rule"))
 
 
 def in_precision(bundle: Bundle, precision: ItemPrecision) -> Bundle:

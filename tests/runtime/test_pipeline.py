@@ -108,18 +108,19 @@ async def test_only_the_newest_items_are_used_but_all_count_as_seen(bundle: Bund
     assert len(answer.indices) == 25
 
 
-async def test_the_selector_decides_within_the_profile(pipeline: Pipeline) -> None:
-    depths = {(await pipeline.recommend(query(range(n)))).choice.depth for n in (1, 20)}
-    assert depths == {CLOUD.shallow, CLOUD.deep}
-    mobile = await pipeline.recommend(query(range(20), profile=load_profile("mobile")))
-    assert mobile.choice.depth in (4, 8)
+async def test_the_selector_decides_within_the_profile(bundle: Bundle, pipeline: Pipeline) -> None:
+    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS), settings=PipelineSettings(policy="rule")) as rule:
+        depths = {(await rule.recommend(query(range(n)))).choice.depth for n in (1, 20)}
+        assert depths == {CLOUD.shallow, CLOUD.deep}
+    for profile in (CLOUD, load_profile("mobile")):
+        assert (await pipeline.recommend(query(range(1), profile=profile))).choice.depth == profile.depths[-1]
     with pytest.raises(NotFoundError, match="depth 5"):
         await pipeline.recommend(query(depth=5))
 
 
 async def test_a_tight_deadline_takes_a_shallower_depth_and_too_tight_a_one_none(pipeline: Pipeline) -> None:
     answer = await pipeline.recommend(query(range(20), deadline_s=time.monotonic() + 3600))
-    assert answer.choice.reason is DepthReason.COMPLEX
+    assert answer.choice.reason is DepthReason.DEEPEST
     with pytest.raises(DeadlineError):
         await pipeline.recommend(query(range(20), profile=NETWORK, deadline_s=time.monotonic() + 0.001))
     with pytest.raises(DeadlineError, match="passed"):

@@ -90,7 +90,7 @@ def bundle(certified_bundle: Path) -> Bundle:
     ("policy", "profile", "reasons"),
     [
         ("auto", CLOUD, {DepthReason.CERTIFIED}),
-        ("auto", EDGE, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
+        ("auto", EDGE, {DepthReason.DEEPEST}),
         ("certified", CLOUD, {DepthReason.CERTIFIED}),
         ("certified", EDGE, {DepthReason.DEEPEST}),
         ("rule", CLOUD, {DepthReason.SIMPLE, DepthReason.COMPLEX}),
@@ -115,9 +115,13 @@ def test_every_policy_decides_as_it_says(
     assert fixed.why == "depth 8 was requested"
 
 
-def test_without_a_certificate_auto_is_the_rule_and_certified_refuses_to_start() -> None:
+def test_without_a_certificate_auto_is_the_deepest_depth_and_certified_refuses_to_start() -> None:
     auto, certified = (chooser(policy=policy) for policy in ("auto", "certified"))
-    assert auto.choose(request(0.1)).reason is DepthReason.SIMPLE
+    choice = auto.choose(DepthRequest(CLOUD, ITEMS, never))
+    assert (choice.depth, choice.reason) == (16, DepthReason.DEEPEST)
+    assert choice.why == "depth 16 is the deepest for cloud (nothing else is certified)"
+    assert auto.policy(CLOUD).words(CLOUD) == "always depth 16 (nothing else is certified)"
+    assert chooser(policy="deepest").policy(CLOUD).words(CLOUD) == "always depth 16"
     auto.require(CLOUD)
     with pytest.raises(ConfigError, match="nothing is certified for the depths of profile cloud-cpu"):
         certified.require(CLOUD)
@@ -137,6 +141,20 @@ def test_a_depth_that_is_not_served_is_not_found(policy: PolicyName) -> None:
 def test_a_claim_is_only_for_exactly_its_depths(bundle: Bundle) -> None:
     assert chooser(bundle.certificate).policy(CLOUD).certified
     assert not chooser(bundle.certificate, (4, 8, 12)).policy(CLOUD).certified
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_a_profile_whose_claim_does_not_hold_gets_its_deepest_depth_and_never_the_rule(profile: DeviceProfile) -> None:
+    sets = {each.depths[1:] for each in PROFILES}
+    claims = tuple(Claim(depths, "mixture", 0.01, 100, needed=500) for depths in sets)
+    tested = replace(certificate(Mixture("mixture", DEPTHS, (1.0, 0.0, 0.0, 0.0))), claims=claims)
+    choice = chooser(tested, COUNTED).choose(DepthRequest(profile, ITEMS, never))
+    assert (choice.depth, choice.reason) == (profile.depths[-1], DepthReason.DEEPEST)
+
+
+@pytest.mark.parametrize(("time_s", "depth"), [(math.inf, 16), (0.030, 16), (0.018, 12), (0.015, 8), (0.006, 4)])
+def test_without_a_certificate_depth_still_falls_as_time_runs_out(time_s: float, depth: int) -> None:
+    assert chooser().choose(DepthRequest(CLOUD, ITEMS, never, estimates=Clock(time_s))).depth == depth
 
 
 def test_profiles_whose_served_depths_are_the_same_share_a_monitor_and_each_is_named_by_its_own_tier() -> None:

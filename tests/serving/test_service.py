@@ -22,8 +22,7 @@ def test_an_answer_says_what_was_recommended_at_which_depth_and_why(stub: Stub) 
     scores = [item.score for item in answer.items]
     assert scores == sorted(scores, reverse=True)
     assert all(-1.001 <= score <= 1.001 for score in scores)
-    assert answer.depth in (8, 12)
-    assert answer.reason in (pb.DEPTH_REASON_SIMPLE, pb.DEPTH_REASON_COMPLEX)
+    assert (answer.depth, answer.reason) == (12, pb.DEPTH_REASON_DEEPEST)
     assert f"depth {answer.depth}" in answer.why
     assert (answer.history_used, answer.unknown_items) == (3, 0)
     assert answer.timings.total_us >= answer.timings.engine_us > 0
@@ -48,13 +47,11 @@ def test_a_request_can_fix_its_depth(stub: Stub, depth: int) -> None:
     assert (answer.depth, answer.reason) == (depth, pb.DEPTH_REASON_FIXED)
 
 
-@pytest.mark.parametrize(
-    ("profile", "depths"), [("mobile", {4, 8}), ("edge", {8, 12}), ("cloud", {12, 16}), ("", {12, 16})]
-)
-def test_each_tier_answers_at_its_own_depths(stub: Stub, profile: str, depths: set[int]) -> None:
+@pytest.mark.parametrize(("profile", "depth"), [("mobile", 8), ("edge", 12), ("cloud", 16), ("", 16)])
+def test_without_a_certificate_each_tier_answers_at_its_deepest_depth(stub: Stub, profile: str, depth: int) -> None:
     histories = [[f"item-{i * step % 50}" for i in range(length)] for length in (1, 5, 20) for step in (1, 7)]
     answers = [stub.Recommend(pb.RecommendRequest(item_ids=each, profile=profile), timeout=10) for each in histories]
-    assert {answer.depth for answer in answers} <= depths
+    assert {answer.depth for answer in answers} == {depth}
 
 
 def test_filters_decide_what_may_be_returned(stub: Stub) -> None:
