@@ -357,7 +357,7 @@ def _read_contents(path: Path, manifest: Manifest) -> _Contents:
     if (transitions < 0).any() or (transitions > _LARGEST_ENTROPY).any():
         raise BundleError(f"{path / TRANSITIONS_FILE}: an entropy that is negative or too large; {REBUILD}")
     tables = SelectorTables.build(popularity, vectors, transitions)
-    certificate = _certificate(path, manifest, read) if CERTIFICATE_FILE in manifest.files else None
+    certificate = read_certificate(path, manifest)
     selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
     counting, encoder = _counting(path, manifest, popularity, read), _text_encoder(path, manifest, read)
     return catalogue, vectors, popularity, tables, selector, certificate, counting, encoder
@@ -398,11 +398,17 @@ def _selector(file: Path, data: bytes) -> ComplexityModel:
         raise BundleError(str(error)) from None
 
 
-def _certificate(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -> Certificate:
-    """A promise about other files, or about depths that run something else, is refused."""
+def read_certificate(path: Path, manifest: Manifest) -> Certificate | None:
+    """The certificate of a bundle folder with this manifest; None where it has none.
+
+    Raises BundleError, for a promise about other files or about depths that run something else too.
+    """
+    if CERTIFICATE_FILE not in manifest.files:
+        return None
     file = path / CERTIFICATE_FILE
     try:
-        certificate = Certificate.parse(read(CERTIFICATE_FILE), where=str(file))
+        data = read_listed(path, CERTIFICATE_FILE, manifest.files[CERTIFICATE_FILE])
+        certificate = Certificate.parse(data, where=str(file))
     except BundleError:
         raise
     except ArtefactError as error:

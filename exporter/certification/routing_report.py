@@ -23,6 +23,7 @@ from fathom.exporter.certification.routing_curves import (
     policies,
     static_curve,
 )
+from fathom.exporter.certification.routing_table import percent
 from fathom.files import write_bytes, write_json
 from fathom.importance.report.html import document
 from fathom.selector.certificate import Certificate, Claim
@@ -256,11 +257,6 @@ def certificate_rows(certificate: Certificate) -> list[list[str]]:
     if certificate.merged:
         rows.append(["merged", SAME_CASE, f"{certificate.merged:,}", "", ""])
     return rows
-
-
-def percent(share: float) -> str:
-    """Not rounded to whole ones: 99.5 % is no promise of 100 %."""
-    return f"{100 * share:.10g} %"
 
 
 def bucket_rows(claim: Claim, eps: float) -> list[list[str]]:

@@ -37,10 +37,10 @@ from fathom.exporter.certification.routing_report import (
     certificate_rows,
     draw,
     make_report,
-    percent,
     what_is_needed,
     write_report,
 )
+from fathom.exporter.certification.routing_table import percent
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, version_of

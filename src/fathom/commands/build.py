@@ -54,5 +54,5 @@ def build(
         return
     show_ranking(work.folder / "ranking.json")
     show.table("Quality on the test items, 95 % intervals over users", evaluation["table"])
-    show_bundle(manifest)
+    show_bundle(out)
     show.out.print(sentence, highlight=False, markup=False)

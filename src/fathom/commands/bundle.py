@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,28 +17,50 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Inspect, verify and slice bundles.", no_args_is_help=True)
 
 
-def show_bundle(manifest: "Manifest", *, as_json: bool = False) -> None:
-    """Print what a manifest says."""
+def bundle_values(bundle: Path) -> dict[str, Any]:
+    """For JSON: a bundle's manifest, and ``routing``, how its profiles are routed."""
+    from fathom.exporter.certification.routing_table import routing_rows
+    from fathom.runtime.bundle import read_certificate, read_manifest
+
+    manifest = read_manifest(bundle)
+    rows = routing_rows(manifest, read_certificate(bundle, manifest))
+    return manifest.model_dump(mode="json") | {"routing": [asdict(row) for row in rows]}
+
+
+def show_bundle(bundle: Path, *, as_json: bool = False) -> None:
+    """Print what a bundle's manifest and certificate say."""
     from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows
+    from fathom.runtime.bundle import read_manifest
 
     if as_json:
-        show.print_json(manifest.model_dump(mode="json"))
+        show.print_json(bundle_values(bundle))
         return
+    manifest = read_manifest(bundle)
     show.facts("Bundle", [(name, value) for name, value in fact_rows(manifest)])
     show.table("Depths", depth_rows(manifest))
     if manifest.strategy_evidence:
         show.table("Plans on validation items (* is shipped)", evidence_rows(manifest))
+    _show_routing(bundle, manifest)
+
+
+def _show_routing(bundle: Path, manifest: "Manifest") -> None:
+    from fathom.exporter.certification.routing_table import routing_rows, shortfall, table_rows, title
+    from fathom.runtime.bundle import read_certificate
+
+    certificate = read_certificate(bundle, manifest)
+    rows = routing_rows(manifest, certificate)
+    show.table(title(certificate), table_rows(rows))
+    if missing := shortfall(rows, bundle):
+        show.out.print(missing, highlight=False, markup=False)
 
 
 @app.command("inspect")
 def bundle_inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
-    """What a bundle holds: depths, layers, engines, sizes, parity, where it came from.
+    """What a bundle holds: depths, layers, engines, sizes, parity, where it came from, and how requests are routed.
 
     Example: fathom bundle inspect build/ml-100k/bundle
     """
-    from fathom.runtime.bundle import read_manifest
-
-    show_bundle(read_manifest(bundle), as_json=as_json)
+    show_bundle(bundle, as_json=as_json)
 
 
 @app.command("quality")
@@ -125,7 +147,8 @@ def bundle_slice(
     from fathom.exporter.bundle.slice import slice_bundle
 
     check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
-    show_bundle(slice_bundle(bundle, load_profile(profile), out), as_json=as_json)
+    slice_bundle(bundle, load_profile(profile), out)
+    show_bundle(out, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -167,7 +190,8 @@ def bundle_convert(
     if to == "triton":
         _convert_to_triton(bundle, out, options, as_json=as_json)
     else:
-        show_bundle(_converted(bundle, to, out, options), as_json=as_json)
+        _convert(bundle, to, out, options)
+        show_bundle(out, as_json=as_json)
 
 
 def _convert_to_triton(bundle: Path, out: Path, options: ConvertOptions, *, as_json: bool) -> None:
@@ -181,22 +205,23 @@ def _convert_to_triton(bundle: Path, out: Path, options: ConvertOptions, *, as_j
         print(f"{out}: {', '.join(models)}; ask {models[0]}")
 
 
-def _converted(bundle: Path, to: str, out: Path, options: ConvertOptions) -> "Manifest":
+def _convert(bundle: Path, to: str, out: Path, options: ConvertOptions) -> None:
     if to == "ort":
         from fathom.exporter.formats.ort import convert_to_ort
 
-        return convert_to_ort(bundle, out)
-    if to == "cuda":
+        convert_to_ort(bundle, out)
+    elif to == "cuda":
         from fathom.exporter.formats.cuda import convert_for_cuda
 
-        return convert_for_cuda(bundle, out)
-    if to == "tensorrt-rtx":
+        convert_for_cuda(bundle, out)
+    elif to == "tensorrt-rtx":
         from fathom.exporter.formats.tensorrt import add_plans
 
-        return add_plans(bundle, out, [each.strip() for each in options.gpu.split(",") if each.strip()])
-    from fathom.exporter.formats.executorch import convert_to_executorch
-    from fathom.training.checkpoint import Checkpoint
+        add_plans(bundle, out, [each.strip() for each in options.gpu.split(",") if each.strip()])
+    else:
+        from fathom.exporter.formats.executorch import convert_to_executorch
+        from fathom.training.checkpoint import Checkpoint
 
-    if options.checkpoint is None:
-        raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
-    return convert_to_executorch(bundle, Checkpoint.load(options.checkpoint), out)
+        if options.checkpoint is None:
+            raise ConfigError("executorch needs --checkpoint: .pte files are made from the network itself")
+        convert_to_executorch(bundle, Checkpoint.load(options.checkpoint), out)

@@ -9,14 +9,12 @@ import typer
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands.bundle import show_bundle
-from fathom.commands.options import AsJson, Data, Out, need_training, takes
+from fathom.commands.options import DELTA, EPS, AsJson, Data, Out, need_training, takes
 from fathom.errors import ConfigError, DataError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
-    from fathom.exporter.certification.families import Family
     from fathom.exporter.engines.precision import Bits
-    from fathom.runtime.bundle import Bundle
     from fathom.selector.certificate import Certificate
     from fathom.training.checkpoint import Checkpoint
 
@@ -100,15 +98,15 @@ def export(
     arguments = bits.arguments(loaded) | {"name": name or str(dataset.meta["name"]), "every_length": every_length}
     with Activity("export") as activity:
         made_for = DepthPlan.load(plan) if plan else None
-        manifest = write_bundle(loaded, dataset, out, plan=made_for, progress=activity.update, **arguments)
-    show_bundle(manifest, as_json=as_json)
+        write_bundle(loaded, dataset, out, plan=made_for, progress=activity.update, **arguments)
+    show_bundle(out, as_json=as_json)
 
 
 def certify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the certificate is written into it.")],
     data: Data,
-    eps: Annotated[float, typer.Option(help="Allowed loss of NDCG@10, relative to the deepest depth.")] = 0.05,
-    delta: Annotated[float, typer.Option(help="Probability that the certificate is wrong.")] = 0.05,
+    eps: Annotated[float, typer.Option(help="Allowed loss of NDCG@10, relative to the deepest depth.")] = EPS,
+    delta: Annotated[float, typer.Option(help="Probability that the certificate is wrong.")] = DELTA,
     policy: Annotated[
         Literal["mixture", "rule", "learned", "cascade"], typer.Option(help="Family of routing policies.")
     ] = "mixture",
@@ -146,16 +144,17 @@ def certify(
 
 def _certify(bundle: Path, data: Path, profiles: list[str] | None, report: Path | None, **test: Any) -> "Certificate":
     from fathom.exporter.certification.certify import certify, measure_bundle, write_certificate
+    from fathom.exporter.certification.depth_sets import depth_sets
     from fathom.exporter.certification.routing_report import make_report, write_report
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
     opened, dataset = Bundle.open(bundle), Dataset.load(data)
-    depth_sets = _depth_sets(opened, profiles, test["family"])
+    sets = depth_sets(opened, profiles or (), test["family"])
     with Activity("certify") as activity:
         measured = measure_bundle(opened, dataset, progress=activity.update)
         activity.update("testing routings")
-        certificate = certify(opened, measured, depth_sets=depth_sets, **test)
+        certificate = certify(opened, measured, depth_sets=sets, **test)
         if report is not None:
             activity.update("judging every policy against static depths")
             write_report(make_report(opened.manifest.name, measured), certificate, report)
@@ -164,24 +163,10 @@ def _certify(bundle: Path, data: Path, profiles: list[str] | None, report: Path 
     return certificate
 
 
-def _depth_sets(bundle: "Bundle", profiles: list[str] | None, family: "Family") -> list[tuple[int, ...]]:
-    """The sets of depths that there is a choice from, with depth 0 and without, the largest first."""
-    from fathom.edge_profiles.profile import load_profile, profile_names
-    from fathom.exporter.certification.certify import choosable
-
-    known = choosable(bundle, family)
-    allowed = [load_profile(name).depths for name in profiles or profile_names()]
-    served = [tuple(depth for depth in depths if depth in known) for depths in allowed]
-    served += [tuple(filter(None, depths)) for depths in served]
-    sets = sorted({depths for depths in served if len(depths) > 1}, key=lambda depths: (-len(depths), depths))
-    if not sets:
-        raise ConfigError(f"{bundle.path}: no profile given has two of its depths; there is nothing to choose from")
-    return sets
-
-
 def show_certificate(certificate: "Certificate") -> None:
     """A table of the claims, and of each claim's parts of the users."""
-    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows, percent
+    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows
+    from fathom.exporter.certification.routing_table import percent
 
     eps, delta = certificate.eps, certificate.delta
     title = f"At least {percent(1 - eps)} of the deepest depth's NDCG@10, confidence {percent(1 - delta)}"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fathom.training.presets import TrainConfig
 
 DEFAULT_PRESET = "ml-100k"
+#: Of certificates: the loss that they allow, and the probability that they are wrong.
+EPS, DELTA = 0.05, 0.05
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]

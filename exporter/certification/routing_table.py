@@ -1,0 +1,110 @@
+"""How a server routes the requests of each profile, what was certified of it, and how many users more would take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from fathom.edge_profiles.profile import load_profile, profile_names
+from fathom.runtime.manifest import Manifest
+from fathom.selector.certificate import Certificate
+from fathom.selector.chooser import DepthChooser
+
+HEADER = ["profile", "depths", "routing", "kept", "agreement", "saved", "users", "more users"]
+
+
+@dataclass(frozen=True)
+class RoutingRow:
+    """Profiles that a bundle routes alike: those whose depths it serves are the same.
+
+    ``depths``: those that it chooses from, ascending. ``routing``: in words. ``kept``, ``agreement``, ``saved``,
+    ``users``, ``needed``: as its claim says; all None where nothing was tested for these depths.
+    """
+
+    profiles: tuple[str, ...]
+    depths: tuple[int, ...]
+    routing: str
+    certified: bool
+    kept: float | None = None
+    agreement: float | None = None
+    saved: float | None = None
+    users: int | None = None
+    needed: int | None = None
+
+    @property
+    def cells(self) -> list[str]:
+        """As text, in the order of ``HEADER``."""
+        shares = ["" if share is None else f"{share:.1%}" for share in (self.kept, self.agreement, self.saved)]
+        users = "" if self.users is None else f"{self.users:,}"
+        depths = " ".join(map(str, self.depths))
+        return [_short(self.profiles), depths, self.routing, *shares, users, self._more_users()]
+
+    def _more_users(self) -> str:
+        if self.users is None:
+            return "not tested"
+        if self.certified:
+            return ""
+        return "would not help" if self.needed is None else f"about {self.needed:,}"
+
+
+def routing_rows(manifest: Manifest, certificate: Certificate | None) -> list[RoutingRow]:
+    """A row for the profiles that come with Fathom and share a depth with the bundle, by the depths that it serves."""
+    chooser = DepthChooser(certificate, manifest.served_depths, policy="auto", alpha=0.01)
+    profiles = [load_profile(name) for name in profile_names()]
+    served = {
+        profile.name: tuple(depth for depth in profile.depths if depth in manifest.served_depths)
+        for profile in profiles
+        if set(profile.depths) & set(manifest.depths)
+    }
+    alike = groupby(sorted(served, key=lambda name: (served[name], name)), key=served.__getitem__)
+    return [_row(chooser, tuple(names), depths) for depths, names in alike]
+
+
+def _row(chooser: DepthChooser, names: tuple[str, ...], depths: tuple[int, ...]) -> RoutingRow:
+    profile = load_profile(names[0])
+    policy, claims = chooser.policy(profile), chooser.claims(profile)
+    if not claims:
+        return RoutingRow(names, depths, f"not certified: depth {policy.deepest}", certified=False)
+    claim = next((claim for claim in claims if claim.routing is not None), claims[0])
+    routing = f"not certified: depth {policy.deepest}" if claim.routing is None else claim.routing.words
+    figures = (claim.kept, claim.agreement, claim.saved, claim.users, claim.needed)
+    return RoutingRow(names, claim.depths, routing, policy.certified, *figures)
+
+
+def table_rows(rows: Sequence[RoutingRow]) -> list[list[str]]:
+    """Rows of text, the header first."""
+    return [HEADER, *(row.cells for row in rows)]
+
+
+def title(certificate: Certificate | None) -> str:
+    """What is promised of every routing that is certified."""
+    if certificate is None or not certificate.certified:
+        return "Routing"
+    least, confidence = percent(1 - certificate.eps), percent(1 - certificate.delta)
+    return f"Routing: at least {least} of the deepest depth's NDCG@10, confidence {confidence}"
+
+
+def shortfall(rows: Sequence[RoutingRow], bundle: Path) -> str:
+    """Where nothing is certified: what it would take, in one line; else nothing."""
+    if any(row.certified for row in rows):
+        return ""
+    tested = [row for row in rows if row.users is not None]
+    if not tested:
+        return f"nothing is certified: run `fathom certify {bundle} --data DATASET`"
+    near = min(tested, key=lambda row: row.needed or 1 << 62)
+    if near.needed is None:
+        return "nothing is certified, and more users would not help: the next shallower depth already loses too much"
+    return f"nothing is certified: that would take about {near.needed:,} test users, and there are {near.users:,}"
+
+
+def percent(share: float) -> str:
+    """Not rounded to whole ones: 99.5 % is no promise of 100 %."""
+    return f"{100 * share:.10g} %"
+
+
+def _short(names: tuple[str, ...]) -> str:
+    """Names of profiles, or the tier's where all of its profiles are among them."""
+    profiles = [load_profile(name) for name in profile_names()]
+    tiers = {profile.tier for profile in profiles}
+    whole = sorted(tier for tier in tiers if {each.name for each in profiles if each.tier == tier} <= set(names))
+    return ", ".join([*whole, *(name for name in names if load_profile(name).tier not in whole)])
