@@ -1,6 +1,7 @@
 """`fathom build`, as a whole: it ends in a bundle that serves, runs only what changed, and survives kill -9."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ from typing import TextIO
 import pytest
 from in_process import fathom
 
+from fathom.building import build as building
 from fathom.building.build import exported
 from fathom.client import Client
-from fathom.exporter.bundle.derive import rewrite
+from fathom.errors import ConfigError
+from fathom.exporter.bundle.derive import derive_bundle, rewrite
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.exporter.certification.certify import answering_files, write_certificate
 from fathom.exporter.planning.plan import DepthPlan
@@ -23,7 +26,7 @@ from fathom.files import sha256_tree
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import DeviceCheck, depth_digests
+from fathom.runtime.manifest import CERTIFICATE_FILE, DeviceCheck, depth_digests
 from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
@@ -152,9 +155,17 @@ def test_a_second_build_redoes_and_loses_nothing_and_says_what_a_new_export_drop
     engine.write_bytes(engine.read_bytes()[:-1])
     result = fathom(*arguments(tiny_csv, folder / "bundle"))
     printed, said = json.loads(result.stdout), " ".join(result.stderr.split())
+    assert printed["ran"] == ["export", "certify"]
+    assert said.count("so its fit for a profile and signature no longer held and went") == 1
+
+    for key in folder.glob("*.pem"):
+        key.unlink()
+    add(folder / "bundle")
+    engine.write_bytes(engine.read_bytes()[:-1])
+    result = fathom(*arguments(tiny_csv, folder / "bundle"), "--no-certify")
+    printed, said = json.loads(result.stdout), " ".join(result.stderr.split())
     assert printed["ran"] == ["export"]
-    dropped = "so its certificate and fit for a profile and signature no longer held and went"
-    assert said.count(dropped) == 1
+    assert said.count("so its certificate and fit for a profile and signature no longer held and went") == 1
     assert f"fathom certify {folder / 'bundle'} --data {folder / 'dataset'};" in said
     with Bundle.open(folder / "bundle") as bundle:
         assert bundle.certificate is None
@@ -173,16 +184,74 @@ def test_a_bundle_that_was_edited_or_sealed_by_hand_is_not_current(tiny_build: P
 
 def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:
     build(tiny_csv, tmp_path / "bundle")
-    versions = {json.loads((path / "bundle/manifest.json").read_bytes())["version"] for path in (tiny_build, tmp_path)}
-    assert len(versions) == 1
+    assert len({exported(path / "bundle") for path in (tiny_build, tmp_path)}) == 1
+    # Its certificate says when it was made, and what answers cost then.
+    claims = {str(Bundle.open(path / "bundle").certificate.claims) for path in (tiny_build, tmp_path)}
+    assert len(claims) == 1
 
 
-def test_the_bundle_serves_every_tier_at_its_own_depths(tiny_build: Path) -> None:
+def test_too_few_users_certify_nothing_and_the_build_says_how_many_it_would_take(
+    tiny_csv: Path, tiny_build: Path
+) -> None:
+    with Bundle.open(tiny_build / "bundle") as bundle:
+        assert bundle.certificate is not None
+        assert not bundle.certificate.certified
+        needed = min(claim.needed for claim in bundle.certificate.claims if claim.needed is not None)
+    result = fathom("build", tiny_csv, "--preset", "tiny", "--out", tiny_build / "bundle")
+    assert "nothing has changed" in result.stderr
+    line = f"nothing is certified: that would take about {needed:,} test users, and there are"
+    assert line in result.stdout
+    rows = json.loads(fathom(*arguments(tiny_csv, tiny_build / "bundle")).stdout)["routing"]
+    assert [row["routing"] for row in rows] == [f"not certified: depth {depth}" for depth in (8, 12, 16)]
+    assert min(row["needed"] or math.inf for row in rows) == needed
+
+
+def test_a_bundle_without_a_certificate_is_certified_by_the_next_build_and_then_left_alone(
+    tiny_csv: Path, tiny_build: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_build, tmp_path / "copy")
+    bundle = tmp_path / "copy" / "bundle"
+    with Bundle.open(bundle) as opened:
+        derive_bundle(opened, tmp_path / "copy" / "other", drop={CERTIFICATE_FILE})
+    shutil.rmtree(bundle)
+    (tmp_path / "copy" / "other").rename(bundle)
+    assert json.loads(fathom(*arguments(tiny_csv, bundle), "--no-certify").stdout)["ran"] == []
+    assert "nothing is certified: run `fathom certify" in fathom("bundle", "inspect", bundle).stdout
+    assert build(tiny_csv, bundle) == ["certify"]
+    own = ["certify", bundle, "--data", tmp_path / "copy" / "dataset", "--profile", "cloud"]
+    fathom(*own, "--eps", "0.9", "--delta", "0.2")
+    assert build(tiny_csv, bundle) == []
+    (tmp_path / "copy" / "stages.json").write_bytes((tiny_build / "stages.json").read_bytes().replace(b"certify", b"-"))
+    assert build(tiny_csv, bundle) == ["certify"]
+    with Bundle.open(bundle) as opened:
+        assert opened.certificate is not None
+        assert opened.certificate.eps == 0.9
+
+
+def test_where_there_is_nothing_to_choose_from_a_build_is_not_certified_and_does_not_ask_again(
+    tiny_csv: Path, tiny_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "depth_sets", refuse)
+    shutil.copytree(tiny_build, tmp_path / "copy")
+    bundle = tmp_path / "copy" / "bundle"
+    engine = bundle / "engines/depth-16.onnx"
+    engine.write_bytes(engine.read_bytes()[:-1])
+    result = fathom(*arguments(tiny_csv, bundle))
+    assert json.loads(result.stdout)["ran"] == ["export", "certify"]
+    assert result.stderr.count("not certified: there is nothing to choose from\n") == 1
+    assert build(tiny_csv, bundle) == []
+
+
+def refuse(_: Bundle) -> list[tuple[int, ...]]:
+    raise ConfigError("there is nothing to choose from")
+
+
+def test_the_bundle_serves_every_tier_at_its_deepest_depth_where_nothing_is_certified(tiny_build: Path) -> None:
     with running_server(tiny_build / "bundle") as server, Client(server.address) as client:
         assert client.bundle().depths == (0, 4, 8, 12, 16)
-        for tier, depths in {"mobile": {4, 8}, "edge": {8, 12}, "cloud": {12, 16}}.items():
+        for tier, depth in {"mobile": 8, "edge": 12, "cloud": 16}.items():
             answer = client.recommend(["i1", "i4", "i13"], k=5, profile=tier)
-            assert answer.depth in depths
+            assert (answer.depth, answer.reason) == (depth, "deepest")
             assert len(answer.items) == 5
             assert not {item.id for item in answer.items} & {"i1", "i4", "i13"}
             assert str(answer.depth) in answer.why

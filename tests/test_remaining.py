@@ -9,7 +9,7 @@ from fathom.training.train import TrainProgress
 
 CONFIG = preset("ml-100k")
 HEALS = ("heal prefix", "heal nested", "heal permuted-prefix")
-NAMES = ("train", "rank", "plan", *HEALS, "compare", "evaluate", "export")
+NAMES = ("train", "rank", "plan", *HEALS, "compare", "evaluate", "export", "certify")
 
 
 def times(config: TrainConfig, epoch_s: float) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
     dataset -> checkpoint -> ranking.json -> plans/ -> healed/STRATEGY -> comparison.json -> evaluation.json -> bundle
 
+The last stage certifies the bundle.
 All of them lie in one folder beside the bundle, and each is an artefact that the single commands read and write too.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from fathom import artefacts, show
 from fathom.artefacts import BUNDLE, CHECKPOINT, COMPARISON, DATASET, EVALUATION, PLANS, RANKING, check_outputs
 from fathom.building.remaining import Remaining
 from fathom.building.stages import Stage, Stamps
-from fathom.errors import BundleError
+from fathom.edge_profiles.profile import load_profile, profile_names
+from fathom.errors import BundleError, ConfigError, DataError
 from fathom.exporter.bundle.export import export
+from fathom.exporter.certification.certify import certify, measure_bundle, write_certificate
+from fathom.exporter.certification.depth_sets import depth_sets
 from fathom.exporter.planning.compare import compare
 from fathom.exporter.planning.heal import heal
 from fathom.exporter.planning.plan import DepthPlan, Strategy
@@ -50,13 +54,17 @@ _EXPORTING = ["exporter", "runtime", "selector"]
 
 @dataclass(frozen=True)
 class Build:
-    """What to build; ``source``: a name or file of `fathom data prepare`, or a dataset folder that is used as it is."""
+    """What to build; ``source``: a name or file of `fathom data prepare`, or a dataset folder that is used as it is.
+
+    ``risk``: eps and delta of the certificate; None for none.
+    """
 
     source: str
     bundle: Path
     config: TrainConfig
     options: PrepareOptions | None = None
     users: int = 256
+    risk: tuple[float, float] | None = None
 
     @cached_property
     def remaining(self) -> Remaining:
@@ -83,7 +91,7 @@ class Build:
         stamps = Stamps(self.folder / "stages.json")
         stages = self.stages()
         beside = [(stamps.path, artefacts.STAMPS), (self.folder / "ranking.png", artefacts.RANKING_PLOT)]
-        outputs = [(stage.output, stage.kind) for stage in stages]
+        outputs = dict.fromkeys((stage.output, stage.kind) for stage in stages)
         check_outputs(*beside, *outputs, inputs=files_read(self.source, self.options))
         took, ran = stamps.seconds(), []
         for place, stage in enumerate(stages):
@@ -114,6 +122,7 @@ class Build:
             Stage("compare", comparison, COMPARISON, self._compare, [data, *healed], None, _COMPARING),
             Stage("evaluate", evaluation, EVALUATION, self._evaluate, measured, None, ["training"]),
             Stage("export", self.bundle, BUNDLE, self._export, measured, None, _EXPORTING, exported),
+            *([] if self.risk is None else [self._certify_stage(self.risk)]),
         ]
 
     def _prepare_stage(self) -> Stage:
@@ -194,6 +203,8 @@ class Build:
         with Activity(f"export the {winner} plan and verify every engine", self.remaining) as activity:
             checkpoint, name = self._healed(winner), str(dataset.meta["name"])
             dropped = _added(self.bundle)
+            if self.risk is not None:
+                dropped.pop("certificate", None)
             export(checkpoint, dataset, self.bundle, name=name, evidence=evidence, progress=activity.update)
         if dropped:
             commands = (command.format(bundle=self.bundle, data=self.dataset) for command in dropped.values())
@@ -202,17 +213,34 @@ class Build:
                 f" to have that again: {'; '.join(commands)}"
             )
 
+    def _certify_stage(self, risk: tuple[float, float]) -> Stage:
+        settings = [self.config.model_dump(), [load_profile(name).depths for name in profile_names()]]
+        run = partial(self._certify, *risk)
+        return Stage("certify", self.bundle, BUNDLE, run, [self.dataset], settings, _EXPORTING, tested)
+
+    def _certify(self, eps: float, delta: float) -> None:
+        with Bundle.open(self.bundle) as bundle, Activity("certify", self.remaining) as activity:
+            if bundle.certificate is not None:
+                return  # A second test of the same users could be wrong once more.
+            try:
+                sets = depth_sets(bundle)
+                measured = measure_bundle(bundle, Dataset.load(self.dataset), progress=activity.update)
+            except (ConfigError, DataError) as error:
+                show.note(f"not certified: {error}")
+                return
+            write_certificate(bundle, certify(bundle, measured, eps=eps, delta=delta, depth_sets=sets))
+
     def evaluation(self) -> dict[str, Any]:
         """Quality per depth and of the baselines on the test items; ``table``: as rows of text."""
         return read_json(self.folder / "evaluation.json", kind="evaluation", schema_version=EVALUATION_SCHEMA_VERSION)
 
 
 def _to_run(stages: Sequence[Stage], stamps: Stamps) -> list[str]:
-    """The stages that will run: the first, what is stale, and what reads the output of one that will run."""
+    """The stages that will run: the first, what is stale, and what needs the output of one that will run."""
     names: list[str] = []
     changed: set[Path] = set()
     for stage in stages:
-        if not names or not changed.isdisjoint(stage.inputs) or not stamps.current(stage):
+        if not names or not changed.isdisjoint([*stage.inputs, stage.output]) or not stamps.current(stage):
             names.append(stage.name)
             changed.add(stage.output)
     return names
@@ -227,6 +255,12 @@ def exported(bundle: Path) -> str:
         return ""
     files = {name: entry for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}
     return sealed(manifest.model_copy(update={"files": files, "fits": {}})).version
+
+
+def tested(bundle: Path) -> str:
+    """Names what ``certify`` tested, whether anything was certified or not; "" where it has tested nothing."""
+    version = exported(bundle)
+    return version if version and CERTIFICATE_FILE in read_manifest(bundle).files else ""
 
 
 def _added(bundle: Path) -> dict[str, str]:

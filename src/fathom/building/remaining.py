@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fathom.training.train import TrainProgress
 
 #: What the stages that train nothing took in one `make run` on two cores, in epochs of all exits; a guess elsewhere.
-EPOCHS = {"rank": 2.1, "plan": 0.0, "compare": 1.0, "evaluate": 0.3, "export": 3.8}
+EPOCHS = {"rank": 2.1, "plan": 0.0, "compare": 1.0, "evaluate": 0.3, "export": 3.8, "certify": 1.0}
 
 
 @dataclass
