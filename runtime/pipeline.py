@@ -17,13 +17,14 @@ from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import measure
 from fathom.runtime.depth_zero import DepthZero
+from fathom.runtime.drift import DriftWatch
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.estimates import BatcherEstimates
 from fathom.runtime.feedback import Feedback
 from fathom.runtime.futures import settle
-from fathom.runtime.item_filter import Indices, Scores, both
+from fathom.runtime.item_filter import Indices, ItemFilter, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
-from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.live_catalogue import LiveCatalogue, Offer
 from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache, Reused
 from fathom.runtime.query import (
     Answer,
@@ -43,6 +44,7 @@ from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.shares import Client
 from fathom.selector.choice import Choice, DepthReason, DepthRequest
 from fathom.selector.chooser import DepthChooser
+from fathom.selector.drift import FeatureDrift, training_scales
 
 #: Gets an answer, or why there is none.
 Done = Callable[[Answer | Exception], None]
@@ -103,9 +105,16 @@ class Pipeline:
         self._recent = Recent()
         self._zero = None if bundle.counting is None else DepthZero(bundle.counting)
         self._probes: set[asyncio.Task[None]] = set()
+        alpha = self.settings.feedback_alpha
         self.chooser = DepthChooser(
-            bundle.certificate, self.depths, policy=self.settings.policy, alpha=self.settings.feedback_alpha
+            bundle.certificate,
+            self.depths,
+            policy=self.settings.policy,
+            alpha=alpha,
+            recertify=self.settings.recertify == "auto",
         )
+        self.drift = FeatureDrift(training_scales(bundle.complexity), alpha)
+        self._drift_watch = DriftWatch(self.drift, self.catalogue.inspect, self.settings.feedback_share)
         self._feedback: Feedback | None = None
         caches = self.settings.reuse_mb and engine.incremental and self._max_history > 1
         self._cache = PrefixCache(int(self.settings.reuse_mb * 2**20)) if caches else None
@@ -141,7 +150,7 @@ class Pipeline:
             await asyncio.to_thread(self._zero.measure, self._max_history)
         self._batcher = Batcher(lanes, cost, runner.serve, typical=typical)
         self._batcher.start()
-        self._feedback = Feedback(self._batcher, settings.feedback_share)
+        self._feedback = Feedback(self._batcher, settings.feedback_share, self._count_again)
         self._accepting = True
 
     def observe(self, observer: Observer) -> None:
@@ -239,6 +248,8 @@ class Pipeline:
         cache = self._cache
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
         asked = _Asked(query, history, cache, hits, start_s)
+        if query.depth is None and len(ids):
+            self._drift_watch.offer(history)
         choice = self._choose(asked)
         if not choice.depth:
             done(self._count(asked, choice))
@@ -292,7 +303,7 @@ class Pipeline:
         cache = asked.cache
         if cache is not None and result.user is not None and work.hit.user is None:
             cache.put(work.ids, work.timestamps, result.depth, result.user, result.state, asked.query.owner)
-        self._offer(asked.query, work, result, choice)
+        self._offer(asked.query, work, result.depth, result.indices, choice)
         timing = Timing.of(asked.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
         choice = choice.stopped_at(result.depth)
         return self._answer(
@@ -320,10 +331,10 @@ class Pipeline:
             items, scores, reasons = items[left], scores[left], tuple(compress(reasons, left.tolist()))
         return Answer(items, scores, choice, len(history.items), timing, reused, self.catalogue.version, reasons)
 
-    def _offer(self, query: IndexedQuery, work: BatchItem, result: BatchResult, choice: Choice) -> None:
+    def _offer(self, query: IndexedQuery, work: BatchItem, depth: int, given: Indices, choice: Choice) -> None:
         """Offer an answered request for a second run; the certificate covers only those without filters."""
         if self._feedback is not None and choice.agreement_check is not None and not query.is_filtered:
-            self._feedback.offer(work._replace(leave_one_out=None), result, choice.agreement_check)
+            self._feedback.offer(work._replace(leave_one_out=None), depth, given, choice.agreement_check)
 
     def _request(self, asked: _Asked, now_s: float) -> DepthRequest:
         assert self._batcher is not None, "start() comes first"
@@ -366,12 +377,9 @@ class Pipeline:
         """The answer of depth 0; ``queued_s``: since when it has waited for the engine, if it has."""
         assert self._zero is not None, "the chooser was told that depth 0 is not served"
         query, history, began_s = asked.query, asked.history, time.monotonic()
-        keep = filter_of(query, history.seen, self.catalogue)
-        offer = self.catalogue.offer()
-        if offer.mask is not None:
-            keep = replace(keep, mask=offer.mask if keep.mask is None else both(offer.mask, keep.mask))
-        n = len(self.catalogue)
-        keep, arrangement = arrangement_of(query, keep, n)
+        asked_for = filter_of(query, history.seen, self.catalogue)
+        offer, n = self.catalogue.offer(), len(self.catalogue)
+        keep, arrangement = arrangement_of(query, _offered(asked_for, offer), n)
         arranged = None if arrangement is None else (arrangement, self.catalogue)
         indices, scores = self._zero.answer(
             history.items, query.k, keep, began_s, n=n, bonus=offer.boosts, arranged=arranged
@@ -379,12 +387,22 @@ class Pipeline:
         reasons = self._zero.reasons(history.items, indices[:MOST_EXPLAINED]) if query.include_reasons else ()
         waited_s = began_s if queued_s is None else queued_s
         timing = Timing.of(asked.start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
-        if choice.probe:
+        if choice.probe or choice.agreement_check is not None:
             times = history.timestamps if self._uses_timestamps else None
-            probe = asyncio.create_task(self._probe(BatchItem(history.items + 1, times, query.k, keep, None, MISS)))
-            self._probes.add(probe)
-            probe.add_done_callback(self._probes.discard)
+            work = BatchItem(history.items + 1, times, query.k, asked_for)
+            self._offer(query, work, 0, indices, choice)
+            if choice.probe:
+                probe = asyncio.create_task(self._probe(work._replace(keep=keep)))
+                self._probes.add(probe)
+                probe.add_done_callback(self._probes.discard)
         return self._answer(indices, scores, choice, history, timing, reasons=reasons)
+
+    def _count_again(self, work: BatchItem) -> Indices:
+        """The items of depth 0 for a request that was answered at another depth."""
+        assert self._zero is not None, "the certificate covers depth 0, but it is not served"
+        offer, n = self.catalogue.offer(), len(self.catalogue)
+        keep = _offered(work.keep, offer)
+        return self._zero.answer(work.ids - 1, work.k, keep, time.monotonic(), n=n, bonus=offer.boosts)[0]
 
     async def _probe(self, work: BatchItem) -> None:
         """Run a request that has its answer at the shallowest depth, for what that shows of the engine's speed."""
@@ -419,6 +437,13 @@ class Pipeline:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+
+def _offered(keep: ItemFilter, offer: Offer) -> ItemFilter:
+    """What a filter lets through of what may be returned now."""
+    if offer.mask is None:
+        return keep
+    return replace(keep, mask=offer.mask if keep.mask is None else both(offer.mask, keep.mask))
 
 
 def _nothing() -> None:

@@ -1,7 +1,7 @@
 """Settings of a pipeline that are not in the bundle."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
@@ -17,9 +17,11 @@ class PipelineSettings:
     ``max_batch``: requests; ``max_batch_tokens``: requests x padded length. ``patience_ms``: no request lets later
     ones pass for longer. ``calibration_ms``: time for measuring costs at the start, beyond the least that it takes.
     ``retrieval_items``: items that one search scores at a time. ``policy``: see ``DepthChooser``. ``feedback_share``:
-    the share of certified requests that is run at the deepest depth too, when the engine is
-    idle. ``feedback_alpha``: the probability of a false alarm, ever. ``reuse_mb``: memory for the prefix
-    cache, so that returning histories cost only their new items; 0 for none, or if the engine cannot resume.
+    the share of certified requests that is run at the deepest depth too, when the engine is idle, and of requests whose
+    features are compared with the training data. ``feedback_alpha``: the probability of a false alarm, ever; so for the
+    certificate, for features and for certifying again. ``recertify``: whether another routing is certified after an
+    alarm, from second runs. ``reuse_mb``: memory for the prefix cache, so that returning histories cost only their new
+    items; 0 for none, or if the engine cannot resume.
     """
 
     threads: int = 1
@@ -32,6 +34,7 @@ class PipelineSettings:
     policy: PolicyName = "auto"
     feedback_share: float = 0.01
     feedback_alpha: float = 0.01
+    recertify: Literal["auto", "off"] = "off"
     reuse_mb: float = 0.0
 
     def __post_init__(self) -> None:

@@ -39,16 +39,24 @@ class DepthChooser:
 
     auto: as certified for the depths that the profile allows, the deepest depth where nothing is certified. certified:
     the same, and ``require`` refuses a profile without. rule: the profile's rule. deepest: always the deepest depth.
-    ``alpha``: the probability that a monitor ever raises its alarm wrongly.
+    ``alpha``: the probability that a monitor ever raises its alarm wrongly. ``recertify``: whether monitors may certify
+    another routing after an alarm.
     """
 
     def __init__(
-        self, certificate: Certificate | None, served: Collection[int], *, policy: PolicyName, alpha: float
+        self,
+        certificate: Certificate | None,
+        served: Collection[int],
+        *,
+        policy: PolicyName,
+        alpha: float,
+        recertify: bool = False,
     ) -> None:
         self._certificate = certificate
         self._served = frozenset(served)
         self._policy = policy
         self._alpha = alpha
+        self._recertify = recertify
         self._fixed = {depth: FixedDepth(depth) for depth in served}
         self._most_popular = MostPopular()
         self._policies: dict[tuple[int, ...], DepthPolicy] = {}
@@ -164,7 +172,11 @@ class DepthChooser:
 
     def _monitor(self, claim: Claim) -> Monitor | None:
         # Profiles that allow different depths may share a claim: those that are served.
-        return None if claim.agreement is None else self._monitors.setdefault(claim.depths, Monitor(claim, self._alpha))
+        if claim.agreement is None:
+            return None
+        assert self._certificate is not None
+        costs_ms = self._certificate.costs_ms if self._recertify else None
+        return self._monitors.setdefault(claim.depths, Monitor(claim, self._alpha, costs_ms))
 
 
 class _Time(NamedTuple):

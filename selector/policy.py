@@ -73,22 +73,36 @@ class ProfileRule(DepthPolicy):
 
 
 class CertifiedRouting(DepthPolicy):
-    """As certified, until ``monitor`` (None where nothing is routed elsewhere) finds that it no longer fits."""
+    """As certified, until ``monitor`` (None where nothing is routed elsewhere) finds that it no longer fits.
+
+    Then the deepest depth, and as certified again where the monitor does that.
+    """
 
     certified = True
 
     def __init__(self, routing: Routing, monitor: Monitor | None) -> None:
-        super().__init__(tuple(depth for depth in routing.depths if depth))
+        depths = routing.depths if monitor is None else monitor.depths
+        super().__init__(tuple(filter(None, depths)))
         self.monitor = monitor
-        self._routing = routing
         self._agreement_check = None if monitor is None else AgreementCheck(self.deepest, monitor)
-        self._why = f"as certified: {routing.words}"
+        self._follow(routing, "certified")
+
+    def _follow(self, routing: Routing, how: str) -> None:
+        self._routing = routing
+        self._words = f"{how}: {routing.words}"
+        self._why = f"as {self._words}"
+
+    def _follow_monitor(self) -> None:
+        if self.monitor is not None and self.monitor.routing is not self._routing:
+            self._follow(self.monitor.routing, "certified again")
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth of the certified routing, or the deepest once the alarm is raised."""
         if self.monitor is not None and self.monitor.alarm:
             why = f"depth {self.deepest}: routed answers no longer agree with it as certified"
-            return Choice(self.deepest, DepthReason.FALLBACK, why)
+            check = self._agreement_check if self.monitor.recertification is not None else None
+            return Choice(self.deepest, DepthReason.FALLBACK, why, agreement_check=check)
+        self._follow_monitor()
         routing, why, check = self._routing, self._why, self._agreement_check
         if isinstance(routing, Mixture):
             depth = routing.drawn(coin(request.items))
@@ -102,7 +116,8 @@ class CertifiedRouting(DepthPolicy):
 
     def words(self, profile: DeviceProfile) -> str:  # noqa: ARG002
         """The routing in a few words."""
-        return f"certified: {self._routing.words}"
+        self._follow_monitor()
+        return self._words
 
 
 def by_rule(complexity: float, profile: DeviceProfile, depths: Collection[int]) -> Choice:

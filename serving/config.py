@@ -100,10 +100,20 @@ class ServerSettings(BaseModel):
         ge=0,
         le=1,
         description="Share of certified requests run again at the deepest depth; 0 disables feedback. Only requests"
-        " answered at a shallower depth, and only while the engine is idle.",
+        " answered at a shallower depth, and only while the engine is idle. The same share of all requests is compared"
+        " with the training data, to notice drift.",
     )
     feedback_alpha: float = Field(
-        default=0.01, gt=0, lt=1, description="Probability that feedback ever raises a false alarm."
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Probability that feedback ever raises a false alarm; the same for drift of features, and for"
+        " `recertify`.",
+    )
+    recertify: Literal["auto", "off"] = Field(
+        default="off",
+        description="After an alarm, `auto` runs a share of the requests at every depth and certifies another routing"
+        " once that evidence shows one; `off` stays at the deepest depth. See [Drift](#drift).",
     )
     history: str = Field(
         default="off",
@@ -232,6 +242,11 @@ class ServerSettings(BaseModel):
         if isinstance(value, bool):
             raise ValueError("must be a number")
         return value
+
+    @field_validator("recertify", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads a bare `off`
 
     @field_validator("trust", mode="before")
     @classmethod

@@ -19,7 +19,14 @@ from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import Converter
-from fathom.serving.describe import DeploymentInfo, bundle_message, own_profile, routing_message, served_profiles
+from fathom.serving.describe import (
+    DeploymentInfo,
+    bundle_message,
+    drift_message,
+    own_profile,
+    routing_message,
+    served_profiles,
+)
 from fathom.serving.metrics import Metrics
 from fathom.serving.rules_file import load_rules
 
@@ -49,6 +56,7 @@ class Deployment:
             policy=settings.policy,
             feedback_share=settings.feedback_share,
             feedback_alpha=settings.feedback_alpha,
+            recertify=settings.recertify,
             reuse_mb=reuse_mb(settings, self.profile),
         )
         self.pipeline = Pipeline(bundle, self._engine, settings=limits, catalogue=catalogue)
@@ -131,6 +139,7 @@ class Deployment:
         """GetBundle's answer, as it is now."""
         self._message.items = self.catalogue.offered
         self._message.routing.CopyFrom(routing_message(self.pipeline.chooser, self.profile, self.bundle.certificate))
+        self._message.drift.CopyFrom(drift_message(self.pipeline.drift))
         return self._message
 
     async def retire(self) -> None:

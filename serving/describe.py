@@ -9,6 +9,7 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.selector.certificate import Certificate
 from fathom.selector.chooser import DepthChooser
+from fathom.selector.drift import FeatureDrift
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,17 @@ def routing_message(chooser: DepthChooser, profile: DeviceProfile, certificate: 
         evidence = policy.monitor.evidence
         message.feedback_samples, message.feedback_agreement = evidence.count, evidence.mean
         message.expected_agreement, message.alarm = evidence.expected, policy.monitor.alarm
+        again = policy.monitor.recertification
+        if again is not None:
+            message.recertification_attempts, message.recertified = again.attempts, again.succeeded
+            message.recertification_samples, message.recertification_needed = again.gathered, again.needed
     return message
+
+
+def drift_message(drift: FeatureDrift) -> pb.Drift:
+    """How far live requests are from the training data, by feature."""
+    features = [pb.FeatureDrift(name=name, mean_rank=rank, alarm=alarm) for name, rank, alarm in drift.readings]
+    return pb.Drift(samples=drift.samples, features=features)
 
 
 def _listed(depths: tuple[int, ...]) -> str:

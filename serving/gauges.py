@@ -1,6 +1,6 @@
 """Gauges of the server's state, read whenever its metrics are scraped."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import fathom
 from fathom.serving.deployment import Deployment
@@ -13,7 +13,13 @@ _FEEDBACK = (
     ("agreement", "Share of the deepest depth's top 10 that they got.", "mean"),
     ("expected", "The least share that the certificate expects.", "expected"),
     ("capital", "Evidence that it no longer holds.", "capital"),
-    ("alarm", "1 once the certificate no longer fits.", "alarm"),
+    ("alarm", "1 while the certificate no longer fits.", "alarm"),
+)
+_RECERTIFICATION = (
+    ("attempts", "Attempts to certify again.", "attempts"),
+    ("succeeded", "Those that have certified another routing.", "succeeded"),
+    ("samples", "Requests that were run at every depth since the last attempt.", "gathered"),
+    ("needed", "How many of them the next attempt takes.", "needed"),
 )
 
 
@@ -56,3 +62,22 @@ def readings(deployments: Iterable[Deployment], in_flight: int, history: History
         for bundle, monitor in monitors:
             value = monitor.alarm if field == "alarm" else getattr(monitor.evidence, field)
             yield Reading(f"fathom_feedback_{name}", text, {"bundle": bundle}, value)
+    again = [(name, each.recertification) for name, each in monitors if each.recertification is not None]
+    for name, text, field in _RECERTIFICATION:
+        for bundle, recertification in again:
+            yield Reading(f"fathom_recertification_{name}", text, {"bundle": bundle}, getattr(recertification, field))
+    yield from _drift(served)
+
+
+def _drift(served: Sequence[Deployment]) -> Iterator[Reading]:
+    for each in served:
+        text = "Requests whose features were compared with the training data."
+        yield Reading("fathom_drift_samples", text, {"bundle": each.name}, each.pipeline.drift.samples)
+    found = [(each.name, reading) for each in served for reading in each.pipeline.drift.readings]
+    for name, text in (
+        ("mean_rank", "Their mean rank among the training histories, by feature."),
+        ("alarm", "1 once that is no longer near 0.5."),
+    ):
+        for bundle, reading in found:
+            labels = {"bundle": bundle, "feature": reading.feature}
+            yield Reading(f"fathom_drift_{name}", text, labels, getattr(reading, name))

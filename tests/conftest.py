@@ -292,7 +292,7 @@ def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathF
     claim = Claim(DEPTHS, "mixture", 0.05, 1000, routing=routing, kept=0.98, saved=0.6, agreement=0.9)
     about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", 0, "d" * 64, "leave-one-out, test")
     runs, files = depth_digests(bundle.manifest), answering_files(bundle.manifest)
-    write_certificate(bundle, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))
+    write_certificate(bundle, Certificate(*about, files, {4: 1.0, 8: 2.0, 12: 3.0, 16: 4.0}, (claim,), depths=runs))
     return path
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from fathom.selector.choice import DepthReason
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import Cascade, coin
+from fathom.selector.routing import Cascade, Mixture, coin
 from fathom.training.dataset import Sequences
 from fathom.training.splits import Cases
 
@@ -129,6 +129,141 @@ async def test_answers_that_no_longer_agree_raise_it_and_requests_fall_back(
         count = monitor.evidence.count
         await ask(pipeline, histories(1, 18)[0])
         assert monitor.evidence.count == count
+
+
+async def fallen_back(pipeline: Pipeline, asked: Iterator[np.ndarray]) -> Any:
+    """Ask until the alarm is raised; the monitor."""
+    monitor = pipeline.chooser.policy(CLOUD).monitor
+    while not monitor.alarm:
+        await ask(pipeline, next(asked))
+        await until(lambda: not second_runs(pipeline))
+    return monitor
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt to certify again takes less evidence than it would."""
+    monkeypatch.setattr("fathom.selector.recertification.FIRST_ATTEMPT", 100)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_after_the_alarm_another_routing_is_certified_from_runs_at_every_depth(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    depths: list[int] = []
+    asked = iter(histories(2000, 18))
+    async with running(
+        bundle, feedback_share=1.0, recertify="auto", on_run=lambda _, depth: depths.append(depth)
+    ) as pipeline:
+        monitor = await fallen_back(pipeline, asked)
+        await until(lambda: pipeline._batcher.running == 0)
+        depths.clear()
+        answer = await ask(pipeline, next(asked))
+        assert (answer.choice.depth, answer.choice.reason) == (16, DepthReason.FALLBACK)
+        await until(lambda: monitor.recertification.gathered == 1)
+        assert sorted(depths) == [4, 8, 12, 16]
+        with caplog.at_level(logging.WARNING, logger="fathom.runtime"):
+            while monitor.alarm:
+                await ask(pipeline, next(asked))
+                await until(lambda: not second_runs(pipeline) and pipeline._batcher.running == 0)
+        assert "certified again, on agreement" in caplog.text
+        assert (monitor.recertification.attempts, monitor.recertification.succeeded) == (1, 1)
+        found = [(await ask(pipeline, items)).choice for items in histories(200, 18)]
+        assert {each.reason for each in found} == {DepthReason.CERTIFIED}
+        assert all("as certified again: " in each.why for each in found)
+        share = sum(each.depth == 16 for each in found) / len(found)
+        assert abs(share - monitor.routing.shares[-1]) < 0.15
+        assert pipeline.chooser.policy(CLOUD).words(CLOUD).startswith("certified again: ")
+
+
+async def test_an_alarm_stays_where_nobody_wants_it_otherwise(bundle: Bundle) -> None:
+    asked = iter(histories(2000, 18))
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        await fallen_back(pipeline, asked)
+        for _ in range(10):
+            await ask(pipeline, next(asked))
+        assert not second_runs(pipeline)
+
+
+async def test_the_same_history_again_and_again_is_evidence_once(bundle: Bundle) -> None:
+    shallow = next(items for items in histories(50, 18) if coin(items) < 0.75)
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        for _ in range(100):
+            await ask(pipeline, shallow)
+        monitor = pipeline.chooser.policy(CLOUD).monitor
+        await until(lambda: monitor.evidence.count == 1)
+        assert not second_runs(pipeline)
+
+
+async def test_a_depth_that_the_deadline_has_lowered_says_nothing_against_the_certificate(bundle: Bundle) -> None:
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        deep = next(items for items in histories(50, 18) if coin(items) >= 0.75)
+        late = await ask(pipeline, deep, deadline_s=time.monotonic() + 0.0135)
+        assert late.choice.reason is DepthReason.DEADLINE
+        assert late.choice.depth < 16
+        assert not second_runs(pipeline)
+        assert pipeline.chooser.policy(CLOUD).monitor.evidence.count == 0
+
+
+async def test_an_error_in_what_is_made_of_a_second_run_does_not_end_feedback(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shallow = [items for items in histories(50, 4) if coin(items) < 0.75]
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        monitor = pipeline.chooser.policy(CLOUD).monitor
+        with monkeypatch.context() as broken:
+            broken.setattr(monitor, "add", lambda _: 1 / 0)
+            await ask(pipeline, shallow[0])
+            await until(lambda: "feedback goes on" in caplog.text)
+        await ask(pipeline, shallow[1])
+        await until(lambda: monitor.evidence.count == 1)
+
+
+async def test_answers_by_counting_are_compared_too(bundle: Bundle) -> None:
+    assert bundle.certificate is not None
+    depths = (0, *DEPTHS)
+    routing = Mixture("mixture", depths, (0.5, 0.5, 0.0, 0.0, 0.0))
+    claim = replace(bundle.certificate.claims[0], depths=depths, routing=routing)
+    costs = {0: 0.1} | bundle.certificate.costs_ms
+    counted = replace(bundle, certificate=replace(bundle.certificate, claims=(claim,), costs_ms=costs))
+    runs: list[int] = []
+    async with running(
+        counted, feedback_share=1.0, recertify="auto", on_run=lambda _, depth: runs.append(depth)
+    ) as pipeline:
+        monitor = pipeline.chooser.policy(CLOUD).monitor
+        items = next(items for items in histories(50, 18) if coin(items) < 0.5)
+        runs.clear()
+        answer = await ask(pipeline, items)
+        assert answer.choice.depth == 0
+        await until(lambda: monitor.evidence.count == 1)
+        assert runs == [16]
+        # Counting gives other items than the network does.
+        assert monitor.evidence.mean < 0.9
+        asked = iter(histories(2000, 18))
+        await fallen_back(pipeline, asked)
+        await ask(pipeline, next(asked))
+        await until(lambda: monitor.recertification.gathered == 1)
+        [agreements] = monitor.recertification._agreements
+        assert len(agreements) == len(DEPTHS)
+        assert agreements[0] < 0.9
+
+
+async def test_live_requests_are_compared_with_the_training_data(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(bundle, feedback_share=1.0) as pipeline:
+        for items in histories(100, 18):
+            await ask(pipeline, items, depth=4)
+        assert pipeline.drift.samples == 0
+        for items in histories(100, 18):
+            await ask(pipeline, items)
+            await ask(pipeline, items)
+        assert pipeline.drift.samples == 100
+        assert "live requests are no longer like the training data" in caplog.text
+        assert "complexity" in [each.feature for each in pipeline.drift.readings if each.alarm]
+    async with running(bundle, feedback_share=0.0) as pipeline:
+        await ask(pipeline, ITEMS)
+        assert pipeline.drift.samples == 0
 
 
 async def test_second_runs_wait_until_the_engine_is_idle_and_end_with_the_pipeline(bundle: Bundle) -> None:

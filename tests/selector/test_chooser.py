@@ -170,8 +170,8 @@ def test_a_routed_request_says_what_it_is_to_be_compared_with_until_the_alarm(bu
     monitor = certified.policy(CLOUD).monitor
     assert monitor is not None
     assert certified.choose(request()).agreement_check == (16, monitor)
-    assert sum(monitor.add(0.0) for _ in range(1000)) == 1
-    assert monitor.alarm
+    while not monitor.alarm:
+        monitor.add([0.0])
     choice = certified.choose(DepthRequest(CLOUD, ITEMS, never))
     assert (choice.depth, choice.reason, choice.agreement_check) == (16, DepthReason.FALLBACK, None)
     unwatched = chooser(certificate(Mixture("mixture", DEPTHS, (0.0, 0.0, 0.0, 1.0)), None))

@@ -182,3 +182,9 @@ def test_metrics_can_be_switched_off_anywhere(tmp_path: Path) -> None:
     assert load_settings(environment={}, file=off).metrics_port is None
     assert load_settings(environment={"FATHOM_METRICS_PORT": "off"}, file=on).metrics_port is None
     assert load_settings({"metrics_port": "off"}, environment={}, file=on).metrics_port is None
+
+
+def test_recertification_can_be_switched_off_in_a_file(tmp_path: Path) -> None:
+    off = written(tmp_path / "off.yaml", "recertify: off")
+    assert load_settings(environment={}, file=off).recertify == "off"
+    assert load_settings({"recertify": "auto"}, environment={}, file=off).recertify == "auto"

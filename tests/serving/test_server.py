@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from fake_engine import FakeEngine
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -429,6 +430,46 @@ async def test_a_certified_server_says_so_everywhere_and_tells_of_the_alarm(
         shown = await metrics_of(it)
         assert 'fathom_feedback_alarm{bundle="synthetic"} 1.0' in shown
         assert 'fathom_feedback_expected{bundle="synthetic"} 0.9' in shown
+
+
+async def test_a_server_whose_requests_have_changed_for_good_certifies_itself_again(
+    local: LocalServer, certified_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.selector.recertification.FIRST_ATTEMPT", 100)
+    rng = np.random.default_rng(0)
+
+    async with local(certified_bundle, metrics_port=0, feedback_share=1.0, recertify="auto") as it:
+
+        async def ask(length: int) -> pb.RecommendResponse:
+            items = [f"item-{item}" for item in rng.integers(0, 50, length)]
+            return await it.stub.Recommend(pb.RecommendRequest(item_ids=items))
+
+        async def routing() -> pb.Routing:
+            return (await it.stub.GetBundle(pb.GetBundleRequest())).routing
+
+        async with asyncio.timeout(120):
+            # Of short histories depth 4 gives the same as depth 16.
+            for _ in range(100):
+                assert (await ask(4)).reason == pb.DEPTH_REASON_CERTIFIED
+            assert not (await routing()).alarm
+            while not (said := await routing()).alarm:
+                await ask(18)
+            assert (await ask(18)).reason == pb.DEPTH_REASON_FALLBACK
+            assert (said.recertified, said.recertification_needed) == (0, 100)
+            while (said := await routing()).alarm:
+                await asyncio.gather(*(ask(18) for _ in range(8)))
+            assert (said.recertified, said.recertification_attempts) == (1, 1)
+            assert said.policy.startswith("certified again: ")
+            assert said.expected_agreement < 0.9
+            answers = await asyncio.gather(*(ask(18) for _ in range(20)))
+            assert {answer.reason for answer in answers} == {pb.DEPTH_REASON_CERTIFIED}
+            drift = (await it.stub.GetBundle(pb.GetBundleRequest())).drift
+        assert drift.samples > 100
+        assert {"length", "complexity"} <= {each.name for each in drift.features}
+        shown = await metrics_of(it)
+        assert 'fathom_feedback_alarm{bundle="synthetic"} 0.0' in shown
+        assert 'fathom_recertification_succeeded{bundle="synthetic"} 1.0' in shown
+        assert 'fathom_drift_alarm{bundle="synthetic",feature="length"}' in shown
 
 
 async def test_a_server_that_must_be_certified_does_not_start_without(local: LocalServer) -> None:

@@ -307,7 +307,7 @@ class GetBundleRequest(_message.Message):
     def __init__(self, bundle: _Optional[str] = ...) -> None: ...
 
 class GetBundleResponse(_message.Message):
-    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles", "transport")
+    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles", "transport", "drift")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +322,7 @@ class GetBundleResponse(_message.Message):
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     strategy: str
@@ -336,10 +337,29 @@ class GetBundleResponse(_message.Message):
     routing: Routing
     bundles: _containers.RepeatedScalarFieldContainer[str]
     transport: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ..., transport: _Optional[str] = ...) -> None: ...
+    drift: Drift
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ..., transport: _Optional[str] = ..., drift: _Optional[_Union[Drift, _Mapping]] = ...) -> None: ...
+
+class Drift(_message.Message):
+    __slots__ = ("samples", "features")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    features: _containers.RepeatedCompositeFieldContainer[FeatureDrift]
+    def __init__(self, samples: _Optional[int] = ..., features: _Optional[_Iterable[_Union[FeatureDrift, _Mapping]]] = ...) -> None: ...
+
+class FeatureDrift(_message.Message):
+    __slots__ = ("name", "mean_rank", "alarm")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RANK_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mean_rank: float
+    alarm: bool
+    def __init__(self, name: _Optional[str] = ..., mean_rank: _Optional[float] = ..., alarm: _Optional[bool] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm")
+    __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm", "recertification_attempts", "recertified", "recertification_samples", "recertification_needed")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CERTIFIED_FIELD_NUMBER: _ClassVar[int]
     EPS_FIELD_NUMBER: _ClassVar[int]
@@ -348,6 +368,10 @@ class Routing(_message.Message):
     FEEDBACK_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     ALARM_FIELD_NUMBER: _ClassVar[int]
+    RECERTIFICATION_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    RECERTIFIED_FIELD_NUMBER: _ClassVar[int]
+    RECERTIFICATION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    RECERTIFICATION_NEEDED_FIELD_NUMBER: _ClassVar[int]
     policy: str
     certified: bool
     eps: float
@@ -356,7 +380,11 @@ class Routing(_message.Message):
     feedback_agreement: float
     expected_agreement: float
     alarm: bool
-    def __init__(self, policy: _Optional[str] = ..., certified: _Optional[bool] = ..., eps: _Optional[float] = ..., delta: _Optional[float] = ..., feedback_samples: _Optional[int] = ..., feedback_agreement: _Optional[float] = ..., expected_agreement: _Optional[float] = ..., alarm: _Optional[bool] = ...) -> None: ...
+    recertification_attempts: int
+    recertified: int
+    recertification_samples: int
+    recertification_needed: int
+    def __init__(self, policy: _Optional[str] = ..., certified: _Optional[bool] = ..., eps: _Optional[float] = ..., delta: _Optional[float] = ..., feedback_samples: _Optional[int] = ..., feedback_agreement: _Optional[float] = ..., expected_agreement: _Optional[float] = ..., alarm: _Optional[bool] = ..., recertification_attempts: _Optional[int] = ..., recertified: _Optional[int] = ..., recertification_samples: _Optional[int] = ..., recertification_needed: _Optional[int] = ...) -> None: ...
 
 class DepthQuality(_message.Message):
     __slots__ = ("depth", "quality")

@@ -193,6 +193,8 @@ class BundleInfo:
 
     ``depths``: 0 among them where the bundle has a counting exit.
     ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
+    ``recertified``: how often the server has certified another routing since. ``drifted``: features by which requests
+    are no longer like the training data.
     ``bundles``: every name that a request may give to this server. ``transport``: what carries its calls, "core" or
     "aio"; empty where an older server does not say.
     """
@@ -212,6 +214,8 @@ class BundleInfo:
     policy: str = ""
     certified: bool = False
     alarm: bool = False
+    recertified: int = 0
+    drifted: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
     transport: str = ""
 
@@ -362,8 +366,9 @@ def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
             for each in message.depths
         },
         bundles=tuple(message.bundles),
+        drifted=tuple(each.name for each in message.drift.features if each.alarm),
         **_copied(message, *same, "default_profile", "transport"),
-        **_copied(message.routing, "policy", "certified", "alarm"),
+        **_copied(message.routing, "policy", "certified", "alarm", "recertified"),
     )
 
 
