@@ -268,6 +268,12 @@ def sealed(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"version": version_of(manifest.model_dump(mode="json"))})
 
 
+def content_version(manifest: Manifest) -> str:
+    """12 hex digits over all that answers depend on; unlike ``version`` it stays when a bundle is certified."""
+    files = {name: entry.sha256 for name, entry in manifest.files.items() if name != CERTIFICATE_FILE}
+    return sha256_bytes(_canonical({"files": files, "depths": depth_digests(manifest)}))[:12]
+
+
 def depth_digests(manifest: Manifest) -> dict[int, str]:
     """Depth, ascending -> its ``depth_digest``, of all that answer: depth 0 too where there is a counting exit."""
     return {depth: depth_digest(manifest, depth) for depth in manifest.served_depths}

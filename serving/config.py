@@ -115,6 +115,19 @@ class ServerSettings(BaseModel):
         description="After an alarm, `auto` runs a share of the requests at every depth and certifies another routing"
         " once that evidence shows one; `off` stays at the deepest depth. See [Drift](#drift).",
     )
+    record: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder in which routed requests are recorded, to certify from them. It holds the items of"
+        " histories and answers, no users. See [Recording requests](#recording-requests).",
+        json_schema_extra=_or("nothing is recorded"),
+    )
+    record_mb: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Size limit of that folder, in MB. The oldest recordings are removed first.",
+    )
     history: str = Field(
         default="off",
         min_length=1,

@@ -14,6 +14,7 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.manifest import content_version
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.signature import Trust
@@ -48,6 +49,8 @@ class Deployment:
         self.bundle = bundle
         self.catalogue = catalogue
         self.profile = own_profile(settings.profile, bundle, force=settings.force)
+        #: As ``version``, but it stays when the bundle is certified.
+        self.content = content_version(bundle.manifest)
         self._engine = engine
         limits = PipelineSettings.for_profile(
             self.profile,

@@ -7,6 +7,7 @@ from fathom.serving.deployment import Deployment
 from fathom.serving.history.contract import HistoryStore
 from fathom.serving.history.memory import MemoryHistory
 from fathom.serving.metrics import Reading
+from fathom.serving.recording import Recorder
 
 _FEEDBACK = (
     ("samples", "Requests that were run at the deepest depth too.", "count"),
@@ -23,13 +24,18 @@ _RECERTIFICATION = (
 )
 
 
-def readings(deployments: Iterable[Deployment], in_flight: int, history: HistoryStore | None) -> Iterator[Reading]:
+def readings(
+    deployments: Iterable[Deployment], in_flight: int, history: HistoryStore | None, recorder: Recorder | None
+) -> Iterator[Reading]:
     """The gauges of docs/operating.md; those about feedback where a bundle's own profile is certified."""
     yield Reading("fathom_in_flight", "Calls being answered.", {}, in_flight)
     if isinstance(history, MemoryHistory):
         yield Reading("fathom_history_users", "Users whose histories are in memory.", {}, len(history))
         yield Reading("fathom_history_bytes", "Memory that they take, roughly.", {}, history.nbytes)
         yield Reading("fathom_history_evicted_users", "Users who were dropped to make room.", {}, history.evicted)
+    if recorder is not None:
+        yield Reading("fathom_recorded_requests", "Requests that were recorded.", {}, recorder.recorded)
+        yield Reading("fathom_recording_lost_requests", "Requests that could not be.", {}, recorder.lost)
     served = list(deployments)
     for each in served:
         manifest = each.bundle.manifest

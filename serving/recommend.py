@@ -25,6 +25,7 @@ from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.intake import FEW, MORE, TURN_S, Intake
 from fathom.serving.metrics import Metrics
+from fathom.serving.recording import Recorder
 from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait, status_of_leaving
 from fathom.serving.turns import Ring, Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of
@@ -47,6 +48,7 @@ class Recommend:
     history: HistoryStore | None
     gate: Gate
     metrics: Metrics
+    recorder: Recorder | None = None
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -150,6 +152,8 @@ class Recommend:
                 done(answer)
                 return
             self.metrics.answered(deployment.name, answer, unknown)
+            if self.recorder is not None:
+                self.recorder.offer(deployment, query, answer)
             done(deployment.converter.response(request, answer, unknown))
 
         return deployment.pipeline.enter(query, answered)

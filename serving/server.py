@@ -40,6 +40,7 @@ from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics
 from fathom.serving.metrics_port import MetricsPort
 from fathom.serving.recommend import METHOD, Recommend
+from fathom.serving.recording import Recorder
 from fathom.serving.service import ENCODED, RecommenderService, TellWorkers
 from fathom.serving.signals import RELOAD, STOP, ignore_others
 from fathom.serving.transport.contract import Transport
@@ -98,7 +99,8 @@ class Server:
         self._following: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
-        self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history))
+        self._recorder = _recorder(settings)
+        self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history, self._recorder))
         self._transport: Transport | None = None
         self._port = 0
         self._metrics_http: MetricsPort | None = None
@@ -131,6 +133,8 @@ class Server:
             self._counting = asyncio.create_task(self._counter.run())
         if self._catalogues is not None:
             self._following = asyncio.create_task(self._catalogues.run())
+        if self._recorder is not None:
+            self._recorder.start()
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_engines())
@@ -182,6 +186,8 @@ class Server:
             await self._items.close()
         if self._metrics_http:
             await self._metrics_http.close()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -195,7 +201,7 @@ class Server:
         )
         transport.on_failure = self.failed.set
         transport.on_unread = self._metrics.unread
-        recommend = Recommend(self.bundles, self._history, self._gate, self._metrics)
+        recommend = Recommend(self.bundles, self._history, self._gate, self._metrics, self._recorder)
         transport.take_calls(f"/{SERVICE}/{METHOD}", recommend.take)
         guard = Guard(transport, self._metrics.called, taken=(METHOD,), encoded=ENCODED)
         recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(recommend), guard)  # type: ignore[no-untyped-call]
@@ -275,6 +281,12 @@ def _retention(settings: ServerSettings) -> Retention:
         tombstone_days=settings.history_tombstone_days,
         memory_mb=settings.history_memory_mb,
     )
+
+
+def _recorder(settings: ServerSettings) -> Recorder | None:
+    if settings.record is None:
+        return None
+    return Recorder(Path(settings.record), settings.record_mb * 2**20, settings.workers)
 
 
 def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[ServerInfo], None] | None = None) -> None:
