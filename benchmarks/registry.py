@@ -17,6 +17,7 @@ MODULES = (
     "experiments.counting_forms",
     "experiments.cold_items",
     "experiments.importance",
+    "experiments.agreement",
     "experiments.routing",
     "experiments.certificate",
     "systems.routing_server",

@@ -59,11 +59,10 @@ class Device(_Frozen):
 class DeviceProfile(_Frozen):
     """How Fathom runs on one kind of device.
 
-    ``device`` and ``source`` are facts; everything else is a choice that ``source`` names as ours. A request goes to
-    ``shallow`` when its complexity (the share of training histories that are simpler, 0 to 1) is below ``threshold``,
-    else to ``deep``; ``depths`` are all the depths that a deadline may fall back to, where 0 is the counting
-    exit. ``precision`` is the one to export for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in
-    requests and in padded tokens.
+    ``device`` and ``source`` are facts; everything else is a choice that ``source`` names as ours. By the rule, the
+    share ``threshold`` of requests, those of least complexity, goes to ``shallow``, the others to ``deep``; ``depths``
+    are all the depths that a deadline may fall back to, where 0 is the counting exit. ``precision`` is the one to
+    export for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in requests and in padded tokens.
     """
 
     name: str

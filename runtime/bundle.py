@@ -60,7 +60,7 @@ from fathom.runtime.manifest_rules import first_broken_rule
 from fathom.runtime.signature import Trust
 from fathom.runtime.text_encoder import TextEncoder
 from fathom.selector.certificate import Certificate
-from fathom.selector.complexity import ComplexityModel
+from fathom.selector.complexity import Complexity, read_complexity
 from fathom.selector.features import Features, SelectorTables, measure, measure_brief
 
 #: Files that opening reads, and so checks, in any case.
@@ -151,7 +151,7 @@ class Bundle:
     vectors: ItemVectors
     popularity: NDArray[np.int64]
     tables: SelectorTables
-    complexity: ComplexityModel
+    complexity: Complexity
     certificate: Certificate | None
     counting: Counting | None
     text_encoder: TextEncoder | None
@@ -330,7 +330,7 @@ _Contents = tuple[
     ItemVectors,
     NDArray[np.int64],
     SelectorTables,
-    ComplexityModel,
+    Complexity,
     Certificate | None,
     Counting | None,
     TextEncoder | None,
@@ -389,9 +389,9 @@ def _all_text(values: list[Any]) -> bool:
     return set(map(type, values)) <= {str}
 
 
-def _selector(file: Path, data: bytes) -> ComplexityModel:
+def _selector(file: Path, data: bytes) -> Complexity:
     try:
-        return ComplexityModel.from_json(as_object(file, data), where=str(file))
+        return read_complexity(as_object(file, data), where=str(file))
     except BundleError:
         raise
     except ArtefactError as error:

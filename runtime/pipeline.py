@@ -112,6 +112,7 @@ class Pipeline:
             policy=self.settings.policy,
             alpha=alpha,
             recertify=self.settings.recertify == "auto",
+            at_share=bundle.complexity.at_share,
         )
         self.drift = FeatureDrift(training_scales(bundle.complexity), alpha)
         self._drift_watch = DriftWatch(self.drift, self.catalogue.inspect, self.settings.feedback_share)

@@ -22,10 +22,10 @@ from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Reasons, falls, 
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.rules import MOST_DIVERSE, Arrangement, Found, Ranking, arrange
 from fathom.selector.choice import EarlyExit
-from fathom.selector.routing import confidence
+from fathom.selector.routing import TOP, ExitAnswers, confidence
 
 #: Items of two answers that are compared.
-COMPARED_ITEMS = 10
+COMPARED_ITEMS = TOP
 #: What a plain request asks for, at most: items, and items that are left out.
 PLAIN_K, PLAIN_LISTED = 100, 10_000
 #: Seconds, about: for each item that is searched, arranged and worded; that is left out or boosted; and for each place
@@ -194,7 +194,7 @@ class Runner:
         """Run exit by exit; a request leaves at the exit its cascade chooses, or at the last."""
         results: dict[int, BatchResult | UnavailableError] = {}
         walk = self._engine.walk(*self._padded(works), path)
-        active, rows = np.arange(len(works)), None
+        active, rows, before = np.arange(len(works)), None, None
         start_s = time.monotonic()
         shares = self._shares(path, works)
         spent = np.array([0, time.monotonic() - start_s])
@@ -209,7 +209,9 @@ class Runner:
             found = self._search(depth, users, waiting, ks, theirs)
             spent += engine_s - start_s, time.monotonic() - engine_s
             finite = np.isfinite(users.sum(axis=1))
-            rows = np.flatnonzero(_going_on(place, path, waiting, found) & finite)
+            answers = ExitAnswers.of(found)
+            rows = np.flatnonzero(_going_on(place, path, waiting, answers, before) & finite)
+            before = answers.select(rows)
             for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
                 own = theirs[i : i + 1] if theirs else None
                 k = waiting[i].k
@@ -377,18 +379,14 @@ def typical(works: Sequence[BatchItem]) -> bool:
 
 
 def _going_on(
-    place: int, path: tuple[int, ...], works: Sequence[BatchItem], found: Sequence[tuple[Indices, Scores]]
+    place: int, path: tuple[int, ...], works: Sequence[BatchItem], answers: ExitAnswers, before: ExitAnswers | None
 ) -> NDArray[np.bool_]:
-    """Which requests go on after this exit, (n,)."""
+    """Which requests go on after this exit, (n,); ``before``: their answers at the exit before."""
     early_exit = works[0].early_exit
     if early_exit is None or place == len(path) - 1:
         return np.zeros(len(works), dtype=np.bool_)
-    rows = [
-        (*work.early_exit.features, *confidence(scores[:COMPARED_ITEMS]))
-        for work, (_, scores) in zip(works, found, strict=True)
-        if work.early_exit is not None
-    ]
-    return early_exit.cascade.goes_on(place, np.array(rows))
+    features = np.array([work.early_exit.features for work in works if work.early_exit is not None])
+    return early_exit.cascade.goes_on(place, np.column_stack([features, confidence(answers, before)]))
 
 
 def _broken(depth: int) -> UnavailableError:

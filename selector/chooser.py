@@ -4,7 +4,7 @@ Nothing here reads a clock: whatever is needed is an argument, time included.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from fathom.edge_profiles.profile import DeviceProfile
@@ -40,7 +40,8 @@ class DepthChooser:
     auto: as certified for the depths that the profile allows, the deepest depth where nothing is certified. certified:
     the same, and ``require`` refuses a profile without. rule: the profile's rule. deepest: always the deepest depth.
     ``alpha``: the probability that a monitor ever raises its alarm wrongly. ``recertify``: whether monitors may certify
-    another routing after an alarm.
+    another routing after an alarm. ``at_share``: the complexity that a share of the bundle's requests lies below, for
+    the rule.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class DepthChooser:
         policy: PolicyName,
         alpha: float,
         recertify: bool = False,
+        at_share: Callable[[float], float] = float,
     ) -> None:
         self._certificate = certificate
         self._served = frozenset(served)
         self._policy = policy
         self._alpha = alpha
         self._recertify = recertify
+        self._at_share = at_share
         self._fixed = {depth: FixedDepth(depth) for depth in served}
         self._most_popular = MostPopular()
         self._policies: dict[tuple[int, ...], DepthPolicy] = {}
@@ -162,7 +165,7 @@ class DepthChooser:
             allowed, served = _list(profile.depths), _list(self._served)
             raise NotFoundError(f"profile {profile.name} allows depths {allowed}, but this bundle serves {served}")
         if self._policy == "rule":
-            return ProfileRule(depths)
+            return ProfileRule(depths, self._at_share)
         if self._policy == "deepest":
             return DepthPolicy(depths)
         for claim in self.claims(profile):

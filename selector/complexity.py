@@ -1,168 +1,178 @@
-"""One number for how complex a request is: the share of training histories that are simpler.
+"""One number for how complex a request is: how much of its answer the shallowest depth is expected to get wrong.
 
-Each feature becomes its rank among the training histories (0 to 1). A request is complex when there is much to relate
-(long history), nothing to copy (few repeats), little to lean on (unpopular items, events far apart in time) and many
-interests at once (items unlike each other). The weighted mean of those ranks is ranked among the training histories
-once more, so a threshold of 0.5 sends half of such traffic to the shallow depth, whatever the data set.
+Complexity is the predicted share of the deepest depth's top 10 that the shallowest depth does not give, from the
+features of the request alone: a ridge regression, calibrated so that it means what it says. It was learned from
+prefixes of training histories, each answered at both depths.
 """
 
-import math
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from fathom.selector.features import BRIEF, Features
-from fathom.selector.schema import STRICT, Finite, Share, validated
+from fathom.selector.features import Features
+from fathom.selector.isotonic import isotonic
+from fathom.selector.learned import LossModel, cross_fitted, folds
+from fathom.selector.ranked_complexity import RankedComplexity
+from fathom.selector.scale import Scale
+from fathom.selector.schema import STRICT, Finite, Floats, Share, validated
 
-SCHEMA_VERSION: Literal[1] = 1
-QUANTILES = 65
-
-# The size is the feature's say; the sign says whether a large value makes a request complex (+) or simple (-).
-WEIGHTS: Mapping[str, float] = {
-    "length": 1.0,
-    "distinct_ratio": 1.0,
-    "popularity": -1.0,
-    "recency": -1.0,
-    "density": -1.0,
-}
+SCHEMA_VERSION: Literal[2] = 2
+#: Steps of the table that turns a share of requests into a complexity.
+SHARES = 64
+#: A calibration has at most so many points, each the mean of at least so many requests.
+POINTS, PER_POINT = 32, 20
+#: Groups of requests whose predicted and observed disagreement are compared.
+RELIABILITY_BINS = 10
 
 
 @dataclass(frozen=True, config=STRICT)
-class Scale:
-    """A rank between 0 and 1 for any value: linear between the training quantiles, constant outside them.
+class Calibration:
+    """What was observed, 0 to 1, where so much was predicted: linear between the points, constant outside them."""
 
-    ``values`` ascend strictly; a value that many training histories share has the middle of their ranks.
-    """
-
-    values: Annotated[tuple[Finite, ...], Field(min_length=1)]
-    ranks: Annotated[tuple[Share, ...], Field(min_length=1)]
+    predicted: Annotated[tuple[Finite, ...], Field(min_length=1)]
+    observed: Annotated[tuple[Share, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
-        if len(self.values) != len(self.ranks):
-            raise ValueError("values and ranks differ in length")
-        if any(a >= b for a, b in pairwise(self.values)):
-            raise ValueError("values do not ascend")
-        if any(a > b for a, b in pairwise(self.ranks)):
-            raise ValueError("ranks descend")
+        if len(self.predicted) != len(self.observed):
+            raise ValueError("predicted and observed differ in length")
+        if any(a >= b for a, b in pairwise(self.predicted)) or any(a > b for a, b in pairwise(self.observed)):
+            raise ValueError("predicted or observed do not ascend")
 
     @classmethod
-    def fit(cls, sample: NDArray[np.float64]) -> "Scale":
-        """The scale of a sample (n,), n >= 1, without NaN."""
-        grid = np.linspace(0.0, 1.0, QUANTILES)
-        quantiles = np.quantile(sample, grid)
-        values = np.unique(quantiles)
-        first = np.searchsorted(quantiles, values, side="left")
-        last = np.searchsorted(quantiles, values, side="right") - 1
-        return cls(tuple(values.tolist()), tuple(((grid[first] + grid[last]) / 2).tolist()))
+    def fit(cls, predicted: Floats, observed: Floats) -> "Calibration":
+        """From predictions (n,) and what they were for (n,), 0 to 1; n >= 1. Isotonic over groups of equal size."""
+        order = np.argsort(predicted, kind="stable")
+        groups = np.array_split(order, max(1, min(POINTS, len(order) // PER_POINT)))
+        centres = np.array([predicted[group].mean() for group in groups])
+        sizes = np.array([len(group) for group in groups], dtype=np.float64)
+        rising = isotonic(np.array([observed[group].mean() for group in groups]), sizes)
+        # One point for what was pooled: between two of them the curve rises.
+        starts = np.flatnonzero(np.diff(rising, prepend=-1.0) > 0)
+        mass = np.add.reduceat(sizes, starts)
+        x, y = np.add.reduceat(centres * sizes, starts) / mass, np.clip(rising[starts], 0.0, 1.0)
+        kept = np.flatnonzero(np.diff(x, prepend=-np.inf) > 0)
+        return cls(tuple(x[kept].tolist()), tuple(y[kept].tolist()))
 
-    def rank(self, value: float) -> float:
-        """The rank of a value; NaN, which is an unknown value, has 0.5."""
-        if value != value:
-            return 0.5
-        values, ranks = self.values, self.ranks
-        i = bisect_right(values, value)
-        if i == 0:
-            return ranks[0]
-        if i == len(values):
-            return ranks[-1]
-        low, below = values[i - 1], ranks[i - 1]
-        return below + (value - low) / (values[i] - low) * (ranks[i] - below)
+    @cached_property
+    def _arrays(self) -> tuple[Floats, Floats]:
+        return np.array(self.predicted), np.array(self.observed)
+
+    def of(self, predicted: Floats) -> Floats:
+        """The calibrated predictions, of the same shape."""
+        return np.asarray(np.interp(predicted, *self._arrays))
+
+
+class ReliabilityPoint(NamedTuple):
+    """Mean disagreement of a group of requests: as predicted, as observed, and how many requests it has."""
+
+    predicted: float
+    observed: float
+    requests: int
+
+
+def reliability(predicted: Floats, observed: Floats) -> tuple[ReliabilityPoint, ...]:
+    """Ten groups of requests (n,), n >= 1, from the lowest prediction to the highest; fewer where there are fewer."""
+    groups = np.array_split(np.argsort(predicted, kind="stable"), min(RELIABILITY_BINS, len(predicted)))
+    return tuple(
+        ReliabilityPoint(round(float(predicted[rows].mean()), 4), round(float(observed[rows].mean()), 4), len(rows))
+        for rows in groups
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class ComplexityModel:
-    """Normalisation learned on training histories.
+    """Predicts the disagreement of the shallowest depth with the deepest.
 
-    ``weights`` and ``scales`` name the features that have a say, at least one; the rest of Features is not looked at.
-    One that was never known in training has the scale None, and no say after all.
+    ``quantiles``: the complexity below which each of SHARES equal steps of the requests lies. ``reliability``: of
+    predictions for users that were not learned from. ``requests``: how many it has learned from. ``temperature``: that
+    the network's scores were divided by in training. ``scales``: of each feature among the requests, None where it was
+    never known.
     """
 
-    schema_version: Literal[1]
-    weights: dict[str, Finite]
+    schema_version: Literal[2]
+    model: LossModel
+    calibration: Calibration
+    quantiles: tuple[Share, ...]
+    reliability: tuple[ReliabilityPoint, ...]
+    requests: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
     scales: dict[str, Scale | None]
-    combined: Scale
-    histories: Annotated[int, Field(ge=1)]
+
+    #: It looks at all features.
+    is_brief = False
 
     def __post_init__(self) -> None:
-        if not self.weights or not self.weights.keys() <= set(Features._fields):
-            raise ValueError(f"weights must be for some of {', '.join(Features._fields)}")
-        if self.weights.keys() != self.scales.keys():
-            raise ValueError("weights and scales are for different features")
+        if len(self.model.centre) != len(Features._fields) or len(self.model.intercept) != 1:
+            raise ValueError("model does not predict one number from the features")
+        if len(self.quantiles) != SHARES + 1 or any(a > b for a, b in pairwise(self.quantiles)):
+            raise ValueError(f"quantiles must be {SHARES + 1} ascending shares")
+        if self.scales.keys() != set(Features._fields):
+            raise ValueError("scales are not for the features")
 
     @classmethod
-    def fit(cls, features: ArrayLike, *, weights: Mapping[str, float] = WEIGHTS) -> "ComplexityModel":
-        """Learn from rows of Features (histories, 11), NaN where unknown, what the features in ``weights`` are like.
+    def fit(
+        cls,
+        rows: Floats,
+        disagreement: Floats,
+        users: NDArray[np.integer],
+        whole: NDArray[np.bool_],
+        temperature: float,
+    ) -> "ComplexityModel":
+        """Learn from features (n, 11) and disagreement (n,), 0 to 1, of requests of some users (n,), n >= 1.
 
-        Raises ValueError for no rows, infinities, and weights that name no feature or something else.
+        ``whole`` (n,): requests as they are expected to come, whose quantiles and scales are taken; none: those of all.
         """
-        rows = np.asarray(features, dtype=np.float64)
-        names = Features._fields
-        if rows.ndim != 2 or rows.shape[1] != len(names) or not len(rows) or np.isinf(rows).any():
-            raise ValueError(f"features must be finite or NaN, (histories, {len(names)}), at least one history")
-        columns = zip(names, rows.T, strict=True)
-        known = {name: column[~np.isnan(column)] for name, column in columns if name in weights}
-        scales = {name: Scale.fit(sample) if len(sample) else None for name, sample in known.items()}
-        mixture = _Mixture.of(weights, scales)
-        raw = np.array([mixture.mean_rank(row) for row in rows.tolist()])
-        return cls(SCHEMA_VERSION, dict(weights), scales, Scale.fit(raw), len(rows))
-
-    @cached_property
-    def _mixture(self) -> "_Mixture":
-        return _Mixture.of(self.weights, self.scales)
-
-    @cached_property
-    def is_brief(self) -> bool:
-        """Whether ``measure_brief`` finds all that has a say."""
-        return self.weights.keys() <= set(BRIEF)
+        target = disagreement[:, None]
+        predicted = cross_fitted(LossModel.fit, rows, target, users)[:, 0]
+        unseen = np.empty_like(predicted)
+        for rest, fold in folds(users):
+            unseen[fold] = Calibration.fit(predicted[rest], disagreement[rest]).of(predicted[fold])
+        model, calibration = LossModel.fit(rows, target, users), Calibration.fit(predicted, disagreement)
+        expected = rows[whole] if whole.any() else rows
+        complexity = calibration.of(model.predict(expected)[:, 0])
+        steps = np.quantile(complexity, np.linspace(0, 1, SHARES + 1)[1:-1]).tolist()
+        curve = reliability(unseen, disagreement)
+        columns = ((name, column[~np.isnan(column)]) for name, column in zip(Features._fields, expected.T, strict=True))
+        scales = {name: Scale.fit(known) if len(known) else None for name, known in columns}
+        return cls(SCHEMA_VERSION, model, calibration, (0.0, *steps, 1.0), curve, len(rows), temperature, scales)
 
     def score(self, features: Features) -> float:
-        """Complexity of one request, 0 (simple) to 1 (complex)."""
-        return self.combined.rank(self._mixture.mean_rank(features))
+        """Complexity of one request: the share of the top 10, 0 to 1."""
+        return self.calibration.of(self.model.predict(features)).item()
+
+    def at_share(self, share: float) -> float:
+        """The complexity that this share of requests, 0 to 1, lies below."""
+        step, rest = divmod(share * SHARES, 1)
+        low, high = self.quantiles[int(step)], self.quantiles[min(int(step) + 1, SHARES)]
+        return low + rest * (high - low)
+
+    @property
+    def scale(self) -> Scale:
+        """Of complexity among the requests."""
+        return Scale.of(np.array(self.quantiles))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form, read back by ``from_json``."""
+        """JSON-able form, read back by ``read_complexity``."""
         form: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return form
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], *, where: str = "selector") -> "ComplexityModel":
-        """Raises ArtefactError, in one line, for a newer schema, NaN, or anything that ``fit`` cannot have made."""
-        remedy = "export the bundle again"
-        return validated(_ADAPTER, value, kind="selector", where=where, newest=SCHEMA_VERSION, remedy=remedy)
 
+Complexity = ComplexityModel | RankedComplexity
 
 _ADAPTER = TypeAdapter(ComplexityModel)
+_RANKED = TypeAdapter(RankedComplexity)
 
 
-class _Mixture(NamedTuple):
-    """The weighted mean of ranks, as (column, signed share, scale) of each feature that has a say.
-
-    A rank r that makes a request simple counts as 1 - r: its share is negative, and ``offset`` adds the ones.
-    """
-
-    parts: tuple[tuple[int, float, Scale], ...]
-    offset: float
-
-    @classmethod
-    def of(cls, weights: Mapping[str, float], scales: Mapping[str, Scale | None]) -> "_Mixture":
-        used = [
-            (i, weights[name], scale)
-            for i, name in enumerate(Features._fields)
-            if (scale := scales.get(name)) is not None and weights[name]
-        ]
-        total = math.fsum(abs(weight) for _, weight, _ in used)
-        parts = tuple((i, weight / total, scale) for i, weight, scale in used)
-        return cls(parts, -math.fsum(share for _, share, _ in parts if share < 0))
-
-    def mean_rank(self, row: Sequence[float]) -> float:
-        mean = self.offset
-        for i, share, scale in self.parts:
-            mean += share * scale.rank(row[i])
-        return mean
+def read_complexity(value: Mapping[str, Any], *, where: str = "selector") -> Complexity:
+    """Raises ArtefactError, in one line, for a newer schema, NaN, or anything that ``fit`` cannot have made."""
+    adapter: TypeAdapter[Any] = _RANKED if value.get("schema_version") == 1 else _ADAPTER
+    found: Complexity = validated(
+        adapter, value, kind="selector", where=where, newest=SCHEMA_VERSION, remedy="export the bundle again"
+    )
+    return found

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from fathom.selector.betting import Evidence
-from fathom.selector.complexity import ComplexityModel, Scale
+from fathom.selector.complexity import Complexity
 from fathom.selector.features import Features
+from fathom.selector.scale import Scale
 
 #: A mean rank of live requests that far from 1/2 is no drift yet: no two samples are quite alike.
 TOLERANCE = 0.1
@@ -76,7 +77,7 @@ class FeatureDrift:
         )
 
 
-def training_scales(model: ComplexityModel) -> dict[str, Scale]:
-    """What ``FeatureDrift`` compares with; complexity is a rank already."""
+def training_scales(model: Complexity) -> dict[str, Scale]:
+    """What ``FeatureDrift`` compares with."""
     known = {name: scale for name, scale in model.scales.items() if scale is not None}
-    return known | {COMPLEXITY: Scale((0.0, 1.0), (0.0, 1.0))}
+    return known | {COMPLEXITY: model.scale}

@@ -1,7 +1,7 @@
 """Eleven numbers that say how hard a history is, in microseconds.
 
 Measure the history that the engine will see (known items, oldest first, already cut to the model's longest), so that
-the cost is bounded. Unknown values are NaN; ComplexityModel gives them the middle of the training data. "Training" is
+the cost is bounded. Unknown values are NaN, which models take for the mean of the training data. "Training" is
 the training part of the data that the bundle was made from, gaps are between consecutive events, never negative.
 """
 
@@ -155,7 +155,7 @@ def measure_brief(
 def measure_all(
     histories: Iterable[tuple[NDArray[np.integer], NDArray[np.integer] | None]], tables: SelectorTables
 ) -> NDArray[np.float64]:
-    """Features of many histories as rows, (histories, 11): what ``ComplexityModel.fit`` learns from."""
+    """Features of many histories as rows, (histories, 11)."""
     rows = [measure(items, timestamps, tables) for items, timestamps in histories]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(Features._fields))
 

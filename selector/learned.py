@@ -1,12 +1,13 @@
 """What a depth is expected to lose against the deepest, learned from requests whose answers are known.
 
 A ridge regression on each feature and its square: small enough to evaluate in microseconds, and stiff enough to say
-nothing where there is nothing to say. The strength of the penalty is chosen by cross-validation, and one of the
-choices is a constant.
+nothing where there is nothing to say. The strength of the penalty is chosen by cross-validation over users, and one of
+the choices is a constant.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,13 @@ class LossModel:
     intercept: tuple[Finite, ...]
     weights: tuple[tuple[Finite, ...], ...]
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features and targets."""
+        return len(self.centre), len(self.intercept)
+
     def __post_init__(self) -> None:
-        features, targets = len(self.centre), len(self.intercept)
+        features, targets = self.sizes
         if len(self.scale) != features or len(self.weights) != targets:
             raise ValueError("centre, scale, intercept and weights do not fit together")
         if any(len(row) != 2 * features for row in self.weights) or any(scale <= 0 for scale in self.scale):
@@ -48,49 +54,81 @@ class LossModel:
     def predict(self, rows: Sequence[float] | Floats) -> Floats:
         """Losses (targets,) of one row (features,), or (n, targets) of rows (n, features)."""
         centre, per_scale, intercept, weights = self._arrays
-        design = _design(np.array(rows), centre, per_scale)
+        design = _with_squares(standardised(np.array(rows), centre, per_scale))
         losses: Floats = design.dot(weights)
         losses += intercept
         return losses
 
     @classmethod
-    def fit(cls, rows: Floats, losses: Floats) -> "LossModel":
-        """Learn from features (n, features) and losses (n, targets), n >= FOLDS."""
-        centre, scale = _moments(rows)
-        design = _design(rows.copy(), centre, 1 / scale)
-        intercept, weights = _ridge(design, losses, _best_strength(design, losses))
+    def fit(cls, rows: Floats, losses: Floats, users: NDArray[np.integer] | None = None) -> "LossModel":
+        """Learn from features (n, features) and losses (n, targets) of requests, n >= 1.
+
+        ``users`` (n,): whose they are; None: one each.
+        """
+        users = np.arange(len(rows)) if users is None else users
+        centre, scale = moments(rows)
+        design = _with_squares(standardised(rows.copy(), centre, 1 / scale))
+        intercept, weights = _ridge(design, losses, _best_strength(design, losses, users))
         return cls(_floats(centre), _floats(scale), _floats(intercept), tuple(map(_floats, weights.T)))
 
 
-def cross_fitted(rows: Floats, losses: Floats) -> Floats:
-    """Losses (n, targets) that models predict for requests (n, features) which they have not learned from."""
+class Predictor(Protocol):
+    """What ``fit`` of a learner returns."""
+
+    def predict(self, rows: Floats, /) -> Floats:
+        """Losses (n, targets) of rows (n, features)."""
+
+
+Fit = Callable[[Floats, Floats, NDArray[np.integer]], Predictor]
+"""Learns from features (n, features), losses (n, targets) and whose requests they are (n,)."""
+
+
+def cross_fitted(fit: Fit, rows: Floats, losses: Floats, users: NDArray[np.integer]) -> Floats:
+    """Losses (n, targets) that models predict for requests (n, features) of users that they have not learned from."""
     predicted = np.empty_like(losses)
-    for rest, fold in _folds(len(rows)):
-        predicted[fold] = LossModel.fit(rows[rest], losses[rest]).predict(rows[fold])
+    for rest, fold in folds(users):
+        predicted[fold] = fit(rows[rest], losses[rest], users[rest]).predict(rows[fold])
     return predicted
 
 
-def _design(rows: Floats, centre: Floats, per_scale: Floats) -> Floats:
-    """Standardised features and their squares; overwrites ``rows``."""
+def folds(users: NDArray[np.integer]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """(rest, fold) as indices of requests (n,), n >= 1, by their users, at random but always the same.
+
+    A single user's requests are both.
+    """
+    known, user = np.unique(users, return_inverse=True)
+    count = min(FOLDS, len(known))
+    fold_of = (np.random.default_rng(0).permutation(len(known)) % count)[user]
+    for fold in range(count):
+        inside = fold_of == fold
+        yield np.flatnonzero(~inside if count > 1 else inside), np.flatnonzero(inside)
+
+
+def standardised(rows: Floats, centre: Floats, per_scale: Floats) -> Floats:
+    """``rows`` (..., features) itself, overwritten: 0 on average and where unknown, at most FARTHEST away from it."""
     rows -= centre
     rows *= per_scale
     rows[rows != rows] = 0.0
     np.minimum(rows, FARTHEST, out=rows)
     np.maximum(rows, -FARTHEST, out=rows)
+    return rows
+
+
+def moments(rows: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (features,) of what is known in rows (n, features); 1 for what never changes."""
+    known = ~np.isnan(rows)
+    count = np.maximum(known.sum(0), 1)
+    centre = np.where(known, rows, 0.0).sum(0) / count
+    spread = np.sqrt((np.where(known, rows - centre, 0.0) ** 2).sum(0) / count)
+    return centre, np.where(spread > 1e-12, spread, 1.0)
+
+
+def _with_squares(rows: Floats) -> Floats:
     return np.concatenate((rows, rows * rows), axis=-1)
 
 
 def _floats(values: Floats) -> tuple[float, ...]:
     return tuple(values.tolist())
-
-
-def _moments(rows: Floats) -> tuple[Floats, Floats]:
-    known = ~np.isnan(rows)
-    count = np.maximum(known.sum(0), 1)
-    centre = np.where(known, rows, 0.0).sum(0) / count
-    spread = np.sqrt((np.where(known, rows - centre, 0.0) ** 2).sum(0) / count)
-    # A feature that never changes is its own mean, whatever it is divided by.
-    return centre, np.where(spread > 1e-12, spread, 1.0)
 
 
 def _ridge(design: Floats, losses: Floats, strength: float) -> tuple[Floats, Floats]:
@@ -104,17 +142,10 @@ def _ridge(design: Floats, losses: Floats, strength: float) -> tuple[Floats, Flo
     return mean - middle @ weights, weights
 
 
-def _best_strength(design: Floats, losses: Floats) -> float:
+def _best_strength(design: Floats, losses: Floats, users: NDArray[np.integer]) -> float:
     errors = dict.fromkeys(STRENGTHS, 0.0)
-    for rest, fold in _folds(len(design)):
+    for rest, fold in folds(users):
         for strength in STRENGTHS:
             intercept, weights = _ridge(design[rest], losses[rest], strength)
             errors[strength] += float(((losses[fold] - intercept - design[fold] @ weights) ** 2).sum())
     return min(errors, key=errors.__getitem__)
-
-
-def _folds(count: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """(rest, fold) as indices, for folds drawn at random, always the same."""
-    fold_of = np.random.default_rng(0).permutation(count) % FOLDS
-    for fold in range(FOLDS):
-        yield np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)

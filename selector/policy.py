@@ -1,6 +1,6 @@
 """The policies that a depth is chosen by where time plays no part."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from fathom.edge_profiles.profile import DeviceProfile
@@ -61,15 +61,24 @@ class MostPopular(DepthPolicy):
 
 
 class ProfileRule(DepthPolicy):
-    """Below the profile's threshold of complexity its shallow depth, else its deep one."""
+    """The share of requests that a profile's threshold names, those of least complexity, get its shallow depth.
+
+    ``at_share``: the complexity that a share of requests lies below. The others get its deep depth.
+    """
+
+    def __init__(self, depths: tuple[int, ...], at_share: Callable[[float], float]) -> None:
+        super().__init__(depths)
+        self._at_share = at_share
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth that the complexity asks for."""
-        return by_rule(request.inspect(brief=True)[1], request.profile, self.depths)
+        complexity, profile = request.inspect(brief=True)[1], request.profile
+        return by_rule(complexity, profile, self.depths, self._at_share(profile.threshold))
 
     def words(self, profile: DeviceProfile) -> str:
         """The rule with its numbers."""
-        return f"rule: below complexity {profile.threshold:g} depth {profile.shallow}, else {profile.deep}"
+        threshold = self._at_share(profile.threshold)
+        return f"rule: below complexity {threshold:.3g} depth {profile.shallow}, else {profile.deep}"
 
 
 class CertifiedRouting(DepthPolicy):
@@ -120,14 +129,13 @@ class CertifiedRouting(DepthPolicy):
         return self._words
 
 
-def by_rule(complexity: float, profile: DeviceProfile, depths: Collection[int]) -> Choice:
-    """Below the profile's threshold the shallow depth, else the deep one.
+def by_rule(complexity: float, profile: DeviceProfile, depths: Collection[int], threshold: float) -> Choice:
+    """Below the threshold the profile's shallow depth, else the deep one.
 
     Where that is not among ``depths``, which are some of the profile's, the nearest takes its place, the deeper of two
     equally near.
     """
-    tier, threshold = profile.tier, profile.threshold
-    text, limit = f"{complexity:.2f}", f"{threshold:.2f}"
+    tier, text, limit = profile.tier, f"{complexity:.2f}", f"{threshold:.2f}"
     if complexity < threshold:
         wanted, reason, enough = profile.shallow, DepthReason.SIMPLE, " is enough"
         below = "is just below" if text == limit else "is below"

@@ -128,8 +128,11 @@ def _selector(vectors: np.ndarray, popularity: np.ndarray) -> dict[str, Any]:
 
     tables = SelectorTables.build(popularity, ItemVectors(vectors), _transitions(len(popularity)))
     rng = np.random.default_rng(3)
-    rows = [measure(rng.integers(0, ITEMS, n), None, tables) for n in range(1, MAX_HISTORY + 1)]
-    return ComplexityModel.fit(rows).to_json()
+    lengths = np.repeat(np.arange(1, MAX_HISTORY + 1), 5)
+    rows = np.array([measure(rng.integers(0, ITEMS, n), None, tables) for n in lengths])
+    # The longer a history, the more the shallowest depth gets wrong.
+    disagreement, everybody = lengths / MAX_HISTORY, np.ones(len(rows), dtype=np.bool_)
+    return ComplexityModel.fit(rows, disagreement, np.arange(len(rows)), everybody, 0.05).to_json()
 
 
 def _write_counting(path: Path, popularity: np.ndarray, weight: float) -> CountingInfo:

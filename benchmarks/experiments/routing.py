@@ -2,9 +2,9 @@
 
 For each data set and seed the network ``ladder`` of the benchmark ``quality`` (trained now unless it lies in
 build/quality) is exported, asked at every depth through its engines, and certified with every family of routings.
-Policies are learned on validation items and judged on test items; beside them stands the cross-fitted reference,
-boosted trees over all features and what the first exit says of its own answer. Bundles lie in build/routing.
-Stored as ``routing/DATASET-seed-S``.
+What policies learn is how far the depths' answers agree (see the benchmark ``agreement``), from other users than those
+whose test items judge them; beside them stands a reference, boosted trees over all features. Bundles lie in
+build/routing. Stored as ``routing/DATASET-seed-S``.
 """
 
 import json
@@ -16,32 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from fathom.benchmarks.experiments.agreement import boosted
 from fathom.benchmarks.experiments.drawing import BLUE, GREY, INK, STYLE
 from fathom.benchmarks.experiments.quality.arms import ARMS
 from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
-from fathom.edge_profiles.profile import TIER_DEFAULTS, load_profile
 from fathom.exporter.bundle.export import export
 from fathom.exporter.certification.certify import CertificationData, certify, measure_bundle
 from fathom.exporter.certification.families import FAMILIES
-from fathom.exporter.certification.outcomes import Outcomes
-from fathom.exporter.certification.routing_curves import (
-    Curve,
-    evaluate_policy,
-    needs_more,
-    prices,
-    routed,
-    static_curve,
-)
-from fathom.exporter.certification.routing_report import make_report
+from fathom.exporter.certification.routing_report import judge, judges, make_report
 from fathom.runtime.bundle import Bundle
-from fathom.selector.routing import one_hot
 from fathom.show import Activity
 from fathom.training.dataset import Dataset
 
@@ -71,51 +59,19 @@ def opened(name: str, seed: int, dataset: Dataset) -> Bundle:
     return Bundle.open(path)
 
 
-def boosted(measured: CertificationData) -> Curve:
-    """Depths by boosted trees: what a model that is too slow to serve would get out of the same request."""
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    known, test, costs = measured.validation, measured.test, measured.costs
-    seen, asked = _everything(known), _everything(test)
-    told_of = np.isfinite(seen).any(0)
-    losses = known.quality[:, -1:] - known.quality[:, :-1]
-    trees = [
-        HistGradientBoostingRegressor(
-            max_iter=100, learning_rate=0.05, max_depth=3, min_samples_leaf=100, random_state=0
-        ).fit(seen[:, told_of], loss)
-        for loss in losses.T
-    ]
-    told = np.column_stack([*(tree.predict(asked[:, told_of]) for tree in trees), np.zeros(len(test))])
-    relative = costs.of(test.lengths).mean(0)
-    relative = relative / relative[-1]
-    chances = [one_hot((told + price * relative).argmin(1), len(relative)) for price in prices()]
-    return routed("boosted", chances, test, costs)
-
-
-def _everything(outcomes: Outcomes) -> NDArray[np.float64]:
-    return np.column_stack([outcomes.features, outcomes.confidence[:, 0]])
-
-
 def study(name: str, seed: int) -> dict[str, Any]:
     """All figures of one network."""
     dataset = open_dataset(name, None)
     bundle = opened(name, seed, dataset)
     with Activity(f"{name} seed {seed}: ask every depth") as activity:
         measured = measure_bundle(bundle, dataset, progress=activity.update)
-    report = make_report(name, measured, seed=seed)
-    reference = evaluate_policy(boosted(measured), static_curve(measured.test, measured.costs), seed=seed)
+    report, test, costs = make_report(name, measured, seed=seed), judges(measured), measured.costs
+    reference = judge([boosted(measured.learning, test, costs)], test.quality, test, costs, seed=seed)[0]
     return {
         "report": {**report.as_dict(), "policies": [asdict(each) for each in (*report.policies, reference)]},
         "agreement": [round(float(value), 6) for value in measured.test.agreement.mean(0)],
-        "needs_more": {tier: _needs_more(measured, profile) for tier, profile in TIER_DEFAULTS.items()},
         "claims": [_claim(bundle, measured, eps, family) for eps in EPSILONS for family in FAMILIES],
     }
-
-
-def _needs_more(measured: CertificationData, name: str) -> dict[str, float]:
-    profile = load_profile(name)
-    depths = {"shallow": profile.shallow, "deep": profile.deep}
-    return {**depths, **needs_more(measured.validation, measured.test, threshold=profile.threshold, **depths)}
 
 
 def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any) -> dict[str, Any]:
@@ -135,7 +91,7 @@ def load_routed(folder: Path) -> list[StoredRun]:
 def section(folder: Path) -> str:
     """The stored runs as docs/results.md tells them, "" without any."""
     runs = load_routed(folder)
-    return paragraphs(_policies(runs), _needs_more_table(runs), _certified(runs)) if runs else ""
+    return paragraphs(_policies(runs), _certified(runs)) if runs else ""
 
 
 def areas_figure(runs: Sequence[StoredRun]) -> Figure:
@@ -169,9 +125,7 @@ def _policies(runs: Sequence[StoredRun]) -> str:
             {"network": _name(each), "gap": report["static"][-1][1] - report["static"][0][1], **report, **areas}
         )
     columns = "network={network} | NDCG@10, deepest less shallowest={gap:+decimal}"
-    columns += " | R² of the loss, cross-fitted={explained:+.4f}" + "".join(
-        f" | {what}={{{name}}}" for name, what in WHAT.items()
-    )
+    columns += "".join(f" | {what}={{{name}}}" for name, what in WHAT.items())
     servable = [(run, each) for run in runs for each in run["result"]["report"]["policies"] if each["name"] in SERVABLE]
     above = [f"{WHAT[each['name']]} ({_name(run)})" for run, each in servable if each["low"] > 0]
     verdict = (
@@ -181,8 +135,8 @@ def _policies(runs: Sequence[StoredRun]) -> str:
     )
     about = (
         "Area: mean NDCG@10 above the convex hull of the static depths (random mixing reaches every point of the hull),"
-        " over the hull's range of measured cost, in thousandths, with a 95 % interval over users. Learned on"
-        " validation items, judged on test items."
+        " over the hull's range of measured cost, in thousandths, with a 95 % interval over users. Judged on test"
+        " items, of which nothing was learned."
     )
     picture = f"![What knowing the request is worth](figures/{PICTURE}.svg)"
     return paragraphs("## Routing against random mixing", verdict, about, table_of(rows, columns), picture)
@@ -190,29 +144,6 @@ def _policies(runs: Sequence[StoredRun]) -> str:
 
 def _thousandths(area: StoredRun) -> str:
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(1e3 * area[key] for key in ("area", "low", "high")))
-
-
-def _needs_more_table(runs: Sequence[StoredRun]) -> str:
-    rows = [
-        {"network": _name(run), "profile": tier, **figures}
-        for run in runs
-        for tier, figures in run["result"]["needs_more"].items()
-    ]
-    about = (
-        "A request needs more when the deep depth answers it better than the shallow one. An accuracy says little"
-        " beside that of a constant."
-    )
-    return paragraphs(
-        "### Does complexity tell which requests need more?",
-        about,
-        table_of(
-            rows,
-            "network={network} | profile={profile} | shallow / deep={shallow} / {deep} | need more={share:.1%}"
-            " | accuracy of the rule={accuracy_threshold:.1%}"
-            " | of the best threshold={accuracy_best_threshold:.1%} | of a constant={accuracy_constant:.1%}"
-            " | AUC of complexity={auc_complexity:.3f} | AUC, learned={auc_learned:.3f}",
-        ),
-    )
 
 
 def _certified(runs: Sequence[StoredRun]) -> str:

@@ -27,7 +27,7 @@ from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.complexity import ComplexityModel
-from fathom.selector.features import SelectorTables, measure_all, measure_brief
+from fathom.selector.features import SelectorTables, measure, measure_all
 
 SEED = 1
 LENGTHS = (10, 200)
@@ -79,16 +79,19 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
     """Time ``decisions`` decisions over histories of one length, after a warm-up that is not counted."""
     rng = np.random.default_rng([SEED, n_items, length])
     tables = random_tables(rng, n_items)
-    model = ComplexityModel.fit(measure_all(random_histories(rng, n_items, rng.integers(5, 201, size=500)), tables))
+    rows = measure_all(random_histories(rng, n_items, rng.integers(5, 201, size=500)), tables)
+    users = np.arange(len(rows))
+    model = ComplexityModel.fit(rows, rng.random(len(rows)), users, users >= 0, 0.05)
     histories = random_histories(rng, n_items, np.full(HISTORIES, length))
-    profile, chooser = load_profile("edge"), DepthChooser(None, SERVED_DEPTHS, policy="rule", alpha=0.01)
+    profile = load_profile("edge")
+    chooser = DepthChooser(None, SERVED_DEPTHS, policy="rule", alpha=0.01, at_share=model.at_share)
     clock = time.perf_counter_ns
     marks = np.empty((WARM_UP + decisions, 4), dtype=np.int64)
     for row in range(len(marks)):
         items, seconds = histories[row % HISTORIES]
         ids = items.astype(np.int64)
         start = clock()
-        features = measure_brief(items, seconds, tables)
+        features = measure(items, seconds, tables)
         measured = clock()
         complexity = model.score(features)
         scored = clock()
@@ -135,7 +138,7 @@ def run(decisions: int) -> list[Latency]:
     return [measure_latency(n_items, length, decisions) for n_items in CATALOGUES for length in LENGTHS]
 
 
-def measure(options: Namespace) -> Iterator[Run]:
+def _measure(options: Namespace) -> Iterator[Run]:
     """Decisions alone, then their share of whole requests."""
     rows = run(options.decisions)
     with Bundle.open(options.bundle) as bundle:
@@ -167,5 +170,5 @@ def render(run: StoredRun) -> str:
 
 
 BENCHMARK = Benchmark(
-    __doc__, "2 min", {"bundle": Path, "--decisions": 20_000}, measure, of_runs(render, "selector_latency")
+    __doc__, "2 min", {"bundle": Path, "--decisions": 20_000}, _measure, of_runs(render, "selector_latency")
 )

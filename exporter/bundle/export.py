@@ -13,7 +13,8 @@ import numpy as np
 from fathom.distribution import fathom_commit, version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.bundle.derive import write_bundle
-from fathom.exporter.bundle.item_files import counting_files, item_files, text_files
+from fathom.exporter.bundle.item_files import counting_files, item_files, selector_file, text_files
+from fathom.exporter.bundle.selector_fit import fit_complexity
 from fathom.exporter.bundle.text_fit import fit_text_encoder
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.incremental_parity import incremental_error
@@ -79,9 +80,12 @@ def export(
     work = _Export(checkpoint, dataset, split(dataset, checkpoint.config.split), every_length, progress)
     made = work.engines(storage)
     incremental, extension = work.incremental(made.engines) if precision == "fp32" else ({}, None)
-    progress("fitting the selector")
-    items = item_files(checkpoint, made.engines.vectors, work.cut.train)
-    files = {**made.engines.files, **incremental, **items, **counting_files(work.counting.tables)}
+    items, tables = item_files(checkpoint, made.engines.vectors, work.cut.train)
+    complexity = fit_complexity(
+        made.engines, checkpoint.model.config, tables, work.counting, work.cut, progress=progress
+    )
+    selector, counts = selector_file(complexity), counting_files(work.counting.tables)
+    files = {**made.engines.files, **incremental, **items, **selector, **counts}
     manifest = _manifest(name, checkpoint, executed, evidence or {}, storage, made, extension)
     counting, text = _counting_info(work.counting, made.report, dataset), None
     progress("fitting the text encoder")

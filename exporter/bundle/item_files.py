@@ -1,8 +1,7 @@
-"""The files of a bundle that describe its items, and the selector that is fitted to the training histories."""
+"""The files of a bundle that describe its items, and what the selector reads of them."""
 
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,30 +24,31 @@ from fathom.runtime.manifest import (
 )
 from fathom.runtime.text_encoder import TextEncoder
 from fathom.selector.complexity import ComplexityModel
-from fathom.selector.features import SelectorTables, measure_all
+from fathom.selector.features import SelectorTables
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.counting import CountingTables
 from fathom.training.dataset import Sequences
 
-#: The selector needs quantiles of the training histories; more of them do not move those.
-SELECTOR_HISTORIES = 20_000
 
-
-def item_files(checkpoint: Checkpoint, vectors: ItemVectors, train: Sequences) -> dict[str, bytes]:
-    """Path -> contents: catalogue, vectors, popularity, what follows items, and the selector fitted to all that."""
+def item_files(
+    checkpoint: Checkpoint, vectors: ItemVectors, train: Sequences
+) -> tuple[dict[str, bytes], SelectorTables]:
+    """Path -> contents: catalogue, vectors, popularity and what follows items; and the selector's tables of these."""
     catalogue = {"ids": checkpoint.item_ids, "titles": checkpoint.titles, "categories": checkpoint.categories}
     popularity = np.bincount(train.items, minlength=len(vectors)).astype(np.int64)
-    longest = checkpoint.model.config.max_history
     transitions = transition_entropy(train, len(vectors))
-    tables = SelectorTables.build(popularity, vectors, transitions)
-    selector = ComplexityModel.fit(measure_all(_requests(train, longest), tables))
-    return {
+    files = {
         CATALOGUE_FILE: _compact_json(catalogue),
         VECTORS_FILE: _npy(vectors.rows),
         POPULARITY_FILE: _npy(popularity),
         TRANSITIONS_FILE: _npy(transitions),
-        SELECTOR_FILE: _compact_json(selector.to_json()),
     }
+    return files, SelectorTables.build(popularity, vectors, transitions)
+
+
+def selector_file(complexity: ComplexityModel) -> dict[str, bytes]:
+    """Path -> contents: what says how complex a request is."""
+    return {SELECTOR_FILE: _compact_json(complexity.to_json())}
 
 
 def counting_files(tables: CountingTables) -> dict[str, bytes]:
@@ -81,16 +81,6 @@ def transition_entropy(train: Sequences, items: int) -> NDArray[np.float32]:
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = np.where(total > 0, np.log(total) - spread / total, np.nan)
     return np.maximum(entropy, 0.0).astype(np.float32)
-
-
-def _requests(train: Sequences, longest: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64] | None]]:
-    """Training histories as requests would bring them: not empty, cut to the model's longest."""
-    users = np.flatnonzero(train.lengths)
-    if len(users) > SELECTOR_HISTORIES:
-        users = users[np.linspace(0, len(users) - 1, SELECTOR_HISTORIES).round().astype(np.int64)]
-    for user in users.tolist():
-        times = train.times(user)
-        yield train[user][-longest:], None if times is None else times[-longest:]
 
 
 def _compact_json(value: object) -> bytes:

@@ -1,10 +1,11 @@
 """Certifies a bundle: the cheapest routing whose loss of quality is shown to be below eps, per set of depths.
 
-The routings of the family ``mixture`` and ``rule`` owe nothing to any outcome, so all test users speak for them.
-``learned`` and ``cascade`` are learned from a third of the users, and the others certify them.
+The routings of the families ``mixture`` and ``rule`` owe nothing to any test item, so all test users speak for them.
+``learned`` and ``cascade`` are learned from the requests of two thirds of the users, the teachers, and the others
+certify them: see ``teachers``.
 
-Depth 0 is one of the depths where a bundle has a counting exit. Its tables have counted the validation items: who is
-learned from by these is asked with tables that are counted without, by the same settings. Test items are in none.
+Depth 0 is one of the depths where a bundle has a counting exit. Its tables have counted the validation items: teachers
+are asked with tables that are counted without, by the same settings. Test items are in none.
 
 Users with the same case, that is the same history and the same next item, may be copies of one user or users who happen
 to be alike, and nothing in the data tells which. Copies are no evidence; users who are alike are, and may be those whom
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import ArtefactError, ConfigError, DataError
 from fathom.exporter.bundle.derive import rewrite
+from fathom.exporter.bundle.teachers import teaching_cases
 from fathom.exporter.certification.families import Family, family_members
 from fathom.exporter.certification.outcomes import Costs, Outcomes, in_order, measure_costs, measure_outcomes
 from fathom.runtime.bundle import Bundle
@@ -48,15 +50,17 @@ from fathom.training.counting import CountingSettings, count
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.splits import split
 
+#: Requests of teachers that are asked at every depth, at most.
+LEARNING_REQUESTS = 5_000
 #: The part of delta that the bound of the agreement may fail with.
 AGREEMENT_PART = 0.1
 
 
 @dataclass(frozen=True)
 class CertificationData:
-    """The cases of a bundle's data set, asked at every depth: validation to learn from, test to judge by."""
+    """Requests of a bundle's data set, asked at every depth: teachers' to learn from, test cases to judge by."""
 
-    validation: Outcomes
+    learning: Outcomes
     test: Outcomes
     costs: Costs
     part: str
@@ -72,25 +76,23 @@ def measure_bundle(
     if source.split is None:
         raise ArtefactError(f"{bundle.path}: does not say how its data were split; export it again")
     cut = split(dataset, source.split)
-    counting = {"validation": _recounted(bundle, cut.train), "test": bundle.counting}
+    if not len(cut.test):
+        raise DataError("no user has enough events for a test case; there is nothing to certify with")
+    teaching, _ = teaching_cases(cut, bundle.manifest.model.max_history, LEARNING_REQUESTS)
     with open_engine(bundle) as engine:
         costs = measure_costs(bundle, engine)
-        parts = {}
-        for name in ("validation", "test"):
-            cases = getattr(cut, name)
-            if not len(cases):
-                raise DataError(f"no user has enough events for a {name} case; there is nothing to certify with")
-            parts[name] = measure_outcomes(
-                bundle,
-                engine,
-                cases,
-                counting=counting[name],
-                progress=lambda text, name=name: progress(f"{name}: {text}"),  # type: ignore[misc]
-            )
-    return CertificationData(parts["validation"], parts["test"], costs, source.split)
+        learning = measure_outcomes(
+            bundle,
+            engine,
+            teaching,
+            counting=recounted(bundle, cut.train),
+            progress=lambda text: progress(f"learning: {text}"),
+        )
+        test = measure_outcomes(bundle, engine, cut.test, progress=lambda text: progress(f"test: {text}"))
+    return CertificationData(learning, test, costs, source.split)
 
 
-def _recounted(bundle: Bundle, train: Sequences) -> Counting | None:
+def recounted(bundle: Bundle, train: Sequences) -> Counting | None:
     """The bundle's counting exit as if there were nothing but ``train``; None where it has none."""
     info = bundle.manifest.counting
     if info is None:
@@ -176,7 +178,7 @@ def _claim(
     level: float,
 ) -> Claim:
     costs, test = data.costs.at_depths(depths), test.at_depths(depths)
-    routings, judges = family_members(family, data.validation.at_depths(depths), test, copies, costs)
+    routings, judges = family_members(family, data.learning.at_depths(depths), test, costs)
     test, copies = test.select(judges), copies[judges]
     each_once = test.select(~copies)
     counted = [each_once, test] if copies.any() else [each_once]

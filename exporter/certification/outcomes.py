@@ -1,24 +1,27 @@
-"""What a bundle answers to requests whose right answer is known, at every depth, and what each answer costs."""
+"""What a bundle answers to requests at every depth, how good and how like the deepest answer that is, and its cost."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.exporter.bundle.teachers import case_digests
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
-from fathom.runtime.item_filter import Bonus, Indices, ItemFilter, Scores
+from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.padding import left_padded
 from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.features import Features
-from fathom.selector.routing import CONFIDENCE, RoutingInputs, confidence
+from fathom.selector.routing import CONFIDENCE, ExitAnswers, RoutingInputs, confidence
+from fathom.selector.routing import TOP as K
 from fathom.selector.schema import Floats
 from fathom.training.splits import Cases
 
@@ -28,11 +31,10 @@ Items = tuple[NDArray[np.int64], NDArray[np.int64] | None]
 History = NDArray[np.integer]
 #: Items, best first, and their scores.
 Found = tuple[Indices, Scores]
-#: Items that count, and that are compared.
-K = 10
 #: Requests x padded length of one batch.
 BATCH_TOKENS = 4096
 ROUNDS = 15
+_DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Outcomes:
     """One row per request. ``depths``: those of the bundle, ascending, D of them; 0 first where it counts.
 
     users int (n,): whose request. lengths int (n,): items that the engine sees. features (n, features): as
-    ``selector.features``. complexity (n,). quality (n, D): NDCG@10. best int (n, D, 10): the items given, -1 where
-    there are fewer. confidence (n, D, 3): see ``routing.CONFIDENCE``. digests V32 (n,): see ``case_digests``.
+    ``selector.features``. complexity (n,). quality (n, D): NDCG@10, NaN without a target. best int (n, D, 10): the
+    items given, -1 where there are fewer. scores (n, D, 10): theirs, NaN where there are fewer. digests V32 (n,): see
+    ``case_digests``. denoised (n, D): see ``_expected_ndcg``; None where the bundle does not say by what temperature
+    scores are divided.
     """
 
     depths: tuple[int, ...]
@@ -51,8 +55,9 @@ class Outcomes:
     complexity: Floats
     quality: Floats
     best: NDArray[np.int64]
-    confidence: Floats
+    scores: Floats
     digests: NDArray[np.void]
+    denoised: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -60,26 +65,73 @@ class Outcomes:
     @property
     def agreement(self) -> Floats:
         """The share of the top 10 at the deepest depth that each depth gives too, (n, D)."""
-        deepest = self.best[:, -1]
-        given = (self.best[:, :, :, None] == deepest[:, None, None, :]) & (deepest >= 0)[:, None, None, :]
-        share: Floats = given.any(2).sum(-1) / np.maximum((deepest >= 0).sum(-1), 1)[:, None]
-        return share
+        return self.agreement_at(K)
+
+    def agreement_at(self, k: int) -> Floats:
+        """The same of the top k, k <= 10: all that a request for k items shows."""
+        return agreement(self.best[:, :, :k])
+
+    @property
+    def overlap(self) -> Floats:
+        """Rank-biased overlap of each depth's list with the deepest's, (n, D): see ``rank_biased_overlap``."""
+        return rank_biased_overlap(self.best)
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """CONFIDENCE at every exit, (n, D, 6); depth 0 is no exit on the way to the others."""
+        found, before = np.empty((*self.best.shape[:2], len(CONFIDENCE))), None
+        for column, depth in enumerate(self.depths):
+            answers = ExitAnswers(self.best[:, column], self.scores[:, column])
+            found[:, column] = confidence(answers, before)
+            before = answers if depth else None
+        return found
 
     @property
     def routing_inputs(self) -> RoutingInputs:
         """What a routing may know of the requests."""
         return RoutingInputs(self.features, self.complexity, self.confidence)
 
+    @property
+    def network_depths(self) -> tuple[int, ...]:
+        """All but depth 0."""
+        return tuple(filter(None, self.depths))
+
     def select(self, rows: NDArray[Any]) -> Self:
         """Some rows, by index (m,) or mask (n,)."""
-        parts = [getattr(self, field.name) for field in fields(self)[1:]]
-        return type(self)(self.depths, *(part[rows] for part in parts))
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        chosen: dict[str, Any] = {name: None if part is None else part[rows] for name, part in parts.items()}
+        return replace(self, **chosen)
 
     def at_depths(self, depths: tuple[int, ...]) -> Self:
-        """The columns of some depths."""
+        """The columns of some depths, the deepest of all among them where ``denoised`` is to mean the same."""
         columns = [self.depths.index(depth) for depth in depths]
-        by_depth = (self.quality[:, columns], self.best[:, columns], self.confidence[:, columns])
-        return type(self)(depths, self.users, self.lengths, self.features, self.complexity, *by_depth, self.digests)
+        by_depth = {name: getattr(self, name)[:, columns] for name in ("quality", "best", "scores")}
+        denoised = None if self.denoised is None else self.denoised[:, columns]
+        return replace(self, depths=depths, **by_depth, denoised=denoised)
+
+
+def agreement(best: NDArray[np.int64]) -> Floats:
+    """The share of the deepest list that each depth gives too, (n, D), from lists (n, D, k), -1 where items lack."""
+    deepest = best[:, -1]
+    given = (best[:, :, :, None] == deepest[:, None, None, :]) & (deepest >= 0)[:, None, None, :]
+    share: Floats = given.any(2).sum(-1) / np.maximum((deepest >= 0).sum(-1), 1)[:, None]
+    return share
+
+
+def rank_biased_overlap(best: NDArray[np.int64], persistence: float = 0.9) -> Floats:
+    """How alike each depth's list is to the deepest, the top counting most: 0 to 1, (n, D), from lists (n, D, k).
+
+    The extrapolated rank-biased overlap of finite lists (Webber, Moffat and Zobel 2010): the first d items of both
+    agree by a share A(d), which counts (1 - p) p^(d - 1); the last of them stands for all that would follow. -1 where
+    items lack, at the end.
+    """
+    k = best.shape[-1]
+    places = np.arange(1, k + 1)
+    same = (best[:, :, :, None] == best[:, -1:, None, :]) & (best >= 0)[..., None]
+    found = same.cumsum(2).cumsum(3).diagonal(axis1=2, axis2=3)
+    shares = found / np.minimum(places, np.maximum((best[:, -1] >= 0).sum(-1), 1)[:, None])[:, None]
+    overlap: Floats = (1 - persistence) * shares @ persistence ** (places - 1) + persistence**k * shares[..., -1]
+    return overlap
 
 
 @dataclass(frozen=True)
@@ -112,6 +164,7 @@ class _Answers:
     def __init__(self, bundle: Bundle, engine: Engine, counting: Counting | None) -> None:
         info = bundle.manifest.counting
         self._retriever, self._engine, self._counting = FlatRetriever(bundle.vectors), engine, counting
+        self._vectors = np.asarray(bundle.vectors)
         self._weights = {} if counting is None or info is None else info.weights
         self.depths = engine.depths if counting is None else (0, *engine.depths)
 
@@ -121,19 +174,37 @@ class _Answers:
             return self._counted(histories, filters)
         return self._found(depth, self._engine.run(*items, depth), filters, self._shares((depth,), histories))
 
-    def walk(self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]) -> Iterator[list[Found]]:
-        """At every depth that the engine has, going on from the one before."""
+    def walk(
+        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
+    ) -> Iterator[tuple[NDArray[np.float32], list[Found]]]:
+        """At every depth that the engine has, going on from the one before: user vectors, and what they find."""
         shares = self._shares(self._engine.depths, histories)
         for depth, users in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
-            yield self._found(depth, users, filters, shares)
+            yield users, self._found(depth, users, filters, shares)
 
     def everywhere(
-        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
-    ) -> Iterator[list[Found]]:
-        """At each of ``depths``."""
-        if self._counting is not None:
-            yield self._counted(histories, filters)
-        yield from self.walk(histories, items, filters)
+        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter], temperature: float | None
+    ) -> tuple[list[list[Found]], Floats | None]:
+        """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``."""
+        found = [] if self._counting is None else [self._counted(histories, filters)]
+        users = np.empty(0, np.float32)
+        for users, best in self.walk(histories, items, filters):  # noqa: B007 - the deepest are needed below
+            found.append(best)
+        if temperature is None:
+            return found, None
+        deepest, worth = self.depths[-1], []
+        bonuses = self._bonuses(deepest, self._shares((deepest,), histories)) or [NO_BONUS] * len(filters)
+        for row, answers in enumerate(zip(*found, strict=True)):
+            logits = self._scores(users[row], filters[row], bonuses[row]) / np.float32(temperature)
+            worth.append(_expected_ndcg(logits, [best for best, _ in answers]))
+        return found, np.array(worth)
+
+    def _scores(self, user: NDArray[np.float32], keep: ItemFilter, bonus: Bonus) -> Scores:
+        """Of all items for one user vector (width,), (items,); minus infinity for what is left out."""
+        scores: Scores = self._vectors @ user
+        scores[bonus[0]] += bonus[1]
+        scores[keep.exclude] = -np.inf
+        return scores
 
     def _counted(self, histories: Sequence[History], filters: Sequence[ItemFilter]) -> list[Found]:
         assert self._counting is not None
@@ -144,12 +215,27 @@ class _Answers:
             return []
         return [self._counting.shares(history) for history in histories]
 
+    def _bonuses(self, depth: int, shares: Sequence[Bonus]) -> list[Bonus] | None:
+        weight = np.float32(self._weights.get(depth, 0.0))
+        return [(items, weight * values) for items, values in shares] if weight else None
+
     def _found(
         self, depth: int, users: NDArray[np.float32], filters: Sequence[ItemFilter], shares: Sequence[Bonus]
     ) -> list[Found]:
-        weight = np.float32(self._weights.get(depth, 0.0))
-        bonuses = [(items, weight * values) for items, values in shares] if weight else None
-        return self._retriever.search(users, [K] * len(users), filters, bonuses)
+        return self._retriever.search(users, [K] * len(users), filters, self._bonuses(depth, shares))
+
+
+def _expected_ndcg(logits: Scores, lists: Sequence[Indices]) -> list[float]:
+    """NDCG@10 of each list (<= 10,) that is expected where the next item is drawn from the softmax of these (items,).
+
+    It is what one held-out item would give on average if the deepest depth were right about all of them: a loss
+    without the noise of that item, for who knows how far to trust it.
+    """
+    most = logits.max()
+    if most == -np.inf:
+        return [0.0] * len(lists)
+    total = np.exp(logits - most).sum()
+    return [float(np.exp(logits[best] - most) @ _DISCOUNTS[: len(best)] / total) for best in lists]
 
 
 def measure_outcomes(
@@ -169,9 +255,9 @@ def measure_outcomes(
     longest = bundle.manifest.model.max_history
     uses_timestamps = bundle.manifest.model.uses_timestamps
     lengths = np.minimum(cases.histories.lengths, longest)
-    depths, count = answers.depths, len(cases)
+    depths, count, temperature = answers.depths, len(cases), bundle.complexity.temperature
     quality, given = np.zeros((count, len(depths))), np.full((count, len(depths), K), -1)
-    certainty = np.zeros((count, len(depths), len(CONFIDENCE)))
+    scores, denoised = np.full(given.shape, np.nan), np.zeros(quality.shape)
     features = np.empty((count, len(Features._fields)))
     complexity = np.empty(count)
     for row in range(count):
@@ -182,27 +268,27 @@ def measure_outcomes(
         items, timestamps = _padded(cases, rows, int(lengths[rows].max()), uses_timestamps=uses_timestamps)
         filters = [ItemFilter(exclude=np.asarray(cases.histories[row], dtype=np.int64)) for row in rows]
         histories = [cases.histories[row][-longest:] for row in rows]
-        for column, found in enumerate(answers.everywhere(histories, (items, timestamps), filters)):
-            for row, (best, scores) in zip(rows, found, strict=True):
+        everywhere, expected = answers.everywhere(histories, (items, timestamps), filters, temperature)
+        for column, found in enumerate(everywhere):
+            given[rows, column], scores[rows, column] = ExitAnswers.of(found)
+            for row, (best, _) in zip(rows, found, strict=True):
                 quality[row, column] = _ndcg(best, int(cases.targets[row]))
-                given[row, column, : len(best)] = best
-                certainty[row, column] = confidence(scores)
+        if expected is not None:
+            denoised[rows] = expected
         done += len(rows)
         progress(f"{done:,} of {count:,} requests at every depth")
-    users = np.asarray(cases.users, dtype=np.int64)
-    digests = case_digests(cases, longest)
-    return Outcomes(depths, users, lengths.astype(np.int64), features, complexity, quality, given, certainty, digests)
-
-
-def case_digests(cases: Cases, longest: int) -> NDArray[np.void]:
-    """What identifies a case: sha256 of its newest ``longest`` items, oldest first, and of the target; V32 (n,).
-
-    Times do not count: a copy of a user at another time is still a copy.
-    """
-    targets = cases.targets.astype("<i4")
-    histories = (cases.histories[row][-longest:].astype("<i4").tobytes() for row in range(len(cases)))
-    found = [sha256(items + target.tobytes()).digest() for items, target in zip(histories, targets, strict=True)]
-    return np.array(found, dtype="V32")
+    return Outcomes(
+        depths,
+        users=np.asarray(cases.users, dtype=np.int64),
+        lengths=lengths.astype(np.int64),
+        features=features,
+        complexity=complexity,
+        quality=quality,
+        best=given,
+        scores=scores,
+        digests=case_digests(cases, longest),
+        denoised=None if temperature is None else denoised,
+    )
 
 
 def in_order(test: Outcomes) -> tuple[Outcomes, NDArray[np.bool_]]:
@@ -270,5 +356,7 @@ def _padded(
 
 
 def _ndcg(best: NDArray[np.int64], target: int) -> float:
+    if target < 0:
+        return np.nan
     place = np.flatnonzero(best == target)
-    return float(1 / np.log2(place[0] + 2)) if place.size else 0.0
+    return float(_DISCOUNTS[place[0]]) if place.size else 0.0

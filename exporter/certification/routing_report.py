@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fathom.artefacts import REPORT_FOLDER, ROUTING_PAGE, ROUTING_PLOT, check_output
-from fathom.errors import MissingExtraError
+from fathom.errors import DataError, MissingExtraError
+from fathom.exporter.bundle.teachers import are_teachers
 from fathom.exporter.certification.certify import CertificationData
-from fathom.exporter.certification.outcomes import distinct
+from fathom.exporter.certification.hull import hull
+from fathom.exporter.certification.outcomes import Costs, Outcomes, distinct
 from fathom.exporter.certification.routing_curves import (
+    Policy,
     PolicyResult,
+    curve_of,
     evaluate_policy,
     explained,
     feature_correlations,
-    hull,
+    hindsight,
     policies,
     static_curve,
 )
@@ -27,21 +31,25 @@ from fathom.exporter.certification.routing_table import percent
 from fathom.files import write_bytes, write_json
 from fathom.importance.report.html import document
 from fathom.selector.certificate import Certificate, Claim
+from fathom.selector.complexity import ReliabilityPoint, reliability
+from fathom.selector.schema import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: NDCG@10 that an axis spans at least: differences that are smaller are nothing to look at.
 LEAST_RANGE = 1e-3
+#: Lengths of lists that answers are compared by.
+TOPS = (1, 5, 10)
 #: Characters of the bundle's name that the picture shows.
 LONGEST_NAME = 80
 COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
 WHAT = {
     "length": "short histories go to the shallowest depth",
     "rule": "requests of low complexity go to the shallowest depth",
-    "learned": "the least expected loss + price x cost, learned from the features",
+    "learned": "the least expected loss of agreement + price x cost, learned from the features",
     "cascade": "a learned gate at every exit decides whether to go on",
     "hindsight": "knows the answer; no policy can reach it",
 }
@@ -50,7 +58,12 @@ SAME_CASE = "test users with the history and next item of another, left out of t
 
 @dataclass(frozen=True)
 class RoutingReport:
-    """Policies on the test cases, learned on the validation cases; costs in milliseconds of a request alone."""
+    """Policies on the test cases of users that nothing was learned from; costs in milliseconds of a request alone.
+
+    ``static``, ``hull`` and ``policies``: by NDCG@10. ``agreement``: the same policies by the share of the deepest
+    depth's top 10. ``alike``: how like the deepest depth's answers each depth's are, by measure. ``reliability``: the
+    shallowest depth's disagreement as complexity predicts it and as it is, of groups of requests.
+    """
 
     name: str
     depths: tuple[int, ...]
@@ -60,6 +73,9 @@ class RoutingReport:
     policies: list[PolicyResult]
     features: Mapping[str, tuple[float, float, float]]
     explained: float
+    agreement: list[PolicyResult]
+    alike: Mapping[str, list[float]]
+    reliability: tuple[ReliabilityPoint, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -67,20 +83,45 @@ class RoutingReport:
 
 
 def make_report(name: str, measured: CertificationData, *, seed: int = 0) -> RoutingReport:
-    """Judge every policy, on each case once: copies of users would make every interval too narrow."""
-    known, test, costs = distinct(measured.validation), distinct(measured.test), measured.costs
-    static = static_curve(test, costs)
-    cost, quality = static.cost.mean(0), static.quality.mean(0)
+    """Judge every policy, on each case once: copies of users would make every interval too narrow.
+
+    Raises DataError where nobody is left to judge, or too few to learn from.
+    """
+    known, costs, test = measured.learning, measured.costs, judges(measured)
+    cost, quality = costs.of(test.lengths).mean(0), test.quality.mean(0)
+    tried = policies(known, test, costs)
     return RoutingReport(
         name=name,
         depths=test.depths,
         users=len(test),
         static=_pairs(cost, quality),
         hull=_pairs(*hull(cost, quality)),
-        policies=[evaluate_policy(curve, static, seed=seed) for curve in policies(known, test, costs)],
+        policies=judge(tried, test.quality, test, costs, seed=seed),
         features=feature_correlations(test),
         explained=explained(known),
+        agreement=judge(tried, test.agreement, test, costs, seed=seed),
+        alike={
+            **{f"top {k}": _rounded(test.agreement_at(k).mean(0)) for k in TOPS},
+            "rank-biased overlap": _rounded(test.overlap.mean(0)),
+        },
+        reliability=reliability(test.complexity, 1 - test.at_depths(test.network_depths).agreement[:, 0]),
     )
+
+
+def judges(measured: CertificationData) -> Outcomes:
+    """The test cases of users that nothing was learned from, each once; raises DataError where there are none."""
+    found = distinct(measured.test.select(~are_teachers(measured.test.digests)))
+    if not len(found):
+        raise DataError("nobody is left to judge what was learned; more users are needed")
+    return found
+
+
+def judge(
+    tried: Sequence[Policy], value: Floats, judged: Outcomes, costs: Costs, *, seed: int = 0
+) -> list[PolicyResult]:
+    """Each policy, and hindsight, by what every depth gives every request, ``value`` (n, D)."""
+    static, every = static_curve(value, judged, costs), [*tried, hindsight(value, judged, costs)]
+    return [evaluate_policy(curve_of(policy, value, judged, costs), static, seed=seed) for policy in every]
 
 
 def write_report(report: RoutingReport, certificate: Certificate, folder: Path) -> None:
@@ -160,7 +201,7 @@ def page(report: RoutingReport, certificate: Certificate, picture: bytes) -> str
 <p>{_verdict(report)}</p>
 {_certified(certificate)}<h2>Policies against random mixing</h2>
 <img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
-{_policies(report)}{_features(report)}"""
+{_policies(report)}{_alike(report)}{_reliability(report)}{_features(report)}"""
     style = " img { max-width: 100%; background: white; border-radius: 6px; }"
     return document(title, ROUTING_PAGE.mark, main, style=style, images=True)
 
@@ -178,16 +219,51 @@ def _certified(certificate: Certificate) -> str:
 
 def _policies(report: RoutingReport) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{escape(each.name)}</th><td>{each.area:+.5f} [{each.low:+.5f}, {each.high:+.5f}]</td>"
+        f"<tr><th scope=row>{escape(each.name)}</th><td>{_area_cell(alike)}</td><td>{_area_cell(each)}</td>"
         f"<td style='text-align:left'>{escape(WHAT[each.name])}</td></tr>"
-        for each in report.policies
+        for each, alike in zip(report.policies, report.agreement, strict=True)
     )
     return f"""\
 <p>Answering each request at a depth chosen at random reaches every point on the dashed line, the convex hull of the
-static depths. Area: by how much NDCG@10 a policy lies above that line on average, for {report.users:,} test users. What
-is learned is learned from validation items and judged on test items.</p>
-<div class=wide tabindex=0><table class=plain><thead><tr><th>policy</th><th>area [95 %]</th>
-<th style="text-align:left">what it does</th></tr></thead><tbody>{rows}</tbody></table></div>
+static depths. Area: by how much a policy lies above that line on average, in agreement (the share of the deepest
+depth's top 10) and in NDCG@10, for {report.users:,} test users. What is learned is learned from the agreement of other
+users' requests.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>policy</th><th>area, agreement [95 %]</th>
+<th>area, NDCG@10 [95 %]</th><th style="text-align:left">what it does</th></tr></thead>
+<tbody>{rows}</tbody></table></div>
+"""
+
+
+def _area_cell(each: PolicyResult) -> str:
+    return f"{each.area:+.5f} [{each.low:+.5f}, {each.high:+.5f}]"
+
+
+def _alike(report: RoutingReport) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in report.alike)
+    rows = "".join(
+        f"<tr><th scope=row>{depth}</th>"
+        + "".join(f"<td>{column[place]:.3f}</td>" for column in report.alike.values())
+        + "</tr>"
+        for place, depth in enumerate(report.depths)
+    )
+    return f"""<h2>How like depth {report.depths[-1]}'s answers those of each depth are</h2>
+<p>The share of its best items that a depth gives too, and rank-biased overlap (p = 0.9), where the first places count
+most.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>depth</th>{head}</tr></thead>
+<tbody>{rows}</tbody></table></div>
+"""
+
+
+def _reliability(report: RoutingReport) -> str:
+    rows = "".join(
+        f"<tr><th scope=row>{each.requests:,}</th><td>{each.predicted:.3f}</td><td>{each.observed:.3f}</td></tr>"
+        for each in report.reliability
+    )
+    return f"""<h2>Does complexity mean what it says?</h2>
+<p>Complexity is the predicted share of the deepest depth's top 10 that the shallowest depth of the network does not
+give. Groups of requests by their complexity: means as predicted, and as they are.</p>
+<div class=wide tabindex=0><table class=plain><thead><tr><th>requests</th><th>complexity</th><th>disagreement</th></tr>
+</thead><tbody>{rows}</tbody></table></div>
 """
 
 
@@ -196,19 +272,21 @@ def _features(report: RoutingReport) -> str:
         f"<tr><th scope=row>{escape(name)}</th><td>{r:+.3f} [{low:+.3f}, {high:+.3f}]</td></tr>"
         for name, (r, low, high) in report.features.items()
     )
-    return f"""<h2>Which features predict what the shallowest depth loses</h2>
-<p>Correlation of each feature with the loss, NDCG@10 at depth {report.depths[-1]} minus NDCG@10 at depth
-{report.depths[0]}. All features together explain {report.explained:+.4f} of its variance (cross-fitted R&sup2;; below
-zero means that a constant predicts better).</p>
+    return f"""<h2>Which features predict what the shallowest depth gets wrong</h2>
+<p>Correlation of each feature with the share of depth {report.depths[-1]}'s top 10 that depth {report.depths[0]} does
+not give. All features together explain {report.explained:+.4f} of its variance (cross-fitted R&sup2;; below zero means
+that a constant predicts better).</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>feature</th><th>r [95 %]</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 """
 
 
 def _verdict(report: RoutingReport) -> str:
-    above = [each.name for each in report.policies if each.name != "hindsight" and each.low > 0]
-    if above:
-        return f"Shown to beat choosing depths at random: {escape(', '.join(above))}."
+    measures = {"agreement with the deepest depth": report.agreement, "NDCG@10": report.policies}
+    shown = {name: [p.name for p in found if p.name != "hindsight" and p.low > 0] for name, found in measures.items()}
+    said = [f"in {name}: {escape(', '.join(above))}" for name, above in shown.items() if above]
+    if said:
+        return f"Shown to beat choosing depths at random {'; '.join(said)}."
     return (
         "No policy is shown to beat choosing depths at random: on these data, which request needs more depth cannot be"
         " told from the request."
@@ -266,6 +344,10 @@ def bucket_rows(claim: Claim, eps: float) -> list[list[str]]:
         shown = "shown" if each.low >= 1 - eps else "not shown"
         rows.append([each.name, f"{each.users:,}", f"{each.kept:.1%}", f"{each.low:.1%}", shown])
     return rows
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [round(float(value), 6) for value in values]
 
 
 def _pairs(cost: Sequence[float] | np.ndarray, quality: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:

@@ -141,13 +141,13 @@ def _compare_top(
     for start in range(0, len(expected), _ROWS_PER_RANKING):
         rows = np.arange(start, min(start + _ROWS_PER_RANKING, len(expected)))
         histories, scores = seen.select(rows), expected[rows] @ exact.T
-        a, b = _top_items(scores, histories), _top_items(found[rows] @ stored.T, histories)
+        a, b = top_items(scores, histories), top_items(found[rows] @ stored.T, histories)
         apart = np.abs(np.take_along_axis(scores, a, axis=1) - np.take_along_axis(scores, b, axis=1))
         tally.agreed += int(np.count_nonzero((apart <= TIE).all(axis=1)))
         tally.identical += int(np.count_nonzero((a == b).all(axis=1)))
 
 
-def _top_items(scores: Vectors, seen: Sequences) -> NDArray[np.int64]:
+def top_items(scores: Vectors, seen: Sequences) -> NDArray[np.int64]:
     """The best TOP items of each row, best first, ties by the lowest index; seen items are left out."""
     scores = scores.copy()
     scores[seen.owners, seen.items] = -np.inf

@@ -37,7 +37,8 @@ class TritonPythonModel:
         self._segments = json.loads((folder / "segments.json").read_bytes())
         self._profile = DeviceProfile.model_validate_json((folder / "profile.json").read_bytes())
         served = self._bundle.manifest.served_depths
-        self._chooser = DepthChooser(self._bundle.certificate, served, policy="auto", alpha=0.01)
+        at_share = self._bundle.complexity.at_share
+        self._chooser = DepthChooser(self._bundle.certificate, served, policy="auto", alpha=0.01, at_share=at_share)
         self._retriever = FlatRetriever(self._bundle.vectors)
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -26,17 +26,14 @@ def stored(folder: Path, dataset: str, area: float) -> None:
     names = ("length", "rule", "learned", "cascade", "hindsight", "boosted")
     report = {
         "static": [[1.0, 0.10], [4.0, 0.12]],
-        "explained": -0.0004,
         "policies": [policy(name, area) for name in names],
     }
-    needs = {"shallow": 4, "deep": 16, "share": 0.14, "auc_complexity": 0.48, "auc_learned": 0.54}
-    needs |= {"accuracy_threshold": 0.5, "accuracy_best_threshold": 0.86, "accuracy_constant": 0.86}
     claim = {"eps": 0.05, "policy": "mixture", "users": 6040, "routing": "85 % depth 4, 15 % depth 8"}
     claims = [
         claim | {"kept": 0.972, "saved": 0.75, "needed": None},
         claim | {"eps": 0.01, "routing": None, "kept": None, "saved": None, "needed": 20_000},
     ]
-    result = {"report": report, "needs_more": {"cloud": needs}, "claims": claims}
+    result = {"report": report, "claims": claims}
     run = {"config": {"dataset": dataset}, "seed": 0, "result": result}
     (folder / "routing").mkdir(exist_ok=True)
     (folder / "routing" / f"{dataset}-seed-0.json").write_text(json.dumps(run))

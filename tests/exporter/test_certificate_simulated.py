@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from fathom.exporter.bundle.teachers import case_digests
 from fathom.exporter.certification.certify import CertificationData, certify
-from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests
+from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.runtime.bundle import Bundle
 from fathom.selector.features import Features
 from fathom.training.dataset import Sequences
@@ -78,7 +79,7 @@ def outcomes(found: Cases, quality: np.ndarray) -> Outcomes:
         complexity=np.zeros(count),
         quality=quality,
         best=np.tile(np.arange(10), (count, 2, 1)),
-        confidence=np.zeros((count, 2, 3)),
+        scores=np.tile(-np.arange(10.0), (count, 2, 1)),
         digests=case_digests(found, LONGEST),
     )
 
@@ -110,7 +111,8 @@ def certificates(
         rows = random.permutation(np.tile(np.arange(count), copies))
         found = Cases(found.histories.select(rows), found.targets[rows], np.arange(len(rows), dtype=np.int32))
         test = seen(outcomes(found, quality[rows]))
-        measured = CertificationData(test.select(np.arange(1)), test, costs, "simulated")
+        learning = replace(test.select(np.arange(1)), complexity=np.ones(1))
+        measured = CertificationData(learning, test, costs, "simulated")
         certificate = certify(bundle, measured, eps=EPS, delta=DELTA, family="rule", depth_sets=[DEPTHS])
         given += certificate.certified
     return given

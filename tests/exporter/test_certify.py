@@ -15,27 +15,25 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ArtefactError, BundleError, ConfigError, DataError
 from fathom.exporter.bundle.report import fact_rows
 from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.bundle.teachers import are_teachers, case_digests, teaching_cases
 from fathom.exporter.certification.certify import (
+    LEARNING_REQUESTS,
     CertificationData,
     certify,
     measure_bundle,
+    recounted,
     write_certificate,
 )
 from fathom.exporter.certification.families import FAMILIES, Family
-from fathom.exporter.certification.outcomes import Costs, Outcomes, case_digests, measure_outcomes
-from fathom.exporter.certification.routing_curves import (
-    PolicyResult,
-    auc,
-    evaluate_policy,
-    hull,
-    policies,
-    static_curve,
-)
+from fathom.exporter.certification.hull import hull
+from fathom.exporter.certification.outcomes import Costs, Outcomes, measure_outcomes
+from fathom.exporter.certification.routing_curves import PolicyResult, auc, policies
 from fathom.exporter.certification.routing_report import (
     RoutingReport,
     bucket_rows,
     certificate_rows,
     draw,
+    judge,
     make_report,
     what_is_needed,
     write_report,
@@ -84,7 +82,7 @@ def outcomes(
         complexity=rng.random(count),
         quality=quality,
         best=answers,
-        confidence=rng.random((count, size, 3)),
+        scores=-np.sort(-rng.random((count, size, 10))),
         digests=np.array([rng.bytes(32) for _ in range(count)], dtype="V32"),
     )
 
@@ -128,15 +126,25 @@ def test_every_depth_answers_as_the_evaluation_of_the_checkpoint_says(
 def test_nothing_is_learned_from_answers_to_cases_that_the_counting_exit_has_counted(
     counting_bundle: Path, checkpoint: Checkpoint, dataset: Dataset
 ) -> None:
-    bundle = Bundle.open(counting_bundle)
-    learned_from = measure_bundle(bundle, dataset).validation
+    bundle, cut = Bundle.open(counting_bundle), split(dataset, "leave-one-out")
     expected = evaluated(checkpoint, dataset, "validation")
-    for column, depth in enumerate(ALL):
-        assert learned_from.quality[:, column].mean() == pytest.approx(expected[f"depth {depth}"], abs=1e-6)
     with open_engine(bundle) as engine:
-        counted = measure_outcomes(bundle, engine, split(dataset, "leave-one-out").validation)
+        counted = measure_outcomes(bundle, engine, cut.validation)
+        uncounted = measure_outcomes(bundle, engine, cut.validation, counting=recounted(bundle, cut.train))
+    for column, depth in enumerate(ALL):
+        assert uncounted.quality[:, column].mean() == pytest.approx(expected[f"depth {depth}"], abs=1e-6)
     # Events without any order: what was counted looks predictable, and only that.
-    assert counted.quality[:, 0].mean() > 1.5 * learned_from.quality[:, 0].mean()
+    assert counted.quality[:, 0].mean() > 1.5 * uncounted.quality[:, 0].mean()
+    # Teachers are asked with the same tables: a whole training history is that of a validation case.
+    learning, whole = measure_bundle(bundle, dataset).learning, {}
+    for history, best in zip(cut.validation.histories, uncounted.best[:, 0].tolist(), strict=True):
+        whole[history[-20:].tobytes()] = best
+    cases, _ = teaching_cases(cut, 20, LEARNING_REQUESTS)
+    asked = [history[-20:].tobytes() for history in cases.histories]
+    same = [row for row, window in enumerate(asked) if window in whole]
+    assert len(same) > 20
+    assert all(learning.best[row, 0].tolist() == whole[asked[row]] for row in same)
+    assert np.isnan(learning.quality).all()
 
 
 def test_walking_the_exits_gives_what_each_depth_gives_alone(bundle_path: Path) -> None:
@@ -232,10 +240,11 @@ def test_every_family_is_certified_and_learned_ones_by_users_they_did_not_learn_
     work = simulated(signal=0.5)
     certificate = certify(Bundle.open(bundle_path), work, eps=0.05, delta=0.05, family=family, depth_sets=[DEPTHS])
     claim = certificate.claims[0]
-    assert claim.users == (4000 if family in ("learned", "cascade") else 6000)
+    learned = family in ("learned", "cascade")
+    assert claim.users == (np.count_nonzero(~are_teachers(work.test.digests)) if learned else 6000)
     assert claim.routing is not None
     assert claim.saved is not None
-    if family in ("learned", "cascade"):
+    if learned:
         # It knows whom the shallow depth fails: nearly nothing is lost by nearly all requests at depth 4.
         assert claim.saved > 0.5
 
@@ -255,7 +264,7 @@ def test_copies_of_users_are_counted_and_certify_nothing_that_one_of_each_does_n
     bundle_path: Path, family: Family, loss: float
 ) -> None:
     bundle = Bundle.open(bundle_path)
-    for count in (100, 1500):
+    for count in (100, 1500 if family in ("mixture", "rule") else 500):
         once = simulated(signal=0.3, loss=loss, count=count)
         asked = {"eps": 0.05, "delta": 0.05, "family": family, "depth_sets": [DEPTHS]}
         single = certify(bundle, once, **asked)  # type: ignore[arg-type]
@@ -272,10 +281,10 @@ def test_neither_the_order_of_users_nor_their_ids_change_a_certificate(bundle_pa
     work = simulated(signal=0.3, loss=0.03, count=1500)
     order = np.random.default_rng(5).permutation(1500)
     names = np.random.default_rng(6).permutation(1500)
-    other = [replace(each.select(order), users=names[each.users[order]]) for each in (work.validation, work.test)]
+    other = replace(work.test.select(order), users=names[work.test.users[order]])
     first, second = (
         certify(Bundle.open(bundle_path), each, eps=0.05, delta=0.05, family=family, depth_sets=[DEPTHS]).claims[0]
-        for each in (work, replace(work, validation=other[0], test=other[1]))
+        for each in (work, replace(work, test=other))
     )
     assert first.routing is not None
     assert first.users == second.users
@@ -325,14 +334,12 @@ def test_a_dataset_with_every_user_three_times_certifies_what_it_certifies_with_
 def test_learned_routing_lies_above_the_hull_where_features_tell_and_on_it_where_they_do_not() -> None:
     for signal, above in ((0.5, True), (0.0, False)):
         work = simulated(signal=signal, loss=0.05)
-        static = static_curve(work.test, work.costs)
-        judged = {
-            curve.name: evaluate_policy(curve, static, resamples=100)
-            for curve in policies(work.validation, work.test, work.costs)
-        }
-        assert (judged["learned"].low > 0) == above
-        assert judged["hindsight"].low > 0
-        assert judged["learned"].area <= judged["hindsight"].area
+        tried, test = policies(work.learning, work.test, work.costs), work.test
+        for value in (test.agreement, test.quality):
+            judged = {each.name: each for each in judge(tried, value, test, work.costs)}
+            assert (judged["learned"].low > 0) == above
+            assert judged["hindsight"].low > 0
+            assert judged["learned"].area <= judged["hindsight"].area
 
 
 def test_hull_and_auc_are_what_their_definitions_say() -> None:
@@ -383,8 +390,13 @@ def test_the_report_holds_the_figures_and_needs_nothing_else(
     write_report(report, certificate, tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"routing.json", "routing.png", "routing.html"}
     stored = json.loads((tmp_path / "report" / "routing.json").read_bytes())
-    assert [each["name"] for each in stored["policies"]] == ["length", "rule", "learned", "cascade", "hindsight"]
-    assert {len(shares) for each in stored["policies"] for shares in each["shares"]} == {len(depths)}
+    for judged in (stored["policies"], stored["agreement"]):
+        assert [each["name"] for each in judged] == ["length", "rule", "learned", "cascade", "hindsight"]
+        assert {len(shares) for each in judged for shares in each["shares"]} == {len(depths)}
+    assert stored["alike"].keys() == {"top 1", "top 5", "top 10", "rank-biased overlap"}
+    assert all(alike[-1] == 1.0 for alike in stored["alike"].values())
+    assert stored["alike"]["top 10"][0] < stored["alike"]["top 5"][0] < stored["alike"]["top 1"][0] == 1.0
+    assert sum(requests for _, _, requests in stored["reliability"]) == stored["users"]
     page = (tmp_path / "report" / "routing.html").read_text()
     assert "<name>" not in page
     assert "http" not in page.replace("http-equiv", "")
@@ -408,7 +420,8 @@ def test_no_text_of_the_picture_lies_on_another_or_is_cut_off(name: str, static:
         PolicyResult(policy, static, [[1.0]], area, area - spread / 9, area + spread / 9)
         for policy, area in (("length", 0.0), ("rule", spread / 3), ("learned", 0.0), ("cascade", -spread))
     ]
-    picture = draw(RoutingReport(name, DEPTHS, 943, static, [static[0], static[-1]], judged, {}, 0.0))
+    hull_ends = [static[0], static[-1]]
+    picture = draw(RoutingReport(name, DEPTHS, 943, static, hull_ends, judged, {}, 0.0, judged, {}, ()))
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
     # Ticks beyond the ends of an axis are not drawn.

@@ -63,7 +63,6 @@ def test_items_come_with_what_the_dataset_knows(bundle_path: Path, checkpoint: C
         assert bundle.catalogue.categories == dataset.categories
         assert bundle.popularity.sum() == len(leave_one_out(dataset).train.items)
         assert np.asarray(bundle.vectors) == pytest.approx(checkpoint.model.item_vectors().detach().numpy())
-        assert bundle.complexity.histories == np.count_nonzero(leave_one_out(dataset).train.lengths)
 
 
 def test_the_manifest_holds_measured_parity_and_quality(bundle_path: Path) -> None:

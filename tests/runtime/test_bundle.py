@@ -356,6 +356,18 @@ def test_contents_that_contradict_the_manifest_are_refused(
     refused(bundle, BundleError, name, word)
 
 
+def test_a_bundle_of_before_complexity_was_learned_is_served_as_it_was(bundle: Path) -> None:
+    scale = {"values": [1.0, 20.0], "ranks": [0.0, 1.0]}
+    combined = {"values": [0.0, 1.0], "ranks": [0.0, 1.0]}
+    value = {"schema_version": 1, "weights": {"length": 1.0}, "scales": {"length": scale}, "combined": combined}
+    (bundle / "selector/selector.json").write_text(json.dumps(value | {"histories": 9}))
+    relist(bundle, "selector/selector.json")
+    features, complexity = Bundle.open(bundle).inspect(np.arange(20), None, brief=True)
+    assert np.isnan(features.min_popularity)
+    assert complexity == 1.0
+    assert Bundle.open(bundle).inspect(np.array([3]), None)[1] == 0.0
+
+
 def test_opening_twelve_thousand_items_is_quick(uncounted_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(uncounted_bundle, tmp_path / "bundle"))
     n = 12_000

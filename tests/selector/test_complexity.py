@@ -1,4 +1,4 @@
-"""Complexity is a share of training histories: between 0 and 1, monotone in every feature, stored and read back."""
+"""Complexity is the expected disagreement of the shallowest depth: calibrated, 0 to 1, stored and read back."""
 
 import json
 import math
@@ -10,155 +10,137 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import ArtefactError
-from fathom.selector.complexity import WEIGHTS, ComplexityModel, Scale
+from fathom.selector.complexity import Calibration, ComplexityModel, read_complexity, reliability
 from fathom.selector.features import Features
+from fathom.selector.isotonic import isotonic
 
-NAMES = Features._fields
-UNWEIGHED = [math.nan] * (len(NAMES) - len(WEIGHTS))
-fast = settings(deadline=None, max_examples=200)
-bounded = st.floats(-1e9, 1e9, allow_subnormal=False)
-anything = st.floats(allow_nan=True, allow_infinity=True)
-rows = st.lists(st.tuples(*[bounded | st.just(math.nan)] * len(NAMES)), min_size=1, max_size=30)
+COUNT = len(Features._fields)
+fast = settings(deadline=None, max_examples=100)
+anything = st.floats(-1e12, 1e12) | st.sampled_from([math.nan, math.inf, -math.inf])
 
 
-def training_rows(n: int = 2_000) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    return np.column_stack(
-        [
-            rng.integers(1, 200, n),
-            rng.beta(8, 1, n),
-            rng.normal(4, 1, n),
-            rng.random(n),
-            rng.normal(0.3, 0.1, n),
-            *np.full((len(UNWEIGHED), n), math.nan),
-        ]
-    )
+def requests(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, disagreement in tenths that rises with the first feature, and users with four requests each."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(0, 1, (count, COUNT))
+    rows[rng.random(rows.shape) < 0.05] = math.nan
+    chance = 1 / (1 + np.exp(-np.nan_to_num(rows[:, 0])))
+    return rows, rng.binomial(10, chance) / 10, np.arange(count) // 4
 
 
-def request_of(*weighed: float) -> Features:
-    """A request of which only the features with a say are known."""
-    return Features(*weighed, *UNWEIGHED)
+def fitted(count: int = 2_000) -> ComplexityModel:
+    rows, disagreement, users = requests(count)
+    return ComplexityModel.fit(rows, disagreement, users, np.arange(count) % 4 == 3, 0.05)
 
 
 @pytest.fixture(scope="module")
 def model() -> ComplexityModel:
-    return ComplexityModel.fit(training_rows())
+    return fitted()
+
+
+def scores(model: ComplexityModel, rows: np.ndarray) -> np.ndarray:
+    return np.array([model.score(Features(*row)) for row in rows.tolist()])
 
 
 @fast
-@given(rows, st.tuples(*[anything] * len(NAMES)))
-def test_the_score_is_between_0_and_1_for_any_training_data_and_any_request(
-    training: list[tuple[float, ...]], request_row: tuple[float, ...]
+@given(st.lists(anything, min_size=COUNT, max_size=COUNT))
+def test_the_score_is_between_0_and_1_for_any_request(row: list[float]) -> None:
+    assert 0.0 <= _MODEL.score(Features(*row)) <= 1.0
+
+
+_MODEL = fitted(400)
+
+
+def test_complexity_is_what_is_observed_of_users_that_nothing_was_learned_from(model: ComplexityModel) -> None:
+    rows, disagreement, _ = requests(4_000, seed=1)
+    for point in reliability(scores(model, rows), disagreement):
+        assert point.requests == 400
+        assert point.predicted == pytest.approx(point.observed, abs=0.04)
+
+
+def test_the_stored_reliability_is_that_of_unseen_users(model: ComplexityModel) -> None:
+    assert sum(point.requests for point in model.reliability) == model.requests == 2_000
+    predicted, observed = (np.array(column) for column in list(zip(*model.reliability, strict=True))[:2])
+    assert (np.diff(predicted) >= 0).all()
+    assert np.abs(predicted - observed).max() < 0.08
+    assert observed[-1] - observed[0] > 0.3
+
+
+def test_where_nothing_can_be_told_complexity_is_the_mean(model: ComplexityModel) -> None:
+    rows, disagreement, users = requests(1_000)
+    shuffled = np.random.default_rng(2).permutation(disagreement)
+    told = scores(ComplexityModel.fit(rows, shuffled, users, users >= 0, 0.05), rows)
+    assert told.mean() == pytest.approx(shuffled.mean(), abs=0.02)
+    assert told.std() < 0.05 < scores(model, rows).std()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+def test_a_share_of_the_requests_lies_below_the_complexity_at_that_share(model: ComplexityModel, share: float) -> None:
+    rows, _, _ = requests(4_000, seed=3)
+    assert np.mean(scores(model, rows) < model.at_share(share)) == pytest.approx(share, abs=0.05)
+
+
+def test_no_request_lies_below_share_0_and_all_that_are_not_certain_to_fail_below_share_1(
+    model: ComplexityModel,
 ) -> None:
-    assert 0.0 <= ComplexityModel.fit(training).score(Features(*request_row)) <= 1.0
+    assert (model.at_share(0.0), model.at_share(1.0)) == (0.0, 1.0)
+    shares = [model.at_share(share) for share in np.linspace(0, 1, 200)]
+    assert shares == sorted(shares)
 
 
-@fast
-@given(rows, st.tuples(*[anything] * len(NAMES)), st.integers(0, 4), bounded, bounded)
-def test_the_score_rises_with_complex_features_and_falls_with_simple_ones(
-    training: list[tuple[float, ...]], row: tuple[float, ...], column: int, one: float, other: float
-) -> None:
-    model = ComplexityModel.fit(training)
-    low, high = (model.score(Features(*row)._replace(**{NAMES[column]: value})) for value in sorted((one, other)))
-    direction = math.copysign(1, WEIGHTS[NAMES[column]])
-    assert direction * (high - low) >= -1e-9
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_few_requests_are_enough_for_a_model_that_says_little(count: int) -> None:
+    rows, disagreement, users = requests(count)
+    model = ComplexityModel.fit(rows, disagreement, users, users < 0, 0.05)
+    assert 0 <= model.score(Features(*rows[0])) <= 1
 
 
-def test_the_orientation_is_the_documented_one() -> None:
-    assert {name: math.copysign(1, weight) for name, weight in WEIGHTS.items()} == {
-        "length": 1,
-        "distinct_ratio": 1,
-        "popularity": -1,
-        "recency": -1,
-        "density": -1,
-    }
+def test_calibration_never_falls_and_does_not_leave_what_was_observed() -> None:
+    rng = np.random.default_rng(4)
+    predicted = rng.normal(0, 1, 600)
+    observed = np.clip(0.4 + 0.2 * predicted + rng.normal(0, 0.2, 600), 0, 1)
+    calibration = Calibration.fit(predicted, observed)
+    told = calibration.of(np.linspace(-9, 9, 400))
+    assert (np.diff(told) >= 0).all()
+    assert 0.0 <= told[0] < 0.15 < 0.7 < told[-1] <= 1.0
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.8])
-def test_a_threshold_is_the_share_of_training_traffic_below_it(model: ComplexityModel, threshold: float) -> None:
-    scores = np.array([model.score(Features(*row)) for row in training_rows().tolist()])
-    assert np.mean(scores < threshold) == pytest.approx(threshold, abs=0.01)
+def test_isotonic_regression_pools_what_falls() -> None:
+    values = np.array([1.0, 3.0, 2.0, 4.0, 0.0])
+    assert isotonic(values, np.ones(5)).tolist() == [1.0, 2.25, 2.25, 2.25, 2.25]
+    assert isotonic(np.array([2.0, 1.0]), np.array([3.0, 1.0])).tolist() == [1.75, 1.75]
 
 
-def test_an_unknown_feature_counts_like_the_middle_of_the_training_data(model: ComplexityModel) -> None:
-    middle = request_of(*np.median(training_rows()[:, : len(WEIGHTS)], axis=0).tolist())
-    unknown = Features(*[math.nan] * len(NAMES))
-    assert model.score(unknown) == pytest.approx(model.score(middle), abs=0.01)
-    assert model.score(unknown) == pytest.approx(0.5, abs=0.05)
-
-
-def test_a_feature_that_training_never_knew_has_no_say() -> None:
-    training = training_rows()
-    training[:, NAMES.index("recency")] = math.nan
-    model = ComplexityModel.fit(training)
-    assert model.scales["recency"] is None
-    request = request_of(50, 1, 4, 0.1, 0.3)
-    assert model.score(request) == model.score(request._replace(recency=0.9))
-
-
-def test_a_constant_feature_changes_nothing() -> None:
-    training = training_rows()
-    training[:, NAMES.index("distinct_ratio")] = 1.0
-    model = ComplexityModel.fit(training)
-    request = request_of(50, 1, 4, 0.1, 0.3)
-    assert model.score(request) == model.score(request._replace(distinct_ratio=0.2))
-
-
-def test_weights_of_zero_leave_a_feature_out() -> None:
-    only_length = {name: float(name == "length") for name in NAMES}
-    model = ComplexityModel.fit(training_rows(), weights=only_length)
-    assert model.score(request_of(1, 0, 0, 0, 0)) < 0.02
-    assert model.score(request_of(199, 0, 0, 0, 0)) > 0.98
-    assert (
-        ComplexityModel.fit(training_rows(), weights=dict.fromkeys(NAMES, 0.0)).score(request_of(1, 1, 1, 1, 1)) == 0.5
-    )
-
-
-def test_values_that_many_histories_share_have_the_middle_of_their_ranks() -> None:
-    scale = Scale.fit(np.array([1.0] * 50 + [2.0] * 50))
-    assert scale.rank(1.0) == pytest.approx(0.25, abs=0.02)
-    assert scale.rank(2.0) == pytest.approx(0.75, abs=0.02)
-    assert scale.rank(0.0) == scale.rank(1.0)
-    assert scale.rank(math.nan) == 0.5
-
-
-@fast
-@given(rows)
-def test_a_model_survives_json_exactly(training: list[tuple[float, ...]]) -> None:
-    model = ComplexityModel.fit(training)
-    again = ComplexityModel.from_json(json.loads(json.dumps(model.to_json(), allow_nan=False)))
+def test_a_model_survives_json_exactly(model: ComplexityModel) -> None:
+    again = read_complexity(json.loads(json.dumps(model.to_json(), allow_nan=False)))
     assert again == model
-    assert all(again.score(Features(*row)) == model.score(Features(*row)) for row in training)
-
-
-def test_a_models_file_is_small(model: ComplexityModel) -> None:
     assert len(json.dumps(model.to_json())) < 30_000
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"schema_version": 2}, "newer than 1; upgrade Fathom"),
+        ({"schema_version": 3}, "newer than 2; upgrade Fathom"),
         ({"schema_version": None}, "not a selector"),
         ({"surprise": 1}, "not a selector: surprise"),
-        ({"histories": 0}, "not a selector: histories"),
-        ({"weights": {"length": 1.0}}, "weights and scales are for different features"),
-        ({"weights": {}, "scales": {}}, "weights must be for some of length, distinct_ratio"),
-        ({"weights": {**WEIGHTS, "length": math.nan}}, "not a selector: weights.length"),
-        ({"combined": {"values": [0.0, math.nan], "ranks": [0.0, 1.0]}}, "not a selector: combined.values.1"),
-        ({"combined": {"values": [0.0, math.inf], "ranks": [0.0, 1.0]}}, "not a selector: combined.values.1"),
-        ({"combined": {"values": [0.0, 1.0], "ranks": [0.0, 1.5]}}, "not a selector: combined.ranks.1"),
-        ({"combined": {"values": [1.0, 1.0], "ranks": [0.0, 1.0]}}, "values do not ascend"),
-        ({"combined": {"values": [0.0, 1.0], "ranks": [1.0, 0.0]}}, "ranks descend"),
-        ({"combined": {"values": [0.0, 1.0], "ranks": [1.0]}}, "differ in length"),
-        ({"combined": {"values": [], "ranks": []}}, "not a selector: combined.values"),
-        ({"combined": None}, "not a selector: combined"),
+        ({"requests": 0}, "not a selector: requests"),
+        ({"temperature": 0.0}, "not a selector: temperature"),
+        ({"quantiles": [0.0, 1.0]}, "quantiles must be 65 ascending shares"),
+        ({"quantiles": [0.5] * 64 + [0.4]}, "quantiles must be 65 ascending shares"),
+        ({"calibration": {"predicted": [0.0, 0.0], "observed": [0.0, 1.0]}}, "do not ascend"),
+        ({"calibration": {"predicted": [0.0, 1.0], "observed": [1.0, 0.0]}}, "do not ascend"),
+        ({"calibration": {"predicted": [0.0, 1.0], "observed": [0.0]}}, "differ in length"),
+        ({"calibration": {"predicted": [0.0], "observed": [1.5]}}, "not a selector: calibration.observed.0"),
+        (
+            {"model": {"centre": [0.0], "scale": [1.0], "intercept": [0.0], "weights": [[1.0, 1.0]]}},
+            "model does not predict one number from the features",
+        ),
     ],
 )
 def test_a_damaged_selector_is_refused_in_one_line(model: ComplexityModel, change: dict[str, Any], says: str) -> None:
     value = {**model.to_json(), **change}
     with pytest.raises(ArtefactError, match=r"^selector\.json: ") as caught:
-        ComplexityModel.from_json(value, where="selector.json")
+        read_complexity(value, where="selector.json")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -167,10 +149,4 @@ def test_a_selector_without_a_schema_version_is_refused(model: ComplexityModel) 
     value = model.to_json()
     del value["schema_version"]
     with pytest.raises(ArtefactError, match="schema_version"):
-        ComplexityModel.from_json(value)
-
-
-@pytest.mark.parametrize("training", [np.empty((0, 5)), np.zeros((3, 4)), np.full((3, 5), np.inf), np.zeros(5)])
-def test_training_data_that_says_nothing_is_refused(training: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="features must be finite or NaN"):
-        ComplexityModel.fit(training)
+        read_complexity(value)

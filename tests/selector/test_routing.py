@@ -8,7 +8,10 @@ import pytest
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import (
+    CONFIDENCE,
+    SHARPNESS,
     Cascade,
+    ExitAnswers,
     Learned,
     Mixture,
     RoutingInputs,
@@ -58,7 +61,7 @@ def gates() -> tuple[LossModel, ...]:
 @pytest.mark.parametrize(
     "routing",
     [
-        *thresholds(DEPTHS, 4),
+        *thresholds(DEPTHS, np.linspace(0, 1, 101), 4),
         *(Learned("learned", DEPTHS, price, COSTS, learned_model()) for price in (0.0, 0.05, 0.2, 5.0)),
     ],
 )
@@ -113,9 +116,40 @@ def test_a_cascade_goes_on_exit_by_exit_while_a_deeper_depth_is_worth_its_price(
     assert cascade.words == "on from exit to exit while the expected gain exceeds 0.05 x cost"
 
 
-def test_confidence_is_the_best_score_and_its_distance_to_the_second_and_the_last() -> None:
-    assert confidence([0.9, 0.8, 0.5]) == pytest.approx((0.9, 0.1, 0.4))
-    assert confidence([0.9]) == (0.0, 0.0, 0.0)
+def answers(items: list[list[int]], scores: list[list[float]]) -> ExitAnswers:
+    pairs = zip(items, scores, strict=True)
+    return ExitAnswers.of([(np.array(best, np.int64), np.array(values, np.float32)) for best, values in pairs])
+
+
+def test_confidence_is_what_an_exit_says_of_its_answer_and_of_what_changed_since_the_exit_before() -> None:
+    first = answers([[3, 1, 2], [5]], [[0.9, 0.8, 0.5], [0.9]])
+    told = confidence(first, None)
+    np.testing.assert_allclose(told[0, :3], (0.9, 0.1, 0.4), rtol=1e-6)
+    shares = np.exp(np.array([0, -0.1, -0.4]) / SHARPNESS)
+    shares /= shares.sum()
+    assert told[0, 3] == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-5)
+    assert told[1, :4].tolist() == [0.0] * 4
+    assert np.isnan(told[:, 4:]).all()
+    second = answers([[3, 9, 1], [6, 5]], [[0.95, 0.7, 0.6], [0.4, 0.3]])
+    np.testing.assert_allclose(confidence(second, first)[:, 4:], [(2 / 3, 0.05), (0.5, -0.5)], rtol=1e-5)
+    assert confidence(second.select(np.array([1])), first.select(np.array([1])))[0].tolist() == (
+        confidence(second, first)[1].tolist()
+    )
+    assert len(CONFIDENCE) == told.shape[1]
+
+
+def test_an_answer_without_items_is_not_sure_of_anything() -> None:
+    nothing = answers([[], [1, 2]], [[], [math.nan, math.nan]])
+    assert confidence(nothing, nothing).shape == (2, len(CONFIDENCE))
+    assert confidence(nothing, nothing)[0, :4].tolist() == [0.0] * 4
+
+
+def test_gates_that_know_only_the_first_figures_of_the_confidence_decide_as_they_did() -> None:
+    many = asked()
+    wide = RoutingInputs(many.features, many.complexity, np.random.default_rng(6).random((400, len(DEPTHS), 6)))
+    narrow = RoutingInputs(many.features, many.complexity, wide.confidence[:, :, :3])
+    cascade = Cascade("cascade", DEPTHS, 0.05, COSTS, gates())
+    np.testing.assert_array_equal(cascade.probabilities(wide), cascade.probabilities(narrow))
 
 
 def test_what_cannot_be_a_routing_is_refused() -> None:

@@ -122,7 +122,13 @@ def depth_chooser(bundle: Bundle, options: ScoreOptions) -> tuple[DepthChooser, 
     if options.depth is not None and options.depth not in served:
         raise ConfigError(f"{bundle.path}: no depth {options.depth}; the bundle has {', '.join(map(str, served))}")
     settings = PipelineSettings()
-    chooser = DepthChooser(bundle.certificate, served, policy=options.policy, alpha=settings.feedback_alpha)
+    chooser = DepthChooser(
+        bundle.certificate,
+        served,
+        policy=options.policy,
+        alpha=settings.feedback_alpha,
+        at_share=bundle.complexity.at_share,
+    )
     chooser.require(profile)
     return chooser, profile
 

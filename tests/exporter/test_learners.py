@@ -1,0 +1,92 @@
+"""The simplest learner ships that is not measurably worse than the best, at equal cost."""
+
+import numpy as np
+import pytest
+
+from fathom.errors import DataError
+from fathom.exporter.certification.hull import area_above, cost_of, hull
+from fathom.exporter.certification.learners import cascade_members, learned_members
+from fathom.exporter.certification.outcomes import Costs, Outcomes
+from fathom.selector.features import Features
+from fathom.selector.learned import LossModel
+from fathom.selector.net import NetModel
+
+DEPTHS = (4, 8, 16)
+COSTS = Costs(DEPTHS, np.array([1, 200]), np.array([[1.0, 2.0, 4.0]] * 2), np.array([[1.0, 2.1, 4.2]] * 2))
+COUNT = len(Features._fields)
+
+
+def requests(disagreement: np.ndarray, features: np.ndarray, scores: np.ndarray | None = None) -> Outcomes:
+    """Requests whose depths 4 and 8 give others than the deepest's items: so many, and half as many."""
+    count = len(disagreement)
+    best = np.tile(np.arange(10), (count, len(DEPTHS), 1))
+    for column, share in enumerate((1.0, 0.5)):
+        others = np.arange(10) >= 10 - np.rint(10 * share * disagreement)[:, None]
+        best[:, column] += 100 * others
+    told = np.tile(-np.arange(10.0), (count, len(DEPTHS), 1)) if scores is None else scores
+    no_quality, digests = np.full((count, len(DEPTHS)), np.nan), np.zeros(count, dtype="V32")
+    users, lengths = np.arange(count) // 3, np.full(count, 50)
+    return Outcomes(DEPTHS, users, lengths, features, np.zeros(count), no_quality, best, told, digests)
+
+
+def features(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1, (count, COUNT))
+
+
+def test_a_straight_line_is_enough_where_losses_follow_one() -> None:
+    rows = features(900)
+    members = learned_members(requests(np.clip(0.5 + 0.3 * rows[:, 0], 0, 1), rows), COSTS, 20)
+    assert {type(each.model) for each in members} == {LossModel}
+    spent = [
+        float((each.probabilities(requests(rows[:, 0], rows).routing_inputs) @ [1, 2, 4]).mean()) for each in members
+    ]
+    assert spent == sorted(spent, reverse=True)
+
+
+def test_what_only_a_net_can_tell_is_learned_by_a_net() -> None:
+    rows = features(1500)
+    members = learned_members(requests((rows[:, 0] * rows[:, 1] > 0).astype(float), rows), COSTS, 20)
+    assert {type(each.model) for each in members} == {NetModel}
+
+
+def test_a_cascade_reads_its_exits_where_the_features_say_nothing() -> None:
+    rng = np.random.default_rng(1)
+    sure = rng.random(900) < 0.5
+    # Who is unsure of the first item at depth 4 is wrong about half of the ten.
+    scores = np.tile(-np.arange(10.0), (900, len(DEPTHS), 1))
+    scores[:, 0, 0] = np.where(sure, 5.0, 0.1)
+    known = requests(np.where(sure, 0.0, 0.5), features(900), scores)
+    members = cascade_members(known, COSTS, 20)
+    chances = [each.probabilities(known.routing_inputs) for each in members]
+    kept = [float((chance * known.agreement).sum(1).mean()) for chance in chances]
+    stopped = [float(chance[sure, 0].mean() - chance[~sure, 0].mean()) for chance in chances]
+    # Some price sends the sure ones to depth 4 and the others on, and loses nothing.
+    best = int(np.argmax(stopped))
+    assert stopped[best] > 0.95
+    assert kept[best] > 0.98
+
+
+def test_too_few_requests_teach_nothing() -> None:
+    rows = features(20)
+    for members in (learned_members, cascade_members):
+        with pytest.raises(DataError, match="20 requests are too few"):
+            members(requests(np.zeros(20), rows), COSTS, 20)
+
+
+def test_area_is_the_mean_height_above_the_hull() -> None:
+    static_cost, static_value = np.array([1.0, 2.0, 4.0]), np.array([0.4, 0.5, 1.0])
+    corners, heights = hull(static_cost, static_value)
+    assert corners.tolist() == [1.0, 4.0]
+    assert heights.tolist() == [0.4, 1.0]
+    assert area_above(static_cost[[0, 2]], static_value[[0, 2]], static_cost, static_value) == pytest.approx(0.0)
+    # A triangle of height .2 over the whole range.
+    cost, value = np.array([2.5]), np.array([0.9])
+    assert area_above(cost, value, static_cost, static_value) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_the_cost_of_a_level_is_where_a_mixture_reaches_it() -> None:
+    cost, value = np.array([1.0, 2.0, 4.0, 5.0]), np.array([0.4, 0.7, 1.0, 0.9])
+    assert cost_of(0.85, cost, value) == pytest.approx(3.0)
+    assert cost_of(0.1, cost, value) == pytest.approx(1.0)
+    assert cost_of(1.0, cost, value) == pytest.approx(4.0)
+    assert np.isnan(cost_of(1.1, cost, value))
