@@ -43,11 +43,11 @@ class Bucket:
 class Claim:
     """What is certified for all profiles that allow these depths.
 
-    ``level``: the claim's part of delta. ``routing``: the cheapest that was certified; None for none, and then
-    ``needed`` is about how many users would do for the first one, None where more users would not help. ``kept``,
-    ``saved``: estimated quality kept, and compute saved, against the deepest depth. ``agreement``: the routed top 10
-    shares at least so much with the deepest depth's, with confidence 1 - delta / 10, where they were not the same
-    depth; None where no request is routed elsewhere.
+    ``level``: the claim's part of delta. ``routing``: the cheapest that was certified; None for none. ``needed``: about
+    how many users would do for the next cheaper one, None where more users would not help. ``kept``, ``saved``:
+    estimated quality kept, and compute saved, against the deepest depth. ``agreement``: the routed top 10 shares at
+    least so much with the deepest depth's, with confidence 1 - delta / 10, where they were not the same depth; None
+    where no request is routed elsewhere.
     """
 
     depths: tuple[AnyDepth, ...]

@@ -186,9 +186,10 @@ def _claim(
         certified(each.quality[:, -1], (_routed(routing, each) for routing in routings), eps=eps, level=level)
         for each in counted
     )
-    claim = Claim(depths, family, level, len(each_once))
+    needed = _needed(counted, routings[passed], eps=eps, level=level) if passed < len(routings) else None
+    claim = Claim(depths, family, level, len(each_once), needed=needed)
     if passed == 0:
-        return replace(claim, needed=_needed(counted, routings[0], eps=eps, level=level))
+        return claim
     chosen = routings[passed - 1]
     full, quality = each_once.quality[:, -1], _routed(chosen, each_once)
     return replace(

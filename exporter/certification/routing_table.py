@@ -42,8 +42,6 @@ class RoutingRow:
     def _more_users(self) -> str:
         if self.users is None:
             return "not tested"
-        if self.certified:
-            return ""
         return "would not help" if self.needed is None else f"about {self.needed:,}"
 
 

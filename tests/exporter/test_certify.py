@@ -182,6 +182,15 @@ def test_a_mixture_that_loses_less_than_eps_is_certified_and_one_that_loses_more
     free = certify(bundle, simulated(), eps=0.05, delta=0.05, depth_sets=[DEPTHS, (4, 8)])
     assert [each.routing.shares[0] for each in free.claims if each.routing] == [1.0, 1.0]
     assert [each.level for each in free.claims] == [0.025, 0.025]
+    assert [each.needed for each in free.claims] == [None, None]
+
+
+def test_a_certified_claim_says_how_many_users_the_next_cheaper_routing_would_take(bundle_path: Path) -> None:
+    claim = certify(
+        Bundle.open(bundle_path), simulated(loss=0.06, count=1500), eps=0.05, delta=0.05, depth_sets=[DEPTHS]
+    ).claims[0]
+    assert claim.routing is not None
+    assert (claim.needed or 0) > claim.users
 
 
 def test_too_few_users_certify_nothing_and_are_told_so(bundle_path: Path, measured: CertificationData) -> None:

@@ -25,7 +25,9 @@ def manifest(certified_bundle: Path) -> Manifest:
 def certificate(certified_bundle: Path, manifest: Manifest) -> Certificate:
     found = read_certificate(certified_bundle, manifest)
     assert found is not None
-    held = Claim(MOBILE, "mixture", 0.05, 1000, Mixture("mixture", MOBILE, (0.0, 1.0, 0.0)), 1.001, 0.4, 0.987)
+    held = Claim(
+        MOBILE, "mixture", 0.05, 1000, Mixture("mixture", MOBILE, (0.0, 1.0, 0.0)), 1.001, 0.4, 0.987, needed=2345
+    )
     failed = Claim(EDGE, "mixture", 0.05, 1000)
     return replace(found, claims=(*found.claims, held, failed))
 
@@ -41,11 +43,11 @@ def test_every_profile_is_in_one_row_and_those_with_the_same_depths_share_it(
 def test_a_row_has_what_its_claim_says_and_what_more_would_take(manifest: Manifest, certificate: Certificate) -> None:
     assert table_rows(routing_rows(manifest, certificate)) == [
         ["profile", "depths", "routing", "kept", "agreement", "saved", "users", "more users"],
-        ["mobile", "0 4 8", "100 % depth 4", "100.1%", "98.7%", "40.0%", "1,000", ""],
+        ["mobile", "0 4 8", "100 % depth 4", "100.1%", "98.7%", "40.0%", "1,000", "about 2,345"],
         ["edge", "0 4 8 12", "not certified: depth 12", "", "", "", "1,000", "would not help"],
         [
             *("cloud", "4 8 12 16", "75 % depth 4, 25 % depth 16"),
-            *("98.0%", "90.0%", "60.0%", "1,000", ""),
+            *("98.0%", "90.0%", "60.0%", "1,000", "would not help"),
         ],
     ]
     assert title(certificate) == "Routing: at least 95 % of the deepest depth's NDCG@10, confidence 95 %"
