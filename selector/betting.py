@@ -38,9 +38,18 @@ def log_capital(values: Floats, *, largest: float, delta: float) -> Floats:
     return path
 
 
+def log_evidence(values: Floats, *, largest: float, delta: float) -> float:
+    """Logarithm of the most capital that a bet on independent values (n,) being below zero on average ever had.
+
+    Where they are not, it reaches log(1 / a) with probability at most a, whatever a is: exp(-evidence) is a p-value.
+    ``delta``: the level that the stakes suit.
+    """
+    return float(log_capital(values, largest=largest, delta=delta).max(initial=0.0))
+
+
 def is_negative(values: Floats, *, largest: float, delta: float) -> bool:
     """Whether independent values (n,) are shown to be below zero on average, wrongly with probability <= ``delta``."""
-    return bool(len(values) and log_capital(values, largest=largest, delta=delta).max() >= math.log(1 / delta))
+    return log_evidence(values, largest=largest, delta=delta) >= math.log(1 / delta)
 
 
 def values_needed(values: Floats, *, largest: float, delta: float) -> int | None:

@@ -1,15 +1,13 @@
-"""The certificate: quality as routed is at least (1 - eps) x quality at the deepest depth, but for delta.
+"""The certificate: what a routing was shown to keep of the deepest depth's answers, but for delta.
 
-Per user, F is the quality at the deepest depth and R what the routing is expected to give; the mean of
-Z = (1 - eps) F - R is below zero exactly when the loss is less than eps. Members of a family of routings are tested by
-betting, from the safest to the most aggressive, each at the same level, and the first failure ends it: so the chance
-that any routing is certified wrongly is at most delta (fixed-sequence testing). Z is never clipped: with no loss at
-all, a loss clipped at zero would look like a large one.
+There are claims of two kinds. ``quality``: NDCG@10 as routed is at least (1 - eps) of the deepest depth's.
+``agreement``: the routed answers share at least 1 - eps of the deepest depth's top 10 on average, and at most a share
+``below`` of them shares less than ``floor`` of it. The second needs no right answers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +16,23 @@ from pydantic.dataclasses import dataclass
 
 from fathom.errors import ArtefactError, brief
 from fathom.files import parse_json
-from fathom.selector.betting import is_negative, largest_shown, values_needed
+from fathom.selector.betting import is_negative, largest_shown
 from fathom.selector.routing import Routing
 from fathom.selector.schema import STRICT, AnyDepth, Floats, Share, validated
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
+
+Kind = Literal["quality", "agreement"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_Between = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Bucket:
     """A part of the users under the certified routing.
 
-    ``kept``: quality as routed / at the deepest depth; ``low``: a bound below which it is, in any bucket of the claim,
-    with probability at most the claim's level.
+    ``kept``: what its claim's ``kept`` is, of these users; ``low``: a bound below which it is, in any bucket of the
+    claim, with probability at most the claim's level.
     """
 
     name: str
@@ -40,14 +42,35 @@ class Bucket:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Promise:
+    """What every claim of a kind says, any of them wrongly with probability at most ``delta``, and of which cases.
+
+    ``eps``, ``floor``, ``below``: as the module says; the last two are None for quality. ``created``: when it was
+    tested. ``dataset``: sha256 of the data; ``part``: the cases of which split. ``merged``: test users left out of the
+    claims' ``users`` because another has the same case; None in certificates that did not look for them.
+    """
+
+    eps: _Between
+    delta: _Between
+    created: str
+    dataset: str
+    part: str
+    merged: Annotated[int, Field(ge=0)] | None = None
+    floor: Share | None = None
+    below: _Between | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
 class Claim:
     """What is certified for all profiles that allow these depths.
 
-    ``level``: the claim's part of delta. ``routing``: the cheapest that was certified; None for none. ``needed``: about
-    how many users would do for the next cheaper one, None where more users would not help. ``kept``, ``saved``:
-    estimated quality kept, and compute saved, against the deepest depth. ``agreement``: the routed top 10 shares at
-    least so much with the deepest depth's, with confidence 1 - delta / 10, where they were not the same depth; None
-    where no request is routed elsewhere.
+    ``level``: the part of delta that the family of its routing was tested at. ``routing``: the cheapest that was
+    certified, for these depths or, with the same deepest one, for some of them; None for none. ``needed``: about how
+    many users would do for the next cheaper one, None where more users would not help. ``kept``: estimate of the
+    quality kept, or of the share of the top 10; ``saved``: of the compute saved, against the deepest depth.
+    ``agreement``: the routed top 10 shares at least so much with the deepest depth's, but for a tenth of ``level``,
+    where they were not the same depth; None where no request is routed elsewhere. ``under``: for kind agreement, the
+    estimated share of answers below the floor.
     """
 
     depths: tuple[AnyDepth, ...]
@@ -60,11 +83,14 @@ class Claim:
     agreement: Share | None = None
     needed: int | None = None
     buckets: tuple[Bucket, ...] = ()
+    kind: Kind = "quality"
+    under: Share | None = None
 
     def __post_init__(self) -> None:
         if len(self.depths) < 2 or list(self.depths) != sorted(set(self.depths)):
             raise ValueError("depths must be two or more, ascending")
-        if self.routing is not None and self.routing.depths != self.depths:
+        routed = () if self.routing is None else self.routing.depths
+        if routed and (not set(routed) <= set(self.depths) or routed[-1] != self.depths[-1]):
             raise ValueError("the routing is for other depths than the claim")
 
 
@@ -72,35 +98,46 @@ class Claim:
 class Certificate:
     """``selector/certificate.json``: what was promised, on which data, for which engines.
 
-    ``dataset``: its sha256; ``part``: the cases of which split. ``files``: sha256 of every file that the answers depend
-    on. ``costs_ms``: depth -> mean milliseconds of a request alone on the machine that certified. ``depths``: depth ->
-    sha256 over what it ran, engines in their order among it; empty before schema 2. ``merged``: test users left out of
-    ``users`` because another has the same case; None in certificates that did not look for them. ``seed``: of the order
-    of users, in certificates written before that order followed from the data.
+    ``promises``: one for each kind of claim. ``files``: sha256 of every file that the answers depend on. ``costs_ms``:
+    depth -> mean milliseconds of a request alone on the machine that certified. ``depths``: depth -> sha256 over what
+    it ran, engines in their order among it; empty before schema 2. Older schemas are read as this one.
     """
 
-    schema_version: Literal[1, 2]
-    metric: Literal["ndcg@10"]
-    eps: Annotated[float, Field(gt=0, lt=1)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    created: str
-    seed: int | None
-    dataset: str
-    part: str
+    schema_version: Literal[3]
+    promises: dict[Kind, Promise]
     files: dict[str, str]
     costs_ms: dict[AnyDepth, float]
     claims: tuple[Claim, ...]
     depths: dict[AnyDepth, str] = field(default_factory=dict)
-    merged: Annotated[int, Field(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if not {claim.kind for claim in self.claims} <= set(self.promises):
+            raise ValueError("a claim is of a kind that nothing is promised of")
+        agreement = self.promises.get("agreement")
+        if agreement is not None and (agreement.floor is None or agreement.below is None):
+            raise ValueError("agreement is promised without a floor, or without the share below it")
 
     @property
     def certified(self) -> bool:
         """Whether any claim holds."""
         return any(claim.routing is not None for claim in self.claims)
 
-    def claim(self, depths: Sequence[int]) -> Claim | None:
-        """The claim for exactly these depths."""
-        return next((claim for claim in self.claims if claim.depths == tuple(depths)), None)
+    def claim(self, depths: Sequence[int], *, kind: Kind = "quality") -> Claim | None:
+        """The claim of a kind for exactly these depths."""
+        return next((claim for claim in self.of(kind) if claim.depths == tuple(depths)), None)
+
+    def of(self, kind: Kind) -> tuple[Claim, ...]:
+        """The claims of a kind."""
+        return tuple(claim for claim in self.claims if claim.kind == kind)
+
+    def beside(self, other: "Certificate | None" = None) -> "Certificate":
+        """With the other's promises and claims of kinds that this one has none of."""
+        kinds = [] if other is None else [kind for kind in other.promises if kind not in self.promises]
+        if other is None or not kinds:
+            return self
+        promises = self.promises | {kind: other.promises[kind] for kind in kinds}
+        claims = self.claims + tuple(claim for kind in kinds for claim in other.of(kind))
+        return Certificate(self.schema_version, promises, self.files, self.costs_ms, claims, self.depths)
 
     def differing(self, files: Mapping[str, str]) -> str | None:
         """The first of the given files (path -> sha256) that is not the one which was certified."""
@@ -123,29 +160,21 @@ class Certificate:
         except ValueError as error:
             raise ArtefactError(f"{where}: not a certificate: {brief(error, 100)}") from None
         remedy = "certify the bundle again"
-        return validated(_ADAPTER, value, kind="certificate", where=where, newest=SCHEMA_VERSION, remedy=remedy)
+        return validated(
+            _ADAPTER, _as_newest(value), kind="certificate", where=where, newest=SCHEMA_VERSION, remedy=remedy
+        )
 
 
 _ADAPTER = TypeAdapter(Certificate)
 
 
-def certified(full: Floats, routed: Iterable[Floats], *, eps: float, level: float) -> int:
-    """How many of a family's routings are certified, from the first on.
-
-    ``full`` (n,): quality of each user at the deepest depth, 0 to 1. ``routed``: (n,) for each routing, the safest
-    first. Users in an order that owes nothing to their quality.
-    """
-    count = 0
-    for quality in routed:
-        if not is_negative((1 - eps) * full - quality, largest=1 - eps, delta=level):
-            break
-        count += 1
-    return count
-
-
-def users_needed(full: Floats, routed: Floats, *, eps: float, level: float) -> int | None:
-    """About how many users such as these (n,) would certify a routing; None where it loses eps or more."""
-    return values_needed((1 - eps) * full - routed, largest=1 - eps, delta=level)
+def _as_newest(value: Any) -> Any:
+    """Schemas 1 and 2 held one promise, of quality, and the seed of an order that is no longer drawn."""
+    if not isinstance(value, dict) or value.get("schema_version") not in (1, 2):
+        return value
+    rest = {key: found for key, found in value.items() if key not in ("metric", "seed")}
+    promise = {key: rest.pop(key) for key in ("eps", "delta", "created", "dataset", "part", "merged") if key in rest}
+    return {**rest, "schema_version": SCHEMA_VERSION, "promises": {"quality": promise}}
 
 
 def kept_at_least(full: Floats, routed: Floats, *, level: float) -> float:
@@ -169,7 +198,7 @@ def at_least(values: Floats, *, level: float) -> float:
 def buckets(full: Floats, routed: Floats, by: Mapping[str, Floats], *, level: float) -> tuple[Bucket, ...]:
     """Thirds of the users by each feature in ``by`` (n,), low to high; bounds hold for all of them together.
 
-    ``full``, ``routed`` (n,): quality of each user, 0 to 1.
+    ``full``, ``routed`` (n,): quality of each user, 0 to 1; or ones, and the agreement of each.
     """
     thirds: list[tuple[str, NDArray[np.bool_]]] = []
     for feature, values in by.items():

@@ -214,19 +214,10 @@ def _worth_going_on(place: int, gains: Floats, costs: Sequence[float], price: fl
     return np.asarray((gains > price * further).any(axis=-1))
 
 
-def neighbours_mixed(depths: Sequence[int], steps: int) -> list[Mixture]:
-    """From all requests at the deepest depth to all at the shallowest, moving them one depth further at a time.
-
-    ``steps`` per pair of neighbours; each routing is a little cheaper than the one before, and nothing is learned.
-    """
-    path = []
-    count = len(depths)
-    for deep in range(count - 1, 0, -1):
-        for step in range(1, steps + 1):
-            shares = [0.0] * count
-            shares[deep], shares[deep - 1] = 1 - step / steps, step / steps
-            path.append(Mixture("mixture", tuple(depths), tuple(shares)))
-    return path
+def mixed(depths: Sequence[int], deep: int, shallow: int, steps: int) -> list[Mixture]:
+    """From nearly all requests at one depth to all of them at a shallower one; ``depths`` has both."""
+    shares = [{deep: 1 - step / steps, shallow: step / steps} for step in range(1, steps + 1)]
+    return [Mixture("mixture", tuple(depths), tuple(each.get(depth, 0.0) for depth in depths)) for each in shares]
 
 
 def thresholds(depths: Sequence[int], complexity: Floats, steps: int) -> list[Rule]:

@@ -115,7 +115,8 @@ def routing_message(chooser: DepthChooser, profile: DeviceProfile, certificate: 
     message = pb.Routing(policy=policy.words(profile))
     if not policy.certified or certificate is None:
         return message
-    message.certified, message.eps, message.delta = True, certificate.eps, certificate.delta
+    promise = certificate.promises["quality"]
+    message.certified, message.eps, message.delta = True, promise.eps, promise.delta
     if policy.monitor is not None:
         evidence = policy.monitor.evidence
         message.feedback_samples, message.feedback_agreement = evidence.count, evidence.mean

@@ -285,7 +285,7 @@ def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathF
     from fathom.exporter.certification.certify import answering_files, write_certificate
     from fathom.runtime.bundle import Bundle
     from fathom.runtime.manifest import depth_digests
-    from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
+    from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim, Promise
     from fathom.selector.routing import Mixture
 
     path = tmp_path_factory.mktemp("certified") / "bundle"
@@ -293,9 +293,10 @@ def certified_bundle(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathF
     bundle = Bundle.open(path)
     routing = Mixture("mixture", DEPTHS, (0.75, 0.0, 0.0, 0.25))
     claim = Claim(DEPTHS, "mixture", 0.05, 1000, routing=routing, kept=0.98, saved=0.6, agreement=0.9)
-    about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", 0, "d" * 64, "leave-one-out, test")
+    promise = Promise(0.05, 0.05, "2026-01-01T00:00:00Z", "d" * 64, "leave-one-out, test")
     runs, files = depth_digests(bundle.manifest), answering_files(bundle.manifest)
-    write_certificate(bundle, Certificate(*about, files, {4: 1.0, 8: 2.0, 12: 3.0, 16: 4.0}, (claim,), depths=runs))
+    costs = {4: 1.0, 8: 2.0, 12: 3.0, 16: 4.0}
+    write_certificate(bundle, Certificate(SCHEMA_VERSION, {"quality": promise}, files, costs, (claim,), runs))
     return path
 
 

@@ -27,7 +27,7 @@ from fathom.importance.layer_ranking import LayerRanking
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import CERTIFICATE_FILE, DeviceCheck, depth_digests
-from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim
+from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim, Promise
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
@@ -129,8 +129,9 @@ def add(bundle: Path) -> None:
         manifest, depths = opened.manifest, opened.depths
         files, runs = answering_files(manifest), depth_digests(manifest)
         claim = Claim(depths, "mixture", 0.05, 60, needed=500)
-        about = (SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", None, "d" * 64, "leave-one-out, test")
-        write_certificate(opened, Certificate(*about, files, {4: 1.0, 16: 4.0}, (claim,), depths=runs))
+        promise = Promise(0.05, 0.05, "2026-01-01T00:00:00Z", "d" * 64, "leave-one-out, test")
+        costs = {4: 1.0, 16: 4.0}
+        write_certificate(opened, Certificate(SCHEMA_VERSION, {"quality": promise}, files, costs, (claim,), runs))
     fit = DeviceCheck(memory_limit_mb=500, threads=1, peak_mb=100.0, machine="m", created="2026-01-01T00:00:00Z")
     with Bundle.open(bundle) as opened:
         rewrite(opened, fits={"edge-cpu": fit})

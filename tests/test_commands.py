@@ -14,10 +14,13 @@ from fathom import show
 from fathom.artefacts import REPORT_FOLDER, check_output
 from fathom.cli import main
 from fathom.commands.rank import show_ranking
+from fathom.errors import ConfigError
+from fathom.exporter.certification import routing_report
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
 from fathom.local import running_server
+from fathom.selector.certificate import KINDS
 
 
 def fathom(*arguments: str | Path) -> str:
@@ -139,6 +142,10 @@ def test_many_methods_are_shown_with_their_mean_agreement_and_those_left_out(
     assert f"left out     conductance: {left_out['conductance']}" in printed
 
 
+def no_report(*_: object) -> None:
+    raise ConfigError("no report today")
+
+
 def test_a_bundle_is_certified_as_far_as_its_users_allow(
     tiny_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,18 +154,25 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
     asked = ["certify", bundle, "--data", tiny_build / "dataset"]
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     for more in ([], ["--json"]):
-        monkeypatch.setattr(sys, "argv", ["fathom", *map(str, asked), *more])
+        monkeypatch.setattr(sys, "argv", ["fathom", *map(str, asked), "--eps", "0.001", *more])
         with pytest.raises(SystemExit) as ended:
             main()
         shown, error = capsys.readouterr()
         assert ended.value.code == 2
         assert re.search(r"error: .* nothing is certified, so it is unchanged: .*--eps$", error, re.MULTILINE)
-        assert shown.count('"routing": null' if more else "not certified") == 6
+        # Three deepest depths, with depth 0 and without, and two kinds.
+        assert shown.count('"routing": null' if more else "not certified") == 12
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     assert "eps is 5.0" in in_process.fathom("certify", "nowhere", "--data", "nowhere", "--eps", "5", code=2).stderr
     report.mkdir()
     (report / "notes.txt").write_text("mine")
-    printed = fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--report", report)
+    enough = ["--profile", "cloud", "--eps", "0.9", "--delta", "0.2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(routing_report, "make_report", no_report)
+        in_process.fathom(*asked, *enough, "--report", report, code=2)
+    # The certificate is written before the report.
+    assert "certificate.json" in fathom("bundle", "verify", bundle)
+    printed = fathom(*asked, *enough, "--report", report)
     assert "depth 4" in printed
     assert "bounds that hold together" in printed
     assert sorted(path.name for path in report.iterdir()) == [
@@ -169,11 +183,13 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
     ]
     check_output(report, REPORT_FOLDER)
     assert (report / "notes.txt").read_text() == "mine"
-    found = json.loads(fathom(*asked, "--profile", "cloud", "--eps", "0.9", "--delta", "0.2", "--json"))
-    assert [claim["depths"] for claim in found["claims"]] == [[0, 4, 8, 12, 16], [4, 8, 12, 16]]
+    again = in_process.fathom(*asked, *enough, "--json")
+    assert "was certified before: delta holds for one certification" in again.stderr
+    found = json.loads(again.stdout)
+    claims = [(claim["kind"], claim["depths"]) for claim in found["claims"]]
+    assert claims == [(kind, depths) for kind in KINDS for depths in ([0, 4, 8, 12, 16], [4, 8, 12, 16])]
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
-    assert found["merged"] + found["claims"][0]["users"] == 60
-    assert "certificate.json" in fathom("bundle", "verify", bundle)
+    assert found["promises"]["quality"]["merged"] + found["claims"][0]["users"] == 60
 
 
 def test_every_table_is_whole_on_narrow_and_wide_terminals(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:

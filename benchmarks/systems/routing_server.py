@@ -197,7 +197,7 @@ async def measure_load(
 def measure(options: Namespace) -> Iterator[Run]:
     """Compute, then load."""
     bundle = Bundle.open(options.bundle)
-    if bundle.certificate is None:
+    if bundle.certificate is None or "quality" not in bundle.certificate.promises:
         raise ConfigError(f"{bundle.path}: not certified; run `fathom certify` first")
     cases = read_cases(bundle, Dataset.load(options.data))
     with ExitStack() as stack:
@@ -213,13 +213,13 @@ def measure(options: Namespace) -> Iterator[Run]:
     config = {
         "bundle": bundle.manifest.name,
         "routing": claim.routing.words if claim and claim.routing else None,
-        "eps": bundle.certificate.eps,
+        "eps": bundle.certificate.promises["quality"].eps,
         "rounds": options.rounds,
         "requests_per_round": REQUESTS,
         "deadline_ms": DEADLINE_S * 1e3,
         "load_s": options.seconds,
     }
-    name = f"routing_server/{bundle.manifest.name}-eps-{bundle.certificate.eps:g}"
+    name = f"routing_server/{bundle.manifest.name}-eps-{config['eps']:g}"
     yield Run(config, {"compute": compute, "load": load}, SEED, name)
 
 

@@ -1,4 +1,8 @@
-"""Certifies a bundle: the cheapest routing whose loss of quality is shown to be below eps, per set of depths.
+"""Certifies a bundle: the cheapest routing that is shown to keep enough of the deepest depth's answers.
+
+There is a claim for each set of depths that a profile allows. Sets with the same deepest depth share a family of
+mixtures and its test, so of two such sets the larger never gets the dearer routing. delta is shared equally between
+the families that are tested: one for each deepest depth, or one for each set of the families that learn.
 
 The routings of the families ``mixture`` and ``rule`` owe nothing to any test item, so all test users speak for them.
 ``learned`` and ``cascade`` are learned from the requests of two thirds of the users, the teachers, and the others
@@ -17,8 +21,8 @@ There is no seed to choose, and other users, their order or their names change n
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 import numpy as np
@@ -27,33 +31,22 @@ from numpy.typing import NDArray
 from fathom.errors import ArtefactError, ConfigError, DataError
 from fathom.exporter.bundle.derive import rewrite
 from fathom.exporter.bundle.teachers import teaching_cases
+from fathom.exporter.certification.claims import Judged, claim_for, judge
 from fathom.exporter.certification.families import Family, family_members
+from fathom.exporter.certification.hypotheses import BELOW, FLOOR, Terms
 from fathom.exporter.certification.outcomes import Costs, Outcomes, in_order, measure_costs, measure_outcomes
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, depth_digests
 from fathom.runtime.manifest import SCHEMA_VERSION as BUNDLE_SCHEMA
-from fathom.selector.certificate import (
-    SCHEMA_VERSION,
-    Certificate,
-    Claim,
-    at_least,
-    buckets,
-    certified,
-    users_needed,
-)
-from fathom.selector.features import Features
-from fathom.selector.routing import Routing
-from fathom.selector.schema import Floats
+from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Kind, Promise
 from fathom.training.counting import CountingSettings, count
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.splits import split
 
 #: Requests of teachers that are asked at every depth, at most.
 LEARNING_REQUESTS = 5_000
-#: The part of delta that the bound of the agreement may fail with.
-AGREEMENT_PART = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,10 +95,11 @@ def recounted(bundle: Bundle, train: Sequences) -> Counting | None:
     return Counting(found.offsets, found.neighbours, found.weights, found.popularity, info.window, info.decay)
 
 
-def check_risk(eps: float, delta: float) -> None:
-    """Raise ConfigError for eps or delta outside (0, 1)."""
-    if not (0 < eps < 1 and 0 < delta < 1):
-        raise ConfigError(f"eps is {eps} and delta {delta}; both lie between 0 and 1, as 0.05")
+def check_risk(eps: float, delta: float, floor: float = FLOOR, below: float = BELOW) -> None:
+    """Raise ConfigError for what is to be shown, or delta, outside (0, 1)."""
+    for name, value in (("eps", eps), ("delta", delta), ("floor", floor), ("below", below)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} is {value}; it lies between 0 and 1, as 0.05")
 
 
 def certify(
@@ -116,35 +110,44 @@ def certify(
     delta: float,
     family: Family = "mixture",
     depth_sets: Sequence[tuple[int, ...]],
+    kind: Kind = "quality",
+    floor: float = FLOOR,
+    below: float = BELOW,
 ) -> Certificate:
-    """Claims for every set of depths, wrong anywhere with probability at most delta.
+    """Claims of one kind for every set of depths, wrong anywhere with probability at most delta.
 
-    Raises ConfigError for eps or delta outside (0, 1), or a set of fewer than two depths or of others than those which
-    the bundle answers at and the family knows.
+    Raises ConfigError for eps, delta, floor or below outside (0, 1), or a set of fewer than two depths or of others
+    than those which the bundle answers at and the family knows.
     """
-    check_risk(eps, delta)
+    check_risk(eps, delta, floor, below)
     sets, known = [tuple(sorted(depths)) for depths in depth_sets], choosable(bundle, family)
     for depths in sets:
         if len(depths) < 2 or not set(depths) <= set(known):
             raise ConfigError(f"depths {depths} cannot be certified: {family} knows {known} here; give two or more")
     test, copies = in_order(data.test)
-    level = delta / _tests(sets, family)
-    claims = [_claim(data, test, copies, depths, family, eps=eps, level=level) for depths in sets]
+    groups = _groups(sets, family)
+    tests = [
+        _judged(data, test, copies, depths, family, Terms(kind, eps, floor, below), level=delta / len(groups))
+        for depths in groups
+    ]
     means = data.costs.of(test.lengths).mean(0)
-    return Certificate(
-        schema_version=SCHEMA_VERSION,
-        metric="ndcg@10",
+    promise = Promise(
         eps=eps,
         delta=delta,
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        seed=None,
         dataset=bundle.manifest.source.dataset,
         part=f"{data.part}, test",
+        merged=int(copies.sum()),
+        floor=floor if kind == "agreement" else None,
+        below=below if kind == "agreement" else None,
+    )
+    return Certificate(
+        schema_version=SCHEMA_VERSION,
+        promises={kind: promise},
         files=answering_files(bundle.manifest),
         costs_ms={d: round(float(ms), 4) for d, ms in zip(data.costs.depths, means, strict=True)},
-        claims=tuple(claims),
+        claims=tuple(claim_for(depths, family, tests) for depths in sets),
         depths=depth_digests(bundle.manifest),
-        merged=int(copies.sum()),
     )
 
 
@@ -153,90 +156,47 @@ def choosable(bundle: Bundle, family: Family) -> tuple[int, ...]:
     return bundle.depths if family == "cascade" else bundle.manifest.served_depths
 
 
-def _tests(sets: Sequence[tuple[int, ...]], family: Family) -> int:
-    """How many families of routings are tested, each of which may be wrong.
+def _groups(sets: Sequence[tuple[int, ...]], family: Family) -> list[tuple[int, ...]]:
+    """The depths of each family of routings that is tested; delta is shared equally between them.
 
-    Mixtures over depths without 0 are those that are tested first with it: they cannot be wrong where these are not.
+    Sets with the same deepest depth have one family of mixtures, over all depths of these sets, and each takes from it
+    what it allows. Other families are made for each set.
     """
-    return len({tuple(filter(None, depths)) for depths in sets} if family == "mixture" else set(sets))
+    if family != "mixture":
+        return list(dict.fromkeys(sets))
+    together: dict[int, set[int]] = {}
+    for depths in sets:
+        together.setdefault(depths[-1], set()).update(depths)
+    return [tuple(sorted(depths)) for depths in together.values()]
 
 
-def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
-    """Put a certificate into the bundle's folder, which is replaced as a whole and gets a new version."""
-    data = (json.dumps(certificate.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-    return rewrite(bundle, {CERTIFICATE_FILE: data}, schema_version=BUNDLE_SCHEMA)
-
-
-def _claim(
+def _judged(
     data: CertificationData,
     test: Outcomes,
     copies: NDArray[np.bool_],
     depths: tuple[int, ...],
     family: Family,
+    terms: Terms,
     *,
-    eps: float,
     level: float,
-) -> Claim:
+) -> Judged:
     costs, test = data.costs.at_depths(depths), test.at_depths(depths)
-    routings, judges = family_members(family, data.learning.at_depths(depths), test, costs)
-    test, copies = test.select(judges), copies[judges]
+    known = data.learning.at_depths(depths)
+    members = family_members(family, terms.kind, known, test, costs, eps=terms.eps)
+    test, copies = test.select(members.judges), copies[members.judges]
     each_once = test.select(~copies)
-    counted = [each_once, test] if copies.any() else [each_once]
-    passed = min(
-        certified(each.quality[:, -1], (_routed(routing, each) for routing in routings), eps=eps, level=level)
-        for each in counted
-    )
-    needed = _needed(counted, routings[passed], eps=eps, level=level) if passed < len(routings) else None
-    claim = Claim(depths, family, level, len(each_once), needed=needed)
-    if passed == 0:
-        return claim
-    chosen = routings[passed - 1]
-    full, quality = each_once.quality[:, -1], _routed(chosen, each_once)
-    return replace(
-        claim,
-        routing=chosen,
-        kept=round(float(quality.mean() / full.mean()), 6),
-        saved=round(1 - _share_of_compute(chosen, each_once, costs, walked=family == "cascade"), 6),
-        agreement=_agreement(counted, chosen, level=level * AGREEMENT_PART),
-        buckets=buckets(full, quality, _by(each_once), level=level),
-    )
+    counted = (each_once, test) if copies.any() else (each_once,)
+    return judge(members, counted, costs, terms, level=level)
 
 
-def _share_of_compute(routing: Routing, requests: Outcomes, costs: Costs, *, walked: bool) -> float:
-    """Of what the deepest depth costs for all of them."""
-    ms = costs.of(requests.lengths, walked=walked)
-    alone = costs.of(requests.lengths)
-    return float((routing.probabilities(requests.routing_inputs) * ms).sum() / alone[:, -1].sum())
+def write_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
+    """Put a certificate into the bundle's folder, which is replaced as a whole and gets a new version.
 
-
-def _routed(routing: Routing, requests: Outcomes) -> Floats:
-    """The quality that each request is expected to get, (n,)."""
-    expected: Floats = (routing.probabilities(requests.routing_inputs) * requests.quality).sum(1)
-    return expected
-
-
-def _needed(counted: Sequence[Outcomes], routing: Routing, *, eps: float, level: float) -> int | None:
-    needed = [users_needed(each.quality[:, -1], _routed(routing, each), eps=eps, level=level) for each in counted]
-    known = [count for count in needed if count is not None]
-    # It is an estimate; that those who are there were too few is certain.
-    return max(*known, len(counted[0]) + 1) if len(known) == len(needed) else None
-
-
-def _agreement(counted: Sequence[Outcomes], routing: Routing, *, level: float) -> float | None:
-    """A bound of the mean agreement of requests that are not routed to the deepest depth, however users count."""
-    bounds = []
-    for each in counted:
-        chance = routing.probabilities(each.routing_inputs)[:, :-1]
-        # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
-        weighted, elsewhere = (chance * each.agreement[:, :-1]).sum(1), chance.sum(1)
-        if elsewhere.any():
-            bounds.append(at_least(weighted[elsewhere > 0] / elsewhere[elsewhere > 0], level=level))
-    return round(min(bounds), 6) if bounds else None
-
-
-def _by(test: Outcomes) -> Mapping[str, Floats]:
-    names = Features._fields
-    return {name: test.features[:, names.index(name)] for name in ("length", "popularity")}
+    Claims of a kind that it does not hold stay as they are.
+    """
+    form = certificate.beside(bundle.certificate).to_json()
+    data = (json.dumps(form, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return rewrite(bundle, {CERTIFICATE_FILE: data}, schema_version=BUNDLE_SCHEMA)
 
 
 def answering_files(manifest: Manifest) -> dict[str, str]:

@@ -62,7 +62,7 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.users)
 
-    @property
+    @cached_property
     def agreement(self) -> Floats:
         """The share of the top 10 at the deepest depth that each depth gives too, (n, D)."""
         return self.agreement_at(K)

@@ -30,7 +30,7 @@ from fathom.exporter.certification.routing_curves import (
 from fathom.exporter.certification.routing_table import percent
 from fathom.files import write_bytes, write_json
 from fathom.importance.report.html import document
-from fathom.selector.certificate import Certificate, Claim
+from fathom.selector.certificate import Certificate, Claim, Kind, Promise
 from fathom.selector.complexity import ReliabilityPoint, reliability
 from fathom.selector.schema import Floats
 
@@ -199,21 +199,22 @@ def page(report: RoutingReport, certificate: Certificate, picture: bytes) -> str
     title = f"Routing of {report.name}"
     main = f"""<h1>{escape(title)}</h1>
 <p>{_verdict(report)}</p>
-{_certified(certificate)}<h2>Policies against random mixing</h2>
+{"".join(_certified(certificate, kind) for kind in certificate.promises)}<h2>Policies against random mixing</h2>
 <img src="data:image/png;base64,{b64encode(picture).decode()}" alt="Quality against cost of every policy">
 {_policies(report)}{_alike(report)}{_reliability(report)}{_features(report)}"""
     style = " img { max-width: 100%; background: white; border-radius: 6px; }"
     return document(title, ROUTING_PAGE.mark, main, style=style, images=True)
 
 
-def _certified(certificate: Certificate) -> str:
-    claims = "".join(_claim_row(claim) for claim in certificate.claims)
-    merged = f"<p>{certificate.merged:,} {SAME_CASE}.</p>\n" if certificate.merged else ""
-    return f"""<h2>Certificate: at least {percent(1 - certificate.eps)} of the deepest depth's NDCG@10</h2>
+def _certified(certificate: Certificate, kind: Kind) -> str:
+    promise = certificate.promises[kind]
+    claims = "".join(_claim_row(claim) for claim in certificate.of(kind))
+    merged = f"<p>{promise.merged:,} {SAME_CASE}.</p>\n" if promise.merged else ""
+    return f"""<h2>Certificate: {escape(promise_words(kind, promise))}</h2>
 <p>Each routing below keeps that much; the probability that any of this is wrong is at most
-{percent(certificate.delta)}. The figures for quality and compute are estimates.</p>
+{percent(promise.delta)}. The figures for {kind} and compute are estimates.</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>depths</th><th>routing</th><th>users</th>
-<th>quality kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
+<th>{kind} kept</th><th>compute saved</th></tr></thead><tbody>{claims}</tbody></table></div>
 {merged}"""
 
 
@@ -309,7 +310,7 @@ def _claim_cells(claim: Claim) -> list[str]:
 def not_certified(claim: Claim) -> str:
     """Why, in a few words."""
     if claim.needed is None:
-        return "not certified: the first step down already loses too much here"
+        return "not certified: the first steps down lose too much here, or save nothing"
     return f"not certified: about {claim.needed:,} different users are needed, there are {claim.users:,}"
 
 
@@ -317,7 +318,7 @@ def what_is_needed(certificate: Certificate) -> str:
     """What would certify the claim that is nearest to it."""
     missing = [claim for claim in certificate.claims if claim.needed is not None]
     if not missing:
-        return "the first step below the deepest depth already loses too much; allow a larger --eps"
+        return "the first steps below the deepest depth lose too much, or save nothing; allow a larger --eps"
     claim = min(missing, key=lambda claim: claim.needed or 0)
     fewer = "name fewer profiles, " if len(certificate.claims) > 1 else ""
     return (
@@ -326,14 +327,23 @@ def what_is_needed(certificate: Certificate) -> str:
     )
 
 
-def certificate_rows(certificate: Certificate) -> list[list[str]]:
-    """A row of text per claim, the header first; the users who were copies of others come last."""
-    rows = [["depths", "routing", "users", "quality kept", "compute saved"]]
-    for claim in certificate.claims:
+def promise_words(kind: Kind, promise: Promise) -> str:
+    """What is promised, for people."""
+    least = percent(1 - promise.eps)
+    if kind == "quality":
+        return f"at least {least} of the deepest depth's NDCG@10"
+    below, floor = percent(promise.below or 0), percent(promise.floor or 0)
+    return f"at least {least} of the deepest depth's top 10 on average, less than {floor} of it for at most {below}"
+
+
+def certificate_rows(certificate: Certificate, kind: Kind) -> list[list[str]]:
+    """A row of text per claim of a kind, the header first; the users who were copies of others come last."""
+    rows = [["depths", "routing", "users", f"{kind} kept", "compute saved"]]
+    for claim in certificate.of(kind):
         cells = [" ".join(map(str, claim.depths)), *_claim_cells(claim)]
         rows.append(cells + [""] * (len(rows[0]) - len(cells)))
-    if certificate.merged:
-        rows.append(["merged", SAME_CASE, f"{certificate.merged:,}", "", ""])
+    if merged := certificate.promises[kind].merged:
+        rows.append(["merged", SAME_CASE, f"{merged:,}", "", ""])
     return rows
 
 

@@ -57,11 +57,16 @@ def test_routing_is_said_to_win_only_where_it_is_shown(tmp_path: Path) -> None:
 
 
 def test_the_certificates_word_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate, "USERS", (2_000,))
-    rows = certificate.shares(replications=50, seed=0)
-    assert all(row["wrong"] <= 0.14 for row in rows)
-    assert rows[0]["power"] > rows[0]["wrong"]
-    run = {"schema_version": 1, "config": {"replications": 50, "delta": 0.05}, "result": {"rows": rows}}
+    monkeypatch.setattr(certificate, "USERS", (6_000,))
+    coverage, power = certificate.coverage(replications=30, seed=0), certificate.power(replications=10, seed=0)
+    # At 5 %, eight and more of 30 replications have a probability below 1 in 1,000.
+    assert all(row["wrong"] < 0.25 for row in coverage)
+    nothing_lost, _, dip, _, agreement = power
+    assert nothing_lost["several"] > 0.4
+    assert dip["several"] > 0.4 > dip["one"]
+    assert agreement["several"] == 1
+    config = {"replications": 30, "delta": 0.05, "depths": [4, 8, 16]}
+    run = {"schema_version": 1, "config": config, "result": {"coverage": coverage, "power": power}}
     (tmp_path / "certificate.json").write_text(json.dumps(run))
     assert "### Does the certificate keep its word?" in certificate.BENCHMARK.section(tmp_path)
 

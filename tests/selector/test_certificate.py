@@ -1,24 +1,25 @@
-"""The certificate: wrong no more often than promised, powerful where nothing is lost, refused when it is not one."""
+"""The certificate: its bounds hold, what was written is read, of older schemas too, and what is none is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fathom.errors import ArtefactError
 from fathom.selector.certificate import (
+    KINDS,
     SCHEMA_VERSION,
     Certificate,
     Claim,
+    Promise,
     at_least,
     buckets,
-    certified,
     kept_at_least,
-    users_needed,
 )
 from fathom.selector.routing import Mixture
 
-EPS, DELTA = 0.05, 0.05
+DELTA = 0.05
 
 
 def ndcg(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -31,38 +32,6 @@ def shallow(rng: np.random.Generator, full: np.ndarray, loss: float) -> np.ndarr
     """A depth that answers a third of the users independently, and loses exactly ``loss`` of the mean."""
     other = np.where(rng.random(len(full)) < 1 / 3, ndcg(rng, len(full)), full)
     return np.where(rng.random(len(full)) < loss, 0.0, other)
-
-
-def test_a_loss_of_exactly_eps_is_certified_in_at_most_delta_of_a_thousand_runs() -> None:
-    rng = np.random.default_rng(0)
-    wrong = 0
-    for _ in range(1000):
-        full = ndcg(rng, 1000)
-        wrong += certified(full, [shallow(rng, full, EPS)], eps=EPS, level=DELTA)
-    assert wrong / 1000 <= DELTA
-
-
-def test_no_loss_is_certified_by_ten_thousand_users() -> None:
-    rng = np.random.default_rng(1)
-    full = ndcg(rng, 10_000)
-    assert certified(full, [shallow(rng, full, 0.0)], eps=EPS, level=DELTA) == 1
-
-
-def test_the_first_failure_ends_the_sequence() -> None:
-    rng = np.random.default_rng(2)
-    full = ndcg(rng, 5000)
-    assert certified(full, [full, full, 0 * full, full], eps=EPS, level=DELTA) == 2
-    assert certified(full[:20], [full[:20]], eps=EPS, level=DELTA) == 0
-
-
-def test_too_few_users_are_told_how_many_are_needed() -> None:
-    rng = np.random.default_rng(3)
-    full = ndcg(rng, 300)
-    routed = shallow(rng, full, 0.0)
-    needed = users_needed(full, routed - routed.mean() + full.mean(), eps=EPS, level=DELTA)
-    assert needed is not None
-    assert 300 < needed < 20_000
-    assert users_needed(full, 0.9 * full, eps=EPS, level=DELTA) is None
 
 
 def test_bounds_lie_below_what_they_bound_and_hold_for_buckets_together() -> None:
@@ -79,21 +48,50 @@ def test_bounds_lie_below_what_they_bound_and_hold_for_buckets_together() -> Non
 
 
 def certificate() -> Certificate:
-    claim = Claim((4, 8), "mixture", 0.05, 100, routing=Mixture("mixture", (4, 8), (0.5, 0.5)), kept=0.99, saved=0.3)
-    costs = {4: 1.0, 8: 2.0}
-    return Certificate(
-        SCHEMA_VERSION, "ndcg@10", 0.05, 0.05, "2026-01-01T00:00:00Z", 0, "d" * 64, "test", {"a": "1"}, costs, (claim,)
+    claims = (
+        Claim((4, 8), "mixture", 0.05, 100, routing=Mixture("mixture", (4, 8), (0.5, 0.5)), kept=0.99, saved=0.3),
+        Claim((4, 8), "mixture", 0.05, 100, needed=400, kind="agreement"),
     )
+    quality = Promise(0.05, 0.05, "2026-01-01T00:00:00Z", "d" * 64, "test")
+    promises = {"quality": quality, "agreement": replace(quality, floor=0.5, below=0.1)}
+    return Certificate(SCHEMA_VERSION, promises, {"a": "1"}, {4: 1.0, 8: 2.0}, claims)
 
 
 def test_it_reads_what_it_wrote_and_knows_its_files() -> None:
     loaded = Certificate.parse(json.dumps(certificate().to_json()).encode(), where="certificate.json")
     assert loaded == certificate()
     assert loaded.claim((4, 8)) == loaded.claims[0]
+    assert loaded.claim((4, 8), kind="agreement") == loaded.claims[1]
     assert loaded.claim((4, 8, 12)) is None
     assert loaded.differing({"a": "1"}) is None
     assert loaded.differing({"a": "2"}) == "a"
     assert loaded.differing({"b": "1"}) == "b"
+
+
+def test_a_certificate_of_an_older_schema_holds_what_it_held() -> None:
+    claim = {"depths": [4, 8], "policy": "mixture", "level": 0.05, "users": 100, "kept": 0.99, "saved": 0.3}
+    claim |= {"routing": {"policy": "mixture", "depths": [4, 8], "shares": [0.5, 0.5]}}
+    promise = {"eps": 0.05, "delta": 0.05, "created": "2026-01-01T00:00:00Z", "dataset": "d" * 64, "part": "test"}
+    rest = {"files": {"a": "1"}, "costs_ms": {"4": 1.0, "8": 2.0}, "claims": [claim], "metric": "ndcg@10", "seed": None}
+    only_quality = replace(
+        certificate(), promises={"quality": certificate().promises["quality"]}, claims=certificate().claims[:1]
+    )
+    for schema in (1, 2):
+        data = json.dumps({"schema_version": schema, **promise, **rest}).encode()
+        assert Certificate.parse(data, where="certificate.json") == only_quality
+
+
+def test_claims_of_a_kind_that_was_not_tested_again_stay() -> None:
+    both = certificate()
+    quality, agreement = (replace(both, promises={kind: both.promises[kind]}, claims=both.of(kind)) for kind in KINDS)
+    assert quality.beside(agreement) == both
+    assert both.beside(quality) == both
+    newer = replace(quality, claims=(replace(quality.claims[0], saved=0.4),))
+    assert newer.beside(both).claims == (*newer.claims, *agreement.claims)
+    assert newer.beside() == newer
+
+
+PROMISED = {"eps": 0.05, "delta": 0.05, "created": "2026", "dataset": "d", "part": "test"}
 
 
 def claim_for(depths: tuple[int, ...], *, routed: tuple[int, ...]) -> dict[str, object]:
@@ -104,12 +102,16 @@ def claim_for(depths: tuple[int, ...], *, routed: tuple[int, ...]) -> dict[str, 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("eps", 1.5),
+        ("promises", {}),
+        ("promises", {"quality": {"eps": 1.5}}),
+        ("promises", {"agreement": PROMISED, "quality": PROMISED}),
+        ("promises", {"agreement": PROMISED | {"floor": 0.5, "below": 0.1}}),
         ("claims", [{"depths": [4]}]),
         ("claims", [{"depths": [8, 4], "policy": "mixture", "level": 0.05, "users": 9}]),
         ("claims", [claim_for((4, 16), routed=(4, 8))]),
         ("extra", 1),
-        ("schema_version", 3),
+        ("schema_version", 4),
+        ("schema_version", 2),
     ],
 )
 def test_what_is_no_certificate_is_refused_in_one_line(key: str, value: object) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
 from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadError
 from fathom.runtime.bundle import Bundle
-from fathom.selector.certificate import Certificate, Claim
+from fathom.selector.certificate import Certificate, Claim, Promise
 from fathom.selector.choice import Choice, DepthReason, DepthRequest
 from fathom.selector.chooser import LEAST_WEIGHT, QUEUE_WEIGHT, DepthChooser
 from fathom.selector.features import Features
@@ -75,7 +75,7 @@ def chooser(
 
 def certificate(routing: Routing, agreement: float | None = 0.9) -> Certificate:
     claim = Claim(routing.depths, routing.policy, 0.01, 100, routing, 1.0, 0.5, agreement)
-    return Certificate(2, "ndcg@10", 0.01, 0.1, "2026-01-01", None, "d", "test", {}, {}, (claim,))
+    return Certificate(3, {"quality": Promise(0.01, 0.1, "2026-01-01", "d", "test")}, {}, {}, (claim,))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from fathom.selector.routing import (
     coin,
     confidence,
     gated,
-    neighbours_mixed,
+    mixed,
     priced,
     thresholds,
 )
@@ -90,11 +90,11 @@ def test_a_mixture_gives_each_depth_its_share_and_equal_histories_the_same() -> 
 
 
 def test_families_go_from_the_safest_to_the_cheapest() -> None:
-    mixtures = neighbours_mixed(DEPTHS, 10)
+    mixtures = mixed(DEPTHS, 16, 8, 10)
     spent = [float(np.dot(each.shares, COSTS)) for each in mixtures]
     assert spent == sorted(spent, reverse=True)
-    assert mixtures[0].shares == pytest.approx((0, 0, 0.1, 0.9))
-    assert mixtures[-1].shares == (1, 0, 0, 0)
+    assert mixtures[0].shares == pytest.approx((0, 0.1, 0, 0.9))
+    assert mixtures[-1].shares == (0, 1, 0, 0)
     for prices in (priced(learned_model(), DEPTHS, COSTS, asked(), 20), gated(gates(), DEPTHS, COSTS, asked(), 20)):
         spent = [float((each.probabilities(asked()) @ np.array(COSTS)).mean()) for each in prices]
         assert spent == sorted(spent, reverse=True)

@@ -15,7 +15,7 @@ from fathom.show import Activity
 
 if TYPE_CHECKING:
     from fathom.exporter.engines.precision import Bits
-    from fathom.selector.certificate import Certificate
+    from fathom.selector.certificate import Certificate, Kind
     from fathom.training.checkpoint import Checkpoint
 
 
@@ -105,8 +105,19 @@ def export(
 def certify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the certificate is written into it.")],
     data: Data,
-    eps: Annotated[float, typer.Option(help="Allowed loss of NDCG@10, relative to the deepest depth.")] = EPS,
-    delta: Annotated[float, typer.Option(help="Probability that the certificate is wrong.")] = DELTA,
+    eps: Annotated[
+        float, typer.Option(help="Allowed loss, relative to the deepest depth: of NDCG@10, or of its top 10.")
+    ] = EPS,
+    delta: Annotated[float, typer.Option(help="Probability that any claim of a kind is wrong.")] = DELTA,
+    kind: Annotated[
+        Literal["quality", "agreement"] | None, typer.Option(help="What is certified. Default: both kinds.")
+    ] = None,
+    floor: Annotated[
+        float, typer.Option(help="Kind agreement: share of the deepest depth's top 10 that an answer should have.")
+    ] = 0.5,
+    below: Annotated[
+        float, typer.Option(help="Kind agreement: share of answers that may fall below the floor.")
+    ] = 0.05,
     policy: Annotated[
         Literal["mixture", "rule", "learned", "cascade"], typer.Option(help="Family of routing policies.")
     ] = "mixture",
@@ -119,30 +130,38 @@ def certify(
 ) -> None:
     """Certify the cheapest routing over depths that loses less than eps against the deepest depth.
 
-    Tested on the data set's test items with the bundle's own engines; the server then uses it. Users with the same
-    history and the same next item count once. All claims of a certificate share delta, so name only the profiles that
-    matter.
+    Quality: NDCG@10 of the test items is at least (1 - eps) of the deepest depth's. Agreement: answers share at least
+    1 - eps of the deepest depth's top 10 on average, and less than the floor for at most the share of --below; this
+    needs no right answers. Without --kind both are tested, each with its own delta.
+
+    Tested on the data set's test users with the bundle's own engines; the server then uses it. Users with the same
+    history and the same next item count once. All claims of a kind share delta, so name only the profiles that matter.
 
     Every run is a new test that may be wrong with probability delta: decide on eps, delta, policy and profiles before
     the first run. Picking the best of n runs is wrong with probability up to n x delta.
 
-    If nothing can be certified, the bundle is left unchanged and the exit code is 2.
+    What is certified replaces what the bundle holds of that kind. If nothing can be certified, the bundle is left
+    unchanged and the exit code is 2.
 
     Example: fathom certify build/ml-1m/bundle --data build/ml-1m/dataset --profile cloud
     """
     need_training()
     from fathom.exporter.certification.certify import check_risk
     from fathom.exporter.certification.routing_report import what_is_needed
+    from fathom.selector.certificate import KINDS
 
-    check_risk(eps, delta)
+    check_risk(eps, delta, floor, below)
     check_outputs((artefacts.real(bundle), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=[data])
-    certificate = _certify(bundle, data, profile, report, eps=eps, delta=delta, family=policy)
+    asked = {"eps": eps, "delta": delta, "floor": floor, "below": below, "family": policy}
+    certificate = _certify(bundle, data, profile, report, KINDS if kind is None else (kind,), **asked)
     show.result(certificate.to_json(), as_json, show_certificate, certificate)
     if not certificate.certified:
         raise DataError(f"{bundle}: nothing is certified, so it is unchanged: {what_is_needed(certificate)}")
 
 
-def _certify(bundle: Path, data: Path, profiles: list[str] | None, report: Path | None, **test: Any) -> "Certificate":
+def _certify(
+    bundle: Path, data: Path, profiles: list[str] | None, report: Path | None, kinds: "tuple[Kind, ...]", **test: Any
+) -> "Certificate":
     from fathom.exporter.certification.certify import certify, measure_bundle, write_certificate
     from fathom.exporter.certification.depth_sets import depth_sets
     from fathom.exporter.certification.routing_report import make_report, write_report
@@ -151,27 +170,33 @@ def _certify(bundle: Path, data: Path, profiles: list[str] | None, report: Path 
 
     opened, dataset = Bundle.open(bundle), Dataset.load(data)
     sets = depth_sets(opened, profiles or (), test["family"])
+    if again := [kind for kind in kinds if opened.certificate and opened.certificate.of(kind)]:
+        show.note(
+            f"warning: {' and '.join(again)} of this bundle was certified before: delta holds for one certification of"
+            " the same data, not for the best of several"
+        )
     with Activity("certify") as activity:
         measured = measure_bundle(opened, dataset, progress=activity.update)
         activity.update("testing routings")
-        certificate = certify(opened, measured, depth_sets=sets, **test)
+        first, *others = (certify(opened, measured, depth_sets=sets, kind=kind, **test) for kind in kinds)
+        certificate = first.beside(*others)
+        if certificate.certified:
+            write_certificate(opened, certificate)
         if report is not None:
             activity.update("judging every policy against static depths")
             write_report(make_report(opened.manifest.name, measured), certificate, report)
-        if certificate.certified:
-            write_certificate(opened, certificate)
     return certificate
 
 
 def show_certificate(certificate: "Certificate") -> None:
     """A table of the claims, and of each claim's parts of the users."""
-    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows
+    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows, promise_words
     from fathom.exporter.certification.routing_table import percent
 
-    eps, delta = certificate.eps, certificate.delta
-    title = f"At least {percent(1 - eps)} of the deepest depth's NDCG@10, confidence {percent(1 - delta)}"
-    show.table(title, certificate_rows(certificate))
-    for claim in certificate.claims:
-        if claim.buckets:
-            title = f"Depths {', '.join(map(str, claim.depths))}: bounds that hold together"
-            show.table(title, bucket_rows(claim, eps))
+    for kind, promise in certificate.promises.items():
+        title = f"{kind.capitalize()}: {promise_words(kind, promise)}; confidence {percent(1 - promise.delta)}"
+        show.table(title, certificate_rows(certificate, kind))
+        for claim in certificate.of(kind):
+            if claim.buckets:
+                title = f"{kind.capitalize()}, depths {', '.join(map(str, claim.depths))}: bounds that hold together"
+                show.table(title, bucket_rows(claim, promise.eps))
