@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadError
-from fathom.selector.certificate import Certificate, Claim
+from fathom.selector.certificate import KINDS, Certificate, Claim, Kind
 from fathom.selector.choice import Choice, DepthReason, DepthRequest, Estimates
 from fathom.selector.monitor import Monitor
 from fathom.selector.policy import (
@@ -63,7 +63,7 @@ class DepthChooser:
         self._fixed = {depth: FixedDepth(depth) for depth in served}
         self._most_popular = MostPopular()
         self._policies: dict[tuple[int, ...], DepthPolicy] = {}
-        self._monitors: dict[tuple[int, ...], Monitor] = {}
+        self._monitors: dict[tuple[Kind, tuple[int, ...]], Monitor] = {}
 
     def choose(self, request: DepthRequest) -> Choice:
         """The depth of a request: what the policy wants, or else the deepest shallower one that the deadline allows.
@@ -127,14 +127,15 @@ class DepthChooser:
         return self._policies.get(depths) or self._policies.setdefault(depths, self._new_policy(profile))
 
     def claims(self, profile: DeviceProfile) -> list[Claim]:
-        """What was tested for the depths of a profile that are served: with depth 0, and without.
+        """What was tested for the depths of a profile that are served: with depth 0, and without, quality first.
 
         The first that holds is followed where the policy allows it.
         """
         if self._certificate is None:
             return []
         depths = self._allowed(profile)
-        found = map(self._certificate.claim, dict.fromkeys((depths, tuple(filter(None, depths)))))
+        sets = dict.fromkeys((depths, tuple(filter(None, depths))))
+        found = [self._certificate.claim(each, kind=kind) for kind in KINDS for each in sets]
         return [claim for claim in found if claim is not None]
 
     def require(self, profile: DeviceProfile) -> None:
@@ -170,7 +171,7 @@ class DepthChooser:
             return DepthPolicy(depths)
         for claim in self.claims(profile):
             if claim.routing is not None:
-                return CertifiedRouting(claim.routing, self._monitor(claim))
+                return CertifiedRouting(claim.routing, self._monitor(claim), claim.kind)
         return DepthPolicy(depths, NOTHING_CERTIFIED)
 
     def _monitor(self, claim: Claim) -> Monitor | None:
@@ -179,7 +180,7 @@ class DepthChooser:
             return None
         assert self._certificate is not None
         costs_ms = self._certificate.costs_ms if self._recertify else None
-        return self._monitors.setdefault(claim.depths, Monitor(claim, self._alpha, costs_ms))
+        return self._monitors.setdefault((claim.kind, claim.depths), Monitor(claim, self._alpha, costs_ms))
 
 
 class _Time(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Literal
 
 from fathom.edge_profiles.profile import DeviceProfile
+from fathom.selector.certificate import Kind
 from fathom.selector.choice import AgreementCheck, Choice, DepthReason, DepthRequest, EarlyExit
 from fathom.selector.monitor import Monitor
 from fathom.selector.routing import Cascade, Mixture, Routing, Rule, coin
@@ -84,17 +85,18 @@ class ProfileRule(DepthPolicy):
 class CertifiedRouting(DepthPolicy):
     """As certified, until ``monitor`` (None where nothing is routed elsewhere) finds that it no longer fits.
 
-    Then the deepest depth, and as certified again where the monitor does that.
+    Then the deepest depth, and as certified again where the monitor does that. ``kind``: of what is certified.
     """
 
     certified = True
 
-    def __init__(self, routing: Routing, monitor: Monitor | None) -> None:
+    def __init__(self, routing: Routing, monitor: Monitor | None, kind: Kind = "quality") -> None:
         depths = routing.depths if monitor is None else monitor.depths
         super().__init__(tuple(filter(None, depths)))
         self.monitor = monitor
+        self.kind: Kind = kind
         self._agreement_check = None if monitor is None else AgreementCheck(self.deepest, monitor)
-        self._follow(routing, "certified")
+        self._follow(routing, "certified" if kind == "quality" else "certified on agreement")
 
     def _follow(self, routing: Routing, how: str) -> None:
         self._routing = routing

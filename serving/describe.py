@@ -10,6 +10,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.selector.certificate import Certificate
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.drift import FeatureDrift
+from fathom.selector.policy import CertifiedRouting
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def routing_message(chooser: DepthChooser, profile: DeviceProfile, certificate: 
     """How the requests of a profile are routed now, and what feedback has found."""
     policy = chooser.policy(profile)
     message = pb.Routing(policy=policy.words(profile))
-    if not policy.certified or certificate is None:
+    if not isinstance(policy, CertifiedRouting) or certificate is None:
         return message
-    promise = certificate.promises["quality"]
-    message.certified, message.eps, message.delta = True, promise.eps, promise.delta
+    promise = certificate.promises[policy.kind]
+    message.certified, message.kind, message.eps, message.delta = True, policy.kind, promise.eps, promise.delta
     if policy.monitor is not None:
         evidence = policy.monitor.evidence
         message.feedback_samples, message.feedback_agreement = evidence.count, evidence.mean

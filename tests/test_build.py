@@ -226,7 +226,7 @@ def test_a_bundle_without_a_certificate_is_certified_by_the_next_build_and_then_
     assert build(tiny_csv, bundle) == ["certify"]
     with Bundle.open(bundle) as opened:
         assert opened.certificate is not None
-        assert opened.certificate.eps == 0.9
+        assert opened.certificate.promises["quality"].eps == 0.9
 
 
 def test_where_there_is_nothing_to_choose_from_a_build_is_not_certified_and_does_not_ask_again(

@@ -19,9 +19,10 @@ from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.certification.claims import judge
 from fathom.exporter.certification.families import STEPS, Members, mixtures
 from fathom.exporter.certification.hypotheses import BELOW, Terms
-from fathom.exporter.certification.outcomes import Costs, K, Outcomes
+from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
-from fathom.selector.routing import CONFIDENCE, Mixture, mixed
+from fathom.selector.routing import TOP as K
+from fathom.selector.routing import Mixture, mixed
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Outcomes]
@@ -82,7 +83,7 @@ def outcomes(quality: Floats, shared: NDArray[np.integer]) -> Outcomes:
         complexity=np.zeros(users),
         quality=quality,
         best=places + K * (places >= shared[:, :, None]),
-        confidence=np.zeros((users, len(DEPTHS), len(CONFIDENCE))),
+        scores=np.zeros((users, len(DEPTHS), K)),
         digests=np.zeros(users, dtype="V32"),
     )
 

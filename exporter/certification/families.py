@@ -33,9 +33,7 @@ class Members(NamedTuple):
     judges: NDArray[np.bool_]
 
 
-def family_members(
-    family: Family, kind: Kind, known: Outcomes, test: Outcomes, costs: Costs, *, eps: float
-) -> Members:
+def family_members(family: Family, kind: Kind, known: Outcomes, test: Outcomes, costs: Costs, *, eps: float) -> Members:
     """A family for the depths of ``test``. Mixtures that cannot lose ``eps``, whatever a depth loses, are left out.
 
     ``known``: requests of teachers, who judge nothing that is learned of them. Complexity has seen no test item, so

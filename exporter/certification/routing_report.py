@@ -27,10 +27,10 @@ from fathom.exporter.certification.routing_curves import (
     policies,
     static_curve,
 )
-from fathom.exporter.certification.routing_table import percent
+from fathom.exporter.certification.routing_table import percent, promise_words
 from fathom.files import write_bytes, write_json
 from fathom.importance.report.html import document
-from fathom.selector.certificate import Certificate, Claim, Kind, Promise
+from fathom.selector.certificate import Certificate, Claim, Kind
 from fathom.selector.complexity import ReliabilityPoint, reliability
 from fathom.selector.schema import Floats
 
@@ -325,15 +325,6 @@ def what_is_needed(certificate: Certificate) -> str:
         f"depths {', '.join(map(str, claim.depths))} need about {claim.needed:,} different test users and there are"
         f" {claim.users:,}; add users, {fewer}or allow a larger --eps"
     )
-
-
-def promise_words(kind: Kind, promise: Promise) -> str:
-    """What is promised, for people."""
-    least = percent(1 - promise.eps)
-    if kind == "quality":
-        return f"at least {least} of the deepest depth's NDCG@10"
-    below, floor = percent(promise.below or 0), percent(promise.floor or 0)
-    return f"at least {least} of the deepest depth's top 10 on average, less than {floor} of it for at most {below}"
 
 
 def certificate_rows(certificate: Certificate, kind: Kind) -> list[list[str]]:

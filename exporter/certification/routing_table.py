@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fathom.edge_profiles.profile import load_profile, profile_names
 from fathom.runtime.manifest import Manifest
-from fathom.selector.certificate import Certificate
+from fathom.selector.certificate import Certificate, Kind, Promise
 from fathom.selector.chooser import DepthChooser
 
 HEADER = ["profile", "depths", "routing", "kept", "agreement", "saved", "users", "more users"]
@@ -17,8 +17,9 @@ HEADER = ["profile", "depths", "routing", "kept", "agreement", "saved", "users",
 class RoutingRow:
     """Profiles that a bundle routes alike: those whose depths it serves are the same.
 
-    ``depths``: those that it chooses from, ascending. ``routing``: in words. ``kept``, ``agreement``, ``saved``,
-    ``users``, ``needed``: as its claim says; all None where nothing was tested for these depths.
+    ``depths``: those that it chooses from, ascending. ``routing``: in words. ``kept``: of the quality; ``agreement``: a
+    bound for requests at a shallower depth, or, where agreement is what is certified, the share kept over all requests.
+    ``saved``, ``users``, ``needed``: as its claim says. All None where nothing was tested for these depths.
     """
 
     profiles: tuple[str, ...]
@@ -65,7 +66,8 @@ def _row(chooser: DepthChooser, names: tuple[str, ...], depths: tuple[int, ...])
         return RoutingRow(names, depths, f"not certified: depth {policy.deepest}", certified=False)
     claim = next((claim for claim in claims if claim.routing is not None), claims[0])
     routing = f"not certified: depth {policy.deepest}" if claim.routing is None else claim.routing.words
-    figures = (claim.kept, claim.agreement, claim.saved, claim.users, claim.needed)
+    shares = (claim.kept, claim.agreement) if claim.kind == "quality" else (None, claim.kept)
+    figures = (*shares, claim.saved, claim.users, claim.needed)
     return RoutingRow(names, claim.depths, routing, policy.certified, *figures)
 
 
@@ -78,8 +80,19 @@ def title(certificate: Certificate | None) -> str:
     """What is promised of every routing that is certified."""
     if certificate is None or not certificate.certified:
         return "Routing"
-    least, confidence = percent(1 - certificate.eps), percent(1 - certificate.delta)
-    return f"Routing: at least {least} of the deepest depth's NDCG@10, confidence {confidence}"
+    return "; ".join(
+        f"{kind.capitalize()}: {promise_words(kind, promise)}, confidence {percent(1 - promise.delta)}"
+        for kind, promise in certificate.promises.items()
+    )
+
+
+def promise_words(kind: Kind, promise: Promise) -> str:
+    """What is promised, for people."""
+    least = percent(1 - promise.eps)
+    if kind == "quality":
+        return f"at least {least} of the deepest depth's NDCG@10"
+    below, floor = percent(promise.below or 0), percent(promise.floor or 0)
+    return f"at least {least} of the deepest depth's top 10 on average, less than {floor} of it for at most {below}"
 
 
 def shortfall(rows: Sequence[RoutingRow], bundle: Path) -> str:

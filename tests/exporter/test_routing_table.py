@@ -50,7 +50,7 @@ def test_a_row_has_what_its_claim_says_and_what_more_would_take(manifest: Manife
             *("98.0%", "90.0%", "60.0%", "1,000", "would not help"),
         ],
     ]
-    assert title(certificate) == "Routing: at least 95 % of the deepest depth's NDCG@10, confidence 95 %"
+    assert title(certificate) == "Quality: at least 95 % of the deepest depth's NDCG@10, confidence 95 %"
 
 
 def test_a_row_says_what_the_server_does(manifest: Manifest, certificate: Certificate) -> None:

@@ -359,7 +359,7 @@ class FeatureDrift(_message.Message):
     def __init__(self, name: _Optional[str] = ..., mean_rank: _Optional[float] = ..., alarm: _Optional[bool] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm", "recertification_attempts", "recertified", "recertification_samples", "recertification_needed")
+    __slots__ = ("policy", "certified", "eps", "delta", "feedback_samples", "feedback_agreement", "expected_agreement", "alarm", "recertification_attempts", "recertified", "recertification_samples", "recertification_needed", "kind")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CERTIFIED_FIELD_NUMBER: _ClassVar[int]
     EPS_FIELD_NUMBER: _ClassVar[int]
@@ -372,6 +372,7 @@ class Routing(_message.Message):
     RECERTIFIED_FIELD_NUMBER: _ClassVar[int]
     RECERTIFICATION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     RECERTIFICATION_NEEDED_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     policy: str
     certified: bool
     eps: float
@@ -384,7 +385,8 @@ class Routing(_message.Message):
     recertified: int
     recertification_samples: int
     recertification_needed: int
-    def __init__(self, policy: _Optional[str] = ..., certified: _Optional[bool] = ..., eps: _Optional[float] = ..., delta: _Optional[float] = ..., feedback_samples: _Optional[int] = ..., feedback_agreement: _Optional[float] = ..., expected_agreement: _Optional[float] = ..., alarm: _Optional[bool] = ..., recertification_attempts: _Optional[int] = ..., recertified: _Optional[int] = ..., recertification_samples: _Optional[int] = ..., recertification_needed: _Optional[int] = ...) -> None: ...
+    kind: str
+    def __init__(self, policy: _Optional[str] = ..., certified: _Optional[bool] = ..., eps: _Optional[float] = ..., delta: _Optional[float] = ..., feedback_samples: _Optional[int] = ..., feedback_agreement: _Optional[float] = ..., expected_agreement: _Optional[float] = ..., alarm: _Optional[bool] = ..., recertification_attempts: _Optional[int] = ..., recertified: _Optional[int] = ..., recertification_samples: _Optional[int] = ..., recertification_needed: _Optional[int] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class DepthQuality(_message.Message):
     __slots__ = ("depth", "quality")

@@ -190,8 +190,8 @@ def _certify(
 
 def show_certificate(certificate: "Certificate") -> None:
     """A table of the claims, and of each claim's parts of the users."""
-    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows, promise_words
-    from fathom.exporter.certification.routing_table import percent
+    from fathom.exporter.certification.routing_report import bucket_rows, certificate_rows
+    from fathom.exporter.certification.routing_table import percent, promise_words
 
     for kind, promise in certificate.promises.items():
         title = f"{kind.capitalize()}: {promise_words(kind, promise)}; confidence {percent(1 - promise.delta)}"
