@@ -20,6 +20,8 @@ from fathom.exporter.planning.plan import DepthPlan
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
 from fathom.local import running_server
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import content_version
 from fathom.selector.certificate import KINDS
 
 
@@ -190,6 +192,31 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
     assert claims == [(kind, depths) for kind in KINDS for depths in ([0, 4, 8, 12, 16], [4, 8, 12, 16])]
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
     assert found["promises"]["quality"]["merged"] + found["claims"][0]["users"] == 60
+
+
+def test_recorded_requests_certify_agreement(tiny_build: Path, tmp_path: Path) -> None:
+    bundle, log = tmp_path / "bundle", tmp_path / "log"
+    shutil.copytree(tiny_build / "bundle", bundle)
+    opened = Bundle.open(bundle)
+    content, items = content_version(opened.manifest), opened.catalogue.ids
+    lines = [
+        {"schema_version": 1, "content": content, "items": [items[(start + step * n) % len(items)] for n in range(5)]}
+        for start in range(len(items))
+        for step in range(1, 11)
+    ]
+    log.mkdir()
+    (log / "requests-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = ["certify", bundle, "--from-log", log]
+    assert "with --from-log give --kind agreement" in in_process.fathom(*asked, code=2).stderr
+    assert "--report, need --data" in in_process.fathom(*asked, "--kind", "agreement", "--report", log, code=2).stderr
+    assert "give --data or --from-log" in in_process.fathom("certify", bundle, code=2).stderr
+    enough = ["--kind", "agreement", "--profile", "cloud", "--eps", "0.9", "--floor", "0.1", "--below", "0.9"]
+    found = json.loads(in_process.fathom(*asked, *enough, "--json").stdout)
+    assert found["promises"]["agreement"]["part"] == "recorded requests"
+    assert {claim["kind"] for claim in found["claims"]} == {"agreement"}
+    assert any(claim["routing"] for claim in found["claims"])
+    # What `fathom build` has certified stays.
+    assert set(Bundle.open(bundle).certificate.promises) == {"quality", "agreement"}
 
 
 def test_every_table_is_whole_on_narrow_and_wide_terminals(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:

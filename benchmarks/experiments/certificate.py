@@ -125,7 +125,8 @@ def one_sequence(eps: float) -> tuple[list[Sequence[Mixture]], Floats, Floats]:
 def certified(population: Population, sequences: Any, users: int, random: np.random.Generator) -> list[Mixture]:
     """The mixtures that one draw of users certifies."""
     drawn = population.draw(random, users)
-    members = Members(*sequences, np.ones(users, dtype=np.bool_))
+    routings, weights, transitions = sequences
+    members = Members(routings, weights, transitions, np.ones(users, dtype=np.bool_))
     found = judge(members, (drawn,), COSTS, population.terms, level=DELTA).certified
     return [routing for routing, _ in found if isinstance(routing, Mixture)]
 

@@ -24,6 +24,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,7 @@ from fathom.exporter.certification.claims import Judged, claim_for, judge
 from fathom.exporter.certification.families import Family, family_members
 from fathom.exporter.certification.hypotheses import BELOW, FLOOR, Terms
 from fathom.exporter.certification.outcomes import Costs, Outcomes, in_order, measure_costs, measure_outcomes
+from fathom.exporter.certification.recorded import recorded_outcomes
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.open import open_engine
@@ -51,12 +54,16 @@ LEARNING_REQUESTS = 5_000
 
 @dataclass(frozen=True)
 class CertificationData:
-    """Requests of a bundle's data set, asked at every depth: teachers' to learn from, test cases to judge by."""
+    """Requests asked at every depth: teachers' to learn from, of a data set, and those that judge.
+
+    ``dataset``: the sha256 of the data; ``part``: which requests of it judge.
+    """
 
     learning: Outcomes
     test: Outcomes
     costs: Costs
     part: str
+    dataset: str
 
 
 def measure_bundle(
@@ -82,7 +89,20 @@ def measure_bundle(
             progress=lambda text: progress(f"learning: {text}"),
         )
         test = measure_outcomes(bundle, engine, cut.test, progress=lambda text: progress(f"test: {text}"))
-    return CertificationData(learning, test, costs, source.split)
+    return CertificationData(learning, test, costs, f"{source.split}, test", source.dataset)
+
+
+def measure_recorded(
+    bundle: Bundle, folder: Path, *, progress: Callable[[str], None] = lambda _: None
+) -> CertificationData:
+    """Ask the requests that a server has recorded: for mixtures and their agreement, since nothing else is known.
+
+    Raises as ``recorded_outcomes``.
+    """
+    with open_engine(bundle) as engine:
+        costs = measure_costs(bundle, engine)
+        test = recorded_outcomes(bundle, engine, folder, progress=progress)
+    return CertificationData(test, test, costs, "recorded requests", sha256(test.digests.tobytes()).hexdigest())
 
 
 def recounted(bundle: Bundle, train: Sequences) -> Counting | None:
@@ -135,8 +155,8 @@ def certify(
         eps=eps,
         delta=delta,
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        dataset=bundle.manifest.source.dataset,
-        part=f"{data.part}, test",
+        dataset=data.dataset,
+        part=data.part,
         merged=int(copies.sum()),
         floor=floor if kind == "agreement" else None,
         below=below if kind == "agreement" else None,

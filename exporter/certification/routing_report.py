@@ -103,6 +103,7 @@ def make_report(name: str, measured: CertificationData, *, seed: int = 0) -> Rou
         alike={
             **{f"top {k}": _rounded(test.agreement_at(k).mean(0)) for k in TOPS},
             "rank-biased overlap": _rounded(test.overlap.mean(0)),
+            **({} if test.denoised is None else {"expected NDCG@10": _rounded(test.denoised.mean(0))}),
         },
         reliability=reliability(test.complexity, 1 - test.at_depths(test.network_depths).agreement[:, 0]),
     )
@@ -248,8 +249,8 @@ def _alike(report: RoutingReport) -> str:
         for place, depth in enumerate(report.depths)
     )
     return f"""<h2>How like depth {report.depths[-1]}'s answers those of each depth are</h2>
-<p>The share of its best items that a depth gives too, and rank-biased overlap (p = 0.9), where the first places count
-most.</p>
+<p>The share of its best items that a depth gives too; rank-biased overlap (p = 0.9), where the first places count most;
+and the NDCG@10 that the deepest depth expects of each depth's items, by its own softmax.</p>
 <div class=wide tabindex=0><table class=plain><thead><tr><th>depth</th>{head}</tr></thead>
 <tbody>{rows}</tbody></table></div>
 """

@@ -112,7 +112,7 @@ def certificates(
         found = Cases(found.histories.select(rows), found.targets[rows], np.arange(len(rows), dtype=np.int32))
         test = seen(outcomes(found, quality[rows]))
         learning = replace(test.select(np.arange(1)), complexity=np.ones(1))
-        measured = CertificationData(learning, test, costs, "simulated")
+        measured = CertificationData(learning, test, costs, "simulated", "d" * 64)
         certificate = certify(bundle, measured, eps=EPS, delta=DELTA, family="rule", depth_sets=[DEPTHS])
         given += certificate.certified
     return given

@@ -97,7 +97,8 @@ def simulated(
         outcomes(count, signal=signal, loss=loss, seed=1, depths=depths),
         outcomes(count, signal=signal, loss=loss, seed=2, depths=depths),
         Costs(depths, lengths, ms, ms * 1.05),
-        "leave-one-out",
+        "leave-one-out, test",
+        "d" * 64,
     )
 
 

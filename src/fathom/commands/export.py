@@ -104,7 +104,10 @@ def export(
 
 def certify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; the certificate is written into it.")],
-    data: Data,
+    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder, made by `fathom data prepare`.")] = None,
+    from_log: Annotated[
+        Path | None, typer.Option(help="In place of --data: folder of requests that `fathom serve --record` wrote.")
+    ] = None,
     eps: Annotated[
         float, typer.Option(help="Allowed loss, relative to the deepest depth: of NDCG@10, or of its top 10.")
     ] = EPS,
@@ -132,7 +135,8 @@ def certify(
 
     Quality: NDCG@10 of the test items is at least (1 - eps) of the deepest depth's. Agreement: answers share at least
     1 - eps of the deepest depth's top 10 on average, and less than the floor for at most the share of --below; this
-    needs no right answers. Without --kind both are tested, each with its own delta.
+    needs no right answers. Without --kind both are tested, each with its own delta. Recorded requests (--from-log) tell
+    of agreement only, and of mixtures of depths.
 
     Tested on the data set's test users with the bundle's own engines; the server then uses it. Users with the same
     history and the same next item count once. All claims of a kind share delta, so name only the profiles that matter.
@@ -151,24 +155,45 @@ def certify(
     from fathom.selector.certificate import KINDS
 
     check_risk(eps, delta, floor, below)
-    check_outputs((artefacts.real(bundle), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=[data])
+    if (data is None) == (from_log is None):
+        raise ConfigError("give --data or --from-log, one of them")
+    if from_log is not None:
+        _check_log_options(kind, policy, report)
+    inputs = [each for each in (data, from_log) if each is not None]
+    check_outputs((artefacts.real(bundle), artefacts.BUNDLE), (report, artefacts.REPORT_FOLDER), inputs=inputs)
     asked = {"eps": eps, "delta": delta, "floor": floor, "below": below, "family": policy}
-    certificate = _certify(bundle, data, profile, report, KINDS if kind is None else (kind,), **asked)
+    kinds = KINDS if kind is None else (kind,)
+    certificate = _certify(bundle, inputs[0], profile, report, kinds, recorded=data is None, **asked)
     show.result(certificate.to_json(), as_json, show_certificate, certificate)
     if not certificate.certified:
         raise DataError(f"{bundle}: nothing is certified, so it is unchanged: {what_is_needed(certificate)}")
 
 
+def _check_log_options(kind: "Kind | None", policy: str, report: Path | None) -> None:
+    if kind != "agreement":
+        raise ConfigError("recorded requests have no right answers; with --from-log give --kind agreement")
+    if policy != "mixture" or report is not None:
+        raise ConfigError("other policies than the mixture, and --report, need --data")
+
+
 def _certify(
-    bundle: Path, data: Path, profiles: list[str] | None, report: Path | None, kinds: "tuple[Kind, ...]", **test: Any
+    bundle: Path,
+    data: Path,
+    profiles: list[str] | None,
+    report: Path | None,
+    kinds: "tuple[Kind, ...]",
+    *,
+    recorded: bool,
+    **test: Any,
 ) -> "Certificate":
-    from fathom.exporter.certification.certify import certify, measure_bundle, write_certificate
+    from fathom.exporter.certification.certify import certify, measure_bundle, measure_recorded, write_certificate
     from fathom.exporter.certification.depth_sets import depth_sets
     from fathom.exporter.certification.routing_report import make_report, write_report
     from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
-    opened, dataset = Bundle.open(bundle), Dataset.load(data)
+    opened = Bundle.open(bundle)
+    dataset = None if recorded else Dataset.load(data)
     sets = depth_sets(opened, profiles or (), test["family"])
     if again := [kind for kind in kinds if opened.certificate and opened.certificate.of(kind)]:
         show.note(
@@ -176,7 +201,10 @@ def _certify(
             " the same data, not for the best of several"
         )
     with Activity("certify") as activity:
-        measured = measure_bundle(opened, dataset, progress=activity.update)
+        if dataset is None:
+            measured = measure_recorded(opened, data, progress=activity.update)
+        else:
+            measured = measure_bundle(opened, dataset, progress=activity.update)
         activity.update("testing routings")
         first, *others = (certify(opened, measured, depth_sets=sets, kind=kind, **test) for kind in kinds)
         certificate = first.beside(*others)
