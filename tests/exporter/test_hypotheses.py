@@ -24,7 +24,7 @@ def requests(quality: np.ndarray, shared: np.ndarray) -> Outcomes:
         complexity=np.linspace(0, 1, count),
         quality=quality,
         best=places + K * (places >= shared[:, :, None]),
-        confidence=np.zeros((count, 3, 3)),
+        scores=np.zeros((count, 3, K)),
         digests=np.zeros(count, dtype="V32"),
     )
 
