@@ -59,7 +59,7 @@ READS = {
     "plan": {"ranking", "lattice"},
     "heal": {"checkpoint", "plan", "data"},
     "export": {"checkpoint", "data", "plan", "ranking"},
-    "certify": {"data"},
+    "certify": {"data", "from_log"},
     "build": {"path", "items_path"},
     "score": {"bundle", "users"},
     "serve": {"bundle", "config", "trust"},

@@ -148,6 +148,8 @@ def _parts(columns: list[_Column], room: int) -> Iterator[Table]:
         return
     gap = 1 if least + gaps <= room < least + 2 * gaps else 2
     first, *others = columns
+    if not others:
+        yield _drawn(columns, gap, room)
     while others:
         count, used = 1, first.least + gap + others[0].least
         while count < len(others) and used + gap + others[count].least <= room:
