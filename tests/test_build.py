@@ -187,8 +187,11 @@ def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_bui
     build(tiny_csv, tmp_path / "bundle")
     assert len({exported(path / "bundle") for path in (tiny_build, tmp_path)}) == 1
     # Its certificate says when it was made, and what answers cost then.
-    claims = {str(Bundle.open(path / "bundle").certificate.claims) for path in (tiny_build, tmp_path)}
-    assert len(claims) == 1
+    tested = [
+        [(claim.depths, claim.level, claim.users) for claim in Bundle.open(path / "bundle").certificate.claims]
+        for path in (tiny_build, tmp_path)
+    ]
+    assert tested[0] == tested[1]
 
 
 def without_certificate(build: Path, copy: Path) -> Path:
