@@ -147,8 +147,8 @@ async def test_a_killed_worker_takes_only_the_calls_with_it_that_it_had(syntheti
             os.kill(workers(process)[0].pid, signal.SIGKILL)
             await asyncio.to_thread(until, lambda: log.read_text().count('"message": "ready"') == 3)
             await found.reach(200)
-        assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
-        # Each caller loses one call, and perhaps one more that finds the connection gone.
+        assert set(found.statuses) <= {"OK", "UNAVAILABLE"}, found
+        # Each caller of that worker, which may be none, loses one call, and perhaps one more that finds it gone.
         assert found.statuses["UNAVAILABLE"] <= 64, found
 
 
@@ -164,7 +164,7 @@ async def test_a_stopped_worker_is_replaced_and_callers_go_on(synthetic_bundle: 
                 assert (await stub.Recommend(REQUEST, timeout=SECONDS)).items
             await asyncio.to_thread(until, lambda: log.read_text().count('"message": "ready"') == 3)
             await found.reach(200)
-        assert set(found.statuses) == {"OK", "UNAVAILABLE"}, found
+        assert set(found.statuses) <= {"OK", "UNAVAILABLE"}, found
         assert f"worker 0 (process {stuck.pid}) is stopped" in log.read_text()
         assert len(workers(process)) == 2
 
