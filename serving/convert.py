@@ -58,8 +58,9 @@ LONGEST_ECHO = 60
 
 REASONS = {reason: getattr(pb, f"DEPTH_REASON_{reason.name}") for reason in DepthReason}
 SOURCES: dict[Source, pb.ItemReason.Source] = {"counting": pb.ItemReason.COUNTING, "network": pb.ItemReason.NETWORK}
-# Of the wire format: fields 1, 2 and 3 of Item, field 2 of RecommendResponse, and field 1 of what holds such a one.
-_ID, _SCORE, _TITLE, _ITEM, _FIRST = b"\x0a", b"\x15", b"\x1a", b"\x12", b"\x0a"
+# Of the wire format: fields 1, 2 and 3 of Item, field 1 of what holds a response, and fields 1, 2 and 5 of that.
+_ID, _SCORE, _TITLE, _FIRST = b"\x0a", b"\x15", b"\x1a", b"\x0a"
+_REQUEST_ID, _ITEM, _WHY = b"\x0a", b"\x12", b"\x2a"
 #: Items whose part of a response is kept.
 KEPT_ITEMS = 65_536
 _score = Struct("<f").pack
@@ -161,7 +162,9 @@ class Converter:
 
         The items are joined from bytes that are made once: building a message of ten items costs as much as the rest.
         """
-        head = self._headed(request, answer, unknown).SerializeToString()
+        head = self._headed(answer, unknown).SerializeToString() + _WHY + _text(answer.choice.why)
+        if request.request_id:
+            head += _REQUEST_ID + _text(request.request_id)
         if self._retitled != self._catalogue.retitled:
             self._retitled = self._catalogue.retitled
             self._titled_items.clear()
@@ -174,14 +177,15 @@ class Converter:
         pairs = zip(indices.tolist(), scores.tolist(), strict=True)
         return head + b"".join([items[index] + _score(score) for index, score in pairs])
 
-    def _headed(self, request: pb.RecommendRequest, answer: Answer, unknown: int) -> pb.RecommendResponse:
-        """All of a response but its items: one message that is filled anew each time, at half the cost of a new one."""
+    def _headed(self, answer: Answer, unknown: int) -> pb.RecommendResponse:
+        """A response's numbers: one message that is filled anew each time, at half the cost of a new one.
+
+        No text: a message keeps every text that was ever put into it for as long as it lives.
+        """
         head, timings = self._head, self._head.timings
         choice, timing = answer.choice, answer.timing
-        head.request_id = request.request_id
         head.depth = choice.depth
         head.reason = REASONS[choice.reason]
-        head.why = choice.why
         if choice.complexity is None:
             head.ClearField("complexity")
         else:

@@ -1,11 +1,13 @@
 """Answers on the wire: joined from bytes, they are the message that the generated code would have made."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from live_items import SeededEncoder, remove, upsert
+from memory_in_use import used_bytes
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -53,6 +55,23 @@ def test_a_response_is_the_message_of_its_fields(
         bundle_version=Bundle.open(synthetic_bundle).manifest.version,
     )
     assert pb.RecommendResponse.FromString(converter.response(request, answer, 6)) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_a_response_leaves_nothing_behind(converter: Converter) -> None:
+    """Whoever sends request ids could make a server grow."""
+    answer = Answer(
+        np.arange(3), np.ones(3, np.float32), Choice(8, DepthReason.SIMPLE, "why"), 5, Timing(1, 2, 3, 4, 11)
+    )
+    requests = [pb.RecommendRequest(request_id=f"{number:0100}") for number in range(100)]
+    for _ in range(10):
+        for request in requests:
+            converter.response(request, answer, 0)
+    before = used_bytes()
+    for _ in range(50):
+        for request in requests:
+            converter.response(request, answer, 0)
+    assert used_bytes() - before < 100_000  # of ids of 500,000 bytes
 
 
 def test_a_title_is_the_one_that_was_said_last(synthetic_bundle: Path) -> None:
