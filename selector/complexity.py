@@ -2,7 +2,7 @@
 
 Complexity is the predicted share of the deepest depth's top 10 that the shallowest depth does not give, from the
 features of the request alone: a ridge regression, calibrated so that it means what it says. It was learned from
-prefixes of training histories, each answered at both depths.
+histories that were answered at both depths.
 """
 
 from collections.abc import Mapping

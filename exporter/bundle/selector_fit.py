@@ -31,9 +31,9 @@ def fit_complexity(
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ComplexityModel:
-    """Learn from prefixes of teachers' training histories (see ``teachers``), at the shallowest and the deepest depth.
+    """Learn from teachers' histories (see ``teachers``), at the shallowest and the deepest depth.
 
-    Where counting has a part in a depth's scores, it has counted no more than those histories.
+    Where counting has a part in a depth's scores, it has counted no more than their training part.
     """
     longest = config.max_history
     cases, whole = teaching_cases(cut, longest, REQUESTS)

@@ -1,7 +1,10 @@
 """Whose requests the selector learns from, and whose judge it: never the same users, nor users with the same case.
 
 Two thirds of the users teach. What is learned of them is how alike the answers of all depths are, which no target is
-needed for, so every prefix of a training history is a request. The others judge, by whole histories.
+needed for. The others judge, by whole histories.
+
+A network has been trained on what follows nearly every prefix of a training history, and there its depths agree more
+than they will on anything new. So requests end where training did, or later: what follows was never learned from.
 """
 
 from hashlib import sha256
@@ -12,8 +15,8 @@ from numpy.typing import NDArray
 from fathom.training.splits import Cases, Split
 
 TEACHERS = 2 / 3
-#: Prefixes of one history, at least (the whole one among them) and at most.
-FEWEST_PREFIXES, MOST_PREFIXES = 2, 8
+#: Requests of one user, at most.
+MOST_EACH = 8
 
 
 def case_digests(cases: Cases, longest: int) -> NDArray[np.void]:
@@ -32,33 +35,43 @@ def are_teachers(digests: NDArray[np.void]) -> NDArray[np.bool_]:
 
 
 def teaching_cases(cut: Split, longest: int, most: int) -> tuple[Cases, NDArray[np.bool_]]:
-    """At most so many requests of teachers, from prefixes of training histories; and which are whole ones, (n,).
+    """At most so many requests of teachers, without test items; and which are whole histories, (n,).
 
-    They have no targets, which are -1. Lengths are evenly spaced in their logarithm, as far as the training history
-    reaches. Left out is what would bring the same newest ``longest`` items as another one, or as a judge's history.
-    Users without a test case judge nothing, so they teach; so does everybody where nobody else would. Users are
-    numbered, and in order, by a hash of what they did: their order in the data changes nothing.
+    They have no targets, which are -1. Left out is what would bring the same newest ``longest`` items as another one,
+    or as a judge's history. Users without a test case judge nothing, so they teach; so does everybody where nobody else
+    would. Users are numbered, and in order, by a hash of what they did: their order in the data changes nothing.
     """
     judges = cut.test.select(np.flatnonzero(~are_teachers(case_digests(cut.test, longest))))
-    users = np.setdiff1d(np.flatnonzero(cut.train.lengths), judges.users)
+    users = np.setdiff1d(np.flatnonzero(cut.until_test.lengths), judges.users)
     if not len(users):
-        users = np.flatnonzero(cut.train.lengths)
+        users = np.flatnonzero(cut.until_test.lengths)
     teachers = sorted(users.tolist(), key=lambda user: sha256(_window(cut.until_test[user], longest)).digest())
-    # As many users as there is room for; few users bring more prefixes each.
-    per_user = int(np.clip(most // len(teachers), FEWEST_PREFIXES, MOST_PREFIXES))
+    # As many users as there is room for; few users bring more requests each.
+    per_user = int(np.clip(most // len(teachers), 1, MOST_EACH))
     seen = {_window(history, longest) for history in judges.histories}
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
     for number, user in enumerate(teachers[: most // per_user]):
-        for end in np.unique(np.geomspace(1, len(cut.train[user]), per_user).round().astype(np.int64)).tolist():
-            window = _window(cut.train[user][:end], longest)
+        for start, end in _parts(int(cut.train.lengths[user]), int(cut.until_test.lengths[user]), per_user):
+            window = _window(cut.until_test[user][start:end], longest)
             if window not in seen or not rows:
                 seen.add(window)
-                rows.append((number, user, end))
-    numbers, owners, ends = np.array(rows).T
-    histories = cut.train.select(owners)
+                rows.append((number, user, start, end))
+    numbers, owners, starts, ends = np.array(rows).T
+    histories = cut.until_test.select(owners)
     places = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths)
-    prefixes = histories.keep(places < np.repeat(ends, histories.lengths))
-    return Cases(prefixes, np.full(len(rows), -1, np.int32), numbers.astype(np.int32)), ends == histories.lengths
+    inside = (places >= np.repeat(starts, histories.lengths)) & (places < np.repeat(ends, histories.lengths))
+    return Cases(histories.keep(inside), np.full(len(rows), -1, np.int32), numbers.astype(np.int32)), starts == 0
+
+
+def _parts(trained: int, known: int, count: int) -> list[tuple[int, int]]:
+    """(start, end) of at most so many requests of a user with ``known`` events, ``trained`` of them in training.
+
+    Half of them are whole histories that end in the newest events, the newest first. The others are what the newest of
+    these would be had it begun later, with lengths that are evenly spaced in their logarithm.
+    """
+    ends = range(known, max(trained, 1) - 1, -1)[: (count + 1) // 2]
+    lengths = np.unique(np.geomspace(1, known, count - len(ends) + 1).round().astype(np.int64))[:-1]
+    return [*((0, end) for end in ends), *((known - length, known) for length in lengths.tolist())]
 
 
 def _window(items: NDArray[np.int32], longest: int) -> bytes:

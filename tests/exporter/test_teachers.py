@@ -7,7 +7,7 @@ import pytest
 
 from fathom.exporter.bundle.teachers import are_teachers, case_digests, teaching_cases
 from fathom.training.dataset import Dataset, Sequences
-from fathom.training.splits import leave_one_out
+from fathom.training.splits import leave_one_out, temporal
 
 LONGEST = 20
 
@@ -35,13 +35,16 @@ def test_two_thirds_teach_and_no_judges_history_is_among_their_requests() -> Non
     asked, whole = teaching_cases(cut, LONGEST, 2_000)
     judged = cut.test.select(np.flatnonzero(~teachers))
     assert not set(windows(asked.histories)) & set(windows(judged.histories))
-    own = set(windows(cut.train.select(cut.test.users[teachers])))
+    own = {
+        *windows(cut.train.select(cut.test.users[teachers])),
+        *windows(cut.until_test.select(cut.test.users[teachers])),
+    }
     assert set(windows(asked.histories.select(np.flatnonzero(whole)))) <= own
     assert 1_000 < len(asked) <= 2_000
     assert (asked.targets == -1).all()
 
 
-def test_a_judges_history_is_not_asked_even_as_the_prefix_of_a_teachers() -> None:
+def test_a_judges_history_is_not_asked_even_as_a_part_of_a_teachers() -> None:
     """Strangers whose windows are the same are one request."""
     data = many(60, items=2, seed=1)
     sequences = data.sequences.keep(
@@ -56,22 +59,38 @@ def test_a_judges_history_is_not_asked_even_as_the_prefix_of_a_teachers() -> Non
     assert len(found) == len(set(found))
 
 
-def test_prefixes_are_spread_by_the_logarithm_of_their_length_and_end_with_the_whole_history() -> None:
+def test_nothing_was_trained_on_what_follows_a_request() -> None:
     cut = leave_one_out(many(30))
     asked, whole = teaching_cases(cut, 200, 2_000)
+    ends = {tuple(part[user][-2:].tolist()) for part in (cut.train, cut.until_test) for user in range(30)}
+    assert {tuple(history[-2:].tolist()) for history in asked.histories if len(history) > 1} <= ends
     lengths = asked.histories.lengths
     for user in np.unique(asked.users):
-        own = lengths[asked.users == user]
+        own, all_of_it = lengths[asked.users == user], whole[asked.users == user]
         assert len(own) <= 8
-        assert (np.diff(own) > 0).all()
-        assert whole[asked.users == user].tolist() == [False] * (len(own) - 1) + [True]
+        assert all_of_it.tolist() == [True] * 2 + [False] * (len(own) - 2)
+        assert own[0] == own[1] + 1
+        assert (np.diff(own[2:]) > 0).all()
+        assert own[-1] < own[0]
+
+
+def test_of_events_after_the_training_part_the_newest_end_a_history() -> None:
+    times = np.tile(np.arange(40), 50)
+    sequences = Sequences(
+        np.random.default_rng(0).integers(0, 400, 2_000).astype(np.int32), np.arange(0, 2_001, 40), times
+    )
+    cut = temporal(replace(many(50), sequences=sequences))
+    asked, whole = teaching_cases(cut, 200, 400)
+    trained, known = int(cut.train.lengths[0]), int(cut.until_test.lengths[0])
+    assert known > trained + 3
+    assert set(asked.histories.lengths[whole].tolist()) == set(range(known - 3, known + 1))
 
 
 def test_few_requests_come_from_many_users() -> None:
     asked, whole = teaching_cases(leave_one_out(many()), LONGEST, 300)
     assert 250 < len(asked) <= 300
-    assert len(np.unique(asked.users)) == 150
-    assert whole.sum() > 100
+    assert len(np.unique(asked.users)) == len(asked)
+    assert whole.all()
 
 
 def test_neither_the_order_of_users_nor_copies_change_what_is_asked() -> None:
