@@ -83,6 +83,7 @@ def title(certificate: Certificate | None) -> str:
     return "; ".join(
         f"{kind.capitalize()}: {promise_words(kind, promise)}, confidence {percent(1 - promise.delta)}"
         for kind, promise in certificate.promises.items()
+        if any(claim.routing is not None for claim in certificate.of(kind))
     )
 
 

@@ -30,6 +30,7 @@ from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.report.plot import plot_ranking
 from fathom.runtime.bundle import Bundle, read_manifest
 from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, MetricInterval, sealed
+from fathom.selector.certificate import KINDS
 from fathom.show import Activity, dataset_facts, err
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.counting import fit_counting
@@ -228,7 +229,10 @@ class Build:
             except (ConfigError, DataError) as error:
                 show.note(f"not certified: {error}")
                 return
-            write_certificate(bundle, certify(bundle, measured, eps=eps, delta=delta, depth_sets=sets))
+            quality, agreement = (
+                certify(bundle, measured, eps=eps, delta=delta, depth_sets=sets, kind=kind) for kind in KINDS
+            )
+            write_certificate(bundle, quality.beside(agreement))
 
     def evaluation(self) -> dict[str, Any]:
         """Quality per depth and of the baselines on the test items; ``table``: as rows of text."""
