@@ -131,15 +131,17 @@ class Runner:
 
     def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """The same without reasons, for which there is one batch."""
-        if _all_go_to_the_end(works):
+        if all(work.early_exit is None for work in works):
             return self._to_the_end(depth, works)
-        results: list[BatchResult | UnavailableError | None] = [None] * len(works)
-        paths = [work.early_exit.cascade.depths if work.early_exit else (depth,) for work in works]
-        for path in set(paths):
-            rows = [row for row, each in enumerate(paths) if each == path]
-            for row, result in zip(rows, self._walk(path, [works[row] for row in rows]), strict=True):
-                results[row] = result
-        return [result for result in results if result is not None]
+        together: dict[int, list[int]] = {}
+        for row, work in enumerate(works):
+            together.setdefault(id(work.early_exit and work.early_exit.cascade), []).append(row)
+        results: dict[int, BatchResult | UnavailableError] = {}
+        for rows in together.values():
+            alike = [works[row] for row in rows]
+            found = self._to_the_end(depth, alike) if alike[0].early_exit is None else self._cascaded(alike)
+            results.update(zip(rows, found, strict=True))
+        return [results[row] for row in range(len(works))]
 
     def _to_the_end(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         start_s = time.monotonic()
@@ -190,34 +192,40 @@ class Runner:
         if self.observer is not None:
             self.observer(depth, requests, seconds)
 
-    def _walk(self, path: tuple[int, ...], works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
-        """Run exit by exit; a request leaves at the exit its cascade chooses, or at the last."""
+    def _cascaded(self, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
+        """Run to the first exit of the cascade that all of them have, and whom it sends on to their depths."""
+        early_exits = [work.early_exit for work in works if work.early_exit is not None]
+        cascade = early_exits[0].cascade
         results: dict[int, BatchResult | UnavailableError] = {}
-        walk = self._engine.walk(*self._padded(works), path)
-        active, rows, before = np.arange(len(works)), None, None
+        walk = self._engine.walk(*self._padded(works), cascade.depths)
+        active, rows, places = np.arange(len(works)), None, np.zeros(len(works), dtype=np.intp)
         start_s = time.monotonic()
-        shares = self._shares(path, works)
+        shares = self._shares(cascade.depths, works)
         spent = np.array([0, time.monotonic() - start_s])
-        for place, depth in enumerate(path):
+        for place, depth in enumerate(cascade.depths):
             start_s = time.monotonic()
             users = walk.send(rows)
             engine_s = time.monotonic()
             self._observe(depth, len(users), engine_s - start_s)
-            waiting = [works[i] for i in active.tolist()]
-            ks = [max(work.looked_at, COMPARED_ITEMS) for work in waiting]
-            theirs = [shares[i] for i in active.tolist()] if shares else None
-            found = self._search(depth, users, waiting, ks, theirs)
-            spent += engine_s - start_s, time.monotonic() - engine_s
+            here = np.arange(len(works)) if place == 0 else np.flatnonzero(places[active] == place)
+            asked = [works[row] for row in active[here].tolist()]
+            theirs = [shares[row] for row in active[here].tolist()] if shares else None
+            ks = [work.looked_at if place else max(work.looked_at, COMPARED_ITEMS) for work in asked]
+            found = self._search(depth, users[here], asked, ks, theirs) if asked else []
             finite = np.isfinite(users.sum(axis=1))
-            answers = ExitAnswers.of(found)
-            rows = np.flatnonzero(_going_on(place, path, waiting, answers, before) & finite)
-            before = answers.select(rows)
-            for i in np.setdiff1d(np.arange(len(active)), rows).tolist():
-                own = theirs[i : i + 1] if theirs else None
-                k = waiting[i].k
-                indices, scores = self._arranged(depth, users[i : i + 1], waiting[i], found[i], own)
-                ok = BatchResult(indices[:k], scores[:k], depth, float(spent[0]), float(spent[1]))
-                results[int(active[i])] = ok if finite[i] else _broken(depth)
+            if place == 0:
+                features = np.array([each.features for each in early_exits])
+                places = cascade.places(np.column_stack([features, confidence(ExitAnswers.of(found))]))
+                places[~finite] = 0
+            spent += engine_s - start_s, time.monotonic() - engine_s
+            for number, (row, work) in enumerate(zip(here.tolist(), asked, strict=True)):
+                if places[active[row]] != place:
+                    continue
+                own = theirs[number : number + 1] if theirs else None
+                indices, scores = self._arranged(depth, users[row : row + 1], work, found[number], own)
+                ok = BatchResult(indices[: work.k], scores[: work.k], depth, float(spent[0]), float(spent[1]))
+                results[int(active[row])] = ok if finite[row] else _broken(depth)
+            rows = np.flatnonzero(places[active] > place)
             active = active[rows]
             if not len(active):
                 break
@@ -363,10 +371,6 @@ def _part(work: BatchItem, most: int) -> tuple[BatchItem, int]:
     return work._replace(explaining=work.explaining._replace(runs=runs)), runs
 
 
-def _all_go_to_the_end(works: Sequence[BatchItem]) -> bool:
-    return all(work.early_exit is None for work in works)
-
-
 def typical(works: Sequence[BatchItem]) -> bool:
     """Whether a batch costs what was measured for its lane."""
     return all(
@@ -376,17 +380,6 @@ def typical(works: Sequence[BatchItem]) -> bool:
         and work.beside_s <= TYPICAL_S
         for work in works
     )
-
-
-def _going_on(
-    place: int, path: tuple[int, ...], works: Sequence[BatchItem], answers: ExitAnswers, before: ExitAnswers | None
-) -> NDArray[np.bool_]:
-    """Which requests go on after this exit, (n,); ``before``: their answers at the exit before."""
-    early_exit = works[0].early_exit
-    if early_exit is None or place == len(path) - 1:
-        return np.zeros(len(works), dtype=np.bool_)
-    features = np.array([work.early_exit.features for work in works if work.early_exit is not None])
-    return early_exit.cascade.goes_on(place, np.column_stack([features, confidence(answers, before)]))
 
 
 def _broken(depth: int) -> UnavailableError:

@@ -5,7 +5,6 @@ many requests, which is what a certificate is about. Both give the same.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple
 from zlib import crc32
 
@@ -21,10 +20,12 @@ from fathom.selector.schema import STRICT, AnyDepth, Depth, Finite, Floats, Shar
 from fathom.selector.tables import TableModel
 
 #: What an exit says about its own answer: the best score; how far the second and the last of its best ten lie below
-#: it; the entropy of the ten; and against the exit before, the share of items in common and the rise of the best score.
-CONFIDENCE = ("best", "to_second", "to_tenth", "entropy", "common", "rise")
+#: it; the entropy of the ten.
+CONFIDENCE = ("best", "to_second", "to_tenth", "entropy")
 #: Items of an answer that say how sure it is.
 TOP = 10
+#: The place of the length among the features.
+LENGTH = Features._fields.index("length")
 #: Scores are divided by it before their softmax, of which the entropy is taken: nats of ten items, 0 to log(10).
 SHARPNESS = 0.05
 
@@ -93,35 +94,70 @@ class Rule:
         return f"depth {self.depths[0]} below complexity {self.threshold:.2f}, else depth {self.depths[-1]}"
 
 
-@dataclass(frozen=True, config=STRICT)
-class Learned:
-    """The depth with the least expected loss + price x cost; ``costs`` are relative to the deepest depth.
+class DepthCosts(NamedTuple):
+    """What each depth costs, relative to what the deepest does on average: ``fixed`` + ``per_item`` x length."""
 
-    ``model`` predicts the loss of every depth but the deepest.
+    fixed: Sequence[float]
+    per_item: Sequence[float]
+
+    def of(self, rows: Floats) -> Floats:
+        """Of requests, by their features: (n, depths) of rows (n, features or more), (depths,) of one row."""
+        costs: Floats = np.array(self.fixed) + np.multiply.outer(rows[..., LENGTH], np.array(self.per_item))
+        return costs
+
+
+class _Priced:
+    """What ``Learned`` and ``Cascade`` have in common: the depth with the least expected loss + price x cost.
+
+    ``model`` predicts the loss of every depth but the deepest. ``costs`` and ``per_item``: see ``DepthCosts``; without
+    ``per_item``, as in older certificates, a cost is the same at any length.
     """
+
+    depths: tuple[int, ...]
+    price: float
+    costs: tuple[float, ...]
+    model: Model
+    per_item: tuple[float, ...]
+
+    def places(self, rows: Floats) -> NDArray[np.intp]:
+        """The place among ``depths`` of each request, (n,), by rows (n, features) as the model knows them."""
+        costs = DepthCosts(self.costs, self.per_item or (0.0,) * len(self.costs))
+        return least_total(self.model.predict(rows), costs.of(rows), self.price)
+
+    def check(self) -> None:
+        """Raise ValueError for parts that are not of one routing."""
+        count = len(self.depths)
+        if len(self.costs) != count or len(self.per_item) not in (0, count) or self.model.sizes[1] != count - 1:
+            raise ValueError("costs, losses and depths do not fit together")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Learned(_Priced):
+    """A depth for each request from its features, before any layer has run."""
 
     policy: Literal["learned"]
     depths: tuple[AnyDepth, ...]
     price: Annotated[float, Field(ge=0, le=1e6)]
     costs: tuple[Finite, ...]
     model: Model
+    per_item: tuple[Finite, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.costs) != len(self.depths) or self.model.sizes[1] != len(self.depths) - 1:
-            raise ValueError("costs, losses and depths do not fit together")
+        self.check()
 
     def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
         """The depth of one request."""
-        losses = self.model.predict(features).tolist()
-        best, depth = self.price * self.costs[-1], self.depths[-1]
-        for other, loss, cost in zip(self.depths, losses, self.costs, strict=False):
-            if (total := loss + self.price * cost) < best:
+        losses, length = self.model.predict(features).tolist(), features.length
+        per_item = self.per_item or (0.0,) * len(self.depths)
+        best, depth = self.price * (self.costs[-1] + per_item[-1] * length), self.depths[-1]
+        for other, loss, fixed, each in zip(self.depths, losses, self.costs, per_item, strict=False):
+            if (total := loss + self.price * (fixed + each * length)) < best:
                 best, depth = total, other
         return depth
 
     def probabilities(self, inputs: "RoutingInputs") -> Floats:
         """Probability of each depth, (n, depths), for n requests."""
-        return one_hot(least_total(self.model.predict(inputs.features), self.costs, self.price), len(self.depths))
+        return one_hot(self.places(inputs.features), len(self.depths))
 
     @property
     def words(self) -> str:
@@ -130,88 +166,65 @@ class Learned:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Cascade:
-    """At every exit a gate decides whether to go on: while some deeper depth is expected to gain more than it costs.
+class Cascade(_Priced):
+    """A depth for each request after the first exit, which is never depth 0: it stops there, or goes on to its depth.
 
-    ``costs``: of reaching each exit and reading all before it, relative to the deepest. ``gates``: for every exit but
-    the deepest, what each deeper depth gains, from the features and what the exit says of its own answer (CONFIDENCE).
-    Depth 0 is no exit on the way.
+    ``model`` sees the features and what the exit says of its own answer (CONFIDENCE). ``costs`` and ``per_item`` are
+    those of going on from there.
     """
 
     policy: Literal["cascade"]
     depths: tuple[Depth, ...]
     price: Annotated[float, Field(ge=0, le=1e6)]
     costs: tuple[Finite, ...]
-    gates: tuple[Model, ...]
+    model: Model
+    per_item: tuple[Finite, ...] = ()
 
     def __post_init__(self) -> None:
-        deeper = [len(self.depths) - 1 - place for place in range(len(self.depths) - 1)]
-        if len(self.costs) != len(self.depths) or [gate.sizes[1] for gate in self.gates] != deeper:
-            raise ValueError("costs, gates and depths do not fit together")
+        self.check()
 
     def depth(self, features: Features, complexity: float, coin: float) -> int:  # noqa: ARG002
-        """The depth of one request at most; ``goes_on`` says where it stops."""
+        """The depth of one request at most; ``places`` says where it stops."""
         return self.depths[-1]
-
-    def goes_on(self, place: int, rows: Floats) -> NDArray[np.bool_]:
-        """Whether requests go on after exit ``place``, (n,), from features and confidence there, (n, features + 6)."""
-        return _worth_going_on(place, self._gain(place, rows), self.costs, self.price)
-
-    def gains(self, inputs: "RoutingInputs") -> list[Floats]:
-        """At each exit, what each deeper depth is expected to gain, (n, deeper), for n requests; none at the last."""
-        places = range(len(self.depths) - 1)
-        return [*(self._gain(place, inputs.at_exit(place)) for place in places), np.empty((len(inputs.features), 0))]
 
     def probabilities(self, inputs: "RoutingInputs") -> Floats:
         """Probability of each depth, (n, depths), for n requests."""
-        return one_hot(first_stop(self.gains(inputs), self.costs, self.price), len(self.depths))
-
-    def _gain(self, place: int, rows: Floats) -> Floats:
-        gate = self.gates[place]
-        # Gates of older certificates know the first three figures of the confidence only.
-        return gate.predict(rows[..., : gate.sizes[0]])
+        return one_hot(self.places(inputs.with_answer), len(self.depths))
 
     @property
     def words(self) -> str:
         """For people."""
-        return f"on from exit to exit while the expected gain exceeds {self.price:.2g} x cost"
+        first, *deeper = self.depths
+        further = ", ".join(map(str, deeper))
+        return f"from depth {first} on to {further} by least expected loss + {self.price:.2g} x cost"
 
 
 Routing = Annotated[Mixture | Rule | Learned | Cascade, Field(discriminator="policy")]
 
 
 class RoutingInputs(NamedTuple):
-    """Many requests: ``features`` (n, features), ``complexity`` (n,), ``confidence`` (n, depths, 6) at every exit."""
+    """Many requests: ``features`` (n, features), ``complexity`` (n,), ``confidence`` (n, 4) at the first exit."""
 
     features: Floats
     complexity: Floats
     confidence: Floats
 
-    def at_exit(self, place: int) -> Floats:
-        """What a gate sees, (n, features + 6)."""
-        return np.column_stack([self.features, self.confidence[:, place]])
+    @property
+    def with_answer(self) -> Floats:
+        """What a cascade sees, (n, features + 4)."""
+        return np.column_stack([self.features, self.confidence])
 
 
-def least_total(losses: Floats, costs: Sequence[float], price: float) -> NDArray[np.intp]:
-    """The place (n,) of the depth with the least loss + price x cost; ``losses`` (n, depths - 1), 0 at the deepest."""
-    totals = np.column_stack([losses, np.zeros(len(losses))]) + price * np.array(costs)
+def least_total(losses: Floats, costs: Floats, price: float) -> NDArray[np.intp]:
+    """The place (n,) of the depth with the least loss + price x cost.
+
+    ``losses`` (n, depths - 1), 0 at the deepest; ``costs`` (n, depths).
+    """
+    totals = np.column_stack([losses, np.zeros(len(losses))]) + price * costs
     # Of two equal totals the deepest goes, then the shallowest: as online.
-    order = np.roll(np.arange(len(costs)), 1)
+    order = np.roll(np.arange(costs.shape[1]), 1)
     places: NDArray[np.intp] = order[totals[:, order].argmin(1)]
     return places
-
-
-def first_stop(gains: Sequence[Floats], costs: Sequence[float], price: float) -> NDArray[np.intp]:
-    """The place (n,) of the exit where each request stops; ``gains``: at each exit, (n, deeper depths)."""
-    going = np.column_stack([_worth_going_on(place, gain, costs, price) for place, gain in enumerate(gains)])
-    places: NDArray[np.intp] = going.argmin(axis=1)
-    return places
-
-
-def _worth_going_on(place: int, gains: Floats, costs: Sequence[float], price: float) -> NDArray[np.bool_]:
-    """Whether some deeper depth gains more than price x cost."""
-    further = np.array(costs[place + 1 :]) - costs[place]
-    return np.asarray((gains > price * further).any(axis=-1))
 
 
 def mixed(depths: Sequence[int], deep: int, shallow: int, steps: int) -> list[Mixture]:
@@ -227,33 +240,32 @@ def thresholds(depths: Sequence[int], complexity: Floats, steps: int) -> list[Ru
 
 
 def priced(
-    model: Model, depths: Sequence[int], costs: Sequence[float], inputs: RoutingInputs, steps: int
-) -> list[Learned]:
+    policy: Literal["learned", "cascade"],
+    model: Model,
+    depths: Sequence[int],
+    costs: DepthCosts,
+    rows: Floats,
+    steps: int,
+) -> list[Learned | Cascade]:
     """From free computation to prices at which everything is shallow, about evenly spaced in what they cost.
 
-    ``inputs``: of requests, as those that the model has learned from.
+    ``rows`` (n, features): of requests, as those that the model has learned from.
     """
-    losses = model.predict(inputs.features)
-    prices = _evenly([least_total(losses, costs, price) for price in _PRICES], costs, steps)
-    return [Learned("learned", tuple(depths), price, tuple(costs), model) for price in prices]
-
-
-def gated(
-    gates: Sequence[Model], depths: Sequence[int], costs: Sequence[float], inputs: RoutingInputs, steps: int
-) -> list[Cascade]:
-    """As ``priced``, for cascades."""
-    cascade = Cascade("cascade", tuple(depths), 0.0, tuple(costs), tuple(gates))
-    gains = cascade.gains(inputs)
-    prices = _evenly([first_stop(gains, costs, price) for price in _PRICES], costs, steps)
-    return [replace(cascade, price=price) for price in prices]
+    losses, spent = model.predict(rows), costs.of(rows)
+    prices = _evenly([least_total(losses, spent, price) for price in _PRICES], spent, steps)
+    fixed, per_item = map(tuple, costs)
+    if policy == "learned":
+        return [Learned("learned", tuple(depths), price, fixed, model, per_item) for price in prices]
+    return [Cascade("cascade", tuple(depths), price, fixed, model, per_item) for price in prices]
 
 
 _PRICES: Sequence[float] = (0.0, *np.geomspace(1e-6, 10.0, 400).tolist())
 
 
-def _evenly(chosen: Sequence[NDArray[np.intp]], costs: Sequence[float], steps: int) -> list[float]:
-    """Some of the prices; ``chosen``: the places (n,) where requests go at each of them."""
-    spent = np.array([float(np.take(costs, places).mean()) for places in chosen])
+def _evenly(chosen: Sequence[NDArray[np.intp]], costs: Floats, steps: int) -> list[float]:
+    """Some of the prices; ``chosen``: the places (n,) where requests go at each, and what depths cost, (n, depths)."""
+    rows = np.arange(len(costs))
+    spent = np.array([costs[rows, places].mean() for places in chosen])
     wanted = np.linspace(spent[0], spent[-1], steps)
     return [_PRICES[i] for i in sorted({int(np.abs(spent - level).argmin()) for level in wanted})]
 
@@ -275,29 +287,18 @@ class ExitAnswers(NamedTuple):
             items[row, : len(best)], scores[row, : len(values)] = best[:TOP], values[:TOP]
         return cls(items, scores)
 
-    def select(self, rows: NDArray[np.intp]) -> "ExitAnswers":
-        """Some requests."""
-        return ExitAnswers(self.items[rows], self.scores[rows])
 
-
-def confidence(answers: ExitAnswers, before: ExitAnswers | None) -> Floats:
-    """CONFIDENCE of n requests at an exit, (n, 6); ``before``: their answers at the exit before, None at the first.
-
-    What compares with the exit before is NaN at the first, and the rest 0 where fewer than two items are found.
-    """
+def confidence(answers: ExitAnswers) -> Floats:
+    """CONFIDENCE of n requests at an exit, (n, 4): 0 where fewer than two items are found."""
     items, scores = answers
     with np.errstate(invalid="ignore", divide="ignore"):
         below = scores[:, :1] - scores
         shares = np.exp(-below / SHARPNESS)
         shares /= np.nansum(shares, axis=1, keepdims=True)
         entropy = -np.nansum(shares * np.log(shares), axis=1)
-        own = np.column_stack([scores[:, 0], below[:, 1], np.fmax.reduce(below, axis=1), entropy])
-        own[items[:, 1] < 0] = 0.0
-        if before is None:
-            return np.pad(own, ((0, 0), (0, 2)), constant_values=np.nan)
-        known = items >= 0
-        same = ((items[:, :, None] == before.items[:, None, :]) & known[:, :, None]).any(2).sum(1)
-        return np.column_stack([own, same / known.sum(1), scores[:, 0] - before.scores[:, 0]])
+    own = np.column_stack([scores[:, 0], below[:, 1], np.fmax.reduce(below, axis=1), entropy])
+    own[items[:, 1] < 0] = 0.0
+    return own
 
 
 def one_hot(chosen: NDArray[np.intp], count: int) -> Floats:

@@ -89,7 +89,7 @@ def counted_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def cascaded_bundle(certified_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certified for a cascade, which goes on where the best answer is not far ahead of the second."""
+    """Certified for a cascade, which goes on far where the best answer is not far ahead of the second."""
     path = tmp_path_factory.mktemp("cascaded") / "bundle"
     shutil.copytree(certified_bundle, path)
     bundle = Bundle.open(path)
@@ -99,9 +99,9 @@ def cascaded_bundle(certified_bundle: Path, tmp_path_factory: pytest.TempPathFac
     cases = Cases(Sequences(asked.ravel(), np.arange(len(asked) + 1) * 12, None), targets, targets)
     with open_engine(bundle) as engine:
         outcomes = measure_outcomes(bundle, engine, cases).at_depths(bundle.depths)
-    inputs, sure = outcomes.routing_inputs, outcomes.confidence[:, :, 1:2]
-    gates = tuple(LossModel.fit(inputs.at_exit(n), 0.1 - np.repeat(sure[:, n], 3 - n, 1)) for n in range(3))
-    cascade = Cascade("cascade", bundle.depths, 0.2, (0.25, 0.5, 0.75, 1.0), gates)
+    losses = (0.5 - 10 * outcomes.confidence[:, 1:2]) * (1.0, 0.6, 0.25)
+    model = LossModel.fit(outcomes.routing_inputs.with_answer, losses)
+    cascade = Cascade("cascade", bundle.depths, 0.2, (0.25, 0.5, 0.75, 1.0), model)
     claim = replace(bundle.certificate.claims[0], policy="cascade", routing=cascade)
     write_certificate(bundle, replace(bundle.certificate, claims=(claim,)))
     return path

@@ -22,8 +22,8 @@ from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.errors import ConfigError
 from fathom.exporter.certification.certify import CertificationData, measure_bundle
-from fathom.exporter.certification.hull import cost_of
-from fathom.exporter.certification.learners import LEARNERS, PRICES
+from fathom.exporter.certification.hull import area_above, cost_of
+from fathom.exporter.certification.learners import LEARNERS, PRICES, relative_costs
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.exporter.certification.routing_curves import (
     Curve,
@@ -48,6 +48,7 @@ LEVELS = (0.9, 0.95)
 ENOUGH = 0.8
 RESAMPLES = 500
 SAVING = ("rule", "learned", "cascade")
+PREDICTING = ("learned", "cascade", "boosted")
 #: Policies that decide before any layer, and after the first.
 NAMES = {
     "length": "length alone",
@@ -84,9 +85,8 @@ def boosted(known: Outcomes, judged: Outcomes, costs: Costs) -> Policy:
     told_of = np.isfinite(known.features).any(0)
     model = Boosted.fit(known.features[:, told_of], 1 - known.agreement[:, :-1])
     told = model.predict(judged.features[:, told_of])
-    ms = costs.of(judged.lengths).mean(0)
-    relative = (ms / ms[-1]).tolist()
-    return Policy("boosted", [one_hot(least_total(told, relative, price), len(relative)) for price in PRICES])
+    spent = relative_costs(known, costs, walked=False).of(judged.features)
+    return Policy("boosted", [one_hot(least_total(told, spent, price), spent.shape[1]) for price in PRICES])
 
 
 def study(measured: CertificationData, *, seed: int = 0) -> dict[str, Any]:
@@ -112,6 +112,9 @@ def study(measured: CertificationData, *, seed: int = 0) -> dict[str, Any]:
         ],
         "enough": told_enough(known, judged),
         "policies": [asdict(evaluate_policy(curve, static, seed=seed)) for curve in curves.values()],
+        "beyond_length": {
+            name: further_above(curves[name], curves["length"], static, seed=seed) for name in PREDICTING
+        },
         "saved": [saved(level, static, {name: curves[name] for name in SAVING}, seed=seed) for level in LEVELS],
     }
 
@@ -122,7 +125,7 @@ def told_enough(known: Outcomes, judged: Outcomes) -> dict[str, Any]:
     losses, enough = 1 - known.agreement[:, :1], judged.agreement[:, 0] >= ENOUGH - 1e-9
     seen = {
         "request": (known.features, judged.features),
-        "answer": (known.routing_inputs.at_exit(0), judged.routing_inputs.at_exit(0)),
+        "answer": (known.routing_inputs.with_answer, judged.routing_inputs.with_answer),
     }
     return {
         "share": float(enough.mean()),
@@ -146,9 +149,7 @@ def saved(level: float, static: Curve, curves: Mapping[str, Curve], *, seed: int
     Settings of a policy, and the deepest depth, may be mixed. The mixture mixes static depths. ``ratio``: what a policy
     saves over what the mixture saves. Users are resampled.
     """
-    count = len(static.value)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    weights = np.concatenate([np.ones((1, count)), drawn]) / count
+    weights = _weights(len(static.value), seed)
     deepest = weights @ static.cost[:, -1]
     shares = {"mixture": _saved(level, weights, static, deepest)}
     shares |= {name: _saved(level, weights, curve, deepest) for name, curve in curves.items()}
@@ -158,6 +159,21 @@ def saved(level: float, static: Curve, curves: Mapping[str, Curve], *, seed: int
         **{name: _interval(values) for name, values in shares.items()},
         "ratio": {name: _interval(values) for name, values in ratios.items()},
     }
+
+
+def further_above(curve: Curve, other: Curve, static: Curve, *, seed: int = 0) -> dict[str, float]:
+    """How much further above the hull a curve lies than another: value, low and high (95 %), users resampled."""
+    heights = []
+    for weight in _weights(len(static.value), seed):
+        lowest = weight @ static.cost, weight @ static.value
+        heights.append([area_above(weight @ each.cost, weight @ each.value, *lowest) for each in (curve, other)])
+    return _interval(np.subtract(*np.array(heights).T))
+
+
+def _weights(count: int, seed: int) -> Floats:
+    """Of users, (1 + RESAMPLES, count): all alike, then as they are drawn."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return np.concatenate([np.ones((1, count)), drawn]) / count
 
 
 def _saved(level: float, weights: Floats, curve: Curve, deepest: Floats) -> Floats:
@@ -197,8 +213,7 @@ def _told(runs: Sequence[StoredRun]) -> str:
     about = (
         "Agreement: the share of the deepest depth's top 10 that an answer has too. AUC of «the shallowest depth of the"
         " network gives at least 8 of the 10»: ridge, monotone tables, a small net, and boosted trees as a reference."
-        " All of it is learned from prefixes of two thirds of the users' histories and judged on the other users' whole"
-        " ones."
+        " All of it is learned from the histories of two thirds of the users and judged on the other users' whole ones."
     )
     columns = (
         "network={network} | requests={requests:,} | agreement of the shallowest={kept:.3f} | rank-biased overlap="
@@ -210,12 +225,20 @@ def _told(runs: Sequence[StoredRun]) -> str:
 
 def _areas(runs: Sequence[StoredRun]) -> str:
     rows = [
-        {"network": _name(run), **{each["name"]: _area(each) for each in run["result"]["policies"]}} for run in runs
+        {
+            "network": _name(run),
+            **{each["name"]: _area(each) for each in run["result"]["policies"]},
+            **{f"{name}_less": _area(each, "value") for name, each in run["result"]["beyond_length"].items()},
+        }
+        for run in runs
     ]
     columns = "network={network}" + "".join(f" | {what}={{{name}}}" for name, what in NAMES.items())
+    columns += "".join(f" | {NAMES[name]}, less length alone={{{name}_less}}" for name in PREDICTING)
     about = (
         "Mean agreement above the convex hull of the static depths (random mixing reaches every point of the hull),"
-        " over the hull's range of measured cost, in thousandths, with a 95 % interval over users."
+        " over the hull's range of measured cost, in thousandths, with a 95 % interval over users. Length alone: depths"
+        " are chosen as if all requests lost as much, so that a long history, which costs more, gets a shallower one;"
+        " what is above that comes of knowing more of the request."
     )
     return paragraphs("### Agreement above random mixing", about, table_of(rows, columns))
 
@@ -240,8 +263,8 @@ def _savings(runs: Sequence[StoredRun]) -> str:
     return paragraphs("### Saved at equal agreement", about, table_of(rows, columns))
 
 
-def _area(each: StoredRun) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(1e3 * each[key] for key in ("area", "low", "high")))
+def _area(each: StoredRun, value: str = "area") -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(1e3 * each[key] for key in (value, "low", "high")))
 
 
 def _share(each: StoredRun) -> str:
@@ -260,7 +283,7 @@ def _name(run: StoredRun) -> str:
     return f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}"
 
 
-def _network(text: str) -> tuple[str, Path, Path]:
+def network(text: str) -> tuple[str, Path, Path]:
     """Name, bundle and data set of NAME=BUNDLE:DATASET; raises ConfigError for anything else."""
     name, equals, paths = text.partition("=")
     bundle, colon, dataset = paths.rpartition(":")
@@ -270,7 +293,7 @@ def _network(text: str) -> tuple[str, Path, Path]:
 
 
 def _measure(options: Namespace) -> Iterator[Run]:
-    for name, path, data in [_network(text) for text in options.networks]:
+    for name, path, data in [network(text) for text in options.networks]:
         dataset = Dataset.load(data)
         with Bundle.open(path) as bundle, Activity(f"{name}: ask every depth") as activity:
             measured = measure_bundle(bundle, dataset, progress=activity.update)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.bundle.teachers import are_teachers
-from fathom.exporter.certification.learners import cascade_members, learned_members
+from fathom.exporter.certification.learners import priced_members
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.certificate import Kind
 from fathom.selector.routing import Routing, mixed, thresholds
@@ -46,8 +46,7 @@ def family_members(family: Family, kind: Kind, known: Outcomes, test: Outcomes, 
     if family == "rule":
         judges = everybody if kind == "quality" else others
         return _one_sequence(thresholds(test.depths, known.complexity, STEPS), judges)
-    learned = learned_members if family == "learned" else cascade_members
-    return _one_sequence(learned(known, costs, 3 * STEPS), others)
+    return _one_sequence(priced_members(family, known, costs, 3 * STEPS), others)
 
 
 def mixtures(depths: tuple[int, ...], eps: float) -> tuple[list[Sequence[Routing]], Floats, Floats]:

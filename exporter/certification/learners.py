@@ -5,6 +5,7 @@ reach at equal measured cost. The simplest whose area is within one standard err
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from fathom.exporter.certification.hull import area_above
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.learned import Fit, LossModel, cross_fitted
 from fathom.selector.net import NetModel
-from fathom.selector.routing import Cascade, Learned, first_stop, gated, least_total, priced
+from fathom.selector.routing import Cascade, DepthCosts, Learned, least_total, priced
 from fathom.selector.schema import Floats
 from fathom.selector.tables import TableModel
 
 Learner = type[LossModel] | type[TableModel] | type[NetModel]
 Places = NDArray[np.intp]
+Priced = Learned | Cascade
 
 #: From the simplest on.
 LEARNERS: tuple[Learner, ...] = (LossModel, TableModel, NetModel)
@@ -30,34 +32,23 @@ PRICES: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 10, 60).tolist())
 RESAMPLES = 100
 
 
-def learned_members(known: Outcomes, costs: Costs, steps: int) -> list[Learned]:
-    """Routings that choose before any layer, from the safest to the cheapest; raises DataError for too few requests."""
-    relative, losses = _relative(known, costs, walked=False), 1 - known.agreement[:, :-1]
+def priced_members(policy: Literal["learned", "cascade"], known: Outcomes, costs: Costs, steps: int) -> list[Priced]:
+    """Routings of a policy, from the safest to the cheapest; raises DataError for too few requests.
+
+    ``learned`` chooses before any layer, ``cascade`` after the first exit.
+    """
+    walked = policy == "cascade"
+    relative, losses = relative_costs(known, costs, walked=walked), 1 - known.agreement[:, :-1]
     inputs = known.routing_inputs
+    rows = inputs.with_answer if walked else inputs.features
+    spent = relative.of(rows)
 
     def chosen(fit: Fit) -> list[Places]:
-        told = cross_fitted(fit, inputs.features, losses, known.users)
-        return [least_total(told, relative, price) for price in PRICES]
+        told = cross_fitted(fit, rows, losses, known.users)
+        return [least_total(told, spent, price) for price in PRICES]
 
-    model = best_learner(chosen, known, costs, walked=False).fit(inputs.features, losses, known.users)
-    return priced(model, costs.depths, relative, inputs, steps)
-
-
-def cascade_members(known: Outcomes, costs: Costs, steps: int) -> list[Cascade]:
-    """Routings that choose after each exit, from the safest to the cheapest; raises DataError for too few requests."""
-    relative, inputs, agreement = _relative(known, costs, walked=True), known.routing_inputs, known.agreement
-    places = range(len(costs.depths) - 1)
-    rows = [inputs.at_exit(place) for place in places]
-    gains = [agreement[:, place + 1 :] - agreement[:, place, None] for place in places]
-
-    def chosen(fit: Fit) -> list[Places]:
-        told = [cross_fitted(fit, seen, gain, known.users) for seen, gain in zip(rows, gains, strict=True)]
-        told.append(np.empty((len(known), 0)))
-        return [first_stop(told, relative, price) for price in PRICES]
-
-    fit = best_learner(chosen, known, costs, walked=True).fit
-    gates = [fit(seen, gain, known.users) for seen, gain in zip(rows, gains, strict=True)]
-    return gated(gates, costs.depths, relative, inputs, steps)
+    model = best_learner(chosen, known, costs, walked=walked).fit(rows, losses, known.users)
+    return priced(policy, model, costs.depths, relative, rows, steps)
 
 
 def best_learner(chosen: Callable[[Fit], Sequence[Places]], known: Outcomes, costs: Costs, *, walked: bool) -> Learner:
@@ -84,10 +75,15 @@ def _areas(places: Sequence[Places], known: Outcomes, costs: Costs, *, walked: b
     return np.array([area_above(*(weight @ part for part in (*curve, alone, agreement))) for weight in weights])
 
 
-def _relative(known: Outcomes, costs: Costs, *, walked: bool) -> list[float]:
-    """The mean cost of each depth relative to the deepest."""
+def relative_costs(known: Outcomes, costs: Costs, *, walked: bool) -> DepthCosts:
+    """The straight line, for each depth, through what requests cost by their length; the deepest's mean is 1.
+
+    Raises DataError for too few requests to learn from.
+    """
     if len(known) < FEWEST:
         raise DataError(f"{len(known)} requests are too few to learn a routing from; use the mixture")
     ms = costs.of(known.lengths, walked=walked)
-    relative: list[float] = (ms.mean(0) / ms[:, -1].mean()).tolist()
-    return relative
+    relative, length = ms / ms[:, -1].mean(), known.lengths - known.lengths.mean()
+    per_item = length @ relative / max(length @ length, 1.0)
+    fixed = relative.mean(0) - per_item * known.lengths.mean()
+    return DepthCosts(fixed.tolist(), per_item.tolist())

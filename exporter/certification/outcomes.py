@@ -20,8 +20,8 @@ from fathom.runtime.lanes import length_buckets
 from fathom.runtime.padding import left_padded
 from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.features import Features
-from fathom.selector.routing import CONFIDENCE, ExitAnswers, RoutingInputs, confidence
 from fathom.selector.routing import TOP as K
+from fathom.selector.routing import ExitAnswers, RoutingInputs, confidence
 from fathom.selector.schema import Floats
 from fathom.training.splits import Cases
 
@@ -78,13 +78,9 @@ class Outcomes:
 
     @cached_property
     def confidence(self) -> Floats:
-        """CONFIDENCE at every exit, (n, D, 6); depth 0 is no exit on the way to the others."""
-        found, before = np.empty((*self.best.shape[:2], len(CONFIDENCE))), None
-        for column, depth in enumerate(self.depths):
-            answers = ExitAnswers(self.best[:, column], self.scores[:, column])
-            found[:, column] = confidence(answers, before)
-            before = answers if depth else None
-        return found
+        """CONFIDENCE at the first exit, (n, 4), which depth 0 is not."""
+        column = self.depths.index(self.network_depths[0])
+        return confidence(ExitAnswers(self.best[:, column], self.scores[:, column]))
 
     @property
     def routing_inputs(self) -> RoutingInputs:
@@ -138,8 +134,8 @@ def rank_biased_overlap(best: NDArray[np.int64], persistence: float = 0.9) -> Fl
 class Costs:
     """Milliseconds of a request alone in its batch, by history length: interpolated between ``lengths`` (m,).
 
-    alone (m, D): a request that goes to one depth. walked (m, D): one that reads every exit on its way, which depth 0
-    is not.
+    alone (m, D): a request that goes to one depth. walked (m, D): one that goes on to it from the first exit, whose
+    answer has been looked at; depth 0 is not on the way.
     """
 
     depths: tuple[int, ...]
@@ -175,11 +171,11 @@ class _Answers:
         return self._found(depth, self._engine.run(*items, depth), filters, self._shares((depth,), histories))
 
     def walk(
-        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
+        self, depths: Sequence[int], histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
     ) -> Iterator[tuple[NDArray[np.float32], list[Found]]]:
-        """At every depth that the engine has, going on from the one before: user vectors, and what they find."""
-        shares = self._shares(self._engine.depths, histories)
-        for depth, users in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
+        """At each of these depths, going on from the one before: user vectors, and what they find."""
+        shares = self._shares(depths, histories)
+        for depth, users in zip(depths, self._engine.walk(*items, depths), strict=True):
             yield users, self._found(depth, users, filters, shares)
 
     def everywhere(
@@ -188,7 +184,7 @@ class _Answers:
         """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``."""
         found = [] if self._counting is None else [self._counted(histories, filters)]
         users = np.empty(0, np.float32)
-        for users, best in self.walk(histories, items, filters):  # noqa: B007 - the deepest are needed below
+        for users, best in self.walk(self._engine.depths, histories, items, filters):  # noqa: B007 - the deepest are needed below
             found.append(best)
         if temperature is None:
             return found, None
@@ -328,9 +324,11 @@ def measure_costs(bundle: Bundle, engine: Engine) -> Costs:
                 start_s = time.perf_counter()
                 answers.at(depth, *asked)
                 taken[:, turn, row, column] = time.perf_counter() - start_s
-            start_s = time.perf_counter()
-            for column, _ in enumerate(answers.walk(*asked), len(depths) - len(engine.depths)):
-                taken[1, turn, row, column] = time.perf_counter() - start_s
+            first, *deeper = engine.depths
+            for depth in deeper:
+                start_s = time.perf_counter()
+                list(answers.walk((first, depth), *asked))
+                taken[1, turn, row, depths.index(depth)] = time.perf_counter() - start_s
     alone, walked = np.median(taken[:, 1:], axis=1) * 1e3
     return Costs(depths, np.array(lengths), alone, walked)
 

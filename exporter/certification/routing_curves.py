@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.certification.hull import area_above
-from fathom.exporter.certification.learners import cascade_members, learned_members
+from fathom.exporter.certification.learners import PRICES, priced_members, relative_costs
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel, cross_fitted
-from fathom.selector.routing import one_hot, thresholds
+from fathom.selector.routing import least_total, one_hot, thresholds
 from fathom.selector.schema import Floats
 
 STEPS = 40
@@ -62,22 +62,25 @@ class PolicyResult:
 
 
 def policies(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Policy]:
-    """Every policy on ``judged``; what is learned is learned from the agreement of ``known``."""
-    length = judged.features[:, Features._fields.index("length")]
-    levels = np.unique(np.quantile(length, np.linspace(0, 1, STEPS + 1)))
-    ends = len(judged.depths) - 1
-    by_length = [one_hot(np.where(length <= level, 0, ends), ends + 1) for level in levels]
+    """Every policy on ``judged``; what is learned is learned from the agreement of ``known``.
+
+    ``length`` expects as much loss of all requests, so nothing but what a history of their length costs has a say: what
+    a learned policy is worth beyond that, it knows of the request.
+    """
+    spent = relative_costs(known, costs, walked=False).of(judged.features)
+    alike = np.tile(1 - known.agreement[:, :-1].mean(0), (len(judged), 1))
+    by_length = [one_hot(least_total(alike, spent, price), len(judged.depths)) for price in PRICES]
     rules = thresholds(judged.depths, known.complexity, STEPS)
-    learned = learned_members(known, costs, STEPS)
+    learned = priced_members("learned", known, costs, STEPS)
     exits = judged.network_depths
-    gated = cascade_members(known.at_depths(exits), costs.at_depths(exits), STEPS)
+    cascades = priced_members("cascade", known.at_depths(exits), costs.at_depths(exits), STEPS)
     counted = ((0, 0), (len(judged.depths) - len(exits), 0))  # depth 0 is no exit on the way
     inputs = judged.at_depths(exits).routing_inputs
     return [
         Policy("length", by_length),
         Policy("rule", [rule.probabilities(judged.routing_inputs) for rule in rules]),
         Policy("learned", [each.probabilities(judged.routing_inputs) for each in learned]),
-        Policy("cascade", [np.pad(each.probabilities(inputs), counted) for each in gated], walked=True),
+        Policy("cascade", [np.pad(each.probabilities(inputs), counted) for each in cascades], walked=True),
     ]
 
 

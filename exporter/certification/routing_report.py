@@ -47,7 +47,7 @@ TOPS = (1, 5, 10)
 LONGEST_NAME = 80
 COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
 WHAT = {
-    "length": "short histories go to the shallowest depth",
+    "length": "as learned, but as if all requests lost as much: the length decides by what it costs",
     "rule": "requests of low complexity go to the shallowest depth",
     "learned": "the least expected loss of agreement + price x cost, learned from the features",
     "cascade": "a learned gate at every exit decides whether to go on",

@@ -30,6 +30,7 @@ def test_a_networks_figures_are_stored_and_told(stored: Path) -> None:
     for known in ("request", "answer"):
         assert list(result["enough"][known]) == ["ridge", "tables", "net", "boosted"]
         assert all(0 <= value <= 1 for value in result["enough"][known].values())
+    assert list(result["beyond_length"]) == ["learned", "cascade", "boosted"]
     static = result["static"]
     assert static[-1]["agreement"] == static[-1]["overlap"] == 1.0
     assert [each["level"] for each in result["saved"]] == [0.9, 0.95]

@@ -5,7 +5,7 @@ import pytest
 
 from fathom.errors import DataError
 from fathom.exporter.certification.hull import area_above, cost_of, hull
-from fathom.exporter.certification.learners import cascade_members, learned_members
+from fathom.exporter.certification.learners import priced_members
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
@@ -35,7 +35,7 @@ def features(count: int, seed: int = 0) -> np.ndarray:
 
 def test_a_straight_line_is_enough_where_losses_follow_one() -> None:
     rows = features(900)
-    members = learned_members(requests(np.clip(0.5 + 0.3 * rows[:, 0], 0, 1), rows), COSTS, 20)
+    members = priced_members("learned", requests(np.clip(0.5 + 0.3 * rows[:, 0], 0, 1), rows), COSTS, 20)
     assert {type(each.model) for each in members} == {LossModel}
     spent = [
         float((each.probabilities(requests(rows[:, 0], rows).routing_inputs) @ [1, 2, 4]).mean()) for each in members
@@ -45,18 +45,18 @@ def test_a_straight_line_is_enough_where_losses_follow_one() -> None:
 
 def test_what_only_a_net_can_tell_is_learned_by_a_net() -> None:
     rows = features(1500)
-    members = learned_members(requests((rows[:, 0] * rows[:, 1] > 0).astype(float), rows), COSTS, 20)
+    members = priced_members("learned", requests((rows[:, 0] * rows[:, 1] > 0).astype(float), rows), COSTS, 20)
     assert {type(each.model) for each in members} == {NetModel}
 
 
-def test_a_cascade_reads_its_exits_where_the_features_say_nothing() -> None:
+def test_a_cascade_reads_its_first_exit_where_the_features_say_nothing() -> None:
     rng = np.random.default_rng(1)
     sure = rng.random(900) < 0.5
     # Who is unsure of the first item at depth 4 is wrong about half of the ten.
     scores = np.tile(-np.arange(10.0), (900, len(DEPTHS), 1))
     scores[:, 0, 0] = np.where(sure, 5.0, 0.1)
     known = requests(np.where(sure, 0.0, 0.5), features(900), scores)
-    members = cascade_members(known, COSTS, 20)
+    members = priced_members("cascade", known, COSTS, 20)
     chances = [each.probabilities(known.routing_inputs) for each in members]
     kept = [float((chance * known.agreement).sum(1).mean()) for chance in chances]
     stopped = [float(chance[sure, 0].mean() - chance[~sure, 0].mean()) for chance in chances]
@@ -68,9 +68,9 @@ def test_a_cascade_reads_its_exits_where_the_features_say_nothing() -> None:
 
 def test_too_few_requests_teach_nothing() -> None:
     rows = features(20)
-    for members in (learned_members, cascade_members):
+    for policy in ("learned", "cascade"):
         with pytest.raises(DataError, match="20 requests are too few"):
-            members(requests(np.zeros(20), rows), COSTS, 20)
+            priced_members(policy, requests(np.zeros(20), rows), COSTS, 20)
 
 
 def test_area_is_the_mean_height_above_the_hull() -> None:

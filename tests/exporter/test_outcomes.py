@@ -92,12 +92,12 @@ def test_a_bundle_that_does_not_say_its_temperature_has_no_denoised_loss(
     np.testing.assert_array_equal(found.best, measured[1].best)
 
 
-def test_confidence_compares_each_exit_with_the_one_before_on_the_way(measured: tuple[Bundle, Outcomes]) -> None:
+def test_confidence_is_that_of_the_first_exit_which_depth_0_is_not(measured: tuple[Bundle, Outcomes]) -> None:
     found = measured[1]
-    assert np.isnan(found.confidence[:, :2, 4:]).all()  # depth 0 is no exit on the way, depth 4 the first
     at = {depth: ExitAnswers(found.best[:, n], found.scores[:, n]) for n, depth in enumerate(found.depths)}
-    np.testing.assert_array_equal(found.confidence[:, 3], confidence(at[12], at[8]))
-    np.testing.assert_array_equal(found.at_depths((4, 12, 16)).confidence[:, 1], confidence(at[12], at[4]))
+    assert 0 in at
+    np.testing.assert_array_equal(found.confidence, confidence(at[4]))
+    np.testing.assert_array_equal(found.at_depths((12, 16)).confidence, confidence(at[12]))
 
 
 def test_teachers_requests_have_no_quality(measured: tuple[Bundle, Outcomes], dataset: Dataset) -> None:

@@ -287,14 +287,10 @@ async def test_a_cascade_stops_online_where_the_certificate_assumed(bundle: Bund
     targets = np.zeros(len(asked), dtype=np.int32)
     cases = Cases(Sequences(np.concatenate(asked).astype(np.int32), offsets, None), targets, targets)
     outcomes = measure_outcomes(bundle, FakeEngine(bundle.vectors, DEPTHS), cases).at_depths(DEPTHS)
-    # Going on is said to gain where the best answer is not far ahead of the second.
-    gates = [
-        LossModel.fit(
-            outcomes.routing_inputs.at_exit(place), 0.1 - np.repeat(outcomes.confidence[:, place, 1:2], 3 - place, 1)
-        )
-        for place in range(3)
-    ]
-    cascade = Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), tuple(gates))
+    # More is said to be lost where the best answer is not far ahead of the second.
+    losses = (0.5 - 10 * outcomes.confidence[:, 1:2]) * (1.0, 0.6, 0.25)
+    model = LossModel.fit(outcomes.routing_inputs.with_answer, losses)
+    cascade = Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), model)
     expected = [DEPTHS[place] for place in cascade.probabilities(outcomes.routing_inputs).argmax(1)]
     assert bundle.certificate is not None
     claim = replace(bundle.certificate.claims[0], policy="cascade", routing=cascade)

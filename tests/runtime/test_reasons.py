@@ -39,8 +39,9 @@ from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Runner, typical
 from fathom.runtime.shares import Client
 from fathom.selector.choice import DepthReason, EarlyExit
+from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import Cascade
+from fathom.selector.routing import CONFIDENCE, Cascade
 
 DEPTHS = (4, 8, 12, 16)
 CLOUD = load_profile("cloud")
@@ -297,9 +298,9 @@ async def test_a_deadline_takes_the_runs_of_reasons_into_account(bundle: Bundle)
 
 
 async def test_after_an_early_exit_the_reasons_are_those_of_its_depth(bundle: Bundle) -> None:
-    width = len(bundle.inspect(np.array([1]), None)[0]) + 3
-    gate = LossModel((1e9,) + (0.0,) * (width - 1), (1.0,) * width, (0.0,), ((1.0,) + (0.0,) * (2 * width - 1),))
-    cascade = Cascade("cascade", (4, 16), 0.0, (1.0, 1.0), (gate,))
+    width = len(Features._fields) + len(CONFIDENCE)
+    nothing_lost = LossModel((0.0,) * width, (1.0,) * width, (-1.0,), ((0.0,) * (2 * width),))
+    cascade = Cascade("cascade", (4, 16), 0.0, (1.0, 1.0), nothing_lost)
     async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)) as pipeline:
         fixed = await pipeline.recommend(query(list(range(9)), depth=4))
         chosen = pipeline._choose

@@ -1,5 +1,6 @@
 """An exit's answer is the network's score and the exit's part of what is counted, in a batch as in a cascade."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.rules import Arrangement, Rules
 from fathom.runtime.runner import BatchItem, BatchResult, Runner, typical
 from fathom.selector.choice import EarlyExit
+from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import Cascade
+from fathom.selector.routing import CONFIDENCE, Cascade
 
 DEPTHS = (4, 8, 12, 16)
 WEIGHTS = {4: 0.5, 8: 0.0, 12: 0.25, 16: 2.0}
@@ -104,16 +106,20 @@ def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
         np.testing.assert_array_equal(result.user, user)
 
 
+def by_length(lengths: Sequence[float]) -> Cascade:
+    """Longer histories go deeper, a quarter of these to each depth."""
+    width = len(Features._fields) + len(CONFIDENCE)
+    centre, scale = float(np.mean(lengths)), float(np.ptp(lengths)) / 4
+    corners = np.quantile((np.array(lengths) - centre) / scale, [0.25, 0.5, 0.75])
+    intercepts = tuple(-corners[place:].sum() for place in range(3))
+    slopes = tuple((slope,) + (0.0,) * (2 * width - 1) for slope in (3.0, 2.0, 1.0))
+    model = LossModel((centre,) + (0.0,) * (width - 1), (scale,) + (1.0,) * (width - 1), intercepts, slopes)
+    return Cascade("cascade", DEPTHS, 0.0, (0.25, 0.5, 0.75, 1.0), model)
+
+
 def test_every_exit_of_a_cascade_adds_its_own_part(bundle: Bundle, works: list[BatchItem]) -> None:
     features = [bundle.inspect(work.ids - 1, None)[0] for work in works]
-    width = len(features[0]) + 3
-    # Longer histories go on: a quarter leaves at each exit.
-    gates = []
-    for place, shorter in enumerate(np.quantile([each[0] for each in features], [0.25, 0.5, 0.75])):
-        first = (1.0,) + (0.0,) * (2 * width - 1)
-        deeper = 3 - place
-        gates.append(LossModel((shorter,) + (0.0,) * (width - 1), (1.0,) * width, (0.0,) * deeper, (first,) * deeper))
-    cascade = Cascade("cascade", DEPTHS, 0.0, (0.25, 0.5, 0.75, 1.0), tuple(gates))
+    cascade = by_length([each.length for each in features])
     asked = [work._replace(early_exit=EarlyExit(cascade, each)) for work, each in zip(works, features, strict=True)]
     with open_engine(bundle) as engine:
         runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))

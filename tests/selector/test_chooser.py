@@ -192,15 +192,13 @@ def test_a_request_gets_the_depth_that_its_certificate_assumed(seed: int, kind: 
         "mixture": lambda: Mixture("mixture", DEPTHS, tuple(rng.dirichlet(np.ones(4)).tolist())),
         "rule": lambda: Rule("rule", DEPTHS, float(rng.random())),
         "learned": lambda: Learned("learned", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), model(rng, count, 3)),
-        "cascade": lambda: Cascade(
-            "cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), tuple(model(rng, count + 3, 3 - n) for n in range(3))
-        ),
+        "cascade": lambda: Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), model(rng, count + 4, 3)),
     }[kind]()
     features, complexity, items = Features(*rng.random(count).tolist()), float(rng.random()), rng.integers(0, 50, 5)
     choice = chooser(certificate(routing)).choose(DepthRequest(CLOUD, items, lambda **_: (features, complexity)))
     assert (choice.reason, choice.complexity) == (DepthReason.CERTIFIED, None if kind == "mixture" else complexity)
     assert choice.why.endswith(f"as certified: {routing.words}")
-    confidence = rng.random((1, 4, 3))
+    confidence = rng.random((1, 4))
     (chances,) = routing.probabilities(RoutingInputs(np.array([features]), np.array([complexity]), confidence))
     place = DEPTHS.index(choice.depth)
     if kind == "mixture":
@@ -304,8 +302,8 @@ def test_what_cannot_be_in_time_is_refused_without_a_look_at_it() -> None:
 
 def test_a_cascade_counts_as_its_walk_and_its_shallower_depths_as_they_are_cached() -> None:
     rng = np.random.default_rng(0)
-    gates = tuple(model(rng, len(Features._fields) + 3, 3 - place) for place in range(3))
-    cascaded = chooser(certificate(Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), gates)))
+    losses = model(rng, len(Features._fields) + 4, 3)
+    cascaded = chooser(certificate(Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), losses)))
     clock = Clock(queue=0.0, costs=dict.fromkeys(DEPTHS, 0.001), uncached_costs=dict.fromkeys(DEPTHS, 0.02))
     choice = cascaded.choose(request(estimates=clock))
     assert (choice.depth, choice.reason) == (12, DepthReason.DEADLINE)

@@ -9,8 +9,10 @@ from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import (
     CONFIDENCE,
+    LENGTH,
     SHARPNESS,
     Cascade,
+    DepthCosts,
     ExitAnswers,
     Learned,
     Mixture,
@@ -18,7 +20,7 @@ from fathom.selector.routing import (
     Rule,
     coin,
     confidence,
-    gated,
+    least_total,
     mixed,
     priced,
     thresholds,
@@ -26,13 +28,17 @@ from fathom.selector.routing import (
 
 DEPTHS = (4, 8, 12, 16)
 COSTS = (0.3, 0.5, 0.75, 1.0)
+PER_ITEM = (0.01, 0.02, 0.03, 0.04)
+SPENT = DepthCosts(COSTS, PER_ITEM)
 COUNT = len(Features._fields)
 
 
 def rows(count: int = 400) -> np.ndarray:
     rng = np.random.default_rng(0)
     table = rng.normal(0, 1, (count, COUNT))
-    table[rng.random(table.shape) < 0.05] = math.nan
+    unknown = rng.random(table.shape) < 0.05
+    unknown[:, LENGTH] = False
+    table[unknown] = math.nan
     return table
 
 
@@ -44,18 +50,15 @@ def learned_model() -> LossModel:
 
 def asked(count: int = 400) -> RoutingInputs:
     rng = np.random.default_rng(3)
-    return RoutingInputs(rows(count), rng.random(count), rng.random((count, len(DEPTHS), 3)))
+    return RoutingInputs(rows(count), rng.random(count), rng.random((count, len(CONFIDENCE))))
 
 
-def gates() -> tuple[LossModel, ...]:
-    """Going on gains where the first feature is large and the exit is unsure of its answer."""
+def unsure() -> LossModel:
+    """More is lost where the first feature is large and the exit is unsure of its answer."""
     many, rng = asked(1000), np.random.default_rng(4)
-    found = []
-    for place in range(len(DEPTHS) - 1):
-        gain = 0.1 * np.nan_to_num(many.features[:, 0]) - 0.1 * many.confidence[:, place, 1]
-        gains = np.column_stack([gain * share for share in (0.5, 0.8, 1.0)[: len(DEPTHS) - 1 - place]])
-        found.append(LossModel.fit(many.at_exit(place), gains + rng.normal(0, 0.01, gains.shape)))
-    return tuple(found)
+    loss = 0.1 * np.nan_to_num(many.features[:, 0]) - 0.1 * many.confidence[:, 1]
+    losses = np.column_stack([loss * share for share in (1.0, 0.5, 0.2)])
+    return LossModel.fit(many.with_answer, losses + rng.normal(0, 0.01, losses.shape))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,7 @@ def gates() -> tuple[LossModel, ...]:
     [
         *thresholds(DEPTHS, np.linspace(0, 1, 101), 4),
         *(Learned("learned", DEPTHS, price, COSTS, learned_model()) for price in (0.0, 0.05, 0.2, 5.0)),
+        *(Learned("learned", DEPTHS, price, COSTS, learned_model(), PER_ITEM) for price in (0.0, 0.05, 0.2, 5.0)),
     ],
 )
 def test_online_and_offline_choose_alike(routing: Rule | Learned) -> None:
@@ -95,25 +99,41 @@ def test_families_go_from_the_safest_to_the_cheapest() -> None:
     assert spent == sorted(spent, reverse=True)
     assert mixtures[0].shares == pytest.approx((0, 0.1, 0, 0.9))
     assert mixtures[-1].shares == (0, 1, 0, 0)
-    for prices in (priced(learned_model(), DEPTHS, COSTS, asked(), 20), gated(gates(), DEPTHS, COSTS, asked(), 20)):
-        spent = [float((each.probabilities(asked()) @ np.array(COSTS)).mean()) for each in prices]
+    costs = SPENT.of(asked().features)
+    for prices in (
+        priced("learned", learned_model(), DEPTHS, SPENT, asked().features, 20),
+        priced("cascade", unsure(), DEPTHS, SPENT, asked().with_answer, 20),
+    ):
+        spent = [float((each.probabilities(asked()) * costs).sum(1).mean()) for each in prices]
         assert spent == sorted(spent, reverse=True)
         assert prices[0].price == 0
-        assert spent[-1] == pytest.approx(COSTS[0])
+        assert spent[-1] == pytest.approx(costs[:, 0].mean())
 
 
-def test_a_cascade_goes_on_exit_by_exit_while_a_deeper_depth_is_worth_its_price() -> None:
-    cascade = Cascade("cascade", DEPTHS, 0.05, COSTS, gates())
+def test_of_two_requests_that_lose_as_much_the_dear_one_is_made_cheap() -> None:
+    """A long history costs more at the deepest depth, so the same price sends it to a shallower one."""
+    losses = np.array([[0.1, 0.05, 0.02]] * 2)
+    table = np.zeros((2, COUNT))
+    table[:, LENGTH] = (10, 200)
+    costs = DepthCosts((0.1, 0.2, 0.3, 0.4), (0.001, 0.002, 0.003, 0.004)).of(table)
+    np.testing.assert_allclose(costs, [(0.11, 0.22, 0.33, 0.44), (0.3, 0.6, 0.9, 1.2)])
+    assert least_total(losses, costs, 0.15).tolist() == [3, 1]
+
+
+def test_a_cascade_goes_on_to_the_depth_that_is_worth_its_price() -> None:
+    cascade = Cascade("cascade", DEPTHS, 0.05, COSTS, unsure(), PER_ITEM)
     many = asked()
     chances = cascade.probabilities(many)
-    for row in range(len(many.features)):
-        place = 0
-        while place < 3 and cascade.goes_on(place, many.at_exit(place)[row]):
-            place += 1
-        assert chances[row, place] == 1.0
+    for row, seen in enumerate(many.with_answer):
+        losses = [*cascade.model.predict(seen), 0.0]
+        totals = [
+            loss + 0.05 * (fixed + each * seen[LENGTH])
+            for loss, fixed, each in zip(losses, COSTS, PER_ITEM, strict=True)
+        ]
+        assert chances[row, int(np.argmin(totals))] == 1.0
     assert 0 < chances[:, 0].mean() < 1
     assert cascade.depth(Features(*[0.0] * COUNT), 0.5, 0.5) == 16
-    assert cascade.words == "on from exit to exit while the expected gain exceeds 0.05 x cost"
+    assert cascade.words == "from depth 4 on to 8, 12, 16 by least expected loss + 0.05 x cost"
 
 
 def answers(items: list[list[int]], scores: list[list[float]]) -> ExitAnswers:
@@ -121,43 +141,29 @@ def answers(items: list[list[int]], scores: list[list[float]]) -> ExitAnswers:
     return ExitAnswers.of([(np.array(best, np.int64), np.array(values, np.float32)) for best, values in pairs])
 
 
-def test_confidence_is_what_an_exit_says_of_its_answer_and_of_what_changed_since_the_exit_before() -> None:
-    first = answers([[3, 1, 2], [5]], [[0.9, 0.8, 0.5], [0.9]])
-    told = confidence(first, None)
+def test_confidence_is_what_an_exit_says_of_its_answer() -> None:
+    told = confidence(answers([[3, 1, 2], [5]], [[0.9, 0.8, 0.5], [0.9]]))
     np.testing.assert_allclose(told[0, :3], (0.9, 0.1, 0.4), rtol=1e-6)
     shares = np.exp(np.array([0, -0.1, -0.4]) / SHARPNESS)
     shares /= shares.sum()
     assert told[0, 3] == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-5)
-    assert told[1, :4].tolist() == [0.0] * 4
-    assert np.isnan(told[:, 4:]).all()
-    second = answers([[3, 9, 1], [6, 5]], [[0.95, 0.7, 0.6], [0.4, 0.3]])
-    np.testing.assert_allclose(confidence(second, first)[:, 4:], [(2 / 3, 0.05), (0.5, -0.5)], rtol=1e-5)
-    assert confidence(second.select(np.array([1])), first.select(np.array([1])))[0].tolist() == (
-        confidence(second, first)[1].tolist()
-    )
-    assert len(CONFIDENCE) == told.shape[1]
+    assert told[1].tolist() == [0.0] * len(CONFIDENCE)
 
 
 def test_an_answer_without_items_is_not_sure_of_anything() -> None:
     nothing = answers([[], [1, 2]], [[], [math.nan, math.nan]])
-    assert confidence(nothing, nothing).shape == (2, len(CONFIDENCE))
-    assert confidence(nothing, nothing)[0, :4].tolist() == [0.0] * 4
-
-
-def test_gates_that_know_only_the_first_figures_of_the_confidence_decide_as_they_did() -> None:
-    many = asked()
-    wide = RoutingInputs(many.features, many.complexity, np.random.default_rng(6).random((400, len(DEPTHS), 6)))
-    narrow = RoutingInputs(many.features, many.complexity, wide.confidence[:, :, :3])
-    cascade = Cascade("cascade", DEPTHS, 0.05, COSTS, gates())
-    np.testing.assert_array_equal(cascade.probabilities(wide), cascade.probabilities(narrow))
+    assert confidence(nothing).shape == (2, len(CONFIDENCE))
+    assert confidence(nothing)[0].tolist() == [0.0] * 4
 
 
 def test_what_cannot_be_a_routing_is_refused() -> None:
     with pytest.raises(ValueError, match="fit together"):
-        Cascade("cascade", DEPTHS, 0.1, COSTS, gates()[:2])
+        Cascade("cascade", DEPTHS[:3], 0.1, COSTS[:3], unsure())
     with pytest.raises(ValueError, match="share"):
         Mixture("mixture", DEPTHS, (0.5, 0.5))
     with pytest.raises(ValueError, match="share"):
         Mixture("mixture", (4, 8), (0.5, 0.6))
     with pytest.raises(ValueError, match="fit together"):
         Learned("learned", (4, 8), 0.1, COSTS, learned_model())
+    with pytest.raises(ValueError, match="fit together"):
+        Learned("learned", DEPTHS, 0.1, COSTS, learned_model(), PER_ITEM[1:])
