@@ -21,6 +21,7 @@ MODULES = (
     "experiments.routing",
     "experiments.certificate",
     "systems.routing_server",
+    "systems.saving",
     "systems.feedback",
     "experiments.training_throughput",
     "experiments.parity",

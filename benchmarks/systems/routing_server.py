@@ -11,7 +11,7 @@ import asyncio
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +131,15 @@ def summarise_load(found: Sequence[Answered]) -> dict[str, Any]:
 
 
 async def measure_compute(
-    servers: dict[str, StartedServer], cases: Sequence[ServedCase], rounds: int
+    servers: Mapping[str, StartedServer],
+    cases: Sequence[ServedCase],
+    rounds: int,
+    concurrencies: Sequence[int] = CONCURRENCY,
 ) -> list[dict[str, Any]]:
-    """CPU milliseconds per request of each server, rounds alternating, and the share saved."""
+    """CPU milliseconds per request of each server, rounds alternating, and what it saves of "deepest"'s."""
     rows = []
     async with open_stubs(servers) as stubs:
-        for concurrency in CONCURRENCY:
+        for concurrency in concurrencies:
             spent: dict[str, list[float]] = {name: [] for name in servers}
             wall: dict[str, list[float]] = {name: [] for name in servers}
             gains: dict[str, list[float]] = {name: [] for name in servers}
@@ -148,24 +151,28 @@ async def measure_compute(
                     wall[name].append((time.perf_counter() - start_s) / len(block) * 1e3)
                     spent[name].append((servers[name].cpu_s() - before) / len(block) * 1e3)
                     gains[name] += [_gain(answer, case) for answer, case in zip(answers, block, strict=True)]
-            saved = 1 - np.array(spent["certified"]) / np.array(spent["deepest"])
-            drawn = np.random.default_rng(SEED).choice(saved, (2000, len(saved)))
-            figures = (np.median(saved), *np.quantile(np.median(drawn, axis=1), [0.025, 0.975]))
-            shares = [round(float(figure), 4) for figure in figures]
             rows.append(
                 {
                     "concurrency": concurrency,
                     "cpu_ms": {name: round(median(values), 3) for name, values in spent.items()},
                     "wall_ms": {name: round(median(values), 3) for name, values in wall.items()},
                     "ndcg": {name: round(float(np.mean(values)), 4) for name, values in gains.items()},
-                    "saved": dict(zip(("value", "low", "high"), shares, strict=True)),
+                    "saved": {name: _saved(spent[name], spent["deepest"]) for name in servers if name != "deepest"},
                 }
             )
     return rows
 
 
+def _saved(spent: Sequence[float], deepest: Sequence[float]) -> dict[str, float]:
+    """The median over rounds (n,), and its 95 % interval."""
+    shares = 1 - np.array(spent) / np.array(deepest)
+    drawn = np.random.default_rng(SEED).choice(shares, (2000, len(shares)))
+    figures = (np.median(shares), *np.quantile(np.median(drawn, axis=1), [0.025, 0.975]))
+    return dict(zip(("value", "low", "high"), (round(float(figure), 4) for figure in figures), strict=True))
+
+
 @asynccontextmanager
-async def open_stubs(servers: dict[str, StartedServer]) -> AsyncIterator[dict[str, Any]]:
+async def open_stubs(servers: Mapping[str, StartedServer]) -> AsyncIterator[dict[str, Any]]:
     """A stub for each server, each with a channel of its own."""
     async with AsyncExitStack() as stack:
         channels = {name: grpc.aio.insecure_channel(server.address) for name, server in servers.items()}
@@ -242,7 +249,7 @@ def _parts(run: StoredRun) -> list[str]:
             run["result"]["compute"],
             "concurrency={concurrency} | CPU ms, deepest={cpu_ms[deepest]:.2f}"
             " | CPU ms, certified={cpu_ms[certified]:.2f}"
-            " | saved={saved[value]:.1%} [{saved[low]:.1%}, {saved[high]:.1%}]"
+            " | saved={saved[certified][value]:.1%} [{saved[certified][low]:.1%}, {saved[certified][high]:.1%}]"
             " | NDCG@10, deepest={ndcg[deepest]:decimal} | certified={ndcg[certified]:decimal}",
         ),
         f"Poisson arrivals at {load['offered_per_s']:,.0f} requests/s, twice what the deepest depth answers"

@@ -75,7 +75,7 @@ def test_servers_and_feedback_are_told_as_stored(tmp_path: Path) -> None:
     row = {"concurrency": 1, "cpu_ms": {"deepest": 8.0, "certified": 3.0}, "ndcg": {"deepest": 0.2, "certified": 0.19}}
     arm = {"in_time": 0.97, "answered": 1.0, "ndcg_in_time": None, "ndcg_of_all": 0.1, "depths": {"4": 0.75, "8": 0.25}}
     load = {"capacity_per_s": 100.0, "offered_per_s": 200.0, "arms": {"certified, deadline": arm}}
-    result = {"compute": [{**row, "saved": {"value": 0.6, "low": 0.55, "high": 0.65}}], "load": load}
+    result = {"compute": [{**row, "saved": {"certified": {"value": 0.6, "low": 0.55, "high": 0.65}}}], "load": load}
     (tmp_path / "routing_server").mkdir()
     for eps in (0.01, 0.05):
         config = {"bundle": "ml-1m", "eps": eps, "routing": "all at depth 4", "deadline_ms": 50.0}
