@@ -13,7 +13,7 @@ from typing import Any
 
 from fathom.benchmarks import registry
 from fathom.benchmarks.__main__ import listing
-from fathom.benchmarks.experiments import routing
+from fathom.benchmarks.experiments import agreement, routing
 from fathom.benchmarks.experiments.counting_quality import counting_exit_summary
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.experiments.importance_tables import PICTURE, lattice_figure, load_measured
@@ -85,6 +85,7 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
         *counting_facts(quality),
         *counting_exit_summary(folder),
         *certified_fact(folder),
+        *agreement.fact(folder),
         f"engines against torch, history 1 to 200: largest error of a user vector"
         f" {max(r['max_abs_error'] for r in compared):.1e}; the same top 10 for"
         f" {min(r['identical_share'] for r in compared):.1%} of {compared[0]['users']} users",

@@ -37,6 +37,9 @@ def test_a_networks_figures_are_stored_and_told(stored: Path) -> None:
     page = agreement.BENCHMARK.section(stored)
     assert "## Agreement with the deepest depth" in page
     assert page.count("| MovieLens-100K, seed 3 |") == 4
+    (told,) = agreement.fact(stored)
+    assert "with 95% of depth 16's top 10 kept" in told
+    assert agreement.fact(stored / "nothing") == []
 
 
 def test_what_is_saved_is_measured_at_equal_agreement() -> None:
