@@ -192,6 +192,7 @@ def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_bui
         for path in (tiny_build, tmp_path)
     ]
     assert tested[0] == tested[1]
+    assert set(Bundle.open(tiny_build / "bundle").certificate.promises) == {"quality", "agreement"}
 
 
 def without_certificate(build: Path, copy: Path) -> Path:

@@ -10,6 +10,8 @@ from fathom.runtime.manifest import Manifest
 from fathom.selector.certificate import Certificate, Kind, Promise
 from fathom.selector.chooser import DepthChooser
 
+#: More users than any claim needs.
+MANY = 1 << 62
 HEADER = ["profile", "depths", "routing", "kept", "agreement", "saved", "users", "more users"]
 
 
@@ -19,7 +21,8 @@ class RoutingRow:
 
     ``depths``: those that it chooses from, ascending. ``routing``: in words. ``kept``: of the quality; ``agreement``: a
     bound for requests at a shallower depth, or, where agreement is what is certified, the share kept over all requests.
-    ``saved``, ``users``, ``needed``: as its claim says. All None where nothing was tested for these depths.
+    ``kind``: of the claim that is followed; None for none. ``saved``, ``users``, ``needed``: as it says, or the claim
+    that takes the fewest users more. All None where nothing was tested for these depths.
     """
 
     profiles: tuple[str, ...]
@@ -31,6 +34,7 @@ class RoutingRow:
     saved: float | None = None
     users: int | None = None
     needed: int | None = None
+    kind: Kind | None = None
 
     @property
     def cells(self) -> list[str]:
@@ -64,11 +68,15 @@ def _row(chooser: DepthChooser, names: tuple[str, ...], depths: tuple[int, ...])
     policy, claims = chooser.policy(profile), chooser.claims(profile)
     if not claims:
         return RoutingRow(names, depths, f"not certified: depth {policy.deepest}", certified=False)
-    claim = next((claim for claim in claims if claim.routing is not None), claims[0])
-    routing = f"not certified: depth {policy.deepest}" if claim.routing is None else claim.routing.words
+    nearest = min(claims, key=lambda claim: claim.needed or MANY)
+    claim = next((claim for claim in claims if claim.routing is not None), nearest)
+    if claim.routing is None:
+        routing, kind = f"not certified: depth {policy.deepest}", None
+    else:
+        routing, kind = claim.routing.words, claim.kind
     shares = (claim.kept, claim.agreement) if claim.kind == "quality" else (None, claim.kept)
     figures = (*shares, claim.saved, claim.users, claim.needed)
-    return RoutingRow(names, claim.depths, routing, policy.certified, *figures)
+    return RoutingRow(names, claim.depths, routing, policy.certified, *figures, kind)
 
 
 def table_rows(rows: Sequence[RoutingRow]) -> list[list[str]]:
@@ -76,15 +84,16 @@ def table_rows(rows: Sequence[RoutingRow]) -> list[list[str]]:
     return [HEADER, *(row.cells for row in rows)]
 
 
-def title(certificate: Certificate | None) -> str:
-    """What is promised of every routing that is certified."""
-    if certificate is None or not certificate.certified:
-        return "Routing"
-    return "; ".join(
+def title(certificate: Certificate | None, rows: Sequence[RoutingRow]) -> str:
+    """What is promised of the routings that are certified."""
+    kinds = {row.kind for row in rows}
+    promises = {} if certificate is None else certificate.promises
+    told = [
         f"{kind.capitalize()}: {promise_words(kind, promise)}, confidence {percent(1 - promise.delta)}"
-        for kind, promise in certificate.promises.items()
-        if any(claim.routing is not None for claim in certificate.of(kind))
-    )
+        for kind, promise in promises.items()
+        if kind in kinds
+    ]
+    return "; ".join(told) or "Routing"
 
 
 def promise_words(kind: Kind, promise: Promise) -> str:
@@ -103,7 +112,7 @@ def shortfall(rows: Sequence[RoutingRow], bundle: Path) -> str:
     tested = [row for row in rows if row.users is not None]
     if not tested:
         return f"nothing is certified: run `fathom certify {bundle} --data DATASET`"
-    near = min(tested, key=lambda row: row.needed or 1 << 62)
+    near = min(tested, key=lambda row: row.needed or MANY)
     if near.needed is None:
         return "nothing is certified, and more users would not help: the next shallower depth already loses too much"
     return f"nothing is certified: that would take about {near.needed:,} test users, and there are {near.users:,}"

@@ -41,7 +41,8 @@ def test_every_profile_is_in_one_row_and_those_with_the_same_depths_share_it(
 
 
 def test_a_row_has_what_its_claim_says_and_what_more_would_take(manifest: Manifest, certificate: Certificate) -> None:
-    assert table_rows(routing_rows(manifest, certificate)) == [
+    rows = routing_rows(manifest, certificate)
+    assert table_rows(rows) == [
         ["profile", "depths", "routing", "kept", "agreement", "saved", "users", "more users"],
         ["mobile", "0 4 8", "100 % depth 4", "100.1%", "98.7%", "40.0%", "1,000", "about 2,345"],
         ["edge", "0 4 8 12", "not certified: depth 12", "", "", "", "1,000", "would not help"],
@@ -50,7 +51,26 @@ def test_a_row_has_what_its_claim_says_and_what_more_would_take(manifest: Manife
             *("98.0%", "90.0%", "60.0%", "1,000", "would not help"),
         ],
     ]
-    assert title(certificate) == "Quality: at least 95 % of the deepest depth's NDCG@10, confidence 95 %"
+    assert title(certificate, rows) == "Quality: at least 95 % of the deepest depth's NDCG@10, confidence 95 %"
+
+
+def test_of_two_kinds_a_row_follows_quality_and_the_title_promises_no_more_than_the_rows_keep(
+    manifest: Manifest, certificate: Certificate
+) -> None:
+    promise = replace(certificate.promises["quality"], floor=0.5, below=0.05)
+    promises = {**certificate.promises, "agreement": promise}
+    mobile = replace(certificate.of("quality")[-2], kind="agreement", kept=0.96, under=0.01)
+    edge = replace(certificate.of("quality")[-1], kind="agreement", needed=1455)
+    both = replace(certificate, promises=promises, claims=(*certificate.claims, mobile, edge))
+    rows = routing_rows(manifest, both)
+    assert [row.kind for row in rows] == ["quality", None, "quality"]
+    assert "Agreement" not in title(both, rows)
+    # Nothing is certified for edge, and agreement would take the fewest users.
+    assert rows[1].cells[-1] == "about 1,455"
+    alone = replace(both, claims=(mobile, edge))
+    (row, *_) = routing_rows(manifest, alone)
+    assert (row.kind, row.kept, row.agreement) == ("agreement", None, 0.96)
+    assert title(alone, [row]).startswith("Agreement: at least 95 % of the deepest depth's top 10 on average")
 
 
 def test_a_row_says_what_the_server_does(manifest: Manifest, certificate: Certificate) -> None:
@@ -69,7 +89,7 @@ def test_profiles_of_which_nothing_was_tested_say_so_and_a_bundle_without_a_cert
     assert routing_rows(manifest, only_cloud)[0].cells[-1] == "not tested"
     rows = routing_rows(manifest, None)
     assert [row.routing for row in rows] == [f"not certified: depth {depth}" for depth in (8, 12, 16)]
-    assert title(None) == "Routing"
+    assert title(None, routing_rows(manifest, None)) == "Routing"
     told = "nothing is certified: run `fathom certify build/bundle --data DATASET`"
     assert shortfall(rows, Path("build/bundle")) == told
 

@@ -44,8 +44,9 @@ def build(
     """Run every stage: prepare, train, rank, plan, heal, compare, evaluate, export, certify. Skips what is current.
 
     The bundle ships the cheapest routing of requests over its depths that is shown to keep 95 % of the deepest depth's
-    NDCG@10, for each profile that comes with Fathom. Where there are too few users to show any, it ships one that is
-    shown to keep 95 % of the deepest depth's top 10; else the deepest depth answers.
+    NDCG@10, for each profile that comes with Fathom. Where none is, it ships one that is shown to keep 95 % of the
+    deepest depth's top 10 on average, and less than half of it for at most 5 % of the requests; else the deepest depth
+    answers.
 
     Example: fathom build ml-100k --out build/ml-100k/bundle
 

@@ -49,7 +49,7 @@ def _show_routing(bundle: Path, manifest: "Manifest") -> None:
 
     certificate = read_certificate(bundle, manifest)
     rows = routing_rows(manifest, certificate)
-    show.table(title(certificate), table_rows(rows))
+    show.table(title(certificate, rows), table_rows(rows))
     if missing := shortfall(rows, bundle):
         show.out.print(missing, highlight=False, markup=False)
 
