@@ -193,7 +193,7 @@ class Runner:
             self.observer(depth, requests, seconds)
 
     def _cascaded(self, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
-        """Run to the first exit of the cascade that all of them have, and whom it sends on to their depths."""
+        """Run to the first exit of their cascade, the same for all, and on to the depths that it chooses there."""
         early_exits = [work.early_exit for work in works if work.early_exit is not None]
         cascade = early_exits[0].cascade
         results: dict[int, BatchResult | UnavailableError] = {}

@@ -30,7 +30,7 @@ class DepthReason(StrEnum):
 
 
 class EarlyExit(NamedTuple):
-    """What decides at every exit on the way whether a request goes on."""
+    """What decides at the first exit how much deeper a request goes."""
 
     cascade: Cascade
     features: Features

@@ -1,4 +1,4 @@
-"""Whether live requests are still like the training histories, feature by feature."""
+"""Whether live requests are still like the histories in the bundle's data, feature by feature."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ COMPLEXITY = "complexity"
 
 
 class Reading(NamedTuple):
-    """``mean_rank``: of live requests among the training histories, 0 to 1; 1/2 where they are alike."""
+    """``mean_rank``: of live requests among the data's histories, 0 to 1; 1/2 where they are alike."""
 
     feature: str
     mean_rank: float
@@ -40,7 +40,7 @@ class _Ranks:
 
 
 class FeatureDrift:
-    """Compares the features and the complexity of live requests with those of the training histories, by their ranks.
+    """Compares the features and the complexity of live requests with those of the data's histories, by their ranks.
 
     ``scales``: of each feature that has one, and of ``COMPLEXITY``. While all mean ranks are within ``TOLERANCE`` of
     1/2, any alarm is ever raised with probability at most ``alpha``, whenever one looks: it is split over two bets for

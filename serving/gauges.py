@@ -81,7 +81,7 @@ def _drift(served: Sequence[Deployment]) -> Iterator[Reading]:
         yield Reading("fathom_drift_samples", text, {"bundle": each.name}, each.pipeline.drift.samples)
     found = [(each.name, reading) for each in served for reading in each.pipeline.drift.readings]
     for name, text in (
-        ("mean_rank", "Their mean rank among the training histories, by feature."),
+        ("mean_rank", "Their mean rank among the histories in the bundle's data, by feature."),
         ("alarm", "1 once that is no longer near 0.5."),
     ):
         for bundle, reading in found:

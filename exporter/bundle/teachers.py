@@ -53,9 +53,11 @@ def teaching_cases(cut: Split, longest: int, most: int) -> tuple[Cases, NDArray[
     for number, user in enumerate(teachers[: most // per_user]):
         for start, end in _parts(int(cut.train.lengths[user]), int(cut.until_test.lengths[user]), per_user):
             window = _window(cut.until_test[user][start:end], longest)
-            if window not in seen or not rows:
+            if window not in seen:
                 seen.add(window)
                 rows.append((number, user, start, end))
+    if not rows:  # nobody has a history of their own
+        rows.append((0, teachers[0], 0, int(cut.until_test.lengths[teachers[0]])))
     numbers, owners, starts, ends = np.array(rows).T
     histories = cut.until_test.select(owners)
     places = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths)
@@ -66,8 +68,8 @@ def teaching_cases(cut: Split, longest: int, most: int) -> tuple[Cases, NDArray[
 def _parts(trained: int, known: int, count: int) -> list[tuple[int, int]]:
     """(start, end) of at most so many requests of a user with ``known`` events, ``trained`` of them in training.
 
-    Half of them are whole histories that end in the newest events, the newest first. The others are what the newest of
-    these would be had it begun later, with lengths that are evenly spaced in their logarithm.
+    First whole histories that end in the newest events, at most half of all, the newest of them first. Then the newest
+    parts of that one, of lengths that are evenly spaced in their logarithm.
     """
     ends = range(known, max(trained, 1) - 1, -1)[: (count + 1) // 2]
     lengths = np.unique(np.geomspace(1, known, count - len(ends) + 1).round().astype(np.int64))[:-1]

@@ -82,8 +82,11 @@ def relative_costs(known: Outcomes, costs: Costs, *, walked: bool) -> DepthCosts
     """
     if len(known) < FEWEST:
         raise DataError(f"{len(known)} requests are too few to learn a routing from; use the mixture")
-    ms = costs.of(known.lengths, walked=walked)
-    relative, length = ms / ms[:, -1].mean(), known.lengths - known.lengths.mean()
-    per_item = length @ relative / max(length @ length, 1.0)
-    fixed = relative.mean(0) - per_item * known.lengths.mean()
+    ms, mean_length = costs.of(known.lengths, walked=walked), float(known.lengths.mean())
+    relative, length = ms / ms[:, -1].mean(), known.lengths - mean_length
+    mean = relative.mean(0)
+    # Neither part below 0, and no deeper depth below a shallower one, at any length.
+    fixed = mean - length @ relative / max(length @ length, 1.0) * mean_length
+    fixed = np.maximum.accumulate(np.clip(fixed, 0, mean))
+    per_item = np.maximum.accumulate(np.maximum(mean - fixed, 0) / max(mean_length, 1.0))
     return DepthCosts(fixed.tolist(), per_item.tolist())

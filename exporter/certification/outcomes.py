@@ -171,12 +171,21 @@ class _Answers:
         return self._found(depth, self._engine.run(*items, depth), filters, self._shares((depth,), histories))
 
     def walk(
-        self, depths: Sequence[int], histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
+        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
     ) -> Iterator[tuple[NDArray[np.float32], list[Found]]]:
-        """At each of these depths, going on from the one before: user vectors, and what they find."""
-        shares = self._shares(depths, histories)
-        for depth, users in zip(depths, self._engine.walk(*items, depths), strict=True):
+        """At every depth that the engine has, going on from the one before: user vectors, and what they find."""
+        shares = self._shares(self._engine.depths, histories)
+        for depth, users in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
             yield users, self._found(depth, users, filters, shares)
+
+    def going_on(
+        self, path: Sequence[int], histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
+    ) -> None:
+        """As a server answers at the end of the path for a cascade, which has looked at its first exit."""
+        shares = self._shares(path, histories)
+        for depth, users in zip(path, self._engine.walk(*items, path), strict=True):
+            if depth in (path[0], path[-1]):
+                self._found(depth, users, filters, shares)
 
     def everywhere(
         self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter], temperature: float | None
@@ -184,7 +193,7 @@ class _Answers:
         """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``."""
         found = [] if self._counting is None else [self._counted(histories, filters)]
         users = np.empty(0, np.float32)
-        for users, best in self.walk(self._engine.depths, histories, items, filters):  # noqa: B007 - the deepest are needed below
+        for users, best in self.walk(histories, items, filters):  # noqa: B007 - the deepest are needed below
             found.append(best)
         if temperature is None:
             return found, None
@@ -324,10 +333,9 @@ def measure_costs(bundle: Bundle, engine: Engine) -> Costs:
                 start_s = time.perf_counter()
                 answers.at(depth, *asked)
                 taken[:, turn, row, column] = time.perf_counter() - start_s
-            first, *deeper = engine.depths
-            for depth in deeper:
+            for place, depth in enumerate(engine.depths[1:], 1):
                 start_s = time.perf_counter()
-                list(answers.walk((first, depth), *asked))
+                answers.going_on(engine.depths[: place + 1], *asked)
                 taken[1, turn, row, depths.index(depth)] = time.perf_counter() - start_s
     alone, walked = np.median(taken[:, 1:], axis=1) * 1e3
     return Costs(depths, np.array(lengths), alone, walked)

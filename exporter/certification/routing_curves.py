@@ -28,7 +28,7 @@ RESAMPLES = 1000
 class Policy:
     """The probabilities (n, depths) that each setting of a policy gives the depths of n requests.
 
-    ``walked``: it reads every exit on its way, and pays for that.
+    ``walked``: it looks at the first exit on its way, and pays for that.
     """
 
     name: str

@@ -50,7 +50,7 @@ WHAT = {
     "length": "as learned, but as if all requests lost as much: the length decides by what it costs",
     "rule": "requests of low complexity go to the shallowest depth",
     "learned": "the least expected loss of agreement + price x cost, learned from the features",
-    "cascade": "a learned gate at every exit decides whether to go on",
+    "cascade": "as learned, but at the first exit and by its answer too",
     "hindsight": "knows the answer; no policy can reach it",
 }
 SAME_CASE = "test users with the history and next item of another, left out of the counts above"

@@ -35,7 +35,7 @@ def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Ba
     """Write the repository and return the names of its models, that of the router first.
 
     Raises BundleError for a source that is refused, ConfigError for one whose engines are not ONNX, whose depths the
-    profile does not allow, or that is certified with a cascade, which decides at each exit and not before.
+    profile does not allow, or that is certified with a cascade, which decides at the first exit and not before.
     """
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest

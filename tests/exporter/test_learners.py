@@ -1,11 +1,13 @@
 """The simplest learner ships that is not measurably worse than the best, at equal cost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fathom.errors import DataError
 from fathom.exporter.certification.hull import area_above, cost_of, hull
-from fathom.exporter.certification.learners import priced_members
+from fathom.exporter.certification.learners import priced_members, relative_costs
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
@@ -64,6 +66,22 @@ def test_a_cascade_reads_its_first_exit_where_the_features_say_nothing() -> None
     best = int(np.argmax(stopped))
     assert stopped[best] > 0.95
     assert kept[best] > 0.98
+
+
+def test_costs_are_lines_by_length_that_never_cross() -> None:
+    known = replace(requests(np.zeros(200), features(200)), lengths=np.repeat([50, 200], 100))
+    straight = Costs(DEPTHS, np.array([0, 200]), np.array([[1.0, 2.0, 4.0], [3.0, 6.0, 12.0]]), np.zeros((2, 3)))
+    found = relative_costs(known, straight, walked=False)
+    np.testing.assert_allclose(found.fixed, np.array([1, 2, 4]) / 9)
+    np.testing.assert_allclose(found.per_item, np.array([0.01, 0.02, 0.04]) / 9)
+    # These lines would lie below 0 for short histories.
+    bent = Costs(
+        DEPTHS, np.array([1, 50, 200]), np.array([[0.3, 0.5, 1.0], [0.4, 0.8, 1.5], [2.5, 5.0, 10.0]]), straight.walked
+    )
+    found = relative_costs(known, bent, walked=False)
+    assert found.fixed == [0, 0, 0]
+    assert 0 < found.per_item[0] < found.per_item[1] < found.per_item[2]
+    assert 125 * found.per_item[2] == pytest.approx(1.0)
 
 
 def test_too_few_requests_teach_nothing() -> None:

@@ -110,7 +110,7 @@ def test_families_go_from_the_safest_to_the_cheapest() -> None:
         assert spent[-1] == pytest.approx(costs[:, 0].mean())
 
 
-def test_of_two_requests_that_lose_as_much_the_dear_one_is_made_cheap() -> None:
+def test_of_two_requests_that_lose_as_much_the_more_expensive_one_goes_shallower() -> None:
     """A long history costs more at the deepest depth, so the same price sends it to a shallower one."""
     losses = np.array([[0.1, 0.05, 0.02]] * 2)
     table = np.zeros((2, COUNT))
