@@ -210,7 +210,7 @@ def fact(folder: Path) -> list[str]:
         for run, row in rows
     )
     kept = f"engine time saved with {level:.0%} of depth 16's top 10 kept"
-    return [f"{kept}, a depth chosen for each request, against mixing at random: {said}"]
+    return [f"{kept}, a depth chosen for each request, against mixing at random (estimates, not certificates): {said}"]
 
 
 def _load(folder: Path) -> list[StoredRun]:
