@@ -157,10 +157,13 @@ class Bundle:
     text_encoder: TextEncoder | None
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True, trust: Trust | None = None) -> Self:
+    def open(
+        cls, path: Path, *, verify: bool = True, trust: Trust | None = None, with_certificate: bool = True
+    ) -> Self:
         """Open a bundle folder; ``verify=False`` leaves out the sha256 of what is not read here, as of engines.
 
-        ``trust``: the keys of which one must have signed it.
+        ``trust``: the keys of which one must have signed it. ``with_certificate=False``: as if it had none, for who
+        replaces it.
 
         Raises BundleMissingFileError, BundleTruncatedError, BundleEditedError, BundleSchemaError (not a manifest,
         or newer than this Fathom), BundleSignatureError or BundleError (something in the folder that the manifest does
@@ -175,7 +178,7 @@ class Bundle:
                 check_unread(path, name, entry)
                 if verify and name not in READ_AT_OPEN:
                     read_listed(path, name, entry)
-            return cls(path, manifest, *_read_contents(path, manifest))
+            return cls(path, manifest, *_read_contents(path, manifest, with_certificate=with_certificate))
         except MemoryError:
             raise BundleError(f"{path}: opening it takes more memory than there is; {REBUILD}") from None
 
@@ -337,7 +340,7 @@ _Contents = tuple[
 ]
 
 
-def _read_contents(path: Path, manifest: Manifest) -> _Contents:
+def _read_contents(path: Path, manifest: Manifest, *, with_certificate: bool) -> _Contents:
     """Everything in a bundle but its engines, checked against the manifest and against each other."""
 
     def read(name: str) -> bytes:
@@ -357,7 +360,7 @@ def _read_contents(path: Path, manifest: Manifest) -> _Contents:
     if (transitions < 0).any() or (transitions > _LARGEST_ENTROPY).any():
         raise BundleError(f"{path / TRANSITIONS_FILE}: an entropy that is negative or too large; {REBUILD}")
     tables = SelectorTables.build(popularity, vectors, transitions)
-    certificate = read_certificate(path, manifest)
+    certificate = read_certificate(path, manifest) if with_certificate else None
     selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
     counting, encoder = _counting(path, manifest, popularity, read), _text_encoder(path, manifest, read)
     return catalogue, vectors, popularity, tables, selector, certificate, counting, encoder

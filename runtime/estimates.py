@@ -40,10 +40,10 @@ class BatcherEstimates(NamedTuple):
     def care(self) -> float:
         return self.batcher.care(self.now_s)
 
-    def cost_s(self, depth: int, *, cached: bool = True, care: float = 1.0) -> float:
+    def cost_s(self, depth: int, *, care: float = 1.0) -> float:
         if self.zero is not None and not depth:
             return self.zero.cost_s
-        return self.batcher.p99_s(depth, self._length(depth) if cached else self.items, self.runs, care=care)
+        return self.batcher.p99_s(depth, self._length(depth), self.runs, care=care)
 
     def may_probe(self, depth: int) -> bool:
         if self.zero is not None and not depth:

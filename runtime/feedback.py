@@ -13,7 +13,8 @@ from fathom.errors import OverloadError, UnavailableError
 from fathom.runtime.batcher import Batcher
 from fathom.runtime.item_filter import Indices
 from fathom.runtime.prefix_cache import MISS
-from fathom.runtime.runner import COMPARED_ITEMS, BatchItem, BatchResult
+from fathom.runtime.runner import BatchItem, BatchResult
+from fathom.selector.certificate import TOP
 from fathom.selector.choice import AgreementCheck
 
 #: Requests that may wait for their second run.
@@ -57,12 +58,12 @@ class Feedback:
         """Perhaps note a request that was answered at ``depth``; what finds no room is forgotten."""
         monitor = check.monitor
         monitor.count(depth)
-        if work.k < COMPARED_ITEMS or not monitor.second_runs(depth):
+        if work.k < TOP or not monitor.second_runs(depth):
             return
         if self._random.random() >= self._share or self._waiting.full():
             return
         if monitor.distinct.add(work.ids.tobytes()):
-            self._waiting.put_nowait(_SecondRun(work, depth, given[:COMPARED_ITEMS], check))
+            self._waiting.put_nowait(_SecondRun(work, depth, given[:TOP], check))
 
     def close(self) -> None:
         """Stop at once."""
@@ -96,7 +97,7 @@ class Feedback:
 
     async def _best(self, work: BatchItem, depth: int) -> Indices:
         await self._batcher.idle()
-        again = work._replace(k=COMPARED_ITEMS, early_exit=None, hit=MISS)
+        again = work._replace(k=TOP, hit=MISS)
         if not depth:
             return self._count(again)
         result, _ = await self._batcher.run(again, depth=depth, length=len(again.ids), arrival_s=time.monotonic())

@@ -25,7 +25,7 @@ from fathom.runtime.futures import settle
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.live_catalogue import LiveCatalogue, Offer
-from fathom.runtime.prefix_cache import MISS, NO_HITS, CacheHits, Owner, PrefixCache, Reused
+from fathom.runtime.prefix_cache import NO_HITS, CacheHits, Owner, PrefixCache, Reused
 from fathom.runtime.query import (
     Answer,
     IndexedQuery,
@@ -255,11 +255,11 @@ class Pipeline:
         if not choice.depth:
             done(self._count(asked, choice))
             return _nothing
-        hit = MISS if choice.early_exit else hits.at(choice.depth)
+        hit = hits.at(choice.depth)
         keep, arrangement = arrangement_of(query, filter_of(query, history.seen, self.catalogue), len(self.catalogue))
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
-        work = BatchItem(ids, times, query.k, keep, choice.early_exit, hit, leaves, arrangement)
+        work = BatchItem(ids, times, query.k, keep, hit, leaves, arrangement)
         waiting = _Waiting(asked, choice, work, time.monotonic(), done)
         return self._queue(waiting, batcher)
 
@@ -303,10 +303,9 @@ class Pipeline:
         # The cache as it was then: what has been forgotten meanwhile must not come back.
         cache = asked.cache
         if cache is not None and result.user is not None and work.hit.user is None:
-            cache.put(work.ids, work.timestamps, result.depth, result.user, result.state, asked.query.owner)
-        self._offer(asked.query, work, result.depth, result.indices, choice)
+            cache.put(work.ids, work.timestamps, choice.depth, result.user, result.state, asked.query.owner)
+        self._offer(asked.query, work, result.indices, choice)
         timing = Timing.of(asked.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
-        choice = choice.stopped_at(result.depth)
         return self._answer(
             result.indices, result.scores, choice, asked.history, timing, work.hit.reused, result.reasons
         )
@@ -332,10 +331,10 @@ class Pipeline:
             items, scores, reasons = items[left], scores[left], tuple(compress(reasons, left.tolist()))
         return Answer(items, scores, choice, len(history.items), timing, reused, self.catalogue.version, reasons)
 
-    def _offer(self, query: IndexedQuery, work: BatchItem, depth: int, given: Indices, choice: Choice) -> None:
+    def _offer(self, query: IndexedQuery, work: BatchItem, given: Indices, choice: Choice) -> None:
         """Offer an answered request for a second run; the certificate covers only those without filters."""
         if self._feedback is not None and choice.agreement_check is not None and not query.is_filtered:
-            self._feedback.offer(work._replace(leave_one_out=None), depth, given, choice.agreement_check)
+            self._feedback.offer(work._replace(leave_one_out=None), choice.depth, given, choice.agreement_check)
 
     def _request(self, asked: _Asked, now_s: float) -> DepthRequest:
         assert self._batcher is not None, "start() comes first"
@@ -391,7 +390,7 @@ class Pipeline:
         if choice.probe or choice.agreement_check is not None:
             times = history.timestamps if self._uses_timestamps else None
             work = BatchItem(history.items + 1, times, query.k, asked_for)
-            self._offer(query, work, 0, indices, choice)
+            self._offer(query, work, indices, choice)
             if choice.probe:
                 probe = asyncio.create_task(self._probe(work._replace(keep=keep)))
                 self._probes.add(probe)

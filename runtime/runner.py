@@ -21,11 +21,7 @@ from fathom.runtime.prefix_cache import MISS, CacheHit
 from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Reasons, falls, reasons_of
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.rules import MOST_DIVERSE, Arrangement, Found, Ranking, arrange
-from fathom.selector.choice import EarlyExit
-from fathom.selector.routing import TOP, ExitAnswers, confidence
 
-#: Items of two answers that are compared.
-COMPARED_ITEMS = TOP
 #: What a plain request asks for, at most: items, and items that are left out.
 PLAIN_K, PLAIN_LISTED = 100, 10_000
 #: Seconds, about: for each item that is searched, arranged and worded; that is left out or boosted; and for each place
@@ -50,7 +46,6 @@ class BatchItem(NamedTuple):
     timestamps: NDArray[np.int64] | None
     k: int
     keep: ItemFilter
-    early_exit: EarlyExit | None = None
     hit: CacheHit = MISS
     leave_one_out: LeaveOneOut | None = None
     arrangement: Arrangement | None = None
@@ -75,11 +70,10 @@ class BatchItem(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """One answer, the depth that it comes from, seconds of its whole batch, and what can be cached of it."""
+    """One answer, seconds of its whole batch, and what can be cached of it."""
 
     indices: Indices
     scores: Scores
-    depth: int
     engine_s: float
     retrieval_s: float
     user: NDArray[np.float32] | None = None
@@ -127,29 +121,16 @@ class Runner:
             return self.run(depth, works)
         begun = [work for work in works if work.explaining is None]
         found = iter(self.run(depth, begun) if begun else ())
-        return [self._explained(work) if work.explaining else _to_explain(work, next(found)) for work in works]
+        return [self._explained(depth, work) if work.explaining else _to_explain(work, next(found)) for work in works]
 
     def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """The same without reasons, for which there is one batch."""
-        if all(work.early_exit is None for work in works):
-            return self._to_the_end(depth, works)
-        together: dict[int, list[int]] = {}
-        for row, work in enumerate(works):
-            together.setdefault(id(work.early_exit and work.early_exit.cascade), []).append(row)
-        results: dict[int, BatchResult | UnavailableError] = {}
-        for rows in together.values():
-            alike = [works[row] for row in rows]
-            found = self._to_the_end(depth, alike) if alike[0].early_exit is None else self._cascaded(alike)
-            results.update(zip(rows, found, strict=True))
-        return [results[row] for row in range(len(works))]
-
-    def _to_the_end(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         start_s = time.monotonic()
         users, states, ran = self._users(depth, works)
         engine_s = time.monotonic()
         if ran:
             self._observe(depth, ran, engine_s - start_s)
-        shares = self._shares((depth,), works)
+        shares = self._shares(depth, works)
         found = self._search(depth, users, works, [work.looked_at for work in works], shares)
         if any(work.arrangement is not None for work in works):
             found = [
@@ -160,7 +141,7 @@ class Runner:
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
         return [
-            BatchResult(*pair, depth, engine_s - start_s, end_s - engine_s, user, state) if ok else _broken(depth)
+            BatchResult(*pair, engine_s - start_s, end_s - engine_s, user, state) if ok else _broken(depth)
             for pair, ok, user, state in zip(found, finite, users, states, strict=True)
         ]
 
@@ -192,60 +173,21 @@ class Runner:
         if self.observer is not None:
             self.observer(depth, requests, seconds)
 
-    def _cascaded(self, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
-        """Run to the first exit of their cascade, the same for all, and on to the depths that it chooses there."""
-        early_exits = [work.early_exit for work in works if work.early_exit is not None]
-        cascade = early_exits[0].cascade
-        results: dict[int, BatchResult | UnavailableError] = {}
-        walk = self._engine.walk(*self._padded(works), cascade.depths)
-        active, rows, places = np.arange(len(works)), None, np.zeros(len(works), dtype=np.intp)
-        start_s = time.monotonic()
-        shares = self._shares(cascade.depths, works)
-        spent = np.array([0, time.monotonic() - start_s])
-        for place, depth in enumerate(cascade.depths):
-            start_s = time.monotonic()
-            users = walk.send(rows)
-            engine_s = time.monotonic()
-            self._observe(depth, len(users), engine_s - start_s)
-            here = np.arange(len(works)) if place == 0 else np.flatnonzero(places[active] == place)
-            asked = [works[row] for row in active[here].tolist()]
-            theirs = [shares[row] for row in active[here].tolist()] if shares else None
-            ks = [work.looked_at if place else max(work.looked_at, COMPARED_ITEMS) for work in asked]
-            found = self._search(depth, users[here], asked, ks, theirs) if asked else []
-            finite = np.isfinite(users.sum(axis=1))
-            if place == 0:
-                features = np.array([each.features for each in early_exits])
-                places = cascade.places(np.column_stack([features, confidence(ExitAnswers.of(found))]))
-                places[~finite] = 0
-            spent += engine_s - start_s, time.monotonic() - engine_s
-            for number, (row, work) in enumerate(zip(here.tolist(), asked, strict=True)):
-                if places[active[row]] != place:
-                    continue
-                own = theirs[number : number + 1] if theirs else None
-                indices, scores = self._arranged(depth, users[row : row + 1], work, found[number], own)
-                ok = BatchResult(indices[: work.k], scores[: work.k], depth, float(spent[0]), float(spent[1]))
-                results[int(active[row])] = ok if finite[row] else _broken(depth)
-            rows = np.flatnonzero(places[active] > place)
-            active = active[rows]
-            if not len(active):
-                break
-        return [results[row] for row in range(len(works))]
-
-    def _explained(self, work: BatchItem) -> BatchResult | Again[BatchItem]:
-        """A result and what its items are due to, at the depth that it comes from; after the last part of the runs."""
+    def _explained(self, depth: int, work: BatchItem) -> BatchResult | Again[BatchItem]:
+        """A result and what its items are due to, after the last part of the runs."""
         assert work.explaining is not None
         assert work.leave_one_out is not None
         start_s = time.monotonic()
         result, users, runs = work.explaining
         histories = [(work.ids - 1, work.timestamps), *work.leave_one_out.histories(self._max_history)]
-        users += self._users_of(histories[len(users) : len(users) + runs], result.depth)
+        users += self._users_of(histories[len(users) : len(users) + runs], depth)
         engine_s = result.engine_s + time.monotonic() - start_s
         if len(users) < len(histories):
             result = result._replace(engine_s=engine_s)
             return Again(partial(_part, work._replace(explaining=Explaining(result, users))))
         items = result.indices[:MOST_EXPLAINED]
         fallen = falls(self._catalogue.vectors.take(items), users[0], np.stack(users[1:]))
-        weight = self._counting_weights.get(result.depth, 0.0)
+        weight = self._counting_weights.get(depth, 0.0)
         counted = np.zeros((0, len(items)))
         if self._counting is not None and weight:
             counted = self._counting.parts(work.ids - 1, items)
@@ -265,9 +207,9 @@ class Runner:
             self._observe(depth, len(rows), time.monotonic() - start_s)
         return tuple(users)
 
-    def _shares(self, path: tuple[int, ...], works: Sequence[BatchItem]) -> list[Bonus] | None:
-        """What the counting exit makes of each history; None where no exit of the path asks."""
-        if self._counting is None or not any(self._counting_weights[depth] for depth in path):
+    def _shares(self, depth: int, works: Sequence[BatchItem]) -> list[Bonus] | None:
+        """What the counting exit makes of each history; None where this depth does not ask."""
+        if self._counting is None or not self._counting_weights[depth]:
             return None
         return [self._counting.shares(work.ids - 1) for work in works]
 
@@ -374,8 +316,7 @@ def _part(work: BatchItem, most: int) -> tuple[BatchItem, int]:
 def typical(works: Sequence[BatchItem]) -> bool:
     """Whether a batch costs what was measured for its lane."""
     return all(
-        work.early_exit is None
-        and work.leave_one_out is None
+        work.leave_one_out is None
         and (work.hit.reused == "nothing" or work.hit.new == 1)
         and work.beside_s <= TYPICAL_S
         for work in works

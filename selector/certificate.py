@@ -21,9 +21,13 @@ from fathom.selector.routing import Routing
 from fathom.selector.schema import STRICT, AnyDepth, Floats, Share, validated
 
 SCHEMA_VERSION: Literal[3] = 3
+#: Routings that older certificates may hold.
+OLD_POLICIES = ("rule", "cascade")
 
 Kind = Literal["quality", "agreement"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+#: Items of two answers that are compared.
+TOP = 10
 _Between = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -169,12 +173,26 @@ _ADAPTER = TypeAdapter(Certificate)
 
 
 def _as_newest(value: Any) -> Any:
-    """Schemas 1 and 2 held one promise, of quality, and the seed of an order that is no longer drawn."""
-    if not isinstance(value, dict) or value.get("schema_version") not in (1, 2):
+    """Schemas 1 and 2 held one promise, of quality, and the seed of an order that is no longer drawn.
+
+    Routings of families that are no longer served count as not certified.
+    """
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value.get("claims"), list):
+        value = {**value, "claims": [_without_old_routing(claim) for claim in value["claims"]]}
+    if value.get("schema_version") not in (1, 2):
         return value
     rest = {key: found for key, found in value.items() if key not in ("metric", "seed")}
     promise = {key: rest.pop(key) for key in ("eps", "delta", "created", "dataset", "part", "merged") if key in rest}
     return {**rest, "schema_version": SCHEMA_VERSION, "promises": {"quality": promise}}
+
+
+def _without_old_routing(claim: Any) -> Any:
+    routing = claim.get("routing") if isinstance(claim, dict) else None
+    if not isinstance(routing, dict) or routing.get("policy") not in OLD_POLICIES:
+        return claim
+    return {key: claim[key] for key in ("depths", "policy", "level", "users", "kind") if key in claim}
 
 
 def kept_at_least(full: Floats, routed: Floats, *, level: float) -> float:

@@ -1,7 +1,7 @@
 """What a depth is chosen for, and what is chosen."""
 
 from enum import StrEnum
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.selector.features import Features
 from fathom.selector.monitor import Monitor
-from fathom.selector.routing import Cascade
 
 
 class DepthReason(StrEnum):
@@ -29,13 +28,6 @@ class DepthReason(StrEnum):
     POPULAR = "popular"
 
 
-class EarlyExit(NamedTuple):
-    """What decides at the first exit how much deeper a request goes."""
-
-    cascade: Cascade
-    features: Features
-
-
 class AgreementCheck(NamedTuple):
     """Where a routed request may be run again, and who is told how far both answers agree."""
 
@@ -46,7 +38,7 @@ class AgreementCheck(NamedTuple):
 class Choice(NamedTuple):
     """The depth of one request; ``why`` is a sentence for a person.
 
-    ``complexity`` is 0 (simple) to 1, and None where it had no say. ``early_exit``: what may stop it before ``depth``.
+    ``complexity`` is 0 (simple) to 1, and None where it had no say.
     ``agreement_check``: with what it may be compared later. ``probe``: no estimate says that the engine will be in
     time, but a run may correct the estimates; at depth 0, a run beside the answer.
     """
@@ -55,13 +47,8 @@ class Choice(NamedTuple):
     reason: DepthReason
     why: str
     complexity: float | None = None
-    early_exit: EarlyExit | None = None
     agreement_check: AgreementCheck | None = None
     probe: bool = False
-
-    def stopped_at(self, depth: int) -> Self:
-        """The same once it is known at which exit it has stopped."""
-        return self if self.early_exit is None else self._replace(depth=depth, why=f"depth {depth}, {self.why}")
 
 
 class Estimates(Protocol):
@@ -78,11 +65,8 @@ class Estimates(Protocol):
     def care(self) -> float:
         """How sure it must be that an answer will be in time, for it to be tried, 0 (as likely as not) to 1 (p99)."""
 
-    def cost_s(self, depth: int, *, cached: bool = True, care: float = 1.0) -> float:
-        """What 99 of 100 such answers take once they begin, p99; without ``cached`` as if nothing were in the cache.
-
-        ``care``: 0 for what half of them take, or anything between.
-        """
+    def cost_s(self, depth: int, *, care: float = 1.0) -> float:
+        """What 99 of 100 such answers take once they begin, p99; ``care``: 0 for half of them, or anything between."""
 
     def may_probe(self, depth: int) -> bool:
         """Whether it should run at this depth although the estimates say that the time is too short."""

@@ -266,7 +266,7 @@ def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Es
         return wanted
     if wanted.depth == depths[0]:
         return wanted if time.fits else wanted._replace(probe=True)
-    if estimates.cost_s(wanted.depth, cached=wanted.early_exit is None) <= time.spare_s:
+    if estimates.cost_s(wanted.depth) <= time.spare_s:
         return wanted
     for depth in reversed(depths[1 : depths.index(wanted.depth)]):
         cost_s = estimates.cost_s(depth)

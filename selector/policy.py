@@ -5,9 +5,9 @@ from typing import Literal
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.selector.certificate import Kind
-from fathom.selector.choice import AgreementCheck, Choice, DepthReason, DepthRequest, EarlyExit
+from fathom.selector.choice import AgreementCheck, Choice, DepthReason, DepthRequest
 from fathom.selector.monitor import Monitor
-from fathom.selector.routing import Cascade, Mixture, Routing, Rule, coin
+from fathom.selector.routing import Mixture, Routing, coin
 
 PolicyName = Literal["auto", "certified", "rule", "deepest"]
 NOTHING_CERTIFIED = " (nothing else is certified)"
@@ -116,14 +116,11 @@ class CertifiedRouting(DepthPolicy):
         self._follow_monitor()
         routing, why, check = self._routing, self._why, self._agreement_check
         if isinstance(routing, Mixture):
-            depth = routing.drawn(coin(request.items))
+            depth = routing.depth(coin(request.items))
             return Choice(depth, DepthReason.CERTIFIED, f"depth {depth}, {why}", agreement_check=check)
-        features, complexity = request.inspect(brief=isinstance(routing, Rule))
-        depth = routing.depth(features, complexity, 0.0)  # Only a mixture draws.
-        if isinstance(routing, Cascade):
-            exits = EarlyExit(routing, features)
-            return Choice(depth, DepthReason.CERTIFIED, why, complexity, exits, check)
-        return Choice(depth, DepthReason.CERTIFIED, f"depth {depth}, {why}", complexity, agreement_check=check)
+        features, complexity = request.inspect()
+        depth = routing.depth(features)
+        return Choice(depth, DepthReason.CERTIFIED, f"depth {depth}, {why}", complexity, check)
 
     def words(self, profile: DeviceProfile) -> str:  # noqa: ARG002
         """The routing in a few words."""

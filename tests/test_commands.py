@@ -14,14 +14,15 @@ from fathom import show
 from fathom.artefacts import REPORT_FOLDER, check_output
 from fathom.cli import main
 from fathom.commands.rank import show_ranking
-from fathom.errors import ConfigError
+from fathom.errors import BundleError, ConfigError
 from fathom.exporter.certification import routing_report
 from fathom.exporter.planning.plan import DepthPlan
+from fathom.files import sha256_bytes, write_json
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
 from fathom.local import running_server
-from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import content_version
+from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, content_version, sealed
 from fathom.selector.certificate import KINDS
 
 
@@ -192,6 +193,33 @@ def test_a_bundle_is_certified_as_far_as_its_users_allow(
     assert claims == [(kind, depths) for kind in KINDS for depths in ([0, 4, 8, 12, 16], [4, 8, 12, 16])]
     assert sum(found["claims"][0]["routing"]["shares"]) == pytest.approx(1)
     assert found["promises"]["quality"]["merged"] + found["claims"][0]["users"] == 60
+
+
+def test_a_certificate_that_cannot_be_read_is_replaced_and_nothing_else_is(tiny_build: Path, tmp_path: Path) -> None:
+    bundle, broken = tmp_path / "bundle", b'{"schema_version": 99}'
+    shutil.copytree(tiny_build / "bundle", bundle)
+    manifest = read_manifest(bundle)
+    files = {**manifest.files, CERTIFICATE_FILE: FileEntry(bytes=len(broken), sha256=sha256_bytes(broken))}
+    (bundle / CERTIFICATE_FILE).write_bytes(broken)
+    write_json(bundle / MANIFEST_NAME, sealed(manifest.model_copy(update={"files": files})).model_dump(mode="json"))
+    with pytest.raises(BundleError, match=r"certificate\.json: .*newer"):
+        Bundle.open(bundle)
+    asked = [
+        "certify",
+        bundle,
+        "--data",
+        tiny_build / "dataset",
+        "--profile",
+        "cloud",
+        "--eps",
+        "0.9",
+        "--delta",
+        "0.2",
+    ]
+    assert "warning: the certificate that it has is left out" in in_process.fathom(*asked).stderr
+    assert Bundle.open(bundle).certificate is not None
+    (bundle / "items" / "vectors.npy").write_bytes(b"")
+    in_process.fathom(*asked, code=2)
 
 
 def test_recorded_requests_certify_agreement(tiny_build: Path, tmp_path: Path) -> None:

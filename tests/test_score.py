@@ -16,21 +16,18 @@ from fathom.artefacts import RECOMMENDATIONS, score_parts
 from fathom.client import Client
 from fathom.errors import BundleEditedError, ConfigError, DataError, UnavailableError
 from fathom.exporter.certification.certify import write_certificate
-from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.local import running_server
 from fathom.pieces import Piece as PieceOf
 from fathom.pieces import PieceRunner, one_after_the_other, over_processes, over_ray
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
+from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import Cascade
+from fathom.selector.routing import Learned
 from fathom.tools.scoring import histories
 from fathom.tools.scoring.answers import NOT_FOUND, ScoreOptions, Work, score_piece
 from fathom.tools.scoring.score import Summary, score
 from fathom.training.data import prepare
-from fathom.training.dataset import Sequences
-from fathom.training.splits import Cases
 
 ITEMS, USERS, MAX_HISTORY = 50, 40, 20
 
@@ -88,21 +85,18 @@ def counted_bundle(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cascaded_bundle(certified_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certified for a cascade, which goes on far where the best answer is not far ahead of the second."""
-    path = tmp_path_factory.mktemp("cascaded") / "bundle"
+def routed_bundle(certified_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certified for a learned routing, which expects less to be lost where the items are popular."""
+    path = tmp_path_factory.mktemp("routed") / "bundle"
     shutil.copytree(certified_bundle, path)
     bundle = Bundle.open(path)
     assert bundle.certificate is not None
-    asked = np.random.default_rng(5).integers(ITEMS, size=(120, 12)).astype(np.int32)
-    targets = np.zeros(len(asked), dtype=np.int32)
-    cases = Cases(Sequences(asked.ravel(), np.arange(len(asked) + 1) * 12, None), targets, targets)
-    with open_engine(bundle) as engine:
-        outcomes = measure_outcomes(bundle, engine, cases).at_depths(bundle.depths)
-    losses = (0.5 - 10 * outcomes.confidence[:, 1:2]) * (1.0, 0.6, 0.25)
-    model = LossModel.fit(outcomes.routing_inputs.with_answer, losses)
-    cascade = Cascade("cascade", bundle.depths, 0.2, (0.25, 0.5, 0.75, 1.0), model)
-    claim = replace(bundle.certificate.claims[0], policy="cascade", routing=cascade)
+    asked = np.random.default_rng(5).integers(ITEMS, size=(120, 12))
+    features = np.array([bundle.inspect(items, None)[0] for items in asked])
+    popular = features[:, Features._fields.index("popularity")]
+    losses = ((popular.max() - popular) / np.ptp(popular))[:, None] * (1.0, 0.6, 0.25)
+    routing = Learned("learned", bundle.depths, 0.5, (0.25, 0.5, 0.75, 1.0), LossModel.fit(features, losses))
+    claim = replace(bundle.certificate.claims[0], policy="learned", routing=routing)
     write_certificate(bundle, replace(bundle.certificate, claims=(claim,)))
     return path
 
@@ -123,7 +117,7 @@ def run(bundle: Path, users: Path, out: Path, **more: Any) -> tuple[pl.DataFrame
         ("synthetic_bundle", {"profile": "mobile"}),
         ("timed_bundle", {"policy": "rule"}),
         ("certified_bundle", {"policy": "certified"}),
-        ("cascaded_bundle", {}),
+        ("routed_bundle", {}),
         ("counted_bundle", {}),
     ],
 )
@@ -132,7 +126,7 @@ def test_it_answers_as_a_server_does(
 ) -> None:
     path = request.getfixturevalue(bundle)
     table, _ = run(path, lists, tmp_path / "recs.parquet", **options)
-    if bundle in ("certified_bundle", "cascaded_bundle"):
+    if bundle in ("certified_bundle", "routed_bundle"):
         assert table["depth"].n_unique() > 1
     served = {name: str(options[name]) for name in ("policy", "profile") if name in options}
     flags = [part for name, value in served.items() for part in (f"--{name}", value)]

@@ -4,7 +4,8 @@ For each NAME=BUNDLE:DATASET, every depth is asked for the requests of the teach
 and for those of the other users, which judge. First how well it can be told whether the shallowest depth of the network
 gives at least 8 of the deepest depth's 10 items, from the request alone and with that depth's answer. Then what
 routings keep of the top 10 at equal measured cost, against random mixing, and what they save where they keep .90 or .95
-of it. Stored as ``agreement/NAME-seed-S``, S the seed that the bundles were trained with.
+of it. Beside what a server can follow stand a threshold of complexity, a cascade and boosted trees. Stored as
+``agreement/NAME-seed-S``, S the seed that the bundles were trained with.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.benchmarks.experiments.cascade import cascade, walked_costs, with_answer
 from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
@@ -26,6 +28,7 @@ from fathom.exporter.certification.hull import area_above, cost_of
 from fathom.exporter.certification.learners import LEARNERS, PRICES, relative_costs
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.exporter.certification.routing_curves import (
+    STEPS,
     Curve,
     Policy,
     auc,
@@ -85,17 +88,24 @@ def boosted(known: Outcomes, judged: Outcomes, costs: Costs) -> Policy:
     told_of = np.isfinite(known.features).any(0)
     model = Boosted.fit(known.features[:, told_of], 1 - known.agreement[:, :-1])
     told = model.predict(judged.features[:, told_of])
-    spent = relative_costs(known, costs, walked=False).of(judged.features)
+    spent = relative_costs(known, costs).of(judged.features)
     return Policy("boosted", [one_hot(least_total(told, spent, price), spent.shape[1]) for price in PRICES])
 
 
-def study(measured: CertificationData, *, seed: int = 0) -> dict[str, Any]:
-    """All figures of one network."""
+def rule(known: Outcomes, judged: Outcomes) -> Policy:
+    """The shallowest depth for requests below a threshold of complexity, the deepest for the others."""
+    levels, deepest = np.quantile(known.complexity, np.linspace(0, 1, STEPS + 1)[1:]), len(judged.depths) - 1
+    return Policy("rule", [one_hot(np.where(judged.complexity < level, 0, deepest), deepest + 1) for level in levels])
+
+
+def study(measured: CertificationData, walked: Costs, *, seed: int = 0) -> dict[str, Any]:
+    """All figures of one network; ``walked``: see ``walked_costs``."""
     known, judged, costs = measured.learning, judges(measured), measured.costs
     static = static_curve(judged.agreement, judged, costs)
-    tried = [*policies(known, judged, costs), boosted(known, judged, costs)]
+    tried = [*policies(known, judged, costs), rule(known, judged), boosted(known, judged, costs)]
     tried.append(hindsight(judged.agreement, judged, costs))
     curves = {policy.name: curve_of(policy, judged.agreement, judged, costs) for policy in tried}
+    curves["cascade"] = curve_of(cascade(known, judged, walked), judged.agreement, judged, walked)
     return {
         "depths": judged.depths,
         "learned_from": len(known),
@@ -111,7 +121,7 @@ def study(measured: CertificationData, *, seed: int = 0) -> dict[str, Any]:
             )
         ],
         "enough": told_enough(known, judged),
-        "policies": [asdict(evaluate_policy(curve, static, seed=seed)) for curve in curves.values()],
+        "policies": [asdict(evaluate_policy(curves[name], static, seed=seed)) for name in NAMES],
         "beyond_length": {
             name: further_above(curves[name], curves["length"], static, seed=seed) for name in PREDICTING
         },
@@ -125,7 +135,7 @@ def told_enough(known: Outcomes, judged: Outcomes) -> dict[str, Any]:
     losses, enough = 1 - known.agreement[:, :1], judged.agreement[:, 0] >= ENOUGH - 1e-9
     seen = {
         "request": (known.features, judged.features),
-        "answer": (known.routing_inputs.with_answer, judged.routing_inputs.with_answer),
+        "answer": (with_answer(known), with_answer(judged)),
     }
     return {
         "share": float(enough.mean()),
@@ -234,7 +244,7 @@ def _told(runs: Sequence[StoredRun]) -> str:
     about = (
         "Agreement: the share of the deepest depth's top 10 that an answer has too. AUC of «the shallowest depth of the"
         " network gives at least 8 of the 10»: ridge, monotone tables, a small net, and boosted trees as a reference."
-        " All of it is learned from the histories of two thirds of the users and judged on the other users' whole ones."
+        " All of it is learned from the histories of a third of the users and judged on the other users' whole ones."
     )
     columns = (
         "network={network} | requests={requests:,} | agreement of the shallowest={kept:.3f} | rank-biased overlap="
@@ -318,9 +328,10 @@ def _measure(options: Namespace) -> Iterator[Run]:
         dataset = Dataset.load(data)
         with Bundle.open(path) as bundle, Activity(f"{name}: ask every depth") as activity:
             measured = measure_bundle(bundle, dataset, progress=activity.update)
+            walked = walked_costs(bundle, measured.costs)
             version = bundle.manifest.version
         config = {"dataset": name, "bundle_version": version, "levels": LEVELS, "enough": ENOUGH}
-        result = study(measured, seed=options.seed)
+        result = study(measured, walked, seed=options.seed)
         yield Run(config, result, options.seed, f"agreement/{name}-seed-{options.seed}")
 
 

@@ -20,8 +20,8 @@ from fathom.exporter.certification.claims import judge
 from fathom.exporter.certification.families import STEPS, Members, mixtures
 from fathom.exporter.certification.hypotheses import BELOW, Terms
 from fathom.exporter.certification.outcomes import Costs, Outcomes
+from fathom.selector.certificate import TOP as K
 from fathom.selector.features import Features
-from fathom.selector.routing import TOP as K
 from fathom.selector.routing import Mixture, mixed
 
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ REPLICATIONS = 1_000
 USERS = (1_000, 5_000, 20_000)
 DELTA = 0.05
 DEPTHS = (4, 8, 16)
-COSTS = Costs(DEPTHS, np.array([1, 200]), np.array([[1.0, 2.0, 4.0]] * 2), np.array([[1.0, 2.0, 4.0]] * 2))
+COSTS = Costs(DEPTHS, np.array([1, 200]), np.array([[1.0, 2.0, 4.0]] * 2))
 #: Allowed loss, and the share of users whom a shallower depth answers as if it were another model.
 CHANGED = ((0.05, 0.3), (0.01, 0.1))
 HIT_RATE = 0.34

@@ -37,13 +37,11 @@ WORK = Path("build/routing")
 EPSILONS = (0.05, 0.01)
 DELTA = 0.05
 PICTURE = "routing-areas"
-SERVABLE = ("length", "rule", "learned", "cascade")
+SERVABLE = ("length", "learned")
 COMPARED = (*SERVABLE, "boosted")
 WHAT = {
     "length": "length alone",
-    "rule": "complexity rule",
     "learned": "learned",
-    "cascade": "cascade",
     "boosted": "boosted trees (reference)",
     "hindsight": "hindsight (unreachable)",
 }

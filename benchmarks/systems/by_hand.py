@@ -36,7 +36,8 @@ class ByHand:
         """The answers of a batch whose requests ask for one depth."""
         items = [self.item_of(each) for each in requests]
         found = self._runner.run(requests[0].depth, items)
-        return [self._response(each) for each in found if isinstance(each, BatchResult)]
+        depth = requests[0].depth
+        return [self._response(depth, each) for each in found if isinstance(each, BatchResult)]
 
     def item_of(self, request: pb.RecommendRequest) -> BatchItem:
         """What the engine needs of a request."""
@@ -47,10 +48,10 @@ class ByHand:
         """The engine and the search alone."""
         self._runner.run(depth, items)
 
-    def _response(self, result: BatchResult) -> pb.RecommendResponse:
+    def _response(self, depth: int, result: BatchResult) -> pb.RecommendResponse:
         pairs = zip(result.indices.tolist(), result.scores.tolist(), strict=True)
         items = [pb.Item(id=self._ids[index], score=score) for index, score in pairs]
-        return pb.RecommendResponse(items=items, depth=result.depth)
+        return pb.RecommendResponse(items=items, depth=depth)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def agreements(bundle: Bundle, engine: Engine, claim: Claim, cases: Cases) -> tu
     assert claim.routing is not None
     with Activity("ask every depth") as activity:
         found = measure_outcomes(bundle, engine, cases, progress=activity.update).at_depths(claim.depths)
-    chance = claim.routing.probabilities(found.routing_inputs)[:, :-1]
+    chance = claim.routing.probabilities(found.features)[:, :-1]
     return found.agreement[:, :-1].ravel(), (chance / chance.sum()).ravel()
 
 

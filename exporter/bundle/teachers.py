@@ -1,7 +1,7 @@
 """Whose requests the selector learns from, and whose judge it: never the same users, nor users with the same case.
 
-Two thirds of the users teach. What is learned of them is how alike the answers of all depths are, which no target is
-needed for. The others judge, by whole histories.
+A third of the users teach: more would hardly teach more, and who teaches cannot judge. What is learned of them is how
+alike the answers of all depths are, which no target is needed for. The others judge, by whole histories.
 
 A network has been trained on what follows nearly every prefix of a training history, and there its depths agree more
 than they will on anything new. So requests end where training did, or later: what follows was never learned from.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fathom.training.splits import Cases, Split
 
-TEACHERS = 2 / 3
+TEACHERS = 1 / 3
 #: Requests of one user, at most.
 MOST_EACH = 8
 

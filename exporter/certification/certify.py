@@ -2,11 +2,10 @@
 
 There is a claim for each set of depths that a profile allows. Sets with the same deepest depth share a family of
 mixtures and its test, so of two such sets the larger never gets the dearer routing. delta is shared equally between
-the families that are tested: one for each deepest depth, or one for each set of the families that learn.
+the families that are tested: one for each deepest depth, or for each set where they are learned.
 
-The routings of the families ``mixture`` and ``rule`` owe nothing to any test item, so all test users speak for them.
-``learned`` and ``cascade`` are learned from the requests of two thirds of the users, the teachers, and the others
-certify them: see ``teachers``.
+Mixtures owe nothing to any test item, so all test users speak for them. ``learned`` is learned from the requests of a
+third of the users, the teachers, and the others certify it: see ``teachers``.
 
 Depth 0 is one of the depths where a bundle has a counting exit. Its tables have counted the validation items: teachers
 are asked with tables that are counted without, by the same settings. Test items are in none.
@@ -137,13 +136,13 @@ def certify(
     """Claims of one kind for every set of depths, wrong anywhere with probability at most delta.
 
     Raises ConfigError for eps, delta, floor or below outside (0, 1), or a set of fewer than two depths or of others
-    than those which the bundle answers at and the family knows.
+    than those which the bundle answers at.
     """
     check_risk(eps, delta, floor, below)
-    sets, known = [tuple(sorted(depths)) for depths in depth_sets], choosable(bundle, family)
+    sets, served = [tuple(sorted(depths)) for depths in depth_sets], bundle.manifest.served_depths
     for depths in sets:
-        if len(depths) < 2 or not set(depths) <= set(known):
-            raise ConfigError(f"depths {depths} cannot be certified: {family} knows {known} here; give two or more")
+        if len(depths) < 2 or not set(depths) <= set(served):
+            raise ConfigError(f"depths {depths} cannot be certified: the bundle has {served}; give two or more")
     test, copies = in_order(data.test)
     groups = _groups(sets, family)
     tests = [
@@ -171,16 +170,11 @@ def certify(
     )
 
 
-def choosable(bundle: Bundle, family: Family) -> tuple[int, ...]:
-    """The depths that a family may choose from, ascending: a cascade only reads the network's exits, so not depth 0."""
-    return bundle.depths if family == "cascade" else bundle.manifest.served_depths
-
-
 def _groups(sets: Sequence[tuple[int, ...]], family: Family) -> list[tuple[int, ...]]:
     """The depths of each family of routings that is tested; delta is shared equally between them.
 
     Sets with the same deepest depth have one family of mixtures, over all depths of these sets, and each takes from it
-    what it allows. Other families are made for each set.
+    what it allows. What is learned is learned for each set.
     """
     if family != "mixture":
         return list(dict.fromkeys(sets))
@@ -202,7 +196,7 @@ def _judged(
 ) -> Judged:
     costs, test = data.costs.at_depths(depths), test.at_depths(depths)
     known = data.learning.at_depths(depths)
-    members = family_members(family, terms.kind, known, test, costs, eps=terms.eps)
+    members = family_members(family, known, test, costs, eps=terms.eps)
     test, copies = test.select(members.judges), copies[members.judges]
     each_once = test.select(~copies)
     counted = (each_once, test) if copies.any() else (each_once,)

@@ -58,12 +58,10 @@ def judge(members: Members, counted: tuple[Outcomes, ...], costs: Costs, terms: 
 
 def _with_saved(routings: Sequence[Routing], requests: Outcomes, costs: Costs) -> tuple[tuple[Routing, float], ...]:
     """With the share of the deepest depth's compute that each routing saves."""
-    if not routings:
-        return ()
-    alone, ms = costs.of(requests.lengths), costs.of(requests.lengths, walked=routings[0].policy == "cascade")
-    spent = [float((routing.probabilities(requests.routing_inputs) * ms).sum()) for routing in routings]
+    ms = costs.of(requests.lengths)
+    spent = [float((routing.probabilities(requests.features) * ms).sum()) for routing in routings]
     return tuple(
-        (routing, round(1 - each / float(alone[:, -1].sum()), 6)) for routing, each in zip(routings, spent, strict=True)
+        (routing, round(1 - each / float(ms[:, -1].sum()), 6)) for routing, each in zip(routings, spent, strict=True)
     )
 
 
@@ -126,7 +124,7 @@ def _agreement(test: Judged, routing: Routing) -> float | None:
     """A bound of the mean agreement of requests that are not routed to the deepest depth, however users count."""
     bounds = []
     for each in (counted.at_depths(routing.depths) for counted in test.counted):
-        chance = routing.probabilities(each.routing_inputs)[:, :-1]
+        chance = routing.probabilities(each.features)[:, :-1]
         # Bounded like an agreement: each request counts with its chance to be routed elsewhere.
         weighted, elsewhere = (chance * each.agreement[:, :-1]).sum(1), chance.sum(1)
         if elsewhere.any():

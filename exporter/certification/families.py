@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.bundle.teachers import are_teachers
-from fathom.exporter.certification.learners import priced_members
+from fathom.exporter.certification.learners import learned_members
 from fathom.exporter.certification.outcomes import Costs, Outcomes
-from fathom.selector.certificate import Kind
-from fathom.selector.routing import Routing, mixed, thresholds
+from fathom.selector.routing import Routing, mixed
 from fathom.selector.schema import Floats
 
-Family = Literal["mixture", "rule", "learned", "cascade"]
+Family = Literal["mixture", "learned"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 #: Steps of a family between two neighbouring depths, or in all.
@@ -33,20 +32,16 @@ class Members(NamedTuple):
     judges: NDArray[np.bool_]
 
 
-def family_members(family: Family, kind: Kind, known: Outcomes, test: Outcomes, costs: Costs, *, eps: float) -> Members:
+def family_members(family: Family, known: Outcomes, test: Outcomes, costs: Costs, *, eps: float) -> Members:
     """A family for the depths of ``test``. Mixtures that cannot lose ``eps``, whatever a depth loses, are left out.
 
-    ``known``: requests of teachers, who judge nothing that is learned of them. Complexity has seen no test item, so
-    everybody judges its quality. Raises DataError for too few requests to learn from.
+    ``known``: requests of teachers, who judge nothing that is learned of them. Raises DataError for too few requests to
+    learn from.
     """
-    everybody = np.ones(len(test), dtype=np.bool_)
     if family == "mixture":
-        return Members(*mixtures(test.depths, eps), everybody)
-    others = ~are_teachers(test.digests)
-    if family == "rule":
-        judges = everybody if kind == "quality" else others
-        return _one_sequence(thresholds(test.depths, known.complexity, STEPS), judges)
-    return _one_sequence(priced_members(family, known, costs, 3 * STEPS), others)
+        return Members(*mixtures(test.depths, eps), np.ones(len(test), dtype=np.bool_))
+    routings = learned_members(known, costs, 3 * STEPS)
+    return Members([routings], np.ones(1), np.zeros((1, 1)), ~are_teachers(test.digests))
 
 
 def mixtures(depths: tuple[int, ...], eps: float) -> tuple[list[Sequence[Routing]], Floats, Floats]:
@@ -72,7 +67,3 @@ def mixtures(depths: tuple[int, ...], eps: float) -> tuple[list[Sequence[Routing
     for last in {straight - 1, size - 1}:
         transitions[last, : straight - 1] = 1 / max(straight - 1, 1)
     return sequences, weights, transitions
-
-
-def _one_sequence(routings: Sequence[Routing], judges: NDArray[np.bool_]) -> Members:
-    return Members([routings], np.ones(1), np.zeros((1, 1)), judges)

@@ -53,12 +53,12 @@ class Terms:
     def kept(self, routing: Routing, requests: Outcomes) -> Floats:
         """What each request is expected to get, (n,): quality, or the share of the deepest depth's top 10."""
         given = requests.quality if self.kind == "quality" else _agreement(requests)
-        expected: Floats = (routing.probabilities(requests.routing_inputs) * given).sum(1)
+        expected: Floats = (routing.probabilities(requests.features) * given).sum(1)
         return expected
 
     def under(self, routing: Routing, requests: Outcomes) -> Floats:
         """The chance of each request that less than ``floor`` of the deepest depth's top 10 is given to it, (n,)."""
-        chances = routing.probabilities(requests.routing_inputs)
+        chances = routing.probabilities(requests.features)
         found: Floats = (chances * (_agreement(requests) < self.floor - 1e-9)).sum(1)
         return found
 

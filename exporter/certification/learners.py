@@ -5,7 +5,6 @@ reach at equal measured cost. The simplest whose area is within one standard err
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +14,12 @@ from fathom.exporter.certification.hull import area_above
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.learned import Fit, LossModel, cross_fitted
 from fathom.selector.net import NetModel
-from fathom.selector.routing import Cascade, DepthCosts, Learned, least_total, priced
+from fathom.selector.routing import DepthCosts, Learned, learned, least_total
 from fathom.selector.schema import Floats
 from fathom.selector.tables import TableModel
 
 Learner = type[LossModel] | type[TableModel] | type[NetModel]
 Places = NDArray[np.intp]
-Priced = Learned | Cascade
 
 #: From the simplest on.
 LEARNERS: tuple[Learner, ...] = (LossModel, TableModel, NetModel)
@@ -32,57 +30,51 @@ PRICES: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 10, 60).tolist())
 RESAMPLES = 100
 
 
-def priced_members(policy: Literal["learned", "cascade"], known: Outcomes, costs: Costs, steps: int) -> list[Priced]:
-    """Routings of a policy, from the safest to the cheapest; raises DataError for too few requests.
-
-    ``learned`` chooses before any layer, ``cascade`` after the first exit.
-    """
-    walked = policy == "cascade"
-    relative, losses = relative_costs(known, costs, walked=walked), 1 - known.agreement[:, :-1]
-    inputs = known.routing_inputs
-    rows = inputs.with_answer if walked else inputs.features
-    spent = relative.of(rows)
+def learned_members(known: Outcomes, costs: Costs, steps: int) -> list[Learned]:
+    """Learned routings, from the safest to the cheapest; raises DataError for too few requests."""
+    relative, losses = relative_costs(known, costs), 1 - known.agreement[:, :-1]
+    spent = relative.of(known.features)
 
     def chosen(fit: Fit) -> list[Places]:
-        told = cross_fitted(fit, rows, losses, known.users)
+        told = cross_fitted(fit, known.features, losses, known.users)
         return [least_total(told, spent, price) for price in PRICES]
 
-    model = best_learner(chosen, known, costs, walked=walked).fit(rows, losses, known.users)
-    return priced(policy, model, costs.depths, relative, rows, steps)
+    model = best_learner(chosen, known, costs).fit(known.features, losses, known.users)
+    return learned(model, costs.depths, relative, known.features, steps)
 
 
-def best_learner(chosen: Callable[[Fit], Sequence[Places]], known: Outcomes, costs: Costs, *, walked: bool) -> Learner:
+def best_learner(chosen: Callable[[Fit], Sequence[Places]], known: Outcomes, costs: Costs) -> Learner:
     """The simplest learner whose area is within one standard error, over users, of the largest.
 
     ``chosen``: where requests go (n,), as columns of ``costs``, for several prices, by what a learner predicts of users
     that it has not learned from.
     """
-    areas = np.array([_areas(chosen(learner.fit), known, costs, walked=walked) for learner in LEARNERS])
+    areas = np.array([_areas(chosen(learner.fit), known, costs) for learner in LEARNERS])
     behind = areas[areas[:, 0].argmax()] - areas
     enough = behind[:, 0] <= behind[:, 1:].std(axis=1)
     return LEARNERS[int(enough.argmax())]
 
 
-def _areas(places: Sequence[Places], known: Outcomes, costs: Costs, *, walked: bool) -> Floats:
+def _areas(places: Sequence[Places], known: Outcomes, costs: Costs) -> Floats:
     """Area above the hull in agreement: of all requests, and of RESAMPLES that are drawn by user, always the same."""
-    agreement, alone, ms = known.agreement, costs.of(known.lengths), costs.of(known.lengths, walked=walked)
+    agreement, ms = known.agreement, costs.of(known.lengths)
     rows = np.arange(len(known))
     curve = [np.column_stack([table[rows, place] for place in places]) for table in (ms, agreement)]
     users, user = np.unique(known.users, return_inverse=True)
     drawn = np.random.default_rng(0).multinomial(len(users), np.full(len(users), 1 / len(users)), RESAMPLES)
     weights = np.concatenate([np.ones((1, len(users)), dtype=np.int64), drawn])[:, user]
     weights = weights / weights.sum(axis=1, keepdims=True)
-    return np.array([area_above(*(weight @ part for part in (*curve, alone, agreement))) for weight in weights])
+    return np.array([area_above(*(weight @ part for part in (*curve, ms, agreement))) for weight in weights])
 
 
-def relative_costs(known: Outcomes, costs: Costs, *, walked: bool) -> DepthCosts:
+def relative_costs(known: Outcomes, costs: Costs) -> DepthCosts:
     """The straight line, for each depth, through what requests cost by their length; the deepest's mean is 1.
 
     Raises DataError for too few requests to learn from.
     """
     if len(known) < FEWEST:
         raise DataError(f"{len(known)} requests are too few to learn a routing from; use the mixture")
-    ms, mean_length = costs.of(known.lengths, walked=walked), float(known.lengths.mean())
+    ms, mean_length = costs.of(known.lengths), float(known.lengths.mean())
     relative, length = ms / ms[:, -1].mean(), known.lengths - mean_length
     mean = relative.mean(0)
     # Neither part below 0, and no deeper depth below a shallower one, at any length.

@@ -19,9 +19,8 @@ from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Sco
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.padding import left_padded
 from fathom.runtime.retriever import FlatRetriever
+from fathom.selector.certificate import TOP as K
 from fathom.selector.features import Features
-from fathom.selector.routing import TOP as K
-from fathom.selector.routing import ExitAnswers, RoutingInputs, confidence
 from fathom.selector.schema import Floats
 from fathom.training.splits import Cases
 
@@ -76,17 +75,6 @@ class Outcomes:
         """Rank-biased overlap of each depth's list with the deepest's, (n, D): see ``rank_biased_overlap``."""
         return rank_biased_overlap(self.best)
 
-    @cached_property
-    def confidence(self) -> Floats:
-        """CONFIDENCE at the first exit, (n, 4), which depth 0 is not."""
-        column = self.depths.index(self.network_depths[0])
-        return confidence(ExitAnswers(self.best[:, column], self.scores[:, column]))
-
-    @property
-    def routing_inputs(self) -> RoutingInputs:
-        """What a routing may know of the requests."""
-        return RoutingInputs(self.features, self.complexity, self.confidence)
-
     @property
     def network_depths(self) -> tuple[int, ...]:
         """All but depth 0."""
@@ -132,26 +120,20 @@ def rank_biased_overlap(best: NDArray[np.int64], persistence: float = 0.9) -> Fl
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds of a request alone in its batch, by history length: interpolated between ``lengths`` (m,).
-
-    alone (m, D): a request that goes to one depth. walked (m, D): one that goes on to it from the first exit, whose
-    answer has been looked at; depth 0 is not on the way.
-    """
+    """Milliseconds of a request alone in its batch, (m, D), by its history's length: ``lengths`` (m,), and between."""
 
     depths: tuple[int, ...]
     lengths: NDArray[np.int64]
-    alone: Floats
-    walked: Floats
+    ms: Floats
 
-    def of(self, lengths: NDArray[np.int64], *, walked: bool = False) -> Floats:
+    def of(self, lengths: NDArray[np.int64]) -> Floats:
         """Milliseconds (n, D) of requests of these lengths (n,)."""
-        table = self.walked if walked else self.alone
-        return np.column_stack([np.interp(lengths, self.lengths, column) for column in table.T])
+        return np.column_stack([np.interp(lengths, self.lengths, column) for column in self.ms.T])
 
     def at_depths(self, depths: tuple[int, ...]) -> "Costs":
         """The columns of some depths."""
         columns = [self.depths.index(depth) for depth in depths]
-        return Costs(depths, self.lengths, self.alone[:, columns], self.walked[:, columns])
+        return Costs(depths, self.lengths, self.ms[:, columns])
 
 
 class _Answers:
@@ -177,15 +159,6 @@ class _Answers:
         shares = self._shares(self._engine.depths, histories)
         for depth, users in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
             yield users, self._found(depth, users, filters, shares)
-
-    def going_on(
-        self, path: Sequence[int], histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
-    ) -> None:
-        """As a server answers at the end of the path for a cascade, which has looked at its first exit."""
-        shares = self._shares(path, histories)
-        for depth, users in zip(path, self._engine.walk(*items, path), strict=True):
-            if depth in (path[0], path[-1]):
-                self._found(depth, users, filters, shares)
 
     def everywhere(
         self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter], temperature: float | None
@@ -275,8 +248,8 @@ def measure_outcomes(
         histories = [cases.histories[row][-longest:] for row in rows]
         everywhere, expected = answers.everywhere(histories, (items, timestamps), filters, temperature)
         for column, found in enumerate(everywhere):
-            given[rows, column], scores[rows, column] = ExitAnswers.of(found)
-            for row, (best, _) in zip(rows, found, strict=True):
+            for row, (best, values) in zip(rows, found, strict=True):
+                given[row, column, : len(best)], scores[row, column, : len(best)] = best, values
                 quality[row, column] = _ndcg(best, int(cases.targets[row]))
         if expected is not None:
             denoised[rows] = expected
@@ -323,7 +296,7 @@ def measure_costs(bundle: Bundle, engine: Engine) -> Costs:
     answers = _Answers(bundle, engine, bundle.counting)
     lengths = (1, *length_buckets(bundle.manifest.model.max_history))
     depths = answers.depths
-    taken = np.empty((2, ROUNDS + 1, len(lengths), len(depths)))
+    taken = np.empty((ROUNDS + 1, len(lengths), len(depths)))
     filters = [ItemFilter()]
     for turn in range(ROUNDS + 1):
         for row, length in enumerate(lengths):
@@ -332,13 +305,8 @@ def measure_costs(bundle: Bundle, engine: Engine) -> Costs:
             for column, depth in enumerate(depths):
                 start_s = time.perf_counter()
                 answers.at(depth, *asked)
-                taken[:, turn, row, column] = time.perf_counter() - start_s
-            for place, depth in enumerate(engine.depths[1:], 1):
-                start_s = time.perf_counter()
-                answers.going_on(engine.depths[: place + 1], *asked)
-                taken[1, turn, row, depths.index(depth)] = time.perf_counter() - start_s
-    alone, walked = np.median(taken[:, 1:], axis=1) * 1e3
-    return Costs(depths, np.array(lengths), alone, walked)
+                taken[turn, row, column] = time.perf_counter() - start_s
+    return Costs(depths, np.array(lengths), np.median(taken[1:], axis=0) * 1e3)
 
 
 def _batches(lengths: NDArray[Any]) -> Iterator[NDArray[np.intp]]:

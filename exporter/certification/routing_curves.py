@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.certification.hull import area_above
-from fathom.exporter.certification.learners import PRICES, priced_members, relative_costs
+from fathom.exporter.certification.learners import PRICES, learned_members, relative_costs
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel, cross_fitted
-from fathom.selector.routing import least_total, one_hot, thresholds
+from fathom.selector.routing import least_total, one_hot
 from fathom.selector.schema import Floats
 
 STEPS = 40
@@ -26,14 +26,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Policy:
-    """The probabilities (n, depths) that each setting of a policy gives the depths of n requests.
-
-    ``walked``: it looks at the first exit on its way, and pays for that.
-    """
+    """The probabilities (n, depths) that each setting of a policy gives the depths of n requests."""
 
     name: str
     chances: Sequence[Floats]
-    walked: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,21 +63,11 @@ def policies(known: Outcomes, judged: Outcomes, costs: Costs) -> list[Policy]:
     ``length`` expects as much loss of all requests, so nothing but what a history of their length costs has a say: what
     a learned policy is worth beyond that, it knows of the request.
     """
-    spent = relative_costs(known, costs, walked=False).of(judged.features)
+    spent = relative_costs(known, costs).of(judged.features)
     alike = np.tile(1 - known.agreement[:, :-1].mean(0), (len(judged), 1))
     by_length = [one_hot(least_total(alike, spent, price), len(judged.depths)) for price in PRICES]
-    rules = thresholds(judged.depths, known.complexity, STEPS)
-    learned = priced_members("learned", known, costs, STEPS)
-    exits = judged.network_depths
-    cascades = priced_members("cascade", known.at_depths(exits), costs.at_depths(exits), STEPS)
-    counted = ((0, 0), (len(judged.depths) - len(exits), 0))  # depth 0 is no exit on the way
-    inputs = judged.at_depths(exits).routing_inputs
-    return [
-        Policy("length", by_length),
-        Policy("rule", [rule.probabilities(judged.routing_inputs) for rule in rules]),
-        Policy("learned", [each.probabilities(judged.routing_inputs) for each in learned]),
-        Policy("cascade", [np.pad(each.probabilities(inputs), counted) for each in cascades], walked=True),
-    ]
+    learned = learned_members(known, costs, STEPS)
+    return [Policy("length", by_length), Policy("learned", [each.probabilities(judged.features) for each in learned])]
 
 
 def static_curve(value: Floats, judged: Outcomes, costs: Costs) -> Curve:
@@ -91,7 +77,7 @@ def static_curve(value: Floats, judged: Outcomes, costs: Costs) -> Curve:
 
 def curve_of(policy: Policy, value: Floats, judged: Outcomes, costs: Costs) -> Curve:
     """What the settings of a policy give and cost."""
-    ms, chances = costs.of(judged.lengths, walked=policy.walked), policy.chances
+    ms, chances = costs.of(judged.lengths), policy.chances
     gives = np.column_stack([(chance * value).sum(1) for chance in chances])
     cost = np.column_stack([(chance * ms).sum(1) for chance in chances])
     return Curve(policy.name, gives, cost, np.array([chance.mean(0) for chance in chances]))

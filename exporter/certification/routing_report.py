@@ -45,12 +45,10 @@ LEAST_RANGE = 1e-3
 TOPS = (1, 5, 10)
 #: Characters of the bundle's name that the picture shows.
 LONGEST_NAME = 80
-COLOURS = {"length": "#c24e00", "rule": "#a8437f", "learned": "#0072b2", "cascade": "#00805d", "hindsight": "#92a5b4"}
+COLOURS = {"length": "#c24e00", "learned": "#0072b2", "hindsight": "#92a5b4"}
 WHAT = {
     "length": "as learned, but as if all requests lost as much: the length decides by what it costs",
-    "rule": "requests of low complexity go to the shallowest depth",
     "learned": "the least expected loss of agreement + price x cost, learned from the features",
-    "cascade": "as learned, but at the first exit and by its answer too",
     "hindsight": "knows the answer; no policy can reach it",
 }
 SAME_CASE = "test users with the history and next item of another, left out of the counts above"

@@ -20,7 +20,6 @@ from fathom.exporter.bundle.derive import read_files, write_files
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import MANIFEST_NAME
-from fathom.selector.routing import Cascade
 
 Backend = Literal["onnxruntime", "python"]
 
@@ -34,8 +33,8 @@ _TYPES = {onnx.TensorProto.INT64: "TYPE_INT64", onnx.TensorProto.FLOAT: "TYPE_FP
 def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Backend = "onnxruntime") -> list[str]:
     """Write the repository and return the names of its models, that of the router first.
 
-    Raises BundleError for a source that is refused, ConfigError for one whose engines are not ONNX, whose depths the
-    profile does not allow, or that is certified with a cascade, which decides at the first exit and not before.
+    Raises BundleError for a source that is refused, ConfigError for one whose engines are not ONNX, or whose depths the
+    profile does not allow.
     """
     with Bundle.open(source) as bundle:
         manifest = bundle.manifest
@@ -44,9 +43,6 @@ def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Ba
         depths = tuple(depth for depth in profile.depths if depth in bundle.depths)
         if not depths:
             raise ConfigError(f"{source}: it has no depth that profile {profile.name} allows")
-        claim = bundle.certificate.claim(depths) if bundle.certificate else None
-        if claim is not None and isinstance(claim.routing, Cascade):
-            raise ConfigError(f"{source}: it is certified with a cascade; certify it with another family of routings")
         files = {name: None for depth in bundle.depths for name in manifest.depths[depth].segments}
         with new_folder(out, TRITON) as folder:
             inputs = {name: _segment(folder / model_name(name), bundle.read(name), backend) for name in files}

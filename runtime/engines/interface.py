@@ -1,7 +1,7 @@
 """What turns histories into user vectors: the contract of all engines, and what they have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Protocol, Self, TypeVar
 
@@ -44,11 +44,8 @@ class Engine(Protocol):
 
     def walk(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
-        """Like ``run`` at each of ``depths``, ascending, going on from what the depth before has computed.
-
-        Rows that are sent back are the only ones that go on, counted among those of the vectors just given.
-        """
+    ) -> Iterator[NDArray[np.float32]]:
+        """Like ``run`` at each of ``depths``, ascending, going on from what the depth before has computed."""
         ...
 
     @property
@@ -96,12 +93,10 @@ class StatelessEngine(BaseEngine):
 
     def walk(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+    ) -> Iterator[NDArray[np.float32]]:
         """See ``Engine.walk``; every depth computes the whole history again."""
         for depth in depths:
-            rows = yield self.run(items, timestamps, depth)
-            if rows is not None:
-                items, timestamps = items[rows], None if timestamps is None else timestamps[rows]
+            yield self.run(items, timestamps, depth)
 
     def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:  # noqa: ARG002
         """Not here: see ``incremental``."""

@@ -1,6 +1,6 @@
 """onnxruntime on the CPU."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ class OnnxEngine(BaseEngine):
 
     def walk(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
-    ) -> Generator[NDArray[np.float32], NDArray[np.intp] | None, None]:
+    ) -> Iterator[NDArray[np.float32]]:
         """See ``Engine.walk``; depths that share no segment start from the history again."""
         feeds = model_inputs(self._bundle, items, timestamps)
         done: list[Segment] = []
@@ -95,9 +95,7 @@ class OnnxEngine(BaseEngine):
                 done = chain
             else:
                 vectors, done = chain[-1].run(["user_vector"], feeds)[0], chain[:-1]
-            rows = yield vectors
-            if rows is not None:
-                feeds = {name: value[rows] for name, value in feeds.items()}
+            yield vectors
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -23,7 +23,7 @@ def policy(name: str, area: float) -> dict[str, object]:
 
 
 def stored(folder: Path, dataset: str, area: float) -> None:
-    names = ("length", "rule", "learned", "cascade", "hindsight", "boosted")
+    names = ("length", "learned", "hindsight", "boosted")
     report = {
         "static": [[1.0, 0.10], [4.0, 0.12]],
         "policies": [policy(name, area) for name in names],
@@ -47,12 +47,12 @@ def test_nothing_measured_gives_nothing(tmp_path: Path) -> None:
 def test_routing_is_said_to_win_only_where_it_is_shown(tmp_path: Path) -> None:
     stored(tmp_path, "ml-1m", -0.0005)
     page = section(tmp_path)
-    assert "Of 4 servable policies, those above the hull with their whole interval: 0; by chance alone 0.1" in page
+    assert "Of 2 servable policies, those above the hull with their whole interval: 0; by chance alone 0.1" in page
     assert "| MovieLens-1M, seed 0 | 5% | mixture | 6,040 | 85 % depth 4, 15 % depth 8 | 97.2% | 75.0% |" in page
     assert "not certified: about 20,000 users needed" in page
     stored(tmp_path, "ml-100k", 0.001)
     page = section(tmp_path)
-    assert "with their whole interval: 4: length alone (MovieLens-100K, seed 0), complexity rule" in page
+    assert "with their whole interval: 2: length alone (MovieLens-100K, seed 0), learned" in page
     assert svg(areas_figure(load_routed(tmp_path))).startswith(b"<?xml")
 
 

@@ -27,5 +27,5 @@ def test_families_are_certified_served_and_told(
     assert rows[0]["cpu"]["low"] <= rows[0]["cpu"]["value"] <= rows[0]["cpu"]["high"]
     page = saving.BENCHMARK.section(tmp_path)
     assert "| MovieLens-100K, seed 3 | 10% of NDCG@10 |" in page
-    assert page.count("nothing certified") >= 4
+    assert page.count("nothing certified") >= 2
     assert saving.BENCHMARK.section(tmp_path / "nothing") == ""

@@ -14,6 +14,7 @@ import pytest
 from scipy.stats import binom
 
 from fathom.exporter.bundle.teachers import case_digests
+from fathom.exporter.certification import families
 from fathom.exporter.certification.certify import CertificationData, certify
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.runtime.bundle import Bundle
@@ -29,6 +30,12 @@ LONGEST, ITEMS = 5, 10_000
 
 Draw = Callable[[np.random.Generator, int], tuple[Cases, np.ndarray]]
 Seen = Callable[[Outcomes], Outcomes]
+
+
+@pytest.fixture(autouse=True)
+def _all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only mixture that is tested sends every request to depth 4."""
+    monkeypatch.setattr(families, "STEPS", 1)
 
 
 def cases(histories: np.ndarray) -> Cases:
@@ -75,7 +82,6 @@ def outcomes(found: Cases, quality: np.ndarray) -> Outcomes:
         users=found.users.astype(np.int64),
         lengths=np.full(count, LONGEST),
         features=np.zeros((count, len(Features._fields))),
-        # The first step of the rule sends every request to depth 4.
         complexity=np.zeros(count),
         quality=quality,
         best=np.tile(np.arange(10), (count, 2, 1)),
@@ -103,17 +109,15 @@ def certificates(
 ) -> int:
     """How many are given, each wrongly. ``seen``: what is done to the requests before they are judged."""
     random = np.random.default_rng([count, copies])
-    ms = np.array([[1.0, 4.0]] * 2)
-    costs = Costs(DEPTHS, np.array([1, LONGEST]), ms, ms)
+    costs = Costs(DEPTHS, np.array([1, LONGEST]), np.array([[1.0, 4.0]] * 2))
     given = 0
     for _ in range(replications):
         found, quality = draw(random, count)
         rows = random.permutation(np.tile(np.arange(count), copies))
         found = Cases(found.histories.select(rows), found.targets[rows], np.arange(len(rows), dtype=np.int32))
         test = seen(outcomes(found, quality[rows]))
-        learning = replace(test.select(np.arange(1)), complexity=np.ones(1))
-        measured = CertificationData(learning, test, costs, "simulated", "d" * 64)
-        certificate = certify(bundle, measured, eps=EPS, delta=DELTA, family="rule", depth_sets=[DEPTHS])
+        measured = CertificationData(test.select(np.arange(1)), test, costs, "simulated", "d" * 64)
+        certificate = certify(bundle, measured, eps=EPS, delta=DELTA, depth_sets=[DEPTHS])
         given += certificate.certified
     return given
 

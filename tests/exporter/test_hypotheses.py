@@ -7,7 +7,8 @@ from fathom.exporter.certification.hypotheses import BELOW, FLOOR, Terms
 from fathom.exporter.certification.outcomes import K, Outcomes
 from fathom.selector.betting import log_evidence
 from fathom.selector.features import Features
-from fathom.selector.routing import Mixture, Rule
+from fathom.selector.learned import LossModel
+from fathom.selector.routing import Learned, Mixture
 
 DEPTHS = (4, 8, 16)
 EPS, DELTA = 0.05, 0.05
@@ -20,7 +21,7 @@ def requests(quality: np.ndarray, shared: np.ndarray) -> Outcomes:
         DEPTHS,
         users=np.arange(count),
         lengths=np.ones(count, dtype=np.int64),
-        features=np.zeros((count, len(Features._fields))),
+        features=np.tile(np.linspace(0, 1, count)[:, None], len(Features._fields)),
         complexity=np.linspace(0, 1, count),
         quality=quality,
         best=places + K * (places >= shared[:, :, None]),
@@ -37,15 +38,21 @@ def mixture(*shares: float) -> Mixture:
     return Mixture("mixture", DEPTHS, shares)
 
 
-ROUTINGS = (mixture(0.3, 0.5, 0.2), mixture(0, 0.1, 0.9), mixture(1, 0, 0), Rule("rule", DEPTHS, 0.4))
+FEATURES = len(Features._fields)
+#: More is expected to be lost where the first feature is large.
+LOSSES = LossModel(
+    (0.5,) * FEATURES, (0.3,) * FEATURES, (0.1, 0.05), ((0.2, *(0.0,) * (2 * FEATURES - 1)), (0.0,) * (2 * FEATURES))
+)
+BY_FEATURE = Learned("learned", DEPTHS, 0.2, (0.25, 0.5, 1.0), LOSSES)
+ROUTINGS = (mixture(0.3, 0.5, 0.2), mixture(0, 0.1, 0.9), mixture(1, 0, 0), BY_FEATURE)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_a_mean_is_below_zero_exactly_where_the_claim_holds(routing: Mixture | Rule) -> None:
+def test_a_mean_is_below_zero_exactly_where_the_claim_holds(routing: Mixture | Learned) -> None:
     random = np.random.default_rng(0)
     shared = np.column_stack([random.integers(3, 11, (50, 2)), np.full(50, 10)])
     asked = requests(ndcg(random, 50, 3), shared)
-    chances = routing.probabilities(asked.routing_inputs)
+    chances = routing.probabilities(asked.features)
     (quality,) = Terms("quality", EPS).shortfalls(routing, asked)
     full, routed = asked.quality[:, -1].mean(), (chances * asked.quality).sum(1).mean()
     assert quality.values.mean() == pytest.approx((1 - EPS) * full - routed)
@@ -59,7 +66,7 @@ def test_a_mean_is_below_zero_exactly_where_the_claim_holds(routing: Mixture | R
 
 @pytest.mark.parametrize("kind", ["quality", "agreement"])
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_no_value_is_above_its_bound_and_the_worst_answers_reach_it(routing: Mixture | Rule, kind: str) -> None:
+def test_no_value_is_above_its_bound_and_the_worst_answers_reach_it(routing: Mixture | Learned, kind: str) -> None:
     worst = requests(np.tile([0.0, 0.0, 1.0], (50, 1)), np.tile([0, 0, 10], (50, 1)))
     for values, largest in Terms(kind, EPS).shortfalls(routing, worst):  # type: ignore[arg-type]
         assert values.max() == pytest.approx(largest)

@@ -28,10 +28,10 @@ def windows(histories: Sequences) -> list[bytes]:
     return [history[-LONGEST:].tobytes() for history in histories]
 
 
-def test_two_thirds_teach_and_no_judges_history_is_among_their_requests() -> None:
+def test_a_third_teaches_and_no_judges_history_is_among_their_requests() -> None:
     cut = leave_one_out(many())
     teachers = are_teachers(case_digests(cut.test, LONGEST))
-    assert teachers.mean() == pytest.approx(2 / 3, abs=0.06)
+    assert teachers.mean() == pytest.approx(1 / 3, abs=0.06)
     asked, whole = teaching_cases(cut, LONGEST, 2_000)
     judged = cut.test.select(np.flatnonzero(~teachers))
     assert not set(windows(asked.histories)) & set(windows(judged.histories))
@@ -40,7 +40,7 @@ def test_two_thirds_teach_and_no_judges_history_is_among_their_requests() -> Non
         *windows(cut.until_test.select(cut.test.users[teachers])),
     }
     assert set(windows(asked.histories.select(np.flatnonzero(whole)))) <= own
-    assert 1_000 < len(asked) <= 2_000
+    assert 500 < len(asked) <= 2_000
     assert (asked.targets == -1).all()
 
 

@@ -38,10 +38,7 @@ from fathom.runtime.reasons import (
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Runner, typical
 from fathom.runtime.shares import Client
-from fathom.selector.choice import DepthReason, EarlyExit
-from fathom.selector.features import Features
-from fathom.selector.learned import LossModel
-from fathom.selector.routing import CONFIDENCE, Cascade
+from fathom.selector.choice import DepthReason
 
 DEPTHS = (4, 8, 12, 16)
 CLOUD = load_profile("cloud")
@@ -295,24 +292,6 @@ async def test_a_deadline_takes_the_runs_of_reasons_into_account(bundle: Bundle)
         answer = await pipeline.recommend(query(items, deadline_s=time.monotonic() + 0.05))
         assert answer.choice.depth == 0
         assert {each.source for reasons in answer.reasons for each in reasons} == {"counting"}
-
-
-async def test_after_an_early_exit_the_reasons_are_those_of_its_depth(bundle: Bundle) -> None:
-    width = len(Features._fields) + len(CONFIDENCE)
-    nothing_lost = LossModel((0.0,) * width, (1.0,) * width, (-1.0,), ((0.0,) * (2 * width),))
-    cascade = Cascade("cascade", (4, 16), 0.0, (1.0, 1.0), nothing_lost)
-    async with Pipeline(bundle, FakeEngine(bundle.vectors, DEPTHS)) as pipeline:
-        fixed = await pipeline.recommend(query(list(range(9)), depth=4))
-        chosen = pipeline._choose
-
-        def early(*request):
-            features = bundle.inspect(np.arange(9), None)[0]
-            return chosen(*request)._replace(early_exit=EarlyExit(cascade, features))
-
-        pipeline._choose = early  # type: ignore[method-assign]
-        answer = await pipeline.recommend(query(list(range(9)), depth=16))
-    assert answer.choice.depth == 4
-    assert answer.reasons == fixed.reasons
 
 
 def test_one_work_with_reasons_leaves_its_neighbours_alone(bundle: Bundle) -> None:

@@ -1,6 +1,5 @@
-"""An exit's answer is the network's score and the exit's part of what is counted, in a batch as in a cascade."""
+"""An exit's answer is the network's score and the exit's part of what is counted."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,6 @@ from fathom.runtime.prefix_cache import CacheHit
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.rules import Arrangement, Rules
 from fathom.runtime.runner import BatchItem, BatchResult, Runner, typical
-from fathom.selector.choice import EarlyExit
-from fathom.selector.features import Features
-from fathom.selector.learned import LossModel
-from fathom.selector.routing import CONFIDENCE, Cascade
 
 DEPTHS = (4, 8, 12, 16)
 WEIGHTS = {4: 0.5, 8: 0.0, 12: 0.25, 16: 2.0}
@@ -72,10 +67,9 @@ def mixed(bundle: Bundle, user: np.ndarray, work: BatchItem, depth: int) -> np.n
     return np.where(work.keep.mask, scores, -np.inf)
 
 
-def check(bundle: Bundle, users: np.ndarray, works: list[BatchItem], results: list, depths: list[int]) -> None:
-    for user, work, result, depth in zip(users, works, results, depths, strict=True):
+def check(bundle: Bundle, users: np.ndarray, works: list[BatchItem], results: list, depth: int) -> None:
+    for user, work, result in zip(users, works, results, strict=True):
         assert isinstance(result, BatchResult)
-        assert result.depth == depth
         exact = mixed(bundle, user, work, depth)
         best = np.argsort(-exact, kind="stable")[: min(work.k, np.count_nonzero(exact > -np.inf))]
         assert result.indices.tolist() == best.tolist()
@@ -89,8 +83,8 @@ def test_an_exit_adds_its_part_of_the_counts_to_the_network_s_scores(
     with open_engine(bundle) as engine:
         runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         users = engine.run(left_padded([work.ids for work in works], 20), None, depth)
-        check(bundle, users, works, list(runner.run(depth, works)), [depth] * len(works))
-        check(bundle, users[:1], works[:1], list(runner.run(depth, works[:1])), [depth])
+        check(bundle, users, works, list(runner.run(depth, works)), depth)
+        check(bundle, users[:1], works[:1], list(runner.run(depth, works[:1])), depth)
 
 
 def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
@@ -101,34 +95,9 @@ def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
         users = engine.run(left_padded([work.ids for work in works], 20), None, 16)
         known = [work._replace(hit=CacheHit("vector", user=user)) for work, user in zip(works, users, strict=True)]
         results = list(runner.run(16, known))
-    check(bundle, users, works, results, [16] * len(works))
+    check(bundle, users, works, results, 16)
     for user, result in zip(users, results, strict=True):
         np.testing.assert_array_equal(result.user, user)
-
-
-def by_length(lengths: Sequence[float]) -> Cascade:
-    """Longer histories go deeper, a quarter of these to each depth."""
-    width = len(Features._fields) + len(CONFIDENCE)
-    centre, scale = float(np.mean(lengths)), float(np.ptp(lengths)) / 4
-    corners = np.quantile((np.array(lengths) - centre) / scale, [0.25, 0.5, 0.75])
-    intercepts = tuple(-corners[place:].sum() for place in range(3))
-    slopes = tuple((slope,) + (0.0,) * (2 * width - 1) for slope in (3.0, 2.0, 1.0))
-    model = LossModel((centre,) + (0.0,) * (width - 1), (scale,) + (1.0,) * (width - 1), intercepts, slopes)
-    return Cascade("cascade", DEPTHS, 0.0, (0.25, 0.5, 0.75, 1.0), model)
-
-
-def test_every_exit_of_a_cascade_adds_its_own_part(bundle: Bundle, works: list[BatchItem]) -> None:
-    features = [bundle.inspect(work.ids - 1, None)[0] for work in works]
-    cascade = by_length([each.length for each in features])
-    asked = [work._replace(early_exit=EarlyExit(cascade, each)) for work, each in zip(works, features, strict=True)]
-    with open_engine(bundle) as engine:
-        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
-        results = list(runner.run(16, asked))
-        depths = [result.depth for result in results if isinstance(result, BatchResult)]
-        padded = left_padded([work.ids for work in works], 20)
-        users = np.stack([engine.run(padded[[row]], None, depth)[0] for row, depth in enumerate(depths)])
-    check(bundle, users, works, results, depths)
-    assert set(depths) == set(DEPTHS)
 
 
 def test_what_takes_longer_beside_its_run_counts_and_says_nothing_of_what_runs_cost() -> None:

@@ -19,7 +19,7 @@ from fathom.selector.chooser import LEAST_WEIGHT, QUEUE_WEIGHT, DepthChooser
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
 from fathom.selector.policy import PolicyName
-from fathom.selector.routing import Cascade, Learned, Mixture, Routing, RoutingInputs, Rule, coin
+from fathom.selector.routing import Learned, Mixture, Routing, coin
 
 fast = settings(deadline=None, max_examples=300)
 DEPTHS = (4, 8, 12, 16)
@@ -40,7 +40,6 @@ class Clock:
     time_s: float = 0.010
     queue: float = 0.002
     costs: dict[int, float] = field(default_factory=lambda: {4: 0.003, 8: 0.006, 12: 0.009, 16: 0.012})
-    uncached_costs: dict[int, float] = field(default_factory=dict)
     probing: bool = False
     care: float = 1.0
     medians: dict[int, float] = field(default_factory=dict)
@@ -48,9 +47,8 @@ class Clock:
     def queue_s(self, depth: int) -> float:
         return self.queue if depth else 0.0
 
-    def cost_s(self, depth: int, *, cached: bool = True, care: float = 1.0) -> float:
-        costs = self.costs if cached else self.costs | self.uncached_costs
-        p99_s = costs.get(depth, math.inf)
+    def cost_s(self, depth: int, *, care: float = 1.0) -> float:
+        p99_s = self.costs.get(depth, math.inf)
         return p99_s if care == 1 else p99_s + (1 - care) * (self.medians.get(depth, p99_s) - p99_s)
 
     def may_probe(self, depth: int) -> bool:  # noqa: ARG002
@@ -184,34 +182,24 @@ def model(rng: np.random.Generator, features: int, targets: int) -> LossModel:
 
 
 @fast
-@given(st.integers(0, 10_000), st.sampled_from(["mixture", "rule", "learned", "cascade"]))
+@given(st.integers(0, 10_000), st.sampled_from(["mixture", "learned"]))
 def test_a_request_gets_the_depth_that_its_certificate_assumed(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     count = len(Features._fields)
     routing: Routing = {
         "mixture": lambda: Mixture("mixture", DEPTHS, tuple(rng.dirichlet(np.ones(4)).tolist())),
-        "rule": lambda: Rule("rule", DEPTHS, float(rng.random())),
         "learned": lambda: Learned("learned", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), model(rng, count, 3)),
-        "cascade": lambda: Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), model(rng, count + 4, 3)),
     }[kind]()
     features, complexity, items = Features(*rng.random(count).tolist()), float(rng.random()), rng.integers(0, 50, 5)
     choice = chooser(certificate(routing)).choose(DepthRequest(CLOUD, items, lambda **_: (features, complexity)))
     assert (choice.reason, choice.complexity) == (DepthReason.CERTIFIED, None if kind == "mixture" else complexity)
     assert choice.why.endswith(f"as certified: {routing.words}")
-    confidence = rng.random((1, 4))
-    (chances,) = routing.probabilities(RoutingInputs(np.array([features]), np.array([complexity]), confidence))
+    (chances,) = routing.probabilities(np.array([features]))
     place = DEPTHS.index(choice.depth)
     if kind == "mixture":
         assert chances[:place].sum() <= coin(items) <= chances[: place + 1].sum()
-    elif kind == "cascade":
-        assert choice.early_exit == (routing, features)
-        assert choice.depth == 16
-        stopped = choice.stopped_at(DEPTHS[int(chances.argmax())])
-        assert stopped.why == f"depth {stopped.depth}, as certified: {routing.words}"
     else:
         assert chances[place] == 1
-        assert choice.early_exit is None
-        assert choice.stopped_at(4) is choice
 
 
 # Deadlines
@@ -298,17 +286,6 @@ def test_what_cannot_be_in_time_is_refused_without_a_look_at_it() -> None:
     late = DepthRequest(EDGE, ITEMS, never, estimates=Clock(time_s=0.001))
     with pytest.raises(DeadlineError):
         chooser().choose(late)
-
-
-def test_a_cascade_counts_as_its_walk_and_its_shallower_depths_as_they_are_cached() -> None:
-    rng = np.random.default_rng(0)
-    losses = model(rng, len(Features._fields) + 4, 3)
-    cascaded = chooser(certificate(Cascade("cascade", DEPTHS, 0.2, (0.25, 0.5, 0.75, 1.0), losses)))
-    clock = Clock(queue=0.0, costs=dict.fromkeys(DEPTHS, 0.001), uncached_costs=dict.fromkeys(DEPTHS, 0.02))
-    choice = cascaded.choose(request(estimates=clock))
-    assert (choice.depth, choice.reason) == (12, DepthReason.DEADLINE)
-    assert choice.early_exit is choice.agreement_check is None
-    assert cascaded.choose(request(estimates=replace(clock, time_s=0.02))).early_exit is not None
 
 
 @fast

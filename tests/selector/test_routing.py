@@ -7,24 +7,7 @@ import pytest
 
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import (
-    CONFIDENCE,
-    LENGTH,
-    SHARPNESS,
-    Cascade,
-    DepthCosts,
-    ExitAnswers,
-    Learned,
-    Mixture,
-    RoutingInputs,
-    Rule,
-    coin,
-    confidence,
-    least_total,
-    mixed,
-    priced,
-    thresholds,
-)
+from fathom.selector.routing import LENGTH, DepthCosts, Learned, Mixture, coin, learned, least_total, mixed
 
 DEPTHS = (4, 8, 12, 16)
 COSTS = (0.3, 0.5, 0.75, 1.0)
@@ -48,33 +31,17 @@ def learned_model() -> LossModel:
     return LossModel.fit(table, losses)
 
 
-def asked(count: int = 400) -> RoutingInputs:
-    rng = np.random.default_rng(3)
-    return RoutingInputs(rows(count), rng.random(count), rng.random((count, len(CONFIDENCE))))
-
-
-def unsure() -> LossModel:
-    """More is lost where the first feature is large and the exit is unsure of its answer."""
-    many, rng = asked(1000), np.random.default_rng(4)
-    loss = 0.1 * np.nan_to_num(many.features[:, 0]) - 0.1 * many.confidence[:, 1]
-    losses = np.column_stack([loss * share for share in (1.0, 0.5, 0.2)])
-    return LossModel.fit(many.with_answer, losses + rng.normal(0, 0.01, losses.shape))
-
-
 @pytest.mark.parametrize(
     "routing",
     [
-        *thresholds(DEPTHS, np.linspace(0, 1, 101), 4),
         *(Learned("learned", DEPTHS, price, COSTS, learned_model()) for price in (0.0, 0.05, 0.2, 5.0)),
         *(Learned("learned", DEPTHS, price, COSTS, learned_model(), PER_ITEM) for price in (0.0, 0.05, 0.2, 5.0)),
     ],
 )
-def test_online_and_offline_choose_alike(routing: Rule | Learned) -> None:
+def test_online_and_offline_choose_alike(routing: Learned) -> None:
     table = rows()
-    complexity = np.random.default_rng(1).random(len(table))
-    chances = routing.probabilities(RoutingInputs(table, complexity, np.empty(0)))
-    for row, simple, chance in zip(table, complexity, chances, strict=True):
-        depth = routing.depth(Features(*row.tolist()), float(simple), 0.5)
+    for row, chance in zip(table, routing.probabilities(table), strict=True):
+        depth = routing.depth(Features(*row.tolist()))
         assert chance[DEPTHS.index(depth)] == 1.0
         assert chance.sum() == 1.0
 
@@ -83,13 +50,12 @@ def test_a_mixture_gives_each_depth_its_share_and_equal_histories_the_same() -> 
     mixture = Mixture("mixture", DEPTHS, (0.6, 0.25, 0.0, 0.15))
     rng = np.random.default_rng(2)
     histories = [rng.integers(0, 3000, rng.integers(1, 50)) for _ in range(4000)]
-    features = Features(*[0.0] * COUNT)
-    chosen = [mixture.depth(features, 0.5, coin(items)) for items in histories]
+    chosen = [mixture.depth(coin(items)) for items in histories]
     for depth, share in zip(DEPTHS, mixture.shares, strict=True):
         sigma = math.sqrt(share * (1 - share) / len(chosen))
         assert abs(chosen.count(depth) / len(chosen) - share) <= 4 * sigma
-    assert chosen == [mixture.depth(features, 0.5, coin(items.copy())) for items in histories]
-    np.testing.assert_allclose(mixture.probabilities(asked(3)), [mixture.shares] * 3)
+    assert chosen == [mixture.depth(coin(items.copy())) for items in histories]
+    np.testing.assert_allclose(mixture.probabilities(rows(3)), [mixture.shares] * 3)
     assert mixture.words == "60 % depth 4, 25 % depth 8, 15 % depth 16"
 
 
@@ -99,15 +65,12 @@ def test_families_go_from_the_safest_to_the_cheapest() -> None:
     assert spent == sorted(spent, reverse=True)
     assert mixtures[0].shares == pytest.approx((0, 0.1, 0, 0.9))
     assert mixtures[-1].shares == (0, 1, 0, 0)
-    costs = SPENT.of(asked().features)
-    for prices in (
-        priced("learned", learned_model(), DEPTHS, SPENT, asked().features, 20),
-        priced("cascade", unsure(), DEPTHS, SPENT, asked().with_answer, 20),
-    ):
-        spent = [float((each.probabilities(asked()) * costs).sum(1).mean()) for each in prices]
-        assert spent == sorted(spent, reverse=True)
-        assert prices[0].price == 0
-        assert spent[-1] == pytest.approx(costs[:, 0].mean())
+    costs = SPENT.of(rows())
+    prices = learned(learned_model(), DEPTHS, SPENT, rows(), 20)
+    spent = [float((each.probabilities(rows()) * costs).sum(1).mean()) for each in prices]
+    assert spent == sorted(spent, reverse=True)
+    assert prices[0].price == 0
+    assert spent[-1] == pytest.approx(costs[:, 0].mean())
 
 
 def test_of_two_requests_that_lose_as_much_the_more_expensive_one_goes_shallower() -> None:
@@ -120,45 +83,7 @@ def test_of_two_requests_that_lose_as_much_the_more_expensive_one_goes_shallower
     assert least_total(losses, costs, 0.15).tolist() == [3, 1]
 
 
-def test_a_cascade_goes_on_to_the_depth_that_is_worth_its_price() -> None:
-    cascade = Cascade("cascade", DEPTHS, 0.05, COSTS, unsure(), PER_ITEM)
-    many = asked()
-    chances = cascade.probabilities(many)
-    for row, seen in enumerate(many.with_answer):
-        losses = [*cascade.model.predict(seen), 0.0]
-        totals = [
-            loss + 0.05 * (fixed + each * seen[LENGTH])
-            for loss, fixed, each in zip(losses, COSTS, PER_ITEM, strict=True)
-        ]
-        assert chances[row, int(np.argmin(totals))] == 1.0
-    assert 0 < chances[:, 0].mean() < 1
-    assert cascade.depth(Features(*[0.0] * COUNT), 0.5, 0.5) == 16
-    assert cascade.words == "from depth 4 on to 8, 12, 16 by least expected loss + 0.05 x cost"
-
-
-def answers(items: list[list[int]], scores: list[list[float]]) -> ExitAnswers:
-    pairs = zip(items, scores, strict=True)
-    return ExitAnswers.of([(np.array(best, np.int64), np.array(values, np.float32)) for best, values in pairs])
-
-
-def test_confidence_is_what_an_exit_says_of_its_answer() -> None:
-    told = confidence(answers([[3, 1, 2], [5]], [[0.9, 0.8, 0.5], [0.9]]))
-    np.testing.assert_allclose(told[0, :3], (0.9, 0.1, 0.4), rtol=1e-6)
-    shares = np.exp(np.array([0, -0.1, -0.4]) / SHARPNESS)
-    shares /= shares.sum()
-    assert told[0, 3] == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-5)
-    assert told[1].tolist() == [0.0] * len(CONFIDENCE)
-
-
-def test_an_answer_without_items_is_not_sure_of_anything() -> None:
-    nothing = answers([[], [1, 2]], [[], [math.nan, math.nan]])
-    assert confidence(nothing).shape == (2, len(CONFIDENCE))
-    assert confidence(nothing)[0].tolist() == [0.0] * 4
-
-
 def test_what_cannot_be_a_routing_is_refused() -> None:
-    with pytest.raises(ValueError, match="fit together"):
-        Cascade("cascade", DEPTHS[:3], 0.1, COSTS[:3], unsure())
     with pytest.raises(ValueError, match="share"):
         Mixture("mixture", DEPTHS, (0.5, 0.5))
     with pytest.raises(ValueError, match="share"):

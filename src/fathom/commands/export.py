@@ -10,11 +10,12 @@ from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands.bundle import show_bundle
 from fathom.commands.options import DELTA, EPS, AsJson, Data, Out, need_training, takes
-from fathom.errors import ConfigError, DataError
+from fathom.errors import BundleError, ConfigError, DataError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
     from fathom.exporter.engines.precision import Bits
+    from fathom.runtime.bundle import Bundle
     from fathom.selector.certificate import Certificate, Kind
     from fathom.training.checkpoint import Checkpoint
 
@@ -122,7 +123,8 @@ def certify(
         float, typer.Option(help="Kind agreement: share of answers that may fall below the floor.")
     ] = 0.05,
     policy: Annotated[
-        Literal["mixture", "rule", "learned", "cascade"], typer.Option(help="Family of routing policies.")
+        Literal["mixture", "learned"],
+        typer.Option(help="Family of routings: shares of the depths, or learned from the features of requests."),
     ] = "mixture",
     profile: Annotated[
         list[str] | None,
@@ -189,12 +191,11 @@ def _certify(
     from fathom.exporter.certification.certify import certify, measure_bundle, measure_recorded, write_certificate
     from fathom.exporter.certification.depth_sets import depth_sets
     from fathom.exporter.certification.routing_report import make_report, write_report
-    from fathom.runtime.bundle import Bundle
     from fathom.training.dataset import Dataset
 
-    opened = Bundle.open(bundle)
+    opened = _open_to_certify(bundle)
     dataset = None if recorded else Dataset.load(data)
-    sets = depth_sets(opened, profiles or (), test["family"])
+    sets = depth_sets(opened, profiles or ())
     if again := [kind for kind in kinds if opened.certificate and opened.certificate.of(kind)]:
         show.note(
             f"warning: {' and '.join(again)} of this bundle was certified before: delta holds for one certification of"
@@ -214,6 +215,17 @@ def _certify(
             activity.update("judging every policy against static depths")
             write_report(make_report(opened.manifest.name, measured), certificate, report)
     return certificate
+
+
+def _open_to_certify(path: Path) -> "Bundle":
+    from fathom.runtime.bundle import Bundle
+
+    try:
+        return Bundle.open(path)
+    except BundleError as error:
+        bundle = Bundle.open(path, with_certificate=False)  # refuses it again where anything else is wrong
+        show.note(f"warning: the certificate that it has is left out: {error}")
+        return bundle
 
 
 def show_certificate(certificate: "Certificate") -> None:

@@ -163,7 +163,7 @@ class Scorer:
                 for each, result in zip(batch, self._runner.run(depth, [each.work for each in batch]), strict=True):
                     if isinstance(result, UnavailableError):
                         raise result
-                    answers[each.row] = _Answer(result.indices, result.scores, result.depth, each.reason.value)
+                    answers[each.row] = _Answer(result.indices, result.scores, depth, each.reason.value)
         return Scored(
             np.array([len(answer.indices) for answer in answers], np.int64),
             np.concatenate([answer.indices for answer in answers]),
@@ -195,7 +195,7 @@ class Scorer:
         if choice.depth == 0 and counting is not None:
             return _Answer(*counting.best(history.items, k, keep), 0, choice.reason.value)
         times = history.timestamps if self._uses_timestamps else None
-        work = BatchItem(history.items + 1, times, k, keep, choice.early_exit)
+        work = BatchItem(history.items + 1, times, k, keep)
         lanes.setdefault(choice.depth, []).append(_Waiting(row, work, choice.reason))
         return None
 
