@@ -23,6 +23,7 @@ MODULES = (
     "systems.routing_server",
     "systems.saving",
     "systems.feedback",
+    "systems.drift",
     "experiments.training_throughput",
     "experiments.parity",
     "systems.engine_depth",

@@ -162,8 +162,8 @@ class Bundle:
     ) -> Self:
         """Open a bundle folder; ``verify=False`` leaves out the sha256 of what is not read here, as of engines.
 
-        ``trust``: the keys of which one must have signed it. ``with_certificate=False``: as if it had none, for who
-        replaces it.
+        ``trust``: the keys of which one must have signed it. ``with_certificate=False``: as if it had none, for a
+        caller about to replace it.
 
         Raises BundleMissingFileError, BundleTruncatedError, BundleEditedError, BundleSchemaError (not a manifest,
         or newer than this Fathom), BundleSignatureError or BundleError (something in the folder that the manifest does

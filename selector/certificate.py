@@ -175,12 +175,12 @@ _ADAPTER = TypeAdapter(Certificate)
 def _as_newest(value: Any) -> Any:
     """Schemas 1 and 2 held one promise, of quality, and the seed of an order that is no longer drawn.
 
-    Routings of families that are no longer served count as not certified.
+    Claims with a routing that is no longer served are left out, as if nothing had been tested.
     """
     if not isinstance(value, dict):
         return value
     if isinstance(value.get("claims"), list):
-        value = {**value, "claims": [_without_old_routing(claim) for claim in value["claims"]]}
+        value = {**value, "claims": [claim for claim in value["claims"] if not _has_old_routing(claim)]}
     if value.get("schema_version") not in (1, 2):
         return value
     rest = {key: found for key, found in value.items() if key not in ("metric", "seed")}
@@ -188,11 +188,9 @@ def _as_newest(value: Any) -> Any:
     return {**rest, "schema_version": SCHEMA_VERSION, "promises": {"quality": promise}}
 
 
-def _without_old_routing(claim: Any) -> Any:
+def _has_old_routing(claim: Any) -> bool:
     routing = claim.get("routing") if isinstance(claim, dict) else None
-    if not isinstance(routing, dict) or routing.get("policy") not in OLD_POLICIES:
-        return claim
-    return {key: claim[key] for key in ("depths", "policy", "level", "users", "kind") if key in claim}
+    return isinstance(routing, dict) and routing.get("policy") in OLD_POLICIES
 
 
 def kept_at_least(full: Floats, routed: Floats, *, level: float) -> float:

@@ -135,7 +135,7 @@ def mixed(depths: Sequence[int], deep: int, shallow: int, steps: int) -> list[Mi
     return [Mixture("mixture", tuple(depths), tuple(each.get(depth, 0.0) for depth in depths)) for each in shares]
 
 
-def learned(model: Model, depths: Sequence[int], costs: DepthCosts, rows: Floats, steps: int) -> list[Learned]:
+def learned_routings(model: Model, depths: Sequence[int], costs: DepthCosts, rows: Floats, steps: int) -> list[Learned]:
     """From free computation to prices at which everything is shallow, about evenly spaced in what they cost.
 
     ``rows`` (n, features): of requests, as those that the model has learned from.

@@ -216,7 +216,7 @@ def test_a_certificate_that_cannot_be_read_is_replaced_and_nothing_else_is(tiny_
         "--delta",
         "0.2",
     ]
-    assert "warning: the certificate that it has is left out" in in_process.fathom(*asked).stderr
+    assert "all that it holds is replaced" in in_process.fathom(*asked).stderr
     assert Bundle.open(bundle).certificate is not None
     (bundle / "items" / "vectors.npy").write_bytes(b"")
     in_process.fathom(*asked, code=2)

@@ -93,9 +93,11 @@ def boosted(known: Outcomes, judged: Outcomes, costs: Costs) -> Policy:
 
 
 def rule(known: Outcomes, judged: Outcomes) -> Policy:
-    """The shallowest depth for requests below a threshold of complexity, the deepest for the others."""
-    levels, deepest = np.quantile(known.complexity, np.linspace(0, 1, STEPS + 1)[1:]), len(judged.depths) - 1
-    return Policy("rule", [one_hot(np.where(judged.complexity < level, 0, deepest), deepest + 1) for level in levels])
+    """The network's shallowest depth for requests below a threshold of complexity, the deepest for the others."""
+    levels = np.quantile(known.complexity, np.linspace(0, 1, STEPS + 1)[1:])
+    shallowest, deepest = judged.depths.index(judged.network_depths[0]), len(judged.depths) - 1
+    places = [np.where(judged.complexity < level, shallowest, deepest) for level in levels]
+    return Policy("rule", [one_hot(each, deepest + 1) for each in places])
 
 
 def study(measured: CertificationData, walked: Costs, *, seed: int = 0) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A cascade, which no server follows: it goes to the network's first exit, looks at the answer there, and goes on.
 
-What it has seen tells more than the request alone, but looking costs a search and an exit, and a choice before any
-layer makes as much of the time that this takes (``agreement``; docs/log.md).
+What it has seen tells more than the request alone, but the look costs a search and an exit, and a choice before any
+layer saves more with the same time (``agreement``; docs/log.md). Of the learners it has the ridge.
 """
 
 import time
@@ -13,6 +13,9 @@ from fathom.exporter.certification.outcomes import ROUNDS, Costs, Outcomes
 from fathom.exporter.certification.routing_curves import Policy
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.retriever import FlatRetriever
+from fathom.selector.certificate import TOP
 from fathom.selector.learned import LossModel
 from fathom.selector.routing import least_total, one_hot
 from fathom.selector.schema import Floats
@@ -39,10 +42,11 @@ def with_answer(requests: Outcomes) -> Floats:
 
 
 def walked_costs(bundle: Bundle, costs: Costs) -> Costs:
-    """Costs of going on to each depth: what it costs alone, what the engine takes longer, and the first exit's search.
+    """What it costs to go on to each depth from the first exit, where the best items have been looked up.
 
-    Medians of interleaved runs on this machine.
+    As alone, and what the engine and that search take longer: medians of interleaved runs on this machine.
     """
+    retriever, no_filter = FlatRetriever(bundle.vectors), ItemFilter()
     with open_engine(bundle) as engine:
         first = engine.depths[0]
         taken = np.empty((ROUNDS + 1, len(costs.lengths), len(engine.depths), 2))
@@ -53,14 +57,14 @@ def walked_costs(bundle: Bundle, costs: Costs) -> Costs:
                     start_s = time.perf_counter()
                     engine.run(items, None, depth)
                     between_s = time.perf_counter()
-                    for _ in engine.walk(items, None, sorted({first, depth})):
-                        pass
+                    walk = engine.walk(items, None, sorted({first, depth}))
+                    users = next(walk)
+                    for _ in walk:
+                        retriever.search(users, [TOP], [no_filter], None)
                     taken[turn, row, place] = between_s - start_s, time.perf_counter() - between_s
     run, walked = np.moveaxis(np.median(taken[1:], axis=0) * 1e3, -1, 0)
     ms = costs.ms.copy()
-    counted = len(costs.depths) - len(engine.depths)
-    search = costs.ms[:, counted] - run[:, 0]
-    ms[:, counted + 1 :] += (walked - run)[:, 1:] + search[:, None]
+    ms[:, -len(engine.depths) + 1 :] += np.maximum(walked - run, 0)[:, 1:]
     return Costs(costs.depths, costs.lengths, ms)
 
 

@@ -73,7 +73,9 @@ def study(name: str, seed: int) -> dict[str, Any]:
 
 
 def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any) -> dict[str, Any]:
-    certificate = certify(bundle, measured, eps=eps, delta=DELTA, family=family, depth_sets=[bundle.depths])
+    certificate = certify(
+        bundle, measured, eps=eps, delta=DELTA, family=family, depth_sets=[bundle.manifest.served_depths]
+    )
     claim = certificate.claims[0]
     words = None if claim.routing is None else claim.routing.words
     figures = {name: getattr(claim, name) for name in ("policy", "users", "kept", "saved", "agreement", "needed")}

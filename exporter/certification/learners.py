@@ -14,7 +14,7 @@ from fathom.exporter.certification.hull import area_above
 from fathom.exporter.certification.outcomes import Costs, Outcomes
 from fathom.selector.learned import Fit, LossModel, cross_fitted
 from fathom.selector.net import NetModel
-from fathom.selector.routing import DepthCosts, Learned, learned, least_total
+from fathom.selector.routing import DepthCosts, Learned, learned_routings, least_total
 from fathom.selector.schema import Floats
 from fathom.selector.tables import TableModel
 
@@ -40,7 +40,7 @@ def learned_members(known: Outcomes, costs: Costs, steps: int) -> list[Learned]:
         return [least_total(told, spent, price) for price in PRICES]
 
     model = best_learner(chosen, known, costs).fit(known.features, losses, known.users)
-    return learned(model, costs.depths, relative, known.features, steps)
+    return learned_routings(model, costs.depths, relative, known.features, steps)
 
 
 def best_learner(chosen: Callable[[Fit], Sequence[Places]], known: Outcomes, costs: Costs) -> Learner:

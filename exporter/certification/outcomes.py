@@ -120,7 +120,7 @@ def rank_biased_overlap(best: NDArray[np.int64], persistence: float = 0.9) -> Fl
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds of a request alone in its batch, (m, D), by its history's length: ``lengths`` (m,), and between."""
+    """Milliseconds of a request alone in its batch, (m, D), interpolated between ``lengths`` (m,) of its history."""
 
     depths: tuple[int, ...]
     lengths: NDArray[np.int64]

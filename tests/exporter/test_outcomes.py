@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fathom.benchmarks.experiments.cascade import with_answer
 from fathom.exporter.bundle.teachers import teaching_cases
 from fathom.exporter.certification.outcomes import Outcomes, agreement, measure_outcomes, rank_biased_overlap
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.padding import left_padded
 from fathom.selector.complexity import ComplexityModel
+from fathom.selector.features import Features
 from fathom.selector.ranked_complexity import RankedComplexity, Scale
-from fathom.selector.routing import ExitAnswers, confidence
 from fathom.training.dataset import Dataset
 from fathom.training.splits import leave_one_out
 
@@ -92,12 +93,18 @@ def test_a_bundle_that_does_not_say_its_temperature_has_no_denoised_loss(
     np.testing.assert_array_equal(found.best, measured[1].best)
 
 
-def test_confidence_is_that_of_the_first_exit_which_depth_0_is_not(measured: tuple[Bundle, Outcomes]) -> None:
-    found = measured[1]
-    at = {depth: ExitAnswers(found.best[:, n], found.scores[:, n]) for n, depth in enumerate(found.depths)}
-    assert 0 in at
-    np.testing.assert_array_equal(found.confidence, confidence(at[4]))
-    np.testing.assert_array_equal(found.at_depths((12, 16)).confidence, confidence(at[12]))
+def test_a_cascade_sees_how_sure_the_first_exit_is_which_depth_0_is_not(measured: tuple[Bundle, Outcomes]) -> None:
+    found, features = measured[1], len(Features._fields)
+    assert 0 in found.depths
+    told = with_answer(found)
+    np.testing.assert_array_equal(told[:, :features], found.features)
+    scores = found.scores[:, found.depths.index(4)]
+    np.testing.assert_allclose(told[:, features], scores[:, 0])
+    np.testing.assert_allclose(told[:, features + 1], scores[:, 0] - scores[:, 1])
+    np.testing.assert_allclose(told[:, features + 2], scores[:, 0] - scores[:, -1])
+    assert (told[:, -1] >= 0).all()
+    assert (told[:, -1] <= np.log(10)).all()
+    np.testing.assert_array_equal(with_answer(found.at_depths((0, 4, 16))), told)
 
 
 def test_teachers_requests_have_no_quality(measured: tuple[Bundle, Outcomes], dataset: Dataset) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.routing import LENGTH, DepthCosts, Learned, Mixture, coin, learned, least_total, mixed
+from fathom.selector.routing import LENGTH, DepthCosts, Learned, Mixture, coin, learned_routings, least_total, mixed
 
 DEPTHS = (4, 8, 12, 16)
 COSTS = (0.3, 0.5, 0.75, 1.0)
@@ -66,7 +66,7 @@ def test_families_go_from_the_safest_to_the_cheapest() -> None:
     assert mixtures[0].shares == pytest.approx((0, 0.1, 0, 0.9))
     assert mixtures[-1].shares == (0, 1, 0, 0)
     costs = SPENT.of(rows())
-    prices = learned(learned_model(), DEPTHS, SPENT, rows(), 20)
+    prices = learned_routings(learned_model(), DEPTHS, SPENT, rows(), 20)
     spent = [float((each.probabilities(rows()) * costs).sum(1).mean()) for each in prices]
     assert spent == sorted(spent, reverse=True)
     assert prices[0].price == 0

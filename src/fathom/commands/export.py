@@ -1,6 +1,6 @@
 """From a checkpoint to a bundle, and the certificate of its routing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -218,13 +218,13 @@ def _certify(
 
 
 def _open_to_certify(path: Path) -> "Bundle":
-    from fathom.runtime.bundle import Bundle
+    from fathom.runtime.bundle import Bundle, read_certificate
 
+    bundle = Bundle.open(path, with_certificate=False)
     try:
-        return Bundle.open(path)
+        return replace(bundle, certificate=read_certificate(path, bundle.manifest))
     except BundleError as error:
-        bundle = Bundle.open(path, with_certificate=False)  # refuses it again where anything else is wrong
-        show.note(f"warning: the certificate that it has is left out: {error}")
+        show.note(f"warning: {error}; if anything is certified now, all that it holds is replaced")
         return bundle
 
 
