@@ -22,6 +22,7 @@ from fathom.benchmarks.experiments.quality.stored import Pool, pools
 from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, mean_hr, seeds
 from fathom.benchmarks.markdown import decimal, paragraphs, table
 from fathom.benchmarks.record import RESULTS, load_run, run
+from fathom.benchmarks.systems import saving
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -86,6 +87,7 @@ def readme_block(folder: Path, quality: Sequence[Pool]) -> str:
         *counting_exit_summary(folder),
         *certified_fact(folder),
         *agreement.fact(folder),
+        *saving.fact(folder),
         f"engines against torch, history 1 to 200: largest error of a user vector"
         f" {max(r['max_abs_error'] for r in compared):.1e}; the same top 10 for"
         f" {min(r['identical_share'] for r in compared):.1%} of {compared[0]['users']} users",

@@ -56,7 +56,7 @@ class Stream:
         depths: Counter[int] = Counter()
         shares: list[float] = []
         count = 0
-        while count < most and (block := list(islice(self._requests, EACH))):
+        while count < most and (block := list(islice(self._requests, min(EACH, most - count)))):
             for items in block:
                 answer = self._client.recommend(items)
                 depths[answer.depth] += 1

@@ -96,10 +96,15 @@ def _saved(
     return found
 
 
-def section(folder: Path) -> str:
-    """All stored runs, in the order of the page; "" without any."""
+def _load(folder: Path) -> list[StoredRun]:
+    """All stored runs, in the order of the page."""
     runs = [json.loads(path.read_bytes()) for path in (folder / "saving").glob("*.json")]
-    runs.sort(key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
+    return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
+
+
+def section(folder: Path) -> str:
+    """All stored runs, "" without any."""
+    runs = _load(folder)
     rows = [
         {
             "network": f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}",
@@ -118,6 +123,29 @@ def section(folder: Path) -> str:
     tested = dict.fromkeys(each["family"] for run in runs for each in run["result"]["rows"])
     columns = "network={network} | certified to keep={promise}" + "".join(f" | {name}={{{name}}}" for name in tested)
     return paragraphs("### Saved at an equal promise", about, table_of(rows, columns)) if runs else ""
+
+
+def fact(folder: Path) -> list[str]:
+    """What a learned choice and the mixture save at the first promise, for each network that was measured."""
+    runs = _load(folder)
+    if not runs:
+        return []
+    said = []
+    for run in runs:
+        saved = {each["family"]: each["cpu"] for each in _by_promise(run)[0]}
+        learned, mixture = (_gain(saved[family]) for family in ("learned", "mixture"))
+        said.append(f"{dataset_title(run['config']['dataset'])} {learned} and {mixture}")
+    kind, eps = PROMISES[0]
+    assert kind == "agreement"
+    return [
+        f"CPU of a server saved where {1 - eps:.0%} of depth 16's top 10 is certified, {CONCURRENCY} requests in"
+        f" flight, by a learned choice and by mixing at random: {', '.join(said)}"
+    ]
+
+
+def _gain(cpu: Mapping[str, float] | None) -> str:
+    """A share that is surely above 0, or "nothing"."""
+    return f"{cpu['value']:.0%}" if cpu and cpu["low"] > 0 else "nothing"
 
 
 def _by_promise(run: StoredRun) -> list[list[dict[str, Any]]]:

@@ -1,12 +1,14 @@
 """The benchmark of drift asks a real server, and its section says what is stored."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fathom.benchmarks.__main__ import main
 from fathom.benchmarks.systems import drift
+from fathom.exporter.certification.certify import certify
 
 
 def test_phases_of_a_changing_stream_are_stored_and_told(
@@ -15,6 +17,7 @@ def test_phases_of_a_changing_stream_are_stored_and_told(
     # Nearly everything may be lost, so that something is certified by a few users.
     monkeypatch.setattr(drift, "EPS", 0.9)
     monkeypatch.setattr(drift, "DELTA", 0.2)
+    monkeypatch.setattr(drift, "certify", partial(certify, floor=0.1, below=0.9))
     monkeypatch.setattr(drift, "BEFORE", 20)
     network = f"ml-100k={tiny_build / 'bundle'}:{tiny_build / 'dataset'}"
     main(["run", "drift", network, "--results", str(tmp_path)])

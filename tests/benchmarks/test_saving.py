@@ -29,3 +29,15 @@ def test_families_are_certified_served_and_told(
     assert "| MovieLens-100K, seed 3 | 10% of NDCG@10 |" in page
     assert page.count("nothing certified") >= 2
     assert saving.BENCHMARK.section(tmp_path / "nothing") == ""
+
+
+def test_what_is_not_surely_saved_is_nothing(tmp_path: Path) -> None:
+    cpu = {"value": 0.26, "low": 0.24, "high": 0.27}
+    row = {"kind": "agreement", "eps": 0.1}
+    rows = [row | {"family": "mixture", "cpu": cpu | {"low": -0.1}}, row | {"family": "learned", "cpu": cpu}]
+    (tmp_path / "saving").mkdir()
+    run = {"config": {"dataset": "retail"}, "seed": 0, "result": {"rows": rows}}
+    (tmp_path / "saving" / "retail-seed-0.json").write_text(json.dumps(run))
+    (said,) = saving.fact(tmp_path)
+    assert said.endswith("by a learned choice and by mixing at random: Online Retail II 26% and nothing")
+    assert saving.fact(tmp_path / "nothing") == []
