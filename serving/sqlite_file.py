@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 from fathom.errors import ConfigError
 from fathom.serving.faults import Faults
 
-BUSY_MS = 5_000
+#: How long a statement waits for others of the file, and how long between two attempts where SQLite does not wait.
+BUSY_MS, AGAIN_S = 5_000, 0.01
 #: What SQLite says where the disk, a quota or a limit on the file's size lets it write no more.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
@@ -60,8 +62,11 @@ class SqliteFile(ABC):
 
     def _connect(self) -> sqlite3.Connection:
         # A statement that is kept would keep the last id that it was asked for.
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=0)
-        for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        connection = sqlite3.connect(
+            self._path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=0
+        )
+        _write_ahead(connection)
+        for pragma in (f"busy_timeout={BUSY_MS}", "synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -140,6 +145,21 @@ class SqliteFile(ABC):
             raise ConfigError(
                 f"{self._path}: cannot be used for {purpose}: a database of something else; name another file"
             )
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on; SQLite itself does not wait for everybody who is in the way of this."""
+    end_s = time.monotonic() + BUSY_MS / 1_000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the rest says in what
+            if not busy or time.monotonic() > end_s:
+                raise
+            time.sleep(AGAIN_S)
+        else:
+            return
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -34,6 +34,7 @@ from fathom.errors import (
     UnavailableError,
 )
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.serving import sqlite_file
 from fathom.serving.history.contract import Appended, HistoryStore, Pair, Retention, StoredEvent, digest_of
 from fathom.serving.history.memory import MemoryHistory
 from fathom.serving.history.open import open_history
@@ -527,6 +528,21 @@ async def test_many_processes_may_open_a_file_of_an_older_version_at_once(tmp_pa
     for store in stores:
         assert await store.read("anna") == events(10)
         await store.close()
+
+
+async def test_a_file_that_another_process_reads_just_now_is_opened_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, waited = tmp_path / "history.db", []
+    with closing(sqlite3.connect(path)) as reading:
+        reading.execute("CREATE TABLE events (arrival INTEGER PRIMARY KEY, user, event, item, timestamp)")
+        reading.commit()
+        reading.execute("BEGIN")
+        reading.execute("SELECT * FROM events").fetchall()
+        monkeypatch.setattr(sqlite_file.time, "sleep", lambda seconds: (waited.append(seconds), reading.rollback()))
+        store = SqliteHistory(path, Retention())
+        await store.close()
+    assert waited
 
 
 def _unlink(path: Path) -> None:
