@@ -8,7 +8,6 @@ of it. Beside what a server can follow stand a threshold of complexity, a cascad
 ``agreement/NAME-seed-S``, S the seed that the bundles were trained with.
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.benchmarks.experiments.cascade import cascade, walked_costs, with_answer
-from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
+from fathom.benchmarks.experiments.quality.stored import network_title, stored_networks
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.errors import ConfigError
@@ -205,19 +204,19 @@ def _interval(values: Floats) -> dict[str, float]:
 
 def section(folder: Path) -> str:
     """The stored runs as docs/results.md tells them, "" without any."""
-    runs = _load(folder)
+    runs = stored_networks(folder, "agreement")
     return paragraphs(_told(runs), _areas(runs), _savings(runs)) if runs else ""
 
 
 def fact(folder: Path) -> list[str]:
     """What a choice before any layer saves where .95 of the top 10 is kept, for each network that was measured."""
-    runs = _load(folder)
+    runs = stored_networks(folder, "agreement")
     if not runs:
         return []
     level = LEVELS[-1]
     rows = [(run, next(each for each in run["result"]["saved"] if each["level"] == level)) for run in runs]
     said = ", ".join(
-        f"{row['ratio']['learned']['value']:.2f} times on {_name(run)}"
+        f"{row['ratio']['learned']['value']:.2f} times on {network_title(run)}"
         f" ({row['ratio']['length']['value']:.2f} by the history's length alone)"
         for run, row in rows
     )
@@ -225,16 +224,10 @@ def fact(folder: Path) -> list[str]:
     return [f"{kept}, a depth chosen for each request, against mixing at random (estimates, not certificates): {said}"]
 
 
-def _load(folder: Path) -> list[StoredRun]:
-    """The stored runs, in the order of the page."""
-    runs = [json.loads(path.read_bytes()) for path in (folder / "agreement").glob("*.json")]
-    return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
-
-
 def _told(runs: Sequence[StoredRun]) -> str:
     rows = [
         {
-            "network": _name(run),
+            "network": network_title(run),
             "requests": run["result"]["requests"],
             "kept": next(each["agreement"] for each in run["result"]["static"] if each["depth"]),
             "overlap": next(each["overlap"] for each in run["result"]["static"] if each["depth"]),
@@ -259,7 +252,7 @@ def _told(runs: Sequence[StoredRun]) -> str:
 def _areas(runs: Sequence[StoredRun]) -> str:
     rows = [
         {
-            "network": _name(run),
+            "network": network_title(run),
             **{each["name"]: _area(each) for each in run["result"]["policies"]},
             **{f"{name}_less": _area(each, "value") for name, each in run["result"]["beyond_length"].items()},
         }
@@ -279,7 +272,7 @@ def _areas(runs: Sequence[StoredRun]) -> str:
 def _savings(runs: Sequence[StoredRun]) -> str:
     rows = [
         {
-            "network": _name(run),
+            "network": network_title(run),
             "level": each["level"],
             "mixture": _share(each["mixture"]),
             **{name: f"{_share(each[name])}, {each['ratio'][name]['value']:.2f} times" for name in SAVING},
@@ -310,10 +303,6 @@ def _list(values: Any) -> str:
 
 def _rounded(values: Floats) -> list[float]:
     return [round(float(value), 6) for value in values]
-
-
-def _name(run: StoredRun) -> str:
-    return f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}"
 
 
 def network(text: str) -> tuple[str, Path, Path]:

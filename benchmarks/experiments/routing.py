@@ -7,7 +7,6 @@ whose test items judge them; beside them stands a reference, boosted trees over 
 build/routing. Stored as ``routing/DATASET-seed-S``.
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from fathom.benchmarks.experiments.agreement import boosted
 from fathom.benchmarks.experiments.drawing import BLUE, GREY, INK, STYLE
 from fathom.benchmarks.experiments.quality.arms import ARMS
-from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
+from fathom.benchmarks.experiments.quality.stored import network_title, stored_networks
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
@@ -84,8 +83,7 @@ def _claim(bundle: Bundle, measured: CertificationData, eps: float, family: Any)
 
 def load_routed(folder: Path) -> list[StoredRun]:
     """All stored networks, in the order of the page."""
-    runs = [json.loads(path.read_bytes()) for path in (folder / "routing").glob("*.json")]
-    return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
+    return stored_networks(folder, "routing")
 
 
 def section(folder: Path) -> str:
@@ -109,7 +107,7 @@ def areas_figure(runs: Sequence[StoredRun]) -> Figure:
             panel.axvline(0, color=INK, linewidth=0.8)
             panel.set_yticks(range(len(COMPARED)), [WHAT[name] for name in reversed(COMPARED)])
             panel.set_ylim(-0.6, len(COMPARED) - 0.4)
-            panel.set_title(f"{_name(run)}", loc="left", fontsize=9)
+            panel.set_title(network_title(run), loc="left", fontsize=9)
         for panel in panels[len(runs) :]:
             panel.set_visible(False)
         figure.supxlabel("mean NDCG@10 above the hull of static depths, in thousandths", fontsize=9, color=GREY)
@@ -122,12 +120,12 @@ def _policies(runs: Sequence[StoredRun]) -> str:
         report = each["result"]["report"]
         areas = {policy["name"]: _thousandths(policy) for policy in report["policies"]}
         rows.append(
-            {"network": _name(each), "gap": report["static"][-1][1] - report["static"][0][1], **report, **areas}
+            {"network": network_title(each), "gap": report["static"][-1][1] - report["static"][0][1], **report, **areas}
         )
     columns = "network={network} | NDCG@10, deepest less shallowest={gap:+decimal}"
     columns += "".join(f" | {what}={{{name}}}" for name, what in WHAT.items())
     servable = [(run, each) for run in runs for each in run["result"]["report"]["policies"] if each["name"] in SERVABLE]
-    above = [f"{WHAT[each['name']]} ({_name(run)})" for run, each in servable if each["low"] > 0]
+    above = [f"{WHAT[each['name']]} ({network_title(run)})" for run, each in servable if each["low"] > 0]
     verdict = (
         f"Of {len(servable)} servable policies, those above the hull with their whole interval: {len(above)}"
         f"{': ' if above else ''}{', '.join(above)}; by chance alone {0.025 * len(servable):.1f}. Where static depths"
@@ -153,7 +151,7 @@ def _certified(runs: Sequence[StoredRun]) -> str:
             needed = f"about {claim['needed']:,} users needed" if claim["needed"] else "too much is lost"
             routing = claim["routing"] or f"not certified: {needed}"
             figures = {key: f"{claim[key]:.1%}" if claim["routing"] else "" for key in ("kept", "saved")}
-            rows.append({**claim, "network": _name(run), "certified": routing, **figures})
+            rows.append({**claim, "network": network_title(run), "certified": routing, **figures})
     about = (
         "The cheapest routing whose NDCG@10 is shown to be at least (1 - eps) of the deepest depth's, wrong with"
         " probability at most 5 %. Kept: estimate. Saved: by the measured cost of a request alone, by its length."
@@ -163,10 +161,6 @@ def _certified(runs: Sequence[StoredRun]) -> str:
         " | quality kept={kept} | compute saved={saved}"
     )
     return paragraphs("### What is certified", about, table_of(rows, columns))
-
-
-def _name(run: StoredRun) -> str:
-    return f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}"
 
 
 def _measure(options: Namespace) -> Iterator[Run]:

@@ -8,7 +8,6 @@ the bundles were trained with.
 """
 
 import asyncio
-import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.benchmarks.experiments.agreement import network
-from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
+from fathom.benchmarks.experiments.quality.stored import dataset_title, network_title, stored_networks
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun
 from fathom.benchmarks.server import StartedServer, on_core, started
@@ -96,18 +95,12 @@ def _saved(
     return found
 
 
-def _load(folder: Path) -> list[StoredRun]:
-    """All stored runs, in the order of the page."""
-    runs = [json.loads(path.read_bytes()) for path in (folder / "saving").glob("*.json")]
-    return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
-
-
 def section(folder: Path) -> str:
     """All stored runs, "" without any."""
-    runs = _load(folder)
+    runs = stored_networks(folder, "saving")
     rows = [
         {
-            "network": f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}",
+            "network": network_title(run),
             "promise": f"{1 - rows[0]['eps']:.0%} of {'the top 10' if rows[0]['kind'] == 'agreement' else 'NDCG@10'}",
             **{each["family"]: _cell(each) for each in rows},
         }
@@ -127,7 +120,7 @@ def section(folder: Path) -> str:
 
 def fact(folder: Path) -> list[str]:
     """What a learned choice and the mixture save at the first promise, for each network that was measured."""
-    runs = _load(folder)
+    runs = stored_networks(folder, "saving")
     if not runs:
         return []
     said = []

@@ -44,6 +44,17 @@ def page_order(dataset: str) -> int:
     return [*TITLES, dataset].index(dataset)
 
 
+def stored_networks(folder: Path, benchmark: str) -> list[Mapping[str, Any]]:
+    """The runs ``benchmark/DATASET-seed-S.json``, one per network, in the order of the page."""
+    runs = [json.loads(path.read_bytes()) for path in (folder / benchmark).glob("*.json")]
+    return sorted(runs, key=lambda run: (page_order(run["config"]["dataset"]), run["seed"]))
+
+
+def network_title(run: Mapping[str, Any]) -> str:
+    """The network of such a run for a reader."""
+    return f"{dataset_title(run['config']['dataset'])}, seed {run['seed']}"
+
+
 def pack(places: Floats) -> str:
     """One mark per user: where the right item stands among the first ten. places: float64 (users,), from 1."""
     return "".join(MARKS[int(place)] if place <= CUTOFF else "0" for place in places)
