@@ -62,17 +62,17 @@ class Job(Generic[Work, Result]):
 class Batcher(Generic[Work, Result]):
     """Work-conserving batching: whenever the engine is free and something waits, it runs.
 
-    ``serve(depth, works)`` returns one result per work, the error of that one, or how it goes on, in the engine's
-    thread. ``typical``: whether such a batch takes as long as any of its depth, so that something is learned from its
-    time. ``clock``: seconds, as ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one event
-    loop.
+    ``serve(depths, works)`` returns one result per work, the error of that one, or how it goes on, in the engine's
+    thread. ``typical``: whether such a batch takes as long as any of these depths, so that something is learned from
+    its time. ``clock``: seconds, as ``time.monotonic``. Everything but ``serve`` and ``typical`` is called from one
+    event loop.
     """
 
     def __init__(
         self,
         lanes: "Lanes[Job[Work, Result]]",
         cost: CostModel,
-        serve: Callable[[int, list[Work]], Sequence[Result | UnavailableError | Again[Work]]],
+        serve: Callable[[list[int], list[Work]], Sequence[Result | UnavailableError | Again[Work]]],
         *,
         typical: Callable[[list[Work]], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
@@ -303,9 +303,7 @@ class Batcher(Generic[Work, Result]):
                 if taken is not None:
                     self._running += len(taken.batch) + len(taken.late)
                     if taken.batch:
-                        runs = sum(entry.runs for entry in taken.batch)
-                        run_s = self._cost.p50_s(taken.depth, taken.length, runs)
-                        self._busy_until_s = now_s + run_s
+                        self._busy_until_s = now_s + self._cost.p50_s(taken.length, taken.by_depth)
                     return taken
                 self._changed.wait()
         return None
@@ -315,18 +313,19 @@ class Batcher(Generic[Work, Result]):
     ) -> "Sequence[Result | UnavailableError | Again[Work]]":
         works = [entry.payload.work for entry in taken.batch]
         try:
-            results = self._serve(taken.depth, works)
+            results = self._serve([entry.depth for entry in taken.batch], works)
         except Exception:
             # A backend may raise anything; its batch fails, the thread and the server go on.
             self._failures += 1
-            log.exception("the engine failed at depth %d, %d requests", taken.depth, len(taken.batch))
-            return [UnavailableError(f"the engine failed at depth {taken.depth}; try again") for _ in taken.batch]
+            depths = ", ".join(map(str, sorted(taken.by_depth)))
+            log.exception("the engine failed at depth %s, %d requests", depths, len(taken.batch))
+            return [UnavailableError(f"the engine failed at depth {each.depth}; try again") for each in taken.batch]
         self._failures = 0
         now_s = self._clock()
         if self._typical(works):
             probe = any(entry.payload.probe for entry in taken.batch)
             with self._changed:
-                self._cost.observe(taken.depth, taken.length, len(works), now_s - began_s, now_s, probe=probe)
+                self._cost.observe(taken.length, taken.by_depth, now_s - began_s, now_s, probe=probe)
         return results
 
     def _finished(
@@ -374,7 +373,7 @@ class Batcher(Generic[Work, Result]):
             self._running += len(entries)
         if entries:
             closed = [UnavailableError(CLOSED) for _ in entries]
-            self._post(Taken(0, 0, entries, []), closed, 0.0)
+            self._post(Taken(0, entries, []), closed, 0.0)
 
     def _deliver(
         self,

@@ -1,6 +1,8 @@
 """What a run costs on this machine: measured at the start, corrected by every batch.
 
-Per (depth, length bucket) a straight line, fixed + per request, measured before the first request. Two numbers for all
+Per (depth, length bucket) a straight line, fixed + per request, measured before the first request. A run of several
+depths shares layers, but computes each exit for all rows and splits there: of the fixed parts but the largest it saves
+half, about. Two numbers for all
 of them follow the machine as it is now: ``slowdown``, the median run relative to the lines, and ``tail``, how far the
 slowest of 100 runs lies above the median. What slows one depth (a busy neighbour, a lower clock) slows them all, and a
 depth that has not run for a while must not keep a stale estimate.
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from fathom.runtime.lanes import Cell
+from fathom.runtime.lanes import NOBODY, ByDepth, Cell
 
 STEP_P50 = 0.04
 STEP_P99 = 0.10
@@ -136,9 +138,15 @@ class CostModel:
         self._tail = Quantile(tail, share=0.99, step=STEP_P99, least=LEAST_TAIL, room=ROOM_P99)
         self.care = 1.0
 
-    def p50_s(self, depth: int, length: int, requests: int = 1) -> float:
+    def p50_s(self, length: int, requests: ByDepth) -> float:
         """Median seconds of one run."""
-        return self._lines[depth, length].at(requests) * self._slowdown.value
+        return self._least_s(length, requests) * self._slowdown.value
+
+    def _least_s(self, length: int, requests: ByDepth) -> float:
+        """Seconds of one undisturbed run."""
+        lines = [(self._lines[depth, length], n) for depth, n in requests.items()]
+        fixed = [line.fixed_s for line, _ in lines]
+        return (max(fixed) + sum(fixed)) / 2 + sum(n * line.each_s for line, n in lines)
 
     def least_s(self, depth: int, length: int) -> float:
         """Seconds of one undisturbed run of one request."""
@@ -153,16 +161,19 @@ class CostModel:
         line, tail = self._lines[depth, length], care * self._tail.value
         return (line.fixed_s + requests * line.each_s) * self._slowdown.value * (1 + tail) + tail * GRAIN_S
 
-    def largest(self, depth: int, length: int, time_s: float, *, sure: bool = False) -> int:
-        """The most requests whose one run ends within the time at p99; 0 when not even one does.
+    def largest(self, depth: int, length: int, time_s: float, *, sure: bool = False, beside: ByDepth = NOBODY) -> int:
+        """The most requests whose one run, with those ``beside`` them, ends within the time at p99; 0 if not even one.
 
-        One, where one does with the ``care`` that there must be, unless it must be ``sure``.
+        One, where one alone does with the ``care`` that there must be, unless it must be ``sure``.
         """
         line, tail = self._lines[depth, length], self._tail.value
         p50_s = (time_s - tail * GRAIN_S) / (1 + tail)
+        without_s = self._least_s(length, {depth: 0, **beside})
         # A request that fits exactly must not be lost to rounding.
-        most = int((p50_s / self._slowdown.value - line.fixed_s) / line.each_s + 1e-6)
-        return most if most > 0 else int(not sure and self.p99_s(depth, length, care=self.care) <= time_s)
+        most = int((p50_s / self._slowdown.value - without_s) / line.each_s + 1e-6)
+        if most > 0 or sure or beside:
+            return max(0, most)
+        return int(self.p99_s(depth, length, care=self.care) <= time_s)
 
     def queue_s(self, ahead: Iterable[tuple[int, int, int]], batch_limit: Callable[[int], int]) -> float:
         """Median seconds until (depth, length, requests) lanes are worked off in batches of at most the limit."""
@@ -172,12 +183,10 @@ class CostModel:
             total += math.ceil(requests / batch_limit(length)) * line.fixed_s + requests * line.each_s
         return total * self._slowdown.value
 
-    def observe(
-        self, depth: int, length: int, requests: int, seconds: float, now_s: float, *, probe: bool = False
-    ) -> None:
+    def observe(self, length: int, requests: ByDepth, seconds: float, now_s: float, *, probe: bool = False) -> None:
         """Learn from one run; ``probe``: see ``Quantile.observe``."""
-        p50_s = self.p50_s(depth, length, requests)
-        self._slowdown.observe(seconds / self._lines[depth, length].at(requests), now_s, probe=probe)
+        p50_s = self.p50_s(length, requests)
+        self._slowdown.observe(seconds / self._least_s(length, requests), now_s, probe=probe)
         self._tail.observe((seconds - p50_s) / (p50_s + GRAIN_S), now_s, probe=probe)
 
 

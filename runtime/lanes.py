@@ -1,9 +1,12 @@
 """Who goes next: the queue of waiting requests, without threads, event loop or clock.
 
-One lane per (depth, length bucket), because one run of an engine has one depth and one padded length. Every entry has
-a fixed urgency: its deadline, but never later than its arrival plus the patience. Of one client the lane that holds the
-most urgent entry goes next, and within it the most urgent entries. Urgency never changes and what arrives later has a
-later one in the end, so nothing starves, with or without a deadline, however long that deadline.
+One lane per (depth, length bucket), because one run of an engine has one padded length, and one depth is cheapest.
+Where the engine ``mixes`` depths, the room that a batch has left goes to other depths of the same length, since joining
+costs less than a run of their own: to whoever would be next, and so that it no more than doubles the run.
+
+Every entry has a fixed urgency: its deadline, but never later than its arrival plus the patience. Of one client the
+lane that holds the most urgent entry goes next, and within it the most urgent entries. Urgency never changes and what
+arrives later has a later one in the end, so nothing starves, with or without a deadline, however long that deadline.
 
 Between clients the work decides that each has had (see ``shares``), and urgency where that is equal. So one that floods
 waits behind itself, and the others hardly notice: they wait for the batch that runs, and not for the next.
@@ -11,7 +14,8 @@ waits behind itself, and the others hardly notice: they wait for the batch that 
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from itertools import count
@@ -29,20 +33,28 @@ FEW = 64
 
 # (depth, upper end of the length bucket)
 Cell = tuple[int, int]
+#: As how many requests of each depth a run counts.
+ByDepth = Mapping[int, int]
+NOBODY: ByDepth = {}
 
 
 class BatchCost(Protocol):
     """How large a batch may be: what ``cost.CostModel`` measures."""
 
-    def largest(self, depth: int, length: int, time_s: float, *, sure: bool = False) -> int:
+    def largest(self, depth: int, length: int, time_s: float, *, sure: bool = False, beside: ByDepth = NOBODY) -> int:
         """The most requests of this lane that one run surely (p99) ends within the time; 0 when not even one.
 
-        One, if that is likely enough to be tried, unless it must be ``sure``.
+        One, if that is likely enough to be tried, unless it must be ``sure``. ``beside``: what the run has of other
+        depths.
         """
         ...
 
     def each_s(self, depth: int, length: int) -> float:
         """Median seconds that one request more of this lane adds to a run, as the machine is now."""
+        ...
+
+    def p50_s(self, length: int, requests: ByDepth) -> float:
+        """Median seconds of one run, as the machine is now."""
         ...
 
 
@@ -69,15 +81,19 @@ class Entry(Generic[Payload]):
 
 @dataclass(frozen=True, slots=True)
 class Taken(Generic[Payload]):
-    """The next batch (empty when nothing could make it), of entries with one depth and at most ``length`` items.
+    """The next batch (empty when nothing could make it), of entries with at most ``length`` items.
 
     ``late``: entries that are dropped, because even alone they would miss their deadline.
     """
 
-    depth: int
     length: int
     batch: list[Entry[Payload]]
     late: list[Entry[Payload]]
+
+    @property
+    def by_depth(self) -> ByDepth:
+        """As how many requests of each depth the batch counts."""
+        return _by_depth(self.batch)
 
 
 class _Heap(Generic[Payload]):
@@ -221,13 +237,17 @@ def length_buckets(max_history: int, *, cached: bool = False) -> tuple[int, ...]
 
 @dataclass(kw_only=True, eq=False)
 class Lanes(Generic[Payload]):
-    """The bounded queue. Not safe for use by several threads at once: its owner locks."""
+    """The bounded queue. Not safe for use by several threads at once: its owner locks.
+
+    ``mixes``: whether a batch may have several depths.
+    """
 
     buckets: tuple[int, ...]
     max_queue: int
     max_batch: int
     max_batch_tokens: int
     patience_s: float
+    mixes: bool = False
 
     def __post_init__(self) -> None:
         self._lanes: dict[Cell, _Lane[Payload]] = {}
@@ -331,9 +351,17 @@ class Lanes(Generic[Payload]):
             if first is not None:
                 tops.append((first, key))
         if not tops:
-            return Taken(0, 0, [], late) if late else None
-        depth, length = key = tops[0][1] if len(tops) == 1 else _next(tops)
-        return Taken(depth, length, self._fill(key, now_s, cost, late), late)
+            return Taken(0, [], late) if late else None
+        _, length = key = _next(tops)
+        batch = self._fill(key, now_s, cost, late)
+        if self.mixes and batch and length:
+            within_s = min(LONGEST_RUN_S, 2 * cost.p50_s(length, _by_depth(batch)))
+            while tops := [(self._lanes[other].first(), other) for _, other in tops if other != key]:
+                key = _next(tops)
+                if key[1] != length:
+                    break
+                batch += self._fill(key, now_s, cost, late, batch, within_s)
+        return Taken(length, batch, late)
 
     def _first_in_time(
         self, key: Cell, lane: _Lane[Payload], now_s: float, cost: BatchCost, late: list[Entry[Payload]]
@@ -358,25 +386,38 @@ class Lanes(Generic[Payload]):
         if not lane.live:
             self._empty[key] = self._lanes.pop(key)
 
-    def _fill(self, key: Cell, now_s: float, cost: BatchCost, late: list[Entry[Payload]]) -> list[Entry[Payload]]:
-        """The batch of one lane; what can no longer make it goes to ``late``."""
-        lane = self._lanes[key]
+    def _fill(
+        self,
+        key: Cell,
+        now_s: float,
+        cost: BatchCost,
+        late: list[Entry[Payload]],
+        others: Sequence[Entry[Payload]] = (),
+        within_s: float = math.inf,
+    ) -> list[Entry[Payload]]:
+        """The part of a batch that one lane gives; what can no longer make it goes to ``late``.
+
+        ``others``: what is in the batch already, of other depths, which this lane joins so that all end ``within_s``.
+        """
+        lane, joins, beside = self._lanes[key], bool(others), _by_depth(others)
         # What an entry pays was estimated when it came; since then the machine may have become slower.
-        limit = self.run_limit(key[1], cost.each_s(*key))
+        limit = self._room(key, others, now_s, cost, within_s) if joins else self.run_limit(key[1], cost.each_s(*key))
         batch: list[Entry[Payload]] = []
-        runs, work_s = 0, 0.0
+        runs, work_s = 0, sum(entry.work_s for entry in others)
         heap = lane.in_turn()
         alone = not heap.places
         while runs < limit and (first := heap.first()) is not None:
             entry = first[2]
-            if batch and work_s + entry.work_s > LONGEST_RUN_S:
+            if (batch or joins) and work_s + entry.work_s > LONGEST_RUN_S:
                 break
-            most = None if entry.deadline_s is None else cost.largest(*key, entry.deadline_s - now_s, sure=entry.sure)
-            if most is not None and most < entry.runs:
+            most = None
+            if entry.deadline_s is not None:
+                most = cost.largest(*key, entry.deadline_s - now_s, sure=entry.sure, beside=beside)
+            if most is not None and most < entry.runs and not joins:
                 late.append(self._remove(key, lane, entry))
                 continue
             allowed = limit if most is None else min(limit, most)
-            if batch and runs + entry.runs > allowed:
+            if (batch or joins) and runs + entry.runs > allowed:
                 # It can make it, but not in company as large as this.
                 break
             limit = allowed
@@ -389,6 +430,24 @@ class Lanes(Generic[Payload]):
         if alone and batch:
             _serve(batch)
         return batch
+
+    def _room(self, key: Cell, others: Sequence[Entry[Payload]], now_s: float, cost: BatchCost, within_s: float) -> int:
+        """How many of a lane may join the others of a batch, none of which may become late by it."""
+        depth, length = key
+        beside = _by_depth(others)
+        left_s = within_s - cost.p50_s(length, {depth: 0, **beside})
+        room = min(self.batch_limit(length) - sum(beside.values()), int(left_s / cost.each_s(depth, length)))
+        by_s = min((entry.deadline_s for entry in others if entry.deadline_s is not None), default=None)
+        if by_s is None:
+            return room
+        return min(room, cost.largest(depth, length, by_s - now_s, sure=True, beside=beside))
+
+
+def _by_depth(entries: Iterable[Entry[Payload]]) -> ByDepth:
+    counts: Counter[int] = Counter()
+    for entry in entries:
+        counts[entry.depth] += entry.runs
+    return counts
 
 
 def _serve(entries: list[Entry[Payload]]) -> None:

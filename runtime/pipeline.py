@@ -135,6 +135,7 @@ class Pipeline:
             max_batch=settings.max_batch,
             max_batch_tokens=settings.max_batch_tokens,
             patience_s=settings.patience_ms / 1e3,
+            mixes=self.engine.mixes,
         )
         if device == "cuda":
             await asyncio.to_thread(runner.capture, buckets, lanes.batch_limit)

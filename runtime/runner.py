@@ -93,7 +93,7 @@ class Explaining(NamedTuple):
     runs: int = 0
 
 
-#: Told of a run of the engine: its depth, how many requests, and seconds.
+#: Told of a run of the engine: the depth of its deepest request, how many requests, and seconds.
 Observer = Callable[[int, int, float], None]
 
 
@@ -115,47 +115,53 @@ class Runner:
         self.observer: Observer | None = None
         self._trials: dict[int, CachedState] = {}
 
-    def serve(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError | Again[BatchItem]]:
-        """One batch of requests for a depth, each answered, with an error of its own, or going on in a later batch."""
+    def serve(
+        self, depths: list[int], works: list[BatchItem]
+    ) -> Sequence[BatchResult | UnavailableError | Again[BatchItem]]:
+        """One batch of requests, each for its depth: answered, with an error of its own, or to go on in a later one."""
         if all(work.leave_one_out is None for work in works):
-            return self.run(depth, works)
-        begun = [work for work in works if work.explaining is None]
-        found = iter(self.run(depth, begun) if begun else ())
-        return [self._explained(depth, work) if work.explaining else _to_explain(work, next(found)) for work in works]
+            return self.run(depths, works)
+        asked = list(zip(depths, works, strict=True))
+        begun = [each for each in asked if each[1].explaining is None]
+        found = iter(self.run([depth for depth, _ in begun], [work for _, work in begun]) if begun else ())
+        return [
+            self._explained(depth, work) if work.explaining else _to_explain(work, next(found)) for depth, work in asked
+        ]
 
-    def run(self, depth: int, works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
+    def run(self, depths: list[int], works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """The same without reasons, for which there is one batch."""
         start_s = time.monotonic()
-        users, states, ran = self._users(depth, works)
+        users, states, ran = self._users(depths, works)
         engine_s = time.monotonic()
         if ran:
-            self._observe(depth, ran, engine_s - start_s)
-        shares = self._shares(depth, works)
-        found = self._search(depth, users, works, [work.looked_at for work in works], shares)
+            self._observe(max(ran), len(ran), engine_s - start_s)
+        counted = [self._counted(depth, work) for depth, work in zip(depths, works, strict=True)]
+        found = self._search(users, works, [work.looked_at for work in works], counted)
         if any(work.arrangement is not None for work in works):
             found = [
-                self._arranged(depth, users[row : row + 1], work, found[row], shares[row : row + 1] if shares else None)
-                for row, work in enumerate(works)
+                self._arranged(users[row : row + 1], work, found[row], counted[row]) for row, work in enumerate(works)
             ]
         end_s = time.monotonic()
         # A broken user vector is that request's own error; a sum of finite numbers this small is finite.
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
         return [
             BatchResult(*pair, engine_s - start_s, end_s - engine_s, user, state) if ok else _broken(depth)
-            for pair, ok, user, state in zip(found, finite, users, states, strict=True)
+            for depth, pair, ok, user, state in zip(depths, found, finite, users, states, strict=True)
         ]
 
     def _users(
-        self, depth: int, works: list[BatchItem]
-    ) -> tuple[NDArray[np.float32], Sequence[CachedState | None], int]:
-        """User vectors of a batch (n, width), the state of each that one is kept of, and how many were computed."""
+        self, depths: list[int], works: list[BatchItem]
+    ) -> tuple[NDArray[np.float32], Sequence[CachedState | None], list[int]]:
+        """User vectors of a batch (n, width), the state of each that one is kept of, and the depths that were run."""
         states: list[CachedState | None] = [None] * len(works)
         plain = [row for row, work in enumerate(works) if work.hit is MISS]
         if len(plain) == len(works):
-            return self._engine.run(*self._padded(works), depth), states, len(works)
+            return self._engine.run_each(*self._padded(works), depths), states, depths
         users = np.empty((len(works), self._vectors.width), np.float32)
         if plain:
-            users[plain] = self._engine.run(*self._padded([works[row] for row in plain]), depth)
+            users[plain] = self._engine.run_each(
+                *self._padded([works[row] for row in plain]), [depths[row] for row in plain]
+            )
         kept = []
         for row, work in enumerate(works):
             if work.hit.user is not None:
@@ -164,10 +170,10 @@ class Runner:
                 kept.append(row)
         if kept:
             histories = [CachedHistory(works[row].ids, works[row].timestamps, works[row].hit.state) for row in kept]
-            users[kept], found = self._engine.run_incremental(histories, depth)
+            users[kept], found = self._engine.run_incremental(histories, [depths[row] for row in kept])
             for row, state in zip(kept, found, strict=True):
                 states[row] = state
-        return users, states, len(plain) + len(kept)
+        return users, states, [depths[row] for row in (*plain, *kept)]
 
     def _observe(self, depth: int, requests: int, seconds: float) -> None:
         if self.observer is not None:
@@ -207,44 +213,24 @@ class Runner:
             self._observe(depth, len(rows), time.monotonic() - start_s)
         return tuple(users)
 
-    def _shares(self, depth: int, works: Sequence[BatchItem]) -> list[Bonus] | None:
-        """What the counting exit makes of each history; None where this depth does not ask."""
-        if self._counting is None or not self._counting_weights[depth]:
-            return None
-        return [self._counting.shares(work.ids - 1) for work in works]
+    def _counted(self, depth: int, work: BatchItem) -> Bonus:
+        """What the counting exit adds to the cosines of a request's exit."""
+        weight = np.float32(self._counting_weights.get(depth, 0.0))
+        if self._counting is None or not weight:
+            return NO_BONUS
+        items, shares = self._counting.shares(work.ids - 1)
+        return items, weight * shares
 
     def _search(
-        self,
-        depth: int,
-        users: NDArray[np.float32],
-        works: Sequence[BatchItem],
-        ks: Sequence[int],
-        shares: Sequence[Bonus] | None,
+        self, users: NDArray[np.float32], works: Sequence[BatchItem], ks: Sequence[int], counted: Sequence[Bonus]
     ) -> list[tuple[Indices, Scores]]:
         """The best of what is offered now: by cosine, by what counting adds at an exit, and by boosts of items."""
         offer = self._catalogue.latest
-        bonuses = self._bonuses(depth, works, shares, offer)
-        return self._retriever.search(users, ks, [work.keep for work in works], bonuses, offer.mask)
+        bonuses = [_bonus(work, own, offer) for work, own in zip(works, counted, strict=True)]
+        some = bonuses if any(bonus is not NO_BONUS for bonus in bonuses) else None
+        return self._retriever.search(users, ks, [work.keep for work in works], some, offer.mask)
 
-    def _bonuses(
-        self, depth: int, works: Sequence[BatchItem], shares: Sequence[Bonus] | None, offer: Offer
-    ) -> list[Bonus] | None:
-        """What is added to the cosines of each request; None: nothing to any."""
-        weight = np.float32(self._counting_weights.get(depth, 0.0))
-        bonuses: list[Bonus] | None = None
-        if shares is not None and weight:
-            bonuses = [(items, weight * values) for items, values in shares]
-        if len(offer.boosts[0]):
-            bonuses = [sum_of(offer.boosts, own) for own in bonuses or [NO_BONUS] * len(works)]
-        for row, work in enumerate(works):
-            if work.arrangement is not None and len(work.arrangement.rules.boosts[0]):
-                bonuses = bonuses or [NO_BONUS] * len(works)
-                bonuses[row] = sum_of(bonuses[row], work.arrangement.rules.boosts)
-        return bonuses
-
-    def _arranged(
-        self, depth: int, user: NDArray[np.float32], work: BatchItem, first: Found, shares: Sequence[Bonus] | None
-    ) -> Found:
+    def _arranged(self, user: NDArray[np.float32], work: BatchItem, first: Found, counted: Bonus) -> Found:
         """The best items of one request, ``first``, as its rules arrange them; ``user``: float32 (1, width)."""
         if work.arrangement is None or not np.isfinite(user).all():
             return first
@@ -253,12 +239,11 @@ class Runner:
             pinnable = replace(pinnable, mask=offer.mask if pinnable.mask is None else both(offer.mask, pinnable.mask))
 
         def best(k: int, keep: ItemFilter) -> Found:
-            return self._search(depth, user, [work._replace(keep=keep)], [k], shares)[0]
+            return self._search(user, [work._replace(keep=keep)], [k], [counted])[0]
 
         def scores(items: Indices) -> Scores:
-            bonuses = self._bonuses(depth, [work], shares, offer)
             cosines: Scores = self._catalogue.vectors.take(items) @ user[0]
-            return cosines if bonuses is None else cosines + values_of(items, bonuses[0])
+            return cosines + values_of(items, _bonus(work, counted, offer))
 
         catalogue, asked = self._catalogue, work.looked_at
         ranking = Ranking(best, scores, catalogue.vectors.take, catalogue.categories, catalogue.members)
@@ -278,9 +263,10 @@ class Runner:
         hit = MISS
         if length == 0:
             if depth not in self._trials:
-                self._trials[depth] = self._engine.run_incremental([CachedHistory(ids[:-1], None, None)], depth)[1][0]
+                self._trials[depth] = self._engine.run_incremental([CachedHistory(ids[:-1], None, None)], [depth])[1][0]
             hit = CacheHit("prefix", self._trials[depth], new=1)
-        self.run(depth, [BatchItem(ids, None, 10, ItemFilter(exclude=ids - 1), hit=hit)] * requests)
+        work = BatchItem(ids, None, 10, ItemFilter(exclude=ids - 1), hit=hit)
+        self.run([depth] * requests, [work] * requests)
 
     def capture(self, lengths: Sequence[int], batch_limit: Callable[[int], int]) -> None:
         """Let a GPU meet every shape that requests can have: the first two batches of one are slow."""
@@ -314,13 +300,21 @@ def _part(work: BatchItem, most: int) -> tuple[BatchItem, int]:
 
 
 def typical(works: Sequence[BatchItem]) -> bool:
-    """Whether a batch costs what was measured for its lane."""
+    """Whether a batch costs what was measured for its lanes."""
     return all(
         work.leave_one_out is None
         and (work.hit.reused == "nothing" or work.hit.new == 1)
         and work.beside_s <= TYPICAL_S
         for work in works
     )
+
+
+def _bonus(work: BatchItem, counted: Bonus, offer: Offer) -> Bonus:
+    """What is added to a request's cosines: by counting, and by boosts of the catalogue's owner and its own."""
+    bonus = sum_of(offer.boosts, counted) if len(offer.boosts[0]) else counted
+    if work.arrangement is not None and len(work.arrangement.rules.boosts[0]):
+        bonus = sum_of(bonus, work.arrangement.rules.boosts)
+    return bonus
 
 
 def _broken(depth: int) -> UnavailableError:

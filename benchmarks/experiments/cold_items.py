@@ -129,7 +129,9 @@ class Server:
                     keep = ItemFilter(exclude=known, allow=allow)
                     works.append(BatchItem(known[-self._longest :] + 1, seconds, K, keep))
                     rows.append(row)
-            for row, result in zip(rows, self._runner.run(self._depth, works) if works else (), strict=True):
+            for row, result in zip(
+                rows, self._runner.run([self._depth] * len(works), works) if works else (), strict=True
+            ):
                 if isinstance(result, Exception):
                     raise result
                 place = np.flatnonzero(result.indices == self.index[cases.targets[row]])

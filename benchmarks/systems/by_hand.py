@@ -35,7 +35,7 @@ class ByHand:
     def run(self, requests: Sequence[pb.RecommendRequest]) -> list[pb.RecommendResponse]:
         """The answers of a batch whose requests ask for one depth."""
         items = [self.item_of(each) for each in requests]
-        found = self._runner.run(requests[0].depth, items)
+        found = self._runner.run([requests[0].depth] * len(items), items)
         depth = requests[0].depth
         return [self._response(depth, each) for each in found if isinstance(each, BatchResult)]
 
@@ -46,7 +46,7 @@ class ByHand:
 
     def run_items(self, depth: int, items: list[BatchItem]) -> None:
         """The engine and the search alone."""
-        self._runner.run(depth, items)
+        self._runner.run([depth] * len(items), items)
 
     def _response(self, depth: int, result: BatchResult) -> pb.RecommendResponse:
         pairs = zip(result.indices.tolist(), result.scores.tolist(), strict=True)

@@ -45,7 +45,7 @@ def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray,
     """Medians over users of the milliseconds of each way, in turns, and what they find."""
     length = ids.shape[1]
     grown = [CachedHistory(row[:-1], at[:-1], None) for row, at in zip(ids, seconds, strict=True)]
-    kept = [engine.run_incremental([history], depth)[1][0] for history in grown]
+    kept = [engine.run_incremental([history], [depth])[1][0] for history in grown]
     new = [CachedHistory(row, at, None) for row, at in zip(ids, seconds, strict=True)]
     returning = [history._replace(state=rest) for history, rest in zip(new, kept, strict=True)]
     afresh_ms: list[float] = []
@@ -55,8 +55,8 @@ def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray,
     for number in range(ROUNDS):
         # One way after the other over all users, so that each finds its own weights in the cache, but no user's data.
         plain = [_timed(engine.run, ids[row : row + 1], seconds[row : row + 1], depth) for row in range(len(ids))]
-        resumed = [_timed(engine.run_incremental, [history], depth) for history in returning]
-        first = [_timed(engine.run_incremental, [history], depth) for history in new]
+        resumed = [_timed(engine.run_incremental, [history], [depth]) for history in returning]
+        first = [_timed(engine.run_incremental, [history], [depth]) for history in new]
         for ways, found in ((afresh_ms, plain), (resumed_ms, resumed), (first_ms, first)):
             ways += [took_ms for took_ms, _ in found]
         if number == 0:
@@ -67,7 +67,7 @@ def row_of(engine: Engine, bundle: Bundle, ids: np.ndarray, seconds: np.ndarray,
     for start in range(0, len(ids) - BATCH + 1, BATCH):
         rows = slice(start, start + BATCH)
         plain_batch_ms.append(_timed(engine.run, ids[rows], seconds[rows], depth)[0])
-        first_batch_ms.append(_timed(engine.run_incremental, new[rows], depth)[0])
+        first_batch_ms.append(_timed(engine.run_incremental, new[rows], [depth] * len(new[rows]))[0])
     return {
         "depth": depth,
         "users": len(ids),

@@ -39,9 +39,9 @@ def incremental_error(
         expected = engines.run(ids[None], seconds[None])
         for depth in model.depths:
             begun = max(1, len(ids) - EXTENDED)
-            users, kept = runner.run([CachedHistory(ids[:begun], seconds[:begun], None)], depth)
+            users, kept = runner.run([CachedHistory(ids[:begun], seconds[:begun], None)], [depth])
             for length in range(begun + 1, len(ids) + 1):
-                users, kept = runner.run([CachedHistory(ids[:length], seconds[:length], kept[0])], depth)
+                users, kept = runner.run([CachedHistory(ids[:length], seconds[:length], kept[0])], [depth])
             worst = max(worst, float(np.abs(users - expected[depth]).max()))
     if not worst <= MAX_ABS_ERROR:
         raise ParityError(f"incremental inference is off by {worst:.2g}, more than {MAX_ABS_ERROR:g}; export again")

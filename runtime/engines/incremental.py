@@ -89,6 +89,17 @@ class Runs(Protocol):
         """These outputs; ``feeds`` may hold more than it reads."""
 
 
+class _Ran(NamedTuple):
+    """Of one row: its user vector (width,), and what was computed at its new positions.
+
+    ``made``: keys and values, in parts of some layers each. ``hidden``: of its last segment, unless nothing follows it.
+    """
+
+    user: Floats
+    made: list[Floats]
+    hidden: Floats | None
+
+
 class IncrementalRunner:
     """Runs them; ``load`` opens an engine file by its path inside the bundle."""
 
@@ -113,8 +124,8 @@ class IncrementalRunner:
         # The place in the path of each segment's first layer: the exit before has computed its own for one position.
         self._starts = dict(zip(chain, [0, *(depth - 1 for depth in chain)], strict=False))
 
-    def run(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
-        """User vectors (B, width) at a depth, and what is to be cached of each history now.
+    def run(self, histories: Sequence[CachedHistory], depths: Sequence[int]) -> Incremental:
+        """User vectors (B, width), each at its depth, and what is to be cached of each history now.
 
         A cached state must be of this depth or deeper, or have ``hidden`` and cover its whole history. Histories
         that are new in the same number of items run together.
@@ -122,59 +133,62 @@ class IncrementalRunner:
         users = np.empty((len(histories), self._vectors.width), np.float32)
         kept: dict[int, CachedState] = {}
         groups: dict[int | None, list[int]] = {}
-        for row, history in enumerate(histories):
+        # The deepest first: whoever leaves a batch is then at its end.
+        for row in sorted(range(len(depths)), key=depths.__getitem__, reverse=True):
+            history = histories[row]
             groups.setdefault(history.new if history.state else None, []).append(row)
         for new, rows in groups.items():
-            chosen = [histories[row] for row in rows]
+            chosen, at = [histories[row] for row in rows], [depths[row] for row in rows]
             if new is None:
-                users[rows], found = self._start(chosen, depth)
+                users[rows], found = self._start(chosen, at)
             elif new:
-                users[rows], found = self._extend(chosen, new, depth)
+                users[rows], found = self._extend(chosen, new, at)
             else:
                 found = []
                 for row in rows:
-                    users[row], deeper = self._deepen(histories[row], depth)
+                    users[row], deeper = self._deepen(histories[row], depths[row])
                     found.append(deeper)
             kept |= zip(rows, found, strict=True)
         return users, [kept[row] for row in range(len(histories))]
 
-    def _start(self, histories: Sequence[CachedHistory], depth: int) -> tuple[Floats, list[CachedState]]:
+    def _start(self, histories: Sequence[CachedHistory], depths: Sequence[int]) -> tuple[Floats, list[CachedState]]:
         """From nothing, padded on the left to the longest."""
         longest = max(len(history.ids) for history in histories)
         items, times = _inputs(histories, longest)
-        past = np.empty((len(items), depth * self._each, 0, self._size), np.float32)
-        users, made, hidden = self._run(items, times, longest, self._embed(items), past, 0, depth)
+        past = np.empty((len(items), depths[0] * self._each, 0, self._size), np.float32)
+        ran = self._run(items, times, longest, self._embed(items), past, 0, depths)
         kept = []
-        for row, history in enumerate(histories):
+        for history, depth, (_, made, hidden) in zip(histories, depths, ran, strict=True):
             length = len(history.ids)
             newest = min(self._span - 1, length)
-            rest = None if hidden is None else hidden[row, longest - length :].copy()
-            kept.append(CachedState(depth, length, _joined(made, row, newest), rest))
-        return users, kept
+            rest = None if hidden is None else hidden[longest - length :].copy()
+            kept.append(CachedState(depth, length, _joined(made, newest), rest))
+        return _users(ran), kept
 
-    def _extend(self, histories: Sequence[CachedHistory], new: int, depth: int) -> tuple[Floats, list[CachedState]]:
+    def _extend(
+        self, histories: Sequence[CachedHistory], new: int, depths: Sequence[int]
+    ) -> tuple[Floats, list[CachedState]]:
         """By so many new items each."""
         olds = [history.state for history in histories if history.state is not None]
         seen = max(old.past.shape[1] for old in olds)
         items, times = _inputs(histories, seen + new)
-        layers = depth * self._each
         if len(olds) == 1:
-            past = olds[0].past[None, :layers]
+            past = olds[0].past[None, : depths[0] * self._each]
         else:
-            past = np.zeros((len(olds), layers, seen, self._size), np.float32)
-            for row, old in enumerate(olds):
-                past[row, :, seen - old.past.shape[1] :] = old.past[:layers]
+            past = np.zeros((len(olds), depths[0] * self._each, seen, self._size), np.float32)
+            for row, (old, depth) in enumerate(zip(olds, depths, strict=True)):
+                layers = depth * self._each
+                past[row, :layers, seen - old.past.shape[1] :] = old.past[:layers]
         hidden = self._embed(items[:, seen:])
-        users, made, rest = self._run(items, times, new, hidden, past, 0, depth)
+        ran = self._run(items, times, new, hidden, past, 0, depths)
         kept = []
-        for row, old in enumerate(olds):
-            length = old.length + new
+        for old, depth, (_, made, rest) in zip(olds, depths, ran, strict=True):
             whole = None
             if rest is not None and old.depth == depth and old.hidden is not None:
-                whole = np.concatenate((old.hidden, rest[row]))
-            shifted = _shifted(old.past[:layers], _joined(made, row, new), self._span - 1)
-            kept.append(CachedState(depth, length, shifted, whole))
-        return users, kept
+                whole = np.concatenate((old.hidden, rest))
+            shifted = _shifted(old.past[: depth * self._each], _joined(made, new), self._span - 1)
+            kept.append(CachedState(depth, old.length + new, shifted, whole))
+        return _users(ran), kept
 
     def _deepen(self, history: CachedHistory, depth: int) -> tuple[Floats, CachedState]:
         """By the layers between the cached depth and this one, for all positions."""
@@ -184,17 +198,16 @@ class IncrementalRunner:
         start = old.depth - 1
         items, times = _inputs([history], old.length)
         past = np.empty((1, (depth - start) * self._each, 0, self._size), np.float32)
-        users, made, rest = self._run(items, times, old.length, old.hidden[None], past, old.depth, depth)
-        new = np.concatenate((old.past[: start * self._each], *(part[0] for part in made)))
-        return users[0], CachedState(depth, old.length, new, None if rest is None else rest[0])
+        (ran,) = self._run(items, times, old.length, old.hidden[None], past, old.depth, [depth])
+        new = np.concatenate((old.past[: start * self._each], *ran.made))
+        return ran.user, CachedState(depth, old.length, new, ran.hidden)
 
     def _run(
-        self, items: Ids, times: Ids, new: int, hidden: Floats, past: Floats, known: int, depth: int
-    ) -> tuple[Floats, list[Floats], Floats | None]:
-        """The segments above depth ``known``, on the newest positions.
+        self, items: Ids, times: Ids, new: int, hidden: Floats, past: Floats, known: int, depths: Sequence[int]
+    ) -> list[_Ran]:
+        """The segments above depth ``known``, on the newest positions of rows whose ``depths`` do not ascend.
 
-        ``past`` begins with the first of their layers. Returns user vectors, what these layers made (of the newest
-        span - 1 positions) in parts, and the last segment's hidden state unless nothing follows it.
+        ``past`` begins with the first of their layers. Each row leaves at its exit, and those above go on.
         """
         feeds: dict[str, NDArray[Any]] = {
             "items": items,
@@ -204,20 +217,36 @@ class IncrementalRunner:
         if self._context is not None:
             names = self._context_names
             feeds |= dict(zip(names, self._context.run(names, feeds), strict=True))
-        chain = [each for each in self._segments if known < each <= depth]
+        chain = [each for each in self._segments if known < each <= depths[0]]
         base = self._starts[chain[0]]
-        made: list[Floats] = []
+        made: list[list[Floats]] = [[] for _ in depths]
+        rows = len(depths)
+        ran: list[_Ran] = []
         for each in chain:
             segment = self._segments[each]
+            stay = sum(depth > each for depth in depths[:rows])
             feeds["hidden_in"] = hidden
             feeds["past"] = past[:, (self._starts[each] - base) * self._each : (each - base) * self._each]
-            wanted = ["hidden_out"] if "hidden_out" in segment.outputs else []
-            wanted += ["made"] if "made" in segment.outputs else []
-            wanted += ["last_made", "user_vector"] if each == depth else []
+            wanted = [name for name in ("hidden_out", "made") if name in segment.outputs]
+            wanted += ["last_made", "user_vector"] if stay < rows else []
             found = dict(zip(wanted, segment.run(wanted, feeds), strict=True))
-            made += [found[name] for name in ("made", "last_made") if name in found]
-            hidden = found.get("hidden_out", hidden)
-        return found["user_vector"], made, found.get("hidden_out")
+            hidden, rest = found.get("hidden_out", hidden), found.get("hidden_out")
+            if "made" in found:
+                for parts, part in zip(made[:rows], found["made"], strict=True):
+                    parts.append(part)
+            if stay < rows:
+                left = [
+                    _Ran(
+                        found["user_vector"][row],
+                        [*made[row], found["last_made"][row]],
+                        None if rest is None else rest[row],
+                    )
+                    for row in range(stay, rows)
+                ]
+                ran = left + ran
+                feeds = {name: values[:stay] for name, values in feeds.items()}
+                hidden, past, rows = hidden[:stay], past[:stay], stay
+        return ran
 
     def _embed(self, items: Ids) -> Floats:
         """Input ids -> (B, N, width), zero for padding."""
@@ -232,9 +261,13 @@ def _check_names(engine: Runs, known: set[str], needed: set[str], file: str) -> 
         raise BundleError(f"{file}: not an engine for incremental inference; export the bundle again")
 
 
-def _joined(made: Sequence[Floats], row: int, newest: int) -> Floats:
+def _users(ran: Sequence[_Ran]) -> Floats:
+    return np.stack([each.user for each in ran])
+
+
+def _joined(made: Sequence[Floats], newest: int) -> Floats:
     """What all layers made of the newest positions of one history, (layers, at most ``newest``, size)."""
-    return np.concatenate([part[row, :, -newest:] for part in made])
+    return np.concatenate([part[:, -newest:] for part in made])
 
 
 def _shifted(past: Floats, made: Floats, most: int) -> Floats:

@@ -17,7 +17,7 @@ Opened = TypeVar("Opened")
 
 
 class Engine(Protocol):
-    """What turns histories into user vectors; one batch has one depth."""
+    """What turns histories into user vectors."""
 
     @property
     def name(self) -> str:
@@ -42,6 +42,17 @@ class Engine(Protocol):
         """
         ...
 
+    def run_each(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Like ``run``, each row at its own depth."""
+        ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether ``run_each`` computes layers that several depths share only once."""
+        ...
+
     def walk(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
     ) -> Iterator[NDArray[np.float32]]:
@@ -50,11 +61,11 @@ class Engine(Protocol):
 
     @property
     def incremental(self) -> bool:
-        """Whether ``resume`` can be called."""
+        """Whether ``run_incremental`` can be called."""
         ...
 
-    def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
-        """As ``run``, computing only what is not cached: user vectors (batch, width), and what to cache of each now."""
+    def run_incremental(self, histories: Sequence[CachedHistory], depths: Sequence[int]) -> Incremental:
+        """As ``run_each``, computing only what is not cached: user vectors, and what to cache of each row now."""
         ...
 
     @property
@@ -85,11 +96,18 @@ class StatelessEngine(BaseEngine):
     """An engine that keeps nothing between two depths or two requests: every run computes the whole history."""
 
     incremental = False
+    mixes = False
     grows = False
 
     @abstractmethod
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``."""
+
+    def run_each(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """See ``Engine.run_each``; one run for each depth."""
+        return run_apart(self.run, items, timestamps, depths)
 
     def walk(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
@@ -98,9 +116,25 @@ class StatelessEngine(BaseEngine):
         for depth in depths:
             yield self.run(items, timestamps, depth)
 
-    def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:  # noqa: ARG002
+    def run_incremental(self, *_: object) -> Incremental:
         """Not here: see ``incremental``."""
         raise ConfigError("this engine has no incremental inference")
+
+
+def run_apart(
+    run: Callable[[NDArray[np.int64], NDArray[np.int64] | None, int], NDArray[np.float32]],
+    items: NDArray[np.int64],
+    timestamps: NDArray[np.int64] | None,
+    depths: Sequence[int],
+) -> NDArray[np.float32]:
+    """``Engine.run_each`` with one ``run`` for each depth."""
+    parts = {depth: np.flatnonzero(np.equal(depths, depth)) for depth in dict.fromkeys(depths)}
+    if len(parts) == 1:
+        return run(items, timestamps, depths[0])
+    found = [run(items[rows], None if timestamps is None else timestamps[rows], depth) for depth, rows in parts.items()]
+    users = np.empty((len(items), found[0].shape[1]), np.float32)
+    users[np.concatenate(list(parts.values()))] = np.concatenate(found)
+    return users
 
 
 def load_chains(bundle: Bundle, depths: Iterable[int], load: Callable[[str], Opened]) -> dict[int, list[Opened]]:

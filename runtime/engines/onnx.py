@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.incremental import CachedHistory, Incremental, IncrementalFiles, IncrementalRunner
-from fathom.runtime.engines.interface import BaseEngine, load_chains, model_inputs
+from fathom.runtime.engines.interface import BaseEngine, load_chains, model_inputs, run_apart
 from fathom.runtime.engines.segment import Segment, check_chains
 from fathom.runtime.engines.session import Device
 
@@ -34,6 +34,8 @@ class OnnxEngine(BaseEngine):
             return Segment(bundle.read(name), bundle.path / name, threads)
 
         self._chains = load_chains(bundle, depths, load)
+        # A manifest has one chain for all depths or an engine for each.
+        self.mixes = len(self._chains[depths[-1]]) > 1
         check_chains(self._chains.values(), bundle.manifest.model)
         files = IncrementalFiles.of(bundle.manifest) if incremental else None
         self._incremental = None if files is None else IncrementalRunner(files, bundle.vectors, load, depths)
@@ -48,34 +50,59 @@ class OnnxEngine(BaseEngine):
         """See ``Engine.grows``; not where a first segment looks the items' vectors up itself."""
         return all("item_vectors" in chain[0].inputs for chain in self._chains.values())
 
-    def run_incremental(self, histories: Sequence[CachedHistory], depth: int) -> Incremental:
+    def run_incremental(self, histories: Sequence[CachedHistory], depths: Sequence[int]) -> Incremental:
         """See ``Engine.run_incremental``."""
         assert self._incremental is not None, "only where ``incremental``"
-        return self._incremental.run(histories, depth)
+        return self._incremental.run(histories, depths)
 
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``; KeyError for a depth that it does not have."""
+        return self.run_each(items, timestamps, [depth] * len(items))
+
+    def run_each(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """See ``Engine.run_each``; KeyError for a depth that it does not have."""
         if len(items) == 1:
-            return self._run(items, timestamps, depth)
+            return self._run(items, timestamps, depths)
+        if not self.mixes and len(set(depths)) > 1:
+            return run_apart(self.run, items, timestamps, depths)
         lengths = items.shape[1] - (items != 0).argmax(axis=1)
         order = lengths.argsort(kind="stable")
         parts = _parts(lengths.take(order))
-        if len(parts) == 1:
-            return self._run(items, timestamps, depth)
+        if len(parts) == 1 and len(set(depths)) == 1:
+            return self._run(items, timestamps, depths)
         users = np.empty((len(items), self._bundle.vectors.width), np.float32)
         for part in parts:
+            # The deepest first: whoever leaves is then at the end.
             rows = order[part]
             newest = slice(-int(lengths[rows[-1]]), None)
+            at = np.take(depths, rows)
+            deepest_first = (-at).argsort(kind="stable")
+            rows, at = rows[deepest_first], at[deepest_first]
             times = None if timestamps is None else timestamps[rows, newest]
-            users[rows] = self._run(items[rows, newest], times, depth)
+            users[rows] = self._run(items[rows, newest], times, at.tolist())
         return users
 
-    def _run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
+    def _run(
+        self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Rows whose ``depths`` do not ascend; each leaves at its exit, and those above go on."""
         feeds = model_inputs(self._bundle, items, timestamps)
-        *passed, last = self._chains[depth]
-        for segment in passed:
-            feeds["hidden_in"] = segment.run(["hidden_out"], feeds)[0]
-        return last.run(["user_vector"], feeds)[0]
+        chain = self._chains[depths[0]]
+        exits = [len(self._chains[depth]) for depth in depths]
+        left: list[NDArray[np.float32]] = []
+        for place, segment in enumerate(chain, 1):
+            stay = sum(each > place for each in exits)
+            wanted = (["hidden_out"] if stay else []) + (["user_vector"] if stay < len(exits) else [])
+            found = dict(zip(wanted, segment.run(wanted, feeds), strict=True))
+            if stay < len(exits):
+                left.append(found["user_vector"][stay:])
+                exits = exits[:stay]
+                feeds = {name: values[:stay] for name, values in feeds.items()}
+            if stay:
+                feeds["hidden_in"] = found["hidden_out"][:stay]
+        return left[0] if len(left) == 1 else np.concatenate(left[::-1])
 
     def walk(
         self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depths: Sequence[int]

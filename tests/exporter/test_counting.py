@@ -54,7 +54,7 @@ def test_the_manifest_says_what_every_deeper_depth_gives_with_its_part_of_counti
                 history, times = test.histories[row].astype(np.int64), test.histories.times(row)
                 assert times is not None
                 item = BatchItem(history[-longest:] + 1, times[-longest:], 10, ItemFilter(exclude=history))
-                (result,) = runner.run(depth, [item])
+                (result,) = runner.run([depth], [item])
                 assert not isinstance(result, Exception)
                 answers.append(ndcg(result.indices, int(test.targets[row])))
             expected = bundle.manifest.depths[depth].quality["ndcg@10"].value

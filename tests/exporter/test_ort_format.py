@@ -31,7 +31,9 @@ def test_a_converted_bundle_answers_as_the_first_does(bundle_path: Path, tmp_pat
         assert after.depths == before.depths
         for depth in after.depths:
             assert after.run(items, times, depth) == pytest.approx(before.run(items, times, depth), abs=1e-5)
-            resumed = [e.run_incremental([CachedHistory(items[0], times[0], None)], depth)[0] for e in (before, after)]
+            resumed = [
+                e.run_incremental([CachedHistory(items[0], times[0], None)], [depth])[0] for e in (before, after)
+            ]
             assert resumed[1] == pytest.approx(resumed[0], abs=1e-5)
 
 

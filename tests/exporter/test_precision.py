@@ -106,7 +106,7 @@ def test_item_vectors_in_fewer_bits_are_measured_and_remembered_histories_go_on(
         assert np.asarray(bundle.vectors) == pytest.approx(np.asarray(item_vectors(checkpoint.model)), abs=0.01)
         assert all(info.loss is not None and info.parity.max_abs_error < 0.1 for info in manifest.depths.values())
         items, times = np.array([[1, 2, 3]]), np.array([[5, 60, 700]])
-        resumed, _ = engine.run_incremental([CachedHistory(items[0], times[0], None)], 8)
+        resumed, _ = engine.run_incremental([CachedHistory(items[0], times[0], None)], [8])
         assert resumed == pytest.approx(engine.run(items, times, 8), abs=1e-5)
     with pytest.raises(ParityError, match=f"fp32, items {precision}, more than -100"):
         export(checkpoint, dataset, tmp_path / "no", name="no", item_precision=precision, max_loss=-1.0)

@@ -28,7 +28,7 @@ class Bench:
         cost = CostModel({(4, 16): Line(0.0, COST_S)}, tail=0.0)
         self.batcher: Batcher[int, int] = Batcher(lanes, cost, self.serve, clock=lambda: self.now_s)
 
-    def serve(self, _depth: int, works: list[int]) -> list[int]:
+    def serve(self, _depths: list[int], works: list[int]) -> list[int]:
         self.batches.append(works)
         self.entered.release()
         assert self.free.wait(30)
@@ -217,9 +217,9 @@ async def test_cancelling_the_last_one_makes_it_idle(bench: Bench) -> None:
 async def test_who_can_no_longer_make_it_hears_of_it_before_the_next_batch_has_run(bench: Bench) -> None:
     told = threading.Event()
 
-    def until_told(depth: int, works: list[int]) -> list[int]:
+    def until_told(depths: list[int], works: list[int]) -> list[int]:
         assert works != [3] or told.wait(30)
-        return bench.serve(depth, works)
+        return bench.serve(depths, works)
 
     bench.batcher._serve = until_told
     first = await bench.hold()

@@ -26,7 +26,8 @@ class FakeMachine:
 
 
 def model(tail: float = 0.1) -> CostModel:
-    return CostModel({(4, 16): Line(0.001, 0.002), (8, 16): Line(0.002, 0.004)}, tail=tail)
+    lines = {(4, 16): Line(0.001, 0.002), (8, 16): Line(0.002, 0.004), (12, 16): Line(0.003, 0.006)}
+    return CostModel(lines, tail=tail)
 
 
 def test_measuring_finds_the_line_of_every_cell() -> None:
@@ -42,7 +43,7 @@ def test_measuring_finds_the_line_of_every_cell() -> None:
     for depth in (4, 8):
         for length in (16, 200):
             for requests in (1, 2, 20):
-                assert cost.p50_s(depth, length, requests) == pytest.approx(0.001 + 0.0005 * depth * requests)
+                assert cost.p50_s(length, {depth: requests}) == pytest.approx(0.001 + 0.0005 * depth * requests)
     assert set(machine.runs) == {
         (d, length, n) for d in (4, 8) for length, n in ((16, 1), (16, 16), (200, 1), (200, 2))
     }
@@ -60,7 +61,7 @@ def test_a_disturbed_start_still_finds_the_lines() -> None:
     cost = measure(
         machine.run, depths=(4, 8), lengths=(16,), batch_limit=lambda _: 8, budget_s=0.0, clock=machine.clock
     )
-    assert cost.p50_s(8, 16, 4) == pytest.approx(0.001 + 0.0005 * 8 * 4)
+    assert cost.p50_s(16, {8: 4}) == pytest.approx(0.001 + 0.0005 * 8 * 4)
     assert cost.p99_s(8, 16, 4) > 0.05
 
 
@@ -76,7 +77,7 @@ def test_a_cell_that_is_disturbed_every_time_is_no_dearer_than_a_larger_one() ->
     )
     for requests in (1, 8):
         assert cost.least_s(4, 16) <= cost.least_s(8, 16) == pytest.approx(0.005)
-        assert cost.p50_s(4, 16, requests) <= cost.p50_s(8, 16, requests)
+        assert cost.p50_s(16, {4: requests}) <= cost.p50_s(16, {8: requests})
 
 
 def test_the_budget_buys_more_rounds() -> None:
@@ -106,7 +107,7 @@ def test_the_largest_batch_is_the_largest_whose_p99_fits() -> None:
 
 def test_with_little_care_one_request_may_run_that_is_as_likely_late_as_not_but_no_company_makes_it_late() -> None:
     cost = model(tail=1.0)
-    p50_s, p99_s = cost.p50_s(8, 16), cost.p99_s(8, 16)
+    p50_s, p99_s = cost.p50_s(16, {8: 1}), cost.p99_s(8, 16)
     assert cost.p99_s(8, 16, care=0.0) == pytest.approx(p50_s)
     assert cost.p99_s(8, 16, care=0.5) == pytest.approx((p50_s + p99_s) / 2)
     for care, least_s in ((0.0, p50_s), (0.5, (p50_s + p99_s) / 2), (1.0, p99_s)):
@@ -143,17 +144,17 @@ def test_p50_and_p99_follow_the_machine(slowdown: float) -> None:
     for i in range(6_000):
         seconds = slowdown * 0.003 * float(np.exp(rng.normal(0, 0.3)))
         taken.append(seconds)
-        cost.observe(4, 16, 1, seconds, now_s=i / 200)
-    assert cost.p50_s(4, 16) == pytest.approx(np.median(taken), rel=0.15)
+        cost.observe(16, {4: 1}, seconds, now_s=i / 200)
+    assert cost.p50_s(16, {4: 1}) == pytest.approx(np.median(taken), rel=0.15)
     assert cost.p99_s(4, 16) == pytest.approx(np.quantile(taken, 0.99), rel=0.25)
     # The other depth was never run: it follows too.
-    assert cost.p50_s(8, 16) == pytest.approx(2 * cost.p50_s(4, 16))
+    assert cost.p50_s(16, {8: 1}) == pytest.approx(2 * cost.p50_s(16, {4: 1}))
 
 
 def test_one_stall_hardly_moves_the_estimate() -> None:
     cost = model()
     before = cost.p99_s(4, 16)
-    cost.observe(4, 16, 1, 60.0, now_s=0)
+    cost.observe(16, {4: 1}, 60.0, now_s=0)
     assert cost.p99_s(4, 16) < 1.2 * before
 
 
@@ -180,18 +181,18 @@ def test_a_second_after_a_disturbance_an_estimate_is_back_at_the_truth(
 def test_what_a_probe_shows_is_believed_at_once(before: float, seen: float) -> None:
     cost, lag = model(), Lag()
     for _ in range(500):
-        cost.observe(4, 16, 1, 0.003 * before, now_s=0)
+        cost.observe(16, {4: 1}, 0.003 * before, now_s=0)
         lag.observe(0.001 * before, now_s=0)
-    cost.observe(4, 16, 1, 0.003 * seen, now_s=10, probe=True)
+    cost.observe(16, {4: 1}, 0.003 * seen, now_s=10, probe=True)
     lag.observe(0.001 * seen, now_s=10, probe=True)
-    assert cost.p50_s(4, 16) <= 1.01 * max(0.003 * seen, 0.01 * 0.003)
+    assert cost.p50_s(16, {4: 1}) <= 1.01 * max(0.003 * seen, 0.01 * 0.003)
     assert lag.value <= 1.5 * max(0.001 * seen, 0.0002)
 
 
 def test_a_probe_that_was_slow_itself_changes_no_more_than_any_other_run() -> None:
     one, other = model(), model()
-    one.observe(4, 16, 1, 60.0, now_s=0)
-    other.observe(4, 16, 1, 60.0, now_s=0, probe=True)
+    one.observe(16, {4: 1}, 60.0, now_s=0)
+    other.observe(16, {4: 1}, 60.0, now_s=0, probe=True)
     assert one.p99_s(4, 16) == other.p99_s(4, 16)
 
 
@@ -202,7 +203,7 @@ def test_noise_makes_no_request_free() -> None:
 
     machine = Noisy()
     cost = measure(machine.run, depths=(4,), lengths=(16,), batch_limit=lambda _: 8, budget_s=0, clock=machine.clock)
-    assert cost.p50_s(4, 16, 8) > cost.p50_s(4, 16, 1) > 0
+    assert cost.p50_s(16, {4: 8}) > cost.p50_s(16, {4: 1}) > 0
     assert math.isfinite(cost.largest(4, 16, 10.0))
 
 
@@ -215,3 +216,14 @@ def test_the_lag_follows_what_all_but_one_in_a_hundred_answers_keep_to() -> None
     for i in range(1_000):
         lag.observe(0.0, now_s=20 + i / 1_000)
     assert lag.value < 0.0003
+
+
+def test_of_the_fixed_parts_of_several_depths_half_is_saved_but_for_the_largest() -> None:
+    cost = model(tail=0.0)
+    assert cost.p50_s(16, {4: 3, 8: 2}) == pytest.approx(0.002 + 0.001 / 2 + 3 * 0.002 + 2 * 0.004)
+    for time_s in (0.001, 0.011, 0.021, 0.051):
+        for beside in ({8: 1}, {12: 2}, {8: 1, 12: 2}):
+            most = cost.largest(4, 16, time_s, beside=beside)
+            if most:
+                assert 1.01 * cost.p50_s(16, {**beside, 4: most}) <= time_s
+            assert 1.01 * cost.p50_s(16, {**beside, 4: most + 1}) + 1e-4 > time_s

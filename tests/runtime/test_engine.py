@@ -60,6 +60,15 @@ class EngineContract:
         with pytest.raises(KeyError):
             engine.run(pad(HISTORIES, 20), None, 5)
 
+    def test_every_row_of_a_batch_may_have_its_own_depth(self, engine: Engine) -> None:
+        items = pad(HISTORIES, 20)
+        rng = np.random.default_rng(1)
+        for _ in range(5):
+            depths = rng.choice(engine.depths, len(items)).tolist()
+            found = engine.run_each(items, None, depths)
+            for row, depth in enumerate(depths):
+                np.testing.assert_allclose(found[row], engine.run(items[row : row + 1], None, depth)[0], atol=1e-5)
+
     def test_the_answer_belongs_to_the_caller(self, engine: Engine) -> None:
         items = pad(HISTORIES, 20)
         first = engine.run(items, None, 16)
@@ -82,6 +91,12 @@ class TestOnnxEngine(EngineContract):
     @pytest.fixture
     def engine(self, synthetic_bundle: Path) -> Engine:
         return open_engine(Bundle.open(synthetic_bundle))
+
+
+def test_depths_are_mixed_where_they_share_their_layers(make_bundle) -> None:
+    for strategy, mixes in {"prefix": True, "nested": False}.items():
+        with open_engine(Bundle.open(make_bundle(strategy=strategy))) as engine:
+            assert engine.mixes == mixes
 
 
 class TestOnnxEngineNested(EngineContract):

@@ -1,13 +1,14 @@
 """Who goes next, checked on any sequence of arrivals, cancellations and runs."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.runtime.lanes import LONGEST_RUN_S, Entry, Lanes, length_buckets
+from fathom.runtime.lanes import LONGEST_RUN_S, NOBODY, ByDepth, Entry, Lanes, length_buckets
 from fathom.runtime.shares import ANYBODY, Client
 
 PATIENCE_S = 10.0
@@ -20,13 +21,16 @@ class FlatCost:
         self.seconds = seconds
         self.more_s = more_s
 
-    def largest(self, _depth: int, _length: int, time_s: float, *, sure: bool = False) -> int:  # noqa: ARG002
+    def largest(self, _depth: int, _length: int, time_s: float, *, beside: ByDepth = NOBODY, **_: object) -> int:
         if self.seconds == 0:
             return 1_000_000 if time_s >= 0 else 0
-        return max(0, math.floor(time_s / self.seconds + 1e-9))
+        return max(0, math.floor(time_s / self.seconds + 1e-9) - sum(beside.values()))
 
     def each_s(self, _depth: int, _length: int) -> float:
         return self.more_s
+
+    def p50_s(self, _length: int, requests: ByDepth) -> float:
+        return 1e-6 + self.more_s * sum(requests.values())
 
 
 def lanes(**changes) -> Lanes[str]:
@@ -34,8 +38,16 @@ def lanes(**changes) -> Lanes[str]:
     return Lanes(buckets=(16, 32, 64), **(given | changes))
 
 
-def entry(name: str = "", *, depth: int = 4, length: int = 10, at: float = 0.0, deadline: float | None = None):
-    return Entry(depth, length, at, deadline, name)
+def entry(
+    name: str = "",
+    *,
+    depth: int = 4,
+    length: int = 10,
+    at: float = 0.0,
+    deadline: float | None = None,
+    work_s: float = 0.0,
+):
+    return Entry(depth, length, at, deadline, name, work_s=work_s)
 
 
 def names(entries) -> list[str]:
@@ -188,10 +200,10 @@ runs = st.builds(lambda each: ("take", each), st.sampled_from([0.0, 0.1, 1.0]))
 waits = st.builds(lambda seconds: ("wait", seconds), st.floats(0, 5))
 
 
-@given(st.lists(arrivals | arrivals | cancels | runs | waits, max_size=80), st.booleans())
+@given(st.lists(arrivals | arrivals | cancels | runs | waits, max_size=80), st.booleans(), st.booleans())
 @settings(max_examples=400, deadline=None)
-def test_invariants_hold_for_any_history_of_events(events, several: bool) -> None:
-    queue = lanes(max_queue=20)
+def test_invariants_hold_for_any_history_of_events(events, several: bool, mixes: bool) -> None:
+    queue = lanes(max_queue=20, mixes=mixes)
     now = 0.0
     everything: list[Entry[str]] = []
     waiting: dict[int, Entry[str]] = {}
@@ -244,8 +256,10 @@ def check_take(queue: Lanes[str], waiting: dict[int, Entry[str]], now: float, ea
         assert can_make_it(e) == (e in batch)
     if not batch:
         return
-    # One depth, one bucket, within the caps, and small enough for every deadline in it.
-    assert {(e.depth, queue.bucket(e.length)) for e in batch} == {(taken.depth, taken.length)}
+    # One bucket, one depth unless they are mixed, within the caps, and small enough for every deadline in it.
+    assert {queue.bucket(e.length) for e in batch} == {taken.length}
+    assert queue.mixes or len({e.depth for e in batch}) == 1
+    assert taken.by_depth == Counter(e.depth for e in batch)
     assert len(batch) <= 4
     assert len(batch) * max(e.length for e in batch) <= 64 or len(batch) == 1
     for e in batch:
@@ -255,8 +269,9 @@ def check_take(queue: Lanes[str], waiting: dict[int, Entry[str]], now: float, ea
     if len(clients) == 1:
         assert min(map(urgency, possible)) == urgency(batch[0])
     for client in clients:
-        own = [urgency(e) for e in batch if e.client == client]
-        assert own == sorted(own)
+        for depth in taken.by_depth:
+            own = [urgency(e) for e in batch if e.client == client and e.depth == depth]
+            assert own == sorted(own)
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 8, 16]), st.floats(0.0, 3.0)), min_size=30, max_size=60))
@@ -273,6 +288,76 @@ def test_no_flood_of_deadlines_starves_a_request_beyond_its_patience(flood) -> N
             assert now <= 5 + 2 * 5
             return
     pytest.fail("it never ran")
+
+
+def test_what_room_a_batch_has_is_for_other_depths_of_the_same_length() -> None:
+    def waiting(mixes: bool) -> Lanes[str]:
+        queue = lanes(mixes=mixes, max_batch=5)
+        for name, depth, length in (
+            ("a", 4, 10),
+            ("b", 16, 10),
+            ("long", 4, 30),
+            ("c", 4, 10),
+            ("d", 8, 16),
+            ("e", 16, 1),
+            ("f", 8, 1),
+        ):
+            queue.push(entry(name, depth=depth, length=length))
+        return queue
+
+    apart, together = waiting(False), waiting(True)
+    assert [take(apart)[0] for _ in range(4)] == [["a", "c"], ["b", "e"], ["long"], ["d", "f"]]
+    assert [take(together)[0] for _ in range(3)] == [["a", "c", "b", "e"], ["long"], ["d", "f"]]
+
+
+@pytest.mark.parametrize(("deadlines", "taken"), [((1.0, 9.0), ["a"]), ((3.0, 1.0), ["b"]), ((3.0, 2.0), ["b", "a"])])
+def test_nobody_becomes_late_by_who_joins(deadlines: tuple[float, float], taken: list[str]) -> None:
+    queue = lanes(mixes=True)
+    queue.push(entry("a", depth=4, deadline=deadlines[0]))
+    queue.push(entry("b", depth=16, deadline=deadlines[1]))
+    assert take(queue, each_s=1.0) == (taken, [])
+
+
+def test_who_would_be_late_in_company_waits_for_a_batch_of_its_own() -> None:
+    queue = lanes(mixes=True)
+    queue.push(entry("a", depth=4, deadline=1.5))
+    queue.push(entry("b", depth=16))
+    queue.push(entry("c", depth=16, deadline=2.0))
+    # Two together are late for the one, and with it alone all is well.
+    assert take(queue, each_s=1.0) == (["a"], [])
+    assert take(queue, each_s=1.0) == (["c", "b"], [])
+
+
+def test_who_joins_no_more_than_doubles_the_run() -> None:
+    queue = lanes(mixes=True, max_batch=40)
+    queue.push(entry("base", depth=4))
+    for number in range(10):
+        queue.push(entry(str(number), depth=16))
+    # One takes 1 ms; the fixed part is next to nothing.
+    assert take(queue, more_s=1e-3) == (["base", "0"], [])
+
+
+def test_who_joins_is_who_would_be_next() -> None:
+    """So a client's own more urgent request, of another length, is not passed by for ever."""
+    flood, other = Client("a", "a"), Client("b", "b")
+    queue = lanes(mixes=True, max_queue=1_000)
+    for _ in range(100):
+        queue.push(replace(entry("flood", depth=16, at=1.0, work_s=1e-3), client=flood))
+    queue.push(replace(entry("urgent", depth=4, length=30, work_s=1e-3), client=flood))
+    for now in range(2, 10):
+        queue.push(replace(entry("other", depth=4, at=now, work_s=1e-3), client=other))
+        if "urgent" in take(queue, now)[0]:
+            return
+    pytest.fail("it never ran")
+
+
+def test_a_run_for_cached_histories_has_one_depth() -> None:
+    queue: Lanes[str] = Lanes(
+        buckets=(0, 16), max_queue=9, max_batch=9, max_batch_tokens=99, patience_s=PATIENCE_S, mixes=True
+    )
+    for name, depth in (("a", 4), ("b", 8), ("c", 4)):
+        queue.push(entry(name, depth=depth, length=0))
+    assert take(queue) == (["a", "c"], [])
 
 
 def test_an_entry_of_several_runs_takes_their_place_in_a_batch_and_their_time() -> None:

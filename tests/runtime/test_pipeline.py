@@ -418,7 +418,7 @@ async def test_what_the_queue_has_no_time_left_for_is_answered_by_depth_0(
                 await asyncio.sleep(0)
         # Meanwhile the machine has become so slow that no run would end in time.
         for _ in range(400):
-            cost.observe(16, 20, 1, 1000.0, time.monotonic())
+            cost.observe(20, {16: 1}, 1000.0, time.monotonic())
         free.set()
         answer = await waits
         assert (answer.choice.depth, answer.choice.reason) == (0, DepthReason.DEADLINE)
@@ -475,3 +475,16 @@ async def test_an_engine_that_seems_too_slow_is_tried_beside_answers_of_depth_0(
                 depths.append((await pipeline.recommend(query(deadline_s=time.monotonic() + 0.05))).choice.depth)
     assert depths[0] == 0
     assert ran[0] == 4
+
+
+async def test_requests_of_several_depths_are_one_batch_where_the_engine_shares_their_layers(bundle: Bundle) -> None:
+    ran: list[tuple[int, int]] = []
+    async with Pipeline(bundle, open_engine(bundle)) as pipeline:
+        alone = [await pipeline.recommend(query([1, 2, 3], depth=depth)) for depth in (16, 4)]
+        pipeline.observe(lambda depth, requests, _: ran.append((depth, requests)))
+        together = await asyncio.gather(*(pipeline.recommend(query([1, 2, 3], depth=depth)) for depth in (16, 4)))
+    assert ran == [(16, 2)]
+    for one, other in zip(alone, together, strict=True):
+        assert one.choice.depth == other.choice.depth
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)

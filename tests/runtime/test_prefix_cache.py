@@ -94,16 +94,16 @@ def test_any_way_of_growing_gives_what_computing_afresh_gives(
     lengths = [data.draw(st.integers(1, 6)) for _ in range(rows)]
     kept: list[CachedState | None] = [None] * rows
     for _ in range(4):
-        depth = data.draw(st.sampled_from(DEPTHS), "depth")
+        depths = [data.draw(st.sampled_from(DEPTHS), "depth") for _ in range(rows)]
         histories = []
-        for row in range(rows):
+        for row, depth in enumerate(depths):
             start = kept[row]
             if data.draw(st.booleans(), "evicted") or (start is not None and not _possible(start, lengths[row], depth)):
                 start = None
             length = lengths[row]
             histories.append(CachedHistory(ids[row, :length], seconds[row, :length], start))
-        users, found = runner.run(histories, depth)
-        for row, history in enumerate(histories):
+        users, found = runner.run(histories, depths)
+        for row, (history, depth) in enumerate(zip(histories, depths, strict=True)):
             np.testing.assert_allclose(
                 users[row], afresh(model, history.ids, seconds[row, : len(history.ids)], depth), atol=1e-5
             )

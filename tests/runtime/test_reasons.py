@@ -300,13 +300,13 @@ def test_one_work_with_reasons_leaves_its_neighbours_alone(bundle: Bundle) -> No
     asked = plain._replace(leave_one_out=LeaveOneOut.of(history, history, None))
     engine, retriever = FakeEngine(bundle.vectors, DEPTHS), FlatRetriever(bundle.vectors)
     runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever)
-    first, on, last = runner.serve(8, [plain, asked, plain])
+    first, on, last = runner.serve([8] * 3, [plain, asked, plain])
     assert isinstance(on, Again)
     parts = 0
     while isinstance(on, Again):
         work, runs = on.part(3)
         parts += runs
-        between, on = runner.serve(8, [plain, work])
+        between, on = runner.serve([8] * 2, [plain, work])
         assert isinstance(between, BatchResult)
         assert not between.reasons
     assert parts == 4

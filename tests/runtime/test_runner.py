@@ -83,8 +83,17 @@ def test_an_exit_adds_its_part_of_the_counts_to_the_network_s_scores(
     with open_engine(bundle) as engine:
         runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         users = engine.run(left_padded([work.ids for work in works], 20), None, depth)
-        check(bundle, users, works, list(runner.run(depth, works)), depth)
-        check(bundle, users[:1], works[:1], list(runner.run(depth, works[:1])), depth)
+        check(bundle, users, works, list(runner.run([depth] * len(works), works)), depth)
+        check(bundle, users[:1], works[:1], list(runner.run([depth], works[:1])), depth)
+
+
+def test_every_request_of_a_batch_has_its_own_depth(bundle: Bundle, works: list[BatchItem]) -> None:
+    with open_engine(bundle) as engine:
+        runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
+        depths = np.random.default_rng(7).choice(DEPTHS, len(works)).tolist()
+        users = engine.run_each(left_padded([work.ids for work in works], 20), None, depths)
+        for depth, user, work, result in zip(depths, users, works, runner.run(depths, works), strict=True):
+            check(bundle, user[None], [work], [result], depth)
 
 
 def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
@@ -94,7 +103,7 @@ def test_a_cached_user_vector_is_the_network_s_alone_and_its_answer_counts_too(
         runner = Runner(bundle, LiveCatalogue(bundle), engine, FlatRetriever(bundle.vectors))
         users = engine.run(left_padded([work.ids for work in works], 20), None, 16)
         known = [work._replace(hit=CacheHit("vector", user=user)) for work, user in zip(works, users, strict=True)]
-        results = list(runner.run(16, known))
+        results = list(runner.run([16] * len(known), known))
     check(bundle, users, works, results, 16)
     for user, result in zip(users, results, strict=True):
         np.testing.assert_array_equal(result.user, user)

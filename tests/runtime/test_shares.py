@@ -17,10 +17,13 @@ ALICE, BOB = Client("1.1.1.1", "1.1.1.1:1"), Client("2.2.2.2", "2.2.2.2:1")
 class NoCost:
     """Every batch makes every deadline."""
 
-    def largest(self, _depth: int, _length: int, _time_s: float, *, sure: bool = False) -> int:  # noqa: ARG002
+    def largest(self, _depth: int, _length: int, _time_s: float, **_: object) -> int:
         return 1_000_000
 
     def each_s(self, _depth: int, _length: int) -> float:
+        return 1e-9
+
+    def p50_s(self, _length: int, _requests: object) -> float:
         return 1e-9
 
 

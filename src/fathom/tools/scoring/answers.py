@@ -160,7 +160,8 @@ class Scorer:
                 answers[row] = answered
         for depth, lane in lanes.items():
             for batch in self._batches(lane):
-                for each, result in zip(batch, self._runner.run(depth, [each.work for each in batch]), strict=True):
+                results = self._runner.run([depth] * len(batch), [each.work for each in batch])
+                for each, result in zip(batch, results, strict=True):
                     if isinstance(result, UnavailableError):
                         raise result
                     answers[each.row] = _Answer(result.indices, result.scores, depth, each.reason.value)
