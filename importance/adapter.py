@@ -176,6 +176,10 @@ class ElasticLayers:
         timestamps = timestamps.to(device) if timestamps is not None and self._model.uses_timestamps else None
         return Histories(items, timestamps, labels, seen, self._model.context(items, timestamps))
 
+    def samples(self, batch: Histories) -> int:
+        """How many histories there are."""
+        return len(batch.labels)
+
     def embed(self, batch: Histories) -> Tensor:
         """Hidden states (B, L, width) before the first layer."""
         return self._model.embed(batch.items)

@@ -30,6 +30,10 @@ class LayeredModel(Protocol):
         """The layer indices in execution order: a permutation of 0..L-1."""
         ...
 
+    def samples(self, batch: Batch) -> int:
+        """How many samples a batch holds."""
+        ...
+
     def embed(self, batch: Batch) -> Tensor:
         """The input of the first layer, (samples, positions, width)."""
         ...

@@ -60,7 +60,7 @@ class LayerRanking:
     16 layers, what depth 4 keeps), "redundant" the last quarter (what only depth 16 runs), "middle" what lies between.
     The probability is the share of 2,000 bootstrap resamples in which the consensus puts the layer there: methods with
     a row for each user are drawn with the same users, methods with folds draw folds. consensus_stability: as that of a
-    method. Older files have none of these: None, or empty.
+    method. Older files have none of these: None, or empty. layer_names: path of each layer in a model that is not ours.
 
     Raises ArtefactError when the parts contradict each other or a number is not finite.
     """
@@ -80,6 +80,7 @@ class LayerRanking:
     consensus_stability: float | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     graded_subsets: int | None = None
+    layer_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -108,7 +109,7 @@ class LayerRanking:
             "tiers": self.tiers,
             "stability": self.consensus_stability,
         }
-        names = ("layers", "checkpoint", "dataset", "users", "seed", "graded_subsets")
+        names = ("layers", "checkpoint", "dataset", "users", "seed", "graded_subsets", "layer_names")
         head = {name: getattr(self, name) for name in names}
         grades = {metric: {name: asdict(grade) for name, grade in row.items()} for metric, row in self.grades.items()}
         body = {"methods": methods, "kendall_tau": self.kendall_tau, "consensus": consensus, "grades": grades}
@@ -148,6 +149,7 @@ class LayerRanking:
             consensus_stability=_known(consensus.get("stability")),
             left_out={name: str(reason) for name, reason in value.get("left_out", {}).items()},
             graded_subsets=None if value.get("graded_subsets") is None else int(value["graded_subsets"]),
+            layer_names=tuple(map(str, value.get("layer_names", ()))),
         )
 
 
@@ -176,6 +178,8 @@ def _problems(ranking: LayerRanking) -> Iterator[str]:
     layers = ranking.layers
     if not ranking.methods:
         yield "it holds no method"
+    if ranking.layer_names and len(ranking.layer_names) != layers:
+        yield f"it does not name each of the {layers} layers"
     for name, method in ranking.methods.items():
         if {len(method.scores), len(method.low), len(method.high), len(method.ranks)} != {layers}:
             yield f"method {name} does not have {layers} scores, intervals and ranks"

@@ -88,7 +88,7 @@ def _layers_and_users(
         raise ConfigError(f"nothing to rank: the number of layers is {layers}, a ranking needs at least 2")
     if not methods:
         raise ConfigError("nothing to rank by: name at least one importance method")
-    users = sum(len(model.real_positions(batch)) for batch in batches)
+    users = sum(model.samples(batch) for batch in batches)
     if users == 0:
         raise DataError("no users to rank layers on: the data holds no history")
     return layers, users

@@ -1,6 +1,6 @@
 """Importance methods by name: ours and those of installed packages, found through entry points."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
@@ -13,9 +13,28 @@ ALL = "all"
 DEFAULT = ("fisher", "gradient", "ablation", "block_influence")
 
 
+#: Methods of this process alone.
+_ADDED: dict[str, Callable[[], ImportanceMethod]] = {}
+
+
 def method_names() -> tuple[str, ...]:
     """The names of all installed methods, in alphabetical order."""
-    return tuple(sorted(_installed()))
+    return tuple(sorted({*_installed(), *_ADDED}))
+
+
+def add_method(name: str, method: Callable[[], ImportanceMethod]) -> None:
+    """Make a method known in this process; a package makes it known to all with an entry point (docs/architecture.md).
+
+    ``method``: a class, or anything that makes the method when called. Raises ConfigError for a name that is taken.
+    """
+    if name == ALL or name in _installed() or name in _ADDED:
+        raise ConfigError(f"importance method {name!r} is there already; choose another name")
+    _ADDED[name] = method
+
+
+def remove_method(name: str) -> None:
+    """Forget a method that was added; nothing where there is none."""
+    _ADDED.pop(name, None)
 
 
 def load_methods(names: Sequence[str] = DEFAULT) -> dict[str, ImportanceMethod]:
@@ -24,10 +43,10 @@ def load_methods(names: Sequence[str] = DEFAULT) -> dict[str, ImportanceMethod]:
     Raises ConfigError, in one line, when a name is unknown, installed twice, or cannot be loaded.
     """
     installed = _installed()
-    wanted = [known for name in names for known in (sorted(installed) if name == ALL else [name])]
+    wanted = [known for name in names for known in (method_names() if name == ALL else [name])]
     if not wanted:
-        raise ConfigError(f"no importance method was named; known: {', '.join(sorted(installed))}, or {ALL}")
-    return {name: _load(name, installed) for name in wanted}
+        raise ConfigError(f"no importance method was named; known: {', '.join(method_names())}, or {ALL}")
+    return {name: _ADDED[name]() if name in _ADDED else _load(name, installed) for name in wanted}
 
 
 def _installed() -> dict[str, list[EntryPoint]]:
@@ -41,7 +60,7 @@ def _load(name: str, installed: dict[str, list[EntryPoint]]) -> ImportanceMethod
     if name not in installed:
         near = get_close_matches(name, installed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"unknown importance method {name!r}; {hint}known: {', '.join(sorted(installed))}, or {ALL}")
+        raise ConfigError(f"unknown importance method {name!r}; {hint}known: {', '.join(method_names())}, or {ALL}")
     targets = sorted({entry.value for entry in installed[name]})
     if len(targets) > 1:
         raise ConfigError(f"importance method {name!r} is installed twice: {', '.join(targets)}; uninstall one package")

@@ -41,6 +41,10 @@ class GatedToy(nn.Module):
         """All layers, in order."""
         return tuple(range(len(self.blocks)))
 
+    def samples(self, batch: ToyBatch) -> int:
+        """How many there are."""
+        return len(batch.labels)
+
     def embed(self, batch: ToyBatch) -> Tensor:
         """The inputs, (samples, positions, width)."""
         return batch.inputs

@@ -10,6 +10,7 @@ from fathom.importance.interface import Batch, LayeredModel, newest_states
 from fathom.importance.jackknife import pseudo_values, without_each_fold
 
 FEWEST_SAMPLES = 5
+SAME = 1e-6
 """An unbiased HSIC needs 4 samples, also when a fold is left out."""
 
 
@@ -53,11 +54,18 @@ def debiased_hsic(x: Tensor, y: Tensor) -> Tensor:
     return (products + totals - 2 / (n - 2) * (own_x @ own_y)) / (n * (n - 3))
 
 
+def _are_alike(states: Tensor) -> bool:
+    """Whether the samples have one and the same state (samples, width), but for rounding."""
+    return bool((states - states.mean(0)).norm() <= SAME * states.norm())
+
+
 def _change(states: Tensor, layers: tuple[int, ...]) -> Tensor:
     """1 - CKA between the input and the output of each layer, (layers,)."""
     change = states.new_zeros(len(layers))
     own = [debiased_hsic(state, state) for state in states.unbind(1)]
     for place, layer in enumerate(layers):
         across = debiased_hsic(states[:, place], states[:, place + 1])
-        change[layer] = 1 - across / (own[place] * own[place + 1]).sqrt()
+        # Where all samples begin alike, as with one and the same first token, nothing of their order is kept.
+        alike = _are_alike(states[:, place]) or _are_alike(states[:, place + 1])
+        change[layer] = 1 if alike else 1 - across / (own[place] * own[place + 1]).sqrt()
     return change

@@ -68,7 +68,7 @@ class Prediction(nn.Module):
         super().__init__()
         self.updates = nn.Identity()
         self._run, self._losses, self._layers = model.run_layer, model.losses, model.layers
-        self._batch, self._samples = batch, len(model.real_positions(batch))
+        self._batch, self._samples = batch, model.samples(batch)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Captum batches many points of a path; here each runs as the batch that the model knows. (points x samples,).

@@ -33,7 +33,7 @@ class Spectral:
         with torch.no_grad():
             for batch in batches:
                 moments = moments + _moments(model, batch, seen)
-                seen += len(model.real_positions(batch))
+                seen += model.samples(batch)
         if seen < 2:
             raise DataError(f"the spectral method needs at least 2 samples, not {seen}")
         whole = _change(moments.sum(0), model.layers)

@@ -28,7 +28,7 @@ class ZeroShot:
         Raises NotApplicableError when a layer has no weight matrix.
         """
         gains = torch.stack([self._gain(model, layer) for layer in range(len(model.layers))])
-        return gains.repeat(sum(len(model.real_positions(batch)) for batch in batches), 1)
+        return gains.repeat(sum(model.samples(batch) for batch in batches), 1)
 
     def _gain(self, model: LayeredModel, layer: int) -> Tensor:
         # Kernels count as matrices of (outputs, everything else); (heads, 1, 1) is a row of gains.

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from fathom.importance.adapter import ElasticLayers
+from fathom.importance.inputs import Inputs
 from fathom.importance.interface import Batch, LayeredModel, hidden_states, run_layers, run_skipping
+from fathom.importance.models.layered import ModuleLayers
+from fathom.importance.tasks.single_label import Classification
 from fathom.importance.toy import GatedToy, toy_batches
 from fathom.training.model import ElasticModel, ModelConfig
 
@@ -33,8 +36,24 @@ def elastic(block: str, *, time_bias: bool) -> tuple[LayeredModel, Batch]:
     return layers, layers.batch(items, times, torch.randint(ITEMS, (5,)))
 
 
-@pytest.fixture(params=["toy", "hstu", "gated", "hstu with time", "gated with time"])
+class Residual(torch.nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + super().forward(hidden).tanh()
+
+
+def any_model() -> tuple[LayeredModel, Batch]:
+    """A model that nobody wrote for this, through ``ModuleLayers``."""
+    torch.manual_seed(0)
+    blocks = [Residual(6, 6) for _ in range(LAYERS)]
+    model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Sequential(*blocks), torch.nn.Linear(6, 4)).double()
+    layers = ModuleLayers(model, Classification())
+    return layers, layers.batch(Inputs((torch.randn(5, 3).double(),)), torch.randint(4, (5,)))
+
+
+@pytest.fixture(params=["toy", "hstu", "gated", "hstu with time", "gated with time", "any"])
 def case(request: pytest.FixtureRequest) -> tuple[LayeredModel, Batch]:
+    if request.param == "any":
+        return any_model()
     if request.param == "toy":
         return GatedToy([1.0, 0.5, 0.2, 0.1]), toy_batches(1, 5)[0]
     return elastic(request.param.split()[0], time_bias="time" in request.param)
@@ -47,14 +66,17 @@ def one_at_a_time(model: LayeredModel, batch: Batch) -> Iterator[tuple[int, Any]
 
 
 def live_parameters(model: Any, layer: int) -> dict[str, torch.nn.Parameter]:
-    module = model.blocks[layer] if isinstance(model, GatedToy) else model._model.block(layer)
+    if isinstance(model, ModuleLayers):
+        module = model._layer_blocks[layer]
+    else:
+        module = model.blocks[layer] if isinstance(model, GatedToy) else model._model.block(layer)
     return dict(module.named_parameters())
 
 
 def test_layers_are_a_permutation_in_execution_order(case: tuple[LayeredModel, Batch]) -> None:
     model, _ = case
     assert sorted(model.layers) == list(range(LAYERS))
-    assert model.layers == ((0, 1, 2, 3) if isinstance(model, GatedToy) else PATHS[4])
+    assert model.layers == (PATHS[4] if isinstance(model, ElasticLayers) else (0, 1, 2, 3))
 
 
 def test_per_sample_gradients_equal_an_explicit_loop(case: tuple[LayeredModel, Batch]) -> None:

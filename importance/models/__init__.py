@@ -1,0 +1,1 @@
+"""Any torch model as a stack of layers."""

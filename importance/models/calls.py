@@ -1,0 +1,174 @@
+"""Runs a model while every call of its blocks can be watched, answered by somebody else, or the last to be made."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fathom.errors import ConfigError
+from fathom.importance.inputs import Inputs
+
+#: What a block is called with: positional arguments and those by name.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block, without its hidden states.
+
+    ``block``: which. ``arguments``: what else it was given; ``place``: where in them the hidden state belongs, a number
+    or a name. ``output``: what it gave. ``entered``, ``left``: the shapes of the hidden state before and after.
+    ``follows``: whether it was given what the call before it had left, as it was.
+    """
+
+    block: int
+    arguments: Arguments
+    place: int | str
+    output: Any
+    entered: torch.Size
+    left: torch.Size
+    follows: bool
+
+    def again(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's hidden state for another one, with the same company."""
+        args, kwargs = self.arguments
+        if isinstance(self.place, int):
+            args = (*args[: self.place], hidden, *args[self.place + 1 :])
+        else:
+            kwargs = kwargs | {self.place: hidden}
+        return hidden_of(block(*args, **kwargs))
+
+    def answer(self, hidden: Tensor) -> Any:
+        """What the block gave, with another hidden state."""
+        return hidden if self.output is None else with_hidden(self.output, hidden)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state in what a block gives: the tensor itself, or the first of several things."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, nn.utils.rnn.PackedSequence):
+        raise ConfigError("packed sequences cannot be taken apart by layer; give padded ones")
+    first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
+    if not isinstance(first, Tensor):
+        raise ConfigError(f"a layer gives {type(output).__name__} where a tensor, or a tuple of one, is needed")
+    return first
+
+
+def with_hidden(output: Any, hidden: Tensor | None) -> Any:
+    """The same with another hidden state."""
+    if isinstance(output, Tensor):
+        return hidden
+    if isinstance(output, Mapping):
+        first = next(iter(output))
+        return type(output)(**{name: hidden if name == first else value for name, value in output.items()})
+    changed = (hidden, *tuple(output)[1:])
+    return type(output)(*changed) if hasattr(output, "_fields") else type(output)(changed)
+
+
+class _Stop(Exception):
+    """The model need not run on."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+#: Answers a call: its block's place, the block's own forward, and its arguments.
+Handler = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def stop_with(hidden: Tensor) -> Any:
+    """The model does not go on after this call, and ``run`` returns this."""
+    raise _Stop(hidden)
+
+
+def run(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], handler: Handler) -> Any:
+    """The model's output where all calls of these blocks go to a handler, or what that has stopped it with."""
+    places = {block: place for place, block in reversed(list(enumerate(blocks)))}
+    for block in places:
+        if "forward" in vars(block):
+            raise ConfigError(f"{type(block).__name__} has a forward that was put in its place; take it out first")
+    # What works in place would change the states that are looked at.
+    in_place: list[Any] = [part for part in model.modules() if getattr(part, "inplace", False) is True]
+    try:
+        for part in in_place:
+            part.inplace = False
+        for block, place in places.items():
+            block.forward = partial(_to, handler, place, block.forward)
+        return inputs.call(model)
+    except _Stop as stop:
+        return stop.hidden
+    finally:
+        for block in places:
+            vars(block).pop("forward", None)
+        for part in in_place:
+            part.inplace = True
+
+
+def _to(handler: Handler, place: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return handler(place, own, args, kwargs)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run: its calls, the hidden state that each block left last, and the output."""
+
+    calls: list[Call]
+    after: dict[int, Tensor]
+    output: Any
+
+
+@torch.no_grad()
+def record(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], stack_of: Sequence[int]) -> Recorded:
+    """Every call of the blocks in one run of the model; ``stack_of``: which stack each block belongs to."""
+    calls: list[Call] = []
+    after: dict[int, Tensor] = {}
+    # What each stack has left so far: an encoder's state is not the decoder's.
+    left: dict[int, Tensor] = {}
+
+    def handle(block: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = {name: None if _is_cache(value) else value for name, value in kwargs.items()}
+        before = left.get(stack_of[block])
+        place = _place(args, kwargs, before)
+        hidden = args[place] if isinstance(place, int) else kwargs[place]
+        follows, entered = before is not None and _same(hidden, before), hidden.shape
+        output = own(*args, **kwargs)
+        after[block] = left[stack_of[block]] = found = hidden_of(output)
+        if isinstance(place, int):
+            args = (*args[:place], None, *args[place + 1 :])
+        else:
+            kwargs = kwargs | {place: None}
+        calls.append(Call(block, (args, kwargs), place, with_hidden(output, None), entered, found.shape, follows))
+        return output
+
+    output = run(model, inputs, blocks, handle)
+    return Recorded(calls, after, output)
+
+
+def _place(args: tuple[Any, ...], kwargs: Mapping[str, Any], before: Tensor | None) -> int | str:
+    """Where the hidden state is among the arguments: what the call before has left, or the first tensor of numbers."""
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    tensors = [(place, value) for place, value in given if isinstance(value, Tensor) and value.is_floating_point()]
+    if not tensors:
+        raise ConfigError("a layer is called without any tensor of numbers; its input cannot be told")
+    if before is not None:
+        for place, value in tensors:
+            if _same(value, before):
+                return place
+    return tensors[0][0]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or views of one that show the same."""
+    if one is other:
+        return True
+    return one.shape == other.shape and one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it would remember the keys and values of an earlier call."""
+    return type(value).__name__.endswith("Cache") and not isinstance(value, Tensor)

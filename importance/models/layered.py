@@ -1,0 +1,478 @@
+"""ModuleLayers: a stack of any torch model seen as a LayeredModel.
+
+Nothing of the model is rewritten. A first run records with what each block was called; after that a block runs alone on
+another hidden state with the same company (masks, positions, what the encoder gave), and what lies before and behind
+the stack runs as the model's own forward while its blocks only hand on what they are told.
+
+Where the hidden state changes its shape, between the stages of a convolutional network, the block or module that
+changes it always runs; blocks that keep the shape are the layers. What a model does to the state between two layers of
+one shape belongs to the former.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fathom.errors import ArtefactError, ConfigError, NotApplicableError
+from fathom.importance.inputs import Inputs
+from fathom.importance.interface import LayerTensors, run_skipping
+from fathom.importance.models.calls import Call, Recorded, record, run, stop_with
+from fathom.importance.models.collation import Collation, Dense
+from fathom.importance.models.layout import Layout, layout_of
+from fathom.importance.models.passthrough import without_layers
+from fathom.importance.models.recurrent import with_layers_apart
+from fathom.importance.models.stacks import Stack, called_again, find_stacks, main_stack
+from fathom.importance.tasks.interface import Labels, Task
+
+#: How far a model's loss may be from that of its layers run one by one, relative and absolute.
+SAME = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleBatch:
+    """A batch as it was run once.
+
+    ``calls``: of all stacks, in order. ``mine``: which of them are layers of this one. ``held``: what other stacks left
+    before. ``layouts``: of the hidden state before and after each layer. ``real``: (samples, positions), None where the
+    state changes its shape on the way.
+    """
+
+    inputs: Inputs
+    labels: Labels
+    samples: int
+    calls: list[Call]
+    mine: list[int]
+    held: Mapping[int, Tensor]
+    embedding: Tensor
+    layouts: list[Layout]
+    real: Tensor | None
+    losses: Tensor
+
+
+@dataclass
+class ModuleLayers:
+    """The blocks of one stack as layers; blocks that change the shape of the hidden state are none, see ``fixed``.
+
+    ``stack``: that with most parameters where none is named. The model is put into evaluation mode and never trained.
+    Raises ConfigError for a model without repeated blocks, on no device, or quantised.
+    """
+
+    model: nn.Module
+    task: Task
+    stack: Stack | None = None
+    collation: Collation = field(default_factory=Dense)
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        self._model = with_layers_apart(self.model.eval())
+        set_attention = getattr(self._model, "set_attn_implementation", None)
+        if set_attention is not None:
+            # The attention method wants weights, which faster kernels do not give.
+            set_attention("eager")
+        self._stacks = find_stacks(self.model)
+        if self.stack is None and self._stacks:
+            self.stack = main_stack(self._stacks)
+        self._watched: list[nn.Module] = []
+        self._stack_of: list[int] = []
+        self._layer_blocks: list[nn.Module] = []
+        self._names: tuple[str, ...] = ()
+        self.fixed: dict[str, str] = {}
+
+    def _watch(self, inputs: Inputs) -> None:
+        """Decide which blocks are looked at, when the first batch comes."""
+        if self.stack is None:
+            again = called_again(self._model, _count_calls(self._model, inputs))
+            if not again:
+                raise ConfigError(f"{type(self.model).__name__} has no repeated blocks; name its layers with a Stack")
+            self.stack = main_stack(again)
+        own = set(self.stack.blocks)
+        others = [stack for stack in self._stacks if not own & set(stack.blocks)]
+        for number, stack in enumerate((self.stack, *others)):
+            self._watched += [_block(self._model, path) for path in stack.blocks]
+            self._stack_of += [number] * len(stack)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """All of them, in execution order; known once a batch was made."""
+        return tuple(range(len(self._layer_blocks)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path of each layer's block; with the number of the call where one block is called several times."""
+        return self._names
+
+    @property
+    def parameter_count(self) -> int:
+        """Values in the parameters of all layers; 0 before there was a batch."""
+        return sum(value.numel() for block in dict.fromkeys(self._layer_blocks) for value in block.parameters())
+
+    def batch(self, inputs: Inputs, labels: Labels) -> ModuleBatch:
+        """Run a batch once, to see with what its blocks are called; see ``ModuleBatch``.
+
+        Raises ConfigError where the blocks are not called one after another, or do not make up what the model does.
+        """
+        inputs = self._called_with(self.task.inputs(self._model, inputs, labels))
+        if not self._watched:
+            self._watch(inputs)
+        recorded = record(self._model, inputs, self._watched, self._stack_of)
+        calls = recorded.calls
+        own = [place for place, call in enumerate(calls) if not self._stack_of[call.block]]
+        mine = [place for place in own if calls[place].entered == calls[place].left]
+        if not own:
+            raise ConfigError("the model does not call the blocks that were found; name its layers with a Stack")
+        if not mine:
+            raise NotApplicableError("every block changes the shape of the hidden state, so none can be left out")
+        self._note_layers(calls, own, mine)
+        samples, node_of = self.collation.samples(inputs), self.collation.node_of(inputs)
+        batch = ModuleBatch(
+            inputs,
+            labels,
+            samples,
+            calls,
+            mine,
+            self._held(recorded, mine[0]),
+            torch.empty(0, device=next(self._model.parameters()).device),
+            [layout_of(calls[place].entered, samples, self._layer_blocks[0], node_of) for place in mine],
+            None,
+            self.task.losses(recorded.output, labels),
+        )
+        batch = replace(batch, embedding=self._run_to(batch, None, mine[0]).clone())
+        if self._reads_first(batch):
+            batch = replace(batch, layouts=[replace(layout, flipped=True) for layout in batch.layouts])
+        batch = replace(batch, real=self._real(batch))
+        self._check(batch)
+        return batch
+
+    def samples(self, batch: ModuleBatch) -> int:
+        """How many there are."""
+        return batch.samples
+
+    def embed(self, batch: ModuleBatch) -> Tensor:
+        """What the first layer is given, (samples, positions, width)."""
+        return batch.layouts[0].to_states(batch.embedding)
+
+    def run_layer(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor:
+        """The state after one layer, and after what the model does to it before the next, if that keeps its shape."""
+        place = batch.mine[layer]
+        call = batch.calls[place]
+        given = self._entering(batch, layer, hidden)
+        after = call.again(self._watched[call.block], given.clone())
+        follower = batch.calls[place + 1] if place + 1 < len(batch.calls) else None
+        if (
+            layer + 1 < len(batch.mine)
+            and batch.mine[layer + 1] == place + 1
+            and follower is not None
+            and not follower.follows
+            and follower.entered == call.left
+        ):
+            after = self._run_to(batch, (place, after), place + 1)
+        return self._layout(batch, call.left).to_states(after)
+
+    def run_last_layer(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor:
+        """As any other layer: which positions are read is the model's own affair."""
+        return self.run_layer(batch, layer, hidden)
+
+    def losses(self, batch: ModuleBatch, hidden: Tensor, labels: Labels | None = None) -> Tensor:
+        """As the task says, (samples,)."""
+        return self.task.losses(self._finish(batch, hidden), batch.labels if labels is None else labels)
+
+    def log_probabilities(self, batch: ModuleBatch, hidden: Tensor) -> Tensor:
+        """As the task says, (samples, answers)."""
+        return self.task.log_probabilities(self._finish(batch, hidden), batch.labels)
+
+    def judge(self, batch: ModuleBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sample's loss and the place of its answer."""
+        output = self._finish(batch, hidden)
+        return self.task.losses(output, batch.labels), self.task.places(output, batch.labels)
+
+    def targets(self, batch: ModuleBatch) -> Tensor:
+        """As the task says, (samples, features)."""
+        return self.task.targets(batch.labels)
+
+    def sample_labels(self, batch: ModuleBatch, hidden: Tensor, generator: torch.Generator) -> Labels:
+        """As the task says."""
+        return self.task.sample_labels(self._finish(batch, hidden), batch.labels, generator)
+
+    def real_positions(self, batch: ModuleBatch) -> Tensor:
+        """Which positions are no padding, bool (samples, positions)."""
+        if batch.real is None:
+            first, last = batch.layouts[0].size, batch.layouts[-1].size
+            raise NotApplicableError(
+                f"the hidden state changes its shape on the way, from {first[0]} positions of width {first[1]} to"
+                f" {last[0]} of {last[1]}; the method compares states of one shape"
+            )
+        return batch.real
+
+    def attention(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor | None:
+        """What a part of the layer gives beside its output that has the shape of attention weights; None without."""
+        call = batch.calls[batch.mine[layer]]
+        block = self._watched[call.block]
+        found: list[Tensor] = []
+
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            for value in output if isinstance(output, tuple | list) else ():
+                if (
+                    isinstance(value, Tensor)
+                    and value.dim() == 4
+                    and value.shape[2] == value.shape[3] == hidden.shape[1]
+                ):
+                    found.append(value)
+
+        hooks = [part.register_forward_hook(look) for part in block.modules()]
+        try:
+            call.again(block, self._entering(batch, layer, hidden).clone())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not found:
+            return None
+        weights = found[0].detach().abs().to(hidden.dtype)
+        if batch.layouts[0].flipped:
+            weights = weights.flip(2, 3)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+    def layer_parameters(self, layer: int) -> LayerTensors:
+        """The parameters of one layer's block."""
+        return {name: value.detach() for name, value in self._layer_blocks[layer].named_parameters()}
+
+    def layer_gradients(self, batch: ModuleBatch, labels: Labels | None = None) -> Mapping[int, LayerTensors]:
+        """The gradient of each sample's loss, each sample run alone."""
+        if len({id(block) for block in self._layer_blocks}) < len(self._layer_blocks):
+            raise NotApplicableError("layers share their parameters, whose gradients cannot be told apart")
+        labels = batch.labels if labels is None else labels
+        named = [dict(block.named_parameters()) for block in self._layer_blocks]
+        wanted = [value for values in named for value in values.values() if value.is_floating_point()]
+        needed = [value.requires_grad for value in wanted]
+        rows: list[tuple[Tensor | None, ...]] = []
+        try:
+            for value in wanted:
+                value.requires_grad_(True)
+            for sample in range(batch.samples):
+                inputs = self.collation.part(batch.inputs, sample, sample + 1)
+                own = self.collation.part_of_labels(labels, sample, sample + 1)
+                with torch.enable_grad():
+                    loss = self.task.losses(inputs.call(self._model), own).sum()
+                rows.append(torch.autograd.grad(loss, wanted, allow_unused=True))
+        finally:
+            for value, before in zip(wanted, needed, strict=True):
+                value.requires_grad_(before)
+        columns = iter(zip(*rows, strict=True))
+        return {
+            layer: {
+                name: torch.stack(
+                    [torch.zeros_like(value) if each is None else each for each in next(columns)]
+                ).detach()
+                for name, value in values.items()
+                if value.is_floating_point()
+            }
+            for layer, values in enumerate(named)
+        }
+
+    def without(self, layers: Collection[int], batch: ModuleBatch) -> nn.Module:
+        """A copy of the model that lacks these layers; see ``passthrough.without_layers``.
+
+        Raises ConfigError where layers are calls of one block, or where the copy does not give, on this batch, what
+        the model gives without these layers.
+        """
+        if len({id(block) for block in self._layer_blocks}) < len(self._layer_blocks):
+            raise ConfigError("the layers are calls of one block, none of which can be taken out; call it less often")
+        calls = {_module_path(self._names[layer]): batch.calls[batch.mine[layer]] for layer in layers}
+        with torch.no_grad():
+            expected = self.losses(batch, run_skipping(self, batch, layers))
+        for bypass in (False, True):
+            smaller = without_layers(self._model, list(calls), calls, bypass=bypass)
+            try:
+                with torch.no_grad():
+                    found = self.task.losses(batch.inputs.call(smaller), batch.labels)
+            except (RuntimeError, TypeError, AttributeError):
+                # Later layers read what one of these gave beside the hidden state.
+                continue
+            if torch.allclose(expected, found, rtol=SAME, atol=SAME):
+                return smaller
+        raise ConfigError(f"{type(self.model).__name__} without these layers does something else than its other layers")
+
+    def _called_with(self, inputs: Inputs) -> Inputs:
+        """Without a cache, which would remember earlier calls."""
+        accepts = inspect.signature(self._model.forward).parameters
+        if "use_cache" in accepts and "use_cache" not in inputs.kwargs:
+            return Inputs(inputs.args, {**inputs.kwargs, "use_cache": False})
+        return inputs
+
+    def _note_layers(self, calls: list[Call], own: list[int], mine: list[int]) -> None:
+        blocks = [self._watched[calls[place].block] for place in mine]
+        if self._layer_blocks and blocks != self._layer_blocks:
+            raise ConfigError(
+                "the model calls other blocks in this batch than in the one before; rank it on like batches"
+            )
+        assert self.stack is not None
+        if not self._layer_blocks:
+            several = len({id(block) for block in blocks}) < len(blocks)
+            paths = [self.stack.blocks[calls[place].block] for place in mine]
+            self._names = tuple(f"{path} call {n}" if several else path for n, path in enumerate(paths))
+            self._layer_blocks = blocks
+            self.fixed = {
+                self.stack.blocks[calls[place].block]: f"changes the shape from {_sizes(calls[place].entered)} to"
+                f" {_sizes(calls[place].left)}"
+                for place in own
+                if place not in mine
+            }
+
+    def _held(self, recorded: Recorded, before: int) -> dict[int, Tensor]:
+        """What other stacks left that run before this one, as an encoder does; they are not run again."""
+        began: dict[int, int] = {}
+        for place, call in enumerate(recorded.calls):
+            began.setdefault(call.block, place)
+        return {
+            block: state for block, state in recorded.after.items() if self._stack_of[block] and began[block] < before
+        }
+
+    def _layout(self, batch: ModuleBatch, shape: torch.Size) -> Layout:
+        return next(layout for layout in reversed(batch.layouts) if layout.shape == shape)
+
+    def _entering(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor:
+        """A state as the layer's block takes it, run through the change of shape before it if it has not been."""
+        size = (hidden.shape[1], hidden.shape[2])
+        if batch.layouts[layer].size == size:
+            return batch.layouts[layer].to_hidden(hidden)
+        for earlier in reversed(range(layer)):
+            if batch.layouts[earlier].size == size:
+                after = batch.layouts[earlier].to_hidden(hidden)
+                return self._run_to(batch, (batch.mine[earlier], after), batch.mine[layer])
+        raise ConfigError(f"no layer before layer {layer} leaves a state of {size[0]} positions and width {size[1]}")
+
+    def _finish(self, batch: ModuleBatch, hidden: Tensor) -> Any:
+        """The model's output, given the last layer's state, or that of the last layer which runs."""
+        size = (hidden.shape[1], hidden.shape[2])
+        for place, layout in zip(reversed(batch.mine), reversed(batch.layouts), strict=True):
+            if layout.size == size:
+                return self._run(batch, (place, layout.to_hidden(hidden)), len(batch.calls))
+        raise ConfigError(f"no layer leaves a state of {size[0]} positions and width {size[1]}")
+
+    def _run_to(self, batch: ModuleBatch, after: tuple[int, Tensor] | None, stop: int) -> Tensor:
+        """What the call number ``stop`` is given, where ``after`` says what an earlier call leaves."""
+        found: Tensor = self._run(batch, after, stop)
+        return found
+
+    def _run(self, batch: ModuleBatch, after: tuple[int, Tensor] | None, stop: int) -> Any:
+        """The model from what one call leaves, to another call or to its end; without the layers in between."""
+        begin, state = (-1, None) if after is None else after
+        number, layers = iter(range(len(batch.calls) + 1)), set(batch.mine)
+
+        def handle(block: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            place = next(number)
+            if place >= len(batch.calls):
+                raise ConfigError("the model calls its blocks another time than before; it cannot be taken apart")
+            call = batch.calls[place]
+            if place == stop:
+                return stop_with(args[call.place] if isinstance(call.place, int) else kwargs[call.place])
+            if place == begin:
+                assert state is not None
+                return call.answer(state)
+            if place < begin or block in batch.held:
+                like = batch.held.get(block)
+                return call.answer(_nothing(call, batch) if like is None or like.shape != call.left else like)
+            if place in layers:
+                return call.answer(args[call.place] if isinstance(call.place, int) else kwargs[call.place])
+            return own(*args, **kwargs)
+
+        return run(self._model, batch.inputs, self._watched, handle)
+
+    def _reads_first(self, batch: ModuleBatch) -> bool:
+        """Whether the loss depends on the first position alone, as where a classifier reads [CLS]."""
+        final = self._final(batch)
+        if final.shape[1] < 2 or batch.layouts[-1].form == "nodes":
+            return False
+        final.requires_grad_(True)
+        with torch.enable_grad():
+            loss = self.losses(batch, final).sum()
+        if not loss.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(loss, [final], allow_unused=True, materialize_grads=True)
+        read = gradient.abs().sum((0, 2)) > 0
+        return bool(read[0]) and not bool(read[1:].any())
+
+    @torch.no_grad()
+    def _final(self, batch: ModuleBatch) -> Tensor:
+        hidden = self.embed(batch)
+        for layer in self.layers:
+            hidden = self.run_layer(batch, layer, hidden)
+        return hidden.detach().clone()
+
+    def _real(self, batch: ModuleBatch) -> Tensor | None:
+        if len({layout.size for layout in batch.layouts}) > 1:
+            return None
+        layout = batch.layouts[0]
+        real = layout.real(batch.samples, batch.embedding.device)
+        mask = self.collation.mask(batch.inputs, real.shape[1])
+        if mask is None or mask.shape != real.shape:
+            return real
+        mask = mask.flip(1) if layout.flipped else mask
+        return mask if bool(mask.any(1).all()) else real
+
+    @torch.no_grad()
+    def _check(self, batch: ModuleBatch) -> None:
+        """The layers one by one must give what the model gives."""
+        apart = self.losses(batch, self._final(batch))
+        if not bool(torch.isfinite(batch.losses).all()):
+            raise ArtefactError("the model's loss is NaN or infinite; it cannot be ranked")
+        if not torch.allclose(apart, batch.losses, rtol=SAME, atol=SAME):
+            worst = float((apart - batch.losses).abs().max())
+            raise ConfigError(
+                f"the layers, run one by one, do not give the model's loss (off by {worst:.2g}): something beside the"
+                " hidden state passes between them; name its layers with another Stack"
+            )
+
+
+@torch.no_grad()
+def _count_calls(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """How often one run calls each module, by path."""
+    counts: Counter[str] = Counter()
+
+    def count(path: str) -> Callable[..., None]:
+        return lambda *_: counts.update([path])
+
+    hooks = [module.register_forward_pre_hook(count(path)) for path, module in model.named_modules()]
+    try:
+        inputs.call(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ConfigError, in one line, for a model whose layers cannot be measured."""
+    for name, value in model.named_parameters():
+        if value.is_meta:
+            raise ConfigError(f"{name} is on no device; load the model's weights first")
+        if not value.is_floating_point():
+            raise ConfigError(
+                f"{name} is {value.dtype}: a quantised model cannot be measured; give it in floating point"
+            )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError("a scripted model cannot be taken apart; give the module that it was made of")
+
+
+def _module_path(path: str) -> str:
+    """Where a block is in a model with recurrent layers apart."""
+    name, _, layer = path.partition("[")
+    return f"{name}.layers.{layer.rstrip(']')}".lstrip(".") if layer else path
+
+
+def _block(model: nn.Module, path: str) -> nn.Module:
+    """A module by its path, where ``rnn[1]`` is the second layer of a recurrent one."""
+    return model.get_submodule(_module_path(path))
+
+
+def _nothing(call: Call, batch: ModuleBatch) -> Tensor:
+    """A hidden state of the right shape that nobody looks at."""
+    return batch.embedding.new_zeros(call.left)
+
+
+def _sizes(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape[1:]))

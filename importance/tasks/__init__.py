@@ -1,0 +1,1 @@
+"""What a model is for: the loss of a sample, the answer that is right, and the metrics."""

@@ -1,0 +1,370 @@
+"""Any model, from a loader to a ranking, a plan, a smaller model and its ONNX file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fathom.errors import ArtefactError, ConfigError, DataError, NotApplicableError
+from fathom.importance import registry
+from fathom.importance.analyzer import AnalysisConfig, LayerAnalyzer, TaskType, create_analyzer
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.tasks.own_loss import OwnLoss
+from fathom.importance.tasks.single_label import Retrieval
+
+transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
+
+SAMPLES, TOKENS, CLASSES = 12, 7, 3
+QUICK = ("ablation", "gradient")
+SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def draw(*shape: int, most: int = CLASSES, least: int = 0) -> Tensor:
+    return torch.randint(least, most, shape, generator=torch.Generator().manual_seed(3))
+
+
+IDS = draw(SAMPLES, TOKENS, most=50, least=5)
+MASK = torch.ones_like(IDS)
+MASK[1, 5:] = 0
+TEXT = {"input_ids": IDS, "attention_mask": MASK}
+SOUND = torch.randn(SAMPLES, 4, 20, generator=torch.Generator().manual_seed(5))
+PICTURES = torch.randn(SAMPLES, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+
+
+class Cnn(nn.Module):
+    """Two stages of residual blocks, of which the first of the second one changes the shape."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, to: int, stride: int = 1) -> None:
+            super().__init__()
+            self.conv, self.norm, self.act = (
+                nn.Conv2d(width, to, 3, stride, 1),
+                nn.BatchNorm2d(to),
+                nn.ReLU(inplace=True),
+            )
+            self.short = nn.Identity() if stride == 1 else nn.Conv2d(width, to, 1, stride)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.norm(self.conv(x)) + self.short(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layer1 = nn.Sequential(self.Block(4, 4), self.Block(4, 4))
+        self.layer2 = nn.Sequential(self.Block(4, 8, 2), self.Block(8, 8), self.Block(8, 8))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
+
+
+class Rnn(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.rnn = kind(5, 8, num_layers=4, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Gnn(nn.Module):
+    class Pass(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            return x + self.linear(torch.zeros_like(x).index_add(0, edges[1], x[edges[0]])).relu()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(4, 8), nn.Linear(8, CLASSES)
+        self.passes = nn.ModuleList(self.Pass() for _ in range(3))
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        hidden = self.enter(x)
+        for step in self.passes:
+            hidden = step(hidden, edge_index)
+        graphs = int(batch.max()) + 1
+        return self.head(hidden.new_zeros(graphs, 8).index_add(0, batch, hidden))
+
+
+def graphs() -> dict[str, Tensor]:
+    nodes = [3 + n % 3 for n in range(SAMPLES)]
+    batch = torch.repeat_interleave(torch.arange(SAMPLES), torch.tensor(nodes))
+    starts = np.cumsum([0, *nodes[:-1]])
+    chains = [(s + i, s + i + 1) for s, n in zip(starts, nodes, strict=True) for i in range(n - 1)]
+    edges = torch.tensor(chains).T
+    return {
+        "x": torch.randn(len(batch), 4, generator=torch.Generator().manual_seed(5)),
+        "edge_index": torch.cat((edges, edges.flip(0)), 1),
+        "batch": batch,
+        "labels": draw(SAMPLES),
+    }
+
+
+def bert(kind: str = "BertForSequenceClassification") -> nn.Module:
+    return getattr(transformers, kind)(transformers.BertConfig(vocab_size=50, num_labels=CLASSES, **SIZES))
+
+
+def questions() -> nn.Module:
+    return transformers.BertForQuestionAnswering(transformers.BertConfig(vocab_size=50, **SIZES))
+
+
+def mlp() -> nn.Module:
+    inner = [nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)) for _ in range(3)]
+    return nn.Sequential(nn.Linear(4, 6), *inner, nn.Linear(6, CLASSES))
+
+
+def llama() -> nn.Module:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, num_key_value_heads=1, **SIZES))
+
+
+def t5() -> nn.Module:
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def whisper() -> nn.Module:
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    special = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+    config = transformers.WhisperConfig(
+        vocab_size=50, d_model=16, encoder_layers=2, decoder_layers=3, num_mel_bins=4, max_source_positions=10,
+        max_target_positions=20, **heads, **special,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(config)
+
+
+def segformer() -> nn.Module:
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 16], depths=[2, 2], num_encoder_blocks=2, num_attention_heads=[1, 2], sr_ratios=[2, 1],
+        patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2], decoder_hidden_size=8, num_labels=CLASSES,
+    )  # fmt: skip
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def boxes(output: Tensor, labels: Tensor) -> Tensor:
+    return F.smooth_l1_loss(output, labels, reduction="none").mean(1)
+
+
+def retrieval() -> dict[str, Any]:
+    return {"task": Retrieval(candidates=torch.randn(9, 16, generator=torch.Generator().manual_seed(6)))}
+
+
+Case = tuple[Callable[[], nn.Module], str, str, Any, dict[str, Any]]
+CASES: dict[str, Case] = {
+    "text": (bert, "classification", "text", {**TEXT, "labels": draw(SAMPLES)}, {}),
+    "language model": (llama, "generation", "text", TEXT, {}),
+    "retrieval": (lambda: bert("BertModel"), "retrieval", "text", ({**TEXT}, draw(SAMPLES, most=9)), retrieval()),
+    "recommendation": (mlp, "recommendation", "tabular", (torch.randn(SAMPLES, 4), draw(SAMPLES)), {}),
+    "detection": (Cnn, "detection", "vision", (PICTURES, torch.rand(SAMPLES, 3)), {"task": OwnLoss(loss=boxes)}),
+    "segmentation": (segformer, "segmentation", "vision", (PICTURES, draw(SAMPLES, 16, 16)), {}),
+    "translation": (t5, "translation", "text", {**TEXT, "labels": IDS[:, :5]}, {}),
+    "speech": (
+        whisper,
+        "summarisation",
+        "audio",
+        {"input_features": torch.randn(SAMPLES, 4, 20), "labels": IDS[:, :5]},
+        {},
+    ),
+    "questions": (questions, "question_answering", "text", ({**TEXT}, draw(SAMPLES, 2)), {}),
+    "policy": (mlp, "reinforcement_learning", "tabular", (torch.randn(SAMPLES, 4), draw(SAMPLES)), {}),
+    "pictures": (Cnn, "classification", "vision", (PICTURES, draw(SAMPLES)), {}),
+    "lstm": (Rnn, "classification", "audio", (torch.randn(SAMPLES, 6, 5), draw(SAMPLES)), {}),
+    "gru": (lambda: Rnn(nn.GRU), "classification", "audio", (torch.randn(SAMPLES, 6, 5), draw(SAMPLES)), {}),
+    "graphs": (Gnn, "classification", "graph", graphs(), {}),
+}
+
+
+def analyzer_of(name: str, methods: tuple[str, ...] = QUICK) -> tuple[LayerAnalyzer, nn.Module, Any]:
+    make, task, modality, batch, more = CASES[name]
+    torch.manual_seed(0)
+    model = make()
+    found = create_analyzer(task_type=task, modality_type=modality, analysis_methods=methods, **more)
+    found.load_model(model)
+    return found, model, batch
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_task_and_modality_is_ranked_and_made_smaller(name: str) -> None:
+    analyzer, model, batch = analyzer_of(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ranking = analyzer.analyze_importance([batch])
+    count = ranking.layers
+    assert ranking.users == SAMPLES
+    assert len(set(ranking.layer_names)) == count >= 2
+    plan = analyzer.generate_compression_plan(target_ratio=count / (count - 1) - 0.05)
+    assert len(plan.keep) < count
+    assert plan.ratio > 1
+    assert {*plan.kept, *plan.left_out} == set(ranking.layer_names)
+    smaller = plan.apply()
+    inputs = analyzer._batches[0].inputs
+    with torch.no_grad():
+        losses = [analyzer.config.judged_by.losses(b.inputs.call(smaller), b.labels) for b in analyzer._batches]
+    assert torch.cat(losses).mean().item() == pytest.approx(plan.loss_after, rel=1e-3, abs=1e-4)
+    assert inputs is not None
+    # The model that was given is as it was.
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("name", ["text", "pictures", "lstm", "graphs"])
+def test_what_is_exported_gives_in_onnxruntime_what_torch_gives_for_any_number_of_samples(
+    name: str, tmp_path: Path
+) -> None:
+    analyzer, _, batch = analyzer_of(name)
+    analyzer.analyze_importance([batch])
+    plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    assert plan.export(tmp_path / "model.onnx") < 1e-4
+    if name == "graphs":
+        return
+    inputs, smaller = analyzer._batches[0].inputs, plan.apply()
+    few = analyzer.layers.collation.part(inputs, 0, 2)
+    session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
+    names = [each.name for each in session.get_inputs()]
+    tensors = [*few.args, *(value for value in few.kwargs.values() if isinstance(value, Tensor))]
+    (found,) = session.run(None, {key: value.numpy() for key, value in zip(names, tensors, strict=True)})
+    with torch.no_grad():
+        expected = few.call(smaller)
+    np.testing.assert_allclose(found, getattr(expected, "logits", expected).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["text", "language model", "pictures"])
+def test_every_method_ranks_or_says_why_not(name: str) -> None:
+    analyzer, _, batch = analyzer_of(name, ("all",))
+    ranking = analyzer.analyze_importance([batch])
+    assert set(ranking.methods) | set(ranking.left_out) == set(registry.method_names())
+    if name == "pictures":
+        assert {"ablation", "fisher", "gradient", "shapley", "greedy_elimination"} <= set(ranking.methods)
+        assert "the hidden state changes its shape on the way" in ranking.left_out["cka"]
+    else:
+        assert not ranking.left_out
+
+
+def test_skipping_by_hand_gives_the_ablation_s_score() -> None:
+    analyzer, model, batch = analyzer_of("text", ("ablation",))
+    ranking = analyzer.analyze_importance([batch])
+    block = model.bert.encoder.layer[1]
+    own, block.forward = block.forward, lambda hidden, *_, **__: hidden
+    with torch.no_grad():
+        without = F.cross_entropy(model(**TEXT).logits, batch["labels"])
+        block.forward = own
+        whole = F.cross_entropy(model(**TEXT).logits, batch["labels"])
+    assert ranking.methods["ablation"].scores[1] == pytest.approx((without - whole).item(), abs=1e-5)
+
+
+def test_a_classifier_that_reads_its_first_token_is_looked_at_there() -> None:
+    analyzer, _, batch = analyzer_of("text")
+    analyzer.analyze_importance([batch])
+    layers, own = analyzer.layers, analyzer._batches[0]
+    assert own.layouts[0].flipped
+    assert layers.real_positions(own)[1].tolist() == [False, False, True, True, True, True, True]
+    other, _, batch = analyzer_of("language model")
+    other.analyze_importance([batch])
+    assert not other._batches[0].layouts[0].flipped
+
+
+def test_texts_go_through_the_tokenizer_and_only_so_many_are_measured() -> None:
+    def tokenizer(texts: list[str], **_: Any) -> dict[str, Tensor]:
+        return {"input_ids": torch.tensor([[5 + len(text)] * 4 for text in texts])}
+
+    analyzer = create_analyzer(task_type="classification", analysis_methods=QUICK, samples=5)
+    analyzer.load_model(bert(), tokenizer=tokenizer)
+    loader = [(["a", "bb", "ccc"], torch.tensor([0, 1, 2]))] * 4
+    assert analyzer.analyze_importance(loader).users == 5
+
+
+def test_a_ranking_of_any_model_can_be_stored(tmp_path: Path) -> None:
+    analyzer, _, batch = analyzer_of("text")
+    ranking = analyzer.analyze_importance([batch])
+    ranking.save(tmp_path / "ranking.json")
+    assert LayerRanking.load(tmp_path / "ranking.json") == ranking
+    assert ranking.layer_names[0] == "bert.encoder.layer.0"
+
+
+def test_own_methods_and_tasks_are_taken() -> None:
+    class Place:
+        def scores(self, model: Any, batches: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+            rows = sum(model.samples(batch) for batch in batches)
+            return torch.arange(len(model.layers)).float().repeat(rows, 1)
+
+    registry.add_method("place", Place)
+    try:
+        analyzer, _, batch = analyzer_of("text", ("place",))
+        assert analyzer.analyze_importance([batch]).consensus_order == (3, 2, 1, 0)
+        with pytest.raises(ConfigError, match="'place' is there already"):
+            registry.add_method("place", Place)
+    finally:
+        registry.remove_method("place")
+
+
+def refusal(model: nn.Module, batch: Any, task: str = "classification", **more: Any) -> str:
+    analyzer = create_analyzer(task_type=task, analysis_methods=QUICK, **more)
+    with pytest.raises((ConfigError, ArtefactError, DataError, NotApplicableError)) as refused:
+        analyzer.load_model(model)
+        analyzer.analyze_importance([] if batch is None else [batch])
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+def test_wrong_input_gets_one_line() -> None:
+    labelled = {**TEXT, "labels": draw(SAMPLES)}
+    assert "no repeated blocks" in refusal(nn.Sequential(nn.Linear(4, 3)), (torch.randn(4, 4), draw(4)))
+    assert "the loader gives no labels" in refusal(bert(), TEXT)
+    assert "needs logits (samples, places" in refusal(bert(), TEXT, "generation")
+    assert "no start_logits" in refusal(bert(), {**TEXT, "labels": draw(SAMPLES, 2)}, "question_answering")
+    assert "outside of the model's 3 answers" in refusal(bert(), {**TEXT, "labels": draw(SAMPLES) + 5})
+    assert "no sample" in refusal(bert(), None)
+    with torch.device("meta"):
+        assert "on no device" in refusal(bert(), labelled)
+    one = transformers.BertConfig(vocab_size=50, num_labels=CLASSES, **(SIZES | {"num_hidden_layers": 1}))
+    assert "no repeated blocks" in refusal(transformers.BertForSequenceClassification(one), labelled)
+    broken = bert()
+    with torch.no_grad():
+        broken.bert.encoder.layer[2].output.dense.weight.fill_(torch.nan)
+    assert "NaN" in refusal(broken, labelled)
+    quantised = bert()
+    quantised.bert.pooler.dense.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.int8), requires_grad=False)
+    assert "quantised" in refusal(quantised, labelled)
+
+
+def test_unknown_names_get_one_line() -> None:
+    for change, text in (
+        ({"task_type": "chess"}, "unknown task 'chess'; known: classification"),
+        ({"modality_type": "smell"}, "unknown modality 'smell'; known: text"),
+        ({"samples": 1}, "needs at least 2"),
+        ({"speed": 1}, "unknown setting 'speed'"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            create_analyzer(**change)
+    with pytest.raises(ConfigError, match="call load_model first"):
+        create_analyzer().analyze_importance([TEXT])
+    analyzer, _, batch = analyzer_of("text")
+    with pytest.raises(ConfigError, match="call analyze_importance first"):
+        analyzer.generate_compression_plan()
+    analyzer.analyze_importance([batch])
+    for ratio in (1.0, 9.0, float("nan")):
+        with pytest.raises(ConfigError, match="ratio of"):
+            analyzer.generate_compression_plan(target_ratio=ratio)
+    assert AnalysisConfig().task_type is TaskType.CLASSIFICATION
+
+
+def test_layers_that_are_calls_of_one_block_are_ranked_and_cannot_be_taken_out() -> None:
+    config = transformers.AlbertConfig(vocab_size=50, embedding_size=8, num_labels=CLASSES, **SIZES)
+    analyzer = create_analyzer(analysis_methods=("ablation", "all"))
+    analyzer.load_model(transformers.AlbertForSequenceClassification(config))
+    ranking = analyzer.analyze_importance([{**TEXT, "labels": draw(SAMPLES)}])
+    assert ranking.layers == 4
+    assert "share their parameters" in ranking.left_out["gradient"]
+    with pytest.raises(ConfigError, match="calls of one block"):
+        analyzer.generate_compression_plan(target_ratio=2.0).apply()
