@@ -93,7 +93,11 @@ class LayeredModel(Protocol):
 
 
 class ImportanceMethod(Protocol):
-    """A way to score layers; made without arguments by the registry, and without state between calls."""
+    """A way to score layers; made without arguments by the registry, and without state between calls.
+
+    One that asks for ``layer_gradients`` may say so by ``per_sample_gradients = True``: a large model then gets smaller
+    batches.
+    """
 
     def scores(self, model: LayeredModel, batches: Iterable[Batch], generator: torch.Generator) -> Tensor:
         """One row of layer scores per sample, (samples, layers); column i is layer i, higher is more important.

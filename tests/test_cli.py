@@ -19,7 +19,9 @@ COMMANDS = [
     *(
         "train",
         "evaluate",
+        "layers",
         "rank",
+        "compress",
         "stability",
         "plan",
         "heal",

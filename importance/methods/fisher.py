@@ -22,6 +22,8 @@ class Fisher:
                 rescaling a layer's parameters changes it, although the function stays the same.
     """
 
+    per_sample_gradients = True
+
     def scores(self, model: LayeredModel, batches: Iterable[Batch], generator: torch.Generator) -> Tensor:
         """Per sample: the squared gradient of log p(y), summed over each layer's parameters, (samples, layers)."""
         return torch.cat([self._batch(model, batch, generator) for batch in batches])

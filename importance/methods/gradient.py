@@ -20,6 +20,8 @@ class Gradient:
                 curvature: a layer that is decisive but saturated has no gradient; larger layers have larger sums.
     """
 
+    per_sample_gradients = True
+
     def scores(self, model: LayeredModel, batches: Iterable[Batch], generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Per sample: |theta * dL/dtheta| summed over each layer's parameters, (samples, layers)."""
         return torch.cat([self._batch(model, batch) for batch in batches])

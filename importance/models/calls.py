@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, FathomError, brief
 from fathom.importance.inputs import Inputs
 
 #: What a block is called with: positional arguments and those by name.
@@ -19,31 +19,44 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class Call:
     """One call of a block, without its hidden states.
 
-    ``block``: which. ``arguments``: what else it was given; ``place``: where in them the hidden state belongs, a number
-    or a name. ``output``: what it gave. ``entered``, ``left``: the shapes of the hidden state before and after.
-    ``follows``: whether it was given what the call before it had left, as it was.
+    ``block``: which. ``arguments``: what else it was given; ``places``: where in them the hidden state belongs, numbers
+    or names, as attention takes one state three times. ``output``: what it gave, None for the state alone. ``entered``,
+    ``left``: the shapes of the state before and after. ``follows``: whether it was given what the call before it had
+    left, as it was.
     """
 
     block: int
     arguments: Arguments
-    place: int | str
+    places: tuple[int | str, ...]
     output: Any
     entered: torch.Size
     left: torch.Size
     follows: bool
 
     def again(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's hidden state for another one, with the same company."""
-        args, kwargs = self.arguments
-        if isinstance(self.place, int):
-            args = (*args[: self.place], hidden, *args[self.place + 1 :])
-        else:
-            kwargs = kwargs | {self.place: hidden}
+        """The block's hidden state for another one, with the same other arguments."""
+        args, kwargs = _placed(self.arguments, self.places, hidden)
         return hidden_of(block(*args, **kwargs))
+
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The hidden state among the arguments of a like call."""
+        place = self.places[0]
+        return args[place] if isinstance(place, int) else kwargs[place]
 
     def answer(self, hidden: Tensor) -> Any:
         """What the block gave, with another hidden state."""
         return hidden if self.output is None else with_hidden(self.output, hidden)
+
+
+def _placed(arguments: Arguments, places: Sequence[int | str], value: Any) -> Arguments:
+    """The arguments with a value at these places."""
+    args, kwargs = list(arguments[0]), dict(arguments[1])
+    for place in places:
+        if isinstance(place, int):
+            args[place] = value
+        else:
+            kwargs[place] = value
+    return tuple(args), kwargs
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -52,13 +65,14 @@ def hidden_of(output: Any) -> Tensor:
         return output
     if isinstance(output, nn.utils.rnn.PackedSequence):
         raise ConfigError("packed sequences cannot be taken apart by layer; give padded ones")
-    first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
+    several = output.values() if isinstance(output, Mapping) else output
+    first = next(iter(several), None) if isinstance(output, Mapping | tuple | list) else None
     if not isinstance(first, Tensor):
         raise ConfigError(f"a layer gives {type(output).__name__} where a tensor, or a tuple of one, is needed")
     return first
 
 
-def with_hidden(output: Any, hidden: Tensor | None) -> Any:
+def with_hidden(output: Any, hidden: Tensor) -> Any:
     """The same with another hidden state."""
     if isinstance(output, Tensor):
         return hidden
@@ -69,8 +83,8 @@ def with_hidden(output: Any, hidden: Tensor | None) -> Any:
     return type(output)(*changed) if hasattr(output, "_fields") else type(output)(changed)
 
 
-class _Stop(Exception):
-    """The model need not run on."""
+class _Stop(BaseException):
+    """The model need not run on; no model's own handling of errors is to catch it."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -94,7 +108,10 @@ def run(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], handler: 
             raise ConfigError(f"{type(block).__name__} has a forward that was put in its place; take it out first")
     # What works in place would change the states that are looked at.
     in_place: list[Any] = [part for part in model.modules() if getattr(part, "inplace", False) is True]
+    # A fast path of torch's own transformer layers looks into the layers.
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for part in in_place:
             part.inplace = False
         for block, place in places.items():
@@ -107,6 +124,7 @@ def run(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], handler: 
             vars(block).pop("forward", None)
         for part in in_place:
             part.inplace = True
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _to(handler: Handler, place: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -133,33 +151,41 @@ def record(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], stack_
     def handle(block: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = {name: None if _is_cache(value) else value for name, value in kwargs.items()}
         before = left.get(stack_of[block])
-        place = _place(args, kwargs, before)
-        hidden = args[place] if isinstance(place, int) else kwargs[place]
-        follows, entered = before is not None and _same(hidden, before), hidden.shape
         output = own(*args, **kwargs)
         after[block] = left[stack_of[block]] = found = hidden_of(output)
-        if isinstance(place, int):
-            args = (*args[:place], None, *args[place + 1 :])
-        else:
-            kwargs = kwargs | {place: None}
-        calls.append(Call(block, (args, kwargs), place, with_hidden(output, None), entered, found.shape, follows))
+        places, hidden = _places(args, kwargs, before, found.shape)
+        rest = None if isinstance(output, Tensor) else with_hidden(output, found.new_empty(0))
+        follows = before is not None and _same(hidden, before)
+        others = _placed((args, kwargs), places, None)
+        calls.append(Call(block, others, places, rest, hidden.shape, found.shape, follows))
         return output
 
-    output = run(model, inputs, blocks, handle)
+    try:
+        output = run(model, inputs, blocks, handle)
+    except FathomError:
+        raise
+    except Exception as error:
+        # The model is not ours, and may raise anything.
+        raise ConfigError(f"the model cannot run this batch: {type(error).__name__}: {brief(error, 160)}") from error
     return Recorded(calls, after, output)
 
 
-def _place(args: tuple[Any, ...], kwargs: Mapping[str, Any], before: Tensor | None) -> int | str:
-    """Where the hidden state is among the arguments: what the call before has left, or the first tensor of numbers."""
+def _places(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], before: Tensor | None, left: torch.Size
+) -> tuple[tuple[int | str, ...], Tensor]:
+    """Where the hidden state is among the arguments, and the state.
+
+    It is what the call before has left; else the first floating-point tensor of the shape that the block leaves, or of
+    any shape.
+    """
     given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     tensors = [(place, value) for place, value in given if isinstance(value, Tensor) and value.is_floating_point()]
     if not tensors:
-        raise ConfigError("a layer is called without any tensor of numbers; its input cannot be told")
-    if before is not None:
-        for place, value in tensors:
-            if _same(value, before):
-                return place
-    return tensors[0][0]
+        raise ConfigError("a layer is called without any floating-point tensor; its input cannot be told")
+    last = [value for _, value in tensors if before is not None and _same(value, before)]
+    alike = [value for _, value in tensors if value.shape == left]
+    hidden = (last or alike or [value for _, value in tensors])[0]
+    return tuple(place for place, value in tensors if _same(value, hidden)), hidden
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

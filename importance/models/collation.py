@@ -33,23 +33,33 @@ class Collation(Protocol):
         ...
 
 
+#: Arguments that mark what is real, and those that mark padding instead.
+REAL, PADDING = (
+    ("decoder_attention_mask", "attention_mask"),
+    ("src_key_padding_mask", "key_padding_mask", "padding_mask"),
+)
+
+
 class Dense:
     """Everything whose tensors have the samples as their first axis: text, pictures, sound, tables."""
 
     def samples(self, inputs: Inputs) -> int:
-        """The length of the first axis of all tensors."""
-        sizes = [value.shape[0] for value in _tensors(inputs) if value.dim()]
-        if not sizes:
+        """The length of the first axis of the first tensor."""
+        first = next(_tensors((*inputs.args, *inputs.kwargs.values())), None)
+        if first is None:
             raise DataError("a batch holds no tensor; its samples cannot be counted")
-        return sizes[0]
+        return first.shape[0]
 
     def part(self, inputs: Inputs, first: int, last: int) -> Inputs:
-        """Those rows of every tensor that has as many rows as there are samples."""
+        """Those rows of every tensor that has as many rows as there are samples, in dicts and lists too."""
         count = self.samples(inputs)
 
         def rows(value: Any) -> Any:
-            has_rows = isinstance(value, Tensor) and value.dim() and value.shape[0] == count
-            return value[first:last] if has_rows else value
+            if isinstance(value, Tensor):
+                return value[first:last] if value.dim() and value.shape[0] == count else value
+            if isinstance(value, Mapping):
+                return {name: rows(each) for name, each in value.items()}
+            return type(value)(map(rows, value)) if isinstance(value, tuple | list) else value
 
         return Inputs(tuple(map(rows, inputs.args)), {name: rows(value) for name, value in inputs.kwargs.items()})
 
@@ -63,11 +73,13 @@ class Dense:
         """There are no nodes."""
 
     def mask(self, inputs: Inputs, positions: int) -> Tensor | None:
-        """The attention mask of the right length, of the decoder before that of the encoder."""
-        for name in ("decoder_attention_mask", "attention_mask", "mask"):
+        """The attention mask of the right length, of the decoder before that of the encoder, or what is no padding."""
+        for name in (*REAL, *PADDING):
             value = inputs.kwargs.get(name)
-            if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == positions:
-                return value != 0
+            if not isinstance(value, Tensor) or value.is_floating_point():
+                continue
+            if value.dim() == 2 and value.shape[1] == positions:
+                return value == 0 if name in PADDING else value != 0
         return None
 
 
@@ -114,7 +126,11 @@ class Graphs:
         """All nodes are real."""
 
 
-def _tensors(inputs: Inputs) -> Iterator[Tensor]:
-    for value in (*inputs.args, *inputs.kwargs.values()):
-        if isinstance(value, Tensor):
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value, those without an axis left out."""
+    if isinstance(value, Tensor):
+        if value.dim():
             yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each)

@@ -1,8 +1,9 @@
 """ModuleLayers: a stack of any torch model seen as a LayeredModel.
 
 Nothing of the model is rewritten. A first run records with what each block was called; after that a block runs alone on
-another hidden state with the same company (masks, positions, what the encoder gave), and what lies before and behind
-the stack runs as the model's own forward while its blocks only hand on what they are told.
+another hidden state with the same other arguments (masks, positions, what the encoder gave), and what lies before and
+behind the stack runs as the model's own forward while its blocks only hand on what they are told. That this is what
+the model itself does is checked, with all layers and without each one.
 
 Where the hidden state changes its shape, between the stages of a convolutional network, the block or module that
 changes it always runs; blocks that keep the shape are the layers. What a model does to the state between two layers of
@@ -11,9 +12,10 @@ one shape belongs to the former.
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +26,15 @@ from fathom.importance.interface import LayerTensors, run_skipping
 from fathom.importance.models.calls import Call, Recorded, record, run, stop_with
 from fathom.importance.models.collation import Collation, Dense
 from fathom.importance.models.layout import Layout, layout_of
-from fathom.importance.models.passthrough import without_layers
+from fathom.importance.models.passthrough import shortened, without_layers
 from fathom.importance.models.recurrent import with_layers_apart
-from fathom.importance.models.stacks import Stack, called_again, find_stacks, main_stack
+from fathom.importance.models.stacks import Stack, called_again, find_stacks, main_stack, parameters_of
 from fathom.importance.tasks.interface import Labels, Task
 
 #: How far a model's loss may be from that of its layers run one by one, relative and absolute.
 SAME = 1e-3
+#: In so many of the first batches every layer is left out in the model itself too, to compare.
+PROVED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,9 @@ class ModuleLayers:
 
     ``stack``: that with most parameters where none is named. The model is put into evaluation mode and never trained.
     Raises ConfigError for a model without repeated blocks, on no device, or quantised.
+
+    A context manager: inside, a transformers model has its plain attention, which gives the weights that a method looks
+    at; batches belong to the context that they were made in.
     """
 
     model: nn.Module
@@ -70,10 +77,8 @@ class ModuleLayers:
     def __post_init__(self) -> None:
         check_model(self.model)
         self._model = with_layers_apart(self.model.eval())
-        set_attention = getattr(self._model, "set_attn_implementation", None)
-        if set_attention is not None:
-            # The attention method wants weights, which faster kernels do not give.
-            set_attention("eager")
+        self._kernel: str | None = None
+        self._proved = 0
         self._stacks = find_stacks(self.model)
         if self.stack is None and self._stacks:
             self.stack = main_stack(self._stacks)
@@ -83,12 +88,19 @@ class ModuleLayers:
         self._names: tuple[str, ...] = ()
         self.fixed: dict[str, str] = {}
 
+    def __enter__(self) -> Self:
+        self._kernel = _attention_of(self._model, "eager")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _attention_of(self._model, self._kernel)
+
     def _watch(self, inputs: Inputs) -> None:
         """Decide which blocks are looked at, when the first batch comes."""
         if self.stack is None:
             again = called_again(self._model, _count_calls(self._model, inputs))
             if not again:
-                raise ConfigError(f"{type(self.model).__name__} has no repeated blocks; name its layers with a Stack")
+                raise ConfigError(f"{type(self.model).__name__} has no repeated blocks; name its layers with Stack.of")
             self.stack = main_stack(again)
         own = set(self.stack.blocks)
         others = [stack for stack in self._stacks if not own & set(stack.blocks)]
@@ -109,7 +121,11 @@ class ModuleLayers:
     @property
     def parameter_count(self) -> int:
         """Values in the parameters of all layers; 0 before there was a batch."""
-        return sum(value.numel() for block in dict.fromkeys(self._layer_blocks) for value in block.parameters())
+        return self.size(self.layers)
+
+    def size(self, layers: Iterable[int]) -> int:
+        """Values in the parameters of some layers, shared ones once."""
+        return parameters_of([self._layer_blocks[layer] for layer in layers])
 
     def batch(self, inputs: Inputs, labels: Labels) -> ModuleBatch:
         """Run a batch once, to see with what its blocks are called; see ``ModuleBatch``.
@@ -124,7 +140,7 @@ class ModuleLayers:
         own = [place for place, call in enumerate(calls) if not self._stack_of[call.block]]
         mine = [place for place in own if calls[place].entered == calls[place].left]
         if not own:
-            raise ConfigError("the model does not call the blocks that were found; name its layers with a Stack")
+            raise ConfigError("the model does not call the blocks that were found; name its layers with Stack.of")
         if not mine:
             raise NotApplicableError("every block changes the shape of the hidden state, so none can be left out")
         self._note_layers(calls, own, mine)
@@ -242,9 +258,10 @@ class ModuleLayers:
 
     def layer_gradients(self, batch: ModuleBatch, labels: Labels | None = None) -> Mapping[int, LayerTensors]:
         """The gradient of each sample's loss, each sample run alone."""
-        if len({id(block) for block in self._layer_blocks}) < len(self._layer_blocks):
-            raise NotApplicableError("layers share their parameters, whose gradients cannot be told apart")
-        labels = batch.labels if labels is None else labels
+        owners = [{id(value) for value in block.parameters()} for block in self._layer_blocks]
+        if len(set().union(*owners)) < sum(map(len, owners)):
+            raise NotApplicableError("layers share parameters, whose gradients cannot be told apart")
+        drawn, labels = labels is not None, batch.labels if labels is None else labels
         named = [dict(block.named_parameters()) for block in self._layer_blocks]
         wanted = [value for values in named for value in values.values() if value.is_floating_point()]
         needed = [value.requires_grad for value in wanted]
@@ -257,6 +274,8 @@ class ModuleLayers:
                 own = self.collation.part_of_labels(labels, sample, sample + 1)
                 with torch.enable_grad():
                     loss = self.task.losses(inputs.call(self._model), own).sum()
+                if not drawn and not _close(loss, batch.losses[sample]):
+                    raise ConfigError(ALONE)
                 rows.append(torch.autograd.grad(loss, wanted, allow_unused=True))
         finally:
             for value, before in zip(wanted, needed, strict=True):
@@ -274,27 +293,39 @@ class ModuleLayers:
         }
 
     def without(self, layers: Collection[int], batch: ModuleBatch) -> nn.Module:
-        """A copy of the model that lacks these layers; see ``passthrough.without_layers``.
+        """A copy of the model that lacks these layers: with shorter lists where that does, see ``passthrough``.
 
         Raises ConfigError where layers are calls of one block, or where the copy does not give, on this batch, what
         the model gives without these layers.
         """
-        if len({id(block) for block in self._layer_blocks}) < len(self._layer_blocks):
-            raise ConfigError("the layers are calls of one block, none of which can be taken out; call it less often")
+        self.check_apart()
         calls = {_module_path(self._names[layer]): batch.calls[batch.mine[layer]] for layer in layers}
         with torch.no_grad():
             expected = self.losses(batch, run_skipping(self, batch, layers))
-        for bypass in (False, True):
-            smaller = without_layers(self._model, list(calls), calls, bypass=bypass)
+        assert self.stack is not None
+        for way in (
+            partial(shortened, self._model, calls, self.stack.blocks),
+            partial(without_layers, self._model, calls, calls),
+            partial(without_layers, self._model, calls, calls, bypass=True),
+        ):
+            smaller = way()
+            if smaller is None:
+                continue
             try:
                 with torch.no_grad():
                     found = self.task.losses(batch.inputs.call(smaller), batch.labels)
             except (RuntimeError, TypeError, AttributeError):
                 # Later layers read what one of these gave beside the hidden state.
                 continue
-            if torch.allclose(expected, found, rtol=SAME, atol=SAME):
+            if _close(expected, found):
+                _attention_of(smaller, self._kernel)
                 return smaller
-        raise ConfigError(f"{type(self.model).__name__} without these layers does something else than its other layers")
+        raise ConfigError(f"{type(self.model).__name__} without these layers does not behave as measured")
+
+    def check_apart(self) -> None:
+        """Raise ConfigError where layers are calls of one block."""
+        if len({id(block) for block in self._layer_blocks}) < len(self._layer_blocks):
+            raise ConfigError("the layers are calls of one block, none of which can be taken out; call it less often")
 
     def _called_with(self, inputs: Inputs) -> Inputs:
         """Without a cache, which would remember earlier calls."""
@@ -366,18 +397,19 @@ class ModuleLayers:
         def handle(block: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             place = next(number)
             if place >= len(batch.calls):
-                raise ConfigError("the model calls its blocks another time than before; it cannot be taken apart")
+                raise ConfigError("the model calls its blocks a different number of times in each run")
             call = batch.calls[place]
             if place == stop:
-                return stop_with(args[call.place] if isinstance(call.place, int) else kwargs[call.place])
+                return stop_with(call.given(args, kwargs))
             if place == begin:
                 assert state is not None
-                return call.answer(state)
+                # What comes after may work in place.
+                return call.answer(state.clone())
             if place < begin or block in batch.held:
                 like = batch.held.get(block)
                 return call.answer(_nothing(call, batch) if like is None or like.shape != call.left else like)
             if place in layers:
-                return call.answer(args[call.place] if isinstance(call.place, int) else kwargs[call.place])
+                return call.answer(call.given(args, kwargs))
             return own(*args, **kwargs)
 
         return run(self._model, batch.inputs, self._watched, handle)
@@ -416,16 +448,55 @@ class ModuleLayers:
 
     @torch.no_grad()
     def _check(self, batch: ModuleBatch) -> None:
-        """The layers one by one must give what the model gives."""
-        apart = self.losses(batch, self._final(batch))
+        """The layers one by one must give what the model gives, and leaving one out what it gives without that one."""
         if not bool(torch.isfinite(batch.losses).all()):
             raise ArtefactError("the model's loss is NaN or infinite; it cannot be ranked")
-        if not torch.allclose(apart, batch.losses, rtol=SAME, atol=SAME):
-            worst = float((apart - batch.losses).abs().max())
-            raise ConfigError(
-                f"the layers, run one by one, do not give the model's loss (off by {worst:.2g}): something beside the"
-                " hidden state passes between them; name its layers with another Stack"
-            )
+        if not _close(self.losses(batch, self._final(batch)), batch.losses):
+            raise ConfigError(BESIDE.format("the layers, run one by one, do not give the model's loss"))
+        if self._proved == PROVED:
+            return
+        for layer in self.layers:
+            apart = self.losses(batch, run_skipping(self, batch, {layer}))
+            if not _close(apart, self._losses_without(batch, layer)):
+                name = self._names[layer]
+                raise ConfigError(BESIDE.format(f"without {name} the model's loss is not that of its other layers"))
+        self._proved += 1
+
+    def _losses_without(self, batch: ModuleBatch, layer: int) -> Tensor:
+        """The losses where the model itself runs, and one layer hands on what it is given."""
+        number, skipped = iter(range(len(batch.calls))), batch.mine[layer]
+
+        def handle(_: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            place = next(number)
+            call = batch.calls[place]
+            return call.answer(call.given(args, kwargs)) if place == skipped else own(*args, **kwargs)
+
+        return self.task.losses(run(self._model, batch.inputs, self._watched, handle), batch.labels)
+
+
+#: Why a model's layers cannot be seen one by one.
+BESIDE = (
+    "{}: something beside the hidden state passes between the layers, or what is added to it is added outside of them;"
+    " name other modules as the layers (Stack.of), such as ones that hold the whole residual block"
+)
+#: Why samples cannot be run one by one.
+ALONE = (
+    "a sample alone has another loss than in its batch: samples influence each other, or an argument that belongs to no"
+    " sample has as many rows as there are samples"
+)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.float(), other.float(), rtol=SAME, atol=SAME)
+
+
+def _attention_of(model: nn.Module, kernel: str | None) -> str | None:
+    """Set how a transformers model computes attention; how it did before, None for other models."""
+    set_kernel, before = (getattr(model, "set_attn_implementation", None), None)
+    if set_kernel is not None and kernel is not None:
+        before = getattr(model.config, "_attn_implementation", None)
+        set_kernel(kernel)
+    return before
 
 
 @torch.no_grad()
@@ -447,6 +518,8 @@ def _count_calls(model: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 def check_model(model: nn.Module) -> None:
     """Raise ConfigError, in one line, for a model whose layers cannot be measured."""
+    if next(model.parameters(), None) is None:
+        raise ConfigError(f"{type(model).__name__} has no parameters; there is nothing to rank")
     for name, value in model.named_parameters():
         if value.is_meta:
             raise ConfigError(f"{name} is on no device; load the model's weights first")

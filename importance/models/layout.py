@@ -95,11 +95,11 @@ def layout_of(shape: torch.Size, samples: int, block: nn.Module, node_of: Tensor
         return Layout("nodes", shape, node_of)
     if len(shape) == 2 and shape[0] == samples:
         return Layout("vectors", shape)
-    time_first = any(isinstance(part, nn.RNNBase) and not part.batch_first for part in block.modules())
+    time_first = any(getattr(part, "batch_first", None) is False for part in block.modules())
     if len(shape) == 3 and shape[1] == samples and (shape[0] != samples or time_first):
         return Layout("time first", shape)
     if len(shape) >= 3 and shape[0] == samples:
-        if _begins_with_convolution(block) and len(shape) - 2 == _dimensions(block):
+        if len(shape) - 2 == _dimensions(block):
             return Layout("channels first", shape)
         return Layout("sequence" if len(shape) == 3 else "channels last", shape)
     raise NotApplicableError(
@@ -108,10 +108,6 @@ def layout_of(shape: torch.Size, samples: int, block: nn.Module, node_of: Tensor
 
 
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-
-
-def _begins_with_convolution(block: nn.Module) -> bool:
-    return _dimensions(block) > 0
 
 
 def _dimensions(block: nn.Module) -> int:

@@ -35,6 +35,18 @@ def load_model(name: str, task: str | None = None, *, weights: bool = True) -> n
     return _from_folder(_folder_of(name), task, weights=weights)
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer beside a model that ``load_model`` finds; raises ConfigError where there is none."""
+    folder = _folder_of(name)
+    try:
+        tokenizer = optional("transformers", "text").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"{folder}: holds no tokenizer: {brief(error, 120)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def _folder_of(name: str) -> Path:
     """Where config.json is."""
     path = Path(name)
@@ -58,6 +70,7 @@ def _from_folder(folder: Path, task: str | None, *, weights: bool) -> nn.Module:
     logging.disable(logging.WARNING)
     try:
         transformers = optional("transformers", "text")
+        transformers.utils.logging.disable_progress_bar()
         auto = getattr(transformers, HEADS.get(task or "", "AutoModel"))
         if weights:
             model: nn.Module = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -1,7 +1,8 @@
 """A model without some of its layers, as a model of its own."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Passthrough(nn.Module):
 
     def __init__(self, block: nn.Module, call: Call) -> None:
         super().__init__()
-        self._place = call.place
+        self._call = replace(call, arguments=((), {}), output=None)
         self._form = _without_tensors(call.output)
         for name, value in vars(block).items():
             if not name.startswith("_") and name != "training" and isinstance(value, str | int | float | bool | None):
@@ -26,7 +27,7 @@ class Passthrough(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The hidden state, unchanged."""
-        hidden = args[self._place] if isinstance(self._place, int) else kwargs[self._place]
+        hidden = self._call.given(args, kwargs)
         return hidden if self._form is None else with_hidden(self._form, hidden)
 
 
@@ -36,7 +37,7 @@ class Bypassed(nn.Module):
     def __init__(self, block: nn.Module, call: Call) -> None:
         super().__init__()
         self.block = block
-        self._place = call.place
+        self._call = replace(call, arguments=((), {}), output=None)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -46,7 +47,7 @@ class Bypassed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The hidden state as it came, and what else the layer gives."""
-        hidden = args[self._place] if isinstance(self._place, int) else kwargs[self._place]
+        hidden = self._call.given(args, kwargs)
         return with_hidden(self.block(*args, **kwargs), hidden)
 
 
@@ -73,16 +74,75 @@ def _gives_more(block: nn.Module, call: Call) -> bool:
     """Whether there are tensors in the output beside the hidden state; the last state of a recurrent layer is none."""
     if isinstance(block, RecurrentLayer) or not isinstance(call.output, tuple | list | Mapping):
         return False
-    return any(map(_holds_tensors, call.output.values() if isinstance(call.output, Mapping) else call.output))
+    several = call.output.values() if isinstance(call.output, Mapping) else call.output
+    return any(map(_holds_tensors, tuple(several)[1:]))
 
 
 def _without_tensors(output: Any) -> Any:
+    """The form of what a block gives, without the tensors that it gave beside the hidden state."""
     if output is None:
         return None
     if isinstance(output, Mapping):
-        return type(output)(**{name: None if _holds_tensors(value) else value for name, value in output.items()})
-    return type(output)(None if _holds_tensors(value) else value for value in output)
+        first = next(iter(output))
+        named = {name: value if name == first or not _holds_tensors(value) else None for name, value in output.items()}
+        return type(output)(**named)
+    first, *others = output
+    kept = [first, *(None if _holds_tensors(value) else value for value in others)]
+    return type(output)(*kept) if hasattr(output, "_fields") else type(output)(kept)
 
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_holds_tensors, value)))
+
+
+def shortened(model: nn.Module, paths: Collection[str], blocks: Sequence[str]) -> nn.Module | None:
+    """The same with a shorter list of blocks, as if the model had been made with fewer layers; None where it has none.
+
+    ``blocks``: the whole stack. The numbers by which layers know themselves, and a transformers model's config, say so
+    too, so that the model can be saved and opened as any other.
+    """
+    owners = {path.rpartition(".")[0] for path in blocks}
+    if len(owners) != 1 or not all(path.rpartition(".")[2].isdigit() for path in blocks):
+        return None
+    (owner,) = owners
+    whole = model.get_submodule(owner)
+    if not isinstance(whole, nn.ModuleList) or len(whole) != len(blocks):
+        return None
+    smaller = copy.deepcopy(model, memo={id(model.get_submodule(path)): nn.Identity() for path in paths})
+    kept = [place for place, path in enumerate(blocks) if path not in paths]
+    left = nn.ModuleList(smaller.get_submodule(blocks[place]) for place in kept)
+    for place, block in enumerate(left):
+        for part in block.modules():
+            if isinstance(getattr(part, "layer_idx", None), int):
+                vars(part)["layer_idx"] = place
+    above, _, name = owner.rpartition(".")
+    (smaller.get_submodule(above) if above else smaller)._modules[name] = left
+    for config in _configs(smaller):
+        _shorten(config, owner, kept, len(blocks))
+    return smaller
+
+
+#: How configs call the number of layers of a stack, by a word of its path.
+COUNTS = {
+    "decoder": ("decoder_layers", "num_decoder_layers"),
+    "encoder": ("encoder_layers", "num_layers"),
+    "": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+}
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configs of a model and its parts, each once."""
+    found = (getattr(part, "config", None) for part in model.modules())
+    return list({id(config): config for config in found if hasattr(config, "to_dict")}.values())
+
+
+def _shorten(config: Any, owner: str, kept: Sequence[int], before: int) -> None:
+    """Let a config say how many layers are left."""
+    for word, names in COUNTS.items():
+        name = next((name for name in names if word in owner and getattr(config, name, None) == before), None)
+        if name is not None:
+            setattr(config, name, len(kept))
+            break
+    kinds = getattr(config, "layer_types", None)
+    if isinstance(kinds, list) and len(kinds) == before:
+        config.layer_types = [kinds[place] for place in kept]

@@ -11,16 +11,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Self
 
 from torch import nn
 
+from fathom.errors import ConfigError
+
 #: A name that is, or ends with, a number.
 NUMBERED = re.compile(r"\d+$")
-#: Modules with such names do not follow each other, or are no layers.
-NO_LAYER = re.compile(
-    r"embed(ding|der)?s?\d*$|norm\d?d?$|pool(er|ing)?\d?d?$|downsampl|transition|expert|dropout|activation|heads?$|act(_fn)?$",
-    re.IGNORECASE,
+#: Modules of such names, or of such classes, do not follow each other, or are no layers.
+NO_NAME = re.compile(
+    r"embed(ding)?s?$|norms?$|pool(er|ing|s)?$|downsamples?$|experts?$|dropouts?$|act(ivation)?s?$|heads?$"
 )
+NO_CLASS = re.compile(r"(Embedd?ings?|Norm(\dd)?|Pool(er|ing)?(\dd)?|Downsampl\w*|Transition|Experts?|Dropout)$")
 #: A stage is a container, or named as one.
 STAGE = re.compile(r"stage|sequential|modulelist|level|encoder(block)?$|layergroup$", re.IGNORECASE)
 #: Of the parameters of a stage, at least so many are in its blocks.
@@ -46,6 +49,17 @@ class Stack:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: Sequence[str]) -> Self:
+        """The modules at these paths, in this order; raises ConfigError where there is no such module."""
+        try:
+            modules = [model.get_submodule(path) for path in blocks]
+        except AttributeError as error:
+            raise ConfigError(f"no such layer: {error}") from None
+        if not modules:
+            raise ConfigError("a stack needs the path of each of its layers")
+        return cls(_pattern(blocks[0]), type(modules[0]).__name__, tuple(blocks), parameters_of(modules))
 
 
 def find_stacks(model: nn.Module) -> list[Stack]:
@@ -104,8 +118,8 @@ def _groups(model: nn.Module) -> _Groups:
         if next(module.parameters(), None) is None or isinstance(module, nn.ModuleDict):
             continue
         kind = type(module).__name__
-        names = [kind, *(name.rstrip("0123456789") for name in path.split(".")[-2:])]
-        if not any(NO_LAYER.search(name) for name in names):
+        names = [name.rstrip("0123456789_").lower() for name in path.split(".")[-2:]]
+        if not any(map(NO_NAME.search, names)) and not NO_CLASS.search(kind):
             groups.setdefault((_pattern(path), kind), []).append(path)
     return {key: paths for key, paths in groups.items() if len(paths) > 1}
 
@@ -128,9 +142,8 @@ def _layers_of(key: tuple[str, str], groups: _Groups, model: nn.Module) -> Itera
     paths = groups[key]
     modules = [model.get_submodule(path) for path in paths]
     if STAGE.search(kind) or isinstance(modules[0], nn.Sequential | nn.ModuleList):
-        inner = [
-            other for other in groups if other[0].startswith(f"{pattern}.") and _are_blocks(other, pattern, groups)
-        ]
+        below = (other for other in groups if other[0].startswith(f"{pattern}."))
+        inner = [other for other in below if _are_blocks(other, pattern, groups, model)]
         inside = {other: parameters_of([model.get_submodule(path) for path in groups[other]]) for other in inner}
         enough = IN_BLOCKS * parameters_of(modules)
         best = max(inside, key=lambda other: (inside[other], -len(other[0])), default=None)
@@ -142,12 +155,16 @@ def _layers_of(key: tuple[str, str], groups: _Groups, model: nn.Module) -> Itera
     yield Stack(pattern, kind, tuple(paths), parameters_of(modules))
 
 
-def _are_blocks(key: tuple[str, str], pattern: str, groups: _Groups) -> bool:
-    """Whether some stage has two or more of them, right inside it or in a list of its own."""
+def _are_blocks(key: tuple[str, str], pattern: str, groups: _Groups, model: nn.Module) -> bool:
+    """Whether some stage has two or more of them, right inside it or in a list of its own.
+
+    One matrix is no block: a layer may well be a Sequential with two.
+    """
     paths, depth = groups[key], pattern.count(".") + 1
     tail = key[0][len(pattern) + 1 :]
     per_stage = Counter(".".join(path.split(".")[:depth]) for path in paths)
-    return tail.count("#") == 1 and tail.count(".") <= 1 and max(per_stage.values()) > 1
+    composite = any(model.get_submodule(paths[0]).children())
+    return composite and tail.count("#") == 1 and tail.count(".") <= 1 and max(per_stage.values()) > 1
 
 
 def _recurrent(model: nn.Module) -> Iterator[Stack]:

@@ -93,7 +93,12 @@ def _tiers(ranking: LayerRanking) -> str:
         tier = ranking.tier(layer)
         kemeny = "–" if ranking.kemeny_order is None else str(ranking.kemeny_order.index(layer) + 1)
         shown = [tier, f'<div class="bar" aria-hidden="true">{parts}</div>', *map(number, shares.values())]
-        rows.append((f"layer {layer}", cells([*shown, str(place), kemeny, number(ranking.consensus_scores[layer])])))
+        rows.append(
+            (
+                f"layer {layer}{_path(ranking, layer)}",
+                cells([*shown, str(place), kemeny, number(ranking.consensus_scores[layer])]),
+            )
+        )
     keys = [f'<span class="whole"><span class="key {tier}"></span> {tier}</span>' for tier in TIERS]
     head = ["layer", "tier", "probabilities", *keys, "Borda", "Kemeny", "score"]
     text = (
@@ -102,6 +107,11 @@ def _tiers(ranking: LayerRanking) -> str:
     )
     caption = "How sure the tier is, the place in both orders, and the Borda score (1 = first by every method)"
     return f"<h2>Tiers</h2>\n{text}{table('plain', caption, head, rows)}"
+
+
+def _path(ranking: LayerRanking, layer: int) -> str:
+    """Where a layer is in a model that is not ours."""
+    return f" {ranking.layer_names[layer]}" if ranking.layer_names else ""
 
 
 def _heat_map(ranking: LayerRanking) -> str:

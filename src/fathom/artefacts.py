@@ -132,6 +132,14 @@ TRITON = Kind(
     listed=True,
 )
 #: Never recognised, and so never replaced.
+COMPRESSED = _folder(
+    "a compressed model",
+    "fathom compress",
+    "compression.json",
+    # What transformers writes of a model and its tokenizer.
+    r"model\.onnx|[\w.-]+\.(json|safetensors|txt|model|jinja)",
+    "layers kept left_out",
+)
 KEY = Kind("a key", "fathom bundle keygen")
 LATTICE_SHARDS = _folder(
     "the shards of an interrupted lattice", "fathom rank --lattice", "about.json", r"\d+-\d+", "layers subsets"
@@ -174,7 +182,7 @@ RECOMMENDATIONS = Kind(
 )
 
 #: Folders that are artefacts as a whole: nothing else may be written into them.
-WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE)
+WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE, COMPRESSED)
 _FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS)
 _FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE)
 _MARKED = (RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS)

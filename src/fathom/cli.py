@@ -6,7 +6,22 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from fathom.commands import build, bundle, client, data, device, export, items, layers, plan, rank, score, serve, train
+from fathom.commands import (
+    build,
+    bundle,
+    client,
+    compress,
+    data,
+    device,
+    export,
+    items,
+    layers,
+    plan,
+    rank,
+    score,
+    serve,
+    train,
+)
 from fathom.distribution import EXTRA_OF, version
 from fathom.errors import FathomError, MissingExtraError
 from fathom.show import err
@@ -43,7 +58,8 @@ for group, name in (
 ):
     app.add_typer(group, name=name)
 for command in (
-    *(train.train, train.evaluate, layers.layers, rank.rank, rank.stability, plan.plan, train.heal),
+    *(train.train, train.evaluate, layers.layers, rank.rank, rank.stability, compress.compress),
+    *(plan.plan, train.heal),
     *(export.export, export.certify),
     *(build.build, score.score),
     *(client.reload, client.recommend, client.demo, client.loadtest, device.doctor),

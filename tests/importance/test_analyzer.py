@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fathom.errors import ArtefactError, ConfigError, DataError, NotApplicableError
 from fathom.importance import registry
 from fathom.importance.analyzer import AnalysisConfig, LayerAnalyzer, TaskType, create_analyzer
+from fathom.importance.inputs import Inputs
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.models.stacks import Stack
 from fathom.importance.tasks.own_loss import OwnLoss
 from fathom.importance.tasks.single_label import Retrieval
 
@@ -365,6 +367,252 @@ def test_layers_that_are_calls_of_one_block_are_ranked_and_cannot_be_taken_out()
     analyzer.load_model(transformers.AlbertForSequenceClassification(config))
     ranking = analyzer.analyze_importance([{**TEXT, "labels": draw(SAMPLES)}])
     assert ranking.layers == 4
-    assert "share their parameters" in ranking.left_out["gradient"]
+    assert "layers share parameters" in ranking.left_out["gradient"]
     with pytest.raises(ConfigError, match="calls of one block"):
-        analyzer.generate_compression_plan(target_ratio=2.0).apply()
+        analyzer.generate_compression_plan(target_ratio=2.0)
+
+
+class Residual(nn.Module):
+    """A block of several ways to be written, by ``kind``."""
+
+    def __init__(self, width: int = 8, kind: str = "plain") -> None:
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(width, width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, x: Any, *more: Any, hidden: Any = None) -> Any:
+        match self.kind:
+            case "attention":
+                return x + self.attention(x, x, x)[0]
+            case "keyword":
+                return hidden + self.linear(hidden).tanh() * x[:, None, None]
+            case "output":
+                return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=x + self.linear(x).tanh())
+            case "memory":
+                return x + self.linear(more[0]).tanh(), more[0] + x
+            case "from before":
+                return more[0] + self.linear(x).tanh()
+            case "outside":
+                return self.linear(x).tanh()
+        return x + self.linear(x).tanh()
+
+
+class Stacked(nn.Module):
+    """Blocks called in one of these ways, with a mean and a classifier behind them."""
+
+    def __init__(self, kind: str, layers: int = 4) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.LayerNorm(8)
+        self.blocks = nn.ModuleList(Residual(kind=kind) for _ in range(layers))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, memory, scale = x, x, torch.ones(len(x))
+        before: list[Tensor] = []
+        for place, block in enumerate(self.blocks):
+            match self.kind:
+                case "keyword":
+                    hidden = block(scale, hidden=hidden)
+                case "output":
+                    hidden = block(hidden).last_hidden_state
+                case "memory":
+                    hidden, memory = block(hidden, memory)
+                case "from before":
+                    hidden = block(self.norm(hidden), hidden)
+                case "outside":
+                    hidden = hidden + block(hidden)
+                case "skips":
+                    before.append(hidden)
+                    hidden = block(hidden + before[0] if place > 1 else hidden)
+                case _:
+                    hidden = block(hidden)
+        return self.head(F.relu_(hidden).mean(1))
+
+
+SEQUENCES = torch.randn(SAMPLES, 6, 8, generator=torch.Generator().manual_seed(7))
+
+
+def by_hand(model: Stacked, layer: int, labels: Tensor) -> float:
+    """The rise of the loss when a block is replaced by one that hands on its input."""
+    with torch.no_grad():
+        whole = F.cross_entropy(model(SEQUENCES), labels)
+        block = model.blocks[layer]
+        block.forward = lambda x, *_, hidden=None: x if hidden is None else hidden
+        if model.kind == "output":
+            block.forward = lambda x: transformers.modeling_outputs.BaseModelOutput(last_hidden_state=x)
+        without = F.cross_entropy(model(SEQUENCES), labels)
+        del block.forward
+    return (without - whole).item()
+
+
+@pytest.mark.parametrize("kind", ["plain", "attention", "keyword", "output"])
+def test_however_a_block_is_called_leaving_it_out_is_what_it_is_by_hand(kind: str) -> None:
+    torch.manual_seed(1)
+    model, labels = Stacked(kind), draw(SAMPLES)
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(model)
+    scores = analyzer.analyze_importance([(SEQUENCES, labels.tolist())]).methods["ablation"].scores
+    expected = [by_hand(model, layer, labels) for layer in range(4)]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert min(map(abs, expected)) > 1e-5
+    analyzer.generate_compression_plan(target_ratio=1.9).apply()
+
+
+@pytest.mark.parametrize("kind", ["memory", "from before", "outside", "skips"])
+def test_what_passes_beside_the_hidden_state_is_noticed(kind: str) -> None:
+    torch.manual_seed(1)
+    assert "beside the hidden state" in refusal(Stacked(kind), (SEQUENCES, draw(SAMPLES)))
+
+
+def test_a_model_that_reads_the_last_states_of_a_recurrent_module_is_refused() -> None:
+    class LastState(Rnn):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[1][0][-1])
+
+    torch.manual_seed(0)
+    assert "beside the hidden state" in refusal(LastState(), (torch.randn(SAMPLES, 6, 5), draw(SAMPLES)))
+
+
+def test_torch_s_own_transformer_is_ranked_and_its_padding_known() -> None:
+    class Encoder(nn.Module):
+        def __init__(self, *, batch_first: bool) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+            self.encoder, self.head = (
+                nn.TransformerEncoder(layer, 3, enable_nested_tensor=batch_first),
+                nn.Linear(8, CLASSES),
+            )
+            self.first = 0 if batch_first else 1
+
+        def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+            x = x if self.first == 0 else x.transpose(0, 1)
+            return self.head(self.encoder(x, src_key_padding_mask=padding_mask).mean(1 - self.first))
+
+    torch.manual_seed(0)
+    padding = torch.zeros(SAMPLES, 6, dtype=torch.bool)
+    padding[1, 4:] = True
+    analyzer = create_analyzer(analysis_methods=QUICK)
+    analyzer.load_model(Encoder(batch_first=True))
+    analyzer.analyze_importance([{"x": SEQUENCES, "padding_mask": padding, "labels": draw(SAMPLES)}])
+    real = torch.cat([analyzer.layers.real_positions(batch) for batch in analyzer._batches])
+    assert torch.equal(real, ~padding)
+    # As many samples as positions: which axis is which, the layer says.
+    analyzer.load_model(Encoder(batch_first=False))
+    analyzer.analyze_importance([(SEQUENCES[:6], draw(6))])
+    assert {batch.layouts[0].form for batch in analyzer._batches} == {"time first"}
+
+
+def test_what_belongs_to_no_sample_is_not_cut_in_silence() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(8, 8)
+
+            def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+                return x + torch.einsum("tu,buw->btw", weights[-1:].expand(6, 6), self.linear(x).tanh())
+
+        def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x, weights)
+            return x.mean(1)[:, :CLASSES]
+
+    torch.manual_seed(0)
+    given = {"x": SEQUENCES[:6], "weights": torch.randn(6, 6), "labels": draw(6)}
+    assert "a sample alone has another loss" in refusal(Masked(), given)
+
+
+def test_a_plan_takes_what_fits_however_large_the_layers_are() -> None:
+    sizes = (64, 2, 2, 2)
+
+    class Wide(nn.Module):
+        def __init__(self, inner: int) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, inner), nn.Linear(inner, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(self.up(x).tanh())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(*map(Wide, sizes)), nn.Linear(8, CLASSES))
+    analyzer = create_analyzer(analysis_methods=QUICK)
+    analyzer.load_model(model)
+    analyzer.analyze_importance([(SEQUENCES[:, 0], draw(SAMPLES))])
+    assert 0 not in analyzer.generate_compression_plan(target_ratio=3).keep
+    # Exactly so many are allowed.
+    many = nn.Sequential(nn.Sequential(*(Wide(4) for _ in range(11))), nn.Linear(8, CLASSES))
+    analyzer.load_model(many)
+    analyzer.analyze_importance([(SEQUENCES[:, 0], draw(SAMPLES))])
+    assert len(analyzer.generate_compression_plan(target_ratio=1.1).keep) == 10
+
+
+def test_a_plan_for_more_layers_than_an_integer_has_bits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(*(Residual(4) for _ in range(66))), nn.Linear(4, CLASSES))
+    for block in model[0]:
+        block.attention = nn.Identity()
+    analyzer = create_analyzer(analysis_methods=("block_influence",))
+    analyzer.load_model(model)
+    analyzer.analyze_importance([(torch.randn(4, 4), draw(4))])
+    assert len(analyzer.generate_compression_plan(target_ratio=1.02).keep) == 64
+
+
+def test_a_sequential_of_matrices_is_a_layer_and_no_stage() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = (nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+            self.layers = nn.ModuleList(nn.Sequential(*parts) for _ in range(3))
+            self.ConvBnAct = nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return self.ConvBnAct(x)
+
+    analyzer = create_analyzer(analysis_methods=QUICK)
+    analyzer.load_model(Inside())
+    assert analyzer.layers.stack is not None
+    assert analyzer.layers.stack.path == "layers.#"
+
+
+def test_a_forward_that_takes_a_dict_and_other_ways_to_give_a_batch() -> None:
+    class FromDict(Stacked):
+        def forward(self, features: dict[str, Tensor]) -> Tensor:
+            return super().forward(features["x"])
+
+    labels = draw(SAMPLES)
+    analyzer = create_analyzer(analysis_methods=QUICK)
+    analyzer.load_model(FromDict("plain"))
+    analyzer.analyze_importance([(Inputs(({"x": SEQUENCES},)), labels.int())])
+    analyzer.load_model(Stacked("plain"))
+    analyzer.analyze_importance([(SEQUENCES.numpy(), labels.numpy())])
+    language = create_analyzer(task_type="generation", analysis_methods=QUICK)
+    language.load_model(llama())
+    assert language.analyze_importance([[IDS]]).users == SAMPLES
+
+
+def test_a_model_of_transformers_keeps_its_attention_and_a_smaller_one_its_cache() -> None:
+    analyzer, model, batch = analyzer_of("language model")
+    before = model.config._attn_implementation
+    analyzer.analyze_importance([batch])
+    plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    smaller = plan.apply()
+    assert model.config._attn_implementation == smaller.config._attn_implementation == before
+    assert smaller.config.num_hidden_layers == len(plan.keep)
+    with torch.no_grad():
+        begun = smaller(IDS[:, :4], use_cache=True)
+        rest = smaller(IDS[:, 4:], past_key_values=begun.past_key_values).logits
+        torch.testing.assert_close(rest, smaller(IDS).logits[:, 4:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_s_own_error_is_told_in_one_line() -> None:
+    text = refusal(Cnn(), (torch.randn(SAMPLES, 3), draw(SAMPLES)))
+    assert text.startswith("the model cannot run this batch: RuntimeError")
+    assert "has no parameters" in refusal(nn.Identity(), (torch.randn(4, 3), draw(4)))
+    with pytest.raises(ConfigError, match="no such layer"):
+        Stack.of(Cnn(), ["layer9"])

@@ -45,9 +45,9 @@ def any_model() -> tuple[LayeredModel, Batch]:
     """A model that nobody wrote for this, through ``ModuleLayers``."""
     torch.manual_seed(0)
     blocks = [Residual(6, 6) for _ in range(LAYERS)]
-    model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Sequential(*blocks), torch.nn.Linear(6, 4)).double()
+    model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Sequential(*blocks), torch.nn.Linear(6, 5)).double()
     layers = ModuleLayers(model, Classification())
-    return layers, layers.batch(Inputs((torch.randn(5, 3).double(),)), torch.randint(4, (5,)))
+    return layers, layers.batch(Inputs((torch.randn(5, 3).double(),)), torch.randint(5, (5,)))
 
 
 @pytest.fixture(params=["toy", "hstu", "gated", "hstu with time", "gated with time", "any"])

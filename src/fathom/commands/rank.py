@@ -78,7 +78,7 @@ class RankOptions:
         str | None,
         typer.Option(help="Run the --methods that predict best within this time: 60s or 5m. Default for auto: 60s."),
     ] = None
-    users: Annotated[int, typer.Option(min=1, help="Number of users to measure on.")] = 256
+    users: Annotated[int, typer.Option(min=1, help="Number of users, or samples, to measure on.")] = 256
     seed: Annotated[int, typer.Option(help="Seed for drawing users and sampling labels.")] = 0
     lattice_orders: Annotated[
         int, typer.Option(min=0, help="Number of layer orders to sample for --lattice; 0 measures every subset.")
@@ -101,12 +101,28 @@ class RankOptions:
         return {"users": self.users, "seed": self.seed, "runner": runner}
 
 
-@takes(files=RankFiles, options=RankOptions)
+@dataclass(frozen=True)
+class OwnModel:
+    """A model that is not Fathom's."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a checkpoint: a folder with config.json, or a package that holds one; see --task."
+        ),
+    ] = None
+    task: Annotated[
+        str, typer.Option(help="What --model is for; --data is then a text file, as `fathom compress` takes it.")
+    ] = "classification"
+
+
+@takes(files=RankFiles, options=RankOptions, own=OwnModel)
 def rank(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     data: Data,
     files: RankFiles,
     options: RankOptions,
+    own: OwnModel,
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each layer matters, by several methods, and where they agree.
@@ -114,8 +130,16 @@ def rank(
     Example: fathom rank build/ml-100k/checkpoint --data build/ml-100k/dataset --out ranking.json --plot ranking.png
 
     Example: fathom rank CHECKPOINT --data DATASET --out ranking.json --lattice lattice --workers 2 --page ranking.html
+
+    Example: fathom rank --model build/reviews-model --task classification --data reviews.csv --out ranking.json
     """
     need_training()
+    if (checkpoint is None) == (own.model is None):
+        raise ConfigError("rank what: give a checkpoint folder or --model, and not both")
+    if own.model is not None:
+        _rank_own(own, data, files, options)
+        show_ranking(files.out, as_json=as_json)
+        return
     from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
@@ -124,6 +148,7 @@ def rank(
         raise ConfigError(
             "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
         )
+    assert checkpoint is not None
     files.check([checkpoint, data])
     names, budget_seconds = options.wanted()
     loaded, dataset, lattice = Checkpoint.load(checkpoint), Dataset.load(data), None
@@ -137,6 +162,26 @@ def rank(
         ranking = rank_checkpoint(loaded, dataset, names, **more)
     files.write(ranking, lattice, loaded.model.depths)
     show_ranking(files.out, as_json=as_json)
+
+
+def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions) -> None:
+    """Rank the layers of a model that is not ours on a text file."""
+    from fathom.commands.compress import MeasureOptions, analyzer_of
+
+    assert own.model is not None
+    if files.lattice or files.lattice_plot:
+        raise ConfigError("--lattice measures Fathom's own checkpoints; leave it out with --model")
+    names, budget_seconds = options.wanted()
+    if budget_seconds is not None:
+        raise ConfigError(
+            "--budget and --methods auto go by grades of Fathom's own networks; name --methods with --model"
+        )
+    files.check([data, *([Path(own.model)] if Path(own.model).exists() else [])])
+    measured = MeasureOptions(",".join(names), options.users, options.seed)
+    analyzer, texts = analyzer_of(own.model, own.task, data, measured)
+    with Activity("rank the layers") as activity:
+        ranking = analyzer.analyze_importance(texts, progress=activity.ranking)
+    files.write(ranking, None, ())
 
 
 def _seconds(budget: str) -> float:
@@ -190,8 +235,9 @@ def show_ranking(path: Path, *, as_json: bool = False) -> None:
     places = tuple(ranking.consensus_order.index(layer) + 1 for layer in layers)
     for name, ranks, stable in [*ranked, ("consensus", places, ranking.consensus_stability)]:
         rows.append([name, *map(str, ranks), "" if stable is None else f"{stable:.2f}"])
-    show.table(f"Layer importance, rank 1 = matters most ({ranking.users:,} users)", rows)
-    facts = []
+    what = "samples" if ranking.layer_names else "users"
+    show.table(f"Layer importance, rank 1 = matters most ({ranking.users:,} {what})", rows)
+    facts = [(f"layer {layer}", name) for layer, name in enumerate(ranking.layer_names)]
     for tier, shares in ranking.tiers.items():
         those = [f"{layer} ({shares[layer]:.2f})" for layer in ranking.consensus_order if ranking.tier(layer) == tier]
         facts.append((tier, ", ".join(those)))

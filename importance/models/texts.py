@@ -1,0 +1,141 @@
+"""Texts and their answers from a file, as batches for a model."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fathom.errors import ConfigError, DataError, brief
+from fathom.importance.tasks.interface import IGNORED
+
+#: What a file must hold for a task, by the names of its columns.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "classification": ("text", "label"),
+    "generation": ("text",),
+    "question_answering": ("question", "context", "answer"),
+    "summarisation": ("source", "target"),
+    "translation": ("source", "target"),
+}
+MOST_TOKENS = 256
+BATCH = 16
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The rows of a file; iterated, batches for a model of a task, as often as wanted."""
+
+    rows: Sequence[Row]
+    task: str
+    tokenizer: Callable[..., Any]
+    label_of: Mapping[str, int]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(self.rows), BATCH):
+            yield self._batch(self.rows[start : start + BATCH])
+
+    def _batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        match self.task:
+            case "classification":
+                labels = torch.tensor([self.label_of[row["label"]] for row in rows])
+                return {**self._tokens([row["text"] for row in rows]), "labels": labels}
+            case "question_answering":
+                return self._spans(rows)
+            case "generation":
+                tokens = self._tokens([row["text"] for row in rows])
+                return {**tokens, "labels": _counted(tokens)}
+        targets = self._tokens([row["target"] for row in rows])
+        return {**self._tokens([row["source"] for row in rows]), "labels": _counted(targets)}
+
+    def _tokens(self, texts: Sequence[str], *more: Sequence[str], **asked: Any) -> dict[str, Tensor]:
+        given = {"padding": True, "truncation": True, "max_length": MOST_TOKENS, "return_tensors": "pt"}
+        return dict(self.tokenizer(list(texts), *map(list, more), **given, **asked))
+
+    def _spans(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Tokens of question and context, and the first and last token of the answer in the context."""
+        tokens = self._tokens(
+            [row["question"] for row in rows],
+            [row["context"] for row in rows],
+            return_offsets_mapping=True,
+        )
+        offsets = tokens.pop("offset_mapping")
+        encoded = self.tokenizer([row["question"] for row in rows], [row["context"] for row in rows], truncation=True)
+        ends = []
+        for n, row in enumerate(rows):
+            begin = row["context"].find(row["answer"])
+            last = begin + len(row["answer"])
+            inside = [
+                place for place, part in enumerate(encoded.sequence_ids(n)) if part == 1 and place < offsets.shape[1]
+            ]
+            touched = [place for place in inside if offsets[n, place, 0] < last and offsets[n, place, 1] > begin]
+            if begin < 0 or not touched:
+                raise DataError(
+                    f"the answer {brief(row['answer'])!r} is not in its context, or beyond {MOST_TOKENS} tokens"
+                )
+            ends.append((touched[0], touched[-1]))
+        return {**tokens, "labels": torch.tensor(ends)}
+
+
+def check_has_texts(task: str) -> None:
+    """Raise ConfigError for a task whose samples a text file cannot hold."""
+    if task not in COLUMNS:
+        raise ConfigError(f"{task} has no text file of its own; use create_analyzer in Python (docs/layers.md)")
+
+
+def read_texts(path: Path, task: str, tokenizer: Callable[..., Any], model: nn.Module, most: int) -> TextFile:
+    """The first ``most`` rows of a CSV or JSON-lines file with the columns of a task, see ``COLUMNS``.
+
+    Labels are numbers, or the names that the model's config has for its classes. Raises DataError for a file that is
+    not like that, ConfigError for a task that texts in a file cannot say.
+    """
+    check_has_texts(task)
+    rows = _rows(path, COLUMNS[task], most)
+    label_of = _labels(path, rows, model) if task == "classification" else {}
+    return TextFile(rows, task, tokenizer, label_of)
+
+
+def _rows(path: Path, columns: tuple[str, ...], most: int) -> list[Row]:
+    import polars as pl
+
+    try:
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()[:most] if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise DataError(f"{path}: every line must be a JSON object")
+        else:
+            rows = pl.read_csv(path, n_rows=most, infer_schema=False).to_dicts()
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path}: cannot be read: {brief(error, 120)}") from None
+    if not rows:
+        raise DataError(f"{path}: holds no row")
+    missing = [name for name in columns if name not in rows[0]]
+    if missing:
+        raise DataError(f"{path}: lacks the column {missing[0]!r}; needed are {', '.join(columns)}")
+    bad = next((n for n, row in enumerate(rows, 1) if any(row.get(name) in (None, "") for name in columns)), None)
+    if bad:
+        raise DataError(f"{path}: row {bad} has an empty cell")
+    return [{name: str(row[name]) for name in columns} for row in rows]
+
+
+def _labels(path: Path, rows: Sequence[Row], model: nn.Module) -> dict[str, int]:
+    """The class of each label in the file."""
+    named = {str(name): int(number) for name, number in (getattr(model.config, "label2id", None) or {}).items()}
+    found = {}
+    for label in {row["label"] for row in rows}:
+        number = named.get(label, int(label) if label.isdecimal() else None)
+        if number is None:
+            raise DataError(
+                f"{path}: label {brief(label)!r} is no number, and not one of the model's: {', '.join(named)}"
+            )
+        found[label] = number
+    return found
+
+
+def _counted(tokens: Mapping[str, Tensor]) -> Tensor:
+    """Tokens as labels, without the padding."""
+    return tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORED)

@@ -1,0 +1,151 @@
+"""`fathom layers`, `rank --model` and `compress` on a model of one's own, from a folder to a folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fathom.cli import app
+from fathom.errors import FathomError
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.models.load import load_model
+
+transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "is", "a", "who", "was", "it", "ada", "wrote"]
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    plain = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a classifier and a language model, a T5 and one for questions, all tiny, and texts for each."""
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    config = transformers.BertConfig(intermediate_size=32, **SIZES)
+    made = {
+        "classification": transformers.BertForSequenceClassification(
+            transformers.BertConfig(intermediate_size=32, **SIZES, **labels)
+        ),
+        "question_answering": transformers.BertForQuestionAnswering(config),
+        "generation": transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(intermediate_size=32, num_key_value_heads=1, **SIZES)
+        ),
+        "translation": transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2, decoder_start_token_id=0
+            )
+        ),
+    }
+    for task, model in made.items():
+        model.save_pretrained(root / task)
+        write_tokenizer(root / task)
+    rows = {
+        "classification": [{"text": f"film is {word}", "label": word} for word in ("good", "bad") * 6],
+        "question_answering": [{"question": "who wrote it", "context": "it was ada", "answer": "ada"}] * 6,
+        "generation": [{"text": "it is a good film"}, {"text": "ada wrote a film"}] * 4,
+        "translation": [{"source": "good film", "target": "bad film"}, {"source": "it is", "target": "it was a"}] * 3,
+    }
+    for task, lines in rows.items():
+        (root / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cells = "".join(f"{row['text']},{row['label']}\n" for row in rows["classification"])
+    (root / "classification.csv").write_text(f"text,label\n{cells}")
+    return root
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    error = CliRunner().invoke(app, [str(each) for each in arguments]).exception
+    assert isinstance(error, FathomError), error
+    assert "\n" not in str(error)
+    return str(error)
+
+
+@pytest.mark.parametrize("task", ["classification", "question_answering", "generation", "translation"])
+def test_a_compressed_model_opens_as_any_other(models: Path, task: str, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    given = ["--task", task, "--data", models / f"{task}.jsonl", "--ratio", "1.3", "--methods", "ablation"]
+    told = json.loads(call("compress", models / task, *given, "--out", out, "--json"))
+    written = json.loads((out / "compression.json").read_text())
+    assert told.items() <= written.items()
+    assert (out / "model.safetensors").is_file()
+    if not written["opens_with_transformers"]:
+        # The first layer of a T5 runs on for the biases that it gives to all.
+        assert task == "translation"
+        return
+    opened = load_model(str(out), task)
+    count = sum(value.numel() for value in opened.parameters())
+    assert count == told["parameters"]["after"] < told["parameters"]["before"]
+    assert told["layers"] == len(told["kept"]) + len(told["left_out"])
+    # And it can be looked at, and made smaller, again.
+    assert str(len(told["kept"])) in call("layers", out)
+
+
+def test_a_model_is_ranked_from_the_command_line(models: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "ranking.json", tmp_path / "ranking.html"
+    data = models / "classification.csv"
+    given = ["--model", models / "classification", "--data", data, "--out", out, "--page", page]
+    printed = call("rank", *given, "--methods", "ablation")
+    assert "12 users" not in printed
+    ranking = LayerRanking.load(out)
+    assert ranking.layer_names[3] == "bert.encoder.layer.3"
+    assert "bert.encoder.layer.3" in page.read_text()
+
+
+def test_the_layers_of_a_model_are_shown(models: Path) -> None:
+    printed = call("layers", models / "translation")
+    assert "3 x T5Block, decoder.block.0..2" in printed
+    found = json.loads(call("layers", models / "translation", "--json"))
+    assert [stack["path"] for stack in found["stacks"]] == ["encoder.block.#", "decoder.block.#"]
+
+
+def test_wrong_files_and_names_get_one_line(models: Path, tmp_path: Path) -> None:
+    classifier, texts = models / "classification", models / "classification.csv"
+
+    def compress(model: object = classifier, data: object = texts, *more: str) -> str:
+        task = () if "--task" in more else ("--task", "classification")
+        return refused("compress", model, "--data", data, "--out", tmp_path / "out", *task, *more)
+
+    def written(text: str, name: str = "data.csv") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    assert "neither a folder" in compress("no-such-package")
+    assert "no config.json" in compress(tmp_path)
+    assert "lacks the column 'label'" in compress(data=written("text\ngood\n"))
+    assert "row 2 has an empty cell" in compress(data=written("text,label\ngood,good\nbad,\n"))
+    assert "label 'ugly' is no number" in compress(data=written("text,label\ngood,ugly\n"))
+    assert "holds no row" in compress(data=written("text,label\n"))
+    assert "cannot be read" in compress(data=tmp_path / "missing.csv")
+    assert "cannot be read" in compress(data=written("{", "data.jsonl"))
+    assert "unknown task 'chess'" in compress(classifier, texts, "--task", "chess")
+    assert "no text file of its own" in compress(classifier, texts, "--task", "segmentation")
+    assert "ratio" in compress(classifier, texts, "--ratio", "40")
+    assert "give a checkpoint folder or --model" in refused("rank", "--data", tmp_path, "--out", tmp_path / "r.json")
+    assert "module" in refused("layers", "fathom.nowhere:model")
+    assert "gives str, not a torch.nn.Module" in refused("layers", "platform:machine")
+    assert not (tmp_path / "out").exists()
