@@ -6,30 +6,23 @@ ranking = analyzer.analyze_importance(loader)
 smaller = analyzer.generate_compression_plan(target_ratio=2.5).apply()
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
-from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fathom.artefacts import COMPRESSED
 from fathom.errors import ConfigError, DataError
-from fathom.files import new_folder, write_json
+from fathom.importance.compression import CompressionPlan, Measured, choose_layers
 from fathom.importance.inputs import Inputs
-from fathom.importance.lattice.lattice import judge_subsets
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.collation import Collation, Dense, Graphs
 from fathom.importance.models.layered import ModuleBatch, ModuleLayers
-from fathom.importance.models.onnx import export_onnx
-from fathom.importance.models.save import save_pretrained, save_weights
-from fathom.importance.models.stacks import Stack, parameters_of
+from fathom.importance.models.stacks import Stack
 from fathom.importance.rank import Progress, rank_layers
 from fathom.importance.registry import ALL, load_methods
 from fathom.importance.tasks.interface import IGNORED, Task
@@ -183,7 +176,7 @@ class LayerAnalyzer:
         self.ranking = replace(ranking, layer_names=self.layers.names)
         return self.ranking
 
-    def generate_compression_plan(self, target_ratio: float = 2.0) -> "CompressionPlan":
+    def generate_compression_plan(self, target_ratio: float = 2.0) -> CompressionPlan:
         """Which layers to keep so that the layers' parameters shrink by the ratio, at least.
 
         Candidates are the best layers by each method and by their consensus, and what is left when one layer after
@@ -192,45 +185,15 @@ class LayerAnalyzer:
         """
         if self.ranking is None:
             raise ConfigError("no ranking: call analyze_importance first")
-        layers = self.layers
-        count = len(layers.layers)
-        if not 1 < target_ratio < count + 1:
-            raise ConfigError(f"a ratio of {target_ratio:g} cannot be had by leaving out some of {count} layers")
-        layers.check_apart()
-        sizes = [layers.size([layer]) for layer in layers.layers]
-        # Layers that fit exactly must not be lost to rounding.
-        most = layers.size(layers.layers) / target_ratio * (1 + 1e-9)
-        orders = [
-            self.ranking.consensus_order,
-            *(tuple(np.argsort(method.ranks).tolist()) for method in self.ranking.methods.values()),
-        ]
-        with layers:
-            candidates = {_largest(order, sizes, most) for order in orders} | {self._one_after_another(most)}
-            candidates.discard(())
-            losses = self._losses_of([*candidates, tuple(layers.layers)])
-        if not candidates:
-            raise ConfigError(f"no single layer is as small as a ratio of {target_ratio:g} asks for")
-        keep = min(candidates, key=lambda each: (losses[each], each))
-        ratio = layers.size(layers.layers) / layers.size(keep)
-        return CompressionPlan(self, keep, ratio, losses[tuple(layers.layers)], losses[keep])
+        with self.layers:
+            keep, before, after = choose_layers(self.layers, self._batches, self.ranking, target_ratio)
+        measured = Measured(self.layers, self._batches, self._tokenizer)
+        return CompressionPlan(measured, keep, before, after)
 
-    def _one_after_another(self, most: float) -> tuple[int, ...]:
-        """What is left where that layer goes which is missed least, again and again, until the rest is small enough."""
-        kept = tuple(self.layers.layers)
-        while self.layers.size(kept) > most and len(kept) > 1:
-            fewer = [tuple(other for other in kept if other != layer) for layer in kept]
-            losses = self._losses_of(fewer)
-            kept = min(fewer, key=lambda each: losses[each])
-        return kept if self.layers.size(kept) <= most else ()
-
-    def _losses_of(self, subsets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-        """The mean loss of the samples with only these layers."""
-        # From 63 layers on a mask is no int64 any more.
-        kind = np.int64 if len(self.layers.layers) < 63 else object
-        masks = np.array([sum(1 << layer for layer in subset) for subset in subsets], dtype=kind)
-        ascending, places = np.unique(masks, return_inverse=True)
-        found = np.concatenate([judge_subsets(self.layers, batch, ascending)[0] for batch in self._batches])
-        return dict(zip(subsets, found.mean(0, dtype=np.float64)[places].tolist(), strict=True))
+    def batches_of(self, loader: Iterable[Any]) -> Iterator[tuple[Inputs, Any]]:
+        """Inputs and labels of what a loader gives, as often as it can be iterated."""
+        for given in loader:
+            yield self._split(given)
 
     def _read(self, loader: Iterable[Any], values: int | None) -> list[ModuleBatch]:
         """The samples of a loader, in batches whose gradients have at most so many values."""
@@ -279,117 +242,6 @@ class LayerAnalyzer:
         labels = _to(_as_tensor(labels), device)
         whole = isinstance(labels, Tensor) and not labels.is_floating_point()
         return called, labels.long() if whole else labels
-
-
-@dataclass(frozen=True)
-class CompressionPlan:
-    """Which layers stay.
-
-    ``ratio``: values in the parameters of all layers to those of the layers that stay. ``loss_before``, ``loss_after``:
-    mean loss of the samples of the ranking, by the layers run one by one.
-    """
-
-    analyzer: LayerAnalyzer = field(repr=False)
-    keep: tuple[int, ...]
-    ratio: float
-    loss_before: float
-    loss_after: float
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The paths of the layers that stay."""
-        return tuple(self.analyzer.layers.names[layer] for layer in self.keep)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """The paths of the layers that go."""
-        return tuple(name for layer, name in enumerate(self.analyzer.layers.names) if layer not in self.keep)
-
-    def apply(self) -> nn.Module:
-        """A smaller model; the one that was analysed stays as it is.
-
-        Raises ConfigError where it would not do what the layers did one by one.
-        """
-        layers = self.analyzer.layers
-        with layers:
-            return layers.without(
-                [layer for layer in layers.layers if layer not in self.keep], self.analyzer._batches[0]
-            )
-
-    def report(self, *, rounds: int = 5) -> dict[str, Any]:
-        """What is lost and won on the samples of the ranking: metrics, loss, parameters, and how much faster it runs.
-
-        ``faster``: the median over rounds, each model in turn, of the time of the first batch before and after.
-        """
-        layers, batches, task = self.analyzer.layers, self.analyzer._batches, self.analyzer.config.judged_by
-        smaller = self.apply()
-        labels = [batch.labels for batch in batches]
-        models = {"before": layers.model, "after": smaller}
-        with torch.no_grad():
-            metrics = {
-                name: task.metrics([batch.inputs.call(model) for batch in batches], labels)
-                for name, model in models.items()
-            }
-            ratios = []
-            for _ in range(rounds + 1):
-                spent = {name: _seconds(model, batches[0].inputs) for name, model in models.items()}
-                ratios.append(spent["before"] / spent["after"])
-        return {
-            "layers": len(layers.layers),
-            "kept": list(self.kept),
-            "left_out": list(self.left_out),
-            "ratio": round(self.ratio, 3),
-            "loss": {"before": self.loss_before, "after": self.loss_after},
-            "metrics": metrics,
-            "parameters": {name: parameters_of([model]) for name, model in models.items()},
-            # The first round warms up.
-            "faster": round(median(ratios[1:]), 3),
-            "samples": sum(batch.samples for batch in batches),
-        }
-
-    def save(self, folder: Path | str, *, onnx: bool = False, report: Mapping[str, Any] | None = None) -> None:
-        """Write the smaller model into a folder, whole or not at all, with ``compression.json``, its report.
-
-        A transformers model is written as such, with its tokenizer, and opened again to see that it is the same;
-        of others, or where that cannot be, the weights are written as model.safetensors: ``apply`` makes the module.
-        """
-        smaller, tokenizer = self.apply(), self.analyzer._tokenizer
-        with new_folder(Path(folder), COMPRESSED) as new:
-            opens = save_pretrained(smaller, self.analyzer._batches[0].inputs, new)
-            if not opens:
-                save_weights(smaller, new / "model.safetensors")
-            elif hasattr(tokenizer, "save_pretrained"):
-                tokenizer.save_pretrained(new)  # type: ignore[union-attr]
-            if onnx:
-                self.export(new / "model.onnx")
-            told = {"schema_version": 1, **(report or self.report()), "opens_with_transformers": opens}
-            write_json(new / "compression.json", told)
-
-    def export(self, path: Path | str, *, inputs: Mapping[str, Any] | Tensor | None = None) -> float:
-        """Write the smaller model as ONNX, whole or not at all, and compare it with torch in onnxruntime.
-
-        ``inputs``: an example; by default the first batch of the ranking. Returns the largest difference. Raises
-        ParityError where that is too large.
-        """
-        example = self.analyzer._batches[0].inputs
-        if inputs is not None:
-            example = Inputs((), dict(inputs)) if isinstance(inputs, Mapping) else Inputs((inputs,))
-        return export_onnx(self.apply(), example, Path(path))
-
-
-def _seconds(model: nn.Module, inputs: Inputs) -> float:
-    started = perf_counter()
-    inputs.call(model)
-    return perf_counter() - started
-
-
-def _largest(order: Sequence[int], sizes: Sequence[int], most: float) -> tuple[int, ...]:
-    """Those of an order, from its first, that still fit into ``most``, in the order of the model."""
-    kept: list[int] = []
-    for layer in order:
-        if sum(sizes[each] for each in kept) + sizes[layer] <= most:
-            kept.append(layer)
-    return tuple(sorted(kept))
 
 
 def _one_of(kinds: type[StrEnum], value: str, what: str) -> Any:

@@ -105,6 +105,17 @@ def test_a_compressed_model_opens_as_any_other(models: Path, task: str, tmp_path
     assert str(len(told["kept"])) in call("layers", out)
 
 
+def test_healing_trains_on_the_rows_that_are_not_measured(models: Path, tmp_path: Path) -> None:
+    data = models / "classification.csv"
+    given = ["compress", models / "classification", "--task", "classification", "--data", data, "--methods", "ablation"]
+    more = ["--samples", "4", "--heal-epochs", "30", "--learning-rate", "0.01", "--ratio", "1.3"]
+    told = json.loads(call(*given, *more, "--out", tmp_path / "healed", "--json"))
+    assert told["samples"] == 4
+    assert told["loss"]["after"] < told["before_healing"]["loss"]["after"]
+    assert "healed" in call(*given, *more, "--out", tmp_path / "again")
+    assert "no rows beyond --samples" in refused(*given, "--heal-epochs", "1", "--out", tmp_path / "third")
+
+
 def test_a_model_is_ranked_from_the_command_line(models: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "ranking.json", tmp_path / "ranking.html"
     data = models / "classification.csv"

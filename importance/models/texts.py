@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ class TextFile:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(self.rows), BATCH):
             yield self._batch(self.rows[start : start + BATCH])
+
+    def split(self, first: int) -> tuple[Self, Self]:
+        """The first rows, and the others."""
+        return replace(self, rows=self.rows[:first]), replace(self, rows=self.rows[first:])
 
     def _batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         match self.task:
@@ -87,28 +91,28 @@ def check_has_texts(task: str) -> None:
         raise ConfigError(f"{task} has no text file of its own; use create_analyzer in Python (docs/layers.md)")
 
 
-def read_texts(path: Path, task: str, tokenizer: Callable[..., Any], model: nn.Module, most: int) -> TextFile:
-    """The first ``most`` rows of a CSV or JSON-lines file with the columns of a task, see ``COLUMNS``.
+def read_texts(path: Path, task: str, tokenizer: Callable[..., Any], model: nn.Module) -> TextFile:
+    """The rows of a CSV or JSON-lines file with the columns of a task, see ``COLUMNS``.
 
     Labels are numbers, or the names that the model's config has for its classes. Raises DataError for a file that is
-    not like that, ConfigError for a task that texts in a file cannot say.
+    not like that, ConfigError for a task that has none.
     """
     check_has_texts(task)
-    rows = _rows(path, COLUMNS[task], most)
+    rows = _rows(path, COLUMNS[task])
     label_of = _labels(path, rows, model) if task == "classification" else {}
     return TextFile(rows, task, tokenizer, label_of)
 
 
-def _rows(path: Path, columns: tuple[str, ...], most: int) -> list[Row]:
+def _rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
     import polars as pl
 
     try:
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text().splitlines()[:most] if line.strip()]
+            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise DataError(f"{path}: every line must be a JSON object")
         else:
-            rows = pl.read_csv(path, n_rows=most, infer_schema=False).to_dicts()
+            rows = pl.read_csv(path, infer_schema=False).to_dicts()
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path}: cannot be read: {brief(error, 120)}") from None
     if not rows:

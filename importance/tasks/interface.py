@@ -32,6 +32,10 @@ class Task(Protocol):
         """-log p(label) of each sample, (samples,); for several labels their mean."""
         ...
 
+    def answers(self, output: Any, labels: Labels) -> Tensor:
+        """The scores of all answers wherever one is asked for, (rows, answers)."""
+        ...
+
     def log_probabilities(self, output: Any, labels: Labels) -> Tensor:
         """log p of every answer, (samples, answers)."""
         ...

@@ -41,6 +41,11 @@ class Generation:
             raise ConfigError(f"{self.name}: a sample has no label that counts")
         return each.sum(1) / count
 
+    def answers(self, output: Any, labels: Tensor) -> Tensor:
+        """A row for each place that counts."""
+        logits, own = self.aligned(output, labels)
+        return logits[own != IGNORED]
+
     def log_probabilities(self, output: Any, labels: Tensor) -> Tensor:
         """Log softmax at the last place that counts, (samples, answers)."""
         return self._last(output, labels)[0].float().log_softmax(-1)

@@ -39,6 +39,10 @@ class OwnLoss:
             raise ConfigError(f"{self.name}: the loss must have one value per sample, not shape {tuple(found.shape)}")
         return found
 
+    def answers(self, output: Any, labels: Any) -> Tensor:  # noqa: ARG002
+        """There are none."""
+        raise not_with(self.name, "scores of its answers")
+
     def log_probabilities(self, output: Any, labels: Any) -> Tensor:  # noqa: ARG002
         """There are none."""
         raise not_with(self.name, "probabilities of its answers")

@@ -38,6 +38,10 @@ class Classification:
         _check(labels, scores.shape[1], self.name)
         return F.cross_entropy(scores.float(), labels, reduction="none")
 
+    def answers(self, output: Any, labels: Tensor) -> Tensor:  # noqa: ARG002
+        """One row a sample."""
+        return self.scores(output)
+
     def log_probabilities(self, output: Any, labels: Tensor) -> Tensor:  # noqa: ARG002
         """Log softmax (samples, classes)."""
         return self.scores(output).float().log_softmax(-1)

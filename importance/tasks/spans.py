@@ -30,6 +30,10 @@ class QuestionAnswering:
         both = [F.cross_entropy(ends.float(), labels[:, n], reduction="none") for n, ends in enumerate(_ends(output))]
         return torch.stack(both).mean(0)
 
+    def answers(self, output: Any, labels: Tensor) -> Tensor:  # noqa: ARG002
+        """Two rows a sample."""
+        return torch.cat(_ends(output))
+
     def log_probabilities(self, output: Any, labels: Tensor) -> Tensor:  # noqa: ARG002
         """Of the first position, (samples, positions)."""
         return _ends(output)[0].float().log_softmax(-1)

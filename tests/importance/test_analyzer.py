@@ -16,6 +16,7 @@ from fathom.importance import registry
 from fathom.importance.analyzer import AnalysisConfig, LayerAnalyzer, TaskType, create_analyzer
 from fathom.importance.inputs import Inputs
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.models.distil import Distilling
 from fathom.importance.models.stacks import Stack
 from fathom.importance.tasks.own_loss import OwnLoss
 from fathom.importance.tasks.single_label import Retrieval
@@ -616,3 +617,50 @@ def test_a_model_s_own_error_is_told_in_one_line() -> None:
     assert "has no parameters" in refusal(nn.Identity(), (torch.randn(4, 3), draw(4)))
     with pytest.raises(ConfigError, match="no such layer"):
         Stack.of(Cnn(), ["layer9"])
+
+
+def trained(model: nn.Module, x: Tensor, labels: Tensor) -> nn.Module:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    return model
+
+
+def test_healing_makes_up_for_layers_that_are_gone_and_leaves_both_models_alone() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(96, 6, 8)
+    labels = (x.mean((1, 2)) > 0).long() + (x[:, 0, 0] > 0.5)
+    model = trained(Stacked("plain"), x[:64], labels[:64])
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(model)
+    analyzer.analyze_importance([(x[64:], labels[64:])])
+    plan = analyzer.generate_compression_plan(target_ratio=3.5)
+    smaller = plan.apply()
+    before = [value.clone() for value in (*model.parameters(), *smaller.parameters())]
+    other = [(x[:32], labels[:32]), (x[32:64], labels[32:64])]
+    how = Distilling(epochs=20, learning_rate=0.01)
+    healed = plan.heal(analyzer.batches_of(other), how, model=smaller)
+    told = plan.report(smaller), plan.report(healed)
+    assert told[1]["loss"]["after"] < told[0]["loss"]["after"]
+    assert told[0]["loss"]["after"] == pytest.approx(plan.loss_after, abs=1e-4)
+    assert all(torch.equal(*pair) for pair in zip((*model.parameters(), *smaller.parameters()), before, strict=True))
+    again = plan.heal(analyzer.batches_of(other), how, model=smaller)
+    assert all(torch.equal(*pair) for pair in zip(healed.parameters(), again.parameters(), strict=True))
+    assert not healed.training
+    with pytest.raises(DataError, match="no batch to heal"):
+        plan.heal([])
+    with pytest.raises(ConfigError, match="healing needs epochs from 1"):
+        Distilling(epochs=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["language model", "questions", "segmentation", "detection", "translation", "retrieval"]
+)
+def test_every_task_can_be_healed(name: str) -> None:
+    analyzer, _, batch = analyzer_of(name, ("ablation",))
+    analyzer.analyze_importance([batch])
+    plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    healed = plan.heal(analyzer.batches_of([batch]), Distilling(epochs=15, learning_rate=3e-3))
+    assert plan.report(healed)["loss"]["after"] < plan.report()["loss"]["after"]

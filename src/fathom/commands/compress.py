@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fathom import show
 from fathom.artefacts import COMPRESSED, check_outputs
 from fathom.commands.options import AsJson, Out, need_training, takes
+from fathom.errors import DataError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
     from fathom.importance.analyzer import LayerAnalyzer
+    from fathom.importance.models.texts import TextFile
 
 Task = Annotated[
     str,
@@ -34,15 +36,35 @@ Texts = Annotated[
 class MeasureOptions:
     """How a model of one's own is measured."""
 
-    methods: Annotated[str, typer.Option(help="Importance methods, separated by commas, or all.")] = (
-        "ablation,block_influence,gradient,fisher"
-    )
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names separated by commas, or all. Default: ablation, block_influence, gradient, fisher.",
+            show_default=False,
+        ),
+    ] = "ablation,block_influence,gradient,fisher"
     samples: Annotated[int, typer.Option(min=2, help="Rows of the data to measure on, at most.")] = 256
     seed: Annotated[int, typer.Option(help="Seed of whatever a method draws.")] = 0
 
 
-def analyzer_of(model: str, task: str, data: Path, options: MeasureOptions) -> tuple["LayerAnalyzer", Any]:
-    """An analyzer with its model, and the batches of the file."""
+@dataclass(frozen=True)
+class HealOptions:
+    """How the smaller model is trained."""
+
+    heal_epochs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Train the smaller model so many times on the rows beyond --samples to give what the whole one gives.",
+        ),
+    ] = 0
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of that.")] = 1e-4
+
+
+def analyzer_of(
+    model: str, task: str, data: Path, options: MeasureOptions
+) -> tuple["LayerAnalyzer", "TextFile", "TextFile"]:
+    """An analyzer with its model, the rows of the file to measure on, and the others."""
     from fathom.importance.analyzer import TaskType, create_analyzer
     from fathom.importance.models.load import load_model, load_tokenizer
     from fathom.importance.models.texts import check_has_texts, read_texts
@@ -51,18 +73,19 @@ def analyzer_of(model: str, task: str, data: Path, options: MeasureOptions) -> t
     analyzer = create_analyzer(model, task, "text", names, samples=options.samples, seed=options.seed)
     check_has_texts(task)
     opened, tokenizer = load_model(model, TaskType(task).value), load_tokenizer(model)
-    texts = read_texts(data, task, tokenizer, opened, options.samples)
+    texts = read_texts(data, task, tokenizer, opened)
     analyzer.load_model(opened, tokenizer=tokenizer)
-    return analyzer, texts
+    return analyzer, *texts.split(options.samples)
 
 
-@takes(options=MeasureOptions)
+@takes(options=MeasureOptions, healing=HealOptions)
 def compress(
     model: Annotated[str, typer.Argument(help="A folder with config.json, or a package that holds one.")],
     task: Task,
     data: Texts,
     out: Out,
     options: MeasureOptions,
+    healing: HealOptions,
     ratio: Annotated[float, typer.Option(help="How many times fewer parameters the layers have then, at least.")] = 2.0,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, compared in onnxruntime.")] = False,
     as_json: AsJson = False,
@@ -70,26 +93,44 @@ def compress(
     """Leave out the layers of a model that matter least, and say what that costs.
 
     Example: fathom compress build/reviews-model --task classification --data reviews.csv --ratio 1.5 --out build/small
+
+    Example: fathom compress MODEL --task classification --data reviews.csv --heal-epochs 3 --out build/small --onnx
     """
     need_training()
+    from fathom.importance.models.distil import Distilling
+
     check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
-    analyzer, texts = analyzer_of(model, task, data, options)
+    analyzer, texts, others = analyzer_of(model, task, data, options)
+    if healing.heal_epochs and not others.rows:
+        raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
     with Activity("rank the layers") as activity:
         analyzer.analyze_importance(texts, progress=activity.ranking)
     with Activity("choose the layers and measure") as activity:
         plan = analyzer.generate_compression_plan(target_ratio=ratio)
-        report = plan.report()
+        smaller, report = plan.apply(), plan.report()
+    if healing.heal_epochs:
+        with Activity("heal the smaller model") as activity:
+
+            def told(share: float, loss: float) -> None:
+                activity.update(f"loss {loss:.4f}", share)
+
+            how = Distilling(healing.heal_epochs, healing.learning_rate, seed=options.seed, progress=told)
+            smaller = plan.heal(analyzer.batches_of(others), how, model=smaller)
+            report = {**plan.report(smaller), "before_healing": report}
     with Activity(f"write {out}"):
-        plan.save(out, onnx=onnx, report=report)
+        plan.save(out, smaller, onnx=onnx, report=report)
     if as_json:
         show.print_json(report)
         return
-    rows = [["", "before", "after"]]
-    rows.append(["layers", str(report["layers"]), str(len(report["kept"]))])
-    rows.append(["parameters", *(f"{report['parameters'][when]:,}" for when in ("before", "after"))])
-    rows.append(["loss", *(f"{report['loss'][when]:.4f}" for when in ("before", "after"))])
-    for name in report["metrics"]["before"]:
-        rows.append([name, *(f"{report['metrics'][when][name]:.4f}" for when in ("before", "after"))])
+    steps = [report["before_healing"], report] if healing.heal_epochs else [report]
+    rows = [["", "before", *(["left out", "healed"] if healing.heal_epochs else ["after"])]]
+    rows.append(["layers", str(report["layers"]), *(str(len(step["kept"])) for step in steps)])
+    for name, kind in (("parameters", ","), ("loss", ".4f")):
+        rows.append(
+            [name, format(report[name]["before"], kind), *(format(step[name]["after"], kind) for step in steps)]
+        )
+    for name, value in report["metrics"]["before"].items():
+        rows.append([name, f"{value:.4f}", *(f"{step['metrics']['after'][name]:.4f}" for step in steps)])
     show.table(f"{model}, {report['samples']:,} samples", rows)
     facts = [
         ("left out", ", ".join(plan.left_out)),

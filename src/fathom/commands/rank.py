@@ -178,7 +178,7 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
         )
     files.check([data, *([Path(own.model)] if Path(own.model).exists() else [])])
     measured = MeasureOptions(",".join(names), options.users, options.seed)
-    analyzer, texts = analyzer_of(own.model, own.task, data, measured)
+    analyzer, texts, _ = analyzer_of(own.model, own.task, data, measured)
     with Activity("rank the layers") as activity:
         ranking = analyzer.analyze_importance(texts, progress=activity.ranking)
     files.write(ranking, None, ())

@@ -1,0 +1,220 @@
+"""Which layers of a model to keep, and the smaller model: made, healed, measured, written."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fathom.artefacts import COMPRESSED
+from fathom.errors import ConfigError
+from fathom.files import new_folder, write_json
+from fathom.importance.inputs import Inputs
+from fathom.importance.lattice.lattice import judge_subsets
+from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.models.distil import Distilling, distil
+from fathom.importance.models.layered import ModuleBatch, ModuleLayers
+from fathom.importance.models.onnx import export_onnx
+from fathom.importance.models.save import save_pretrained, save_weights
+from fathom.importance.models.stacks import parameters_of
+
+Subset = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model, the batches that its layers were ranked on, and its tokenizer, if it has one."""
+
+    layers: ModuleLayers
+    batches: Sequence[ModuleBatch]
+    tokenizer: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """Which layers stay. ``loss_before``, ``loss_after``: mean loss on the samples of the ranking."""
+
+    measured: Measured = field(repr=False)
+    keep: Subset
+    loss_before: float
+    loss_after: float
+
+    @property
+    def ratio(self) -> float:
+        """Values in the parameters of all layers to those of the layers that stay."""
+        layers = self.measured.layers
+        return layers.size(layers.layers) / layers.size(self.keep)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The paths of the layers that stay."""
+        return tuple(self.measured.layers.names[layer] for layer in self.keep)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The paths of the layers that go."""
+        return tuple(name for layer, name in enumerate(self.measured.layers.names) if layer not in self.keep)
+
+    def apply(self) -> nn.Module:
+        """A smaller model; the one that was analysed stays as it is.
+
+        Raises ConfigError where it would not do what the layers did one by one.
+        """
+        layers = self.measured.layers
+        gone = [layer for layer in layers.layers if layer not in self.keep]
+        with layers:
+            return layers.without(gone, self.measured.batches[0])
+
+    def heal(
+        self, batches: Iterable[tuple[Inputs, Any]], how: Distilling | None = None, *, model: nn.Module | None = None
+    ) -> nn.Module:
+        """The smaller model, trained on other samples to give what the whole model gives; see ``distil``.
+
+        ``batches``: inputs and labels, as ``LayerAnalyzer.batches_of`` reads them from a loader; samples that the plan
+        is measured on should not be among them. ``model``: another start, as an interrupted healing leaves it.
+        """
+        layers = self.measured.layers
+        return distil(model or self.apply(), layers.model, layers.task, batches, how or Distilling())
+
+    def report(self, model: nn.Module | None = None, *, rounds: int = 5) -> dict[str, Any]:
+        """What is lost and won on the samples of the ranking: loss, metrics, parameters, and how much faster it runs.
+
+        ``model``: that of ``apply`` or ``heal``. ``faster``: the median over rounds, each model in turn, of the time of
+        the first batch before and after.
+        """
+        layers, batches = self.measured.layers, self.measured.batches
+        models = {"before": layers.model, "after": model or self.apply()}
+        labels = [batch.labels for batch in batches]
+        metrics: dict[str, dict[str, float]] = {}
+        losses: dict[str, float] = {}
+        with torch.no_grad():
+            for name, each in models.items():
+                outputs = [batch.inputs.call(each) for batch in batches]
+                found = [layers.task.losses(*pair) for pair in zip(outputs, labels, strict=True)]
+                losses[name] = torch.cat(found).mean().item()
+                metrics[name] = layers.task.metrics(outputs, labels)
+            ratios = []
+            for _ in range(rounds + 1):
+                spent = {name: _seconds(each, batches[0].inputs) for name, each in models.items()}
+                ratios.append(spent["before"] / spent["after"])
+        return {
+            "layers": len(layers.layers),
+            "kept": list(self.kept),
+            "left_out": list(self.left_out),
+            "ratio": round(self.ratio, 3),
+            "loss": losses,
+            "metrics": metrics,
+            "parameters": {name: parameters_of([each]) for name, each in models.items()},
+            # The first round warms up.
+            "faster": round(median(ratios[1:]), 3),
+            "samples": sum(batch.samples for batch in batches),
+        }
+
+    def save(
+        self,
+        folder: Path | str,
+        model: nn.Module | None = None,
+        *,
+        onnx: bool = False,
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the smaller model into a folder, whole or not at all, with ``compression.json``, its report.
+
+        A transformers model is written as such, with its tokenizer, and opened again to see that it is the same;
+        of others, or where that cannot be, the weights are written as model.safetensors: ``apply`` makes the module.
+        """
+        smaller, tokenizer = model or self.apply(), self.measured.tokenizer
+        with new_folder(Path(folder), COMPRESSED) as new:
+            opens = save_pretrained(smaller, self.measured.batches[0].inputs, new)
+            if not opens:
+                save_weights(smaller, new / "model.safetensors")
+            elif hasattr(tokenizer, "save_pretrained"):
+                tokenizer.save_pretrained(new)  # type: ignore[union-attr]
+            if onnx:
+                self.export(new / "model.onnx", smaller)
+            told = {"schema_version": 1, **(report or self.report(smaller)), "opens_with_transformers": opens}
+            write_json(new / "compression.json", told)
+
+    def export(
+        self,
+        path: Path | str,
+        model: nn.Module | None = None,
+        *,
+        inputs: Mapping[str, Any] | Tensor | None = None,
+    ) -> float:
+        """Write the smaller model as ONNX, whole or not at all, and compare it with torch in onnxruntime.
+
+        ``inputs``: an example; by default the first batch of the ranking. Returns the largest difference. Raises
+        ParityError where that is too large.
+        """
+        example = self.measured.batches[0].inputs
+        if inputs is not None:
+            example = Inputs((), dict(inputs)) if isinstance(inputs, Mapping) else Inputs((inputs,))
+        return export_onnx(model or self.apply(), example, Path(path))
+
+
+def choose_layers(
+    layers: ModuleLayers, batches: Sequence[ModuleBatch], ranking: LayerRanking, ratio: float
+) -> tuple[Subset, float, float]:
+    """The layers to keep for a ratio, the mean loss of all layers, and that of those.
+
+    Candidates are the best layers by each method and by their consensus, and what is left when one layer after another
+    goes; the one with the least loss is taken. Raises ConfigError for a ratio that no candidate reaches.
+    """
+    layers.check_apart()
+    count = len(layers.layers)
+    if not 1 < ratio < count + 1:
+        raise ConfigError(f"a ratio of {ratio:g} cannot be had by leaving out some of {count} layers")
+    # Layers that fit exactly must not be lost to rounding.
+    most = layers.size(layers.layers) / ratio * (1 + 1e-9)
+    orders = [
+        ranking.consensus_order,
+        *(tuple(np.argsort(method.ranks).tolist()) for method in ranking.methods.values()),
+    ]
+    candidates = {_that_fit(order, layers, most) for order in orders} | {_one_after_another(layers, batches, most)}
+    candidates.discard(())
+    if not candidates:
+        raise ConfigError(f"no single layer is as small as a ratio of {ratio:g} asks for")
+    losses = _losses_of([*candidates, layers.layers], layers, batches)
+    keep = min(candidates, key=lambda each: (losses[each], each))
+    return keep, losses[layers.layers], losses[keep]
+
+
+def _that_fit(order: Sequence[int], layers: ModuleLayers, most: float) -> Subset:
+    """Those of an order, from its first, that still fit into ``most``, in the order of the model."""
+    kept: list[int] = []
+    for layer in order:
+        if layers.size([*kept, layer]) <= most:
+            kept.append(layer)
+    return tuple(sorted(kept))
+
+
+def _one_after_another(layers: ModuleLayers, batches: Sequence[ModuleBatch], most: float) -> Subset:
+    """What is left where that layer goes which is missed least, again and again, until the rest is small enough."""
+    kept = layers.layers
+    while layers.size(kept) > most and len(kept) > 1:
+        fewer = [tuple(other for other in kept if other != layer) for layer in kept]
+        losses = _losses_of(fewer, layers, batches)
+        kept = min(fewer, key=lambda each: losses[each])
+    return kept if layers.size(kept) <= most else ()
+
+
+def _losses_of(subsets: Sequence[Subset], layers: ModuleLayers, batches: Sequence[ModuleBatch]) -> dict[Subset, float]:
+    """The mean loss of the samples with only these layers."""
+    # From 63 layers on a mask is no int64 any more.
+    kind = np.int64 if len(layers.layers) < 63 else object
+    masks = np.array([sum(1 << layer for layer in subset) for subset in subsets], dtype=kind)
+    ascending, places = np.unique(masks, return_inverse=True)
+    found = np.concatenate([judge_subsets(layers, batch, ascending)[0] for batch in batches])
+    return dict(zip(subsets, found.mean(0, dtype=np.float64)[places].tolist(), strict=True))
+
+
+def _seconds(model: nn.Module, inputs: Inputs) -> float:
+    started = perf_counter()
+    inputs.call(model)
+    return perf_counter() - started

@@ -1,0 +1,97 @@
+"""Trains a smaller model to give what a larger one gives."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fathom.errors import ConfigError, DataError, NotApplicableError
+from fathom.importance.inputs import Inputs
+from fathom.importance.tasks.interface import Task
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """How a model is healed by its teacher (Hinton et al. 2015, arXiv 1503.02531).
+
+    The loss is ``imitation`` times the divergence of the student's answers from the teacher's, both at ``temperature``,
+    and otherwise the task's own; a task without probabilities has its own loss alone. ``learning_rate``: highest rate
+    of AdamW, which rises for a tenth of the steps and falls to 0. ``progress`` is told the share done and the loss.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 1e-4
+    imitation: float = 0.5
+    temperature: float = 2.0
+    seed: int = 0
+    progress: Callable[[float, float], None] = lambda _share, _loss: None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.learning_rate <= 0 or self.temperature <= 0 or not 0 <= self.imitation <= 1:
+            raise ConfigError("healing needs epochs from 1, a learning rate and temperature above 0, imitation 0 to 1")
+
+
+def distil(
+    student: nn.Module, teacher: nn.Module, task: Task, batches: Iterable[tuple[Inputs, Any]], how: Distilling
+) -> nn.Module:
+    """A copy of the student, trained on the batches; it is returned in evaluation mode.
+
+    Equal seeds give equal models on one machine. Raises DataError without a batch, and where the loss becomes NaN.
+    """
+    samples = list(batches)
+    if not samples:
+        raise DataError("there is no batch to heal the smaller model on")
+    healed = copy.deepcopy(student)
+    for value in healed.parameters():
+        value.requires_grad_(value.is_floating_point())
+    teacher.eval()
+    steps = how.epochs * len(samples)
+    optimizer = torch.optim.AdamW(healed.parameters(), lr=how.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, how.learning_rate, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(how.seed)
+        healed.train()
+        for step in range(steps):
+            if step % len(samples) == 0:
+                order = torch.randperm(len(samples)).tolist()
+            inputs, labels = samples[order[step % len(samples)]]
+            inputs = task.inputs(teacher, inputs, labels)
+            loss = _loss(inputs.call(healed), _output(teacher, inputs), labels, task, how)
+            if not torch.isfinite(loss):
+                raise DataError(f"the loss became NaN or infinite at step {step + 1}; take a lower learning rate")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(healed.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            how.progress((step + 1) / steps, float(loss.detach()))
+    return healed.eval()
+
+
+@torch.no_grad()
+def _output(teacher: nn.Module, inputs: Inputs) -> Any:
+    return inputs.call(teacher)
+
+
+def _loss(output: Any, taught: Any, labels: Any, task: Task, how: Distilling) -> Tensor:
+    own = task.losses(output, labels).mean()
+    if not how.imitation:
+        return own
+    try:
+        student, teacher = task.answers(output, labels), task.answers(taught, labels)
+    except NotApplicableError:
+        return own
+    apart = F.kl_div(
+        (student / how.temperature).float().log_softmax(-1),
+        (teacher / how.temperature).float().log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    # Gradients shrink with the square of the temperature.
+    return how.imitation * how.temperature**2 * apart + (1 - how.imitation) * own
