@@ -163,6 +163,7 @@ class LayerAnalyzer:
         """
         methods = load_methods(self.config.analysis_methods)
         each = any(getattr(method, "per_sample_gradients", False) for method in methods.values())
+        self.ranking = None
         with self.layers:
             self._batches = self._read(loader, GRADIENT_VALUES if each else None)
             ranking = rank_layers(
@@ -191,7 +192,7 @@ class LayerAnalyzer:
         return CompressionPlan(measured, keep, before, after)
 
     def batches_of(self, loader: Iterable[Any]) -> Iterator[tuple[Inputs, Any]]:
-        """Inputs and labels of what a loader gives, as often as it can be iterated."""
+        """Inputs and labels of what a loader gives, once."""
         for given in loader:
             yield self._split(given)
 
@@ -232,10 +233,10 @@ class LayerAnalyzer:
             called = Inputs((), _to(named, device))
         else:
             called = Inputs(_to(tuple(parts), device))
-        if labels is None and self.config.task_type is TaskType.GENERATION:
+        task = self.layers.task.name
+        if labels is None and task == TaskType.GENERATION:
             labels = _tokens_of(called)
         if labels is None:
-            task = self.config.task_type.value
             raise ConfigError(
                 f"the loader gives no labels, which {task} needs: give (inputs, labels), or labels by name"
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom.artefacts import COMPRESSED
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, FathomError
 from fathom.files import new_folder, write_json
 from fathom.importance.inputs import Inputs
 from fathom.importance.lattice.lattice import judge_subsets
@@ -76,19 +77,20 @@ class CompressionPlan:
         """The smaller model, trained on other samples to give what the whole model gives; see ``distil``.
 
         ``batches``: inputs and labels, as ``LayerAnalyzer.batches_of`` reads them from a loader; samples that the plan
-        is measured on should not be among them. ``model``: another start, as an interrupted healing leaves it.
+        is measured on should not be among them. ``model``: that of ``apply`` or of an earlier healing.
         """
         layers = self.measured.layers
-        return distil(model or self.apply(), layers.model, layers.task, batches, how or Distilling())
+        student = self.apply() if model is None else model
+        return distil(student, layers.model, layers.task, batches, how or Distilling())
 
     def report(self, model: nn.Module | None = None, *, rounds: int = 5) -> dict[str, Any]:
         """What is lost and won on the samples of the ranking: loss, metrics, parameters, and how much faster it runs.
 
         ``model``: that of ``apply`` or ``heal``. ``faster``: the median over rounds, each model in turn, of the time of
-        the first batch before and after.
+        the largest batch before and after.
         """
         layers, batches = self.measured.layers, self.measured.batches
-        models = {"before": layers.model, "after": model or self.apply()}
+        models = {"before": layers.model, "after": self.apply() if model is None else model}
         labels = [batch.labels for batch in batches]
         metrics: dict[str, dict[str, float]] = {}
         losses: dict[str, float] = {}
@@ -99,8 +101,9 @@ class CompressionPlan:
                 losses[name] = torch.cat(found).mean().item()
                 metrics[name] = layers.task.metrics(outputs, labels)
             ratios = []
+            largest = max(batches, key=lambda batch: batch.samples).inputs
             for _ in range(rounds + 1):
-                spent = {name: _seconds(each, batches[0].inputs) for name, each in models.items()}
+                spent = {name: _seconds(each, largest) for name, each in models.items()}
                 ratios.append(spent["before"] / spent["after"])
         return {
             "layers": len(layers.layers),
@@ -122,23 +125,34 @@ class CompressionPlan:
         *,
         onnx: bool = False,
         report: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write the smaller model into a folder, whole or not at all, with ``compression.json``, its report.
+    ) -> dict[str, Any]:
+        """Write the smaller model into a folder, whole or not at all, with ``compression.json``, which is returned.
 
-        A transformers model is written as such, with its tokenizer, and opened again to see that it is the same;
-        of others, or where that cannot be, the weights are written as model.safetensors: ``apply`` makes the module.
+        A transformers model is written as such, with its tokenizer, if it gives the same when it is opened again:
+        ``opens_with_transformers``. Else the weights are written as model.safetensors, and ``apply`` makes the module.
+        Where it cannot be exported as ONNX the folder is written without, and then the error is raised.
         """
-        smaller, tokenizer = model or self.apply(), self.measured.tokenizer
+        smaller = self.apply() if model is None else model
+        told = {"schema_version": 1, **(self.report(smaller) if report is None else report)}
+        tokenizer: Any = self.measured.tokenizer
+        refused: FathomError | None = None
         with new_folder(Path(folder), COMPRESSED) as new:
-            opens = save_pretrained(smaller, self.measured.batches[0].inputs, new)
-            if not opens:
+            told["opens_with_transformers"] = save_pretrained(smaller, self.measured.batches[0].inputs, new)
+            if not told["opens_with_transformers"]:
                 save_weights(smaller, new / "model.safetensors")
-            elif hasattr(tokenizer, "save_pretrained"):
-                tokenizer.save_pretrained(new)  # type: ignore[union-attr]
-            if onnx:
-                self.export(new / "model.onnx", smaller)
-            told = {"schema_version": 1, **(report or self.report(smaller)), "opens_with_transformers": opens}
+            if hasattr(tokenizer, "save_pretrained"):
+                tokenizer.save_pretrained(new)
+            try:
+                if onnx:
+                    self.export(new / "model.onnx", smaller)
+            except FathomError as error:
+                refused = error
+            files = sorted(path for path in new.rglob("*") if path.is_file())
+            told["files"] = {path.relative_to(new).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
             write_json(new / "compression.json", told)
+        if refused is not None:
+            raise ConfigError(f"{folder} is written without model.onnx: {refused}")
+        return told
 
     def export(
         self,
@@ -155,7 +169,7 @@ class CompressionPlan:
         example = self.measured.batches[0].inputs
         if inputs is not None:
             example = Inputs((), dict(inputs)) if isinstance(inputs, Mapping) else Inputs((inputs,))
-        return export_onnx(model or self.apply(), example, Path(path))
+        return export_onnx(self.apply() if model is None else model, example, Path(path))
 
 
 def choose_layers(
@@ -217,4 +231,6 @@ def _losses_of(subsets: Sequence[Subset], layers: ModuleLayers, batches: Sequenc
 def _seconds(model: nn.Module, inputs: Inputs) -> float:
     started = perf_counter()
     inputs.call(model)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return perf_counter() - started

@@ -105,6 +105,27 @@ def test_a_compressed_model_opens_as_any_other(models: Path, task: str, tmp_path
     assert str(len(told["kept"])) in call("layers", out)
 
 
+def test_files_as_other_programs_write_them_are_read(models: Path, tmp_path: Path) -> None:
+    rows = [{"text": "good\u2028film", "label": "good"}, {"text": "bad film", "label": "1.0"}] * 3
+    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "data.jsonl").write_text(f"\ufeff{lines}\n")
+    (tmp_path / "data.csv").write_text('\ufefftext,label\n"a ""good"", film",good\n\nbad,0\n')
+    for name, count in (("data.jsonl", 6), ("data.csv", 2)):
+        out = tmp_path / f"{name}.json"
+        call(
+            "rank",
+            "--model",
+            models / "classification",
+            "--data",
+            tmp_path / name,
+            "--out",
+            out,
+            "--methods",
+            "ablation",
+        )
+        assert LayerRanking.load(out).users == count
+
+
 def test_healing_trains_on_the_rows_that_are_not_measured(models: Path, tmp_path: Path) -> None:
     data = models / "classification.csv"
     given = ["compress", models / "classification", "--task", "classification", "--data", data, "--methods", "ablation"]
@@ -149,14 +170,23 @@ def test_wrong_files_and_names_get_one_line(models: Path, tmp_path: Path) -> Non
     assert "no config.json" in compress(tmp_path)
     assert "lacks the column 'label'" in compress(data=written("text\ngood\n"))
     assert "row 2 has an empty cell" in compress(data=written("text,label\ngood,good\nbad,\n"))
-    assert "label 'ugly' is no number" in compress(data=written("text,label\ngood,ugly\n"))
+    assert "label 'ugly' is none of the model's 2 classes: bad, good" in compress(
+        data=written("text,label\ngood,ugly\n")
+    )
+    assert "label '7' is none" in compress(data=written("text,label\ngood,7\n"))
     assert "holds no row" in compress(data=written("text,label\n"))
     assert "cannot be read" in compress(data=tmp_path / "missing.csv")
     assert "cannot be read" in compress(data=written("{", "data.jsonl"))
     assert "unknown task 'chess'" in compress(classifier, texts, "--task", "chess")
     assert "no text file of its own" in compress(classifier, texts, "--task", "segmentation")
     assert "ratio" in compress(classifier, texts, "--ratio", "40")
-    assert "give a checkpoint folder or --model" in refused("rank", "--data", tmp_path, "--out", tmp_path / "r.json")
+    assert "give either a checkpoint folder or --model" in refused(
+        "rank", "--data", tmp_path, "--out", tmp_path / "r.json"
+    )
+    own = ("rank", "--model", classifier, "--data", texts, "--out", tmp_path / "r.json")
+    assert "--workers and --ray" in refused(*own, "--workers", "2")
+    assert "texts need a tokenizer" in compress("platform:machine")
+    assert "a learning rate" in compress(classifier, texts, "--learning-rate", "0")
     assert "module" in refused("layers", "fathom.nowhere:model")
     assert "gives str, not a torch.nn.Module" in refused("layers", "platform:machine")
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,9 @@ from fathom.errors import ConfigError, DataError, NotApplicableError
 from fathom.importance.inputs import Inputs
 from fathom.importance.tasks.interface import Task
 
+#: The least log probability.
+NEVER = -1e4
+
 
 @dataclass(frozen=True)
 class Distilling:
@@ -40,23 +43,33 @@ def distil(
 ) -> nn.Module:
     """A copy of the student, trained on the batches; it is returned in evaluation mode.
 
-    Equal seeds give equal models on one machine. Raises DataError without a batch, and where the loss becomes NaN.
+    Parameters without a gradient stay as they are, unless none has one; so do the means of batch norms. All batches are
+    held in memory. Equal seeds give equal models on one machine. Raises DataError without a batch, and where the loss
+    becomes NaN.
     """
     samples = list(batches)
     if not samples:
         raise DataError("there is no batch to heal the smaller model on")
     healed = copy.deepcopy(student)
-    for value in healed.parameters():
-        value.requires_grad_(value.is_floating_point())
+    flags = [value.requires_grad for value in healed.parameters()]
+    if not any(flags):
+        # A model as it is served; one in which some parts are frozen keeps these.
+        healed.requires_grad_(True)
     teacher.eval()
     steps = how.epochs * len(samples)
-    optimizer = torch.optim.AdamW(healed.parameters(), lr=how.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, how.learning_rate, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
+    learned = [value for value in healed.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=how.learning_rate, weight_decay=0.01)
+    rising = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rising, (steps - step) / max(1, steps - rising + 1))
     )
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
         healed.train()
+        for part in healed.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                # A few small batches say less of the means than all that it has seen.
+                part.eval()
         for step in range(steps):
             if step % len(samples) == 0:
                 order = torch.randperm(len(samples)).tolist()
@@ -67,10 +80,12 @@ def distil(
                 raise DataError(f"the loss became NaN or infinite at step {step + 1}; take a lower learning rate")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(healed.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             schedule.step()
             how.progress((step + 1) / steps, float(loss.detach()))
+    for value, before in zip(healed.parameters(), flags, strict=True):
+        value.requires_grad_(before)
     return healed.eval()
 
 
@@ -87,11 +102,8 @@ def _loss(output: Any, taught: Any, labels: Any, task: Task, how: Distilling) ->
         student, teacher = task.answers(output, labels), task.answers(taught, labels)
     except NotApplicableError:
         return own
-    apart = F.kl_div(
-        (student / how.temperature).float().log_softmax(-1),
-        (teacher / how.temperature).float().log_softmax(-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    # Answers that cannot be given have a score of minus infinity.
+    told, given = ((scores / how.temperature).float().log_softmax(-1).clamp(min=NEVER) for scores in (student, teacher))
+    apart = F.kl_div(told, given, reduction="batchmean", log_target=True)
     # Gradients shrink with the square of the temperature.
     return how.imitation * how.temperature**2 * apart + (1 - how.imitation) * own

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import Any, Self
 
 import torch
@@ -34,7 +35,7 @@ from fathom.importance.tasks.interface import Labels, Task
 #: How far a model's loss may be from that of its layers run one by one, relative and absolute.
 SAME = 1e-3
 #: In so many of the first batches every layer is left out in the model itself too, to compare.
-PROVED = 2
+PROVED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class ModuleLayers:
     Raises ConfigError for a model without repeated blocks, on no device, or quantised.
 
     A context manager: inside, a transformers model has its plain attention, which gives the weights that a method looks
-    at; batches belong to the context that they were made in.
+    at. Batches that were made inside are only used inside.
     """
 
     model: nn.Module
@@ -77,7 +78,7 @@ class ModuleLayers:
     def __post_init__(self) -> None:
         check_model(self.model)
         self._model = with_layers_apart(self.model.eval())
-        self._kernel: str | None = None
+        self._kernels: list[str | None] = []
         self._proved = 0
         self._stacks = find_stacks(self.model)
         if self.stack is None and self._stacks:
@@ -89,11 +90,11 @@ class ModuleLayers:
         self.fixed: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        self._kernel = _attention_of(self._model, "eager")
+        self._kernels.append(_attention_of(self._model, "eager"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        _attention_of(self._model, self._kernel)
+        _attention_of(self._model, self._kernels.pop())
 
     def _watch(self, inputs: Inputs) -> None:
         """Decide which blocks are looked at, when the first batch comes."""
@@ -318,7 +319,7 @@ class ModuleLayers:
                 # Later layers read what one of these gave beside the hidden state.
                 continue
             if _close(expected, found):
-                _attention_of(smaller, self._kernel)
+                _attention_of(smaller, self._kernels[0] if self._kernels else None)
                 return smaller
         raise ConfigError(f"{type(self.model).__name__} without these layers does not behave as measured")
 
@@ -464,12 +465,13 @@ class ModuleLayers:
 
     def _losses_without(self, batch: ModuleBatch, layer: int) -> Tensor:
         """The losses where the model itself runs, and one layer hands on what it is given."""
-        number, skipped = iter(range(len(batch.calls))), batch.mine[layer]
+        number, skipped = count(), batch.mine[layer]
 
         def handle(_: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            place = next(number)
-            call = batch.calls[place]
-            return call.answer(call.given(args, kwargs)) if place == skipped else own(*args, **kwargs)
+            if next(number) != skipped:
+                return own(*args, **kwargs)
+            call = batch.calls[skipped]
+            return call.answer(call.given(args, kwargs))
 
         return self.task.losses(run(self._model, batch.inputs, self._watched, handle), batch.labels)
 
@@ -487,7 +489,7 @@ ALONE = (
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one.float(), other.float(), rtol=SAME, atol=SAME)
+    return torch.allclose(one.float(), other.float(), rtol=SAME, atol=SAME, equal_nan=True)
 
 
 def _attention_of(model: nn.Module, kernel: str | None) -> str | None:

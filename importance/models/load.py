@@ -39,7 +39,8 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer beside a model that ``load_model`` finds; raises ConfigError where there is none."""
     folder = _folder_of(name)
     try:
-        tokenizer = optional("transformers", "text").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        auto = optional("transformers", "text").AutoTokenizer
+        tokenizer = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{folder}: holds no tokenizer: {brief(error, 120)}") from error
     if tokenizer.pad_token is None:
@@ -55,7 +56,10 @@ def _folder_of(name: str) -> Path:
     if path.exists():
         raise ConfigError(f"{name}: no model: there is no config.json in it")
     package = name.replace("-", "_")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module that was made and not found, as __main__
+        spec = None
     for place in (spec.submodule_search_locations or ()) if spec else ():
         for config in sorted(Path(place).rglob("config.json"), key=lambda path: (len(path.parts), path)):
             if '"model_type"' in config.read_text(errors="replace"):

@@ -117,7 +117,7 @@ def shortened(model: nn.Module, paths: Collection[str], blocks: Sequence[str]) -
                 vars(part)["layer_idx"] = place
     above, _, name = owner.rpartition(".")
     (smaller.get_submodule(above) if above else smaller)._modules[name] = left
-    for config in _configs(smaller):
+    for config in _configs(smaller, owner):
         _shorten(config, owner, kept, len(blocks))
     return smaller
 
@@ -130,9 +130,11 @@ COUNTS = {
 }
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    """The configs of a model and its parts, each once."""
-    found = (getattr(part, "config", None) for part in model.modules())
+def _configs(model: nn.Module, owner: str) -> list[Any]:
+    """The configs of a model and of the parts on the way to a list of blocks, each once."""
+    names = owner.split(".")
+    on_the_way = [model.get_submodule(".".join(names[:place])) for place in range(len(names))]
+    found = (getattr(part, "config", None) for part in on_the_way)
     return list({id(config): config for config in found if hasattr(config, "to_dict")}.values())
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fathom.errors import optional
+from fathom.errors import FathomError, optional
+from fathom.files import write_bytes
 from fathom.importance.inputs import Inputs
-from fathom.importance.tasks.interface import logits_of
+from fathom.importance.tasks.interface import all_scores
 
 #: Largest difference of scores between a model and itself opened again.
 SAME = 1e-4
@@ -22,42 +23,49 @@ def save_pretrained(model: nn.Module, inputs: Inputs, folder: Path) -> bool:
 
     Where it does not, nothing is written.
     """
-    save: Any = getattr(model, "save_pretrained", None)
-    if save is None:
+    if not hasattr(model, "save_pretrained"):
         return False
-    transformers = optional("transformers", "text")
-    bars, quiet = transformers.utils.logging.disable_progress_bar, logging.disable
-    bars()
-    quiet(logging.WARNING)
+    with tempfile.TemporaryDirectory() as name:
+        if not _opens_again(model, inputs, name):
+            return False
+        # With the modes that any other file gets.
+        shutil.copytree(name, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    return True
+
+
+def _opens_again(model: Any, inputs: Inputs, name: str) -> bool:
+    words: Any = optional("transformers", "text").utils.logging
+    level, bars = logging.root.manager.disable, words.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    words.disable_progress_bar()
     try:
-        with tempfile.TemporaryDirectory() as name:
-            save(name)
-            kind: Any = type(model)
-            again = kind.from_pretrained(name, local_files_only=True).eval()
-            with torch.no_grad():
-                one, other = logits_of(inputs.call(model)), logits_of(inputs.call(again.to(_device(model))))
-            if one.shape != other.shape or not torch.allclose(one, other, atol=SAME, rtol=SAME):
-                return False
-            for file in Path(name).iterdir():
-                shutil.copyfile(file, folder / file.name)
-            return True
-    except (OSError, ValueError, RuntimeError, TypeError):
+        model.save_pretrained(name)
+        again = type(model).from_pretrained(name, local_files_only=True).eval().to(_device(model))
+        with torch.no_grad():
+            before, after = all_scores(inputs.call(model)), all_scores(inputs.call(again))
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError, FathomError):
         # Such a config says something else of a model with fewer layers.
         return False
     finally:
-        quiet(logging.NOTSET)
-        transformers.utils.logging.enable_progress_bar()
+        logging.disable(level)
+        if bars:
+            words.enable_progress_bar()
+    return before.keys() == after.keys() and all(
+        before[each].shape == after[each].shape and torch.allclose(before[each], after[each], atol=SAME, rtol=SAME)
+        for each in before
+    )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's parameters and buffers; those that are shared are written once."""
-    seen: set[int] = set()
+    seen: set[tuple[Any, ...]] = set()
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        if value.data_ptr() not in seen or not value.numel():
-            seen.add(value.data_ptr())
-            state[name] = value.detach().cpu().contiguous()
-    optional("safetensors.torch", "train").save_file(state, path)
+        key = value.data_ptr(), value.shape, value.stride()
+        if key not in seen or not value.numel():
+            seen.add(key)
+            state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    write_bytes(path, optional("safetensors.torch", "train").save(state))
 
 
 def _device(model: nn.Module) -> torch.device:

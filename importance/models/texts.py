@@ -1,7 +1,7 @@
 """Texts and their answers from a file, as batches for a model."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +32,7 @@ class TextFile:
 
     rows: Sequence[Row]
     task: str
-    tokenizer: Callable[..., Any]
+    tokenizer: Any
     label_of: Mapping[str, int]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -56,32 +56,27 @@ class TextFile:
         targets = self._tokens([row["target"] for row in rows])
         return {**self._tokens([row["source"] for row in rows]), "labels": _counted(targets)}
 
-    def _tokens(self, texts: Sequence[str], *more: Sequence[str], **asked: Any) -> dict[str, Tensor]:
-        given = {"padding": True, "truncation": True, "max_length": MOST_TOKENS, "return_tensors": "pt"}
-        return dict(self.tokenizer(list(texts), *map(list, more), **given, **asked))
+    def _tokens(self, *texts: Sequence[str], **asked: Any) -> Any:
+        most = min(MOST_TOKENS, self.tokenizer.model_max_length)
+        given = {"padding": True, "truncation": True, "max_length": most, "return_tensors": "pt"}
+        return self.tokenizer(*map(list, texts), **given, **asked)
 
     def _spans(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Tokens of question and context, and the first and last token of the answer in the context."""
-        tokens = self._tokens(
-            [row["question"] for row in rows],
-            [row["context"] for row in rows],
-            return_offsets_mapping=True,
-        )
-        offsets = tokens.pop("offset_mapping")
-        encoded = self.tokenizer([row["question"] for row in rows], [row["context"] for row in rows], truncation=True)
+        """Tokens of question and context, and the first and last token of the answer, where it first occurs."""
+        questions, contexts = [row["question"] for row in rows], [row["context"] for row in rows]
+        encoded = self._tokens(questions, contexts, return_offsets_mapping=True)
         ends = []
         for n, row in enumerate(rows):
             begin = row["context"].find(row["answer"])
             last = begin + len(row["answer"])
-            inside = [
-                place for place, part in enumerate(encoded.sequence_ids(n)) if part == 1 and place < offsets.shape[1]
-            ]
-            touched = [place for place in inside if offsets[n, place, 0] < last and offsets[n, place, 1] > begin]
+            offsets = encoded["offset_mapping"][n]
+            inside = [place for place, part in enumerate(encoded.sequence_ids(n)) if part == 1]
+            touched = [place for place in inside if offsets[place, 0] < last and offsets[place, 1] > begin]
             if begin < 0 or not touched:
-                raise DataError(
-                    f"the answer {brief(row['answer'])!r} is not in its context, or beyond {MOST_TOKENS} tokens"
-                )
+                answer = brief(row["answer"])
+                raise DataError(f"the answer {answer!r} is not in its context, or beyond the tokens that are read")
             ends.append((touched[0], touched[-1]))
+        tokens = {name: value for name, value in encoded.items() if name != "offset_mapping"}
         return {**tokens, "labels": torch.tensor(ends)}
 
 
@@ -91,7 +86,7 @@ def check_has_texts(task: str) -> None:
         raise ConfigError(f"{task} has no text file of its own; use create_analyzer in Python (docs/layers.md)")
 
 
-def read_texts(path: Path, task: str, tokenizer: Callable[..., Any], model: nn.Module) -> TextFile:
+def read_texts(path: Path, task: str, tokenizer: Any, model: nn.Module) -> TextFile:
     """The rows of a CSV or JSON-lines file with the columns of a task, see ``COLUMNS``.
 
     Labels are numbers, or the names that the model's config has for its classes. Raises DataError for a file that is
@@ -108,11 +103,11 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
 
     try:
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            rows = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise DataError(f"{path}: every line must be a JSON object")
         else:
-            rows = pl.read_csv(path, infer_schema=False).to_dicts()
+            rows = [row for row in pl.read_csv(path, infer_schema=False).to_dicts() if any(row.values())]
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path}: cannot be read: {brief(error, 120)}") from None
     if not rows:
@@ -127,15 +122,16 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
 
 
 def _labels(path: Path, rows: Sequence[Row], model: nn.Module) -> dict[str, int]:
-    """The class of each label in the file."""
-    named = {str(name): int(number) for name, number in (getattr(model.config, "label2id", None) or {}).items()}
+    """The class of each label in the file: its name in the model's config, or its number."""
+    config: Any = model.config
+    named = {str(name): int(number) for name, number in (getattr(config, "label2id", None) or {}).items()}
     found = {}
     for label in {row["label"] for row in rows}:
-        number = named.get(label, int(label) if label.isdecimal() else None)
-        if number is None:
-            raise DataError(
-                f"{path}: label {brief(label)!r} is no number, and not one of the model's: {', '.join(named)}"
-            )
+        whole = label.removesuffix(".0")
+        number = named.get(label, int(whole) if whole.isdecimal() and len(whole) < 9 else -1)
+        if not 0 <= number < config.num_labels:
+            classes = f"{config.num_labels} classes: {', '.join(named)}"
+            raise DataError(f"{path}: label {brief(label)!r} is none of the model's {classes}")
         found[label] = number
     return found
 

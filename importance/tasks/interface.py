@@ -71,6 +71,13 @@ def logits_of(output: Any, name: str = "logits") -> Tensor:
     return found
 
 
+def all_scores(output: Any) -> dict[str, Tensor]:
+    """Every tensor of scores that a task reads in a model's output: both ends of an answer, or the one there is."""
+    if getattr(output, "start_logits", None) is not None:
+        return {name: logits_of(output, name) for name in ("start_logits", "end_logits")}
+    return {"scores": logits_of(output)}
+
+
 def place_of(scores: Tensor, labels: Tensor) -> Tensor:
     """How many other answers (samples, answers) score as high as the right one, (samples,)."""
     own = scores.gather(1, labels[:, None])

@@ -35,6 +35,8 @@ class Generation:
     def losses(self, output: Any, labels: Tensor) -> Tensor:
         """The mean cross entropy of each sample's places, (samples,)."""
         logits, labels = self.aligned(output, labels)
+        if int(labels.max()) >= logits.shape[-1]:
+            raise ConfigError(f"{self.name}: a label lies outside of the model's {logits.shape[-1]} answers")
         each = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none", ignore_index=IGNORED)
         count = (labels != IGNORED).sum(1)
         if not bool(count.all()):
@@ -61,7 +63,7 @@ class Generation:
         return place_of(*self._last(output, labels))
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The last label, one-hot (samples, largest + 1)."""
+        """The last label, one-hot among those that occur, (samples, different ones)."""
         last = labels.gather(1, _last_place(labels)[:, None])[:, 0]
         # Only which are equal matters: as many columns as there are different answers.
         dense = torch.unique(last, return_inverse=True)[1]
@@ -123,12 +125,9 @@ class Segmentation(Generation):
     def aligned(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (samples, pixels, classes) and labels (samples, pixels)."""
         logits = logits_of(output)
-        if logits.dim() != 4 or labels.dim() not in (2, 3):
+        if logits.dim() != 4 or labels.dim() != 3:
             raise ConfigError(f"{self.name} needs logits (samples, classes, height, width) and a label for each pixel")
-        if labels.dim() == 2:  # drawn ones, flat already
-            side = logits.shape[2:]
-            labels = labels.view(len(labels), *side) if side.numel() == labels.shape[1] else labels
-        if labels.dim() == 3 and logits.shape[2:] != labels.shape[1:]:
+        if logits.shape[2:] != labels.shape[1:]:
             logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
         return logits.flatten(2).transpose(1, 2), labels.flatten(1)
 

@@ -69,7 +69,7 @@ class Retrieval(Classification):
     """The right one of ``candidates`` (n, width) for a query's vector (samples, width), by cosine.
 
     Labels: int64 (samples,), its row. The query's vector is the model's output, or the mean of its last hidden states
-    over all positions. ``temperature``: cosines are divided by it.
+    over all positions, padding too: wrap a model whose vector is another. ``temperature``: cosines are divided by it.
     """
 
     name: str = "retrieval"
@@ -125,7 +125,7 @@ class ReinforcementLearning(Classification):
 def _vector(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output if output.dim() == 2 else output.mean(1)
-    for name in ("embeddings", "text_embeds", "image_embeds", "pooler_output", "last_hidden_state"):
+    for name in ("embeddings", "text_embeds", "image_embeds", "last_hidden_state", "pooler_output"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):
             return value if value.dim() == 2 else value.mean(1)

@@ -27,6 +27,8 @@ class QuestionAnswering:
         """The mean cross entropy of both ends, (samples,)."""
         if labels.dim() != 2 or labels.shape[1] != 2:
             raise ConfigError(f"{self.name} needs a first and a last position for each sample, (samples, 2)")
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= _ends(output)[0].shape[1]):
+            raise ConfigError(f"{self.name}: a label lies outside of the positions that the model reads")
         both = [F.cross_entropy(ends.float(), labels[:, n], reduction="none") for n, ends in enumerate(_ends(output))]
         return torch.stack(both).mean(0)
 

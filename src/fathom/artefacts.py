@@ -131,15 +131,10 @@ TRITON = Kind(
     r"|fathom-depth-\d+/(config\.pbtxt|1/model\.(onnx|py))|fathom[^/]*/1/__pycache__/[^/]+\.pyc",
     listed=True,
 )
-#: Never recognised, and so never replaced.
-COMPRESSED = _folder(
-    "a compressed model",
-    "fathom compress",
-    "compression.json",
-    # What transformers writes of a model and its tokenizer.
-    r"model\.onnx|[\w.-]+\.(json|safetensors|txt|model|jinja)",
-    "layers kept left_out",
+COMPRESSED = replace(
+    _folder("a compressed model", "fathom compress", "compression.json", "", "layers kept left_out files"), listed=True
 )
+#: Never recognised, and so never replaced.
 KEY = Kind("a key", "fathom bundle keygen")
 LATTICE_SHARDS = _folder(
     "the shards of an interrupted lattice", "fathom rank --lattice", "about.json", r"\d+-\d+", "layers subsets"

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fathom.errors import ArtefactError, ConfigError, DataError, NotApplicableError
+from fathom.errors import ArtefactError, ConfigError, DataError, NotApplicableError, OutputError
 from fathom.importance import registry
 from fathom.importance.analyzer import AnalysisConfig, LayerAnalyzer, TaskType, create_analyzer
+from fathom.importance.compression import CompressionPlan
 from fathom.importance.inputs import Inputs
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.distil import Distilling
 from fathom.importance.models.stacks import Stack
+from fathom.importance.tasks.many_labels import Generation
 from fathom.importance.tasks.own_loss import OwnLoss
 from fathom.importance.tasks.single_label import Retrieval
 
@@ -664,3 +666,78 @@ def test_every_task_can_be_healed(name: str) -> None:
     plan = analyzer.generate_compression_plan(target_ratio=1.3)
     healed = plan.heal(analyzer.batches_of([batch]), Distilling(epochs=15, learning_rate=3e-3))
     assert plan.report(healed)["loss"]["after"] < plan.report()["loss"]["after"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_heals(steps: int) -> None:
+    torch.manual_seed(0)
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(Cnn())
+    analyzer.analyze_importance([(PICTURES, draw(SAMPLES))])
+    plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    shares: list[float] = []
+    # Batches of one picture, which a batch norm in training refuses.
+    loader = [(PICTURES[:1], draw(1))] * steps
+    healed = plan.heal(analyzer.batches_of(loader), Distilling(progress=lambda share, _: shares.append(share)))
+    assert shares == [pytest.approx((step + 1) / steps) for step in range(steps)]
+    assert all(torch.isfinite(value).all() for value in healed.state_dict().values())
+
+
+def test_answers_that_cannot_be_given_do_not_spoil_healing() -> None:
+    class Masked(Stacked):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).index_fill(1, torch.tensor([2]), -torch.inf)
+
+    torch.manual_seed(0)
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    model = Masked("plain")
+    model.blocks[0].requires_grad_(False)
+    analyzer.load_model(model)
+    analyzer.analyze_importance([(SEQUENCES, draw(SAMPLES, most=2))])
+    plan = CompressionPlan(analyzer.generate_compression_plan(target_ratio=1.3).measured, (0, 1, 2), 0.0, 0.0)
+    healed = plan.heal(analyzer.batches_of([(SEQUENCES, draw(SAMPLES, most=2))]))
+    assert torch.equal(healed.blocks[0].linear.weight, model.blocks[0].linear.weight)
+    assert not torch.equal(healed.blocks[1].linear.weight, model.blocks[1].linear.weight)
+    assert [value.requires_grad for value in healed.blocks[0].parameters()] == [False] * 6
+
+
+def test_both_ends_of_an_answer_are_exported(tmp_path: Path) -> None:
+    analyzer, _, batch = analyzer_of("questions", ("ablation",))
+    analyzer.analyze_importance([batch])
+    analyzer.generate_compression_plan(target_ratio=1.3).export(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession((tmp_path / "model.onnx").read_bytes())
+    assert [each.name for each in session.get_outputs()] == ["start_logits", "end_logits"]
+
+
+def test_a_model_that_cannot_be_exported_is_written_all_the_same(tmp_path: Path) -> None:
+    class Branching(Stacked):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1.0 if float(x.sum()) > 0 else 2.0)
+
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    torch.manual_seed(0)
+    analyzer.load_model(Branching("plain"))
+    analyzer.analyze_importance([(SEQUENCES, draw(SAMPLES))])
+    plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    with pytest.raises(ConfigError, match="is written without model"):
+        plan.save(tmp_path / "small", onnx=True)
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {"compression.json", "model.safetensors"}
+    # Written again, since all of it is ours; not with a file of somebody else.
+    plan.save(tmp_path / "small")
+    (tmp_path / "small" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        plan.save(tmp_path / "small")
+
+
+def test_the_layers_context_may_be_entered_twice() -> None:
+    analyzer, model, _ = analyzer_of("language model")
+    before = model.config._attn_implementation
+    with analyzer.layers, analyzer.layers:
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == before
+
+
+def test_a_task_of_one_s_own_settings_says_what_it_needs() -> None:
+    analyzer = create_analyzer(task=Generation(), analysis_methods=QUICK)
+    analyzer.load_model(llama())
+    assert analyzer.analyze_importance([TEXT]).users == SAMPLES

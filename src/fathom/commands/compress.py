@@ -1,6 +1,6 @@
 """A model of one's own with fewer layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +9,7 @@ import typer
 from fathom import show
 from fathom.artefacts import COMPRESSED, check_outputs
 from fathom.commands.options import AsJson, Out, need_training, takes
-from fathom.errors import DataError
+from fathom.errors import ConfigError, DataError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class HealOptions:
             help="Train the smaller model so many times on the rows beyond --samples to give what the whole one gives.",
         ),
     ] = 0
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of that.")] = 1e-4
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of healing.")] = 1e-4
 
 
 def analyzer_of(
@@ -69,6 +69,8 @@ def analyzer_of(
     from fathom.importance.models.load import load_model, load_tokenizer
     from fathom.importance.models.texts import check_has_texts, read_texts
 
+    if ":" in model and not Path(model).exists():
+        raise ConfigError(f"{model}: texts need a tokenizer beside the model; use create_analyzer (docs/layers.md)")
     names = [name.strip() for name in options.methods.split(",") if name.strip()]
     analyzer = create_analyzer(model, task, "text", names, samples=options.samples, seed=options.seed)
     check_has_texts(task)
@@ -86,7 +88,7 @@ def compress(
     out: Out,
     options: MeasureOptions,
     healing: HealOptions,
-    ratio: Annotated[float, typer.Option(help="How many times fewer parameters the layers have then, at least.")] = 2.0,
+    ratio: Annotated[float, typer.Option(help="The layers shall have at least so many times fewer parameters.")] = 2.0,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, compared in onnxruntime.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,6 +102,9 @@ def compress(
     from fathom.importance.models.distil import Distilling
 
     check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
+    how = Distilling(max(1, healing.heal_epochs), healing.learning_rate, seed=options.seed)
+    if not ratio > 1:
+        raise ConfigError(f"--ratio {ratio:g}: how many times fewer parameters, above 1")
     analyzer, texts, others = analyzer_of(model, task, data, options)
     if healing.heal_epochs and not others.rows:
         raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
@@ -107,18 +112,18 @@ def compress(
         analyzer.analyze_importance(texts, progress=activity.ranking)
     with Activity("choose the layers and measure") as activity:
         plan = analyzer.generate_compression_plan(target_ratio=ratio)
-        smaller, report = plan.apply(), plan.report()
+        smaller = plan.apply()
+        report = plan.report(smaller)
     if healing.heal_epochs:
         with Activity("heal the smaller model") as activity:
 
             def told(share: float, loss: float) -> None:
                 activity.update(f"loss {loss:.4f}", share)
 
-            how = Distilling(healing.heal_epochs, healing.learning_rate, seed=options.seed, progress=told)
-            smaller = plan.heal(analyzer.batches_of(others), how, model=smaller)
+            smaller = plan.heal(analyzer.batches_of(others), replace(how, progress=told), model=smaller)
             report = {**plan.report(smaller), "before_healing": report}
     with Activity(f"write {out}"):
-        plan.save(out, smaller, onnx=onnx, report=report)
+        report = plan.save(out, smaller, onnx=onnx, report=report)
     if as_json:
         show.print_json(report)
         return
@@ -135,6 +140,6 @@ def compress(
     facts = [
         ("left out", ", ".join(plan.left_out)),
         ("runs", f"{report['faster']:.2f} times as fast"),
-        ("written", str(out)),
+        ("written", str(out) if report["opens_with_transformers"] else f"{out}, weights alone: see docs/layers.md"),
     ]
     show.facts("", facts)

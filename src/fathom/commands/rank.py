@@ -135,7 +135,7 @@ def rank(
     """
     need_training()
     if (checkpoint is None) == (own.model is None):
-        raise ConfigError("rank what: give a checkpoint folder or --model, and not both")
+        raise ConfigError("give either a checkpoint folder or --model")
     if own.model is not None:
         _rank_own(own, data, files, options)
         show_ranking(files.out, as_json=as_json)
@@ -172,6 +172,8 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
     if files.lattice or files.lattice_plot:
         raise ConfigError("--lattice measures Fathom's own checkpoints; leave it out with --model")
     names, budget_seconds = options.wanted()
+    if options.ray or options.workers > 1:
+        raise ConfigError("--workers and --ray share work on Fathom's own checkpoints; leave them out with --model")
     if budget_seconds is not None:
         raise ConfigError(
             "--budget and --methods auto go by grades of Fathom's own networks; name --methods with --model"
