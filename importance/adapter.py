@@ -1,4 +1,4 @@
-"""ElasticModel seen as a LayeredModel, and ``rank_checkpoint``: the only file here that knows fathom.training."""
+"""ElasticModel seen as a LayeredModel, and ``rank_checkpoint``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -20,8 +20,9 @@ from fathom.errors import ConfigError, DataError
 from fathom.importance.compression import CompressionPlan, Measured, choose_layers
 from fathom.importance.inputs import Inputs
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.collation import Collation, Dense, Graphs
-from fathom.importance.models.layered import ModuleBatch, ModuleLayers
+from fathom.importance.models.layered import ModuleLayers
 from fathom.importance.models.stacks import Stack
 from fathom.importance.rank import Progress, rank_layers
 from fathom.importance.registry import ALL, load_methods
@@ -121,7 +122,7 @@ def create_analyzer(
     if unknown:
         raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; known: task, samples, seed")
     return LayerAnalyzer(
-        AnalysisConfig(model_name, TaskType(_one_of(TaskType, task_type, "task")), modality_type, **given, **more)  # type: ignore[arg-type]
+        AnalysisConfig(model_name, task_type, modality_type, **given, **more)  # type: ignore[arg-type]
     )
 
 

@@ -18,8 +18,9 @@ from fathom.files import new_folder, write_json
 from fathom.importance.inputs import Inputs
 from fathom.importance.lattice.lattice import judge_subsets
 from fathom.importance.layer_ranking import LayerRanking
-from fathom.importance.models.distil import Distilling, distil
-from fathom.importance.models.layered import ModuleBatch, ModuleLayers
+from fathom.importance.models.batch import ModuleBatch
+from fathom.importance.models.distillation import Distillation, distil
+from fathom.importance.models.layered import ModuleLayers
 from fathom.importance.models.onnx import export_onnx
 from fathom.importance.models.save import save_pretrained, save_weights
 from fathom.importance.models.stacks import parameters_of
@@ -72,7 +73,7 @@ class CompressionPlan:
             return layers.without(gone, self.measured.batches[0])
 
     def heal(
-        self, batches: Iterable[tuple[Inputs, Any]], how: Distilling | None = None, *, model: nn.Module | None = None
+        self, batches: Iterable[tuple[Inputs, Any]], how: Distillation | None = None, *, model: nn.Module | None = None
     ) -> nn.Module:
         """The smaller model, trained on other samples to give what the whole model gives; see ``distil``.
 
@@ -81,7 +82,7 @@ class CompressionPlan:
         """
         layers = self.measured.layers
         student = self.apply() if model is None else model
-        return distil(student, layers.model, layers.task, batches, how or Distilling())
+        return distil(student, layers.model, layers.task, batches, how or Distillation())
 
     def report(self, model: nn.Module | None = None, *, rounds: int = 5) -> dict[str, Any]:
         """What is lost and won on the samples of the ranking: loss, metrics, parameters, and how much faster it runs.

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
 from typing import Any, Self
 
 import torch
@@ -24,9 +23,10 @@ from torch import Tensor, nn
 from fathom.errors import ArtefactError, ConfigError, NotApplicableError
 from fathom.importance.inputs import Inputs
 from fathom.importance.interface import LayerTensors, run_skipping
-from fathom.importance.models.calls import Call, Recorded, record, run, stop_with
+from fathom.importance.models.batch import ModuleBatch
+from fathom.importance.models.calls import Call, Recorded, record
 from fathom.importance.models.collation import Collation, Dense
-from fathom.importance.models.layout import Layout, layout_of
+from fathom.importance.models.layout import layout_of
 from fathom.importance.models.passthrough import shortened, without_layers
 from fathom.importance.models.recurrent import with_layers_apart
 from fathom.importance.models.stacks import Stack, called_again, find_stacks, main_stack, parameters_of
@@ -36,27 +36,6 @@ from fathom.importance.tasks.interface import Labels, Task
 SAME = 1e-3
 #: In so many of the first batches every layer is left out in the model itself too, to compare.
 PROVED = 3
-
-
-@dataclass(frozen=True, eq=False)
-class ModuleBatch:
-    """A batch as it was run once.
-
-    ``calls``: of all stacks, in order. ``mine``: which of them are layers of this one. ``held``: what other stacks left
-    before. ``layouts``: of the hidden state before and after each layer. ``real``: (samples, positions), None where the
-    state changes its shape on the way.
-    """
-
-    inputs: Inputs
-    labels: Labels
-    samples: int
-    calls: list[Call]
-    mine: list[int]
-    held: Mapping[int, Tensor]
-    embedding: Tensor
-    layouts: list[Layout]
-    real: Tensor | None
-    losses: Tensor
 
 
 @dataclass
@@ -147,6 +126,8 @@ class ModuleLayers:
         self._note_layers(calls, own, mine)
         samples, node_of = self.collation.samples(inputs), self.collation.node_of(inputs)
         batch = ModuleBatch(
+            self._model,
+            self._watched,
             inputs,
             labels,
             samples,
@@ -158,7 +139,7 @@ class ModuleLayers:
             None,
             self.task.losses(recorded.output, labels),
         )
-        batch = replace(batch, embedding=self._run_to(batch, None, mine[0]).clone())
+        batch = replace(batch, embedding=batch.run_to(None, mine[0]).clone())
         if self._reads_first(batch):
             batch = replace(batch, layouts=[replace(layout, flipped=True) for layout in batch.layouts])
         batch = replace(batch, real=self._real(batch))
@@ -177,7 +158,7 @@ class ModuleLayers:
         """The state after one layer, and after what the model does to it before the next, if that keeps its shape."""
         place = batch.mine[layer]
         call = batch.calls[place]
-        given = self._entering(batch, layer, hidden)
+        given = batch.entering(layer, hidden)
         after = call.again(self._watched[call.block], given.clone())
         follower = batch.calls[place + 1] if place + 1 < len(batch.calls) else None
         if (
@@ -187,8 +168,8 @@ class ModuleLayers:
             and not follower.follows
             and follower.entered == call.left
         ):
-            after = self._run_to(batch, (place, after), place + 1)
-        return self._layout(batch, call.left).to_states(after)
+            after = batch.run_to((place, after), place + 1)
+        return batch.layout(call.left).to_states(after)
 
     def run_last_layer(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor:
         """As any other layer: which positions are read is the model's own affair."""
@@ -196,15 +177,15 @@ class ModuleLayers:
 
     def losses(self, batch: ModuleBatch, hidden: Tensor, labels: Labels | None = None) -> Tensor:
         """As the task says, (samples,)."""
-        return self.task.losses(self._finish(batch, hidden), batch.labels if labels is None else labels)
+        return self.task.losses(batch.output(hidden), batch.labels if labels is None else labels)
 
     def log_probabilities(self, batch: ModuleBatch, hidden: Tensor) -> Tensor:
         """As the task says, (samples, answers)."""
-        return self.task.log_probabilities(self._finish(batch, hidden), batch.labels)
+        return self.task.log_probabilities(batch.output(hidden), batch.labels)
 
     def judge(self, batch: ModuleBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Each sample's loss and the place of its answer."""
-        output = self._finish(batch, hidden)
+        output = batch.output(hidden)
         return self.task.losses(output, batch.labels), self.task.places(output, batch.labels)
 
     def targets(self, batch: ModuleBatch) -> Tensor:
@@ -213,7 +194,7 @@ class ModuleLayers:
 
     def sample_labels(self, batch: ModuleBatch, hidden: Tensor, generator: torch.Generator) -> Labels:
         """As the task says."""
-        return self.task.sample_labels(self._finish(batch, hidden), batch.labels, generator)
+        return self.task.sample_labels(batch.output(hidden), batch.labels, generator)
 
     def real_positions(self, batch: ModuleBatch) -> Tensor:
         """Which positions are no padding, bool (samples, positions)."""
@@ -242,7 +223,7 @@ class ModuleLayers:
 
         hooks = [part.register_forward_hook(look) for part in block.modules()]
         try:
-            call.again(block, self._entering(batch, layer, hidden).clone())
+            call.again(block, batch.entering(layer, hidden).clone())
         finally:
             for hook in hooks:
                 hook.remove()
@@ -363,58 +344,6 @@ class ModuleLayers:
             block: state for block, state in recorded.after.items() if self._stack_of[block] and began[block] < before
         }
 
-    def _layout(self, batch: ModuleBatch, shape: torch.Size) -> Layout:
-        return next(layout for layout in reversed(batch.layouts) if layout.shape == shape)
-
-    def _entering(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor:
-        """A state as the layer's block takes it, run through the change of shape before it if it has not been."""
-        size = (hidden.shape[1], hidden.shape[2])
-        if batch.layouts[layer].size == size:
-            return batch.layouts[layer].to_hidden(hidden)
-        for earlier in reversed(range(layer)):
-            if batch.layouts[earlier].size == size:
-                after = batch.layouts[earlier].to_hidden(hidden)
-                return self._run_to(batch, (batch.mine[earlier], after), batch.mine[layer])
-        raise ConfigError(f"no layer before layer {layer} leaves a state of {size[0]} positions and width {size[1]}")
-
-    def _finish(self, batch: ModuleBatch, hidden: Tensor) -> Any:
-        """The model's output, given the last layer's state, or that of the last layer which runs."""
-        size = (hidden.shape[1], hidden.shape[2])
-        for place, layout in zip(reversed(batch.mine), reversed(batch.layouts), strict=True):
-            if layout.size == size:
-                return self._run(batch, (place, layout.to_hidden(hidden)), len(batch.calls))
-        raise ConfigError(f"no layer leaves a state of {size[0]} positions and width {size[1]}")
-
-    def _run_to(self, batch: ModuleBatch, after: tuple[int, Tensor] | None, stop: int) -> Tensor:
-        """What the call number ``stop`` is given, where ``after`` says what an earlier call leaves."""
-        found: Tensor = self._run(batch, after, stop)
-        return found
-
-    def _run(self, batch: ModuleBatch, after: tuple[int, Tensor] | None, stop: int) -> Any:
-        """The model from what one call leaves, to another call or to its end; without the layers in between."""
-        begin, state = (-1, None) if after is None else after
-        number, layers = iter(range(len(batch.calls) + 1)), set(batch.mine)
-
-        def handle(block: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            place = next(number)
-            if place >= len(batch.calls):
-                raise ConfigError("the model calls its blocks a different number of times in each run")
-            call = batch.calls[place]
-            if place == stop:
-                return stop_with(call.given(args, kwargs))
-            if place == begin:
-                assert state is not None
-                # What comes after may work in place.
-                return call.answer(state.clone())
-            if place < begin or block in batch.held:
-                like = batch.held.get(block)
-                return call.answer(_nothing(call, batch) if like is None or like.shape != call.left else like)
-            if place in layers:
-                return call.answer(call.given(args, kwargs))
-            return own(*args, **kwargs)
-
-        return run(self._model, batch.inputs, self._watched, handle)
-
     def _reads_first(self, batch: ModuleBatch) -> bool:
         """Whether the loss depends on the first position alone, as where a classifier reads [CLS]."""
         final = self._final(batch)
@@ -458,22 +387,10 @@ class ModuleLayers:
             return
         for layer in self.layers:
             apart = self.losses(batch, run_skipping(self, batch, {layer}))
-            if not _close(apart, self._losses_without(batch, layer)):
+            if not _close(apart, self.task.losses(batch.output_without(layer), batch.labels)):
                 name = self._names[layer]
                 raise ConfigError(BESIDE.format(f"without {name} the model's loss is not that of its other layers"))
         self._proved += 1
-
-    def _losses_without(self, batch: ModuleBatch, layer: int) -> Tensor:
-        """The losses where the model itself runs, and one layer hands on what it is given."""
-        number, skipped = count(), batch.mine[layer]
-
-        def handle(_: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if next(number) != skipped:
-                return own(*args, **kwargs)
-            call = batch.calls[skipped]
-            return call.answer(call.given(args, kwargs))
-
-        return self.task.losses(run(self._model, batch.inputs, self._watched, handle), batch.labels)
 
 
 #: Why a model's layers cannot be seen one by one.
@@ -494,7 +411,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 def _attention_of(model: nn.Module, kernel: str | None) -> str | None:
     """Set how a transformers model computes attention; how it did before, None for other models."""
-    set_kernel, before = (getattr(model, "set_attn_implementation", None), None)
+    set_kernel, before = getattr(model, "set_attn_implementation", None), None
     if set_kernel is not None and kernel is not None:
         before = getattr(model.config, "_attn_implementation", None)
         set_kernel(kernel)
@@ -506,10 +423,10 @@ def _count_calls(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     """How often one run calls each module, by path."""
     counts: Counter[str] = Counter()
 
-    def count(path: str) -> Callable[..., None]:
+    def counted(path: str) -> Callable[..., None]:
         return lambda *_: counts.update([path])
 
-    hooks = [module.register_forward_pre_hook(count(path)) for path, module in model.named_modules()]
+    hooks = [module.register_forward_pre_hook(counted(path)) for path, module in model.named_modules()]
     try:
         inputs.call(model)
     finally:
@@ -542,11 +459,6 @@ def _module_path(path: str) -> str:
 def _block(model: nn.Module, path: str) -> nn.Module:
     """A module by its path, where ``rnn[1]`` is the second layer of a recurrent one."""
     return model.get_submodule(_module_path(path))
-
-
-def _nothing(call: Call, batch: ModuleBatch) -> Tensor:
-    """A hidden state of the right shape that nobody looks at."""
-    return batch.embedding.new_zeros(call.left)
 
 
 def _sizes(shape: torch.Size) -> str:

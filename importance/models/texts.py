@@ -1,6 +1,5 @@
 """Texts and their answers from a file, as batches for a model."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError, brief
 from fathom.importance.tasks.interface import IGNORED
+from fathom.training.tables.readers import Table, delimiter_of, layout_of, read
 
 #: What a file must hold for a task, by the names of its columns.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -87,7 +87,7 @@ def check_has_texts(task: str) -> None:
 
 
 def read_texts(path: Path, task: str, tokenizer: Any, model: nn.Module) -> TextFile:
-    """The rows of a CSV or JSON-lines file with the columns of a task, see ``COLUMNS``.
+    """The rows of a table, such as CSV or JSON lines, with the columns of a task, see ``COLUMNS``.
 
     Labels are numbers, or the names that the model's config has for its classes. Raises DataError for a file that is
     not like that, ConfigError for a task that has none.
@@ -99,26 +99,19 @@ def read_texts(path: Path, task: str, tokenizer: Any, model: nn.Module) -> TextF
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
-    import polars as pl
-
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise DataError(f"{path}: every line must be a JSON object")
-        else:
-            rows = [row for row in pl.read_csv(path, infer_schema=False).to_dicts() if any(row.values())]
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: cannot be read: {brief(error, 120)}") from None
+    layout = layout_of(path)
+    delimiter = delimiter_of(path, None, lambda names: set(columns) <= set(names)) if layout == "csv" else ","
+    table = Table(path, layout, {name: name for name in columns}, delimiter=delimiter)
+    rows: list[Row] = []
+    for frame in read(table):
+        for row in frame.iter_rows(named=True):
+            problem = row["problem"] or next((f"{name} is empty" for name in columns if not row[name]), None)
+            if problem:
+                raise DataError(f"{path}: row {row['row']}: {problem}")
+            rows.append({name: row[name] for name in columns})
     if not rows:
         raise DataError(f"{path}: holds no row")
-    missing = [name for name in columns if name not in rows[0]]
-    if missing:
-        raise DataError(f"{path}: lacks the column {missing[0]!r}; needed are {', '.join(columns)}")
-    bad = next((n for n, row in enumerate(rows, 1) if any(row.get(name) in (None, "") for name in columns)), None)
-    if bad:
-        raise DataError(f"{path}: row {bad} has an empty cell")
-    return [{name: str(row[name]) for name in columns} for row in rows]
+    return rows
 
 
 def _labels(path: Path, rows: Sequence[Row], model: nn.Module) -> dict[str, int]:

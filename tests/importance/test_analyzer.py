@@ -17,7 +17,7 @@ from fathom.importance.analyzer import AnalysisConfig, LayerAnalyzer, TaskType, 
 from fathom.importance.compression import CompressionPlan
 from fathom.importance.inputs import Inputs
 from fathom.importance.layer_ranking import LayerRanking
-from fathom.importance.models.distil import Distilling
+from fathom.importance.models.distillation import Distillation
 from fathom.importance.models.stacks import Stack
 from fathom.importance.tasks.many_labels import Generation
 from fathom.importance.tasks.own_loss import OwnLoss
@@ -642,7 +642,7 @@ def test_healing_makes_up_for_layers_that_are_gone_and_leaves_both_models_alone(
     smaller = plan.apply()
     before = [value.clone() for value in (*model.parameters(), *smaller.parameters())]
     other = [(x[:32], labels[:32]), (x[32:64], labels[32:64])]
-    how = Distilling(epochs=20, learning_rate=0.01)
+    how = Distillation(epochs=20, learning_rate=0.01)
     healed = plan.heal(analyzer.batches_of(other), how, model=smaller)
     told = plan.report(smaller), plan.report(healed)
     assert told[1]["loss"]["after"] < told[0]["loss"]["after"]
@@ -654,7 +654,7 @@ def test_healing_makes_up_for_layers_that_are_gone_and_leaves_both_models_alone(
     with pytest.raises(DataError, match="no batch to heal"):
         plan.heal([])
     with pytest.raises(ConfigError, match="healing needs epochs from 1"):
-        Distilling(epochs=0)
+        Distillation(epochs=0)
 
 
 @pytest.mark.parametrize(
@@ -664,7 +664,7 @@ def test_every_task_can_be_healed(name: str) -> None:
     analyzer, _, batch = analyzer_of(name, ("ablation",))
     analyzer.analyze_importance([batch])
     plan = analyzer.generate_compression_plan(target_ratio=1.3)
-    healed = plan.heal(analyzer.batches_of([batch]), Distilling(epochs=15, learning_rate=3e-3))
+    healed = plan.heal(analyzer.batches_of([batch]), Distillation(epochs=15, learning_rate=3e-3))
     assert plan.report(healed)["loss"]["after"] < plan.report()["loss"]["after"]
 
 
@@ -678,7 +678,7 @@ def test_any_number_of_steps_heals(steps: int) -> None:
     shares: list[float] = []
     # Batches of one picture, which a batch norm in training refuses.
     loader = [(PICTURES[:1], draw(1))] * steps
-    healed = plan.heal(analyzer.batches_of(loader), Distilling(progress=lambda share, _: shares.append(share)))
+    healed = plan.heal(analyzer.batches_of(loader), Distillation(progress=lambda share, _: shares.append(share)))
     assert shares == [pytest.approx((step + 1) / steps) for step in range(steps)]
     assert all(torch.isfinite(value).all() for value in healed.state_dict().values())
 

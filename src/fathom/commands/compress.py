@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,8 +26,8 @@ Texts = Annotated[
     Path,
     typer.Option(
         "--data",
-        help="CSV or JSON lines with text and label (classification), text (generation), question, context and answer,"
-        " or source and target.",
+        help="Table (CSV, JSON lines, Parquet, Excel) with text and label (classification), text (generation),"
+        " question, context and answer, or source and target.",
     ),
 ]
 
@@ -99,10 +99,10 @@ def compress(
     Example: fathom compress MODEL --task classification --data reviews.csv --heal-epochs 3 --out build/small --onnx
     """
     need_training()
-    from fathom.importance.models.distil import Distilling
+    from fathom.importance.models.distillation import Distillation
 
     check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
-    how = Distilling(max(1, healing.heal_epochs), healing.learning_rate, seed=options.seed)
+    how = Distillation(max(1, healing.heal_epochs), healing.learning_rate, seed=options.seed)
     if not ratio > 1:
         raise ConfigError(f"--ratio {ratio:g}: how many times fewer parameters, above 1")
     analyzer, texts, others = analyzer_of(model, task, data, options)
@@ -127,8 +127,14 @@ def compress(
     if as_json:
         show.print_json(report)
         return
-    steps = [report["before_healing"], report] if healing.heal_epochs else [report]
-    rows = [["", "before", *(["left out", "healed"] if healing.heal_epochs else ["after"])]]
+    _show(model, out, report)
+
+
+def _show(model: str, out: Path, report: dict[str, Any]) -> None:
+    """Print what was lost and won, before and after healing if there was any."""
+    healed = "before_healing" in report
+    steps = [report["before_healing"], report] if healed else [report]
+    rows = [["", "before", *(["left out", "healed"] if healed else ["after"])]]
     rows.append(["layers", str(report["layers"]), *(str(len(step["kept"])) for step in steps)])
     for name, kind in (("parameters", ","), ("loss", ".4f")):
         rows.append(
@@ -138,7 +144,7 @@ def compress(
         rows.append([name, f"{value:.4f}", *(f"{step['metrics']['after'][name]:.4f}" for step in steps)])
     show.table(f"{model}, {report['samples']:,} samples", rows)
     facts = [
-        ("left out", ", ".join(plan.left_out)),
+        ("left out", ", ".join(report["left_out"])),
         ("runs", f"{report['faster']:.2f} times as fast"),
         ("written", str(out) if report["opens_with_transformers"] else f"{out}, weights alone: see docs/layers.md"),
     ]

@@ -112,7 +112,7 @@ class OwnModel:
         ),
     ] = None
     task: Annotated[
-        str, typer.Option(help="What --model is for; --data is then a text file, as `fathom compress` takes it.")
+        str, typer.Option(help="What --model is for; --data is then a table of texts, as `fathom compress` takes it.")
     ] = "classification"
 
 

@@ -18,7 +18,7 @@ NEVER = -1e4
 
 
 @dataclass(frozen=True)
-class Distilling:
+class Distillation:
     """How a model is healed by its teacher (Hinton et al. 2015, arXiv 1503.02531).
 
     The loss is ``imitation`` times the divergence of the student's answers from the teacher's, both at ``temperature``,
@@ -39,7 +39,7 @@ class Distilling:
 
 
 def distil(
-    student: nn.Module, teacher: nn.Module, task: Task, batches: Iterable[tuple[Inputs, Any]], how: Distilling
+    student: nn.Module, teacher: nn.Module, task: Task, batches: Iterable[tuple[Inputs, Any]], how: Distillation
 ) -> nn.Module:
     """A copy of the student, trained on the batches; it is returned in evaluation mode.
 
@@ -94,7 +94,7 @@ def _output(teacher: nn.Module, inputs: Inputs) -> Any:
     return inputs.call(teacher)
 
 
-def _loss(output: Any, taught: Any, labels: Any, task: Task, how: Distilling) -> Tensor:
+def _loss(output: Any, taught: Any, labels: Any, task: Task, how: Distillation) -> Tensor:
     own = task.losses(output, labels).mean()
     if not how.imitation:
         return own
