@@ -18,6 +18,7 @@ MODULES = (
     "experiments.cold_items",
     "experiments.importance",
     "experiments.agreement",
+    "experiments.own_models",
     "experiments.routing",
     "experiments.certificate",
     "systems.routing_server",

@@ -9,16 +9,26 @@ smaller = analyzer.generate_compression_plan(target_ratio=2.5).apply()
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from hashlib import sha256
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError
 from fathom.importance.compression import CompressionPlan, Measured, choose_layers
 from fathom.importance.inputs import Inputs
+from fathom.importance.lattice.lattice import (
+    Lattice,
+    LatticeProgress,
+    masks_on_the_way,
+    measure_lattice,
+    random_orders,
+)
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.collation import Collation, Dense, Graphs
@@ -155,18 +165,23 @@ class LayerAnalyzer:
             raise ConfigError("no model: call load_model first")
         return self._layers
 
-    def analyze_importance(self, loader: Iterable[Any], *, progress: Progress | None = None) -> LayerRanking:
+    def analyze_importance(
+        self, loader: Iterable[Any], *, progress: Progress | None = None, lattice: Lattice | None = None
+    ) -> LayerRanking:
         """Rank all layers by the methods of the config.
 
         ``loader``: batches, each a dict of tensors by the names of the model's arguments with ``labels``, or (inputs,
-        labels) with inputs a tensor, such a dict or texts. Labels may be left out for generation. Raises ConfigError
-        for what does not fit the task, DataError where there is no sample.
+        labels) with inputs a tensor, such a dict or texts. Labels may be left out for generation. ``lattice``: of the
+        same samples, to grade the methods by; see ``measure_lattice``. Raises ConfigError for what does not fit the
+        task, DataError where there is no sample.
         """
         methods = load_methods(self.config.analysis_methods)
         each = any(getattr(method, "per_sample_gradients", False) for method in methods.values())
         self.ranking = None
         with self.layers:
             self._batches = self._read(loader, GRADIENT_VALUES if each else None)
+            if lattice is not None and not _is_of(lattice, self._batches):
+                raise ConfigError("the lattice was measured on another model or other samples; measure it again")
             ranking = rank_layers(
                 self.layers,
                 self._batches,
@@ -174,9 +189,38 @@ class LayerAnalyzer:
                 seed=self.config.seed,
                 skip_inapplicable=ALL in self.config.analysis_methods,
                 progress=progress,
+                lattice=lattice,
             )
         self.ranking = replace(ranking, layer_names=self.layers.names)
         return self.ranking
+
+    def measure_lattice(
+        self,
+        loader: Iterable[Any],
+        out: Path,
+        *,
+        orders: int = 0,
+        progress: Callable[[LatticeProgress], None] = lambda _: None,
+    ) -> Lattice:
+        """Measure the loss with every subset of the layers, the truth that methods are graded by, and write it.
+
+        ``loader``: as for ``analyze_importance``. ``out``: a folder; a lattice that it holds is not measured again, and
+        an interrupted one goes on where it was. ``orders``: only the subsets on the way from no layer to all in so many
+        random orders; 0 measures all of them. Raises ConfigError where all are too many.
+        """
+        with self.layers:
+            batches = self._read(loader, None)
+            chosen = random_orders(len(self.layers.layers), orders, seed=self.config.seed)
+            about = {
+                "model": self.config.model_name,
+                "layer_names": list(self.layers.names),
+                "samples": sha256(_losses_of(batches).tobytes()).hexdigest(),
+                "orders": chosen,
+            }
+            if (out / "lattice.json").exists() and (kept := Lattice.load(out)).about == about:
+                return kept
+            masks = masks_on_the_way(chosen) if orders else None
+            return measure_lattice(self.layers, batches, out, masks=masks, about=about, progress=progress)
 
     def generate_compression_plan(self, target_ratio: float = 2.0) -> CompressionPlan:
         """Which layers to keep so that the layers' parameters shrink by the ratio, at least.
@@ -244,6 +288,17 @@ class LayerAnalyzer:
         labels = _to(_as_tensor(labels), device)
         whole = isinstance(labels, Tensor) and not labels.is_floating_point()
         return called, labels.long() if whole else labels
+
+
+def _losses_of(batches: Sequence[ModuleBatch]) -> NDArray[np.float32]:
+    """The loss of each sample with all layers."""
+    return torch.cat([batch.losses for batch in batches]).float().cpu().numpy()
+
+
+def _is_of(lattice: Lattice, batches: Sequence[ModuleBatch]) -> bool:
+    """Whether these samples have the losses that a lattice says they have with all layers."""
+    own, said = _losses_of(batches), lattice.losses[:, -1]
+    return own.shape == said.shape and bool(np.allclose(own, said, rtol=1e-3, atol=1e-3))
 
 
 def _one_of(kinds: type[StrEnum], value: str, what: str) -> Any:

@@ -191,7 +191,7 @@ def choose_layers(
         ranking.consensus_order,
         *(tuple(np.argsort(method.ranks).tolist()) for method in ranking.methods.values()),
     ]
-    candidates = {_that_fit(order, layers, most) for order in orders} | {_one_after_another(layers, batches, most)}
+    candidates = {that_fit(order, layers, most) for order in orders} | {_one_after_another(layers, batches, most)}
     candidates.discard(())
     if not candidates:
         raise ConfigError(f"no single layer is as small as a ratio of {ratio:g} asks for")
@@ -200,7 +200,7 @@ def choose_layers(
     return keep, losses[layers.layers], losses[keep]
 
 
-def _that_fit(order: Sequence[int], layers: ModuleLayers, most: float) -> Subset:
+def that_fit(order: Sequence[int], layers: ModuleLayers, most: float) -> Subset:
     """Those of an order, from its first, that still fit into ``most``, in the order of the model."""
     kept: list[int] = []
     for layer in order:

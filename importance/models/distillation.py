@@ -75,7 +75,8 @@ def distil(
                 order = torch.randperm(len(samples)).tolist()
             inputs, labels = samples[order[step % len(samples)]]
             inputs = task.inputs(teacher, inputs, labels)
-            loss = _loss(inputs.call(healed), _output(teacher, inputs), labels, task, how)
+            taught = _output(teacher, inputs) if how.imitation else None
+            loss = _loss(inputs.call(healed), taught, labels, task, how)
             if not torch.isfinite(loss):
                 raise DataError(f"the loss became NaN or infinite at step {step + 1}; take a lower learning rate")
             optimizer.zero_grad()

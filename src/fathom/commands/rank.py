@@ -136,6 +136,10 @@ def rank(
     need_training()
     if (checkpoint is None) == (own.model is None):
         raise ConfigError("give either a checkpoint folder or --model")
+    if files.lattice_plot and (files.lattice is None or options.lattice_orders):
+        raise ConfigError(
+            "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
+        )
     if own.model is not None:
         _rank_own(own, data, files, options)
         show_ranking(files.out, as_json=as_json)
@@ -144,10 +148,6 @@ def rank(
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
-    if files.lattice_plot and (files.lattice is None or options.lattice_orders):
-        raise ConfigError(
-            "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
-        )
     assert checkpoint is not None
     files.check([checkpoint, data])
     names, budget_seconds = options.wanted()
@@ -169,8 +169,6 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
     from fathom.commands.compress import MeasureOptions, analyzer_of
 
     assert own.model is not None
-    if files.lattice or files.lattice_plot:
-        raise ConfigError("--lattice measures Fathom's own checkpoints; leave it out with --model")
     names, budget_seconds = options.wanted()
     if options.ray or options.workers > 1:
         raise ConfigError("--workers and --ray share work on Fathom's own checkpoints; leave them out with --model")
@@ -181,9 +179,16 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
     files.check([data, *([Path(own.model)] if Path(own.model).exists() else [])])
     measured = MeasureOptions(",".join(names), options.users, options.seed)
     analyzer, texts, _ = analyzer_of(own.model, own.task, data, measured)
+    lattice = None
+    if files.lattice is not None:
+        with Activity("measure the lattice") as activity:
+            orders = options.lattice_orders
+            lattice = analyzer.measure_lattice(texts, files.lattice, orders=orders, progress=activity.lattice)
     with Activity("rank the layers") as activity:
-        ranking = analyzer.analyze_importance(texts, progress=activity.ranking)
-    files.write(ranking, None, ())
+        ranking = analyzer.analyze_importance(texts, progress=activity.ranking, lattice=lattice)
+    # Any depth can be had, so the chain is shown at each quarter.
+    depths = sorted({-(-ranking.layers * quarter // 4) for quarter in range(1, 5)})
+    files.write(ranking, lattice, depths if lattice is not None else ())
 
 
 def _seconds(budget: str) -> float:

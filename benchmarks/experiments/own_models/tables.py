@@ -1,0 +1,129 @@
+"""The section of docs/results.md about models that are not Fathom's, from ``results/own_models/*.json``."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from fathom.benchmarks.markdown import paragraphs, percent, table
+from fathom.benchmarks.record import load_run
+from fathom.benchmarks.registry import StoredRun
+from fathom.importance.registry import DEFAULT
+from fathom.training.metrics import Interval
+
+FOUND = ("model", "task", "modality", "blocks", "layers", "subsets", "methods", "best method", "consensus", "min")
+COMPRESSED = (
+    *("model", "metric", "ratio", "layers", "faster", "weights, MB", "plan", "plan, healed"),
+    *("last, tuned", "last, healed", "random", "random, healed", "ONNX differs by"),
+)
+
+#: Published for leaving out layers by importance, never measured by what published it: ratio -> share of quality kept.
+CLAIMED = {1.35: 0.873, 1.8: 0.846, 2.5: 0.783}
+
+
+def own_models_section(folder: Path, order: Sequence[str]) -> str:
+    """All of the section, "" without runs."""
+    stored = [load_run(path) for name in order if (path := folder / "own_models" / f"{name}.json").exists()]
+    if not stored:
+        return ""
+    claims = ", ".join(f"{ratio:g}x {share:.1%}" for ratio, share in CLAIMED.items())
+    return paragraphs(
+        "### Layers of models that are not Fathom's",
+        "Real models as they are or tuned, and small ones trained in minutes. Blocks: found, and counted by a person;"
+        " layers: those that can be left out. Tau: Kendall's, of a method's scores with the Shapley values of the lattice"
+        " (all subsets of layers, or those on the way through random orders), 95 % interval over samples.",
+        table(FOUND, [_found(run) for run in stored]),
+        "\n".join(f"- `{_name(run)}`: {run['config']['about']}" for run in stored),
+        "Methods over all these models. Applies: to how many; the others are refused with a reason, which is stored."
+        " Methods that run where none is named have a star.",
+        table(("method", "applies", "mean tau", "lowest tau", "median s"), list(_methods(stored))),
+        "With fewer layers, at a ratio of the layers' parameters of at least 1.35, 1.8 and 2.5: quality kept in percent of"
+        " the whole model's, on samples that nothing else has seen, with 95 % intervals, paired over samples. Plan: the"
+        " layers that Fathom chooses. Last: the first layers stay; tuned: only the head and the last three layers learn."
+        " Random: the mean of the draws. Healed: by the whole model, equally long. Faster: a batch in torch. Published,"
+        f" and never measured by what published it: {claims}.",
+        table(COMPRESSED, [row for run in stored for row in _compressed(run)]),
+        _in_words(stored),
+    )
+
+
+def _name(run: StoredRun) -> str:
+    return str(run["config"]["subject"])
+
+
+def _found(run: StoredRun) -> list[str]:
+    config, result = run["config"], run["result"]
+    methods, found = result["methods"], result["found"]
+    best = max(methods, key=lambda name: methods[name]["tau"]["value"])
+    minutes = sum(result["seconds"].values()) / 60
+    return [
+        _name(run),
+        config["task"].replace("_", " "),
+        config["modality"],
+        f"{found['blocks']} of {found['counted']}",
+        str(len(found["layers"])),
+        f"{result['subsets']:,}",
+        str(len(methods)),
+        f"{best} {_tau(methods[best]['tau'])}",
+        _tau(result["consensus"]),
+        f"{minutes:.1f}",
+    ]
+
+
+def _tau(value: dict[str, float]) -> str:
+    return f"{value['value']:+.2f} [{value['low']:+.2f}, {value['high']:+.2f}]"
+
+
+def _methods(stored: Sequence[StoredRun]) -> Iterable[list[str]]:
+    taus: dict[str, list[float]] = {}
+    spent: dict[str, list[float]] = {}
+    for run in stored:
+        for name, method in run["result"]["methods"].items():
+            taus.setdefault(name, []).append(method["tau"]["value"])
+            spent.setdefault(name, []).append(method["seconds"])
+    for name in sorted(taus, key=lambda name: -fmean(taus[name])):
+        star = " *" if name in DEFAULT else ""
+        lowest = f"{min(taus[name]):+.2f}"
+        yield [f"{name}{star}", str(len(taus[name])), f"{fmean(taus[name]):+.2f}", lowest, f"{median(spent[name]):.1f}"]
+
+
+def _compressed(run: StoredRun) -> Iterable[list[str]]:
+    for row in run["result"]["ratios"]:
+        start = [_name(run), run["config"]["metric"], f"{row['ratio']:g}"]
+        if "refused" in row:
+            yield [*start, row["refused"], *[""] * 9]
+            continue
+        onnx = row["onnx"]
+        yield [
+            *start,
+            f"{row['layers']} of {len(run['result']['found']['layers'])}",
+            f"{row['faster']:.2f}x",
+            f"{row['weights_mb']:.1f}",
+            *(_kept(row["arms"][arm]) for arm in ("plan", "plan healed", "last tuned", "last healed")),
+            *(f"{100 * _random(row, healed=healed):.1f}" for healed in (False, True)),
+            f"{onnx['difference']:.0e}" if "difference" in onnx else "refused",
+        ]
+
+
+def _kept(arm: Mapping[str, Any]) -> str:
+    return percent(Interval(**arm["kept"]))
+
+
+def _random(row: Mapping[str, Any], *, healed: bool) -> float:
+    """The mean share that the random choices keep."""
+    arms = (arm for name, arm in row["arms"].items() if name.startswith("random") and name.endswith("healed") == healed)
+    return fmean(arm["kept"]["value"] for arm in arms)
+
+
+def _in_words(stored: Sequence[StoredRun]) -> str:
+    """The mean over models at each ratio."""
+    said = []
+    for ratio in CLAIMED:
+        rows = [row for run in stored for row in run["result"]["ratios"] if row["ratio"] == ratio and "arms" in row]
+        if rows:
+            kept = {arm: fmean(row["arms"][arm]["kept"]["value"] for row in rows) for arm in ("plan", "plan healed")}
+            kept["last tuned"] = fmean(row["arms"]["last tuned"]["kept"]["value"] for row in rows)
+            kept["random healed"] = fmean(_random(row, healed=True) for row in rows)
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in kept.items())
+            said.append(f"at {ratio:g}x ({len(rows)} models) {shares}")
+    return f"The mean over the models: {'; '.join(said)}." if said else ""
