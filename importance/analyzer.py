@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError
-from fathom.importance.compression import CompressionPlan, Measured, choose_layers
+from fathom.importance.compression import CompressionPlan, Measured
 from fathom.importance.inputs import Inputs
 from fathom.importance.lattice.lattice import (
     Lattice,
@@ -36,6 +36,7 @@ from fathom.importance.models.layered import ModuleLayers
 from fathom.importance.models.stacks import Stack
 from fathom.importance.rank import Progress, rank_layers
 from fathom.importance.registry import ALL, load_methods
+from fathom.importance.search import Make, Target, find_plan
 from fathom.importance.tasks.interface import IGNORED, Task
 from fathom.importance.tasks.many_labels import Generation, Segmentation, SequenceToSequence
 from fathom.importance.tasks.own_loss import OwnLoss
@@ -222,19 +223,31 @@ class LayerAnalyzer:
             masks = masks_on_the_way(chosen) if orders else None
             return measure_lattice(self.layers, batches, out, masks=masks, about=about, progress=progress)
 
-    def generate_compression_plan(self, target_ratio: float = 2.0) -> CompressionPlan:
-        """Which layers to keep so that the layers' parameters shrink by the ratio, at least.
+    def generate_compression_plan(
+        self,
+        target_ratio: float | None = None,
+        *,
+        memory_mb: float | None = None,
+        latency_ms: float | None = None,
+        min_quality: float | None = None,
+        make: Make = CompressionPlan.apply,
+    ) -> CompressionPlan:
+        """Which layers to keep so that the model reaches one target, see ``search.Target``; by default a ratio of 2.
 
-        Candidates are the best layers by each method and by their consensus, and what is left when one layer after
-        another goes; the plan has the candidate with the least loss on the samples of the ranking. Raises ConfigError
-        before ``analyze_importance`` and for an impossible ratio.
+        Candidates are the best layers by each method and by their consensus, the first layers, and what is left when
+        one layer after another goes; the plan has the candidate with the least loss on the samples of the ranking.
+        ``make``: makes a plan's model where quality is measured; give one that heals to search by what healing leaves.
+        Raises ConfigError before ``analyze_importance`` and for a target that no plan reaches.
         """
+        if target_ratio is memory_mb is latency_ms is min_quality is None:
+            target_ratio = 2.0
+        return self.plan_for(Target(target_ratio, memory_mb, latency_ms, min_quality), make)
+
+    def plan_for(self, target: Target, make: Make = CompressionPlan.apply) -> CompressionPlan:
+        """The same for a target that is made already."""
         if self.ranking is None:
             raise ConfigError("no ranking: call analyze_importance first")
-        with self.layers:
-            keep, before, after = choose_layers(self.layers, self._batches, self.ranking, target_ratio)
-        measured = Measured(self.layers, self._batches, self._tokenizer)
-        return CompressionPlan(measured, keep, before, after)
+        return find_plan(Measured(self.layers, self._batches, self._tokenizer), self.ranking, target, make)
 
     def batches_of(self, loader: Iterable[Any]) -> Iterator[tuple[Inputs, Any]]:
         """Inputs and labels of what a loader gives, once."""

@@ -1,4 +1,4 @@
-"""Which layers of a model to keep, and the smaller model: made, healed, measured, written."""
+"""A model with fewer layers: made, healed, measured, written."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +15,6 @@ from fathom.artefacts import COMPRESSED
 from fathom.errors import ConfigError, FathomError
 from fathom.files import new_folder, write_json
 from fathom.importance.inputs import Inputs
-from fathom.importance.lattice.lattice import judge_subsets
-from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.distillation import Distillation, distil
 from fathom.importance.models.layered import ModuleLayers
@@ -35,6 +32,25 @@ class Measured:
     layers: ModuleLayers
     batches: Sequence[ModuleBatch]
     tokenizer: Callable[..., Any] | None = None
+
+    @torch.no_grad()
+    def quality(self, model: nn.Module) -> tuple[float, dict[str, float]]:
+        """A model's mean loss on these samples, and its task's metrics."""
+        task, labels = self.layers.task, [batch.labels for batch in self.batches]
+        outputs = [batch.inputs.call(model) for batch in self.batches]
+        losses = [task.losses(*pair) for pair in zip(outputs, labels, strict=True)]
+        return torch.cat(losses).mean().item(), task.metrics(outputs, labels)
+
+    @torch.no_grad()
+    def latency_ms(self, model: nn.Module, *, rounds: int = 5) -> float:
+        """Milliseconds that a model takes for the first sample alone: the median over rounds, after one to warm up."""
+        one = self.layers.collation.part(self.batches[0].inputs, 0, 1)
+        return 1e3 * median([_seconds(model, one) for _ in range(rounds + 1)][1:])
+
+
+def weights_mb(model: nn.Module) -> float:
+    """Megabytes (10^6) of a model's parameters, shared ones once."""
+    return sum({id(value): value.nbytes for value in model.parameters()}.values()) / 1e6
 
 
 @dataclass(frozen=True)
@@ -88,24 +104,21 @@ class CompressionPlan:
         """What is lost and won on the samples of the ranking: loss, metrics, parameters, and how much faster it runs.
 
         ``model``: that of ``apply`` or ``heal``. ``faster``: the median over rounds, each model in turn, of the time of
-        the largest batch before and after.
+        the largest batch before and after. ``latency_ms``: of one sample alone.
         """
         layers, batches = self.measured.layers, self.measured.batches
         models = {"before": layers.model, "after": self.apply() if model is None else model}
-        labels = [batch.labels for batch in batches]
         metrics: dict[str, dict[str, float]] = {}
         losses: dict[str, float] = {}
         with torch.no_grad():
             for name, each in models.items():
-                outputs = [batch.inputs.call(each) for batch in batches]
-                found = [layers.task.losses(*pair) for pair in zip(outputs, labels, strict=True)]
-                losses[name] = torch.cat(found).mean().item()
-                metrics[name] = layers.task.metrics(outputs, labels)
+                losses[name], metrics[name] = self.measured.quality(each)
             ratios = []
             largest = max(batches, key=lambda batch: batch.samples).inputs
             for _ in range(rounds + 1):
                 spent = {name: _seconds(each, largest) for name, each in models.items()}
                 ratios.append(spent["before"] / spent["after"])
+            alone = {name: round(self.measured.latency_ms(each), 3) for name, each in models.items()}
         return {
             "layers": len(layers.layers),
             "kept": list(self.kept),
@@ -114,6 +127,8 @@ class CompressionPlan:
             "loss": losses,
             "metrics": metrics,
             "parameters": {name: parameters_of([each]) for name, each in models.items()},
+            "weights_mb": {name: round(weights_mb(each), 3) for name, each in models.items()},
+            "latency_ms": alone,
             # The first round warms up.
             "faster": round(median(ratios[1:]), 3),
             "samples": sum(batch.samples for batch in batches),
@@ -171,62 +186,6 @@ class CompressionPlan:
         if inputs is not None:
             example = Inputs((), dict(inputs)) if isinstance(inputs, Mapping) else Inputs((inputs,))
         return export_onnx(self.apply() if model is None else model, example, Path(path))
-
-
-def choose_layers(
-    layers: ModuleLayers, batches: Sequence[ModuleBatch], ranking: LayerRanking, ratio: float
-) -> tuple[Subset, float, float]:
-    """The layers to keep for a ratio, the mean loss of all layers, and that of those.
-
-    Candidates are the best layers by each method and by their consensus, and what is left when one layer after another
-    goes; the one with the least loss is taken. Raises ConfigError for a ratio that no candidate reaches.
-    """
-    layers.check_apart()
-    count = len(layers.layers)
-    if not 1 < ratio < count + 1:
-        raise ConfigError(f"a ratio of {ratio:g} cannot be had by leaving out some of {count} layers")
-    # Layers that fit exactly must not be lost to rounding.
-    most = layers.size(layers.layers) / ratio * (1 + 1e-9)
-    orders = [
-        ranking.consensus_order,
-        *(tuple(np.argsort(method.ranks).tolist()) for method in ranking.methods.values()),
-    ]
-    candidates = {that_fit(order, layers, most) for order in orders} | {_one_after_another(layers, batches, most)}
-    candidates.discard(())
-    if not candidates:
-        raise ConfigError(f"no single layer is as small as a ratio of {ratio:g} asks for")
-    losses = _losses_of([*candidates, layers.layers], layers, batches)
-    keep = min(candidates, key=lambda each: (losses[each], each))
-    return keep, losses[layers.layers], losses[keep]
-
-
-def that_fit(order: Sequence[int], layers: ModuleLayers, most: float) -> Subset:
-    """Those of an order, from its first, that still fit into ``most``, in the order of the model."""
-    kept: list[int] = []
-    for layer in order:
-        if layers.size([*kept, layer]) <= most:
-            kept.append(layer)
-    return tuple(sorted(kept))
-
-
-def _one_after_another(layers: ModuleLayers, batches: Sequence[ModuleBatch], most: float) -> Subset:
-    """What is left where that layer goes which is missed least, again and again, until the rest is small enough."""
-    kept = layers.layers
-    while layers.size(kept) > most and len(kept) > 1:
-        fewer = [tuple(other for other in kept if other != layer) for layer in kept]
-        losses = _losses_of(fewer, layers, batches)
-        kept = min(fewer, key=lambda each: losses[each])
-    return kept if layers.size(kept) <= most else ()
-
-
-def _losses_of(subsets: Sequence[Subset], layers: ModuleLayers, batches: Sequence[ModuleBatch]) -> dict[Subset, float]:
-    """The mean loss of the samples with only these layers."""
-    # From 63 layers on a mask is no int64 any more.
-    kind = np.int64 if len(layers.layers) < 63 else object
-    masks = np.array([sum(1 << layer for layer in subset) for subset in subsets], dtype=kind)
-    ascending, places = np.unique(masks, return_inverse=True)
-    found = np.concatenate([judge_subsets(layers, batch, ascending)[0] for batch in batches])
-    return dict(zip(subsets, found.mean(0, dtype=np.float64)[places].tolist(), strict=True))
 
 
 def _seconds(model: nn.Module, inputs: Inputs) -> float:

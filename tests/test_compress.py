@@ -148,6 +148,35 @@ def test_a_model_is_ranked_from_the_command_line(models: Path, tmp_path: Path) -
     assert "bert.encoder.layer.3" in page.read_text()
 
 
+def test_the_methods_are_graded_by_the_lattice_of_a_model_of_one_s_own(models: Path, tmp_path: Path) -> None:
+    given = ["rank", "--model", models / "classification", "--data", models / "classification.csv", "--methods", "all"]
+    lattice, page, plot = tmp_path / "lattice", tmp_path / "ranking.html", tmp_path / "lattice.png"
+    more = ["--lattice", lattice, "--page", page, "--lattice-plot", plot]
+    assert "Grades against every subset of" in call(*given, "--out", tmp_path / "ranking.json", *more)
+    assert "best chain" in page.read_text()
+    assert plot.stat().st_size > 10_000
+    sampled = call(*given, "--out", tmp_path / "again.json", "--lattice", tmp_path / "sampled", "--lattice-orders", "1")
+    assert "Grades against" in sampled
+
+
+def test_a_quality_a_memory_or_a_latency_is_asked_for(models: Path, tmp_path: Path) -> None:
+    data = models / "classification.csv"
+    given = ["compress", models / "classification", "--task", "classification", "--data", data, "--methods", "ablation"]
+    healing = ["--samples", "4", "--heal-epochs", "30", "--learning-rate", "0.01"]
+    told = json.loads(call(*given, *healing, "--min-quality", "0.9", "--out", tmp_path / "good", "--json"))
+    before, after = (told["metrics"][when]["accuracy"] for when in ("before", "after"))
+    assert after >= 0.9 * before
+    limit = 0.9 * told["weights_mb"]["before"]
+    told = json.loads(call(*given, "--memory-mb", f"{limit}", "--out", tmp_path / "light", "--json"))
+    assert told["weights_mb"]["after"] <= limit
+    for options, text in (
+        (("--ratio", "0.5"), "--ratio is 0.5; it must be above 1"),
+        (("--ratio", "2", "--latency-ms", "3"), "give one target of --ratio, --memory-mb, --latency-ms, --min-quality"),
+        (("--latency-ms", "1e9"), "no layer has to go"),
+    ):
+        assert text in refused(*given, *options, "--out", tmp_path / "none")
+
+
 def test_the_layers_of_a_model_are_shown(models: Path) -> None:
     printed = call("layers", models / "translation")
     assert "3 x T5Block, decoder.block.0..2" in printed

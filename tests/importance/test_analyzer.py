@@ -1,5 +1,6 @@
 """Any model, from a loader to a ranking, a plan, a smaller model and its ONNX file."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from fathom.errors import ArtefactError, ConfigError, DataError, NotApplicableError, OutputError
 from fathom.importance import registry
 from fathom.importance.analyzer import AnalysisConfig, LayerAnalyzer, TaskType, create_analyzer
-from fathom.importance.compression import CompressionPlan
+from fathom.importance.compression import CompressionPlan, Measured, weights_mb
 from fathom.importance.inputs import Inputs
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.distillation import Distillation
@@ -67,6 +68,17 @@ class Cnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
+
+
+class Slow(nn.Module):
+    """A residual block that is large enough to be timed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(256, 2048), nn.Linear(2048, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
 
 
 class Rnn(nn.Module):
@@ -359,7 +371,7 @@ def test_unknown_names_get_one_line() -> None:
         analyzer.generate_compression_plan()
     analyzer.analyze_importance([batch])
     for ratio in (1.0, 9.0, float("nan")):
-        with pytest.raises(ConfigError, match="ratio of"):
+        with pytest.raises(ConfigError, match="ratio"):
             analyzer.generate_compression_plan(target_ratio=ratio)
     assert AnalysisConfig().task_type is TaskType.CLASSIFICATION
 
@@ -741,3 +753,116 @@ def test_a_task_of_one_s_own_settings_says_what_it_needs() -> None:
     analyzer = create_analyzer(task=Generation(), analysis_methods=QUICK)
     analyzer.load_model(llama())
     assert analyzer.analyze_importance([TEXT]).users == SAMPLES
+
+
+def test_a_plan_for_a_memory_or_a_quality_keeps_what_it_promises() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Sequential(*(Slow() for _ in range(8))), nn.Linear(256, CLASSES))
+    analyzer = create_analyzer(analysis_methods=("ablation", "greedy_elimination"))
+    analyzer.load_model(wide)
+    inputs = torch.randn(64, 256)
+    # What the whole model says is right, so that it has a quality to keep.
+    analyzer.analyze_importance([(inputs, wide(inputs).argmax(1))])
+    measured = Measured(analyzer.layers, analyzer._batches)
+    whole = weights_mb(wide)
+    for share in (0.3, 0.6, 0.9):
+        plan = analyzer.generate_compression_plan(memory_mb=share * whole)
+        assert share * whole - whole / 8 < weights_mb(plan.apply()) <= share * whole
+    kept = {}
+    for share in (0.2, 0.9):
+        plan = analyzer.generate_compression_plan(min_quality=share)
+        accuracy = measured.quality(plan.apply())[1]["accuracy"]
+        assert accuracy >= share
+        kept[share] = len(plan.keep)
+        # One layer fewer does not.
+        if kept[share] > 1:
+            fewer = analyzer.generate_compression_plan(target_ratio=8 / (kept[share] - 1))
+            assert measured.quality(fewer.apply())[1]["accuracy"] < share
+    assert kept[0.2] < kept[0.9] < 8
+
+
+class Waiting(nn.Module):
+    """A block that takes three milliseconds on any machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.003)
+        return x + self.linear(x)
+
+
+def test_a_plan_for_a_latency_has_as_many_layers_as_fit() -> None:
+    model = nn.Sequential(nn.Sequential(*(Waiting() for _ in range(8))), nn.Linear(4, CLASSES))
+    analyzer = create_analyzer(analysis_methods=("block_influence", "greedy_elimination"))
+    analyzer.load_model(model)
+    analyzer.analyze_importance([(torch.randn(4, 4), draw(4))])
+    plan = analyzer.generate_compression_plan(latency_ms=15)
+    # Fewer only on a machine that is busy with something else.
+    assert 1 <= len(plan.keep) <= 4
+    assert plan.report()["latency_ms"]["before"] >= 24
+
+
+def test_a_quality_is_searched_among_the_models_that_healing_leaves() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(*(Slow() for _ in range(4))), nn.Linear(256, CLASSES))
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(model)
+    inputs = torch.randn(64, 256)
+    labels = model(inputs).argmax(1)
+    analyzer.analyze_importance([(inputs, labels)])
+    how = Distillation(epochs=60, learning_rate=1e-2, imitation=0.0)
+    made: list[tuple[int, ...]] = []
+
+    def healed(plan: CompressionPlan) -> nn.Module:
+        made.append(plan.keep)
+        return plan.heal(analyzer.batches_of([(inputs, labels)]), how)
+
+    plan = analyzer.generate_compression_plan(min_quality=0.99, make=healed)
+    assert len(plan.keep) == 1
+    assert len(made) == 2
+    with pytest.raises(ConfigError, match="the largest plan keeps"):
+        analyzer.generate_compression_plan(min_quality=0.99)
+
+
+def test_a_target_that_cannot_be_had_is_one_line() -> None:
+    analyzer, _, batch = analyzer_of("text", ("ablation",))
+    analyzer.analyze_importance([batch])
+    for given, text in (
+        (
+            {"target_ratio": 2.0, "memory_mb": 1.0},
+            "give one target of ratio, memory_mb, latency_ms, min_quality, not 2",
+        ),
+        ({"target_ratio": 0.5}, r"ratio is 0\.5; it must be above 1"),
+        ({"min_quality": 1.5}, r"min_quality is 1\.5; it must be above 0 and at most 1"),
+        ({"latency_ms": float("nan")}, "latency_ms is nan"),
+        ({"memory_mb": 1e9}, "already; no layer has to go"),
+        ({"memory_mb": 1e-9}, "lie outside of the layers"),
+        ({"latency_ms": 1e9}, "already; no layer has to go"),
+        ({"latency_ms": 1e-9}, "the smallest plan still takes"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            analyzer.generate_compression_plan(**given)
+    own, _, boxes = analyzer_of("detection", ("ablation",))
+    own.analyze_importance([boxes])
+    with pytest.raises(NotApplicableError, match="needs a metric above 0"):
+        own.generate_compression_plan(min_quality=0.9)
+
+
+def test_methods_are_graded_by_the_lattice_of_the_same_samples(tmp_path: Path) -> None:
+    analyzer, _, batch = analyzer_of("text", ("ablation", "shapley"))
+    lattice = analyzer.measure_lattice([batch], tmp_path / "lattice")
+    assert lattice.is_whole
+    assert lattice.losses.shape == (SAMPLES, 2**lattice.layers)
+    ranking = analyzer.analyze_importance([batch], lattice=lattice)
+    assert ranking.grades["loss"]["shapley"].tau == 1.0
+    # What is there is not measured again; other samples are refused.
+    written = (tmp_path / "lattice" / "lattice.json").stat().st_mtime_ns
+    analyzer.measure_lattice([batch], tmp_path / "lattice")
+    assert (tmp_path / "lattice" / "lattice.json").stat().st_mtime_ns == written
+    sampled = analyzer.measure_lattice([batch], tmp_path / "sampled", orders=1)
+    assert len(sampled.masks) == 2 * lattice.layers
+    other = {**batch, "labels": 1 - batch["labels"].clamp(max=1)}
+    with pytest.raises(ConfigError, match="another model or other samples"):
+        analyzer.analyze_importance([other], lattice=lattice)

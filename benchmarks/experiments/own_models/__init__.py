@@ -22,26 +22,24 @@ from fathom.errors import ConfigError
 from fathom.importance.models.distillation import Distillation
 
 SUBJECTS = {
-    "minilm-reviews": Subject("classification", "text", 6, "accuracy", text.reviews, Distillation(2)),
-    "minilm-titles": Subject("retrieval", "text", 6, "ndcg@10", text.titles, Distillation(2)),
-    "minilm-questions": Subject("question_answering", "text", 6, "exact_match", text.questions, Distillation(2)),
+    "minilm-reviews": Subject("classification", "text", 6, "accuracy", text.reviews, steps=16),
+    "minilm-titles": Subject("retrieval", "text", 6, "ndcg@10", text.titles, steps=32),
+    "minilm-questions": Subject("question_answering", "text", 6, "exact_match", text.questions, steps=16),
     "smollm2": Subject(
-        "generation", "text", 30, "token_accuracy", text.smollm2, Distillation(1, 5e-5), orders=3, draws=1
+        "generation", "text", 30, "token_accuracy", text.smollm2, Distillation(1, 5e-5), orders=2, draws=1, steps=12
     ),
-    "t5-spelling": Subject("translation", "text", 6, "token_accuracy", text.spelling, Distillation(2, 1e-3)),
-    "efficientnet": Subject("classification", "vision", 16, "accuracy", vision.efficientnet, Distillation(2, 5e-4)),
+    "t5-spelling": Subject("translation", "text", 6, "token_accuracy", text.spelling, Distillation(1, 1e-3), steps=50),
+    "efficientnet": Subject(
+        "classification", "vision", 16, "accuracy", vision.efficientnet, Distillation(1, 5e-4), steps=40
+    ),
     "vit": Subject("classification", "vision", 6, "accuracy", vision.vit, Distillation(1, 1e-3)),
-    "vit-detection": Subject("detection", "vision", 6, "metric", vision.detection, Distillation(2, 1e-3)),
-    "segformer": Subject("segmentation", "vision", 6, "mean_iou", vision.segmentation, Distillation(2, 1e-3)),
-    "whisper-encoder": Subject(
-        "translation", "audio", 4, "token_accuracy", sound.whisper_encoder, Distillation(2), draws=1
-    ),
-    "whisper-decoder": Subject(
-        "translation", "audio", 4, "token_accuracy", sound.whisper_decoder, Distillation(2), draws=1
-    ),
+    "vit-detection": Subject("detection", "vision", 6, "metric", vision.detection, Distillation(1, 1e-3)),
+    "segformer": Subject("segmentation", "vision", 6, "mean_iou", vision.segmentation, Distillation(1, 1e-3), steps=50),
+    "whisper-encoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_encoder, compressed=False),
+    "whisper-decoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_decoder),
     "resemblyzer": Subject("retrieval", "audio", 3, "recall@1", sound.voices, Distillation(4, 1e-3)),
     "words-and-patches": Subject("classification", "multimodal", 6, "accuracy", vision.asked, Distillation(1, 1e-3)),
-    "gin-molecules": Subject("classification", "graph", 6, "accuracy", others.molecules, Distillation(3, 1e-3)),
+    "gin-molecules": Subject("classification", "graph", 6, "accuracy", others.molecules, Distillation(2, 1e-3)),
     "mlp-adult": Subject("classification", "tabular", 6, "accuracy", others.adult, Distillation(1, 1e-3)),
     "mlp-cartpole": Subject(
         "reinforcement_learning", "tabular", 6, "same_action", others.cartpole, Distillation(2, 1e-3)
@@ -67,7 +65,7 @@ def _measure(options: Namespace) -> Iterator[Run]:
             "metric": subject.metric,
             "ratios": RATIOS,
             "orders": subject.orders,
-            "healing": healing,
+            "healing": {**healing, "steps": subject.steps},
         }
         yield Run(config, study(name, subject, options.seed), options.seed, f"own_models/{name}")
 

@@ -16,6 +16,7 @@ from fathom.importance.tasks.interface import IGNORED
 from fathom.importance.tasks.single_label import Retrieval
 
 FRAMES = 160
+MOST_TOKENS = 24
 
 
 class Voice(nn.Module):
@@ -130,43 +131,60 @@ def _named(found: dict[str, Any], width: int) -> Iterator[tuple[str, Tensor]]:
             yield f"model.encoder.conv{number}.{kind}", tensors[f"encoder/conv{number}/{kind}"]
 
 
+class Writer(nn.Module):
+    """What Whisper writes, given what its encoder heard."""
+
+    def __init__(self, whisper: nn.Module) -> None:
+        super().__init__()
+        self.config = whisper.config
+        self.decoder, self.head = whisper.model.decoder, whisper.proj_out  # type: ignore[union-attr]
+
+    def forward(self, heard: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """States (n, 1500, width) and tokens (n, m) to logits (n, m, vocabulary)."""
+        hidden = self.decoder(input_ids=decoder_input_ids, encoder_hidden_states=heard, use_cache=False)[0]  # type: ignore[operator]
+        out: Tensor = self.head(hidden)  # type: ignore[operator]
+        return out
+
+
 @torch.no_grad()
-def _whisper_on(stack: int, *counts: int) -> Ready:
-    """Whisper on English prompts; what it writes with all layers is what it should write with fewer."""
+def _spoken(count: int) -> tuple[Any, dict[str, Tensor]]:
+    """Whisper, and English prompts with what its encoder hears and what it writes with all layers."""
     model, tokenizer = _whisper()
     extractor = optional("transformers", "text").WhisperFeatureExtractor(feature_size=80)
     paths = [path for path in prompts("en") if path.stat().st_size > 30_000]
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()[: sum(counts)]
-    heard = [sound(paths[number]) for number in order]
-    features = extractor(heard, sampling_rate=16_000, return_tensors="pt")["input_features"]
-    states, written = [], []
-    start = model.config.decoder_start_token_id
-    begin = [start, tokenizer.convert_tokens_to_ids("<|notimestamps|>")]
-    for part in torch.split(features, 8):
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()[:count]
+    features = extractor([sound(paths[number]) for number in order], sampling_rate=16_000, return_tensors="pt")
+    begin = [model.config.decoder_start_token_id, tokenizer.convert_tokens_to_ids("<|notimestamps|>")]
+    heard, written = [], []
+    for part in torch.split(features["input_features"], 8):
         encoded = model.model.encoder(part)[0]
-        tokens = torch.tensor([begin] * len(part))
-        for _ in range(24):
-            scores = model(encoder_outputs=(encoded,), decoder_input_ids=tokens).logits[:, -1]
+        tokens, past = torch.tensor([begin] * len(part)), None
+        for step in range(MOST_TOKENS):
+            given = tokens if step == 0 else tokens[:, -1:]
+            out = model(encoder_outputs=(encoded,), decoder_input_ids=given, past_key_values=past, use_cache=True)
+            past, scores = out.past_key_values, out.logits[:, -1]
             scores[:, model.config.suppress_tokens or []] = -np.inf
             tokens = torch.cat((tokens, scores.argmax(1)[:, None]), 1)
-        states.append(encoded)
+        heard.append(encoded)
         written.append(tokens)
     tokens = torch.cat(written)
     # Behind the first end there is nothing.
     ends = (tokens[:, 2:] == model.config.eos_token_id).long()
-    ended = ends.cumsum(1) > ends
-    labels = torch.cat((tokens[:, 1:2], tokens[:, 2:].masked_fill(ended, IGNORED)), 1)
-    named = {"input_features": features, "labels": labels}
-    blocks = find_stacks(model)[stack].blocks
-    heal, rank, test = parts(named, 8, *counts)
-    return Ready(model, heal, rank, test, stack=blocks)
+    labels = torch.cat((tokens[:, 1:2], tokens[:, 2:].masked_fill(ends.cumsum(1) > ends, IGNORED)), 1)
+    return model, {"input_features": features["input_features"], "heard": torch.cat(heard), "labels": labels}
 
 
 def whisper_encoder() -> Ready:
-    """Whisper tiny.en as it is writes down what is said; the layers of its encoder."""
-    return _whisper_on(0, 96, 24, 64)
+    """Whisper tiny.en as it is; how what it writes depends on the layers of its encoder."""
+    model, spoken = _spoken(24)
+    named = {name: spoken[name] for name in ("input_features", "labels")}
+    rank, test = parts(named, 8, 16, 8)
+    return Ready(model, [], rank, test, stack=find_stacks(model)[0].blocks)
 
 
 def whisper_decoder() -> Ready:
-    """Whisper tiny.en as it is writes down what is said; the layers of its decoder."""
-    return _whisper_on(1, 96, 24, 64)
+    """The decoder of Whisper tiny.en as it is; what it writes with all layers is right."""
+    model, spoken = _spoken(240)
+    named = {name: spoken[name] for name in ("heard", "labels")}
+    heal, rank, test = parts(named, 8, 128, 32, 80)
+    return Ready(Writer(model).eval(), heal, rank, test)

@@ -15,9 +15,10 @@ from fathom.benchmarks.experiments.own_models.subjects import Batch, Ready, Subj
 from fathom.benchmarks.interleaved import interleaved
 from fathom.errors import FathomError
 from fathom.importance.analyzer import LayerAnalyzer, create_analyzer
-from fathom.importance.compression import CompressionPlan, that_fit
+from fathom.importance.compression import CompressionPlan, weights_mb
 from fathom.importance.inputs import Inputs
 from fathom.importance.models.stacks import Stack, parameters_of
+from fathom.importance.search import that_fit
 from fathom.training.metrics import Floats, bootstrap_means, percentile
 
 RATIOS = (1.35, 1.8, 2.5)
@@ -85,7 +86,7 @@ class _Compression:
     def __init__(self, name: str, subject: Subject, ready: Ready, analyzer: LayerAnalyzer, seed: int) -> None:
         self.name, self.subject, self.ready, self.analyzer, self.seed = name, subject, ready, analyzer, seed
         self.layers = analyzer.layers
-        self.heal = list(analyzer.batches_of(ready.heal))
+        self.heal = list(analyzer.batches_of(ready.heal[: subject.steps]))
         self.test = list(analyzer.batches_of(ready.test))
         self.before = self._judged(ready.model)
 
@@ -93,7 +94,7 @@ class _Compression:
         """The whole model's quality, and a row for each ratio."""
         metric, losses = self.before
         whole = {self.subject.metric: float(metric.mean()), "loss": float(losses.mean())}
-        return {"whole": whole, "ratios": [self._row(ratio) for ratio in RATIOS]}
+        return {"whole": whole, "ratios": [self._row(ratio) for ratio in RATIOS if self.subject.compressed]}
 
     def _row(self, ratio: float) -> dict[str, Any]:
         try:
@@ -118,7 +119,7 @@ class _Compression:
             "left_out": list(plan.left_out),
             "layers": len(plan.keep),
             "parameters": parameters_of([smaller]),
-            "weights_mb": round(_bytes(smaller) / 1e6, 2),
+            "weights_mb": round(weights_mb(smaller), 2),
             "faster": self._faster(smaller),
             "onnx": self._onnx(plan, healed, ratio),
             "arms": arms,
@@ -205,8 +206,3 @@ def _row_of(output: Any, row: int) -> Any:
         return output[row : row + 1]
     names = [name for name in ("logits", "start_logits", "end_logits") if getattr(output, name, None) is not None]
     return type(output)(**{name: output[name][row : row + 1] for name in names})
-
-
-def _bytes(model: nn.Module) -> int:
-    seen = {id(value): value.numel() * value.element_size() for value in model.parameters()}
-    return sum(seen.values())

@@ -36,7 +36,8 @@ class Subject:
     """A model to study. ``counted``: blocks of the stack as a person counts them; ``metric``: of its task.
 
     ``orders``: how many random orders of layers are measured where not all subsets can be. ``draws``: how many random
-    choices of layers are healed beside ours.
+    choices of layers are healed beside ours. ``steps``: batches that every smaller model learns from.
+    ``compressed``: whether it is made smaller, or ranked alone.
     """
 
     task: str
@@ -46,7 +47,9 @@ class Subject:
     make: Callable[[], Ready]
     healing: Distillation = field(default_factory=Distillation)
     orders: int = 0
-    draws: int = 3
+    draws: int = 2
+    steps: int = 100
+    compressed: bool = True
 
 
 def batches(named: Mapping[str, Tensor], size: int, rows: Iterable[int]) -> list[Batch]:

@@ -30,18 +30,18 @@ def own_models_section(folder: Path, order: Sequence[str]) -> str:
     return paragraphs(
         "### Layers of models that are not Fathom's",
         "Real models as they are or tuned, and small ones trained in minutes. Blocks: found, and counted by a person;"
-        " layers: those that can be left out. Tau: Kendall's, of a method's scores with the Shapley values of the lattice"
-        " (all subsets of layers, or those on the way through random orders), 95 % interval over samples.",
+        " layers: those that can be left out. Tau: Kendall's, of a method's scores with the Shapley values of the"
+        " lattice (all subsets of layers, or those on the way through random orders), 95 % interval over samples.",
         table(FOUND, [_found(run) for run in stored]),
         "\n".join(f"- `{_name(run)}`: {run['config']['about']}" for run in stored),
         "Methods over all these models. Applies: to how many; the others are refused with a reason, which is stored."
         " Methods that run where none is named have a star.",
         table(("method", "applies", "mean tau", "lowest tau", "median s"), list(_methods(stored))),
-        "With fewer layers, at a ratio of the layers' parameters of at least 1.35, 1.8 and 2.5: quality kept in percent of"
-        " the whole model's, on samples that nothing else has seen, with 95 % intervals, paired over samples. Plan: the"
-        " layers that Fathom chooses. Last: the first layers stay; tuned: only the head and the last three layers learn."
-        " Random: the mean of the draws. Healed: by the whole model, equally long. Faster: a batch in torch. Published,"
-        f" and never measured by what published it: {claims}.",
+        "With fewer layers, at a ratio of the layers' parameters of at least 1.35, 1.8 and 2.5: quality kept in percent"
+        " of the whole model's, on samples that nothing else has seen, with 95 % intervals, paired over samples. Plan:"
+        " the layers that Fathom chooses. Last: the first layers stay; tuned: only the head and the last three layers"
+        " learn. Random: the mean of the draws. Healed: by the whole model, equally long. Faster: a batch in torch."
+        f" Published, and never measured by what published it: {claims}.",
         table(COMPRESSED, [row for run in stored for row in _compressed(run)]),
         _in_words(stored),
     )

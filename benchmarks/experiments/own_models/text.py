@@ -30,7 +30,7 @@ def _minilm(task: str | None) -> tuple[nn.Module, Any]:
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    return dict(tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt"))
+    return dict(tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt"))
 
 
 def _reviews() -> pl.DataFrame:
@@ -42,11 +42,11 @@ def reviews() -> Ready:
     """MiniLM with a new head tells reviews with five stars from those with at most three, as many of each."""
     model, tokenizer = _minilm("classification")
     rows = _reviews()
-    good, bad = rows.filter(pl.col("Rating") == 5).head(1_200), rows.filter(pl.col("Rating") <= 3).head(1_200)
+    good, bad = rows.filter(pl.col("Rating") == 5).head(1_040), rows.filter(pl.col("Rating") <= 3).head(1_040)
     both = pl.concat([good, bad]).sample(fraction=1, shuffle=True, seed=1)
     named = {**_tokens(tokenizer, both["text"].to_list()), "labels": torch.tensor((both["Rating"] == 5).to_list())}
     named["labels"] = named["labels"].long()
-    heal, rank, test = parts(named, SIZE, 1_400, 200, 800)
+    heal, rank, test = parts(named, SIZE, 1_400, 200, 480)
     return Ready(fit(model, Classification(), heal, epochs=2, rate=1e-4), heal, rank, test)
 
 
@@ -86,20 +86,20 @@ def questions() -> Ready:
     found = table("adult")
     asked = {column: name for column, name in names.items() if column in found.columns}
     rows = []
-    for number, row in enumerate(found.head(2_400).iter_rows(named=True)):
+    for number, row in enumerate(found.head(2_280).iter_rows(named=True)):
         column = list(asked)[number % len(asked)]
         told = [f"{name} is {str(row[key]).replace('-', ' ')}" for key, name in asked.items()]
         question = f"What is the {asked[column]}?"
         rows.append({"question": question, "context": "; ".join(told), "answer": str(row[column]).replace("-", " ")})
     heal, rank, test = (
         list(TextFile(rows[first:last], "question_answering", tokenizer, {}))
-        for first, last in ((0, 1_600), (1_600, 1_800), (1_800, 2_400))
+        for first, last in ((0, 1_600), (1_600, 1_800), (1_800, 2_280))
     )
     return Ready(fit(model, QuestionAnswering(), heal, epochs=3, rate=2e-4), heal, rank, test)
 
 
 def smollm2() -> Ready:
-    """SmolLM2 as it is reads on in news texts, 64 tokens at a time."""
+    """SmolLM2 as it is reads on in news texts, 32 tokens at a time."""
     folder = packages()
     transformers = optional("transformers", "text")
     transformers.utils.logging.disable_progress_bar()
@@ -108,10 +108,10 @@ def smollm2() -> Ready:
     model = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
     model.config.use_cache = False
     lines = (folder / "gensim/test/test_data/lee_background.cor").read_text().splitlines()
-    pieces = [torch.tensor(tokenizer(line)["input_ids"][:64]) for line in lines]
-    tokens = torch.stack([piece for piece in pieces if len(piece) == 64])
+    pieces = [torch.tensor(tokenizer(line)["input_ids"][:32]) for line in lines]
+    tokens = torch.stack([piece for piece in pieces if len(piece) == 32])
     named = {"input_ids": tokens, "labels": tokens}
-    rank, test, heal = parts(named, 4, 12, 64, 160)
+    rank, test, heal = parts(named, 4, 6, 64, 160)
     return Ready(model.eval(), heal, rank, test)
 
 

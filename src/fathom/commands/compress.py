@@ -1,6 +1,6 @@
 """A model of one's own with fewer layers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,9 @@ from fathom.show import Activity
 if TYPE_CHECKING:
     from fathom.importance.analyzer import LayerAnalyzer
     from fathom.importance.models.texts import TextFile
+    from fathom.importance.search import Target
+
+TITLES = {"weights_mb": "weights, MB", "latency_ms": "one row, ms"}
 
 Task = Annotated[
     str,
@@ -61,6 +64,46 @@ class HealOptions:
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of healing.")] = 1e-4
 
 
+@dataclass(frozen=True)
+class TargetOptions:
+    """How small the model shall be."""
+
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="The layers shall have at least so many times fewer parameters. Default: 2, without another target.",
+            show_default=False,
+        ),
+    ] = None
+    memory_mb: Annotated[
+        float | None, typer.Option(help="In place of --ratio: all weights take at most so many MB (10^6 bytes).")
+    ] = None
+    latency_ms: Annotated[
+        float | None, typer.Option(help="In place of --ratio: one row takes at most so many milliseconds, here.")
+    ] = None
+    min_quality: Annotated[
+        float | None,
+        typer.Option(
+            help="In place of --ratio: at least this share of the metric stays, after healing if there is any."
+        ),
+    ] = None
+
+    def wanted(self) -> "Target":
+        """The one target; raises ConfigError for none that makes sense."""
+        from fathom.importance.search import Target
+
+        given = asdict(self)
+        if all(value is None for value in given.values()):
+            given["ratio"] = 2.0
+        try:
+            return Target(**given)
+        except ConfigError as error:
+            said = str(error)
+            for name in given:
+                said = said.replace(name, f"--{name.replace('_', '-')}")
+            raise ConfigError(said) from None
+
+
 def analyzer_of(
     model: str, task: str, data: Path, options: MeasureOptions
 ) -> tuple["LayerAnalyzer", "TextFile", "TextFile"]:
@@ -80,15 +123,15 @@ def analyzer_of(
     return analyzer, *texts.split(options.samples)
 
 
-@takes(options=MeasureOptions, healing=HealOptions)
+@takes(target=TargetOptions, options=MeasureOptions, healing=HealOptions)
 def compress(
     model: Annotated[str, typer.Argument(help="A folder with config.json, or a package that holds one.")],
     task: Task,
     data: Texts,
     out: Out,
+    target: TargetOptions,
     options: MeasureOptions,
     healing: HealOptions,
-    ratio: Annotated[float, typer.Option(help="The layers shall have at least so many times fewer parameters.")] = 2.0,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, compared in onnxruntime.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -96,32 +139,45 @@ def compress(
 
     Example: fathom compress build/reviews-model --task classification --data reviews.csv --ratio 1.5 --out build/small
 
-    Example: fathom compress MODEL --task classification --data reviews.csv --heal-epochs 3 --out build/small --onnx
+    Example: fathom compress MODEL --task generation --data texts.csv --min-quality 0.95 --heal-epochs 3 --out small
     """
     need_training()
+    from torch import nn
+
+    from fathom.importance.compression import CompressionPlan
     from fathom.importance.models.distillation import Distillation
 
     check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
     how = Distillation(max(1, healing.heal_epochs), healing.learning_rate, seed=options.seed)
-    if not ratio > 1:
-        raise ConfigError(f"--ratio {ratio:g}: how many times fewer parameters, above 1")
+    wanted = target.wanted()
     analyzer, texts, others = analyzer_of(model, task, data, options)
     if healing.heal_epochs and not others.rows:
         raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
     with Activity("rank the layers") as activity:
         analyzer.analyze_importance(texts, progress=activity.ranking)
-    with Activity("choose the layers and measure") as activity:
-        plan = analyzer.generate_compression_plan(target_ratio=ratio)
-        smaller = plan.apply()
+    healed: dict[tuple[int, ...], nn.Module] = {}
+
+    def make(plan: CompressionPlan) -> nn.Module:
+        """A plan's model, healed if it shall be; each once."""
+        if not healing.heal_epochs:
+            return plan.apply()
+        if plan.keep not in healed:
+            said = f"heal the model with {len(plan.keep)} layers"
+            with Activity(said) as activity:
+                told = replace(how, progress=lambda share, loss: activity.update(f"loss {loss:.4f}", share))
+                healed[plan.keep] = plan.heal(analyzer.batches_of(others), told)
+        return healed[plan.keep]
+
+    if target.min_quality is None:
+        with Activity("choose the layers"):
+            plan = analyzer.plan_for(wanted)
+    else:
+        plan = analyzer.plan_for(wanted, make)
+    smaller = make(plan)
+    with Activity("measure"):
         report = plan.report(smaller)
-    if healing.heal_epochs:
-        with Activity("heal the smaller model") as activity:
-
-            def told(share: float, loss: float) -> None:
-                activity.update(f"loss {loss:.4f}", share)
-
-            smaller = plan.heal(analyzer.batches_of(others), replace(how, progress=told), model=smaller)
-            report = {**plan.report(smaller), "before_healing": report}
+        if healing.heal_epochs:
+            report["before_healing"] = plan.report()
     with Activity(f"write {out}"):
         report = plan.save(out, smaller, onnx=onnx, report=report)
     if as_json:
@@ -136,9 +192,13 @@ def _show(model: str, out: Path, report: dict[str, Any]) -> None:
     steps = [report["before_healing"], report] if healed else [report]
     rows = [["", "before", *(["left out", "healed"] if healed else ["after"])]]
     rows.append(["layers", str(report["layers"]), *(str(len(step["kept"])) for step in steps)])
-    for name, kind in (("parameters", ","), ("loss", ".4f")):
+    for name, kind in (("parameters", ","), ("weights_mb", ".1f"), ("latency_ms", ".2f"), ("loss", ".4f")):
         rows.append(
-            [name, format(report[name]["before"], kind), *(format(step[name]["after"], kind) for step in steps)]
+            [
+                TITLES.get(name, name),
+                format(report[name]["before"], kind),
+                *(format(step[name]["after"], kind) for step in steps),
+            ]
         )
     for name, value in report["metrics"]["before"].items():
         rows.append([name, f"{value:.4f}", *(f"{step['metrics']['after'][name]:.4f}" for step in steps)])
