@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError
+from fathom.importance.choice import forward_seconds
 from fathom.importance.compression import CompressionPlan, Measured
 from fathom.importance.inputs import Inputs
 from fathom.importance.lattice.lattice import (
@@ -222,6 +223,11 @@ class LayerAnalyzer:
                 return kept
             masks = masks_on_the_way(chosen) if orders else None
             return measure_lattice(self.layers, batches, out, masks=masks, about=about, progress=progress)
+
+    def forward_seconds(self) -> float:
+        """Seconds of one pass of the ranking's samples through all layers on one core."""
+        with self.layers:
+            return forward_seconds(self.layers, self._batches)
 
     def generate_compression_plan(
         self,

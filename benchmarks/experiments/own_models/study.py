@@ -17,6 +17,7 @@ from fathom.errors import FathomError
 from fathom.importance.analyzer import LayerAnalyzer, create_analyzer
 from fathom.importance.compression import CompressionPlan, weights_mb
 from fathom.importance.inputs import Inputs
+from fathom.importance.lattice.grades import Truth
 from fathom.importance.models.stacks import Stack, parameters_of
 from fathom.importance.search import that_fit
 from fathom.training.metrics import Floats, bootstrap_means, percentile
@@ -40,6 +41,7 @@ def study(name: str, subject: Subject, seed: int) -> dict[str, Any]:
     with _timed(seconds, "rank"):
         ranking = analyzer.analyze_importance(ready.rank, lattice=lattice)
     layers = analyzer.layers
+    seconds["forward"] = analyzer.forward_seconds()
     assert layers.stack is not None
     found = {"stack": layers.stack.path, "blocks": len(layers.stack), "layers": list(layers.names)}
     with _timed(seconds, "compress"):
@@ -51,13 +53,18 @@ def study(name: str, subject: Subject, seed: int) -> dict[str, Any]:
         "tested_samples": _count(ready.test),
         "subsets": len(lattice.masks),
         "methods": {
-            method: {"seconds": scores.seconds, "tau": _tau(ranking.grades["loss"][method])}
+            method: {
+                "seconds": scores.seconds,
+                "scores": scores.scores,
+                "tau": _tau(ranking.grades["loss"][method]),
+            }
             for method, scores in ranking.methods.items()
         },
+        "shapley_values": Truth.of(lattice).values.mean(0).tolist(),
         "consensus": _tau(ranking.grades["loss"]["consensus"]),
         "left_out": ranking.left_out,
         **compressed,
-        "seconds": {part: round(value, 1) for part, value in seconds.items()},
+        "seconds": {part: round(value, 4) for part, value in seconds.items()},
     }
 
 
