@@ -228,7 +228,11 @@ class ElasticLayers:
         drawn = torch.multinomial(probabilities.nan_to_num(nan=1.0), 1, generator=generator).squeeze(1)
         return drawn.to(hidden.device)
 
-    def real_positions(self, batch: Histories) -> Tensor:
+    def input_of(self, batch: Histories, layer: int, hidden: Tensor) -> Tensor:  # noqa: ARG002
+        """The state that the layer before leaves."""
+        return hidden
+
+    def real_positions(self, batch: Histories, layer: int | None = None) -> Tensor:  # noqa: ARG002
         """Positions that hold an item, bool (B, L)."""
         return batch.items != 0
 

@@ -7,7 +7,7 @@ apart at its layer boundaries, so that skipping layers, hidden states and re-usi
     embed -> hidden 0 -> layer -> hidden 1 -> layer -> ... -> hidden L -> losses
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -76,8 +76,16 @@ class LayeredModel(Protocol):
         """One label per sample, drawn from the model's own p(label), (samples,) int64."""
         ...
 
-    def real_positions(self, batch: Batch) -> Tensor:
-        """Which positions are not padding, bool (samples, positions); at least one per sample."""
+    def real_positions(self, batch: Batch, layer: int | None = None) -> Tensor:
+        """Which positions are not padding, bool (samples, positions); at least one per sample.
+
+        ``layer``: of the states that this one takes and gives; None: of all states. Raises NotApplicableError where
+        these have several shapes.
+        """
+        ...
+
+    def input_of(self, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
+        """What a layer takes, of its own shape, given the state that the layer before leaves."""
         ...
 
     def layer_parameters(self, layer: int) -> LayerTensors:
@@ -127,6 +135,18 @@ def hidden_states(model: LayeredModel, batch: Batch) -> list[Tensor]:
     for layer in model.layers:
         states.append(model.run_layer(batch, layer, states[-1]))
     return states
+
+
+def inputs_and_outputs(model: LayeredModel, batch: Batch) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Each executed layer with its input and output, of one shape, and which positions of them are real.
+
+    As (layer, input, output, real).
+    """
+    hidden = model.embed(batch)
+    for layer in model.layers:
+        given = model.input_of(batch, layer, hidden)
+        hidden = model.run_layer(batch, layer, given)
+        yield layer, given, hidden, model.real_positions(batch, layer)
 
 
 def newest_positions(real: Tensor) -> Tensor:

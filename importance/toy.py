@@ -85,7 +85,11 @@ class GatedToy(nn.Module):
         probabilities = self._logits(batch, hidden).softmax(-1).nan_to_num(nan=1.0)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
-    def real_positions(self, batch: ToyBatch) -> Tensor:
+    def input_of(self, batch: ToyBatch, layer: int, hidden: Tensor) -> Tensor:  # noqa: ARG002
+        """The state that the layer before leaves."""
+        return hidden
+
+    def real_positions(self, batch: ToyBatch, layer: int | None = None) -> Tensor:  # noqa: ARG002
         """``batch.real``, (samples, positions)."""
         return batch.real
 

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, V
 
 from fathom.edge_profiles.document import read_document, short
 from fathom.errors import ConfigError
+from fathom.runs import VARIABLE as RUNS_VARIABLE
 
 ENVIRONMENT_PREFIX = "FATHOM_"
-# Names the settings file itself, so it is the one variable that is not a setting.
+# Names the settings file itself, so it is not a setting; nor is that of the runs, which no server adds to.
 FILE_VARIABLE = "FATHOM_CONFIG"
 # What Kubernetes sets in every pod for each service; one that is called fathom or fathom-... meets our prefix.
 _OF_A_SERVICE = re.compile(r"\w+_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -312,7 +313,8 @@ def _read_file(path: Path) -> dict[str, object]:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     ours = {name: value for name, value in sorted(environment.items()) if name.startswith(ENVIRONMENT_PREFIX)}
-    ours.pop(FILE_VARIABLE, None)
+    for other in (FILE_VARIABLE, RUNS_VARIABLE):
+        ours.pop(other, None)
     injected = [name for name, value in ours.items() if _is_of_a_service(name, value)]
     if injected:
         log.warning("ignored, set by Kubernetes for a service and no settings: %s", ", ".join(injected))

@@ -37,6 +37,8 @@ from fathom.runtime.manifest import (
     version_of,
 )
 
+# No test adds to the runs that are kept where the tests are run.
+os.environ["FATHOM_RUNS"] = ""
 ITEMS, WIDTH, MAX_HISTORY, DEPTHS = 50, 8, 20, (4, 8, 12, 16)
 CATEGORIES = ("comedy", "drama", "space", "western")
 

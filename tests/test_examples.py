@@ -1,12 +1,14 @@
 """The examples work as their readers find them."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import load_methods
@@ -29,6 +31,26 @@ def test_an_importance_method_of_another_package_appears_in_the_ranking(
     ranking = rank_layers(model, toy_batches(1, 8), load_methods(["weight_norm", "gradient"]))
     assert ranking.methods["weight_norm"].ranks == (3, 1, 4, 2)
     assert set(ranking.kendall_tau) == {"weight_norm", "gradient"}
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("tabular", "4 layers: accuracy 0.9"),
+        ("cnn", "largest difference in onnxruntime"),
+        ("rnn", "always run: {'lstm[0]'"),
+        ("text", "3 of 6 layers: recall@1"),
+        ("speech", "95 % of the accuracy with"),
+        ("graph", "4 of 6 steps, healed: accuracy 0."),
+    ],
+)
+def test_the_layers_of_a_model_of_each_kind_are_ranked_and_left_out(
+    name: str, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        runpy.run_path(str(EXAMPLES / "layers" / f"{name}.py"), run_name="__main__")
+    assert printed in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node is not installed")

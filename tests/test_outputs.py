@@ -48,6 +48,8 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
     ("bundle keygen", "public"): (artefacts.KEY, "{new} {out}"),
     ("bundle sign", "bundle"): (artefacts.BUNDLE, "{out} --key {read}"),
     ("profiles check", "path"): (artefacts.BUNDLE, "{out} cloud"),
+    ("runs export", "out"): (artefacts.RUNS_EXPORT, "--file {read} --out {out}"),
+    ("leaderboard", "page"): (artefacts.LEADERBOARD_PAGE, "--task recommendation --file {read} --page {out}"),
     ("loadtest", "out"): (artefacts.LOAD_REPORT, "--trace {read} --out {out}"),
 }
 TLS = {"ca", "cert", "key"}
@@ -59,6 +61,7 @@ READS = {
     "stability": {"rankings"},
     "compress": {"data"},
     "plan": {"ranking", "lattice"},
+    **{name: {"file"} for name in ("runs list", "runs show", "runs compare", "runs export", "leaderboard")},
     "heal": {"checkpoint", "plan", "data"},
     "export": {"checkpoint", "data", "plan", "ranking"},
     "certify": {"data", "from_log"},

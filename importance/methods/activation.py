@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fathom.importance.interface import Batch, LayeredModel, hidden_states
+from fathom.importance.interface import Batch, LayeredModel, inputs_and_outputs
 
 
 class Activation:
@@ -29,13 +29,12 @@ class Activation:
             return torch.cat([self._batch(model, batch) for batch in batches])
 
     def _batch(self, model: LayeredModel, batch: Batch) -> Tensor:
-        states = hidden_states(model, batch)
-        real = model.real_positions(batch)[..., None]
-        # Padding may hold anything, NaN included, so it is replaced and not multiplied by zero.
-        states = [torch.where(real, state, 0.0) for state in states]
-        activity = states[0].new_zeros(len(real), len(model.layers))
-        for place, layer in enumerate(model.layers):
-            activity[:, layer] = _norm(states[place + 1] - states[place]) / _norm(states[place])
+        activity = torch.empty(0)
+        for layer, given, left, real in inputs_and_outputs(model, batch):
+            if not activity.numel():
+                activity = given.new_zeros(len(real), len(model.layers))
+            given, left = (torch.where(real[..., None], state, 0.0) for state in (given, left))
+            activity[:, layer] = _norm(left - given) / _norm(given)
         return activity
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from fathom.importance.interface import Batch, LayeredModel, hidden_states
+from fathom.importance.interface import Batch, LayeredModel, inputs_and_outputs
 
 
 class BlockInfluence:
@@ -25,11 +25,10 @@ class BlockInfluence:
             return torch.cat([self._batch(model, batch) for batch in batches])
 
     def _batch(self, model: LayeredModel, batch: Batch) -> Tensor:
-        states = hidden_states(model, batch)
-        real = model.real_positions(batch)
-        influence = states[0].new_zeros(len(real), len(model.layers))
-        for place, layer in enumerate(model.layers):
-            turned = 1 - cosine_similarity(states[place], states[place + 1], dim=-1)
-            # Padding may hold anything, NaN included, so it is replaced and not multiplied by zero.
+        influence = torch.empty(0)
+        for layer, given, left, real in inputs_and_outputs(model, batch):
+            if not influence.numel():
+                influence = given.new_zeros(len(real), len(model.layers))
+            turned = 1 - cosine_similarity(given, left, dim=-1)
             influence[:, layer] = torch.where(real, turned, 0.0).sum(1) / real.sum(1)
         return influence

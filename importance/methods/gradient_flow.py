@@ -26,9 +26,9 @@ class GradientFlow:
         return torch.cat([self._batch(model, batch) for batch in batches])
 
     def _batch(self, model: LayeredModel, batch: Batch) -> Tensor:
-        real = model.real_positions(batch)[..., None]
         _, gradients = states_and_gradients(model, batch)
-        flow = real.new_zeros(len(real), len(model.layers), dtype=gradients[0].dtype)
+        flow = gradients[0].new_zeros(model.samples(batch), len(model.layers))
         for layer, gradient in zip(model.layers, gradients, strict=True):
+            real = model.real_positions(batch, layer)[..., None]
             flow[:, layer] = torch.where(real, gradient, 0.0).flatten(1).norm(dim=1)
         return flow

@@ -196,8 +196,14 @@ class ModuleLayers:
         """As the task says."""
         return self.task.sample_labels(batch.output(hidden), batch.labels, generator)
 
-    def real_positions(self, batch: ModuleBatch) -> Tensor:
+    def input_of(self, batch: ModuleBatch, layer: int, hidden: Tensor) -> Tensor:
+        """The state, run through the change of shape before the layer if it has not been."""
+        return batch.layouts[layer].to_states(batch.entering(layer, hidden))
+
+    def real_positions(self, batch: ModuleBatch, layer: int | None = None) -> Tensor:
         """Which positions are no padding, bool (samples, positions)."""
+        if batch.real is None and layer is not None:
+            return batch.layouts[layer].real(batch.samples, batch.embedding.device)
         if batch.real is None:
             first, last = batch.layouts[0].size, batch.layouts[-1].size
             raise NotApplicableError(

@@ -161,6 +161,9 @@ TRACE = Kind("an arrival trace", "python -m fathom.loadtests.traces", frozenset(
 RANKING_PLOT = Kind("a plot of a ranking", "fathom rank --plot", mark="Fathom layer ranking plot")
 RANKING_PAGE = Kind("a page of a ranking", "fathom rank --page", mark="Fathom layer ranking page")
 LATTICE_PLOT = Kind("a plot of a lattice", "fathom rank --lattice-plot", mark="Fathom lattice plot")
+LEADERBOARD_PAGE = Kind("a page of the best runs", "fathom leaderboard --page", mark="Fathom leaderboard page")
+#: JSON and CSV both say "Fathom runs".
+RUNS_EXPORT = Kind("a file of runs", "fathom runs export", mark="Fathom runs")
 ROUTING_PLOT = Kind("a plot of routings", "fathom certify --report", mark="Fathom routing plot")
 ROUTING_PAGE = Kind("a page of routings", "fathom certify --report", mark="Fathom routing page")
 ROUTING_REPORT = _json_file("a routing report", "fathom certify --report", "static", "hull", "policies")
@@ -180,7 +183,10 @@ RECOMMENDATIONS = Kind(
 WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE, COMPRESSED)
 _FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS)
 _FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE)
-_MARKED = (RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS)
+_MARKED = (
+    *(RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS),
+    *(LEADERBOARD_PAGE, RUNS_EXPORT),
+)
 KINDS = (*_FOLDERS, *_FILES, *_MARKED)
 
 Output = tuple[Path | None, Kind]

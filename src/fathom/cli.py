@@ -18,6 +18,7 @@ from fathom.commands import (
     layers,
     plan,
     rank,
+    runs,
     score,
     serve,
     train,
@@ -55,13 +56,14 @@ for group, name in (
     (device.app, "profiles"),
     (data.history_app, "history"),
     (items.app, "items"),
+    (runs.runs_app, "runs"),
 ):
     app.add_typer(group, name=name)
 for command in (
     *(train.train, train.evaluate, layers.layers, rank.rank, rank.stability, compress.compress),
     *(plan.plan, train.heal),
     *(export.export, export.certify),
-    *(build.build, score.score),
+    *(build.build, score.score, runs.leaderboard),
     *(client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
 ):
     app.command()(command)

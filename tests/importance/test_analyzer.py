@@ -262,9 +262,31 @@ def test_every_method_ranks_or_says_why_not(name: str) -> None:
     assert set(ranking.methods) | set(ranking.left_out) == set(registry.method_names())
     if name == "pictures":
         assert {"ablation", "fisher", "gradient", "shapley", "greedy_elimination"} <= set(ranking.methods)
+        assert {"activation", "block_influence", "gradient_flow"} <= set(ranking.methods)
         assert "the hidden state changes its shape on the way" in ranking.left_out["cka"]
     else:
         assert not ranking.left_out
+
+
+def test_what_a_layer_does_to_the_state_is_measured_at_its_own_shape() -> None:
+    analyzer, model, batch = analyzer_of("pictures", ("block_influence", "activation"))
+    ranking = analyzer.analyze_importance([batch])
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        return lambda _module, given, left: seen.update({name: (given[0], left)})
+
+    for name in ranking.layer_names:
+        model.get_submodule(name).register_forward_hook(look(name))
+    with torch.no_grad():
+        model(batch[0])
+    assert len({given.shape for given, _ in seen.values()}) == 2
+    for layer, name in enumerate(ranking.layer_names):
+        given, left = seen[name]
+        turned = 1 - F.cosine_similarity(given, left, dim=1)
+        assert ranking.methods["block_influence"].scores[layer] == pytest.approx(turned.mean().item(), rel=1e-4)
+        added = (left - given).flatten(1).norm(dim=1) / given.flatten(1).norm(dim=1)
+        assert ranking.methods["activation"].scores[layer] == pytest.approx(added.mean().item(), rel=1e-4)
 
 
 def test_skipping_by_hand_gives_the_ablation_s_score() -> None:

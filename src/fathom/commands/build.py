@@ -21,6 +21,7 @@ from fathom.commands.options import (
     train_config,
 )
 from fathom.commands.rank import show_ranking
+from fathom.commands.recording import keep_run
 from fathom.commands.table_options import prepare_options, table_options
 from fathom.errors import ConfigError
 
@@ -55,6 +56,7 @@ def build(
     need_training()
     from fathom.building.build import Build
     from fathom.building.verdict import verdict
+    from fathom.commands import settings_pages
     from fathom.runtime.bundle import read_manifest
 
     config = train_config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
@@ -67,6 +69,10 @@ def build(
     if not ran:
         show.err.print("nothing has changed: every artefact is current", highlight=False)
     manifest, evaluation = read_manifest(out), work.evaluation()
+    if ran:
+        systems = evaluation["systems"]
+        ndcg = {f"ndcg@10 of {name}": system["metrics"]["ndcg@10"]["value"] for name, system in systems.items()}
+        keep_run("build", model=out, data=source, metrics=ndcg, config=settings_pages.as_dict(config), outputs=(out,))
     sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
     if as_json:
         values = bundle_values(out)

@@ -9,6 +9,7 @@ import typer
 from fathom import show
 from fathom.artefacts import COMPRESSED, check_outputs
 from fathom.commands.options import AsJson, Out, need_training, takes
+from fathom.commands.recording import keep_run
 from fathom.errors import ConfigError, DataError
 from fathom.show import Activity
 
@@ -180,6 +181,17 @@ def compress(
             report["before_healing"] = plan.report()
     with Activity(f"write {out}"):
         report = plan.save(out, smaller, onnx=onnx, report=report)
+    after = {name: report[name]["after"] for name in ("loss", "weights_mb", "latency_ms")}
+    asked = {name: value for name, value in asdict(target).items() if value is not None}
+    keep_run(
+        "compress",
+        task=task,
+        model=model,
+        data=data,
+        metrics={**report["metrics"]["after"], **after, "ratio": report["ratio"], "faster": report["faster"]},
+        config={**asked, **asdict(options), **asdict(healing), "left_out": report["left_out"]},
+        outputs=(out,),
+    )
     if as_json:
         show.print_json(report)
         return

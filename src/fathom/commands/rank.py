@@ -11,6 +11,7 @@ import typer
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands.options import AsJson, Data, Out, need_training, read_json, takes
+from fathom.commands.recording import keep_run
 from fathom.errors import ConfigError
 from fathom.show import Activity
 
@@ -141,7 +142,8 @@ def rank(
             "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
         )
     if own.model is not None:
-        _rank_own(own, data, files, options)
+        ranking = _rank_own(own, data, files, options)
+        _keep(ranking, own.model, data, files, options, task=own.task)
         show_ranking(files.out, as_json=as_json)
         return
     from fathom.importance.adapter import measure_checkpoint, rank_checkpoint
@@ -161,10 +163,37 @@ def rank(
         more = {"budget_seconds": budget_seconds, "lattice": lattice, "progress": activity.ranking, **on}
         ranking = rank_checkpoint(loaded, dataset, names, **more)
     files.write(ranking, lattice, loaded.model.depths)
+    _keep(ranking, checkpoint, data, files, options)
     show_ranking(files.out, as_json=as_json)
 
 
-def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions) -> None:
+def _keep(
+    ranking: "LayerRanking",
+    model: object,
+    data: Path,
+    files: RankFiles,
+    options: RankOptions,
+    task: str = "recommendation",
+) -> None:
+    """Among the runs, with the methods' grades where there are any."""
+    grades = ranking.grades.get("loss", {})
+    keep_run(
+        "rank",
+        task=task,
+        model=model,
+        data=data,
+        metrics={f"tau of {name}": grade.tau for name, grade in grades.items()},
+        config={
+            "methods": list(ranking.methods),
+            "samples": ranking.users,
+            "seed": options.seed,
+            "consensus order": list(ranking.consensus_order),
+        },
+        outputs=(files.out, files.plot, files.page, files.lattice, files.lattice_plot),
+    )
+
+
+def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions) -> "LayerRanking":
     """Rank the layers of a model that is not ours on a text file."""
     from fathom.commands.compress import MeasureOptions, analyzer_of
 
@@ -189,6 +218,7 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
     # Any depth can be had, so the chain is shown at each quarter.
     depths = sorted({-(-ranking.layers * quarter // 4) for quarter in range(1, 5)})
     files.write(ranking, lattice, depths if lattice is not None else ())
+    return ranking
 
 
 def _seconds(budget: str) -> float:

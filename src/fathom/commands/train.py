@@ -10,6 +10,7 @@ from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands import options
 from fathom.commands.options import AsJson, Data, Out
+from fathom.commands.recording import keep_run
 from fathom.errors import ConfigError
 from fathom.show import Activity
 
@@ -46,6 +47,14 @@ def train(
     check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
     with Activity("train") as activity:
         checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
+    keep_run(
+        "train",
+        model=out,
+        data=dataset,
+        metrics=_validation(checkpoint.metrics),
+        config=settings_pages.as_dict(config),
+        outputs=(out,),
+    )
     show.result(dict(checkpoint.metrics), as_json, _show_training, checkpoint.metrics)
 
 
@@ -81,6 +90,8 @@ def evaluate(
         report = evaluate_model(loaded.model, dataset, cut, part=part, counting=counting, progress=activity.update)
     if out:
         write_json(out, report.as_dict())
+    ndcg = {f"ndcg@10 of {name}": system.metrics["ndcg@10"].value for name, system in report.systems.items()}
+    keep_run("evaluate", model=checkpoint, data=data, metrics=ndcg, config={"part": part}, outputs=(out,))
     title = f"Quality on the {part} items ({report.cases:,} users)"
     show.result(report.as_dict(), as_json, show.table, title, report.table())
 
@@ -111,7 +122,18 @@ def heal(
         healed = run(
             loaded, DepthPlan.load(plan), Dataset.load(data), out=out, config=config, progress=activity.training
         )
+    changed = {"plan": str(plan), **{f"set {n}": setting for n, setting in enumerate(settings or [])}}
+    keep_run("heal", model=out, data=data, metrics=_validation(healed.metrics), config=changed, outputs=(out,))
     show.result(dict(healed.metrics), as_json, _show_training, healed.metrics)
+
+
+def _validation(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """NDCG@10 of each depth where it was last evaluated, the deepest first."""
+    found: dict[str, float] = {}
+    for epoch in metrics["training"]:
+        found |= epoch["validation_ndcg@10"]
+    deepest_first = sorted(found, key=int, reverse=True)
+    return {f"validation ndcg@10 at depth {depth}": found[depth] for depth in deepest_first}
 
 
 def _show_training(metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,190 @@
+"""What was run before, and what came of it."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
+from fathom.commands.options import AsJson
+from fathom.errors import ConfigError
+from fathom.files import write_bytes
+from fathom.runs import RunRecord, Runs
+
+runs_app = typer.Typer(no_args_is_help=True, help="What was trained, ranked, compressed and evaluated before.")
+
+File = Annotated[
+    Path | None, typer.Option("--file", help="The file of runs. Default: $FATHOM_RUNS, or build/runs.sqlite.")
+]
+Numbers = Annotated[list[int], typer.Argument(help="Numbers that fathom runs list shows.")]
+
+
+@runs_app.command("list")
+def list_runs(
+    task: Annotated[str | None, typer.Option(help="Only runs for this task.")] = None,
+    command: Annotated[str | None, typer.Option(help="Only runs of this command.")] = None,
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all runs, the newest last.
+
+    Example: fathom runs list --command compress
+    """
+    found = [
+        run
+        for run in Runs.to_read(file).all()
+        if (task is None or run.task == task) and (command is None or run.command == command)
+    ]
+    if as_json:
+        show.print_json([run.as_dict() for run in found])
+        return
+    rows = [["run", "when (UTC)", "command", "task", "model", "seconds", "first metric"]]
+    for run in found:
+        when = run.created.replace("T", " ").removesuffix("+00:00")
+        first = next((f"{name} {value:.4f}" for name, value in run.metrics.items()), "")
+        rows.append([str(run.number), when, run.command, run.task, run.model, f"{run.seconds:.1f}", first])
+    show.table("Runs", rows)
+
+
+@runs_app.command("show")
+def show_run(
+    number: Annotated[int, typer.Argument(help="A number that fathom runs list shows.")],
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is kept of one run.
+
+    Example: fathom runs show 3
+    """
+    run = Runs.to_read(file).get(number)
+    if as_json:
+        show.print_json(run.as_dict())
+        return
+    plain = {name: value for name, value in run.as_dict().items() if name not in ("config", "metrics")}
+    facts = [
+        (name, " ".join(value) if isinstance(value, list) else str(value))
+        for name, value in plain.items()
+        if value not in (None, "")
+    ]
+    show.facts(f"Run {number}", facts)
+    show.facts("Metrics", [(name, f"{value:.4f}") for name, value in run.metrics.items()])
+    show.facts("Settings", [(name, json.dumps(value)) for name, value in run.config.items()])
+
+
+@runs_app.command("compare")
+def compare_runs(numbers: Numbers, file: File = None, as_json: AsJson = False) -> None:
+    """Show the metrics of some runs side by side, and the settings in which they differ.
+
+    Example: fathom runs compare 3 5
+    """
+    runs = [Runs.to_read(file).get(number) for number in numbers]
+    if as_json:
+        show.print_json([run.as_dict() for run in runs])
+        return
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    rows = [["metric", *(f"run {run.number}" for run in runs)]]
+    for name in names:
+        values = (run.metrics.get(name) for run in runs)
+        rows.append([name, *("" if value is None else f"{value:.4f}" for value in values)])
+    show.table("Metrics", rows)
+    settings = list(dict.fromkeys(name for run in runs for name in run.config))
+    about = [("command", [run.command for run in runs]), ("model", [run.model for run in runs])]
+    about += [("data", [run.data for run in runs])]
+    about += [(name, [json.dumps(run.config.get(name)) for run in runs]) for name in settings]
+    differing = [[name, *values] for name, values in about if len(set(values)) > 1]
+    if differing:
+        show.table("What differs", [["setting", *(f"run {run.number}" for run in runs)], *differing])
+
+
+@runs_app.command("export")
+def export_runs(
+    out: Annotated[Path, typer.Option(help="File to write, .json or .csv; a CSV has a column for each metric.")],
+    file: File = None,
+) -> None:
+    """Write all runs into one file for other programs.
+
+    Example: fathom runs export --out runs.csv
+    """
+    check_outputs((out, artefacts.RUNS_EXPORT), inputs=[file])
+    if out.suffix not in (".json", ".csv"):
+        raise ConfigError(f"--out {out}: runs are written as .json or .csv")
+    runs = Runs.to_read(file).all()
+    write_bytes(out, (_as_json(runs) if out.suffix == ".json" else _as_csv(runs)).encode())
+    show.out.print(f"wrote {len(runs)} runs to {out}", highlight=False)
+
+
+def leaderboard(
+    task: Annotated[str, typer.Option(help="Which task, as fathom runs list shows it.")],
+    metric: Annotated[str | None, typer.Option(help="Ordered by this one. Default: the newest run's first.")] = None,
+    order: Annotated[Literal["highest", "lowest"], typer.Option(help="Which value comes first.")] = "highest",
+    page: Annotated[Path | None, typer.Option(help="Also write it as an HTML page.")] = None,
+    file: File = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the best runs of a task, each model and data set by its best run.
+
+    Example: fathom leaderboard --task classification --metric accuracy --page leaderboard.html
+    """
+    check_outputs((page, artefacts.LEADERBOARD_PAGE), inputs=[file])
+    found = [run for run in Runs.to_read(file).all() if run.task == task and run.metrics]
+    if not found:
+        raise ConfigError(f"no run for the task {task!r} has a metric; fathom runs list shows all")
+    metric = metric or next(iter(found[-1].metrics))
+    sign = -1 if order == "highest" else 1
+    ordered = sorted((run for run in found if metric in run.metrics), key=lambda run: sign * run.metrics[metric])
+    if not ordered:
+        known = ", ".join(dict.fromkeys(name for run in found for name in run.metrics))
+        raise ConfigError(f"no run for the task {task!r} has the metric {metric!r}; there are {known}")
+    best: dict[tuple[str, str], RunRecord] = {}
+    for run in ordered:
+        best.setdefault((run.model, run.data), run)
+    others = [name for name in dict.fromkeys(name for run in best.values() for name in run.metrics) if name != metric]
+    title, head = f"Best of {task}, by {metric}", ["model", "data", metric, *others, "run"]
+    rows = _board(list(best.values()), metric, others)
+    if as_json:
+        show.print_json([run.as_dict() for run in best.values()])
+    else:
+        show.table(title, [["", *head], *rows])
+    if page:
+        from fathom.importance.report.leaderboard import leaderboard_page
+
+        write_bytes(page, leaderboard_page(title, head, rows).encode())
+
+
+def _board(runs: Sequence[RunRecord], metric: str, others: Sequence[str]) -> list[list[str]]:
+    """A row for each run: its place, model, data, metrics and number."""
+    return [
+        [
+            str(place),
+            run.model,
+            run.data,
+            *("" if (value := run.metrics.get(name)) is None else f"{value:.4f}" for name in (metric, *others)),
+            str(run.number),
+        ]
+        for place, run in enumerate(runs, 1)
+    ]
+
+
+def _as_json(runs: Sequence[RunRecord]) -> str:
+    held = {"schema_version": 1, "kind": artefacts.RUNS_EXPORT.mark, "runs": [run.as_dict() for run in runs]}
+    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+
+
+def _as_csv(runs: Sequence[RunRecord]) -> str:
+    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    plain = ("number", "created", "command", "task", "model", "data", "seconds", "version")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    # The mark by which the file is known.
+    writer.writerow([*plain, "arguments", "config", *metrics, artefacts.RUNS_EXPORT.mark])
+    for run in runs:
+        values = run.as_dict()
+        found = [run.metrics.get(name, "") for name in metrics]
+        config = json.dumps(values["config"])
+        writer.writerow([*(values[name] for name in plain), " ".join(run.arguments), config, *found, ""])
+    return text.getvalue()
