@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError
-from fathom.importance.choice import forward_seconds
+from fathom.importance.choice import GRADED_MODELS, Graded, choose_methods, forward_seconds
 from fathom.importance.compression import CompressionPlan, Measured
 from fathom.importance.inputs import Inputs
+from fathom.importance.interface import ImportanceMethod
 from fathom.importance.lattice.lattice import (
     Lattice,
     LatticeProgress,
@@ -95,7 +95,8 @@ class AnalysisConfig:
     ``model_name``: for people. ``modality_type``: only graphs are read in another way, see ``collation.Graphs``.
     ``analysis_methods``: names, or ``all`` for every method that applies. ``task``: in place of ``task_type``, one with
     settings of its own, as ``Retrieval(candidates=...)`` or ``OwnLoss(loss=...)``, or a class of one's own.
-    ``samples``: how many samples of the loader are measured at most.
+    ``samples``: how many samples of the loader are measured at most. ``budget_seconds``: only those of the methods run
+    that came closest to the truth together on other models, and should take no longer on one core; see ``choice``.
     """
 
     model_name: str = ""
@@ -105,12 +106,15 @@ class AnalysisConfig:
     task: Task | None = None
     samples: int = 256
     seed: int = 0
+    budget_seconds: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task_type", _one_of(TaskType, self.task_type, "task"))
         object.__setattr__(self, "modality_type", _one_of(Modality, self.modality_type, "modality"))
         if self.samples < 2:
             raise ConfigError(f"samples is {self.samples}; a ranking needs at least 2")
+        if self.budget_seconds is not None and not self.budget_seconds > 0:
+            raise ConfigError(f"budget_seconds is {self.budget_seconds:g}; it must be above 0")
 
     @property
     def judged_by(self) -> Task:
@@ -130,9 +134,9 @@ def create_analyzer(
     Raises ConfigError for a name that is not known.
     """
     given = {} if analysis_methods is None else {"analysis_methods": tuple(analysis_methods)}
-    unknown = set(more) - {"task", "samples", "seed"}
+    unknown = set(more) - {"task", "samples", "seed", "budget_seconds"}
     if unknown:
-        raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; known: task, samples, seed")
+        raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; known: task, samples, seed, budget_seconds")
     return LayerAnalyzer(
         AnalysisConfig(model_name, task_type, modality_type, **given, **more)  # type: ignore[arg-type]
     )
@@ -147,6 +151,8 @@ class LayerAnalyzer:
     _layers: ModuleLayers | None = field(default=None, repr=False)
     _tokenizer: Callable[..., Any] | None = field(default=None, repr=False)
     _batches: list[ModuleBatch] = field(default_factory=list, repr=False)
+    #: The sha256 of what was read.
+    _samples: str = field(default="", repr=False)
 
     def load_model(
         self, model: nn.Module, tokenizer: Callable[..., Any] | None = None, *, stack: Stack | None = None
@@ -182,8 +188,10 @@ class LayerAnalyzer:
         self.ranking = None
         with self.layers:
             self._batches = self._read(loader, GRADIENT_VALUES if each else None)
-            if lattice is not None and not _is_of(lattice, self._batches):
+            if lattice is not None and not self._measured_on().items() <= lattice.about.items():
                 raise ConfigError("the lattice was measured on another model or other samples; measure it again")
+            if self.config.budget_seconds is not None:
+                methods = self._within_budget(methods, self.config.budget_seconds)
             ranking = rank_layers(
                 self.layers,
                 self._batches,
@@ -213,12 +221,7 @@ class LayerAnalyzer:
         with self.layers:
             batches = self._read(loader, None)
             chosen = random_orders(len(self.layers.layers), orders, seed=self.config.seed)
-            about = {
-                "model": self.config.model_name,
-                "layer_names": list(self.layers.names),
-                "samples": sha256(_losses_of(batches).tobytes()).hexdigest(),
-                "orders": chosen,
-            }
+            about = {"model": self.config.model_name, **self._measured_on(), "orders": chosen}
             if (out / "lattice.json").exists() and (kept := Lattice.load(out)).about == about:
                 return kept
             masks = masks_on_the_way(chosen) if orders else None
@@ -260,13 +263,31 @@ class LayerAnalyzer:
         for given in loader:
             yield self._split(given)
 
+    def _measured_on(self) -> dict[str, Any]:
+        """What a lattice belongs to: the model's weights, its layers, and the samples."""
+        weights = sha256()
+        _feed(weights, self.layers.model.state_dict())
+        names = list(self.layers.names)
+        return {"layer_names": names, "weights": weights.hexdigest(), "samples": self._samples}
+
+    def _within_budget(self, methods: Mapping[str, ImportanceMethod], seconds: float) -> dict[str, ImportanceMethod]:
+        """Those that predict best within a time on models whose state changes its shape as this one's does, or not."""
+        stages = self._batches[0].real is None
+        known = [model for model in Graded.load(GRADED_MODELS) if model.stages == stages]
+        if not known:
+            raise ConfigError("no model of this kind has been graded; name the methods to run, without a budget")
+        chosen = choose_methods(known, methods, forward_seconds(self.layers, self._batches), seconds)
+        return {name: methods[name] for name in chosen}
+
     def _read(self, loader: Iterable[Any], values: int | None) -> list[ModuleBatch]:
         """The samples of a loader, in batches whose gradients have at most so many values."""
         layers, collation, left = self.layers, self.layers.collation, self.config.samples
         batches: list[ModuleBatch] = []
+        digest = sha256()
         for given in loader:
             inputs, labels = self._split(given)
             count = min(collation.samples(inputs), left)
+            _feed(digest, (inputs.args, inputs.kwargs, labels, count))
             if not layers.layers and count:
                 # Once, to know how large the layers are.
                 layers.batch(collation.part(inputs, 0, 1), collation.part_of_labels(labels, 0, 1))
@@ -276,6 +297,7 @@ class LayerAnalyzer:
             left -= count
             if not left:
                 break
+        self._samples = digest.hexdigest()
         if not batches:
             raise DataError("the loader gives no sample; there is nothing to rank the layers on")
         return batches
@@ -309,15 +331,20 @@ class LayerAnalyzer:
         return called, labels.long() if whole else labels
 
 
-def _losses_of(batches: Sequence[ModuleBatch]) -> NDArray[np.float32]:
-    """The loss of each sample with all layers."""
-    return torch.cat([batch.losses for batch in batches]).float().cpu().numpy()
-
-
-def _is_of(lattice: Lattice, batches: Sequence[ModuleBatch]) -> bool:
-    """Whether these samples have the losses that a lattice says they have with all layers."""
-    own, said = _losses_of(batches), lattice.losses[:, -1]
-    return own.shape == said.shape and bool(np.allclose(own, said, rtol=1e-3, atol=1e-3))
+def _feed(digest: Any, value: Any) -> None:
+    """Add all tensors, names and plain values of something nested to a hash."""
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            digest.update(str(name).encode())
+            _feed(digest, each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            _feed(digest, each)
+    else:
+        digest.update(repr(value).encode())
 
 
 def _one_of(kinds: type[StrEnum], value: str, what: str) -> Any:

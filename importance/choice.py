@@ -1,7 +1,8 @@
 """Which methods to run in a given time: those whose consensus came closest to the truth where the truth is known.
 
-``graded.json`` beside this module holds, for each model whose lattice was measured, the exact Shapley values of its
-layers and every method's scores and seconds; ``python -m fathom.benchmarks run importance`` writes it.
+``graded.json`` beside this module holds, for each of Fathom's own networks whose lattice was measured, the exact
+Shapley values of its layers and every method's scores and seconds; ``python -m fathom.benchmarks run importance``
+writes it. ``graded_models.json`` holds the same of other models, and ``run own_models`` writes that.
 """
 
 import json
@@ -20,7 +21,7 @@ from fathom.importance.distribution import in_one_thread
 from fathom.importance.interface import Batch, LayeredModel, hidden_states
 from fathom.importance.statistics import borda, kendall_tau, ranks_of
 
-GRADED = Path(__file__).with_name("graded.json")
+GRADED, GRADED_MODELS = (Path(__file__).with_name(name) for name in ("graded.json", "graded_models.json"))
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Graded:
     """A model whose layers' worth is known.
 
     truth: exact Shapley values (layers,); scores: method -> (layers,); seconds: method -> of measuring those on one
-    core; forward_seconds: of one pass of the same users through all layers on that core.
+    core; forward_seconds: of one pass of the same users through all layers on that core; stages: whether the hidden
+    state changes its shape on the way, so that many methods do not apply.
     """
 
     truth: Sequence[float]
     scores: dict[str, Sequence[float]]
     seconds: dict[str, float]
     forward_seconds: float
+    stages: bool = False
 
     @classmethod
     def load(cls, path: Path = GRADED) -> list[Self]:

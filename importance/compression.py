@@ -123,7 +123,7 @@ class CompressionPlan:
             "layers": len(layers.layers),
             "kept": list(self.kept),
             "left_out": list(self.left_out),
-            "ratio": round(self.ratio, 3),
+            "ratio": round(self._reached(models["after"]), 3),
             "loss": losses,
             "metrics": metrics,
             "parameters": {name: parameters_of([each]) for name, each in models.items()},
@@ -133,6 +133,12 @@ class CompressionPlan:
             "faster": round(median(ratios[1:]), 3),
             "samples": sum(batch.samples for batch in batches),
         }
+
+    def _reached(self, model: nn.Module) -> float:
+        """The ratio of the layers' parameters that a model of this plan has; some layers are bypassed, and stay."""
+        layers = self.measured.layers
+        whole = layers.size(layers.layers)
+        return whole / max(1, whole - parameters_of([layers.model]) + parameters_of([model]))
 
     def save(
         self,

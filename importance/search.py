@@ -1,23 +1,28 @@
-"""Finds which layers of a model to keep: for a size, for a latency, or for the quality that must be kept."""
+"""Finds which layers of a model to keep: for a size, for a latency, or for the quality that must stay."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 from torch import nn
 
-from fathom.errors import ConfigError, NotApplicableError
+from fathom.errors import ConfigError
 from fathom.importance.compression import CompressionPlan, Measured, Subset, weights_mb
 from fathom.importance.lattice.lattice import judge_subsets
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.layered import ModuleLayers
+from fathom.importance.models.stacks import parameters_of
 
 #: A method whose order is that in which one layer after another goes.
 GREEDY = "greedy_elimination"
+#: Layers that fit exactly must not be lost to it.
+ROUNDING = 1e-9
 #: Makes the model of a plan: ``apply`` alone, or healed.
 Make = Callable[[CompressionPlan], nn.Module]
+#: What some layers take of whatever is scarce.
+Cost = Callable[[Sequence[int]], float]
 
 
 @dataclass(frozen=True)
@@ -48,130 +53,146 @@ class Target:
 def find_plan(measured: Measured, ranking: LayerRanking, target: Target, make: Make) -> CompressionPlan:
     """The plan that reaches a target with the least loss; ``make`` makes the models whose quality is measured.
 
-    A latency or a quality is searched by halving over the size of the layers, and what is found is measured once more.
-    Raises ConfigError for a target that no plan reaches.
+    For a latency or a quality the number of layers is searched by halving, as if fewer layers were never slower and
+    never better. Raises ConfigError for a target that no plan reaches.
     """
-    layers = measured.layers
-    layers.check_apart()
-    whole = layers.size(layers.layers)
+    measured.layers.check_apart()
+    search = _Search(measured, ranking)
     if target.ratio is not None:
-        return _plan(measured, ranking, whole / target.ratio, f"a ratio of {target.ratio:g}")
+        return search.with_ratio(target.ratio)
     if target.memory_mb is not None:
-        return _within_memory(measured, ranking, target.memory_mb)
-    steps = len(layers.layers)
-
-    @cache
-    def plan_at(step: int) -> CompressionPlan:
-        """One with so many parts of the layers' size."""
-        return _plan(measured, ranking, whole * step / steps, f"{step} of {steps} parts of the layers")
-
+        return search.within_memory(target.memory_mb)
     if target.latency_ms is not None:
-        return _within_latency(measured, plan_at, steps, target.latency_ms)
+        return search.within_latency(target.latency_ms)
     assert target.min_quality is not None
-    return _keeping_quality(measured, plan_at, steps, target.min_quality, make)
+    return search.keeping_quality(target.min_quality, make)
 
 
-def _within_memory(measured: Measured, ranking: LayerRanking, limit: float) -> CompressionPlan:
-    layers = measured.layers
-    total, whole = weights_mb(layers.model), layers.size(layers.layers)
-    if total <= limit:
-        raise ConfigError(f"the whole model takes {total:.3g} MB already; no layer has to go")
-    value = next(iter(layers.layer_parameters(0).values())).element_size() / 1e6
-    left = (limit - (total - whole * value)) / value
-    if left < min(layers.size([layer]) for layer in layers.layers):
-        raise ConfigError(f"memory_mb is {limit:g}, and {total - whole * value:.3g} MB lie outside of the layers")
-    return _plan(measured, ranking, left, f"a memory of {limit:g} MB")
+@dataclass
+class _Search:
+    measured: Measured
+    ranking: LayerRanking
+
+    def with_ratio(self, ratio: float) -> CompressionPlan:
+        """Layers of so many times fewer parameters."""
+        layers = self.measured.layers
+        whole, model = layers.size(layers.layers), parameters_of([layers.model])
+        most = whole / ratio * (1 + ROUNDING)
+        return self._small_enough(
+            most, lambda made: parameters_of([made]) <= model - whole + most, f"a ratio of {ratio:g}"
+        )
+
+    def within_memory(self, limit: float) -> CompressionPlan:
+        """A model whose weights take no more megabytes."""
+        layers = self.measured.layers
+        total = weights_mb(layers.model)
+        if total <= limit:
+            raise ConfigError(f"the whole model takes {total:.3g} MB already; no layer has to go")
+        largest = max(value.element_size() for value in layers.model.parameters())
+        most = layers.size(layers.layers) - (total - limit) * 1e6 / largest
+        return self._small_enough(most, lambda made: weights_mb(made) <= limit, f"{limit:g} MB of weights")
+
+    def _small_enough(self, most: float, fits: Callable[[nn.Module], bool], wanted: str) -> CompressionPlan:
+        """The first plan that fits where the layers get fewer and fewer parameters, beginning with ``most``.
+
+        What is planned is not what is left where a layer that others need is bypassed, or shares weights with the rest.
+        """
+        while True:
+            plan = self._plan(self.measured.layers.size, most, wanted)
+            if fits(plan.apply()):
+                return plan
+            most = self.measured.layers.size(plan.keep) - 1
+
+    def within_latency(self, limit: float) -> CompressionPlan:
+        """The most layers within a latency; measured again at the end, by more rounds, and fewer if need be."""
+        measured = self.measured
+        before = measured.latency_ms(measured.layers.model)
+        if before <= limit:
+            raise ConfigError(f"the whole model takes {before:.3g} ms already; no layer has to go")
+        low, high = 1, len(measured.layers.layers) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = measured.latency_ms(self.of_layers(middle).apply()) <= limit
+            low, high = (middle, high) if fits else (low, middle - 1)
+        for count in range(low, 0, -1):
+            plan = self.of_layers(count)
+            found = measured.latency_ms(plan.apply(), rounds=15)
+            if found <= limit:
+                return plan
+        raise ConfigError(f"with one layer the model still takes {found:.3g} ms, more than {limit:g}")
+
+    def keeping_quality(self, share: float, make: Make) -> CompressionPlan:
+        """The fewest layers that keep a quality."""
+        _, metrics = self.measured.quality(self.measured.layers.model)
+        metric = next(iter(metrics))
+        if metrics[metric] <= 0:
+            raise ConfigError(f"a share of {metric} cannot stay where the whole model has {metrics[metric]:.3g}")
+        low, high, best = 1, len(self.measured.layers.layers), 0.0
+        while low < high:
+            middle = (low + high) // 2
+            kept = self.measured.quality(make(self.of_layers(middle)))[1][metric] / metrics[metric]
+            low, high, best = (low, middle, best) if kept >= share else (middle + 1, high, kept)
+        if low == len(self.measured.layers.layers):
+            raise ConfigError(f"without any layer less than {share:g} of the {metric} stays: {best:.3g} with {low - 1}")
+        return self.of_layers(low)
+
+    def of_layers(self, count: int) -> CompressionPlan:
+        """A plan with so many layers."""
+        return self._plan(len, count, f"{count} layers")
+
+    def _plan(self, cost: Cost, most: float, wanted: str) -> CompressionPlan:
+        """The layers to keep that cost no more.
+
+        Candidates are the best layers by each method and by their consensus, the first layers, and what is left when
+        one layer after another goes; the one with the least loss is taken. Raises ConfigError where none is so small.
+        """
+        layers, batches = self.measured.layers, self.measured.batches
+        if not 0 < most < cost(layers.layers):
+            raise ConfigError(f"{wanted} cannot be had by leaving out some of {len(layers.layers)} layers")
+        with layers:
+            candidates = {fitting(order, cost, most) for order in self._orders}
+            if GREEDY not in self.ranking.methods:
+                candidates.add(self._one_after_another(cost, most))
+            candidates.discard(())
+            if not candidates:
+                raise ConfigError(f"{wanted} cannot be had: no single layer is as small as that")
+            losses = losses_of([*candidates, layers.layers], layers, batches)
+        keep = min(candidates, key=lambda each: (losses[each], each))
+        return CompressionPlan(self.measured, keep, losses[layers.layers], losses[keep])
+
+    @cached_property
+    def _orders(self) -> list[Sequence[int]]:
+        ranking = self.ranking
+        by_method = (np.argsort(method.ranks).tolist() for method in ranking.methods.values())
+        return [ranking.consensus_order, self.measured.layers.layers, *by_method]
+
+    @cached_property
+    def _left(self) -> list[Subset]:
+        """All layers, then what is left when one after another goes, as far as somebody asked."""
+        return [self.measured.layers.layers]
+
+    def _one_after_another(self, cost: Cost, most: float) -> Subset:
+        """What is left where that layer goes which is missed least, again and again, until the rest is small enough."""
+        for kept in self._left:
+            if cost(kept) <= most or not kept:
+                return kept
+            if kept is self._left[-1]:
+                fewer = [tuple(other for other in kept if other != layer) for layer in kept]
+                losses = losses_of(fewer, self.measured.layers, self.measured.batches)
+                self._left.append(min(fewer, key=lambda each: losses[each]))
+        return ()
 
 
-def _within_latency(
-    measured: Measured, plan_at: Callable[[int], CompressionPlan], steps: int, limit: float
-) -> CompressionPlan:
-    """The largest plan within a latency; measured again at the end, by more rounds, and made smaller if need be."""
-    before = measured.latency_ms(measured.layers.model)
-    if before <= limit:
-        raise ConfigError(f"the whole model takes {before:.3g} ms already; no layer has to go")
-    low, high = 1, steps - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = measured.latency_ms(plan_at(middle).apply()) <= limit
-        low, high = (middle, high) if fits else (low, middle - 1)
-    for step in range(low, 0, -1):
-        found = measured.latency_ms(plan_at(step).apply(), rounds=15)
-        if found <= limit:
-            return plan_at(step)
-    raise ConfigError(f"latency_ms is {limit:g}, and the smallest plan still takes {found:.3g} ms")
-
-
-def _keeping_quality(
-    measured: Measured, plan_at: Callable[[int], CompressionPlan], steps: int, share: float, make: Make
-) -> CompressionPlan:
-    """The smallest plan that keeps a quality."""
-    _, metrics = measured.quality(measured.layers.model)
-    metric = next(iter(metrics))
-    if metrics[metric] <= 0:
-        raise NotApplicableError(f"min_quality needs a metric above 0; the model's {metric} is {metrics[metric]:.3g}")
-
-    @cache
-    def kept(step: int) -> float:
-        return measured.quality(make(plan_at(step)))[1][metric] / metrics[metric]
-
-    low, high = 1, steps
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if kept(middle) >= share else (middle + 1, high)
-    if low == steps:
-        raise ConfigError(f"min_quality is {share:g}, and the largest plan keeps {kept(steps - 1):.3g} of the {metric}")
-    return plan_at(low)
-
-
-def _plan(measured: Measured, ranking: LayerRanking, most: float, wanted: str) -> CompressionPlan:
-    """The layers to keep of at most so many parameters.
-
-    Candidates are the best layers by each method and by their consensus, the first layers, and what is left when one
-    layer after another goes; the one with the least loss is taken. Raises ConfigError where none is small enough.
-    """
-    layers, batches = measured.layers, measured.batches
-    # Layers that fit exactly must not be lost to rounding.
-    most *= 1 + 1e-9
-    if not 0 < most < layers.size(layers.layers):
-        raise ConfigError(f"{wanted} cannot be had by leaving out some of {len(layers.layers)} layers")
-    orders = [
-        ranking.consensus_order,
-        layers.layers,
-        *(tuple(np.argsort(method.ranks).tolist()) for method in ranking.methods.values()),
-    ]
-    with layers:
-        candidates = {that_fit(order, layers, most) for order in orders}
-        if GREEDY not in ranking.methods:
-            candidates.add(_one_after_another(layers, batches, most))
-        candidates.discard(())
-        if not candidates:
-            raise ConfigError(f"no single layer is as small as {wanted} asks for")
-        losses = _losses_of([*candidates, layers.layers], layers, batches)
-    keep = min(candidates, key=lambda each: (losses[each], each))
-    return CompressionPlan(measured, keep, losses[layers.layers], losses[keep])
-
-
-def that_fit(order: Sequence[int], layers: ModuleLayers, most: float) -> Subset:
-    """Those of an order, from its first, that still fit into ``most``, in the order of the model."""
+def fitting(order: Sequence[int], cost: Cost, most: float) -> Subset:
+    """Those of an order, from its first, that still cost no more than ``most``, in the order of the model."""
     kept: list[int] = []
     for layer in order:
-        if layers.size([*kept, layer]) <= most:
+        if cost([*kept, layer]) <= most:
             kept.append(layer)
     return tuple(sorted(kept))
 
 
-def _one_after_another(layers: ModuleLayers, batches: Sequence[ModuleBatch], most: float) -> Subset:
-    """What is left where that layer goes which is missed least, again and again, until the rest is small enough."""
-    kept = layers.layers
-    while layers.size(kept) > most and len(kept) > 1:
-        fewer = [tuple(other for other in kept if other != layer) for layer in kept]
-        losses = _losses_of(fewer, layers, batches)
-        kept = min(fewer, key=lambda each: losses[each])
-    return kept if layers.size(kept) <= most else ()
-
-
-def _losses_of(subsets: Sequence[Subset], layers: ModuleLayers, batches: Sequence[ModuleBatch]) -> dict[Subset, float]:
+def losses_of(subsets: Sequence[Subset], layers: ModuleLayers, batches: Sequence[ModuleBatch]) -> dict[Subset, float]:
     """The mean loss of the samples with only these layers."""
     # From 63 layers on a mask is no int64 any more.
     kind = np.int64 if len(layers.layers) < 63 else object

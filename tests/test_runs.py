@@ -82,6 +82,39 @@ def test_a_file_that_is_not_ours_is_not_touched_and_no_command_fails(
     assert "no runs are kept here" in refused("runs", "list", "--file", tmp_path / "missing.sqlite")
 
 
+def test_no_run_is_lost_that_starts_while_another_makes_the_file(file: Path) -> None:
+    file.parent.mkdir()
+    # One that was killed before it had written anything.
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("begin immediate")
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(record, run(accuracy=n / 4)) for n in range(4)]
+        other.execute("rollback")
+        other.close()
+        assert [each.result() for each in waiting] == [None] * 4
+    assert len(Runs(file).all()) == 4
+
+
+def test_what_cannot_be_kept_or_read_is_one_line(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for metrics, config in (({"loss": float("nan")}, {}), ({}, {"path": tmp_path}), ({}, {"name": "\udc80"})):
+        said = str(record(RunRecord("rank", "classification", "\udc80", "b", metrics, config, [])))
+        assert said.startswith("this run is not kept: ")
+    assert record(run()) is None
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "out" / "runs.sqlite"))
+    (tmp_path / "out").mkdir()
+    inside = RunRecord("rank", "classification", "a", "b", {}, {}, [str(tmp_path / "out")])
+    assert "lies inside what the command wrote" in str(record(inside))
+    assert list((tmp_path / "out").iterdir()) == []
+    with sqlite3.connect(file) as damaged:
+        damaged.execute("update runs set config = '{'")
+    damaged.close()
+    assert "cannot be read as runs" in refused("runs", "list", "--file", file)
+    with sqlite3.connect(file) as later:
+        later.execute("pragma user_version = 9")
+    later.close()
+    assert "another version of Fathom" in refused("runs", "list", "--file", file)
+
+
 @pytest.mark.usefixtures("file")
 def test_runs_are_listed_shown_compared_and_exported(tmp_path: Path) -> None:
     record(run("a", 0.5))
@@ -113,7 +146,7 @@ def test_a_leaderboard_has_each_model_once_the_best_first(tmp_path: Path) -> Non
     found = json.loads(call("leaderboard", "--task", "classification", "--json"))
     assert [(each["model"], each["metrics"]["accuracy"]) for each in found] == [("b <i>", 0.9), ("a", 0.7), ("c", 0.6)]
     page = tmp_path / "best.html"
-    printed = call("leaderboard", "--task", "classification", "--metric", "loss", "--order", "lowest", "--page", page)
+    printed = call("leaderboard", "--task", "classification", "--metric", "loss", "--page", page)
     assert printed.index("b <i>") < printed.index("0.4000")
     assert "b &lt;i&gt;" in page.read_text()
     assert "<i>" not in page.read_text()

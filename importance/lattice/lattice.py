@@ -34,6 +34,7 @@ from fathom.pieces import PieceRunner, one_after_the_other
 SCHEMA_VERSION = 1
 #: The whole lattice is measured up to here (a million subsets); a deeper model is sampled.
 MOST_LAYERS = 20
+MOST_SAMPLED = 62
 #: Every shard decides about so many layers beforehand.
 DECIDED = 3
 
@@ -121,11 +122,16 @@ def random_orders(layers: int, count: int, *, seed: int) -> list[list[int]]:
 
 
 def masks_on_the_way(orders: Iterable[Sequence[int]]) -> Masks:
-    """The subsets (n,) on the way from no layer to all, adding layers in these orders and the reverse of each."""
+    """The subsets (n,) on the way from no layer to all, adding layers in these orders and the reverse of each.
+
+    Raises ConfigError for more layers than a mask has bits.
+    """
     found = {0}
     for order in orders:
         for way in (order, order[::-1]):
             found |= set(accumulate((1 << layer for layer in way), or_))
+    if max(found).bit_length() > MOST_SAMPLED:
+        raise ConfigError(f"a lattice is sampled up to {MOST_SAMPLED} layers, not {max(found).bit_length()}")
     return np.array(sorted(found), dtype=np.int64)
 
 
@@ -200,7 +206,8 @@ def measure_lattice(
     shards = list(_shards(model, len(batches), masks))
     check_output(out, LATTICE)
     kept = lattice_shards(out)
-    _open(kept, {"schema_version": SCHEMA_VERSION, "layers": layers, "subsets": len(masks), **about})
+    head = {"schema_version": SCHEMA_VERSION, "layers": layers, "subsets": len(masks)}
+    _open(kept, {**head, "batches": [model.samples(batch) for batch in batches], **about})
     missing = [shard for shard in shards if not (kept / shard.name).exists()]
     started, before = time.monotonic(), len(shards) - len(missing)
     for done, (shard, data) in enumerate(runner(partial(in_one_thread, compute), (model, batches), missing), 1):

@@ -29,13 +29,12 @@ class Activation:
             return torch.cat([self._batch(model, batch) for batch in batches])
 
     def _batch(self, model: LayeredModel, batch: Batch) -> Tensor:
-        activity = torch.empty(0)
+        activity: dict[int, Tensor] = {}
         for layer, given, left, real in inputs_and_outputs(model, batch):
-            if not activity.numel():
-                activity = given.new_zeros(len(real), len(model.layers))
+            # Padding may hold anything, NaN included, so it is replaced and not multiplied by zero.
             given, left = (torch.where(real[..., None], state, 0.0) for state in (given, left))
-            activity[:, layer] = _norm(left - given) / _norm(given)
-        return activity
+            activity[layer] = _norm(left - given) / _norm(given)
+        return torch.stack([activity[layer] for layer in sorted(activity)], dim=1)
 
 
 def _norm(state: Tensor) -> Tensor:

@@ -25,10 +25,8 @@ class BlockInfluence:
             return torch.cat([self._batch(model, batch) for batch in batches])
 
     def _batch(self, model: LayeredModel, batch: Batch) -> Tensor:
-        influence = torch.empty(0)
+        influence: dict[int, Tensor] = {}
         for layer, given, left, real in inputs_and_outputs(model, batch):
-            if not influence.numel():
-                influence = given.new_zeros(len(real), len(model.layers))
             turned = 1 - cosine_similarity(given, left, dim=-1)
-            influence[:, layer] = torch.where(real, turned, 0.0).sum(1) / real.sum(1)
-        return influence
+            influence[layer] = torch.where(real, turned, 0.0).sum(1) / real.sum(1)
+        return torch.stack([influence[layer] for layer in sorted(influence)], dim=1)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -91,10 +91,7 @@ class Runs:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         values = {**run.as_dict(), **{name: json.dumps(getattr(run, name), allow_nan=False) for name in _AS_JSON}}
         del values["number"]
-        with self._open() as file:
-            file.execute(_TABLE)
-            file.execute(f"pragma application_id = {APPLICATION_ID}")
-            file.execute(f"pragma user_version = {SCHEMA_VERSION}")
+        with self._open(to_write=True) as file:
             names, places = ", ".join(values), ", ".join("?" * len(values))
             added = file.execute(f"insert into runs ({names}) values ({places})", list(values.values()))
             assert added.lastrowid is not None
@@ -102,10 +99,10 @@ class Runs:
 
     def all(self) -> list[RunRecord]:
         """Every run, the oldest first; raises ArtefactError for a file that holds none of ours."""
-        with self._open() as file:
+        with self._open(to_write=False) as file:
             rows = file.execute(f"select {', '.join(_COLUMNS)} from runs order by number").fetchall()
-        named = (dict(zip(_COLUMNS, row, strict=True)) for row in rows)
-        return [RunRecord(**{**row, **{name: json.loads(row[name]) for name in _AS_JSON}}) for row in named]
+            named = (dict(zip(_COLUMNS, row, strict=True)) for row in rows)
+            return [RunRecord(**{**row, **{name: json.loads(row[name]) for name in _AS_JSON}}) for row in named]
 
     def get(self, number: int) -> RunRecord:
         """One run; raises ConfigError for a number that none has."""
@@ -115,44 +112,57 @@ class Runs:
         return found
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self, *, to_write: bool) -> Iterator[sqlite3.Connection]:
+        """The file in one transaction; where it is new it is made and marked as ours."""
         try:
-            file = sqlite3.connect(self.path, timeout=BUSY_S)
+            file = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         except sqlite3.Error as error:
             raise ArtefactError(f"{self.path}: cannot be opened: {error}") from None
         try:
-            (mark,), (tables,) = (
-                file.execute(question).fetchone()
-                for question in ("pragma application_id", "select count(*) from sqlite_master")
-            )
-            if tables and mark != APPLICATION_ID:
-                raise ArtefactError(f"{self.path}: is not a file of Fathom's runs; name another in {VARIABLE}")
-            with file:
-                yield file
-        except (sqlite3.Error, json.JSONDecodeError, TypeError) as error:
+            file.execute("begin immediate" if to_write else "begin")
+            self._check(file, to_write=to_write)
+            yield file
+            file.execute("commit")
+        except (sqlite3.Error, ValueError, TypeError) as error:
             raise ArtefactError(f"{self.path}: cannot be read as runs: {error}") from None
         finally:
+            # What was not committed is undone.
             file.close()
+
+    def _check(self, file: sqlite3.Connection, *, to_write: bool) -> None:
+        """Make the table in an empty file; raise ArtefactError for one that is not ours or of another version."""
+        questions = ("pragma application_id", "pragma user_version", "select count(*) from sqlite_master")
+        mark, version, tables = (file.execute(question).fetchone()[0] for question in questions)
+        if not tables and to_write:
+            file.execute(_TABLE)
+            file.execute(f"pragma application_id = {APPLICATION_ID}")
+            file.execute(f"pragma user_version = {SCHEMA_VERSION}")
+        elif mark != APPLICATION_ID:
+            raise ArtefactError(f"{self.path}: is not a file of Fathom's runs; name another in {VARIABLE}")
+        elif version != SCHEMA_VERSION:
+            raise ArtefactError(f"{self.path}: was written by another version of Fathom; name another in {VARIABLE}")
 
 
 def record(run: RunRecord) -> str | None:
-    """Add a run to the file of the environment; returns why it could not be, which no command fails for."""
+    """Add a run to the file of the environment; returns why it could not be added, for which no command fails."""
     runs = Runs.here()
     if runs is None:
         return None
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    whole = RunRecord(
-        **{
-            **run.as_dict(),
-            "created": now,
+    if any(_lies_in(runs.path, Path(output)) for output in run.outputs):
+        return f"this run is not kept: {runs.path} lies inside what the command wrote; name another in {VARIABLE}"
+    try:
+        told = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "arguments": sys.argv[1:],
             "seconds": round(time.monotonic() - _STARTED, 3),
             "version": version(),
             "commit_sha": fathom_commit(),
         }
-    )
-    try:
-        runs.add(whole)
-    except (FathomError, OSError) as error:
+        runs.add(replace(run, **told))  # type: ignore[arg-type]
+    except (FathomError, OSError, ValueError, TypeError) as error:
         return f"this run is not kept: {error}"
     return None
+
+
+def _lies_in(path: Path, output: Path) -> bool:
+    return output.is_dir() and path.resolve().is_relative_to(output.resolve())

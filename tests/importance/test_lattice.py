@@ -254,3 +254,8 @@ def test_a_sample_of_orders_estimates_the_shapley_values(
         values = measured.mean("loss")
         assert found.mean(0).sum() == pytest.approx(values[-1] - values[0], abs=1e-5)
         np.testing.assert_allclose(found.mean(0), shapley_values(values), atol=tolerance)
+
+
+def test_more_layers_than_a_mask_has_bits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a lattice is sampled up to 62 layers, not 66"):
+        masks_on_the_way(random_orders(66, 1, seed=0))

@@ -15,10 +15,12 @@ from pathlib import Path
 from fathom.benchmarks.experiments.own_models import others, sound, text, vision
 from fathom.benchmarks.experiments.own_models.study import RATIOS, study
 from fathom.benchmarks.experiments.own_models.subjects import Subject
-from fathom.benchmarks.experiments.own_models.tables import own_models_section
+from fathom.benchmarks.experiments.own_models.tables import graded, own_models_section, stored_models
 from fathom.benchmarks.record import RESULTS
 from fathom.benchmarks.registry import Benchmark, Run
 from fathom.errors import ConfigError
+from fathom.files import write_json
+from fathom.importance.choice import GRADED_MODELS
 from fathom.importance.models.distillation import Distillation
 
 SUBJECTS = {
@@ -30,17 +32,21 @@ SUBJECTS = {
     ),
     "t5-spelling": Subject("translation", "text", 6, "token_accuracy", text.spelling, Distillation(1, 1e-3), steps=50),
     "efficientnet": Subject(
-        "classification", "vision", 16, "accuracy", vision.efficientnet, Distillation(1, 5e-4), steps=40
+        "classification", "vision", 16, "accuracy", vision.efficientnet, Distillation(1, 5e-4), steps=40, answers="_fc"
     ),
     "vit": Subject("classification", "vision", 6, "accuracy", vision.vit, Distillation(1, 1e-3)),
     "vit-detection": Subject("detection", "vision", 6, "metric", vision.detection, Distillation(1, 1e-3)),
-    "segformer": Subject("segmentation", "vision", 6, "mean_iou", vision.segmentation, Distillation(1, 1e-3), steps=50),
+    "cnn-pixels": Subject(
+        "segmentation", "vision", 6, "mean_iou", vision.segmentation, Distillation(1, 1e-3), steps=50
+    ),
     "whisper-encoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_encoder, compressed=False),
     "whisper-decoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_decoder),
     "resemblyzer": Subject("retrieval", "audio", 3, "recall@1", sound.voices, Distillation(4, 1e-3)),
     "words-and-patches": Subject("classification", "multimodal", 6, "accuracy", vision.asked, Distillation(1, 1e-3)),
     "gin-molecules": Subject("classification", "graph", 6, "accuracy", others.molecules, Distillation(2, 1e-3)),
-    "mlp-adult": Subject("classification", "tabular", 6, "accuracy", others.adult, Distillation(1, 1e-3)),
+    "mlp-adult": Subject(
+        "classification", "tabular", 6, "accuracy", others.adult, Distillation(1, 1e-3), answers="head"
+    ),
     "mlp-cartpole": Subject(
         "reinforcement_learning", "tabular", 6, "same_action", others.cartpole, Distillation(2, 1e-3)
     ),
@@ -68,6 +74,13 @@ def _measure(options: Namespace) -> Iterator[Run]:
             "healing": {**healing, "steps": subject.steps},
         }
         yield Run(config, study(name, subject, options.seed), options.seed, f"own_models/{name}")
+    learn_choice(options.results)
+
+
+def learn_choice(folder: Path) -> None:
+    """Write what the choice of methods for other models goes by: all stored ones."""
+    known = [asdict(graded(run)) for run in stored_models(folder, tuple(SUBJECTS))]
+    write_json(GRADED_MODELS, {"models": known})
 
 
 def _section(folder: Path = RESULTS) -> str:

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from fathom.benchmarks.experiments.own_models.sources import WORK
 from fathom.benchmarks.experiments.own_models.subjects import Batch, Ready, Subject
+from fathom.benchmarks.experiments.own_models.width import narrowed
 from fathom.benchmarks.interleaved import interleaved
 from fathom.errors import FathomError
 from fathom.importance.analyzer import LayerAnalyzer, create_analyzer
 from fathom.importance.compression import CompressionPlan, weights_mb
 from fathom.importance.inputs import Inputs
 from fathom.importance.lattice.grades import Truth
+from fathom.importance.models.distillation import distil
 from fathom.importance.models.stacks import Stack, parameters_of
-from fathom.importance.search import that_fit
+from fathom.importance.search import fitting
 from fathom.training.metrics import Floats, bootstrap_means, percentile
 
 RATIOS = (1.35, 1.8, 2.5)
@@ -120,9 +122,17 @@ class _Compression:
                     tuned = other.heal(self.heal, self.subject.healing, model=other.apply())
                 arms["last tuned"] = self._arm(tuned)
             arms[f"{name} healed"] = self._arm(other.heal(self.heal, self.subject.healing, model=made))
+        width = {}
+        if self.subject.answers:
+            narrow = narrowed(self.ready.model, self.test[0][0], self.subject.answers, parameters_of([smaller]))
+            arms["width"] = self._arm(narrow)
+            healed_narrow = distil(narrow, self.ready.model, self.layers.task, self.heal, self.subject.healing)
+            arms["width healed"] = self._arm(healed_narrow)
+            width = {"parameters": parameters_of([narrow]), "faster": self._faster(narrow)}
         return {
             "ratio": ratio,
             "reached": plan.ratio,
+            "width": width,
             "left_out": list(plan.left_out),
             "layers": len(plan.keep),
             "parameters": parameters_of([smaller]),
@@ -138,7 +148,7 @@ class _Compression:
         most = self.layers.size(self.layers.layers) / ratio * (1 + 1e-9)
         last = max(n for n in range(1, count + 1) if n == 1 or self.layers.size(range(n)) <= most)
         orders = [rng.permutation(count).tolist() for _ in range(self.subject.draws)]
-        drawn = {f"random {n}": that_fit(order, self.layers, most) for n, order in enumerate(orders)}
+        drawn = {f"random {n}": fitting(order, self.layers.size, most) for n, order in enumerate(orders)}
         return {"last": tuple(range(last)), **{name: keep for name, keep in drawn.items() if keep}}
 
     @contextmanager

@@ -37,7 +37,8 @@ class Subject:
 
     ``orders``: how many random orders of layers are measured where not all subsets can be. ``draws``: how many random
     choices of layers are healed beside ours. ``steps``: batches that every smaller model learns from.
-    ``compressed``: whether it is made smaller, or ranked alone.
+    ``compressed``: whether it is made smaller, or ranked alone. ``answers``: the module that gives the answers, where
+    Torch-Pruning can make the others narrower, to compare with.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Subject:
     draws: int = 2
     steps: int = 100
     compressed: bool = True
+    answers: str = ""
 
 
 def batches(named: Mapping[str, Tensor], size: int, rows: Iterable[int]) -> list[Batch]:

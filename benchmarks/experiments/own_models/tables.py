@@ -8,9 +8,12 @@ from typing import Any
 from fathom.benchmarks.markdown import paragraphs, percent, table
 from fathom.benchmarks.record import load_run
 from fathom.benchmarks.registry import StoredRun
+from fathom.importance.choice import Graded, choose_methods
 from fathom.importance.registry import DEFAULT
 from fathom.training.metrics import Interval
 
+#: Passes of all samples through all layers.
+BUDGETS = (20, 200)
 FOUND = ("model", "task", "modality", "blocks", "layers", "subsets", "methods", "best method", "consensus", "min")
 COMPRESSED = (
     *("model", "metric", "ratio", "layers", "faster", "weights, MB", "plan", "plan, healed"),
@@ -21,9 +24,14 @@ COMPRESSED = (
 CLAIMED = {1.35: 0.873, 1.8: 0.846, 2.5: 0.783}
 
 
+def stored_models(folder: Path, order: Sequence[str]) -> list[StoredRun]:
+    """Those of these models that are stored."""
+    return [load_run(path) for name in order if (path := folder / "own_models" / f"{name}.json").exists()]
+
+
 def own_models_section(folder: Path, order: Sequence[str]) -> str:
     """All of the section, "" without runs."""
-    stored = [load_run(path) for name in order if (path := folder / "own_models" / f"{name}.json").exists()]
+    stored = stored_models(folder, order)
     if not stored:
         return ""
     claims = ", ".join(f"{ratio:g}x {share:.1%}" for ratio, share in CLAIMED.items())
@@ -37,6 +45,9 @@ def own_models_section(folder: Path, order: Sequence[str]) -> str:
         "Methods over all these models. Applies: to how many; the others are refused with a reason, which is stored."
         " Methods that run where none is named have a star.",
         table(("method", "applies", "mean tau", "lowest tau", "median s"), list(_methods(stored))),
+        "Which methods to run, chosen without the model that is ranked: those with which the consensus came closest to"
+        " the truth on the others, within the time of so many passes of the samples through all layers.",
+        table(("methods", "models", "mean tau", "lowest tau"), list(_choices(stored))),
         "With fewer layers, at a ratio of the layers' parameters of at least 1.35, 1.8 and 2.5: quality kept in percent"
         " of the whole model's, on samples that nothing else has seen, with 95 % intervals, paired over samples. Plan:"
         " the layers that Fathom chooses. Last: the first layers stay; tuned: only the head and the last three layers"
@@ -44,7 +55,45 @@ def own_models_section(folder: Path, order: Sequence[str]) -> str:
         f" Published, and never measured by what published it: {claims}.",
         table(COMPRESSED, [row for run in stored for row in _compressed(run)]),
         _in_words(stored),
+        _widths(stored),
     )
+
+
+def graded(run: StoredRun) -> Graded:
+    """A model as the choice of methods sees it."""
+    result = run["result"]
+    methods = result["methods"]
+    return Graded(
+        truth=result["shapley_values"],
+        scores={name: method["scores"] for name, method in methods.items()},
+        seconds={name: method["seconds"] for name, method in methods.items()},
+        forward_seconds=result["seconds"]["forward"],
+        stages="cka" not in methods,
+    )
+
+
+def _choices(stored: Sequence[StoredRun]) -> Iterable[list[str]]:
+    """Mean tau of the consensus of methods that are chosen without the model that is ranked."""
+    models = [graded(run) for run in stored]
+    networks = Graded.load()
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, model: Graded, methods: Sequence[str]) -> None:
+        ran = [method for method in methods if method in model.scores]
+        rows.setdefault(name, []).append(model.tau(ran) if ran else 0.0)
+
+    for number, model in enumerate(models):
+        others = [other for place, other in enumerate(models) if place != number and other.stages == model.stages]
+        add("the four that run where none is named", model, DEFAULT)
+        add("all that apply", model, list(model.scores))
+        for budget in BUDGETS:
+            seconds = budget * model.forward_seconds
+            for name, known in (("other models", others), ("Fathom's own networks", networks)):
+                if known:
+                    chosen = choose_methods(known, model.scores, model.forward_seconds, seconds)
+                    add(f"chosen by {name}, {budget} passes", model, chosen)
+    for name, taus in rows.items():
+        yield [name, str(len(taus)), f"{fmean(taus):+.2f}", f"{min(taus):+.2f}"]
 
 
 def _name(run: StoredRun) -> str:
@@ -113,6 +162,23 @@ def _random(row: Mapping[str, Any], *, healed: bool) -> float:
     """The mean share that the random choices keep."""
     arms = (arm for name, arm in row["arms"].items() if name.startswith("random") and name.endswith("healed") == healed)
     return fmean(arm["kept"]["value"] for arm in arms)
+
+
+def _widths(stored: Sequence[StoredRun]) -> str:
+    """Fewer layers beside narrower ones, as sentences."""
+    said = []
+    for run in stored:
+        for row in run["result"]["ratios"]:
+            if row.get("width"):
+                kept = {arm: _kept(row["arms"][arm]) for arm in ("plan healed", "width healed", "width")}
+                said.append(
+                    f"- `{_name(run)}` at {row['ratio']:g}x: fewer layers, healed, keep {kept['plan healed']} % and are"
+                    f" {row['faster']:.2f} times as fast; narrower ones with {row['width']['parameters']:,} parameters"
+                    f" (fewer layers: {row['parameters']:,}) keep {kept['width healed']} %, {kept['width']} % without"
+                    f" healing, and are {row['width']['faster']:.2f} times as fast."
+                )
+    start = "Beside Torch-Pruning, which makes all layers narrower until the whole model has as few parameters:"
+    return "\n".join([start, "", *said]) if said else ""
 
 
 def _in_words(stored: Sequence[StoredRun]) -> str:

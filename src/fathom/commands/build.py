@@ -71,7 +71,7 @@ def build(
     manifest, evaluation = read_manifest(out), work.evaluation()
     if ran:
         systems = evaluation["systems"]
-        ndcg = {f"ndcg@10 of {name}": system["metrics"]["ndcg@10"]["value"] for name, system in systems.items()}
+        ndcg = {f"test ndcg@10 of {name}": system["metrics"]["ndcg@10"]["value"] for name, system in systems.items()}
         keep_run("build", model=out, data=source, metrics=ndcg, config=settings_pages.as_dict(config), outputs=(out,))
     sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
     if as_json:

@@ -8,7 +8,7 @@ import typer
 
 from fathom import show
 from fathom.artefacts import COMPRESSED, check_outputs
-from fathom.commands.options import AsJson, Out, need_training, takes
+from fathom.commands.options import AsJson, Out, methods_within, need_training, takes
 from fathom.commands.recording import keep_run
 from fathom.errors import ConfigError, DataError
 from fathom.show import Activity
@@ -43,10 +43,15 @@ class MeasureOptions:
     methods: Annotated[
         str,
         typer.Option(
-            help="Names separated by commas, or all. Default: ablation, block_influence, gradient, fisher.",
+            help="Names separated by commas; all; or auto: the best within --budget. Default: ablation,"
+            " block_influence, gradient, fisher.",
             show_default=False,
         ),
     ] = "ablation,block_influence,gradient,fisher"
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Run the --methods that predict best within this time: 60s or 5m. Default for auto: 60s."),
+    ] = None
     samples: Annotated[int, typer.Option(min=2, help="Rows of the data to measure on, at most.")] = 256
     seed: Annotated[int, typer.Option(help="Seed of whatever a method draws.")] = 0
 
@@ -115,8 +120,9 @@ def analyzer_of(
 
     if ":" in model and not Path(model).exists():
         raise ConfigError(f"{model}: texts need a tokenizer beside the model; use create_analyzer (docs/layers.md)")
-    names = [name.strip() for name in options.methods.split(",") if name.strip()]
-    analyzer = create_analyzer(model, task, "text", names, samples=options.samples, seed=options.seed)
+    names, seconds = methods_within(options.methods, options.budget)
+    more = {"samples": options.samples, "seed": options.seed, "budget_seconds": seconds}
+    analyzer = create_analyzer(model, task, "text", names, **more)
     check_has_texts(task)
     opened, tokenizer = load_model(model, TaskType(task).value), load_tokenizer(model)
     texts = read_texts(data, task, tokenizer, opened)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.errors import MissingExtraError
+from fathom.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from fathom.training.presets import TrainConfig
@@ -75,3 +75,26 @@ def train_config(preset_name: str, settings: list[str] | None, seed: int | None)
 def read_json(path: Path) -> Any:
     """What a JSON file holds."""
     return json.loads(path.read_bytes())
+
+
+def methods_within(methods: str, budget: str | None) -> tuple[list[str], float | None]:
+    """The names of importance methods, separated by commas, and the time for them in seconds: 60s without one for auto.
+
+    Raises ConfigError for a budget that is no time.
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    is_auto = names == ["auto"]
+    budget = budget or ("60s" if is_auto else None)
+    return ["all"] if is_auto else names, None if budget is None else _seconds(budget)
+
+
+def _seconds(budget: str) -> float:
+    """60s, 5m, or a number of seconds."""
+    number, unit = (budget[:-1], budget[-1]) if budget[-1:] in ("s", "m") else (budget, "s")
+    try:
+        seconds = float(number) * (60 if unit == "m" else 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"--budget {budget}: a time above 0, as 60s or 5m")
+    return seconds

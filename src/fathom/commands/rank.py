@@ -10,7 +10,7 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, Data, Out, need_training, read_json, takes
+from fathom.commands.options import AsJson, Data, Out, methods_within, need_training, read_json, takes
 from fathom.commands.recording import keep_run
 from fathom.errors import ConfigError
 from fathom.show import Activity
@@ -87,13 +87,6 @@ class RankOptions:
     workers: Annotated[int, typer.Option(min=1, help="Number of processes that share the work.")] = 1
     ray: Annotated[str | None, typer.Option(help="Ray cluster to run on: its address, or auto.")] = None
 
-    def wanted(self) -> tuple[list[str], float | None]:
-        """The names of the methods, and the time budget in seconds."""
-        names = [name.strip() for name in self.methods.split(",") if name.strip()]
-        is_auto = names == ["auto"]
-        budget = self.budget or ("60s" if is_auto else None)
-        return ["all"] if is_auto else names, None if budget is None else _seconds(budget)
-
     def measured_on(self) -> dict[str, Any]:
         """The users and the processes, as the functions that measure take them."""
         from fathom.pieces import over_processes, over_ray
@@ -137,6 +130,8 @@ def rank(
     need_training()
     if (checkpoint is None) == (own.model is None):
         raise ConfigError("give either a checkpoint folder or --model")
+    if options.lattice_orders and files.lattice is None:
+        raise ConfigError("--lattice-orders says how much of --lattice is measured: give --lattice FOLDER too")
     if files.lattice_plot and (files.lattice is None or options.lattice_orders):
         raise ConfigError(
             "--lattice-plot draws every subset of layers: give --lattice FOLDER, without --lattice-orders"
@@ -152,7 +147,7 @@ def rank(
 
     assert checkpoint is not None
     files.check([checkpoint, data])
-    names, budget_seconds = options.wanted()
+    names, budget_seconds = methods_within(options.methods, options.budget)
     loaded, dataset, lattice = Checkpoint.load(checkpoint), Dataset.load(data), None
     on = options.measured_on()
     if files.lattice is not None:
@@ -198,15 +193,10 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
     from fathom.commands.compress import MeasureOptions, analyzer_of
 
     assert own.model is not None
-    names, budget_seconds = options.wanted()
     if options.ray or options.workers > 1:
         raise ConfigError("--workers and --ray share work on Fathom's own checkpoints; leave them out with --model")
-    if budget_seconds is not None:
-        raise ConfigError(
-            "--budget and --methods auto go by grades of Fathom's own networks; name --methods with --model"
-        )
     files.check([data, *([Path(own.model)] if Path(own.model).exists() else [])])
-    measured = MeasureOptions(",".join(names), options.users, options.seed)
+    measured = MeasureOptions(options.methods, options.budget, options.users, options.seed)
     analyzer, texts, _ = analyzer_of(own.model, own.task, data, measured)
     lattice = None
     if files.lattice is not None:
@@ -219,18 +209,6 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
     depths = sorted({-(-ranking.layers * quarter // 4) for quarter in range(1, 5)})
     files.write(ranking, lattice, depths if lattice is not None else ())
     return ranking
-
-
-def _seconds(budget: str) -> float:
-    """60s, 5m, or a number of seconds."""
-    number, unit = (budget[:-1], budget[-1]) if budget[-1:] in ("s", "m") else (budget, "s")
-    try:
-        seconds = float(number) * (60 if unit == "m" else 1)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(f"--budget {budget}: a time above 0, as 60s or 5m")
-    return seconds
 
 
 def stability(

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +19,9 @@ from fathom.files import write_bytes
 from fathom.runs import RunRecord, Runs
 
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained, ranked, compressed and evaluated before.")
+
+#: Metrics of which less is better.
+LOWER = ("loss", "latency_ms", "weights_mb")
 
 File = Annotated[
     Path | None, typer.Option("--file", help="The file of runs. Default: $FATHOM_RUNS, or build/runs.sqlite.")
@@ -67,9 +72,9 @@ def show_run(
         return
     plain = {name: value for name, value in run.as_dict().items() if name not in ("config", "metrics")}
     facts = [
-        (name, " ".join(value) if isinstance(value, list) else str(value))
+        (name, shlex.join(value) if isinstance(value, list) else str(value))
         for name, value in plain.items()
-        if value not in (None, "")
+        if value not in (None, "", [])
     ]
     show.facts(f"Run {number}", facts)
     show.facts("Metrics", [(name, f"{value:.4f}") for name, value in run.metrics.items()])
@@ -82,7 +87,8 @@ def compare_runs(numbers: Numbers, file: File = None, as_json: AsJson = False) -
 
     Example: fathom runs compare 3 5
     """
-    runs = [Runs.to_read(file).get(number) for number in numbers]
+    kept = Runs.to_read(file)
+    runs = [kept.get(number) for number in numbers]
     if as_json:
         show.print_json([run.as_dict() for run in runs])
         return
@@ -120,8 +126,13 @@ def export_runs(
 
 def leaderboard(
     task: Annotated[str, typer.Option(help="Which task, as fathom runs list shows it.")],
-    metric: Annotated[str | None, typer.Option(help="Ordered by this one. Default: the newest run's first.")] = None,
-    order: Annotated[Literal["highest", "lowest"], typer.Option(help="Which value comes first.")] = "highest",
+    metric: Annotated[
+        str | None, typer.Option(help="Ordered by this one. Default: the one that most runs have.")
+    ] = None,
+    order: Annotated[
+        Literal["highest", "lowest"] | None,
+        typer.Option(help="Which value comes first. Default: the lowest of a loss, a latency or a size."),
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Also write it as an HTML page.")] = None,
     file: File = None,
     as_json: AsJson = False,
@@ -134,8 +145,8 @@ def leaderboard(
     found = [run for run in Runs.to_read(file).all() if run.task == task and run.metrics]
     if not found:
         raise ConfigError(f"no run for the task {task!r} has a metric; fathom runs list shows all")
-    metric = metric or next(iter(found[-1].metrics))
-    sign = -1 if order == "highest" else 1
+    metric = metric or Counter(name for run in found for name in run.metrics).most_common(1)[0][0]
+    sign = 1 if (order or ("lowest" if metric in LOWER else "highest")) == "lowest" else -1
     ordered = sorted((run for run in found if metric in run.metrics), key=lambda run: sign * run.metrics[metric])
     if not ordered:
         known = ", ".join(dict.fromkeys(name for run in found for name in run.metrics))
@@ -177,14 +188,15 @@ def _as_json(runs: Sequence[RunRecord]) -> str:
 
 def _as_csv(runs: Sequence[RunRecord]) -> str:
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    plain = ("number", "created", "command", "task", "model", "data", "seconds", "version")
+    plain = ("number", "created", "command", "task", "model", "data", "seconds", "version", "commit_sha")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    # The mark by which the file is known.
-    writer.writerow([*plain, "arguments", "config", *metrics, artefacts.RUNS_EXPORT.mark])
+    # The mark by which the file is known comes first.
+    writer.writerow([artefacts.RUNS_EXPORT.mark, *plain, "arguments", "outputs", "config", *metrics])
     for run in runs:
         values = run.as_dict()
-        found = [run.metrics.get(name, "") for name in metrics]
-        config = json.dumps(values["config"])
-        writer.writerow([*(values[name] for name in plain), " ".join(run.arguments), config, *found, ""])
+        joined = (shlex.join(run.arguments), shlex.join(run.outputs), json.dumps(values["config"]))
+        writer.writerow(
+            ["", *(values[name] for name in plain), *joined, *(run.metrics.get(name, "") for name in metrics)]
+        )
     return text.getvalue()

@@ -90,7 +90,7 @@ def evaluate(
         report = evaluate_model(loaded.model, dataset, cut, part=part, counting=counting, progress=activity.update)
     if out:
         write_json(out, report.as_dict())
-    ndcg = {f"ndcg@10 of {name}": system.metrics["ndcg@10"].value for name, system in report.systems.items()}
+    ndcg = {f"{part} ndcg@10 of {name}": system.metrics["ndcg@10"].value for name, system in report.systems.items()}
     keep_run("evaluate", model=checkpoint, data=data, metrics=ndcg, config={"part": part}, outputs=(out,))
     title = f"Quality on the {part} items ({report.cases:,} users)"
     show.result(report.as_dict(), as_json, show.table, title, report.table())
@@ -109,6 +109,7 @@ def heal(
     Example: fathom heal CHECKPOINT plan.json --data DATASET --out HEALED --set train.heal_epochs=3
     """
     options.need_training()
+    from fathom.commands import settings_pages
     from fathom.exporter.planning.heal import heal as run
     from fathom.exporter.planning.plan import DepthPlan
     from fathom.training.checkpoint import Checkpoint
@@ -122,7 +123,7 @@ def heal(
         healed = run(
             loaded, DepthPlan.load(plan), Dataset.load(data), out=out, config=config, progress=activity.training
         )
-    changed = {"plan": str(plan), **{f"set {n}": setting for n, setting in enumerate(settings or [])}}
+    changed = {"plan": str(plan), **settings_pages.as_dict(config)}
     keep_run("heal", model=out, data=data, metrics=_validation(healed.metrics), config=changed, outputs=(out,))
     show.result(dict(healed.metrics), as_json, _show_training, healed.metrics)
 
