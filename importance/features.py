@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fathom.importance.interface import Batch, LayeredModel, newest_states
 from fathom.importance.statistics import Floats
@@ -19,8 +20,11 @@ Estimate = TypeVar("Estimate")
 def newest_states_and_targets(model: LayeredModel, batches: Iterable[Batch]) -> tuple[Floats, Floats]:
     """All ``newest_states`` (samples, boundaries, width) and ``targets`` (samples, features), float64."""
     pairs = [(newest_states(model, batch).cpu(), model.targets(batch).double().cpu()) for batch in batches]
-    states, targets = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
-    return states, targets
+    states, targets = zip(*pairs, strict=True)
+    # One-hot ones end at the largest label of their batch.
+    widest = max(each.shape[1] for each in targets)
+    padded = [pad(each, (0, widest - each.shape[1])) for each in targets]
+    return torch.cat(states).numpy(), torch.cat(padded).numpy()
 
 
 def at_boundaries(states: Floats, estimate: Callable[[Floats], Estimate]) -> list[Estimate]:

@@ -49,7 +49,7 @@ class Task(Protocol):
         ...
 
     def targets(self, labels: Labels) -> Tensor:
-        """Each sample's true answer as a vector, (samples, features)."""
+        """Each sample's true answer as a vector, (samples, features); the same one in every batch, zeros behind it."""
         ...
 
     def metrics(self, outputs: Sequence[Any], labels: Sequence[Labels]) -> dict[str, float]:

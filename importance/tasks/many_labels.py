@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from fathom.errors import ConfigError
 from fathom.importance.inputs import Inputs
 from fathom.importance.tasks.interface import IGNORED, draw, logits_of, one_hot, place_of
+
+#: Width of the vector that stands for a token.
+VECTOR = 16
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,12 @@ class Generation:
         return place_of(*self._last(output, labels))
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The last label, one-hot among those that occur, (samples, different ones)."""
-        last = labels.gather(1, _last_place(labels)[:, None])[:, 0]
-        # Only which are equal matters: as many columns as there are different answers.
-        dense = torch.unique(last, return_inverse=True)[1]
-        return one_hot(dense, int(dense.max()) + 1)
+        """The mean of a vector for each token, (samples, 16), where each token has a random one, always the same."""
+        tokens, places = torch.unique(labels, return_inverse=True)
+        drawn = [np.random.default_rng(abs(int(token))).standard_normal(VECTOR) for token in tokens.cpu()]
+        vectors = torch.from_numpy(np.stack(drawn)).float().to(labels.device)
+        counted = (labels != IGNORED)[..., None]
+        return (vectors[places] * counted).sum(1) / counted.sum(1).clamp(min=1)
 
     def metrics(self, outputs: Sequence[Any], labels: Sequence[Tensor]) -> dict[str, float]:
         """Perplexity, its inverse so that higher is better, and the share of right tokens."""

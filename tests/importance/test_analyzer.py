@@ -268,6 +268,33 @@ def test_every_method_ranks_or_says_why_not(name: str) -> None:
         assert not ranking.left_out
 
 
+@pytest.mark.parametrize("name", ["text", "language model", "translation", "segmentation"])
+def test_an_answer_has_the_same_vector_in_every_batch(name: str) -> None:
+    analyzer, _, batch = analyzer_of(name, ("ablation",))
+    analyzer.analyze_importance([batch])
+    task = analyzer.layers.task
+    labels = analyzer._batches[0].labels
+    together = task.targets(labels)
+    for row in range(len(labels)):
+        alone = task.targets(labels[row : row + 1])[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone)
+        assert not together[row, len(alone) :].any()
+    # And not all are alike.
+    assert len(together.unique(dim=0)) > 1
+
+
+def test_methods_of_answers_take_batches_with_different_labels() -> None:
+    analyzer, _, batch = analyzer_of("text", ("mutual_information", "information_bottleneck"))
+    order = batch["labels"].argsort()
+    sorted_batch = {name: value[order] for name, value in batch.items()}
+    parts = [{name: value[start : start + 4] for name, value in sorted_batch.items()} for start in (0, 4, 8)]
+    assert len({int(part["labels"].max()) for part in parts}) > 1
+    together = analyzer.analyze_importance([sorted_batch])
+    apart = analyzer.analyze_importance(parts)
+    for name, scores in together.methods.items():
+        assert apart.methods[name].scores == pytest.approx(scores.scores, abs=1e-4)
+
+
 def test_what_a_layer_does_to_the_state_is_measured_at_its_own_shape() -> None:
     analyzer, model, batch = analyzer_of("pictures", ("block_influence", "activation"))
     ranking = analyzer.analyze_importance([batch])

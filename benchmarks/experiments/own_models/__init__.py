@@ -41,7 +41,7 @@ SUBJECTS = {
     ),
     "whisper-encoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_encoder, compressed=False),
     "whisper-decoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_decoder),
-    "resemblyzer": Subject("retrieval", "audio", 3, "recall@1", sound.voices, Distillation(4, 1e-3)),
+    "resemblyzer": Subject("retrieval", "audio", 3, "recall@1", sound.voices, Distillation(4, 3e-4)),
     "words-and-patches": Subject("classification", "multimodal", 6, "accuracy", vision.asked, Distillation(1, 1e-3)),
     "gin-molecules": Subject("classification", "graph", 6, "accuracy", others.molecules, Distillation(2, 1e-3)),
     "mlp-adult": Subject(
