@@ -55,7 +55,7 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
 TLS = {"ca", "cert", "key"}
 READS = {
     "data prepare": {"path", "items_path"},
-    "train": {"dataset"},
+    "train": {"dataset", "config_file"},
     "evaluate": {"checkpoint", "data"},
     "rank": {"checkpoint", "data"},
     "stability": {"rankings"},
@@ -65,7 +65,7 @@ READS = {
     "heal": {"checkpoint", "plan", "data"},
     "export": {"checkpoint", "data", "plan", "ranking"},
     "certify": {"data", "from_log"},
-    "build": {"path", "items_path"},
+    "build": {"path", "items_path", "config_file"},
     "score": {"bundle", "users"},
     "serve": {"bundle", "config", "trust"},
     "demo": {"bundle", "data"},

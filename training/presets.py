@@ -103,7 +103,7 @@ PRESETS: dict[str, TrainConfig] = {
 def preset(name: str) -> TrainConfig:
     """The preset of that name; raises ConfigError that names the near match."""
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}{_hint(name, PRESETS)}; known: {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}{hint(name, PRESETS)}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -119,7 +119,7 @@ def apply_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         section, _, name = key.strip().partition(".")
         if not equals or section not in changed or name not in changed[section]:
             known = [f"{part}.{field}" for part, fields in changed.items() for field in fields]
-            reason = "is not key=value" if not equals else f"names no setting{_hint(key.strip(), known)}"
+            reason = "is not key=value" if not equals else f"names no setting{hint(key.strip(), known)}"
             raise ConfigError(f"--set {setting!r} {reason}; an example: --set train.epochs=3")
         before, value = changed[section][name], _value(text.strip())
         if isinstance(before, tuple) and not isinstance(value, list):
@@ -143,7 +143,8 @@ def _value(text: str) -> Any:
     return text
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown key: the nearest known one, if any is near."""
     last = {key.rpartition(".")[2]: key for key in known}
     near = difflib.get_close_matches(name, last.values(), 1) or [
         last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, 1)

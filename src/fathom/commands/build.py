@@ -16,6 +16,7 @@ from fathom.commands.options import (
     Preset,
     Seed,
     Settings,
+    SettingsPath,
     need_training,
     takes,
     train_config,
@@ -34,6 +35,7 @@ def build(
     source: Annotated[str, typer.Argument(help="As for `fathom data prepare`, or a dataset folder.")],
     out: Annotated[Path, typer.Option(help="The bundle; all other artefacts are kept beside it.")],
     preset: Preset = None,
+    config_file: SettingsPath = None,
     settings: Settings = None,
     seed: Seed = None,
     no_certify: Annotated[
@@ -59,7 +61,7 @@ def build(
     from fathom.commands import settings_pages
     from fathom.runtime.bundle import read_manifest
 
-    config = train_config(preset or SOURCE_PRESETS.get(source, DEFAULT_PRESET), settings, seed)
+    config = train_config(preset, settings, seed, config_file, default=SOURCE_PRESETS.get(source, DEFAULT_PRESET))
     work = Build(source, out, config, risk=None if no_certify else (EPS, DELTA))
     if not work.is_prepared:
         work = replace(work, options=prepare_options(source, given))

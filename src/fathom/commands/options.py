@@ -29,6 +29,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable; train --show-settings lists all."),
 ]
+SettingsPath = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with settings, which --preset and --set override.")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
 
 
@@ -64,11 +67,22 @@ def need_training() -> None:
     importlib.import_module("fathom.training")  # before anything else loads torch: it sets OpenMP's waiting
 
 
-def train_config(preset_name: str, settings: list[str] | None, seed: int | None) -> "TrainConfig":
-    """A preset with the settings that were given."""
+def train_config(
+    preset_name: str | None,
+    settings: list[str] | None,
+    seed: int | None,
+    file: Path | None = None,
+    *,
+    default: str = DEFAULT_PRESET,
+) -> "TrainConfig":
+    """A preset with the settings of a file, and with those that were given; the file's preset where none is named."""
+    from fathom.commands.settings_file import SettingsFile
     from fathom.training.presets import apply_settings, preset
 
-    config = apply_settings(preset(preset_name), settings or [])
+    held = None if file is None else SettingsFile.load(file)
+    config = preset(preset_name or (held and held.preset) or default)
+    config = config if held is None else held.applied_to(config)
+    config = apply_settings(config, settings or [])
     return config if seed is None else apply_settings(config, [f"train.seed={seed}"])
 
 

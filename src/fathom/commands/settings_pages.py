@@ -24,6 +24,15 @@ _HEAD = f"""# Settings of training
 
     fathom build clicks.csv --out build/clicks/bundle --set train.epochs=20 --set model.depths=4,16
 
+A YAML file holds many at once, with sections as the keys have them; `--config FILE` reads it, and `--preset` and `--set`
+override it:
+
+    preset: ml-100k
+    train:
+      epochs: 20
+    model:
+      depths: [4, 16]
+
 All start from a preset: `--preset NAME`; without it, `fathom build` takes the one that was tuned for the data set, if
 there is one, and otherwise `{DEFAULT_PRESET}`, as `fathom train` does. `fathom train --show-settings --preset NAME`
 prints what would be used, with any `--set` applied, and with `--json` as JSON. The columns of the other presets show

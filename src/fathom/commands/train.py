@@ -19,6 +19,7 @@ def train(
     dataset: Annotated[Path | None, typer.Argument(help="Dataset folder; not needed for --show-settings.")] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint; replaced only if it is one.")] = None,
     preset: options.Preset = None,
+    config_file: options.SettingsPath = None,
     settings: options.Settings = None,
     seed: options.Seed = None,
     show_settings: Annotated[
@@ -37,14 +38,14 @@ def train(
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
-    config = options.train_config(preset or options.DEFAULT_PRESET, settings, seed)
+    config = options.train_config(preset, settings, seed, config_file)
     if show_settings:
-        title = f"Settings, from the preset {preset or options.DEFAULT_PRESET}"
+        title = f"Settings, from {config_file or f'the preset {preset or options.DEFAULT_PRESET}'}"
         show.result(settings_pages.as_dict(config), as_json, show.table, title, settings_pages.rows(config))
         return
     if dataset is None or out is None:
         raise ConfigError("fathom train needs a dataset folder and --out; fathom train --help has an example")
-    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset])
+    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset, config_file])
     with Activity("train") as activity:
         checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
     keep_run(
