@@ -24,9 +24,9 @@ from fathom.importance.choice import GRADED_MODELS
 from fathom.importance.models.distillation import Distillation
 
 SUBJECTS = {
-    "minilm-reviews": Subject("classification", "text", 6, "accuracy", text.reviews, steps=16),
-    "minilm-titles": Subject("retrieval", "text", 6, "ndcg@10", text.titles, steps=32),
-    "minilm-questions": Subject("question_answering", "text", 6, "exact_match", text.questions, steps=16),
+    "minilm-reviews": Subject("classification", "text", 6, "accuracy", text.reviews, draws=1, steps=20),
+    "minilm-titles": Subject("retrieval", "text", 6, "ndcg@10", text.titles, draws=1, steps=40),
+    "minilm-questions": Subject("question_answering", "text", 6, "exact_match", text.questions, draws=1, steps=20),
     "smollm2": Subject(
         "generation", "text", 30, "token_accuracy", text.smollm2, Distillation(1, 5e-5), orders=2, draws=1, steps=12
     ),
@@ -40,7 +40,7 @@ SUBJECTS = {
         "segmentation", "vision", 6, "mean_iou", vision.segmentation, Distillation(1, 1e-3), steps=50
     ),
     "whisper-encoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_encoder, compressed=False),
-    "whisper-decoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_decoder),
+    "whisper-decoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_decoder, draws=1),
     "resemblyzer": Subject("retrieval", "audio", 3, "recall@1", sound.voices, Distillation(4, 3e-4)),
     "words-and-patches": Subject("classification", "multimodal", 6, "accuracy", vision.asked, Distillation(1, 1e-3)),
     "gin-molecules": Subject("classification", "graph", 6, "accuracy", others.molecules, Distillation(2, 1e-3)),
@@ -51,7 +51,15 @@ SUBJECTS = {
         "reinforcement_learning", "tabular", 6, "same_action", others.cartpole, Distillation(2, 1e-3)
     ),
     "recommender": Subject(
-        "recommendation", "tabular", 16, "ndcg@10", others.recommender, Distillation(1, 5e-4), orders=12
+        "recommendation",
+        "tabular",
+        16,
+        "ndcg@10",
+        others.recommender,
+        Distillation(1, 5e-4),
+        orders=12,
+        draws=1,
+        steps=50,
     ),
 }
 

@@ -24,7 +24,7 @@ _HEAD = f"""# Settings of training
 
     fathom build clicks.csv --out build/clicks/bundle --set train.epochs=20 --set model.depths=4,16
 
-A YAML file holds many at once, with sections as the keys have them; `--config FILE` reads it, and `--preset` and `--set`
+A YAML file holds many at once, in sections as the keys name them; `--config FILE` reads it, `--preset` and `--set`
 override it:
 
     preset: ml-100k
