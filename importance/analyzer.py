@@ -335,7 +335,7 @@ def _feed(digest: Any, value: Any) -> None:
     """Add all tensors, names and plain values of something nested to a hash."""
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         for name, each in value.items():
             digest.update(str(name).encode())

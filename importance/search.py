@@ -1,7 +1,7 @@
 """Finds which layers of a model to keep: for a size, for a latency, or for the quality that must stay."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -40,9 +40,9 @@ class Target:
     min_quality: float | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        given = [each.name for each in fields(self) if getattr(self, each.name) is not None]
         if len(given) != 1:
-            names = ", ".join(field.name for field in fields(self))
+            names = ", ".join(each.name for each in fields(self))
             raise ConfigError(f"give one target of {names}, not {len(given)}")
         value = getattr(self, given[0])
         if not value > 0 or (self.min_quality is not None and value > 1) or (self.ratio is not None and value <= 1):
@@ -72,6 +72,12 @@ def find_plan(measured: Measured, ranking: LayerRanking, target: Target, make: M
 class _Search:
     measured: Measured
     ranking: LayerRanking
+    _kept: set[int] = field(default_factory=set)
+    #: All layers, then what is left when one after another goes, as far as somebody asked.
+    _left: list[Subset] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._left = [self.measured.layers.layers]
 
     def with_ratio(self, ratio: float) -> CompressionPlan:
         """Layers of so many times fewer parameters."""
@@ -93,15 +99,29 @@ class _Search:
         return self._small_enough(most, lambda made: weights_mb(made) <= limit, f"{limit:g} MB of weights")
 
     def _small_enough(self, most: float, fits: Callable[[nn.Module], bool], wanted: str) -> CompressionPlan:
-        """The first plan that fits where the layers get fewer and fewer parameters, beginning with ``most``.
+        """A plan that fits, whose layers have at most so many parameters.
 
-        What is planned is not what is left where a layer that others need is bypassed, or shares weights with the rest.
+        What is planned is not what is left where a layer stays for others that need it, or shares weights with the
+        rest: a layer without which nothing is saved is kept from then on, else there are fewer and fewer parameters.
         """
+        layers = self.measured.layers
         while True:
-            plan = self._plan(self.measured.layers.size, most, wanted)
+            plan = self._plan(layers.size, most, wanted)
             if fits(plan.apply()):
                 return plan
-            most = self.measured.layers.size(plan.keep) - 1
+            gone = set(layers.layers) - set(plan.keep)
+            useless = {layer for layer in gone if self._saves_nothing(layer)}
+            if not useless:
+                most = layers.size(plan.keep) - 1
+            self._kept |= useless
+            self._left = [layers.layers]
+
+    def _saves_nothing(self, layer: int) -> bool:
+        """Whether the model is as large without a layer."""
+        layers = self.measured.layers
+        others = tuple(other for other in layers.layers if other != layer)
+        made = CompressionPlan(self.measured, others, 0.0, 0.0).apply()
+        return parameters_of([made]) == parameters_of([layers.model])
 
     def within_latency(self, limit: float) -> CompressionPlan:
         """The most layers within a latency; measured again at the end, by more rounds, and fewer if need be."""
@@ -150,10 +170,12 @@ class _Search:
         if not 0 < most < cost(layers.layers):
             raise ConfigError(f"{wanted} cannot be had by leaving out some of {len(layers.layers)} layers")
         with layers:
-            candidates = {fitting(order, cost, most) for order in self._orders}
+            first = sorted(self._kept)
+            orders = ([*first, *(layer for layer in order if layer not in self._kept)] for order in self._orders)
+            candidates = {fitting(order, cost, most) for order in orders}
             if GREEDY not in self.ranking.methods:
                 candidates.add(self._one_after_another(cost, most))
-            candidates.discard(())
+            candidates = {keep for keep in candidates if keep and self._kept <= set(keep)}
             if not candidates:
                 raise ConfigError(f"{wanted} cannot be had: no single layer is as small as that")
             losses = losses_of([*candidates, layers.layers], layers, batches)
@@ -166,18 +188,16 @@ class _Search:
         by_method = (np.argsort(method.ranks).tolist() for method in ranking.methods.values())
         return [ranking.consensus_order, self.measured.layers.layers, *by_method]
 
-    @cached_property
-    def _left(self) -> list[Subset]:
-        """All layers, then what is left when one after another goes, as far as somebody asked."""
-        return [self.measured.layers.layers]
-
     def _one_after_another(self, cost: Cost, most: float) -> Subset:
         """What is left where that layer goes which is missed least, again and again, until the rest is small enough."""
         for kept in self._left:
             if cost(kept) <= most or not kept:
                 return kept
             if kept is self._left[-1]:
-                fewer = [tuple(other for other in kept if other != layer) for layer in kept]
+                free = [layer for layer in kept if layer not in self._kept]
+                if not free:
+                    break
+                fewer = [tuple(other for other in kept if other != layer) for layer in free]
                 losses = losses_of(fewer, self.measured.layers, self.measured.batches)
                 self._left.append(min(fewer, key=lambda each: losses[each]))
         return ()

@@ -955,6 +955,8 @@ def test_a_target_that_cannot_be_had_is_one_line() -> None:
 
 def test_methods_are_graded_by_the_lattice_of_the_same_samples(tmp_path: Path) -> None:
     analyzer, _, batch = analyzer_of("text", ("ablation", "shapley"))
+    # Some weights have no axis, as the count of a batch norm.
+    analyzer.layers.model.register_buffer("count", torch.tensor(3))
     lattice = analyzer.measure_lattice([batch], tmp_path / "lattice")
     assert lattice.is_whole
     assert lattice.losses.shape == (SAMPLES, 2**lattice.layers)
