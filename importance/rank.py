@@ -211,7 +211,7 @@ def _check(name: str, rows: Floats, model: LayeredModel, batches: Iterable[Batch
         return
     _check_model(model, batches)
     bad = np.flatnonzero(~np.isfinite(rows).all(0))
-    raise ArtefactError(f"importance method {name!r} gave NaN or infinity for layers {bad.tolist()}; leave it out")
+    raise NotApplicableError(f"importance method {name!r} gave NaN or infinity for layers {bad.tolist()}; leave it out")
 
 
 def _check_model(model: LayeredModel, batches: Iterable[Batch]) -> None:

@@ -163,7 +163,7 @@ class Fixed:
 def test_a_method_that_returns_nonsense_is_named() -> None:
     nan = torch.ones(4, 4)
     nan[2, 3] = float("nan")
-    with pytest.raises(ArtefactError, match=r"^importance method 'mine' gave NaN or infinity for layers \[3\]"):
+    with pytest.raises(NotApplicableError, match=r"^importance method 'mine' gave NaN or infinity for layers \[3\]"):
         rank_layers(GatedToy(GATES), toy_batches(1, 4), {"mine": Fixed(nan)})
     with pytest.raises(
         ConfigError, match=r"^importance method 'mine' returned shape \(4, 3\), not \(samples, 4 layers\)"

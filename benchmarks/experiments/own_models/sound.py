@@ -184,7 +184,7 @@ def whisper_encoder() -> Ready:
 
 def whisper_decoder() -> Ready:
     """The decoder of Whisper tiny.en as it is; what it writes with all layers is right."""
-    model, spoken = _spoken(128)
+    model, spoken = _spoken(72)
     named = {name: spoken[name] for name in ("heard", "labels")}
-    heal, rank, test = parts(named, 8, 64, 16, 48)
+    heal, rank, test = parts(named, 8, 32, 8, 32)
     return Ready(Writer(model).eval(), heal, rank, test)
