@@ -11,6 +11,7 @@ from fathom.cli import app
 from fathom.errors import FathomError
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.load import load_model
+from fathom.importance.registry import method_names
 
 transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "is", "a", "who", "was", "it", "ada", "wrote"]
@@ -156,6 +157,15 @@ def test_the_methods_are_graded_by_the_lattice_of_a_model_of_one_s_own(models: P
     assert plot.stat().st_size > 10_000
     sampled = call(*given, "--out", tmp_path / "again.json", "--lattice", tmp_path / "sampled", "--lattice-orders", "1")
     assert "Grades against" in sampled
+
+
+def test_methods_are_chosen_within_a_time(models: Path, tmp_path: Path) -> None:
+    given = ["rank", "--model", models / "classification", "--data", models / "classification.csv"]
+    call(*given, "--methods", "auto", "--out", tmp_path / "auto.json")
+    assert set(LayerRanking.load(tmp_path / "auto.json").methods) < set(method_names())
+    call(*given, "--methods", "ablation,zero_shot", "--budget", "5m", "--out", tmp_path / "two.json")
+    assert set(LayerRanking.load(tmp_path / "two.json").methods) <= {"ablation", "zero_shot"}
+    assert "fits into 1e-09 s" in refused(*given, "--methods", "ablation", "--budget", "1e-9s", "--out", tmp_path / "x")
 
 
 def test_a_quality_a_memory_or_a_latency_is_asked_for(models: Path, tmp_path: Path) -> None:

@@ -917,6 +917,24 @@ def test_weights_of_several_sizes_and_such_as_are_shared_are_weighed_as_they_are
             assert weights_mb(plan.apply()) <= share * weights_mb(model)
 
 
+def test_a_model_that_reads_its_layers_by_number_is_made_smaller() -> None:
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList(Slow() for _ in range(4)), nn.Linear(256, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for number in range(4):
+                x = self.layers[number](x)
+            return self.head(x)
+
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(Numbered())
+    analyzer.analyze_importance([(torch.randn(16, 256), draw(16))])
+    plan = analyzer.generate_compression_plan(target_ratio=2)
+    assert plan.report()["ratio"] == pytest.approx(2.0)
+
+
 def test_a_layer_that_others_need_is_no_saving() -> None:
     analyzer, model, batch = analyzer_of("translation", ("ablation",))
     analyzer.analyze_importance([batch])
