@@ -16,6 +16,7 @@ from fathom.benchmarks.experiments.own_models import SUBJECTS
 from fathom.benchmarks.experiments.own_models.others import Residual
 from fathom.benchmarks.experiments.own_models.sources import ctranslate2
 from fathom.benchmarks.experiments.own_models.subjects import Ready, Subject, fit, parts
+from fathom.benchmarks.experiments.own_models.tables import graded
 from fathom.benchmarks.record import save_run
 from fathom.errors import ConfigError, DataError
 from fathom.importance import choice
@@ -63,6 +64,10 @@ def test_a_model_is_studied_stored_and_shown(tmp_path: Path, monkeypatch: pytest
     own_models.learn_choice(tmp_path)
     (known,) = Graded.load(tmp_path / "graded_models.json")
     assert not known.stages
+    # A method may be missing for another reason than stages.
+    reason = "importance method 'cka' gave NaN or infinity for layers [0]; leave it out"
+    assert not graded({"result": {**result, "left_out": {"cka": reason}}}).stages
+    assert graded({"result": {**result, "left_out": {"cka": "the hidden state changes its shape on the way"}}}).stages
     assert known.tau(["shapley"]) > 0.5
 
 
