@@ -2,6 +2,7 @@
 
 ``ladder``            the recipe of ``fathom train``: one network with exits at 4, 8, 12 and 16 layers
 ``alone-D``           a network of D layers trained for itself, by the same recipe and for as many epochs
+``time-D``            the same, for as long as ``alone-16`` trains: the fewer layers, the more epochs
 ``prefix``...         the ladder, healed in the order of a plan; ``permuted-random`` orders the layers by chance
 ``cut-``...           ``alone-16``, which never had exits, healed as a plan: choosing layers after training
 ``tune-``...          ``permuted-consensus`` with only a part of the weights healed, or none
@@ -18,6 +19,10 @@ from fathom.exporter.planning.plan import Strategy
 from fathom.training.presets import TrainConfig, apply_settings
 
 DEPTHS = (4, 8, 12, 16)
+
+#: Epochs of ``time-D``. On two cores an epoch of D layers of ML-100K takes about 2 + D / 2 s (the stored runs of
+#: ``alone-D``); the 12 epochs of growth are those of 4 layers.
+EPOCHS_IN_EQUAL_TIME = {4: 43, 8: 21, 12: 16, 16: 12, 24: 9, 32: 7}
 
 PLANS: tuple[tuple[str, Strategy], ...] = (("nested", "nested"), ("permuted", "permuted-prefix"))
 
@@ -56,6 +61,16 @@ def alone(depth: int) -> Callable[[TrainConfig], TrainConfig]:
     return change
 
 
+def in_equal_time(depth: int) -> Callable[[TrainConfig], TrainConfig]:
+    """The config of ``alone`` with the epochs that fit into the time of 16 layers; none of them is saved by patience."""
+
+    def change(config: TrainConfig) -> TrainConfig:
+        epochs = EPOCHS_IN_EQUAL_TIME[depth]
+        return apply_settings(alone(depth)(config), (f"train.epochs={epochs}", f"train.patience={epochs}"))
+
+    return change
+
+
 def setting(*settings: str) -> Callable[[TrainConfig], TrainConfig]:
     """Changes of the config as on the command line."""
     return lambda config: apply_settings(config, settings)
@@ -66,6 +81,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("ladder", "main"),
         *(Arm(f"alone-{depth}", "alone", alone(depth), read=(depth,)) for depth in DEPTHS),
+        *(Arm(f"time-{depth}", "time", in_equal_time(depth), read=(depth,)) for depth in EPOCHS_IN_EQUAL_TIME),
         Arm("prefix", "plans", start="ladder"),
         *(
             Arm(f"{short}-{order}", "plans", start="ladder", strategy=strategy, order=order)

@@ -5,7 +5,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from fathom.benchmarks.experiments.quality.arms import ARMS, DEPTHS
+from fathom.benchmarks.experiments.quality.arms import ARMS, DEPTHS, EPOCHS_IN_EQUAL_TIME
 from fathom.benchmarks.experiments.quality.stored import Pool, Pooled, dataset_title
 from fathom.benchmarks.markdown import decimal, interval, paragraphs, percent, table
 from fathom.training.metrics import Interval
@@ -49,7 +49,7 @@ def seeds(count: int) -> str:
 def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any] | None) -> list[str]:
     """All sections, in order. engine: the stored run of engine_depth, None where there is none."""
     parts = [_plain_statement(pools), _choice_of_layers(pools), _pictures(pools)]
-    about_one = (_all_arms, _beside_others, _exits_against_alone, _healed, _ablations, _cold)
+    about_one = (_all_arms, _beside_others, _exits_against_alone, _in_equal_time, _healed, _ablations, _cold)
     for pool in pools:
         parts += [f"## {title(pool)}", *(about(pool) for about in about_one)]
     return [*parts, _compression(pools, engine)]
@@ -194,6 +194,21 @@ def _exits_against_alone(pool: Pool) -> str:
         " healing, which every bundle goes through, adds some:"
     )
     head = ["exit", "NDCG@10 against `alone-`, %", "verdict", "seeds"]
+    return paragraphs(about, table(head, rows)) if rows else ""
+
+
+def _in_equal_time(pool: Pool) -> str:
+    rows = []
+    for depth, epochs in EPOCHS_IN_EQUAL_TIME.items():
+        arm = f"time-{depth}", f"depth {depth}"
+        if (ndcg := pool.mean(arm)) is not None:
+            less = None if depth == DEPTHS[-1] else pool.difference(arm, ("time-16", SYSTEMS[-1]))
+            rows.append([str(depth), str(epochs), interval(ndcg), interval(less, signed=True), *_effort(pool, arm[0])])
+    about = (
+        "How deep should a network be that has a given time to train? Each is trained for its depth alone, for as many"
+        " epochs as fit into the time of 16 layers:"
+    )
+    head = ["layers", "epochs", "NDCG@10", "less 16 layers", "seeds", "hours each"]
     return paragraphs(about, table(head, rows)) if rows else ""
 
 
