@@ -16,11 +16,13 @@ from fathom.errors import ConfigError, FathomError
 from fathom.files import new_folder, write_json
 from fathom.importance.inputs import Inputs
 from fathom.importance.models.batch import ModuleBatch
-from fathom.importance.models.distillation import Distillation, distil
+from fathom.importance.models.distillation import Distillation, Teacher, distil
 from fathom.importance.models.layered import ModuleLayers
+from fathom.importance.models.layerwise import LayerPairs
 from fathom.importance.models.onnx import export_onnx
+from fathom.importance.models.recurrent import with_layers_apart
 from fathom.importance.models.save import save_pretrained, save_weights
-from fathom.importance.models.stacks import parameters_of
+from fathom.importance.models.stacks import find_stacks, main_stack, parameters_of
 
 Subset = tuple[int, ...]
 
@@ -55,12 +57,16 @@ def weights_mb(model: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """Which layers stay. ``loss_before``, ``loss_after``: mean loss on the samples of the ranking."""
+    """Which layers stay. ``loss_before``, ``loss_after``: mean loss on the samples of the ranking.
+
+    ``order``: all layers, the most important first; empty where they are of equal importance.
+    """
 
     measured: Measured = field(repr=False)
     keep: Subset
     loss_before: float
     loss_after: float
+    order: Subset = ()
 
     @property
     def ratio(self) -> float:
@@ -88,17 +94,56 @@ class CompressionPlan:
         with layers:
             return layers.without(gone, self.measured.batches[0])
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """How much each layer that stays counts in layer-wise distillation, by its place in the order; 1 in all."""
+        by_importance = [layer for layer in self.order if layer in self.keep]
+        points = [len(self.keep) - by_importance.index(layer) if self.order else 1 for layer in self.keep]
+        return tuple(each / sum(points) for each in points)
+
     def heal(
-        self, batches: Iterable[tuple[Inputs, Any]], how: Distillation | None = None, *, model: nn.Module | None = None
+        self,
+        batches: Iterable[tuple[Inputs, Any]],
+        how: Distillation | None = None,
+        *,
+        model: nn.Module | None = None,
+        teachers: Sequence[nn.Module] = (),
     ) -> nn.Module:
         """The smaller model, trained on other samples to give what the whole model gives; see ``distil``.
 
         ``batches``: inputs and labels, as ``LayerAnalyzer.batches_of`` reads them from a loader; samples that the plan
-        is measured on should not be among them. ``model``: that of ``apply`` or of an earlier healing.
+        is measured on should not be among them. ``model``: that of ``apply`` or of an earlier healing. ``teachers``: to
+        learn from in place of the whole model; they are called as it is, and give the same kind of output.
+
+        With ``how.layerwise`` a layer goes by what the whole model gives the next layer that stays, or by the layer of
+        another teacher that lies as deep; ``weights`` say how much it counts.
         """
-        layers = self.measured.layers
+        layers, how = self.measured.layers, how or Distillation()
         student = self.apply() if model is None else model
-        return distil(student, layers.model, layers.task, batches, how or Distillation())
+        blocks = layers.paths_in(student, self.keep)
+        taught = [with_layers_apart(each) for each in teachers] or [layers.running]
+        return distil(
+            student,
+            [Teacher(each, self._pairs(each, blocks) if how.layerwise else None) for each in taught],
+            layers.task,
+            batches,
+            how,
+            blocks=blocks,
+            collation=layers.collation,
+        )
+
+    def _pairs(self, teacher: nn.Module, blocks: tuple[str, ...]) -> LayerPairs:
+        layers = self.measured.layers
+        if layers.adds(self.measured.batches[0]):
+            raise ConfigError("layer-wise distillation needs layers that give the state, not what is added to it")
+        if teacher is layers.running:
+            return LayerPairs(blocks, layers.before_the_next(self.keep, self.measured.batches[0]), self.weights)
+        stacks = find_stacks(teacher)
+        if not stacks:
+            raise ConfigError(f"{type(teacher).__name__} has no repeated blocks for layer-wise distillation")
+        other = main_stack(stacks).blocks
+        places = [max(0, round((place + 1) * len(other) / len(blocks)) - 1) for place in range(len(blocks))]
+        return LayerPairs(blocks, tuple(other[place] for place in places), self.weights)
 
     def report(self, model: nn.Module | None = None, *, rounds: int = 5) -> dict[str, Any]:
         """What is lost and won on the samples of the ranking: loss, metrics, parameters, and how much faster it runs.

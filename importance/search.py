@@ -19,6 +19,8 @@ from fathom.importance.models.stacks import parameters_of
 GREEDY = "greedy_elimination"
 #: Layers that fit exactly must not be lost to it.
 ROUNDING = 1e-9
+#: So many plans with the least loss are made and healed where healing decides.
+FINALISTS = 3
 #: Makes the model of a plan: ``apply`` alone, or healed.
 Make = Callable[[CompressionPlan], nn.Module]
 #: What some layers take of whatever is scarce.
@@ -51,13 +53,15 @@ class Target:
 
 
 def find_plan(measured: Measured, ranking: LayerRanking, target: Target, make: Make) -> CompressionPlan:
-    """The plan that reaches a target with the least loss; ``make`` makes the models whose quality is measured.
+    """The plan that reaches a target with the least loss.
 
-    For a latency or a quality the number of layers is searched by halving, as if fewer layers were never slower and
-    never better. Raises ConfigError for a target that no plan reaches.
+    ``make``: makes the models whose quality is measured; where it heals them, the three plans with the least loss are
+    made, and that one is taken which has the least loss then. For a latency or a quality the number of layers is
+    searched by halving, as if fewer layers were never slower and never better. Raises ConfigError for a target that no
+    plan reaches.
     """
     measured.layers.check_apart()
-    search = _Search(measured, ranking)
+    search = _Search(measured, ranking, make)
     if target.ratio is not None:
         return search.with_ratio(target.ratio)
     if target.memory_mb is not None:
@@ -65,13 +69,14 @@ def find_plan(measured: Measured, ranking: LayerRanking, target: Target, make: M
     if target.latency_ms is not None:
         return search.within_latency(target.latency_ms)
     assert target.min_quality is not None
-    return search.keeping_quality(target.min_quality, make)
+    return search.keeping_quality(target.min_quality)
 
 
 @dataclass
 class _Search:
     measured: Measured
     ranking: LayerRanking
+    make: Make
     _kept: set[int] = field(default_factory=set)
     #: All layers, then what is left when one after another goes, as far as somebody asked.
     _left: list[Subset] = field(default_factory=list)
@@ -106,9 +111,9 @@ class _Search:
         """
         layers = self.measured.layers
         while True:
-            plan = self._plan(layers.size, most, wanted)
+            plan, *others = self._plans(layers.size, most, wanted)
             if fits(plan.apply()):
-                return plan
+                return self._once_made([plan, *others], fits)
             gone = set(layers.layers) - set(plan.keep)
             useless = {layer for layer in gone if self._saves_nothing(layer)}
             if not useless:
@@ -135,13 +140,13 @@ class _Search:
             fits = measured.latency_ms(self.of_layers(middle).apply()) <= limit
             low, high = (middle, high) if fits else (low, middle - 1)
         for count in range(low, 0, -1):
-            plan = self.of_layers(count)
-            found = measured.latency_ms(plan.apply(), rounds=15)
+            plans = self._plans(len, count, f"{count} layers")
+            found = measured.latency_ms(plans[0].apply(), rounds=15)
             if found <= limit:
-                return plan
+                return self._once_made(plans, lambda made: measured.latency_ms(made, rounds=15) <= limit)
         raise ConfigError(f"with one layer the model still takes {found:.3g} ms, more than {limit:g}")
 
-    def keeping_quality(self, share: float, make: Make) -> CompressionPlan:
+    def keeping_quality(self, share: float) -> CompressionPlan:
         """The fewest layers that keep a quality."""
         _, metrics = self.measured.quality(self.measured.layers.model)
         metric = next(iter(metrics))
@@ -150,7 +155,7 @@ class _Search:
         low, high, best = 1, len(self.measured.layers.layers), 0.0
         while low < high:
             middle = (low + high) // 2
-            kept = self.measured.quality(make(self.of_layers(middle)))[1][metric] / metrics[metric]
+            kept = self.measured.quality(self.make(self.of_layers(middle)))[1][metric] / metrics[metric]
             low, high, best = (low, middle, best) if kept >= share else (middle + 1, high, kept)
         if low == len(self.measured.layers.layers):
             raise ConfigError(f"without any layer less than {share:g} of the {metric} stays: {best:.3g} with {low - 1}")
@@ -158,13 +163,20 @@ class _Search:
 
     def of_layers(self, count: int) -> CompressionPlan:
         """A plan with so many layers."""
-        return self._plan(len, count, f"{count} layers")
+        return self._plans(len, count, f"{count} layers")[0]
 
-    def _plan(self, cost: Cost, most: float, wanted: str) -> CompressionPlan:
-        """The layers to keep that cost no more.
+    def _once_made(self, plans: Sequence[CompressionPlan], fits: Callable[[nn.Module], bool]) -> CompressionPlan:
+        """The first plan, or that of the first few which has the least loss once it is healed."""
+        if self.make is CompressionPlan.apply:
+            return plans[0]
+        finalists = [plans[0], *(plan for plan in plans[1:FINALISTS] if fits(plan.apply()))]
+        return min(finalists, key=lambda plan: self.measured.quality(self.make(plan))[0])
 
-        Candidates are the best layers by each method and by their consensus, the first layers, and what is left when
-        one layer after another goes; the one with the least loss is taken. Raises ConfigError where none is so small.
+    def _plans(self, cost: Cost, most: float, wanted: str) -> list[CompressionPlan]:
+        """Which layers to keep that cost no more, the least loss first.
+
+        These are the best layers by each method and by their consensus, the first layers, and what is left when one
+        layer after another goes. Raises ConfigError where none is so small.
         """
         layers, batches = self.measured.layers, self.measured.batches
         if not 0 < most < cost(layers.layers):
@@ -179,8 +191,11 @@ class _Search:
             if not candidates:
                 raise ConfigError(f"{wanted} cannot be had: no single layer is as small as that")
             losses = losses_of([*candidates, layers.layers], layers, batches)
-        keep = min(candidates, key=lambda each: (losses[each], each))
-        return CompressionPlan(self.measured, keep, losses[layers.layers], losses[keep])
+        whole, order = losses[layers.layers], self.ranking.consensus_order
+        return [
+            CompressionPlan(self.measured, keep, whole, losses[keep], order)
+            for keep in sorted(candidates, key=lambda each: (losses[each], each))
+        ]
 
     @cached_property
     def _orders(self) -> list[Sequence[int]]:

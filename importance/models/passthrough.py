@@ -26,8 +26,8 @@ class Passthrough(nn.Module):
                 setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The hidden state, unchanged."""
-        hidden = self._call.given(args, kwargs)
+        """The hidden state, unchanged, or nothing where the model adds to it what the layer gives."""
+        hidden = self._call.left_out(args, kwargs)
         return hidden if self._form is None else with_hidden(self._form, hidden)
 
 
@@ -46,8 +46,8 @@ class Bypassed(nn.Module):
             return getattr(super().__getattr__("block"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The hidden state as it came, and what else the layer gives."""
-        hidden = self._call.given(args, kwargs)
+        """The hidden state as it came (or nothing to add to it), and what else the layer gives."""
+        hidden = self._call.left_out(args, kwargs)
         return with_hidden(self.block(*args, **kwargs), hidden)
 
 
@@ -101,12 +101,9 @@ def shortened(model: nn.Module, paths: Collection[str], blocks: Sequence[str]) -
     ``blocks``: the whole stack. The numbers by which layers know themselves, and a transformers model's config, say so
     too, so that the model can be saved and opened as any other.
     """
-    owners = {path.rpartition(".")[0] for path in blocks}
-    if len(owners) != 1 or not all(path.rpartition(".")[2].isdigit() for path in blocks):
-        return None
-    (owner,) = owners
-    whole = model.get_submodule(owner)
-    if not isinstance(whole, nn.ModuleList) or len(whole) != len(blocks):
+    owner = list_of(blocks)
+    whole = None if owner is None else model.get_submodule(owner)
+    if owner is None or not isinstance(whole, nn.ModuleList) or len(whole) != len(blocks):
         return None
     smaller = copy.deepcopy(model, memo={id(model.get_submodule(path)): nn.Identity() for path in paths})
     kept = [place for place, path in enumerate(blocks) if path not in paths]
@@ -120,6 +117,13 @@ def shortened(model: nn.Module, paths: Collection[str], blocks: Sequence[str]) -
     for config in _configs(smaller, owner):
         _shorten(config, owner, kept, len(blocks))
     return smaller
+
+
+def list_of(blocks: Sequence[str]) -> str | None:
+    """The path of what holds all blocks by their numbers; None where there is no such one."""
+    owners = {path.rpartition(".")[0] for path in blocks}
+    numbered = all(path.rpartition(".")[2].isdigit() for path in blocks)
+    return owners.pop() if numbered and len(owners) == 1 else None
 
 
 #: How configs call the number of layers of a stack, by a word of its path.

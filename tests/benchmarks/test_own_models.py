@@ -52,13 +52,15 @@ def test_a_model_is_studied_stored_and_shown(tmp_path: Path, monkeypatch: pytest
     first, impossible = result["ratios"]
     assert first["layers"] == 2
     assert set(first["arms"]) == {
-        *("plan", "plan healed", "last", "last tuned", "last healed", "random 0", "random 0 healed")
+        *("plan", "plan healed", "plan layerwise", "plan lora", "chosen healed"),
+        *("last", "last tuned", "last healed", "random 0", "random 0 healed"),
     }
     assert first["onnx"]["difference"] < 1e-4
     assert all(0.4 < arm["kept"]["low"] <= arm["kept"]["value"] <= 1.1 for arm in first["arms"].values())
     assert "ratio of 9" in impossible["refused"]
     page = own_models.BENCHMARK.section(tmp_path)
     assert "| small | accuracy | 1.35 | 2 of 4 |" in page
+    assert "| model | ratio | plan | plan, by its layers too | plan, by adapters | plan chosen after healing |" in page
     assert "Residual layers, trained here, say whether" in page
     # And what the choice of methods is learned from.
     own_models.learn_choice(tmp_path)

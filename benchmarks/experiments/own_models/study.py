@@ -19,7 +19,7 @@ from fathom.importance.analyzer import LayerAnalyzer, create_analyzer
 from fathom.importance.compression import CompressionPlan, weights_mb
 from fathom.importance.inputs import Inputs
 from fathom.importance.lattice.grades import Truth
-from fathom.importance.models.distillation import distil
+from fathom.importance.models.distillation import Teacher, distil
 from fathom.importance.models.stacks import Stack, parameters_of
 from fathom.importance.search import fitting
 from fathom.training.metrics import Floats, bootstrap_means, percentile
@@ -112,7 +112,7 @@ class _Compression:
             return {"ratio": ratio, "refused": str(error)}
         smaller = plan.apply()
         healed = plan.heal(self.heal, self.subject.healing, model=smaller)
-        arms = {"plan": self._arm(smaller), "plan healed": self._arm(healed)}
+        arms = {"plan": self._arm(smaller), "plan healed": self._arm(healed), **self._healed_otherwise(plan, ratio)}
         for name, keep in self._others(ratio).items():
             other = replace(plan, keep=keep)
             made = other.apply()
@@ -126,7 +126,8 @@ class _Compression:
         if self.subject.answers:
             narrow = narrowed(self.ready.model, self.test[0][0], self.subject.answers, parameters_of([smaller]))
             arms["width"] = self._arm(narrow)
-            healed_narrow = distil(narrow, self.ready.model, self.layers.task, self.heal, self.subject.healing)
+            teachers = [Teacher(self.ready.model)]
+            healed_narrow = distil(narrow, teachers, self.layers.task, self.heal, self.subject.healing)
             arms["width healed"] = self._arm(healed_narrow)
             width = {"parameters": parameters_of([narrow]), "faster": self._faster(narrow)}
         return {
@@ -141,6 +142,29 @@ class _Compression:
             "onnx": self._onnx(plan, healed, ratio),
             "arms": arms,
         }
+
+    def _healed_otherwise(self, plan: CompressionPlan, ratio: float) -> dict[str, dict[str, Any]]:
+        """Equally long: by its layers too, by adapters alone, and the plan that is best once it is healed."""
+        how = self.subject.healing
+        by_arm = {
+            "plan layerwise": replace(how, layerwise=1.0),
+            "plan lora": replace(how, tune="lora", learning_rate=10 * how.learning_rate),
+        }
+        found = {}
+        for name, other in by_arm.items():
+            try:
+                found[name] = self._arm(plan.heal(self.heal, other))
+            except FathomError as error:
+                found[name] = {"refused": str(error)}
+        made: dict[tuple[int, ...], nn.Module] = {}
+
+        def make(each: CompressionPlan) -> nn.Module:
+            made[each.keep] = each.heal(self.heal, how)
+            return made[each.keep]
+
+        chosen = self.analyzer.generate_compression_plan(ratio, make=make)
+        found["chosen healed"] = {**self._arm(made[chosen.keep]), "left_out": list(chosen.left_out)}
+        return found
 
     def _others(self, ratio: float) -> dict[str, tuple[int, ...]]:
         """The choices to compare with: the first layers, and random ones."""

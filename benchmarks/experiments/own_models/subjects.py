@@ -70,4 +70,4 @@ def fit(model: nn.Module, task: Task, given: Sequence[Batch], *, epochs: int, ra
     """The model, trained on labelled batches by its task's loss alone."""
     pairs = [(Inputs((), {k: v for k, v in batch.items() if k != "labels"}), batch["labels"]) for batch in given]
     how = Distillation(epochs=epochs, learning_rate=rate, imitation=0.0)
-    return distil(model, model, task, pairs, how)
+    return distil(model, (), task, pairs, how)

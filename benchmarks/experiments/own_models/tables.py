@@ -20,6 +20,14 @@ COMPRESSED = (
     *("last, tuned", "last, healed", "random", "random, healed", "ONNX differs by"),
 )
 
+#: Arms of healing, and what the page calls them.
+HEALED = {
+    "plan healed": "plan",
+    "plan layerwise": "plan, by its layers too",
+    "plan lora": "plan, by adapters",
+    "chosen healed": "plan chosen after healing",
+}
+
 #: Published for leaving out layers by importance, never measured by what published it: ratio -> share of quality kept.
 CLAIMED = {1.35: 0.873, 1.8: 0.846, 2.5: 0.783}
 
@@ -55,6 +63,7 @@ def own_models_section(folder: Path, order: Sequence[str]) -> str:
         f" Published, and never measured by what published it: {claims}.",
         table(COMPRESSED, [row for run in stored for row in _compressed(run)]),
         _in_words(stored),
+        _healed_otherwise(stored),
         _widths(stored),
     )
 
@@ -152,6 +161,30 @@ def _compressed(run: StoredRun) -> Iterable[list[str]]:
             *(f"{100 * _random(row, healed=healed):.1f}" for healed in (False, True)),
             f"{onnx['difference']:.0e}" if "difference" in onnx else "refused",
         ]
+
+
+def _healed_otherwise(stored: Sequence[StoredRun]) -> str:
+    """Ways of healing side by side, for the runs that have them, with the mean over these."""
+    rows, kept = [], []
+    for run in stored:
+        for row in run["result"]["ratios"]:
+            arms = row.get("arms", {})
+            if "chosen healed" in arms:
+                shown = [_kept(arms[arm]) if "kept" in arms[arm] else "refused" for arm in HEALED]
+                rows.append([_name(run), f"{row['ratio']:g}", *shown, f"{100 * _random(row, healed=True):.1f}"])
+                if all("kept" in arms[arm] for arm in HEALED):
+                    values = [arms[arm]["kept"]["value"] for arm in HEALED]
+                    kept.append([*values, _random(row, healed=True)])
+    if not kept:
+        return ""
+    means = [f"{100 * fmean(column):.1f}" for column in zip(*kept, strict=True)]
+    about = (
+        "Ways of healing, equally long, quality kept in percent. By its layers too: the states that layers leave are"
+        " imitated with a weight of 1. By adapters: LoRA of rank 8 at ten times the rate. Chosen after healing: of"
+        " three plans, the one with the least loss once healed."
+    )
+    head = ("model", "ratio", *HEALED.values(), "random layers")
+    return paragraphs(about, table(head, [*rows, [f"mean of {len(kept)} rows", "", *means]]))
 
 
 def _kept(arm: Mapping[str, Any]) -> str:

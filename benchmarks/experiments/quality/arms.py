@@ -62,7 +62,7 @@ def alone(depth: int) -> Callable[[TrainConfig], TrainConfig]:
 
 
 def in_equal_time(depth: int) -> Callable[[TrainConfig], TrainConfig]:
-    """The config of ``alone`` with the epochs that fit into the time of 16 layers; none of them is saved by patience."""
+    """The config of ``alone`` with the epochs that fit into the time of 16 layers, all of which it takes."""
 
     def change(config: TrainConfig) -> TrainConfig:
         epochs = EPOCHS_IN_EQUAL_TIME[depth]

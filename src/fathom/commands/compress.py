@@ -1,8 +1,9 @@
 """A model of one's own with fewer layers."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +15,12 @@ from fathom.errors import ConfigError, DataError
 from fathom.show import Activity
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fathom.importance.analyzer import LayerAnalyzer
+    from fathom.importance.compression import CompressionPlan
+    from fathom.importance.inputs import Inputs
+    from fathom.importance.models.distillation import Distillation
     from fathom.importance.models.texts import TextFile
     from fathom.importance.search import Target
 
@@ -68,6 +74,35 @@ class HealOptions:
         ),
     ] = 0
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of healing.")] = 1e-4
+    tune: Annotated[
+        Literal["everything", "lora"],
+        typer.Option(help="What healing trains; lora: adapters beside the layers' matrices, with the extra peft."),
+    ] = "everything"
+    layerwise: Annotated[
+        float,
+        typer.Option(min=0, help="Weight of what the layers should leave, beside what the model should answer."),
+    ] = 0.0
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Learn from this model, in place of the whole one: a folder or package, with the same tokens. Repeat"
+            " for several.",
+            show_default=False,
+        ),
+    ] = None
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16: heal in mixed precision.")] = "fp32"
+
+    def distillation(self, seed: int) -> "Distillation | None":
+        """How to heal, None for not at all; raises ConfigError for settings of a healing that is not asked for."""
+        from fathom.importance.models.distillation import Distillation
+
+        given = asdict(self)
+        epochs, _ = given.pop("heal_epochs"), given.pop("teacher")
+        if epochs:
+            return Distillation(epochs, seed=seed, **given)
+        if self != HealOptions():
+            raise ConfigError("--learning-rate, --tune, --layerwise, --teacher and --precision need --heal-epochs")
+        return None
 
 
 @dataclass(frozen=True)
@@ -130,6 +165,35 @@ def analyzer_of(
     return analyzer, *texts.split(options.samples)
 
 
+def teacher_of(name: str, task: str, texts: "TextFile") -> "nn.Module":
+    """A model to learn from; raises ConfigError where it reads other tokens than the one that is healed."""
+    from fathom.importance.models.load import load_model, load_tokenizer
+
+    if load_tokenizer(name).get_vocab() != texts.tokenizer.get_vocab():
+        raise ConfigError(f"--teacher {name}: has other tokens than the model, and cannot read the same batches")
+    return load_model(name, task)
+
+
+@dataclass
+class Healed:
+    """Makes the model of a plan and heals it, each once."""
+
+    batches: "Sequence[tuple[Inputs, Any]]"
+    how: "Distillation"
+    teachers: "Sequence[nn.Module]"
+    _made: dict[tuple[int, ...], "nn.Module"] = field(default_factory=dict)
+
+    def __call__(self, plan: "CompressionPlan") -> "nn.Module":
+        """Its model."""
+        from fathom.importance.models.stacks import in_short
+
+        if plan.keep not in self._made:
+            with Activity(f"heal the model without {', '.join(in_short(plan.left_out))}") as activity:
+                how = replace(self.how, progress=lambda share, loss: activity.update(f"loss {loss:.4f}", share))
+                self._made[plan.keep] = plan.heal(self.batches, how, teachers=self.teachers)
+        return self._made[plan.keep]
+
+
 @takes(target=TargetOptions, options=MeasureOptions, healing=HealOptions)
 def compress(
     model: Annotated[str, typer.Argument(help="A folder with config.json, or a package that holds one.")],
@@ -149,41 +213,25 @@ def compress(
     Example: fathom compress MODEL --task generation --data texts.csv --min-quality 0.95 --heal-epochs 3 --out small
     """
     need_training()
-    from torch import nn
-
-    from fathom.importance.compression import CompressionPlan
-    from fathom.importance.models.distillation import Distillation
-
     check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
-    how = Distillation(max(1, healing.heal_epochs), healing.learning_rate, seed=options.seed)
-    wanted = target.wanted()
+    how, wanted = healing.distillation(options.seed), target.wanted()
     analyzer, texts, others = analyzer_of(model, task, data, options)
-    if healing.heal_epochs and not others.rows:
+    if how and not others.rows:
         raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
+    teachers = [teacher_of(name, task, texts) for name in healing.teacher or ()]
     with Activity("rank the layers") as activity:
         analyzer.analyze_importance(texts, progress=activity.ranking)
-    healed: dict[tuple[int, ...], nn.Module] = {}
-
-    def make(plan: CompressionPlan) -> nn.Module:
-        """A plan's model, healed if it shall be; each once."""
-        if not healing.heal_epochs:
-            return plan.apply()
-        if plan.keep not in healed:
-            said = f"heal the model with {len(plan.keep)} layers"
-            with Activity(said) as activity:
-                told = replace(how, progress=lambda share, loss: activity.update(f"loss {loss:.4f}", share))
-                healed[plan.keep] = plan.heal(analyzer.batches_of(others), told)
-        return healed[plan.keep]
-
-    if target.min_quality is None:
+    if how:
+        healed = Healed(list(analyzer.batches_of(others)), how, teachers)
+        plan = analyzer.plan_for(wanted, healed)
+        smaller = healed(plan)
+    else:
         with Activity("choose the layers"):
             plan = analyzer.plan_for(wanted)
-    else:
-        plan = analyzer.plan_for(wanted, make)
-    smaller = make(plan)
+            smaller = plan.apply()
     with Activity("measure"):
         report = plan.report(smaller)
-        if healing.heal_epochs:
+        if how:
             report["before_healing"] = plan.report()
     with Activity(f"write {out}"):
         report = plan.save(out, smaller, onnx=onnx, report=report)
