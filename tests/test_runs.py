@@ -156,3 +156,19 @@ def test_a_leaderboard_has_each_model_once_the_best_first(tmp_path: Path) -> Non
 
 def test_a_server_takes_the_variable_for_no_setting() -> None:
     assert load_settings(environment={VARIABLE: "runs.sqlite"}) == load_settings(environment={})
+
+
+@pytest.mark.usefixtures("file")
+def test_tensorboard_reads_metrics_and_settings(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record(run(accuracy=0.5, loss=0.25))
+    record(run("b", 0.75))
+    for _ in range(2):  # a folder of its own is replaced
+        call("runs", "tensorboard", "--out", tmp_path / "board")
+    assert {path.name for path in (tmp_path / "board").iterdir()} == {"runs.json", "run-1", "run-2"}
+    events = EventAccumulator(str(tmp_path / "board" / "run-1"))
+    events.Reload()
+    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == {"accuracy": 0.5, "loss": 0.25}
+    assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")

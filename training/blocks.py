@@ -5,17 +5,19 @@ by the padded length, and positions enter only as distances between two items.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.training.attention import silu_attention
+from fathom.training.plugins import known, load
 
-BlockKind = Literal["hstu", "gated"]
+GROUP = "fathom.blocks"
 
 #: Added to a masked score. Finite, so that a row of padding stays free of NaN; both softmax and SiLU send it to 0.
 MASKED = -1e4
@@ -264,10 +266,24 @@ class GatedBlock(Block):
         nn.init.zeros_(self.ffn_out.weight)
 
 
-def make_block(kind: BlockKind, width: int, heads: int, dropout: float, *, time_bias: bool) -> Block:
-    """A fresh block of the given kind."""
-    block = HstuBlock if kind == "hstu" else GatedBlock
-    return block(width, heads, dropout, time_bias=time_bias)
+BLOCKS: dict[str, type[Block]] = {"hstu": HstuBlock, "gated": GatedBlock}
+
+
+def block_names() -> tuple[str, ...]:
+    """The kinds of blocks there are: ours, and those of installed packages (entry points ``fathom.blocks``)."""
+    return known(GROUP, BLOCKS)
+
+
+def make_block(kind: str, width: int, heads: int, dropout: float, *, time_bias: bool) -> Block:
+    """A fresh block of the given kind; raises ConfigError for one that is not there or is no Block."""
+    made: Callable[..., Block] = BLOCKS[kind] if kind in BLOCKS else load(GROUP, kind, "block", block_names(), _checked)
+    return made(width, heads, dropout, time_bias=time_bias)
+
+
+def _checked(found: Any) -> type[Block]:
+    if not (isinstance(found, type) and issubclass(found, Block)):
+        raise ValueError("is no subclass of fathom.training.blocks.Block")
+    return found
 
 
 class TimeBias(nn.Module):

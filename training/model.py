@@ -9,16 +9,16 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from fathom.training.blocks import (
     MASKED,
     POSITION_BUCKETS,
     Block,
-    BlockKind,
     Context,
     TimeBias,
+    block_names,
     dropout,
     make_block,
     position_buckets,
@@ -35,7 +35,7 @@ def prefix_paths(depths: Sequence[int]) -> dict[int, tuple[int, ...]]:
 class _Shape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    block: BlockKind = Field(default="hstu", description="kind of layer")
+    block: str = Field(default="hstu", description="kind of layer: hstu, gated, or one that an installed package adds")
     layers: int = Field(default=16, ge=1, le=32, description="layers of the whole network")
     width: int = Field(default=64, ge=4, description="length of an item's vector; a multiple of heads")
     heads: int = Field(default=2, ge=1, description="attention heads of a layer")
@@ -47,6 +47,13 @@ class _Shape(BaseModel):
     dropout: float = Field(default=0.3, ge=0, lt=1, description="share of activations left out while training")
     # Scores reach 1 / temperature, and exp(80) still fits float32.
     temperature: float = Field(default=0.08, ge=0.0125, description="scores are divided by it; lower is sharper")
+
+    @field_validator("block")
+    @classmethod
+    def _known_block(cls, block: str) -> str:
+        if block not in block_names():
+            raise ValueError(f"no block is called so; known: {', '.join(block_names())}")
+        return block
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.training.dataset import Sequences
+from fathom.training.plugins import known, load
 
 #: Scores held at a time while a partition sum is taken: 1 MB on a CPU, a part of a core's own cache; on a GPU 1 GB.
 SCORES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 28}
@@ -112,6 +113,29 @@ class Objective:
         """
         scores = (student.users * teacher.expected).sum(-1)
         return ((student.log_total - scores) * self.share.sum(-1)).sum()
+
+
+GROUP = "fathom.objectives"
+OBJECTIVES: dict[str, type[Objective]] = {"cross-entropy": Objective}
+
+
+def objective_names() -> tuple[str, ...]:
+    """The objectives there are: ours, and those of installed packages (entry points ``fathom.objectives``)."""
+    return known(GROUP, OBJECTIVES)
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective of that name; raises ConfigError for one that is not there or is no Objective."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    found: type[Objective] = load(GROUP, name, "objective", objective_names(), _checked)
+    return found
+
+
+def _checked(found: Any) -> type[Objective]:
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise ValueError("is no subclass of fathom.training.objectives.Objective")
+    return found
 
 
 def partition(users: Tensor, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,15 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fathom.errors import ConfigError
 from fathom.training.model import ModelSettings
+from fathom.training.objectives import objective_names
+from fathom.training.plugins import known, load
 from fathom.training.tuning import Tune
+
+GROUP = "fathom.presets"
 
 
 class TrainSettings(BaseModel):
@@ -39,6 +43,9 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of a step's gradient")
 
+    objective: str = Field(
+        default="cross-entropy", description="loss of an exit: cross-entropy, or one that an installed package adds"
+    )
     window: int = Field(default=50, ge=1, description="items of one training window")
     batch_tokens: int = Field(default=1600, ge=1, description="items of one batch, padding included")
     targets_ahead: int = Field(default=3, ge=1, description="following items to predict; the k-th weighs 1/k")
@@ -64,6 +71,13 @@ class TrainSettings(BaseModel):
     evaluate_every: int = Field(default=2, ge=1, description="epochs between two validations")
     validation_users: int = Field(default=2000, ge=1, description="most users of a validation, evenly spread")
     patience: int = Field(default=5, ge=1, description="validations without progress after which a stage ends")
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, objective: str) -> str:
+        if objective not in objective_names():
+            raise ValueError(f"no objective is called so; known: {', '.join(objective_names())}")
+        return objective
 
 
 class TrainConfig(BaseModel):
@@ -100,11 +114,23 @@ PRESETS: dict[str, TrainConfig] = {
 }
 
 
+def preset_names() -> tuple[str, ...]:
+    """The presets there are: ours, and those of installed packages (entry points ``fathom.presets``)."""
+    return known(GROUP, PRESETS)
+
+
 def preset(name: str) -> TrainConfig:
     """The preset of that name; raises ConfigError that names the near match."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}{hint(name, PRESETS)}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name in PRESETS:
+        return PRESETS[name]
+    found: TrainConfig = load(GROUP, name, "preset", preset_names(), _checked)
+    return found
+
+
+def _checked(found: Any) -> TrainConfig:
+    if not isinstance(found, TrainConfig):
+        raise ValueError("is no fathom.training.presets.TrainConfig")
+    return found
 
 
 def apply_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:

@@ -26,7 +26,7 @@ from fathom.training.batches import Batch, epoch_batches, history_batches, make_
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset
 from fathom.training.model import ElasticModel
-from fathom.training.objectives import CandidateSource, Objective
+from fathom.training.objectives import CandidateSource, objective_class
 from fathom.training.presets import TrainConfig
 from fathom.training.splits import Cases, split
 from fathom.training.state import RunState, TrainState, copy_weights, load_state
@@ -153,6 +153,7 @@ class Trainer:
         self.validation = _some(self.split.validation, self.settings.validation_users)
         if not len(self.validation) or self.split.train.lengths.max(initial=0) < 2:
             raise DataError("nothing to train on: no user has three events; lower the filters of `fathom data prepare`")
+        self.objective = objective_class(self.settings.objective)
         self.device = device
         self.state_path = state_path
         self.progress = progress
@@ -273,7 +274,7 @@ class Trainer:
             users = self.model(batch.items, times, (*students, deepest), skip)
         vectors = self.model.item_vectors() / self.model.config.temperature
         candidates = self.candidates.draw(batch.users, rng).to(self.device)
-        objective = Objective(vectors, candidates, batch.ahead, batch.weights)
+        objective = self.objective(vectors, candidates, batch.ahead, batch.weights)
         teacher = objective.read(users[deepest].float())
         loss = objective.cross_entropy(teacher)
         share, weight = self.settings.distillation, self.settings.exit_weight

@@ -19,6 +19,14 @@ HEADS = {
     "segmentation": "AutoModelForSemanticSegmentation",
     "summarisation": "AutoModelForSeq2SeqLM",
     "translation": "AutoModelForSeq2SeqLM",
+    "image classification": "AutoModelForImageClassification",
+    "audio classification": "AutoModelForAudioClassification",
+}
+#: What makes a model's inputs: its class, and what people call it.
+READERS = {
+    "text": ("AutoTokenizer", "tokenizer"),
+    "image": ("AutoImageProcessor", "image processor"),
+    "audio": ("AutoFeatureExtractor", "feature extractor"),
 }
 
 
@@ -37,15 +45,26 @@ def load_model(name: str, task: str | None = None, *, weights: bool = True) -> n
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer beside a model that ``load_model`` finds; raises ConfigError where there is none."""
-    folder = _folder_of(name)
+    return load_reader(name, "text")
+
+
+def load_reader(name: str, kind: str) -> Any:
+    """What makes the inputs of a model that ``load_model`` finds, of texts, images or audio, see ``READERS``.
+
+    Raises ConfigError where there is none beside it.
+    """
+    folder, (auto, called) = _folder_of(name), READERS[kind]
+    logging.disable(logging.WARNING)
     try:
-        auto = optional("transformers", "text").AutoTokenizer
-        tokenizer = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        made = getattr(optional("transformers", "text"), auto)
+        reader = made.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"{folder}: holds no tokenizer: {brief(error, 120)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        raise ConfigError(f"{folder}: holds no {called}: {brief(error, 120)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    if kind == "text" and reader.pad_token is None:
+        reader.pad_token = reader.eos_token
+    return reader
 
 
 def _folder_of(name: str) -> Path:

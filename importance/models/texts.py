@@ -1,16 +1,16 @@
 """Texts and their answers from a file, as batches for a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError, brief
+from fathom.importance.models.rows import Row, RowFile, label_numbers, read_rows
 from fathom.importance.tasks.interface import IGNORED
-from fathom.training.tables.readers import Table, delimiter_of, layout_of, read
 
 #: What a file must hold for a task, by the names of its columns.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -21,27 +21,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "translation": ("source", "target"),
 }
 MOST_TOKENS = 256
-BATCH = 16
-
-Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """The rows of a file; iterated, batches for a model of a task, as often as wanted."""
+class TextFile(RowFile):
+    """The rows of a file of texts; ``reader``: the tokenizer."""
 
-    rows: Sequence[Row]
     task: str
-    tokenizer: Any
     label_of: Mapping[str, int]
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(self.rows), BATCH):
-            yield self._batch(self.rows[start : start + BATCH])
-
-    def split(self, first: int) -> tuple[Self, Self]:
-        """The first rows, and the others."""
-        return replace(self, rows=self.rows[:first]), replace(self, rows=self.rows[first:])
 
     def _batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         match self.task:
@@ -57,9 +44,9 @@ class TextFile:
         return {**self._tokens([row["source"] for row in rows]), "labels": _counted(targets)}
 
     def _tokens(self, *texts: Sequence[str], **asked: Any) -> Any:
-        most = min(MOST_TOKENS, self.tokenizer.model_max_length)
+        most = min(MOST_TOKENS, self.reader.model_max_length)
         given = {"padding": True, "truncation": True, "max_length": most, "return_tensors": "pt"}
-        return self.tokenizer(*map(list, texts), **given, **asked)
+        return self.reader(*map(list, texts), **given, **asked)
 
     def _spans(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Tokens of question and context, and the first and last token of the answer, where it first occurs."""
@@ -93,40 +80,8 @@ def read_texts(path: Path, task: str, tokenizer: Any, model: nn.Module) -> TextF
     not like that, ConfigError for a task that has none.
     """
     check_has_texts(task)
-    rows = _rows(path, COLUMNS[task])
-    label_of = _labels(path, rows, model) if task == "classification" else {}
-    return TextFile(rows, task, tokenizer, label_of)
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
-    layout = layout_of(path)
-    delimiter = delimiter_of(path, None, lambda names: set(columns) <= set(names)) if layout == "csv" else ","
-    table = Table(path, layout, {name: name for name in columns}, delimiter=delimiter)
-    rows: list[Row] = []
-    for frame in read(table):
-        for row in frame.iter_rows(named=True):
-            problem = row["problem"] or next((f"{name} is empty" for name in columns if not row[name]), None)
-            if problem:
-                raise DataError(f"{path}: row {row['row']}: {problem}")
-            rows.append({name: row[name] for name in columns})
-    if not rows:
-        raise DataError(f"{path}: holds no row")
-    return rows
-
-
-def _labels(path: Path, rows: Sequence[Row], model: nn.Module) -> dict[str, int]:
-    """The class of each label in the file: its name in the model's config, or its number."""
-    config: Any = model.config
-    named = {str(name): int(number) for name, number in (getattr(config, "label2id", None) or {}).items()}
-    found = {}
-    for label in {row["label"] for row in rows}:
-        whole = label.removesuffix(".0")
-        number = named.get(label, int(whole) if whole.isdecimal() and len(whole) < 9 else -1)
-        if not 0 <= number < config.num_labels:
-            classes = f"{config.num_labels} classes: {', '.join(named)}"
-            raise DataError(f"{path}: label {brief(label)!r} is none of the model's {classes}")
-        found[label] = number
-    return found
+    rows = read_rows(path, COLUMNS[task])
+    return TextFile(rows, tokenizer, task, label_numbers(path, rows, model) if task == "classification" else {})
 
 
 def _counted(tokens: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tasks with a label at each of many places: the next tokens, those of a translation, the class of each pixel."""
+"""Tasks with a label at each of many places: next tokens, those behind masks or of a translation, classes of pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,6 +111,19 @@ class SequenceToSequence(Generation):
         shifted = labels.roll(1, 1).masked_fill(labels.roll(1, 1) == IGNORED, padding or 0)
         shifted[:, 0] = start
         return Inputs(inputs.args, {**inputs.kwargs, "decoder_input_ids": shifted})
+
+    def aligned(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the same places."""
+        logits = logits_of(output)
+        _check(logits, labels, self.name)
+        return logits, labels
+
+
+@dataclass(frozen=True)
+class MaskedTokens(Generation):
+    """The tokens behind masks, as BERT learns them. Labels: int64 (samples, tokens), IGNORED where none is masked."""
+
+    name: str = "masked_tokens"
 
     def aligned(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and labels of the same places."""

@@ -164,6 +164,9 @@ LATTICE_PLOT = Kind("a plot of a lattice", "fathom rank --lattice-plot", mark="F
 LEADERBOARD_PAGE = Kind("a page of the best runs", "fathom leaderboard --page", mark="Fathom leaderboard page")
 #: JSON and CSV both say "Fathom runs".
 RUNS_EXPORT = Kind("a file of runs", "fathom runs export", mark="Fathom runs")
+RUNS_BOARD = _folder(
+    "runs for TensorBoard", "fathom runs tensorboard", "runs.json", r"run-\d+/events\.out\.tfevents\..+", "kind runs"
+)
 ROUTING_PLOT = Kind("a plot of routings", "fathom certify --report", mark="Fathom routing plot")
 ROUTING_PAGE = Kind("a page of routings", "fathom certify --report", mark="Fathom routing page")
 ROUTING_REPORT = _json_file("a routing report", "fathom certify --report", "static", "hull", "policies")
@@ -181,7 +184,7 @@ RECOMMENDATIONS = Kind(
 
 #: Folders that are artefacts as a whole: nothing else may be written into them.
 WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE, COMPRESSED)
-_FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS)
+_FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS, RUNS_BOARD)
 _FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE)
 _MARKED = (
     *(RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS),

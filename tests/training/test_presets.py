@@ -50,7 +50,7 @@ def test_a_text_is_taken_as_it_is_typed(text: str) -> None:
 
 
 def test_an_unknown_preset_names_the_near_match() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'ml-100k'"):
+    with pytest.raises(ConfigError, match=r"did you mean ml-100k"):
         preset("ml100k")
 
 

@@ -30,7 +30,16 @@ SUBJECTS = {
     "smollm2": Subject(
         "generation", "text", 30, "token_accuracy", text.smollm2, Distillation(1, 5e-5), orders=2, draws=1, steps=12
     ),
-    "t5-spelling": Subject("translation", "text", 6, "token_accuracy", text.spelling, Distillation(1, 1e-3), steps=50),
+    "t5-spelling": Subject(
+        "translation",
+        "text",
+        6,
+        "token_accuracy",
+        text.spelling,
+        Distillation(1, 1e-3),
+        steps=50,
+        modalities={"letters": ("input_ids", "attention_mask"), "sounds": ("decoder_input_ids",)},
+    ),
     "efficientnet": Subject(
         "classification", "vision", 16, "accuracy", vision.efficientnet, Distillation(1, 5e-4), steps=40, answers="_fc"
     ),
@@ -40,9 +49,25 @@ SUBJECTS = {
         "segmentation", "vision", 6, "mean_iou", vision.segmentation, Distillation(1, 1e-3), steps=50
     ),
     "whisper-encoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_encoder, compressed=False),
-    "whisper-decoder": Subject("translation", "audio", 4, "token_accuracy", sound.whisper_decoder, draws=1),
+    "whisper-decoder": Subject(
+        "translation",
+        "audio",
+        4,
+        "token_accuracy",
+        sound.whisper_decoder,
+        draws=1,
+        modalities={"sound": ("heard",), "text": ("decoder_input_ids",)},
+    ),
     "resemblyzer": Subject("retrieval", "audio", 3, "recall@1", sound.voices, Distillation(4, 3e-4)),
-    "words-and-patches": Subject("classification", "multimodal", 6, "accuracy", vision.asked, Distillation(1, 1e-3)),
+    "words-and-patches": Subject(
+        "classification",
+        "multimodal",
+        6,
+        "accuracy",
+        vision.asked,
+        Distillation(1, 1e-3),
+        modalities={"words": ("input_ids",), "patches": ("pixel_values",)},
+    ),
     "gin-molecules": Subject("classification", "graph", 6, "accuracy", others.molecules, Distillation(2, 1e-3)),
     "mlp-adult": Subject(
         "classification", "tabular", 6, "accuracy", others.adult, Distillation(1, 1e-3), answers="head"

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fathom.benchmarks.experiments.own_models.sources import VOICES, ctranslate2, packages, prompts, sound
+from fathom.benchmarks.experiments.own_models.sources import VOICES, ctranslate2, packages, prompts
 from fathom.benchmarks.experiments.own_models.subjects import Ready, parts
 from fathom.errors import optional
+from fathom.importance.models.media import sound
 from fathom.importance.models.stacks import find_stacks
 from fathom.importance.tasks.interface import IGNORED
 from fathom.importance.tasks.single_label import Retrieval
 
 FRAMES = 160
+RATE = 16_000
 MOST_TOKENS = 24
 
 
@@ -43,7 +45,7 @@ def voices() -> Ready:
     mels, labels = [], []
     for number, voice in enumerate(VOICES):
         for path in prompts(voice):
-            wave = sound(path)
+            wave = sound(path, RATE)
             if len(wave) < FRAMES * 160:
                 continue
             wave = wave * min(10.0, 10 ** (-30 / 20) / max(1e-9, float(np.sqrt(np.mean(wave**2)))))
@@ -153,7 +155,7 @@ def _spoken(count: int) -> tuple[Any, dict[str, Tensor]]:
     extractor = optional("transformers", "text").WhisperFeatureExtractor(feature_size=80)
     paths = [path for path in prompts("en") if path.stat().st_size > 30_000]
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()[:count]
-    features = extractor([sound(paths[number]) for number in order], sampling_rate=16_000, return_tensors="pt")
+    features = extractor([sound(paths[number], RATE) for number in order], sampling_rate=RATE, return_tensors="pt")
     begin = [model.config.decoder_start_token_id, tokenizer.convert_tokens_to_ids("<|notimestamps|>")]
     heard, written = [], []
     for part in torch.split(features["input_features"], 8):

@@ -7,7 +7,6 @@ import gzip
 import io
 import subprocess
 import sys
-import wave
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,16 +70,6 @@ def fashion() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def prompts(voice: str) -> list[Path]:
     """The recordings of one voice."""
     return sorted((debian(f"asterisk-core-sounds-{voice}-wav") / "asterisk/sounds").rglob("*.wav"))
-
-
-def sound(path: Path) -> NDArray[np.float32]:
-    """A recording at 16 kHz, from -1 to 1."""
-    from scipy.signal import resample_poly
-
-    with wave.open(str(path)) as file:
-        values = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 2**15
-        up = 16_000 // file.getframerate()
-    return np.asarray(resample_poly(values, up, 1), np.float32)
 
 
 def ctranslate2(data: bytes) -> dict[str, NDArray[Any]]:

@@ -46,6 +46,7 @@ def study(name: str, subject: Subject, seed: int) -> dict[str, Any]:
     seconds["forward"] = analyzer.forward_seconds()
     assert layers.stack is not None
     found = {"stack": layers.stack.path, "blocks": len(layers.stack), "layers": list(layers.names)}
+    told = {"modalities": _modalities(analyzer, ready, subject)} if subject.modalities else {}
     with _timed(seconds, "compress"):
         compressed = _Compression(name, subject, ready, analyzer, seed).measured()
     return {
@@ -66,7 +67,20 @@ def study(name: str, subject: Subject, seed: int) -> dict[str, Any]:
         "consensus": _tau(ranking.grades["loss"]["consensus"]),
         "left_out": ranking.left_out,
         **compressed,
+        **told,
         "seconds": {part: round(value, 4) for part, value in seconds.items()},
+    }
+
+
+def _modalities(analyzer: LayerAnalyzer, ready: Ready, subject: Subject) -> dict[str, Any]:
+    """What the answers to the test samples, and the layers, take from each modality."""
+    found = analyzer.analyze_modalities(ready.test, subject.modalities)
+    return {
+        "samples": found.samples,
+        "rise": {name: value.as_dict() for name, value in found.rise.items()},
+        "interaction": {" and ".join(pair): value.as_dict() for pair, value in found.interaction.items()},
+        "by_layer": found.by_layer,
+        "cross_attention": found.cross_attention,
     }
 
 

@@ -38,7 +38,8 @@ class Subject:
     ``orders``: how many random orders of layers are measured where not all subsets can be. ``draws``: how many random
     choices of layers are healed beside ours. ``steps``: batches that every smaller model learns from.
     ``compressed``: whether it is made smaller, or ranked alone. ``answers``: the module that gives the answers, where
-    Torch-Pruning can make the others narrower, to compare with.
+    Torch-Pruning can make the others narrower, to compare with. ``modalities``: the arguments of the model that hold
+    each, to be ablated.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Subject:
     steps: int = 100
     compressed: bool = True
     answers: str = ""
+    modalities: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def batches(named: Mapping[str, Tensor], size: int, rows: Iterable[int]) -> list[Batch]:

@@ -5,11 +5,13 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from fathom.benchmarks.markdown import paragraphs, percent, table
+from fathom.benchmarks.markdown import decimal, interval, paragraphs, percent, table
 from fathom.benchmarks.record import load_run
 from fathom.benchmarks.registry import StoredRun
 from fathom.importance.choice import Graded, choose_methods
 from fathom.importance.registry import DEFAULT
+from fathom.importance.statistics import kendall_tau
+from fathom.importance.transfer import transferred
 from fathom.training.metrics import Interval
 
 #: Passes of all samples through all layers.
@@ -56,6 +58,10 @@ def own_models_section(folder: Path, order: Sequence[str]) -> str:
         "Which methods to run, chosen without the model that is ranked: those with which the consensus came closest to"
         " the truth on the others, within the time of so many passes of the samples through all layers.",
         table(("methods", "models", "mean tau", "lowest tau"), list(_choices(stored))),
+        "What is known without a look at the model's answers: transfer takes the importance of other models' layers by"
+        " how deep they lie; zero_shot looks at the weights alone. Mean tau, and in how many models it is above 0.",
+        table(("known from", "models", "mean tau", "lowest tau", "above 0"), list(_transfers(stored))),
+        _modalities(stored),
         "With fewer layers, at a ratio of the layers' parameters of at least 1.35, 1.8 and 2.5: quality kept in percent"
         " of the whole model's, on samples that nothing else has seen, with 95 % intervals, paired over samples. Plan:"
         " the layers that Fathom chooses. Last: the first layers stay; tuned: only the head and the last three layers"
@@ -103,6 +109,64 @@ def _choices(stored: Sequence[StoredRun]) -> Iterable[list[str]]:
                     add(f"chosen by {name}, {budget} passes", model, chosen)
     for name, taus in rows.items():
         yield [name, str(len(taus)), f"{fmean(taus):+.2f}", f"{min(taus):+.2f}"]
+
+
+def _transfers(stored: Sequence[StoredRun]) -> Iterable[list[str]]:
+    """How well other models, and the weights alone, say what a model's layers matter."""
+    truths = [run["result"]["shapley_values"] for run in stored]
+    kinds = [run["config"]["modality"] for run in stored]
+    networks = [model.truth for model in Graded.load()]
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, scores: Sequence[float], number: int) -> None:
+        rows.setdefault(name, []).append(kendall_tau(scores, truths[number]))
+
+    for number, run in enumerate(stored):
+        layers = len(truths[number])
+        others = [truth for other, truth in enumerate(truths) if other != number]
+        alike = [truth for other, truth in enumerate(truths) if other != number and kinds[other] == kinds[number]]
+        for name, known in (
+            ("all other models", others),
+            ("other models of its modality", alike),
+            ("Fathom's own networks", networks),
+        ):
+            if known:
+                add(name, transferred(known, layers).tolist(), number)
+        add("the rule that earlier layers matter more", [-float(layer) for layer in range(layers)], number)
+        for method in ("zero_shot", "meta_learning"):
+            if method in run["result"]["methods"]:
+                add(method, run["result"]["methods"][method]["scores"], number)
+    for name, taus in sorted(rows.items(), key=lambda row: -fmean(row[1])):
+        above = f"{sum(tau > 0 for tau in taus)} of {len(taus)}"
+        yield [name, str(len(taus)), f"{fmean(taus):+.2f}", f"{min(taus):+.2f}", above]
+
+
+def _modalities(stored: Sequence[StoredRun]) -> str:
+    """What each modality is to the models that have several."""
+    rows = []
+    for run in stored:
+        found = run["result"].get("modalities")
+        for name, rise in found["rise"].items() if found else ():
+            (both,) = found["interaction"].values()
+            shares = found["cross_attention"] if name == next(iter(found["rise"])) else None
+            rows.append(
+                [
+                    _name(run),
+                    name,
+                    interval(Interval(**rise), signed=True),
+                    interval(Interval(**both), signed=True),
+                    " ".join(decimal(change) for change in found["by_layer"][name]),
+                    " ".join(decimal(share) for share in shares) if shares else "",
+                ]
+            )
+    about = (
+        "Models of several modalities, where one modality is that of another sample: the rise of the loss, and by how"
+        " much each layer's state changes, relative to its norm. Both: the rise with both less both rises; above 0 each"
+        " makes up for the other, below 0 neither is of use alone. Cross: the share of cross-attention in what each"
+        " layer's attention gives."
+    )
+    head = ("model", "modality", "loss rises by", "both", "state changes by, per layer", "cross, per layer")
+    return paragraphs(about, table(head, rows)) if rows else ""
 
 
 def _name(run: StoredRun) -> str:

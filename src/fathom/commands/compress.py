@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from fathom.importance.compression import CompressionPlan
     from fathom.importance.inputs import Inputs
     from fathom.importance.models.distillation import Distillation
-    from fathom.importance.models.texts import TextFile
+    from fathom.importance.models.rows import RowFile
     from fathom.importance.search import Target
 
+MODALITIES = {"text": "text", "image": "vision", "audio": "audio"}
 TITLES = {"weights_mb": "weights, MB", "latency_ms": "one row, ms"}
 
 Task = Annotated[
@@ -36,8 +37,8 @@ Texts = Annotated[
     Path,
     typer.Option(
         "--data",
-        help="Table (CSV, JSON lines, Parquet, Excel) with text and label (classification), text (generation),"
-        " question, context and answer, or source and target.",
+        help="Table (CSV, JSON lines, Parquet, Excel) with text, image or audio (paths) and label (classification),"
+        " text (generation), question, context and answer, or source and target.",
     ),
 ]
 
@@ -147,31 +148,41 @@ class TargetOptions:
 
 def analyzer_of(
     model: str, task: str, data: Path, options: MeasureOptions
-) -> tuple["LayerAnalyzer", "TextFile", "TextFile"]:
+) -> tuple["LayerAnalyzer", "RowFile", "RowFile"]:
     """An analyzer with its model, the rows of the file to measure on, and the others."""
     from fathom.importance.analyzer import TaskType, create_analyzer
-    from fathom.importance.models.load import load_model, load_tokenizer
+    from fathom.importance.models.load import load_model, load_reader
+    from fathom.importance.models.media import kind_of, read_media
     from fathom.importance.models.texts import check_has_texts, read_texts
 
     if ":" in model and not Path(model).exists():
-        raise ConfigError(f"{model}: texts need a tokenizer beside the model; use create_analyzer (docs/layers.md)")
+        raise ConfigError(f"{model}: rows need a tokenizer or processor; use create_analyzer (docs/layers.md)")
     names, seconds = methods_within(options.methods, options.budget)
     more = {"samples": options.samples, "seed": options.seed, "budget_seconds": seconds}
-    analyzer = create_analyzer(model, task, "text", names, **more)
+    kind = kind_of(data, task)
+    analyzer = create_analyzer(model, task, MODALITIES[kind], names, **more)
     check_has_texts(task)
-    opened, tokenizer = load_model(model, TaskType(task).value), load_tokenizer(model)
-    texts = read_texts(data, task, tokenizer, opened)
-    analyzer.load_model(opened, tokenizer=tokenizer)
-    return analyzer, *texts.split(options.samples)
+    opened, reader = load_model(model, head_for(TaskType(task).value, kind)), load_reader(model, kind)
+    rows = read_texts(data, task, reader, opened) if kind == "text" else read_media(data, kind, reader, opened)
+    analyzer.load_model(opened, tokenizer=reader)
+    return analyzer, *rows.split(options.samples)
 
 
-def teacher_of(name: str, task: str, texts: "TextFile") -> "nn.Module":
-    """A model to learn from; raises ConfigError where it reads other tokens than the one that is healed."""
-    from fathom.importance.models.load import load_model, load_tokenizer
+def head_for(task: str, kind: str) -> str:
+    """What ``load_model`` is asked for."""
+    return task if kind == "text" else f"{kind} {task}"
 
-    if load_tokenizer(name).get_vocab() != texts.tokenizer.get_vocab():
+
+def teacher_of(name: str, task: str, rows: "RowFile", kind: str) -> "nn.Module":
+    """A model to learn from; raises ConfigError where it reads its inputs otherwise than the one that is healed."""
+    from fathom.importance.models.load import load_model, load_reader
+
+    own, other = rows.reader, load_reader(name, kind)
+    if kind == "text" and own.get_vocab() != other.get_vocab():
         raise ConfigError(f"--teacher {name}: has other tokens than the model, and cannot read the same batches")
-    return load_model(name, task)
+    if kind != "text" and own.to_dict() != other.to_dict():
+        raise ConfigError(f"--teacher {name}: reads {kind} files otherwise than the model")
+    return load_model(name, head_for(task, kind))
 
 
 @dataclass
@@ -214,13 +225,15 @@ def compress(
     """
     need_training()
     check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
+    from fathom.importance.models.media import kind_of
+
     how, wanted = healing.distillation(options.seed), target.wanted()
-    analyzer, texts, others = analyzer_of(model, task, data, options)
+    analyzer, rows, others = analyzer_of(model, task, data, options)
     if how and not others.rows:
         raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
-    teachers = [teacher_of(name, task, texts) for name in healing.teacher or ()]
+    teachers = [teacher_of(name, task, rows, kind_of(data, task)) for name in healing.teacher or ()]
     with Activity("rank the layers") as activity:
-        analyzer.analyze_importance(texts, progress=activity.ranking)
+        analyzer.analyze_importance(rows, progress=activity.ranking)
     if how:
         healed = Healed(list(analyzer.batches_of(others)), how, teachers)
         plan = analyzer.plan_for(wanted, healed)

@@ -106,7 +106,7 @@ class OwnModel:
         ),
     ] = None
     task: Annotated[
-        str, typer.Option(help="What --model is for; --data is then a table of texts, as `fathom compress` takes it.")
+        str, typer.Option(help="What --model is for; --data is then a table as `fathom compress` takes it.")
     ] = "classification"
 
 
@@ -189,7 +189,7 @@ def _keep(
 
 
 def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions) -> "LayerRanking":
-    """Rank the layers of a model that is not ours on a text file."""
+    """Rank the layers of a model that is not ours on a table of samples."""
     from fathom.commands.compress import MeasureOptions, analyzer_of
 
     assert own.model is not None
@@ -197,14 +197,14 @@ def _rank_own(own: OwnModel, data: Path, files: RankFiles, options: RankOptions)
         raise ConfigError("--workers and --ray share work on Fathom's own checkpoints; leave them out with --model")
     files.check([data, *([Path(own.model)] if Path(own.model).exists() else [])])
     measured = MeasureOptions(options.methods, options.budget, options.users, options.seed)
-    analyzer, texts, _ = analyzer_of(own.model, own.task, data, measured)
+    analyzer, rows, _ = analyzer_of(own.model, own.task, data, measured)
     lattice = None
     if files.lattice is not None:
         with Activity("measure the lattice") as activity:
             orders = options.lattice_orders
-            lattice = analyzer.measure_lattice(texts, files.lattice, orders=orders, progress=activity.lattice)
+            lattice = analyzer.measure_lattice(rows, files.lattice, orders=orders, progress=activity.lattice)
     with Activity("rank the layers") as activity:
-        ranking = analyzer.analyze_importance(texts, progress=activity.ranking, lattice=lattice)
+        ranking = analyzer.analyze_importance(rows, progress=activity.ranking, lattice=lattice)
     # Any depth can be had, so the chain is shown at each quarter.
     depths = sorted({-(-ranking.layers * quarter // 4) for quarter in range(1, 5)})
     files.write(ranking, lattice, depths if lattice is not None else ())

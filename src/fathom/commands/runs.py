@@ -1,6 +1,7 @@
 """What was run before, and what came of it."""
 
 import csv
+import importlib.util
 import io
 import json
 import shlex
@@ -14,8 +15,8 @@ import typer
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands.options import AsJson
-from fathom.errors import ConfigError
-from fathom.files import write_bytes
+from fathom.errors import ConfigError, MissingExtraError
+from fathom.files import new_folder, write_bytes
 from fathom.runs import RunRecord, Runs
 
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained, ranked, compressed and evaluated before.")
@@ -122,6 +123,38 @@ def export_runs(
     runs = Runs.to_read(file).all()
     write_bytes(out, (_as_json(runs) if out.suffix == ".json" else _as_csv(runs)).encode())
     show.out.print(f"wrote {len(runs)} runs to {out}", highlight=False)
+
+
+@runs_app.command("tensorboard")
+def board(
+    out: Annotated[Path, typer.Option(help="Folder to write; tensorboard --logdir FOLDER shows it.")],
+    file: File = None,
+) -> None:
+    """Write all runs for TensorBoard: their metrics, and their settings as its hyperparameters. Needs its extra.
+
+    Example: fathom runs tensorboard --out build/board
+    """
+    check_outputs((out, artefacts.RUNS_BOARD), inputs=[file])
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "train")
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtraError("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    runs = Runs.to_read(file).all()
+    with new_folder(out, artefacts.RUNS_BOARD) as new:
+        (new / artefacts.RUNS_BOARD.head).write_text(_as_json(runs))
+        for run in runs:
+            with SummaryWriter(str(new / f"run-{run.number}")) as writer:
+                about = {name: getattr(run, name) for name in ("command", "task", "model", "data", "version")}
+                settings = {name: _plain(value) for name, value in run.config.items()}
+                writer.add_hparams({**settings, **about}, dict(run.metrics), run_name=".")
+    show.out.print(f"wrote {len(runs)} runs to {out}; tensorboard --logdir {out}", highlight=False)
+
+
+def _plain(value: object) -> object:
+    """A setting as TensorBoard takes it."""
+    return value if isinstance(value, str | bool | int | float) else json.dumps(value)
 
 
 def leaderboard(

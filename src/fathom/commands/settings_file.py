@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fathom.edge_profiles.document import Document, read_document, short
 from fathom.errors import ConfigError
-from fathom.training.presets import PRESETS, TrainConfig, hint
+from fathom.training.presets import TrainConfig, hint, preset_names
 
 PRESET = "preset"
 
@@ -36,8 +36,8 @@ class SettingsFile:
             line, what = min(document.problems)
             raise ConfigError(f"{path}:{line}: {what}")
         named = (document.values or {}).get(PRESET)
-        if named is not None and named not in PRESETS:
-            known = ", ".join(PRESETS)
+        if named is not None and named not in preset_names():
+            known = ", ".join(preset_names())
             raise ConfigError(f"{path}:{document.line((PRESET,))}: no preset is called {short(named)}; known: {known}")
         return cls(path, document, named)
 
