@@ -16,15 +16,17 @@ from fathom.errors import ConfigError, FathomError
 from fathom.files import new_folder, write_json
 from fathom.importance.inputs import Inputs
 from fathom.importance.models.batch import ModuleBatch
+from fathom.importance.models.calls import record
 from fathom.importance.models.distillation import Distillation, Teacher, distil
 from fathom.importance.models.layered import ModuleLayers
 from fathom.importance.models.layerwise import LayerPairs
 from fathom.importance.models.onnx import export_onnx
 from fathom.importance.models.recurrent import with_layers_apart
 from fathom.importance.models.save import save_pretrained, save_weights
-from fathom.importance.models.stacks import find_stacks, main_stack, parameters_of
+from fathom.importance.models.stacks import find_stacks, parameters_of
 
 Subset = tuple[int, ...]
+STATES = "it needs layers that give the state"
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,10 @@ class CompressionPlan:
         layers, how = self.measured.layers, how or Distillation()
         student = self.apply() if model is None else model
         blocks = layers.paths_in(student, self.keep)
-        taught = [with_layers_apart(each) for each in teachers] or [layers.running]
+        models = [with_layers_apart(each) for each in teachers] or [layers.running]
         return distil(
             student,
-            [Teacher(each, self._pairs(each, blocks) if how.layerwise else None) for each in taught],
+            [Teacher(each, self._pairs(each, blocks) if how.layerwise else None) for each in models],
             layers.task,
             batches,
             how,
@@ -135,13 +137,22 @@ class CompressionPlan:
     def _pairs(self, teacher: nn.Module, blocks: tuple[str, ...]) -> LayerPairs:
         layers = self.measured.layers
         if layers.adds(self.measured.batches[0]):
-            raise ConfigError("layer-wise distillation needs layers that give the state, not what is added to it")
+            raise ConfigError(f"layer-wise distillation: the model adds what its layers give; {STATES}")
         if teacher is layers.running:
             return LayerPairs(blocks, layers.before_the_next(self.keep, self.measured.batches[0]), self.weights)
+        assert layers.stack is not None
         stacks = find_stacks(teacher)
-        if not stacks:
-            raise ConfigError(f"{type(teacher).__name__} has no repeated blocks for layer-wise distillation")
-        other = main_stack(stacks).blocks
+        alike = [stack for stack in stacks if stack.path.endswith(layers.stack.path)] or stacks
+        if len(alike) != 1:
+            there = ", ".join(stack.path for stack in stacks) or "no repeated blocks"
+            raise ConfigError(
+                f"layer-wise distillation: {type(teacher).__name__} has {there}, and not {layers.stack.path}"
+            )
+        other = alike[0].blocks
+        inputs = layers.task.inputs(teacher, self.measured.batches[0].inputs, self.measured.batches[0].labels)
+        calls = record(teacher, inputs, [teacher.get_submodule(path) for path in other], [0] * len(other)).calls
+        if all(call.added for call in calls[:-1]):
+            raise ConfigError(f"layer-wise distillation: {type(teacher).__name__} adds what its layers give; {STATES}")
         places = [max(0, round((place + 1) * len(other) / len(blocks)) - 1) for place in range(len(blocks))]
         return LayerPairs(blocks, tuple(other[place] for place in places), self.weights)
 

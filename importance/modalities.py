@@ -52,11 +52,12 @@ def modality_shares(
 ) -> ModalityShares:
     """Ablate modalities by giving each sample the inputs of another one (Breiman 2001, permutation importance).
 
-    ``modalities``: name -> names of the model's arguments, masks with what they mask. Batches of one sample have no
-    other one and raise DataError; an argument that no batch has raises ConfigError.
+    ``modalities``: name -> names of the model's arguments, masks with what they mask. A batch of one sample, which has
+    no other one, does not count; DataError is raised where no batch does, ConfigError for an argument that is not
+    there.
     """
-    if not modalities:
-        raise ConfigError("name the modalities, each with the arguments of the model that hold it")
+    if not modalities or any(isinstance(names, str) or not names for names in modalities.values()):
+        raise ConfigError("name the modalities, each with a list of the arguments of the model that hold it")
     random = np.random.default_rng(seed)
     sets = [(name,) for name in modalities] + list(combinations(modalities, 2))
     rises: dict[tuple[str, ...], list[Tensor]] = {each: [] for each in sets}
@@ -65,9 +66,11 @@ def modality_shares(
     with layers:
         for inputs, labels in batches:
             called = layers.task.inputs(layers.running, inputs, labels)
+            if layers.collation.samples(called) < 2:
+                continue
             whole = layers.batch(called, labels)
             states = hidden_states(layers, whole)
-            shift = int(random.integers(1, whole.samples)) if whole.samples > 1 else 0
+            shift = int(random.integers(1, whole.samples))
             for each in sets:
                 names = {argument for name in each for argument in modalities[name]}
                 other = layers.batch(_of_another(called, names, whole.samples, shift), labels)
@@ -76,7 +79,7 @@ def modality_shares(
                     changes[each[0]].append(_changes(states, hidden_states(layers, other)))
             shares += _cross_shares(layers, called)
         if not rises[sets[0]]:
-            raise DataError("there is no sample to ablate modalities on")
+            raise DataError("ablating modalities needs a batch of two samples or more")
     rise = {each: torch.cat(found).double().numpy(force=True) for each, found in rises.items()}
     return ModalityShares(
         samples=len(rise[sets[0]]),
@@ -95,8 +98,6 @@ def _of_another(inputs: Inputs, names: set[str], samples: int, shift: int) -> In
     unknown = names - set(inputs.kwargs)
     if unknown:
         raise ConfigError(f"the model is not called with {sorted(unknown)[0]}; there are {', '.join(inputs.kwargs)}")
-    if not shift:
-        raise DataError("a batch has one sample alone; ablating a modality needs another one to take it from")
 
     def rolled(value: Any) -> Any:
         of_samples = isinstance(value, Tensor) and value.dim() and value.shape[0] == samples
@@ -116,22 +117,33 @@ def _changes(states: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
 
 def _cross_shares(layers: ModuleLayers, inputs: Inputs) -> Iterator[Tensor]:
     """The share of cross-attention in each layer of one run, (layers,); nothing where there is none."""
-    found: dict[tuple[int, bool], Tensor] = {}
+    given: dict[tuple[int, bool], list[Tensor]] = {}
 
     def keep(layer: int, *, crosses: bool) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found[layer, crosses] = hidden_of(output).float().norm(dim=-1).mean()
+            given.setdefault((layer, crosses), []).append(hidden_of(output).float().norm(dim=-1).mean())
 
         return hook
 
+    if not layers.are_apart:
+        return
     with ExitStack() as hooks:
         for layer, path in enumerate(layers.paths_in(layers.running, layers.layers)):
-            for name, part in layers.running.get_submodule(path).named_modules():
-                if CROSS.search(name) or OWN.search(name):
-                    hook = part.register_forward_hook(keep(layer, crosses=bool(CROSS.search(name))))
-                    hooks.callback(hook.remove)
+            for name, part in _attentions(layers.running.get_submodule(path)):
+                hook = part.register_forward_hook(keep(layer, crosses=bool(CROSS.search(name))))
+                hooks.callback(hook.remove)
         inputs.call(layers.running)
-    wanted = [(layer, crosses) for layer in layers.layers for crosses in (True, False)]
-    if wanted and all(each in found for each in wanted):
-        crossing, own = (torch.stack([found[layer, kind] for layer in layers.layers]) for kind in (True, False))
+    if all((layer, crosses) in given for layer in layers.layers for crosses in (True, False)):
+        sums = {each: torch.stack(norms).sum() for each, norms in given.items()}
+        crossing, own = (torch.stack([sums[layer, kind] for layer in layers.layers]) for kind in (True, False))
         yield crossing / (crossing + own)
+
+
+def _attentions(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost modules of a block that attend, by their names; what BERT's add, which add the state themselves."""
+    found: list[str] = []
+    for name, part in block.named_modules():
+        if (CROSS.search(name) or OWN.search(name)) and not any(name.startswith(f"{other}.") for other in found):
+            found.append(name)
+            added = getattr(getattr(part, "output", None), "dense", None)
+            yield name, added if isinstance(added, nn.Module) else part

@@ -170,6 +170,8 @@ class _Search:
         if self.make is CompressionPlan.apply:
             return plans[0]
         finalists = [plans[0], *(plan for plan in plans[1:FINALISTS] if fits(plan.apply()))]
+        if len(finalists) == 1:
+            return plans[0]
         return min(finalists, key=lambda plan: self.measured.quality(self.make(plan))[0])
 
     def _plans(self, cost: Cost, most: float, wanted: str) -> list[CompressionPlan]:

@@ -15,7 +15,7 @@ def transferred(known: Sequence[Sequence[float]], layers: int) -> Floats:
     deep a layer lies (0 for the first, 1 for the last), are interpolated linearly and averaged over the models. How
     often that is right is in docs/results.md. Raises ConfigError without a model, and for fewer than two layers.
     """
-    if not known or layers < 2 or min(map(len, known)) < 2:
+    if not len(known) or layers < 2 or min(map(len, known)) < 2:
         raise ConfigError("transfer needs a model whose layers were ranked, and two layers or more in each")
     wanted = np.linspace(0, 1, layers)
     curves = [np.interp(wanted, np.linspace(0, 1, len(scores)), _from_ranks(scores)) for scores in known]

@@ -82,7 +82,7 @@ def test_no_command_is_forgotten_here() -> None:
         (["data", "prepare", "nowhere.csv", "--out", "x"], "nowhere.csv"),
         (["train", "nowhere", "--out", "x"], "nowhere"),
         (["train", "nowhere", "--out", "x", "--set", "train.epoch=3"], "did you mean 'train.epochs'?"),
-        (["train", "nowhere", "--out", "x", "--preset", "ml-10k"], "did you mean 'ml-100k'?"),
+        (["train", "nowhere", "--out", "x", "--preset", "ml-10k"], "did you mean ml-100k?"),
         (["rank", "nowhere", "--data", "y", "--out", "x", "--lattice-plot", "z.png"], "give --lattice FOLDER"),
         (["rank", "nowhere", "--data", "y", "--out", "x", "--methods", "auto", "--budget", "1h"], "--budget 1h"),
         (["rank", "nowhere", "--data", "y", "--out", "x", "--budget", "0s"], "--budget 0s: a time above 0"),

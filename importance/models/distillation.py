@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fathom.errors import ConfigError, DataError, NotApplicableError
 from fathom.importance.inputs import Inputs
+from fathom.importance.models.calls import without_fast_path
 from fathom.importance.models.collation import Collation, Dense
 from fathom.importance.models.layerwise import LayerPairs, LayerwiseLoss, states_of
 from fathom.importance.models.lora import add_adapters, merge_adapters
@@ -50,9 +51,10 @@ class Distillation:
     progress: Callable[[float, float], None] = lambda _share, _loss: None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.learning_rate <= 0 or self.temperature <= 0 or not 0 <= self.imitation <= 1:
+        above = all(0 < each < math.inf for each in (self.learning_rate, self.temperature))
+        if self.epochs < 1 or not above or not 0 <= self.imitation <= 1:
             raise ConfigError("healing needs epochs from 1, a learning rate and temperature above 0, imitation 0 to 1")
-        if self.layerwise < 0:
+        if not 0 <= self.layerwise < math.inf:
             raise ConfigError(f"layerwise is {self.layerwise:g}; it must be 0 or more")
         if self.tune not in ("everything", "lora") or self.precision not in ("fp32", "bf16"):
             raise ConfigError("healing tunes everything or lora, in fp32 or bf16")
@@ -67,22 +69,22 @@ class Teacher:
 
 
 @dataclass
-class _School:
-    """What a student is taught, batch by batch."""
+class _Lessons:
+    """The loss of a student, batch by batch."""
 
     student: nn.Module
     teachers: Sequence[Teacher]
     task: Task
     how: Distillation
-    following: list[LayerwiseLoss | None] = field(default_factory=list)
+    layer_losses: list[LayerwiseLoss | None] = field(default_factory=list)
 
-    def watch_layers(self, inputs: Inputs, collation: Collation) -> None:
+    def compare_layers(self, inputs: Inputs, collation: Collation) -> None:
         """Prepare the comparison of layers, from the shapes of a first batch."""
         with torch.no_grad(), self._watched() as states:
             inputs.call(self.student)
             for teacher in self.teachers:
                 inputs.call(teacher.model)
-            self.following = [
+            self.layer_losses = [
                 None if each.pairs is None else LayerwiseLoss(each.pairs, own, other, collation).train()
                 for each, (own, other) in zip(self.teachers, states, strict=True)
             ]
@@ -90,7 +92,7 @@ class _School:
     @property
     def learned(self) -> list[nn.Parameter]:
         """What is trained: the student, and the maps to a wider teacher."""
-        parts = (self.student, *(each for each in self.following if each is not None))
+        parts = (self.student, *(each for each in self.layer_losses if each is not None))
         return [value for part in parts for value in part.parameters() if value.requires_grad]
 
     def loss(self, inputs: Inputs, labels: Any) -> Tensor:
@@ -98,27 +100,24 @@ class _School:
         kind = next(self.student.parameters()).device.type
         mixed = torch.autocast(kind, torch.bfloat16, enabled=self.how.precision == "bf16")
         with self._watched() as states, mixed:
-            taught = [self._asked(teacher, inputs) for teacher in self.teachers] if self._asks else []
-            loss = _loss(inputs.call(self.student), taught, labels, self.task, self.how)
+            outputs = [_output(each.model, inputs) for each in self.teachers] if self._needs_teachers else []
+            loss = _loss(inputs.call(self.student), outputs, labels, self.task, self.how)
         apart = [
             each(own, other, inputs)
-            for each, (own, other) in zip(self.following, states, strict=False)
+            for each, (own, other) in zip(self.layer_losses, states, strict=False)
             if each is not None
         ]
         return loss + self.how.layerwise * torch.stack(apart).mean() if apart else loss
 
     @property
-    def _asks(self) -> bool:
-        return self.how.imitation > 0 or bool(self.following)
-
-    @torch.no_grad()
-    def _asked(self, teacher: Teacher, inputs: Inputs) -> Any:
-        return inputs.call(teacher.model)
+    def _needs_teachers(self) -> bool:
+        return self.how.imitation > 0 or bool(self.layer_losses)
 
     @contextmanager
     def _watched(self) -> Iterator[list[tuple[dict[str, Tensor], dict[str, Tensor]]]]:
         """The states of each teacher's pairs, the student's and its own."""
         with ExitStack() as stack:
+            stack.enter_context(without_fast_path())
             yield [
                 (
                     stack.enter_context(states_of(self.student, each.pairs.student if each.pairs else ())),
@@ -155,22 +154,20 @@ def distil(
     if not any(flags):
         # A model as it is served; one in which some parts are frozen keeps these.
         healed.requires_grad_(True)
-    for teacher in teachers:
-        teacher.model.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _evaluating(teacher.model for teacher in teachers):
         torch.manual_seed(how.seed)
-        school = _School(healed, teachers, task, how)
+        lessons = _Lessons(healed, teachers, task, how)
         if how.tune == "lora":
             add_adapters(healed, blocks)
         if how.layerwise:
-            school.watch_layers(task.inputs(healed, *samples[0]), collation or Dense())
+            lessons.compare_layers(task.inputs(healed, *samples[0]), collation or Dense())
         healed.train()
         for part in healed.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 # A few small batches say less of the means than all that it has seen.
                 part.eval()
         with _run_twice(healed, blocks if how.checkpointing else ()):
-            _train(school, samples)
+            _train(lessons, samples)
         if how.tune == "lora":
             merge_adapters(healed)
     for value, before in zip(healed.parameters(), flags, strict=True):
@@ -178,8 +175,8 @@ def distil(
     return healed.eval()
 
 
-def _train(school: _School, samples: Sequence[tuple[Inputs, Any]]) -> None:
-    how, learned = school.how, school.learned
+def _train(lessons: _Lessons, samples: Sequence[tuple[Inputs, Any]]) -> None:
+    how, learned = lessons.how, lessons.learned
     steps = how.epochs * len(samples)
     optimizer = torch.optim.AdamW(learned, lr=how.learning_rate, weight_decay=0.01)
     rising = max(1, steps // 10)
@@ -190,7 +187,7 @@ def _train(school: _School, samples: Sequence[tuple[Inputs, Any]]) -> None:
         if step % len(samples) == 0:
             order = torch.randperm(len(samples)).tolist()
         inputs, labels = samples[order[step % len(samples)]]
-        loss = school.loss(school.task.inputs(school.student, inputs, labels), labels)
+        loss = lessons.loss(lessons.task.inputs(lessons.student, inputs, labels), labels)
         if not torch.isfinite(loss):
             raise DataError(f"the loss became NaN or infinite at step {step + 1}; take a lower learning rate")
         optimizer.zero_grad()
@@ -214,21 +211,41 @@ def _run_twice(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
             del part.forward
 
 
-def _loss(output: Any, taught: Sequence[Any], labels: Any, task: Task, how: Distillation) -> Tensor:
+@torch.no_grad()
+def _output(teacher: nn.Module, inputs: Inputs) -> Any:
+    return inputs.call(teacher)
+
+
+@contextmanager
+def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Models as they answer; afterwards each part is in the mode that it was in."""
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _loss(output: Any, teachers_say: Sequence[Any], labels: Any, task: Task, how: Distillation) -> Tensor:
     own = task.losses(output, labels).mean()
     if not how.imitation:
         return own
     try:
-        student, *teachers = (task.answers(each, labels) for each in (output, *taught))
+        student, *teachers = (task.answers(each, labels) for each in (output, *teachers_say))
     except NotApplicableError:
         return own
-    if any(each.shape != student.shape for each in teachers):
+    if any(scores.shape != student.shape for scores in teachers):
         raise ConfigError(
             f"a teacher gives {tuple(teachers[-1].shape)} scores where the model gives {tuple(student.shape)};"
             " it must know the same answers"
         )
     told = _log_chances(student, how.temperature)
-    given = torch.stack([_log_chances(each, how.temperature) for each in teachers]).logsumexp(0) - math.log(len(taught))
+    given = torch.stack([_log_chances(each, how.temperature) for each in teachers]).logsumexp(0) - math.log(
+        len(teachers)
+    )
     apart = F.kl_div(told, given, reduction="batchmean", log_target=True)
     # Gradients shrink with the square of the temperature.
     return how.imitation * how.temperature**2 * apart + (1 - how.imitation) * own

@@ -341,9 +341,14 @@ class ModuleLayers:
             found.append(_module_path(self._names[layer + last]))
         return tuple(found)
 
+    @property
+    def are_apart(self) -> bool:
+        """Whether each layer is a block of its own, not one of several calls of a block."""
+        return len({id(block) for block in self._layer_blocks}) == len(self._layer_blocks)
+
     def check_apart(self) -> None:
         """Raise ConfigError where layers are calls of one block."""
-        if len({id(block) for block in self._layer_blocks}) < len(self._layer_blocks):
+        if not self.are_apart:
             raise ConfigError("the layers are calls of one block, none of which can be taken out; call it less often")
 
     def _called_with(self, inputs: Inputs) -> Inputs:
@@ -418,6 +423,8 @@ class ModuleLayers:
         """The layers one by one must give what the model gives, and leaving one out what it gives without that one."""
         if not bool(torch.isfinite(batch.losses).all()):
             raise ArtefactError("the model's loss is NaN or infinite; it cannot be ranked")
+        if self.adds(batch) and batch.embedding.dtype not in (torch.float32, torch.float64):
+            raise ConfigError("the model adds what its layers give, which rounds in half precision; call model.float()")
         if not _close(self.losses(batch, self._final(batch)), batch.losses):
             raise ConfigError(BESIDE.format("the layers, run one by one, do not give the model's loss"))
         if self._proved == PROVED:

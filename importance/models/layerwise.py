@@ -70,23 +70,23 @@ class LayerwiseLoss(nn.Module):
     def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor], inputs: Inputs) -> Tensor:
         """A scalar; padding does not count."""
         pairs = zip(self._pairs.student, self._pairs.teacher, self.maps, strict=True)
-        apart = torch.stack([self._apart(to(student[own]), teacher[other], inputs) for own, other, to in pairs])
+        apart = torch.stack([self._apart(to(student[own].float()), teacher[other], inputs) for own, other, to in pairs])
         return (apart * apart.new_tensor(self._pairs.weights)).sum()
 
     def _apart(self, own: Tensor, other: Tensor, inputs: Inputs) -> Tensor:
         mask = self._collation.mask(inputs, other.shape[1]) if other.dim() == 3 else None
         if mask is not None and mask.shape == other.shape[:2]:
             own, other = own[mask], other[mask]
-        own, other = own.float(), other.float()
+        other = other.float()
         return ((own - other) ** 2).mean() / other.var(correction=0).clamp(min=torch.finfo(other.dtype).tiny)
 
 
 def _between(own: Tensor, other: Tensor, path: str, teacher: str) -> nn.Module:
     if own.shape == other.shape:
         return nn.Identity()
-    if own.dim() != 3 or own.shape[:2] != other.shape[:2]:
+    if own.dim() not in (2, 3) or own.shape[:-1] != other.shape[:-1]:
         raise ConfigError(
             f"{path} leaves a state of shape {tuple(own.shape)} and the teacher's {teacher} one of"
             f" {tuple(other.shape)}; layer-wise distillation needs states that differ in their width alone"
         )
-    return nn.Linear(own.shape[2], other.shape[2], device=own.device)
+    return nn.Linear(own.shape[-1], other.shape[-1], device=own.device)

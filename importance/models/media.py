@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fathom.errors import ConfigError, DataError, brief, optional
-from fathom.importance.models.rows import Row, RowFile, columns_of, label_numbers, read_rows
-
-Kind = Literal["text", "image", "audio"]
+from fathom.errors import DataError, brief, optional
+from fathom.importance.models.rows import Kind, Row, RowFile, columns_of, label_numbers, read_rows
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class MediaFile(RowFile):
     ``folder``: where the files lie that have no absolute path.
     """
 
-    kind: Kind
     label_of: Mapping[str, int]
     folder: Path
 
@@ -35,23 +33,19 @@ class MediaFile(RowFile):
         else:
             rate = self.reader.sampling_rate
             sounds = [sound(path, rate) for path in paths]
-            inputs = self.reader(sounds, sampling_rate=rate, padding=True, return_tensors="pt")
+            # As long as the longest, unless the reader has a length of its own.
+            usual = signature(self.reader.__call__).parameters["padding"].default
+            inputs = self.reader(sounds, sampling_rate=rate, padding=usual or True, return_tensors="pt")
         return {**inputs, "labels": torch.tensor([self.label_of[row["label"]] for row in rows])}
 
 
 def kind_of(path: Path, task: str) -> Kind:
-    """What the rows of a table hold: ``image`` or ``audio`` by such a column, else ``text``.
-
-    Raises ConfigError for pictures and sounds of another task than classification.
-    """
-    names = columns_of(path, ("text", "image", "audio", "label"))
-    kinds: tuple[Kind, ...] = ("image", "audio")
-    kind = next((kind for kind in kinds if kind in names and "text" not in names), None)
-    if kind is None:
-        return "text"
+    """What the rows of a table hold: for classification ``image`` or ``audio`` by such a column, else ``text``."""
     if task != "classification":
-        raise ConfigError(f"{path}: a table of {kind} files is read for classification, not for {task}")
-    return kind
+        return "text"
+    names = columns_of(path, ("text", "image", "audio", "label"))
+    kinds: tuple[Kind, ...] = ("text", "image", "audio")
+    return next((kind for kind in kinds if kind in names), "text")
 
 
 def read_media(path: Path, kind: Kind, reader: Any, model: nn.Module) -> MediaFile:
@@ -61,9 +55,16 @@ def read_media(path: Path, kind: Kind, reader: Any, model: nn.Module) -> MediaFi
     """
     rows = read_rows(path, (kind, "label"))
     for row in rows:
-        if not (path.parent / row[kind]).is_file():
+        if not _is_file(path.parent / row[kind]):
             raise DataError(f"{path}: {brief(row[kind])}: no such file")
     return MediaFile(rows, reader, kind, label_numbers(path, rows, model), path.parent)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def picture(path: Path) -> Any:
@@ -71,8 +72,14 @@ def picture(path: Path) -> Any:
     images = optional("PIL.Image", "train")
     try:
         with images.open(path) as opened:
+            if opened.mode in ("I", "F"):
+                raise DataError(f"{path}: a picture of 32 bits a channel; save it with 8 or 16")
+            if opened.mode.startswith("I;16"):
+                return images.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
             return opened.convert("RGB")
-    except (OSError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # readers of broken files raise anything
         raise DataError(f"{path}: not a picture: {brief(str(error), 80)}") from None
 
 
@@ -81,8 +88,10 @@ def sound(path: Path, rate: int) -> NDArray[np.float32]:
     wavfile, signal = optional("scipy.io.wavfile", "train"), optional("scipy.signal", "train")
     try:
         own, values = wavfile.read(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # readers of broken files raise anything
         raise DataError(f"{path}: not a WAV file: {brief(str(error), 80)}") from None
+    if not own or not values.size:
+        raise DataError(f"{path}: holds no sound")
     scale = {"u": 128, "i": np.iinfo(values.dtype).max + 1 if values.dtype.kind == "i" else 1}.get(values.dtype.kind, 1)
     wave = (values.astype(np.float64) - (128 if values.dtype.kind == "u" else 0)) / scale
     wave = wave.mean(1) if wave.ndim > 1 else wave

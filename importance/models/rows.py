@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -14,17 +14,19 @@ from fathom.training.tables.readers import Table, column_names, delimiter_of, la
 BATCH = 16
 
 Row = Mapping[str, str]
+Kind = Literal["text", "image", "audio"]
 
 
 @dataclass(frozen=True)
 class RowFile(ABC):
     """The rows of a file; iterated, batches for a model, as often as wanted.
 
-    ``reader``: what makes the model's inputs, as transformers keeps it beside a model.
+    ``reader``: what makes the model's inputs, of this kind, as transformers keeps it beside a model.
     """
 
     rows: Sequence[Row]
     reader: Any
+    kind: Kind
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(self.rows), BATCH):

@@ -81,7 +81,7 @@ def read_texts(path: Path, task: str, tokenizer: Any, model: nn.Module) -> TextF
     """
     check_has_texts(task)
     rows = read_rows(path, COLUMNS[task])
-    return TextFile(rows, tokenizer, task, label_numbers(path, rows, model) if task == "classification" else {})
+    return TextFile(rows, tokenizer, "text", task, label_numbers(path, rows, model) if task == "classification" else {})
 
 
 def _counted(tokens: Mapping[str, Tensor]) -> Tensor:

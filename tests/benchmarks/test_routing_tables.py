@@ -22,21 +22,22 @@ def policy(name: str, area: float) -> dict[str, object]:
     }
 
 
-def stored(folder: Path, dataset: str, area: float) -> None:
+def stored(folder: Path, dataset: str, area: float, *, seed: int = 0, saved: float | None = 0.75) -> None:
     names = ("length", "learned", "hindsight", "boosted")
     report = {
         "static": [[1.0, 0.10], [4.0, 0.12]],
         "policies": [policy(name, area) for name in names],
     }
     claim = {"eps": 0.05, "policy": "mixture", "users": 6040, "routing": "85 % depth 4, 15 % depth 8"}
+    found = {"kept": 0.972, "saved": saved} if saved else {"routing": None, "kept": None, "saved": None}
     claims = [
-        claim | {"kept": 0.972, "saved": 0.75, "needed": None},
+        claim | found | {"needed": None},
         claim | {"eps": 0.01, "routing": None, "kept": None, "saved": None, "needed": 20_000},
     ]
     result = {"report": report, "claims": claims}
-    run = {"config": {"dataset": dataset}, "seed": 0, "result": result}
+    run = {"config": {"dataset": dataset}, "seed": seed, "result": result}
     (folder / "routing").mkdir(exist_ok=True)
-    (folder / "routing" / f"{dataset}-seed-0.json").write_text(json.dumps(run))
+    (folder / "routing" / f"{dataset}-seed-{seed}.json").write_text(json.dumps(run))
 
 
 def test_nothing_measured_gives_nothing(tmp_path: Path) -> None:
@@ -54,6 +55,14 @@ def test_routing_is_said_to_win_only_where_it_is_shown(tmp_path: Path) -> None:
     page = section(tmp_path)
     assert "with their whole interval: 2: length alone (MovieLens-100K, seed 0), learned" in page
     assert svg(areas_figure(load_routed(tmp_path))).startswith(b"<?xml")
+
+
+def test_several_seeds_are_told_by_their_spread(tmp_path: Path) -> None:
+    for seed, saved in enumerate((0.15, None, 0.77)):
+        stored(tmp_path, "ml-100k", 0.0, seed=seed, saved=saved)
+    page = section(tmp_path)
+    assert "| MovieLens-100K | 5% | mixture | 2 of 3 | 15.0% [0.0%, 77.0%] | 97.2% [97.2%, 97.2%] |" in page
+    assert "| MovieLens-100K | 1% | mixture | 0 of 3 | 0.0% [0.0%, 0.0%] |  |" in page
 
 
 def test_the_certificates_word_is_measured_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -492,4 +492,6 @@ def test_a_model_in_half_precision_is_ranked_by_every_method() -> None:
         ranking = analyzer.analyze_importance([(SEQUENCES.to(kind), draw(SAMPLES))])
         assert set(ranking.left_out) <= {"attention"}
         scores[kind] = np.array(ranking.methods["ablation"].scores)
+    outside = Stacked("outside").bfloat16()
+    assert "call model.float()" in refusal(outside, (SEQUENCES.bfloat16(), draw(SAMPLES)))
     np.testing.assert_allclose(scores[torch.bfloat16], scores[torch.float32], atol=0.02)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from any_models import CLASSES, PICTURES, SAMPLES, SEQUENCES, SIZES, Cnn, Stacked, analyzer_of, draw, transformers
+from any_models import CLASSES, PICTURES, SAMPLES, SEQUENCES, SIZES, Cnn, Stacked, analyzer_of, draw, t5, transformers
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError
@@ -14,6 +14,7 @@ from fathom.importance.analyzer import LayerAnalyzer, create_analyzer
 from fathom.importance.compression import CompressionPlan
 from fathom.importance.models.distillation import Distillation
 from fathom.importance.models.layerwise import states_of
+from fathom.importance.models.lora import add_adapters
 
 
 def trained(model: nn.Module, x: Tensor, labels: Tensor) -> nn.Module:
@@ -129,12 +130,55 @@ def test_adapters_change_the_layers_matrices_and_norms_alone_and_are_merged(name
     assert list(before) == list(after)
     changed = {path for path in before if not torch.equal(before[path], after[path])}
     inside = plan.measured.layers.paths_in(smaller, plan.keep)
+    learned_wide = False
     assert changed
     assert all(any(path.startswith(f"{block}.") for block in inside) for path in changed)
     for path in changed:
-        difference = after[path] - before[path]
-        assert difference.dim() < 2 or torch.linalg.matrix_rank(difference.flatten(1), rtol=1e-3) <= 8
+        difference = (after[path] - before[path]).flatten(1) if before[path].dim() > 1 else None
+        if difference is not None:
+            assert torch.linalg.matrix_rank(difference, rtol=1e-3) <= 8
+            learned_wide |= min(difference.shape) > 8
+    assert learned_wide == (name in ("text", "language model"))
     assert [value.requires_grad for value in healed.parameters()] == [True] * len(list(smaller.parameters()))
+
+
+class Odd(nn.Module):
+    """A block with matrices that no adapter can stand beside, and one that it can."""
+
+    def __init__(self, shared: nn.Linear) -> None:
+        super().__init__()
+        self.shared, self.own, self.tied = shared, nn.Linear(16, 16), nn.Linear(16, 16)
+        self.tied.weight = shared.weight
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+        self.frozen, self.norm = nn.Linear(16, 16).requires_grad_(False), nn.LayerNorm(16).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.own(self.norm(x)).relu() + self.shared(x) + self.tied(x) + self.normed(x)
+        return x + self.frozen(hidden).tanh()
+
+
+def test_no_adapter_stands_where_it_could_not_be_merged_or_is_not_wanted() -> None:
+    pytest.importorskip("peft", reason="the extra peft is not installed")
+    torch.manual_seed(0)
+    shared = nn.Linear(16, 16)
+    model = nn.Sequential(nn.Sequential(*(Odd(shared) for _ in range(4))), nn.Linear(16, CLASSES))
+    x = torch.randn(24, 16)
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(model)
+    analyzer.analyze_importance([(x, draw(24))])
+    plan = analyzer.generate_compression_plan(target_ratio=1.2)
+    smaller = plan.apply()
+    how = Distillation(epochs=10, learning_rate=0.1, tune="lora", imitation=0.0)
+    losses: list[float] = []
+    told = replace(how, progress=lambda _, loss: losses.append(loss))
+    healed = plan.heal(analyzer.batches_of([(x, draw(24))]), told, model=smaller)
+    before, after = smaller.state_dict(), healed.state_dict()
+    changed = {path.rpartition(".")[0] for path in before if not torch.equal(before[path], after[path])}
+    assert {path.rpartition(".")[2] for path in changed} == {"own"}
+    assert losses[-1] < losses[0]
+    convolution = nn.Sequential(nn.Sequential(nn.Sequential(nn.Conv1d(1, 1, 3, dilation=2)), nn.Sequential(nn.ReLU())))
+    with pytest.raises(ConfigError, match="LoRA needs"):
+        add_adapters(convolution, ("0",))
 
 
 def test_a_model_without_a_matrix_to_adapt_is_one_line() -> None:
@@ -149,9 +193,13 @@ def test_layers_learn_to_leave_what_the_next_layer_was_given_in_the_whole_model(
     _, plan, batches = ready(name)
     smaller, layers = plan.apply(), plan.measured.layers
     inside, targets = layers.paths_in(smaller, plan.keep), layers.before_the_next(plan.keep, plan.measured.batches[0])
-    assert len(set(targets)) == len(plan.keep)
-    if len(plan.keep) < len(layers.layers) and plan.keep[-1] < len(layers.layers) - 1:
-        assert targets[-1] != layers.names[plan.keep[-1]]
+    # The layers that are gone lie between a layer and that whose state it shall leave.
+    assert len(set(targets)) == len(plan.keep) < len(layers.layers)
+    paths = layers.paths_in(layers.running, layers.layers)
+    (alone,) = layers.before_the_next((0,), plan.measured.batches[0])
+    # With no other layer to come, the last one; in pictures, the last of its own shape.
+    assert alone == {"pictures": paths[1]}.get(name, paths[-1])
+    assert layers.before_the_next((0, 1), plan.measured.batches[0])[0] == paths[0]
     inputs = layers.task.inputs(smaller, *batches[0])
 
     def apart(model: nn.Module) -> float:
@@ -195,8 +243,71 @@ def test_wider_and_deeper_teachers_teach_answers_and_layers() -> None:
     other = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, num_labels=7, **SIZES))
     with pytest.raises(ConfigError, match="must know the same answers"):
         plan.heal(batches, teachers=[other])
-    with pytest.raises(ConfigError, match="has no repeated blocks for layer-wise"):
+    with pytest.raises(ConfigError, match="has no repeated blocks, and not bert"):
         plan.heal(batches, how, teachers=[nn.Linear(3, 3)])
+    mixed = plan.heal(batches, replace(how, precision="bf16"), model=smaller, teachers=(wide,))
+    assert divergence(mixed, wide) < 0.2 * divergence(smaller, wide)
+    # A teacher is left in the mode that it was in.
+    wide.train()
+    plan.heal(batches, teachers=[wide])
+    assert all(part.training for part in wide.modules())
+
+
+def test_a_decoder_goes_by_a_decoder_and_by_no_layers_that_add_outside() -> None:
+    _, plan, _ = ready("translation")
+    other = t5()
+    pairs = plan._pairs(other, plan.measured.layers.paths_in(plan.apply(), plan.keep))
+    assert all(path.startswith("decoder.") for path in pairs.teacher)
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(Stacked("plain"))
+    batch = (SEQUENCES, draw(SAMPLES))
+    analyzer.analyze_importance([batch])
+    how = Distillation(layerwise=1.0)
+    with pytest.raises(ConfigError, match="Stacked adds what its layers give"):
+        analyzer.generate_compression_plan(target_ratio=1.3).heal(
+            analyzer.batches_of([batch]), how, teachers=[Stacked("outside")]
+        )
+
+
+def test_padding_does_not_count_and_torch_s_own_transformer_is_compared() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 4), nn.Linear(16, CLASSES)
+
+        def forward(self, x: Tensor, src_key_padding_mask: Tensor) -> Tensor:
+            return self.head(self.encoder(x, src_key_padding_mask=src_key_padding_mask)[:, 0])
+
+    torch.manual_seed(0)
+    padded = torch.zeros(SAMPLES, 6, dtype=torch.bool)
+    padded[::2, 4:] = True
+    batch = {"x": torch.randn(SAMPLES, 6, 16), "src_key_padding_mask": padded, "labels": draw(SAMPLES)}
+    analyzer = create_analyzer(analysis_methods=("ablation",))
+    analyzer.load_model(Encoder())
+    analyzer.analyze_importance([batch])
+    plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    how = Distillation(epochs=10, learning_rate=3e-3, layerwise=1.0)
+    assert loss_of(plan, plan.heal(analyzer.batches_of([batch]), how)) < loss_of(plan, plan.apply())
+
+
+def counted(
+    model: nn.Module, plan: CompressionPlan, batches: list[Any], how: Distillation
+) -> tuple[int, set[torch.dtype]]:
+    """How often the first layer's own layer of queries runs in healing, and what kinds of numbers it gives."""
+    calls: list[torch.dtype] = []
+    own = nn.Linear.forward
+
+    def count(self: nn.Linear, x: Tensor) -> Tensor:
+        found = own(self, x)
+        if self.weight.requires_grad and torch.is_grad_enabled() and self.weight.shape == (32, 16):
+            calls.append(found.dtype)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", count)
+        plan.heal(batches, how, model=model)
+    return len(calls), set(calls)
 
 
 def test_mixed_precision_and_running_layers_twice_heal_as_well() -> None:
@@ -207,6 +318,10 @@ def test_mixed_precision_and_running_layers_twice_heal_as_well() -> None:
     twice = plan.heal(batches, replace(how, checkpointing=True), model=smaller)
     mixed = plan.heal(batches, replace(how, precision="bf16"), model=smaller)
     assert all("forward" not in vars(part) for part in twice.modules())
+    calls, kinds = counted(smaller, plan, batches, how)
+    assert counted(smaller, plan, batches, replace(how, checkpointing=True))[0] == 2 * calls
+    assert kinds == {torch.float32}
+    assert counted(smaller, plan, batches, replace(how, precision="bf16"))[1] == {torch.bfloat16}
     for one, other in zip(plain.parameters(), twice.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert loss_of(plan, mixed) < loss_of(plan, smaller)
@@ -222,5 +337,5 @@ def test_settings_that_make_no_sense_are_one_line() -> None:
     analyzer.load_model(Stacked("outside"))
     analyzer.analyze_importance([(SEQUENCES, draw(SAMPLES))])
     plan = analyzer.generate_compression_plan(target_ratio=1.3)
-    with pytest.raises(ConfigError, match="layers that give the state,"):
+    with pytest.raises(ConfigError, match="the model adds what its layers give"):
         plan.heal(analyzer.batches_of([(SEQUENCES, draw(SAMPLES))]), Distillation(layerwise=1.0))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from any_models import CLASSES, SAMPLES, Slow, analyzer_of, draw, mlp
+from any_models import CLASSES, SAMPLES, SIZES, TEXT, Slow, analyzer_of, draw, mlp, transformers
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError, DataError
@@ -81,16 +81,47 @@ def test_a_decoder_s_cross_attention_has_a_share_of_each_layer(name: str, given:
     assert silent.cross_attention[1] == 0 < silent.cross_attention[0]
 
 
+def test_what_cross_attention_adds_counts_where_the_state_is_added_inside_of_its_module() -> None:
+    config = transformers.BertConfig(vocab_size=50, is_decoder=True, add_cross_attention=True, **SIZES)
+    torch.manual_seed(0)
+    model = transformers.BertLMHeadModel(config).eval()
+    heard = torch.randn(SAMPLES, 5, 16, generator=torch.Generator().manual_seed(1))
+    batch = {**TEXT, "encoder_hidden_states": heard}
+    analyzer = create_analyzer(task_type="generation", modality_type="multimodal", analysis_methods=("gradient",))
+    analyzer.load_model(model)
+    modalities = {"heard": ["encoder_hidden_states"], "text": ["input_ids", "attention_mask"]}
+    shares = analyzer.analyze_modalities([batch], modalities).cross_attention
+    assert shares is not None
+    assert min(shares) > 0
+    for layer in model.bert.encoder.layer:
+        nn.init.zeros_(layer.crossattention.output.dense.weight)
+    silent = analyzer.analyze_modalities([batch], modalities)
+    assert silent.cross_attention == (0, 0, 0, 0)
+    assert silent.by_layer["heard"] == pytest.approx((0, 0, 0, 0), abs=1e-6)
+
+
+def test_layers_that_are_calls_of_one_block_have_modalities_too() -> None:
+    config = transformers.AlbertConfig(vocab_size=50, embedding_size=8, num_labels=CLASSES, **SIZES)
+    analyzer = create_analyzer(analysis_methods=("gradient",))
+    analyzer.load_model(transformers.AlbertForSequenceClassification(config))
+    found = analyzer.analyze_modalities([{**TEXT, "labels": draw(SAMPLES)}], {"text": ["input_ids"]})
+    assert len(found.by_layer["text"]) == 4
+    assert found.cross_attention is None
+
+
 def test_a_modality_that_is_not_there_is_one_line() -> None:
     analyzer, loader = shares_of("text", bits(1), bits(2))
     with pytest.raises(ConfigError, match="not called with sound; there are text, picture"):
         analyzer.analyze_modalities(loader, {"sound": ["sound"]})
     with pytest.raises(ConfigError, match="name the modalities"):
         analyzer.analyze_modalities(loader, {})
-    with pytest.raises(DataError, match="one sample alone"):
-        analyzer.analyze_modalities([{name: value[:1] for name, value in loader[0].items()}], MODALITIES)
-    with pytest.raises(DataError, match="no sample"):
-        analyzer.analyze_modalities([], MODALITIES)
+    with pytest.raises(ConfigError, match="each with a list"):
+        analyzer.analyze_modalities(loader, {"text": "text"})
+    one = {name: value[:1] for name, value in loader[0].items()}
+    assert analyzer.analyze_modalities([*loader, one], MODALITIES).samples == 200
+    for too_few in ([one], []):
+        with pytest.raises(DataError, match="two samples or more"):
+            analyzer.analyze_modalities(too_few, MODALITIES)
     plain = create_analyzer(analysis_methods=("gradient",))
     plain.load_model(mlp())
     with pytest.raises(ConfigError, match="is not called with x"):
@@ -101,7 +132,7 @@ def test_other_models_say_by_how_deep_a_layer_lies() -> None:
     falling, rising = [5.0, 4.0, 1.0], [-1.0, 0.0, 9.0, 9.5]
     np.testing.assert_allclose(transferred([falling], 5), [1, 0.5, 0, -0.5, -1])
     np.testing.assert_allclose(transferred([falling, rising], 4), [0, 0, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(transferred([rising], 2), [-1, 1])
+    np.testing.assert_allclose(transferred(np.array([rising]), 2), [-1, 1])
     for known, layers in (([], 4), ([falling], 1), ([[1.0]], 4)):
         with pytest.raises(ConfigError, match="transfer needs"):
             transferred(known, layers)

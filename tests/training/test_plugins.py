@@ -89,6 +89,10 @@ def test_what_is_not_there_or_something_else_is_one_line(tmp_path: Path, monkeyp
         objective_class("wrong")
     with pytest.raises(ConfigError, match=r"preset 'wrong' \(fathom.errors:brief\) is no fathom"):
         preset("wrong")
+    (tmp_path / "broken_part.py").write_text("1 / 0")
+    (info / "entry_points.txt").write_text("[fathom.presets]\nbroken = broken_part:X\n")
+    with pytest.raises(ConfigError, match=r"preset 'broken' \(broken_part:X\) cannot be loaded: division by zero"):
+        preset("broken")
 
 
 @pytest.mark.usefixtures("parts")

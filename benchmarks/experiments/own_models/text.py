@@ -91,7 +91,7 @@ def questions() -> Ready:
         question = f"What is the {asked[column]}?"
         rows.append({"question": question, "context": "; ".join(told), "answer": str(row[column]).replace("-", " ")})
     heal, rank, test = (
-        list(TextFile(rows[first:last], tokenizer, "question_answering", {}))
+        list(TextFile(rows[first:last], tokenizer, "text", "question_answering", {}))
         for first, last in ((0, 1_600), (1_600, 1_696), (1_696, 2_176))
     )
     return Ready(fit(model, QuestionAnswering(), heal, epochs=3, rate=2e-4), heal, rank, test)

@@ -1,8 +1,8 @@
 """Quality per depth: arms of training, planning and healing, beside counting baselines and other recommenders.
 
-What is trained is an arm of ``arms.py``, stored as quality/DATASET/ARM-seed-S. A run that is stored with the same
-settings is left alone; one that was interrupted goes on where it was. Checkpoints lie in build/quality. A data set that
-cannot be downloaded is read once from --path.
+What is trained is an arm of ``arms.py``, stored as quality/DATASET/ARM-seed-S, or below depths for the group ``time``.
+A run that is stored with the same settings is left alone; one that was interrupted goes on where it was. Checkpoints
+lie in build/quality. A data set that cannot be downloaded is read once from --path.
 """
 
 from argparse import Namespace
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks.experiments.quality.arms import chosen
+from fathom.benchmarks.experiments.quality.arms import ARMS, chosen
 from fathom.benchmarks.experiments.quality.peers import PEERS
 from fathom.benchmarks.experiments.quality.stored import path_of, pools
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
@@ -22,6 +22,7 @@ from fathom.benchmarks.registry import Benchmark, Run
 
 BASELINES, RECTOOLS = "baselines", "peers"
 PEER_EPOCHS = 100
+DEPTHS_STUDY = "depths"
 
 Planned = tuple[str, dict[str, Any], Callable[[], Mapping[str, Any]]]
 """The name of an arm, its config, and what measures it."""
@@ -33,9 +34,11 @@ def _measure(options: Namespace) -> Iterator[Run]:
     for seed in options.seeds:
         study = Study(options.dataset, dataset, seed, tuple(options.set), options.results)
         for arm, config, measure in _planned(study, options.arms):
-            path, config = path_of(study.name, arm, seed, options.results), {"dataset": dataset.sha256, **config}
+            kept = DEPTHS_STUDY if arm in ARMS and ARMS[arm].group == "time" else "quality"
+            path = path_of(study.name, arm, seed, options.results, study=kept)
+            config = {"dataset": dataset.sha256, **config}
             if not path.exists() or load_run(path)["config"] != config:
-                yield Run(config, measure(), seed, f"quality/{study.name}/{path.stem}")
+                yield Run(config, measure(), seed, f"{kept}/{study.name}/{path.stem}")
 
 
 def _planned(study: Study, names: Sequence[str]) -> Iterator[Planned]:
@@ -54,7 +57,8 @@ def _section(folder: Path = RESULTS) -> str:
     if not (folder / "quality").exists():
         return ""
     engine = folder / "engine_depth.json"
-    return paragraphs(*quality_sections(pools(folder), load_run(engine) if engine.exists() else None))
+    depths = pools(folder, study=DEPTHS_STUDY) if (folder / DEPTHS_STUDY).exists() else []
+    return paragraphs(*quality_sections(pools(folder), load_run(engine) if engine.exists() else None, depths))
 
 
 BENCHMARK = Benchmark(

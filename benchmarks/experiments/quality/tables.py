@@ -46,13 +46,15 @@ def seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any] | None) -> list[str]:
-    """All sections, in order. engine: the stored run of engine_depth, None where there is none."""
+def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any] | None, depths: Sequence[Pool] = ()) -> list[str]:
+    """All sections, in order. engine: the stored run of engine_depth, None where there is none; depths: arms of equal
+    time.
+    """
     parts = [_plain_statement(pools), _choice_of_layers(pools), _pictures(pools)]
-    about_one = (_all_arms, _beside_others, _exits_against_alone, _in_equal_time, _healed, _ablations, _cold)
+    about_one = (_all_arms, _beside_others, _exits_against_alone, _healed, _ablations, _cold)
     for pool in pools:
         parts += [f"## {title(pool)}", *(about(pool) for about in about_one)]
-    return [*parts, _compression(pools, engine)]
+    return [*parts, _in_equal_time(depths), _compression(pools, engine)]
 
 
 def pictures(pools: Sequence[Pool]) -> list[str]:
@@ -197,19 +199,20 @@ def _exits_against_alone(pool: Pool) -> str:
     return paragraphs(about, table(head, rows)) if rows else ""
 
 
-def _in_equal_time(pool: Pool) -> str:
+def _in_equal_time(pools: Sequence[Pool]) -> str:
     rows = []
-    for depth, epochs in EPOCHS_IN_EQUAL_TIME.items():
+    for pool, (depth, epochs) in product(pools, EPOCHS_IN_EQUAL_TIME.items()):
         arm = f"time-{depth}", f"depth {depth}"
         if (ndcg := pool.mean(arm)) is not None:
             less = None if depth == DEPTHS[-1] else pool.difference(arm, ("time-16", SYSTEMS[-1]))
-            rows.append([str(depth), str(epochs), interval(ndcg), interval(less, signed=True), *_effort(pool, arm[0])])
+            cells = [interval(ndcg), interval(less, signed=True), *_effort(pool, arm[0])]
+            rows.append([title(pool), str(depth), str(epochs), *cells])
     about = (
         "How deep should a network be that has a given time to train? Each is trained for its depth alone, for as many"
-        " epochs as fit into the time of 16 layers:"
+        " epochs as fit into the time of 16 layers; those above 4 layers grow from 4 for 12 epochs first."
     )
-    head = ["layers", "epochs", "NDCG@10", "less 16 layers", "seeds", "hours each"]
-    return paragraphs(about, table(head, rows)) if rows else ""
+    head = ["", "layers", "epochs", "NDCG@10", "less 16 layers", "seeds", "hours each"]
+    return paragraphs("## Depth in equal time", about, table(head, rows)) if rows else ""
 
 
 def _healed(pool: Pool) -> str:

@@ -74,7 +74,7 @@ def build(
     if ran:
         systems = evaluation["systems"]
         ndcg = {f"test ndcg@10 of {name}": system["metrics"]["ndcg@10"]["value"] for name, system in systems.items()}
-        keep_run("build", model=out, data=source, metrics=ndcg, config=settings_pages.as_dict(config), outputs=(out,))
+        keep_run("build", model=out, data=source, metrics=ndcg, config=settings_pages.plain(config), outputs=(out,))
     sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
     if as_json:
         values = bundle_values(out)

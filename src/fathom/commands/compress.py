@@ -11,7 +11,7 @@ from fathom import show
 from fathom.artefacts import COMPRESSED, check_outputs
 from fathom.commands.options import AsJson, Out, methods_within, need_training, takes
 from fathom.commands.recording import keep_run
-from fathom.errors import ConfigError, DataError
+from fathom.errors import ConfigError, DataError, optional
 from fathom.show import Activity
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Task = Annotated[
         help="What the model is for: classification, generation, question_answering, summarisation, translation."
     ),
 ]
-Texts = Annotated[
+Samples = Annotated[
     Path,
     typer.Option(
         "--data",
@@ -97,6 +97,8 @@ class HealOptions:
         """How to heal, None for not at all; raises ConfigError for settings of a healing that is not asked for."""
         from fathom.importance.models.distillation import Distillation
 
+        if self.tune == "lora":
+            optional("peft", "peft")
         given = asdict(self)
         epochs, _ = given.pop("heal_epochs"), given.pop("teacher")
         if epochs:
@@ -173,16 +175,20 @@ def head_for(task: str, kind: str) -> str:
     return task if kind == "text" else f"{kind} {task}"
 
 
-def teacher_of(name: str, task: str, rows: "RowFile", kind: str) -> "nn.Module":
-    """A model to learn from; raises ConfigError where it reads its inputs otherwise than the one that is healed."""
+def teacher_of(name: str, task: str, rows: "RowFile", model: "nn.Module") -> "nn.Module":
+    """A model to learn from; raises ConfigError where it reads or answers otherwise than the one that is healed."""
     from fathom.importance.models.load import load_model, load_reader
 
-    own, other = rows.reader, load_reader(name, kind)
-    if kind == "text" and own.get_vocab() != other.get_vocab():
+    own, other = rows.reader, load_reader(name, rows.kind)
+    if rows.kind == "text" and own.get_vocab() != other.get_vocab():
         raise ConfigError(f"--teacher {name}: has other tokens than the model, and cannot read the same batches")
-    if kind != "text" and own.to_dict() != other.to_dict():
-        raise ConfigError(f"--teacher {name}: reads {kind} files otherwise than the model")
-    return load_model(name, head_for(task, kind))
+    if rows.kind != "text" and own.to_dict() != other.to_dict():
+        raise ConfigError(f"--teacher {name}: reads {rows.kind} files otherwise than the model")
+    teacher = load_model(name, head_for(task, rows.kind))
+    classes, known = (getattr(each.config, "label2id", None) for each in (teacher, model))
+    if task == "classification" and classes != known:
+        raise ConfigError(f"--teacher {name}: has the classes {classes}, and the model {known}")
+    return teacher
 
 
 @dataclass
@@ -209,7 +215,7 @@ class Healed:
 def compress(
     model: Annotated[str, typer.Argument(help="A folder with config.json, or a package that holds one.")],
     task: Task,
-    data: Texts,
+    data: Samples,
     out: Out,
     target: TargetOptions,
     options: MeasureOptions,
@@ -224,14 +230,13 @@ def compress(
     Example: fathom compress MODEL --task generation --data texts.csv --min-quality 0.95 --heal-epochs 3 --out small
     """
     need_training()
-    check_outputs((out, COMPRESSED), inputs=[data, Path(model)] if Path(model).exists() else [data])
-    from fathom.importance.models.media import kind_of
-
+    read = [path for path in map(Path, (model, *(healing.teacher or ()))) if path.exists()]
+    check_outputs((out, COMPRESSED), inputs=[data, *read])
     how, wanted = healing.distillation(options.seed), target.wanted()
     analyzer, rows, others = analyzer_of(model, task, data, options)
     if how and not others.rows:
         raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
-    teachers = [teacher_of(name, task, rows, kind_of(data, task)) for name in healing.teacher or ()]
+    teachers = [teacher_of(name, task, rows, analyzer.layers.model) for name in healing.teacher or ()]
     with Activity("rank the layers") as activity:
         analyzer.analyze_importance(rows, progress=activity.ranking)
     if how:

@@ -126,7 +126,7 @@ def export_runs(
 
 
 @runs_app.command("tensorboard")
-def board(
+def tensorboard_runs(
     out: Annotated[Path, typer.Option(help="Folder to write; tensorboard --logdir FOLDER shows it.")],
     file: File = None,
 ) -> None:
@@ -146,9 +146,9 @@ def board(
         (new / artefacts.RUNS_BOARD.head).write_text(_as_json(runs))
         for run in runs:
             with SummaryWriter(str(new / f"run-{run.number}")) as writer:
-                about = {name: getattr(run, name) for name in ("command", "task", "model", "data", "version")}
+                about = {f"run.{name}": getattr(run, name) for name in ("command", "task", "model", "data", "version")}
                 settings = {name: _plain(value) for name, value in run.config.items()}
-                writer.add_hparams({**settings, **about}, dict(run.metrics), run_name=".")
+                writer.add_hparams({**about, **settings}, dict(run.metrics), run_name=".")
     show.out.print(f"wrote {len(runs)} runs to {out}; tensorboard --logdir {out}", highlight=False)
 
 

@@ -80,6 +80,11 @@ def as_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return {each.key: {"value": each.value(config), "type": each.kind, "about": each.about} for each in settings()}
 
 
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """Each key with its value alone."""
+    return {each.key: each.value(config) for each in settings()}
+
+
 def pages() -> dict[str, str]:
     """The text of each page in docs/ that lists settings."""
     operating = (DOCS / "operating.md").read_text()

@@ -53,7 +53,7 @@ def train(
         model=out,
         data=dataset,
         metrics=_validation(checkpoint.metrics),
-        config=settings_pages.as_dict(config),
+        config=settings_pages.plain(config),
         outputs=(out,),
     )
     show.result(dict(checkpoint.metrics), as_json, _show_training, checkpoint.metrics)
