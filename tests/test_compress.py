@@ -311,10 +311,10 @@ def test_pictures_and_sounds_are_read_from_a_table_of_files(media: Path, kind: s
 
 
 def test_files_that_are_no_pictures_or_sounds_are_one_line(media: Path, tmp_path: Path) -> None:
-    def rank(kind: str, cell: str, task: str = "classification") -> str:
+    def rank(kind: str, cell: str) -> str:
         (tmp_path / "table.csv").write_text(f"{kind},label\n{cell},low\n{cell},high\n")
         given = ("rank", "--model", media / kind, "--data", tmp_path / "table.csv", "--out", tmp_path / "r.json")
-        return refused(*given, "--task", task)
+        return refused(*given)
 
     (tmp_path / "notes.txt").write_text("mine")
     assert "missing.png: no such file" in rank("image", "missing.png")
@@ -325,8 +325,6 @@ def test_files_that_are_no_pictures_or_sounds_are_one_line(media: Path, tmp_path
     wavfile.write(tmp_path / "empty.wav", 16_000, np.zeros(0, np.int16))
     assert "empty.wav: holds no sound" in rank("audio", "empty.wav")
     assert "no such file" in rank("image", "x" * 5_000)
-    # Only where it is about classes does a column of files say what is read.
-    assert "no column 'source'" in rank("image", "notes.txt", "translation")
 
 
 def test_what_a_picture_says_is_kept(tmp_path: Path) -> None:
