@@ -5,6 +5,7 @@ features of the request alone: a ridge regression, calibrated so that it means w
 histories that were answered at both depths.
 """
 
+from bisect import bisect
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -66,6 +67,15 @@ class Calibration:
     def of(self, predicted: Floats) -> Floats:
         """The calibrated predictions, of the same shape."""
         return np.asarray(np.interp(predicted, *self._arrays))
+
+    def of_one(self, predicted: float) -> float:
+        """As ``of`` for one prediction."""
+        xs, ys = self.predicted, self.observed
+        above = bisect(xs, predicted)
+        if above == 0 or above == len(xs):
+            return ys[min(above, len(xs) - 1)]
+        share = (predicted - xs[above - 1]) / (xs[above] - xs[above - 1])
+        return ys[above - 1] + share * (ys[above] - ys[above - 1])
 
 
 class ReliabilityPoint(NamedTuple):
@@ -144,7 +154,7 @@ class ComplexityModel:
 
     def score(self, features: Features) -> float:
         """Complexity of one request: the share of the top 10, 0 to 1."""
-        return self.calibration.of(self.model.predict(features)).item()
+        return self.calibration.of_one(self.model.predict_one(features)[0])
 
     def at_share(self, share: float) -> float:
         """The complexity that this share of requests, 0 to 1, lies below."""

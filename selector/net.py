@@ -53,6 +53,11 @@ class NetModel:
         scaling = np.array(self.centre), 1 / np.array(self.scale)
         return *scaling, *map(np.array, (self.hidden, self.bias, self.out, self.intercept))
 
+    def predict_one(self, row: Sequence[float]) -> list[float]:
+        """As ``predict`` for one row."""
+        losses: list[float] = self.predict(row).tolist()
+        return losses
+
     def predict(self, rows: Sequence[float] | Floats) -> Floats:
         """Losses (targets,) of one row (features,), or (n, targets) of rows (n, features)."""
         centre, per_scale, hidden, bias, out, intercept = self._arrays

@@ -95,7 +95,7 @@ class Learned:
 
     def depth(self, features: Features) -> int:
         """The depth of one request."""
-        losses, length = self.model.predict(features).tolist(), features.length
+        losses, length = self.model.predict_one(features), features.length
         per_item = self.per_item or (0.0,) * len(self.depths)
         best, depth = self.price * (self.costs[-1] + per_item[-1] * length), self.depths[-1]
         for other, loss, fixed, each in zip(self.depths, losses, self.costs, per_item, strict=False):

@@ -49,6 +49,11 @@ class TableModel:
         steps = np.array(self.steps).transpose(1, 2, 0).reshape(-1, len(self.intercept))
         return np.array(self.edges), steps, np.array(self.intercept), (BINS + 1) * np.arange(len(self.edges))
 
+    def predict_one(self, row: Sequence[float]) -> list[float]:
+        """As ``predict`` for one row."""
+        losses: list[float] = self.predict(row).tolist()
+        return losses
+
     def predict(self, rows: Sequence[float] | Floats) -> Floats:
         """Losses (targets,) of one row (features,), or (n, targets) of rows (n, features)."""
         edges, steps, intercept, first = self._arrays

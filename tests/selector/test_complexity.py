@@ -105,6 +105,13 @@ def test_calibration_never_falls_and_does_not_leave_what_was_observed() -> None:
     assert 0.0 <= told[0] < 0.15 < 0.7 < told[-1] <= 1.0
 
 
+def test_one_prediction_is_calibrated_as_many_are() -> None:
+    for calibration in (Calibration((0.1, 0.2, 0.6), (0.0, 0.3, 0.9)), Calibration((0.5,), (0.2,))):
+        asked = np.array([-np.inf, 0.0, 0.1, 0.15, 0.2, 0.5, 0.6, 0.7, np.inf])
+        each = [calibration.of_one(float(value)) for value in asked]
+        np.testing.assert_allclose(each, calibration.of(asked), atol=1e-15)
+
+
 def test_isotonic_regression_pools_what_falls() -> None:
     values = np.array([1.0, 3.0, 2.0, 4.0, 0.0])
     assert isotonic(values, np.ones(5)).tolist() == [1.0, 2.25, 2.25, 2.25, 2.25]

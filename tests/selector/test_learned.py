@@ -45,7 +45,15 @@ def test_one_row_is_predicted_as_in_a_table_and_the_row_is_left_alone(learner: L
     together = model.predict(rows)
     for row, losses in zip(rows, together, strict=True):
         np.testing.assert_allclose(model.predict(tuple(row)), losses, atol=1e-12)
+        np.testing.assert_allclose(model.predict_one(row.tolist()), losses, atol=1e-12)
     np.testing.assert_array_equal(rows, before)
+
+
+def test_what_lies_far_out_or_is_unknown_counts_in_one_row_as_in_many() -> None:
+    rng = np.random.default_rng(2)
+    model = LossModel.fit(requests(rng, 100), rng.normal(0, 1, (100, 2)))
+    for row in ([np.inf, -np.inf, np.nan, 7.0], [1e300, -1e300, 0.0, -np.nan], [3.0, 3.0, 3.0, 3.0]):
+        np.testing.assert_allclose(model.predict_one(row), model.predict(row), atol=1e-12)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
