@@ -21,6 +21,7 @@ MODULES = (
     "experiments.own_models",
     "experiments.routing",
     "experiments.certificate",
+    "experiments.bandit",
     "systems.routing_server",
     "systems.saving",
     "systems.feedback",

@@ -106,7 +106,8 @@ def measure_latency(n_items: int, length: int, decisions: int) -> Latency:
     total_us = (marks[:, 3] - marks[:, 0]) / 1_000
     quantiles = np.quantile(total_us, [0.5, 0.99, 0.999])
     figures = [round(float(figure), 2) for figure in (*quantiles, *np.median(steps_us, axis=0))]
-    return Latency(n_items, length, *figures, round(_idle_p99_us(figures[0], decisions), 2))
+    figures.append(round(_idle_p99_us(figures[0], decisions), 2))
+    return Latency(n_items, length, *figures)
 
 
 def _idle_p99_us(median_us: float, runs: int) -> float:
