@@ -151,7 +151,7 @@ class CompressionPlan:
         other = alike[0].blocks
         inputs = layers.task.inputs(teacher, self.measured.batches[0].inputs, self.measured.batches[0].labels)
         calls = record(teacher, inputs, [teacher.get_submodule(path) for path in other], [0] * len(other)).calls
-        if all(call.added for call in calls[:-1]):
+        if len(calls) > 1 and all(call.added for call in calls[:-1]):
             raise ConfigError(f"layer-wise distillation: {type(teacher).__name__} adds what its layers give; {STATES}")
         places = [max(0, round((place + 1) * len(other) / len(blocks)) - 1) for place in range(len(blocks))]
         return LayerPairs(blocks, tuple(other[place] for place in places), self.weights)
