@@ -255,6 +255,7 @@ class LayerAnalyzer:
         Candidates are the best layers by each method and by their consensus, the first layers, and what is left when
         one layer after another goes; the plan has the candidate with the least loss on the samples of the ranking.
         ``make``: makes a plan's model where quality is measured; if it also heals, plans are compared after healing.
+        The plan does not hold that model: ``make`` may keep it, or ``heal`` makes it again.
         Raises ConfigError before ``analyze_importance`` and for a target that no plan reaches.
         """
         if target_ratio is memory_mb is latency_ms is min_quality is None:

@@ -120,15 +120,20 @@ class CompressionPlan:
         With ``how.layerwise`` a layer goes by what the whole model gives the next layer that stays, or by the layer of
         another teacher that lies as deep; ``weights`` say how much it counts.
         """
+        if isinstance(teachers, nn.Module):
+            raise ConfigError("teachers is one model; give a list of models")
         layers, how = self.measured.layers, how or Distillation()
         student = self.apply() if model is None else model
         blocks = layers.paths_in(student, self.keep)
         models = [with_layers_apart(each) for each in teachers] or [layers.running]
+        given = list(batches)
+        if not all(isinstance(each, tuple) and isinstance(each[0], Inputs) for each in given):
+            raise ConfigError("heal takes batches as analyzer.batches_of(loader) reads them")
         return distil(
             student,
             [Teacher(each, self._pairs(each, blocks) if how.layerwise else None) for each in models],
             layers.task,
-            batches,
+            given,
             how,
             blocks=blocks,
             collation=layers.collation,

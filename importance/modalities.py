@@ -95,6 +95,8 @@ def modality_shares(
 
 def _of_another(inputs: Inputs, names: set[str], samples: int, shift: int) -> Inputs:
     """The same inputs, where those of some names are of the sample so many places on."""
+    if not inputs.kwargs:
+        raise ConfigError("modalities are named by the model's arguments: give batches as dicts with these names")
     unknown = names - set(inputs.kwargs)
     if unknown:
         raise ConfigError(f"the model is not called with {sorted(unknown)[0]}; there are {', '.join(inputs.kwargs)}")

@@ -113,7 +113,7 @@ class _Search:
         while True:
             plan, *others = self._plans(layers.size, most, wanted)
             if fits(plan.apply()):
-                return self._once_made([plan, *others], fits)
+                return self._best_healed([plan, *others], fits)
             gone = set(layers.layers) - set(plan.keep)
             useless = {layer for layer in gone if self._saves_nothing(layer)}
             if not useless:
@@ -143,7 +143,7 @@ class _Search:
             plans = self._plans(len, count, f"{count} layers")
             found = measured.latency_ms(plans[0].apply(), rounds=15)
             if found <= limit:
-                return self._once_made(plans, lambda made: measured.latency_ms(made, rounds=15) <= limit)
+                return self._best_healed(plans, lambda made: measured.latency_ms(made, rounds=15) <= limit)
         raise ConfigError(f"with one layer the model still takes {found:.3g} ms, more than {limit:g}")
 
     def keeping_quality(self, share: float) -> CompressionPlan:
@@ -165,7 +165,7 @@ class _Search:
         """A plan with so many layers."""
         return self._plans(len, count, f"{count} layers")[0]
 
-    def _once_made(self, plans: Sequence[CompressionPlan], fits: Callable[[nn.Module], bool]) -> CompressionPlan:
+    def _best_healed(self, plans: Sequence[CompressionPlan], fits: Callable[[nn.Module], bool]) -> CompressionPlan:
         """The first plan, or that of the first few which has the least loss once it is healed."""
         if self.make is CompressionPlan.apply:
             return plans[0]

@@ -61,7 +61,7 @@ class LossModel:
         return losses
 
     def predict_one(self, row: Sequence[float]) -> list[float]:
-        """As ``predict`` for one row, in a quarter of the time: arrays cost more than so few numbers do."""
+        """As ``predict`` for one row, in a quarter of the time: for so few numbers the overhead of arrays dominates."""
         design = []
         for value, centre, scale in zip(row, self.centre, self.scale, strict=True):
             z = (value - centre) / scale

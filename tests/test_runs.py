@@ -78,7 +78,7 @@ def test_a_file_that_is_not_ours_is_not_touched_and_no_command_fails(
         Runs(other).all()
     monkeypatch.setenv(VARIABLE, "")
     assert record(run()) is None
-    assert "no runs are kept here" in refused("runs", "list")
+    assert "FATHOM_RUNS is empty" in refused("runs", "list")
     assert "no runs are kept here" in refused("runs", "list", "--file", tmp_path / "missing.sqlite")
 
 

@@ -103,7 +103,10 @@ def _read_config(path: Path) -> CheckpointConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ArtefactError(f"{path / CONFIG}: {where}: {first['msg']}; train again") from None
+        said, cure = first["msg"].removeprefix("Value error, "), "train again"
+        if said.startswith("unknown"):
+            cure = "install the package that has it"
+        raise ArtefactError(f"{path / CONFIG}: {where}: {said}; {cure}") from None
     if set(config.sha256) != {WEIGHTS, ITEMS}:
         raise ArtefactError(f"{path / CONFIG}: sha256 does not name {WEIGHTS} and {ITEMS}; train again")
     return config

@@ -23,6 +23,7 @@ from fathom.training.blocks import (
     make_block,
     position_buckets,
 )
+from fathom.training.plugins import unknown
 
 Strategy = Literal["prefix", "nested", "permuted-prefix", "greedy", "lattice"]
 
@@ -52,7 +53,7 @@ class _Shape(BaseModel):
     @classmethod
     def _known_block(cls, block: str) -> str:
         if block not in block_names():
-            raise ValueError(f"no block is called so; known: {', '.join(block_names())}")
+            raise ValueError(unknown("block", block, block_names()))
         return block
 
     @model_validator(mode="after")

@@ -24,6 +24,13 @@ def known(group: str, ours: Collection[str]) -> tuple[str, ...]:
     return (*ours, *sorted(name for name in installed(group) if name not in ours))
 
 
+def unknown(what: str, name: str, names: Collection[str]) -> str:
+    """What to say of a name that none has."""
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"
+
+
 def load(
     group: str, name: str, what: str, names: Collection[str], make: Callable[[Any], Any] = lambda found: found
 ) -> Any:
@@ -34,9 +41,7 @@ def load(
     """
     found = installed(group)
     if name not in found:
-        near = get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")
+        raise ConfigError(unknown(what, name, names))
     targets = sorted({entry.value for entry in found[name]})
     if len(targets) > 1:
         raise ConfigError(f"{what} {name!r} is installed twice: {', '.join(targets)}; uninstall one package")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fathom.errors import ConfigError
 from fathom.training.model import ModelSettings
 from fathom.training.objectives import objective_names
-from fathom.training.plugins import known, load
+from fathom.training.plugins import known, load, unknown
 from fathom.training.tuning import Tune
 
 GROUP = "fathom.presets"
@@ -76,7 +76,7 @@ class TrainSettings(BaseModel):
     @classmethod
     def _known_objective(cls, objective: str) -> str:
         if objective not in objective_names():
-            raise ValueError(f"no objective is called so; known: {', '.join(objective_names())}")
+            raise ValueError(unknown("objective", objective, objective_names()))
         return objective
 
 
@@ -157,7 +157,8 @@ def apply_settings(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         return TrainConfig.model_validate(changed)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {said}") from None
 
 
 def _value(text: str) -> Any:

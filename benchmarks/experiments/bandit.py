@@ -1,12 +1,13 @@
-"""A bandit that learns its threshold from live requests, beside a certificate that is made of them.
+"""A bandit that learns its threshold from live requests, beside a certificate computed from the same requests.
 
 For each NAME=BUNDLE:DATASET, requests are drawn from the judging users of the benchmark ``agreement``, as if they came
 live; one in ten is answered at every depth, by the deepest, and shows what each setting would have kept of its top 10.
 Settings are those of the learned routing, and mixtures of the shallowest depth with the deepest. The certificate is
 tested after 200 of these, 400, 800 and so on, as a server does that certifies itself again. The bandit follows the
 cheapest setting whose shortfall is below eps by a bound that holds for all settings at all times (empirical Bernstein,
-Audibert et al. 2009), as thresholds under a risk bound do (arXiv 2509.23666); the other one has no bound and holds eps
-on average by a price on the shortfall, which rises while too much is lost. Stored as ``bandit/NAME-seed-S``.
+Audibert et al. 2009), as thresholds under a risk bound do (arXiv 2509.23666); a second bandit has no bound, and keeps
+the mean loss at eps through a price on the shortfall, which rises while too much is lost. Stored as
+``bandit/NAME-seed-S``.
 """
 
 import math
@@ -144,7 +145,7 @@ def section(folder: Path) -> str:
     runs = stored_networks(folder, "bandit")
     rows = [{"network": network_title(run), **row} for run in runs for row in run["result"]["rows"]]
     about = (
-        "Learning a threshold while requests come, simulated on the judging users: one request in ten is answered at"
+        "Learning a threshold while requests arrive, simulated on the judging users: one request in ten is answered at"
         " every depth. Certified: tested after 200 of these, 400 and so on. Bounded: a bandit that follows the cheapest"
         " setting below eps by a bound for all settings at all times. Priced: a bandit without a bound. Saved: engine"
         " time so far. Lost: of the deepest depth's top 10, by what was routed. Too much: the share of replications in"

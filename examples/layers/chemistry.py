@@ -20,7 +20,7 @@ ALCOHOLS = ("C", "CC", "CCC", "C(C)C", "CCCC", "CC=C", "Cc1ccccc1", "CCCl")
 TOKEN = re.compile(r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|/|:|~|@|\?|>>?|\*|\$|%\d{2}|\d")
 MASKED = 0.15
 
-# The weights hold other heads too, of which transformers would tell.
+# The checkpoint has other heads too; transformers would warn about them.
 logging.set_verbosity_error()
 package = find_spec("rxnfp")
 if package is None or not package.submodule_search_locations:
@@ -37,7 +37,7 @@ real = tokens != number["[PAD]"]
 # Of the product alone: what comes behind the arrow.
 product = (tokens == number[">>"]).cumsum(1).bool() & real & (tokens != number[">>"]) & (tokens != number["[SEP]"])
 masked = product & (torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < MASKED)
-# One at least.
+# At least one token of each reaction.
 masked[torch.arange(len(tokens)), real.sum(1) - 2] = True
 batch = {
     "input_ids": tokens.masked_fill(masked, number["[MASK]"]),

@@ -24,7 +24,7 @@ CHAINS = [
 ]
 MASKED = 0.15
 
-# The weights hold other heads too, of which transformers would tell.
+# The checkpoint has other heads too; transformers would warn about them.
 logging.set_verbosity_error()
 package = find_spec("antiberty")
 if package is None or package.origin is None:

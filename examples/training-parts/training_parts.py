@@ -1,6 +1,6 @@
 """A block, an objective and a preset of your own: `pip install ./examples/training-parts`, then
 
-fathom build clicks.csv --preset averages --out build/clicks/bundle
+fathom build clicks.csv --preset averages --out build/clicks/bundle   # user_id,item_id,timestamp
 """
 
 import torch

@@ -51,25 +51,30 @@ class Distillation:
     progress: Callable[[float, float], None] = lambda _share, _loss: None
 
     def __post_init__(self) -> None:
-        above = all(0 < each < math.inf for each in (self.learning_rate, self.temperature))
-        if self.epochs < 1 or not above or not 0 <= self.imitation <= 1:
-            raise ConfigError("healing needs epochs from 1, a learning rate and temperature above 0, imitation 0 to 1")
-        if not 0 <= self.layerwise < math.inf:
-            raise ConfigError(f"layerwise is {self.layerwise:g}; it must be 0 or more")
-        if self.tune not in ("everything", "lora") or self.precision not in ("fp32", "bf16"):
-            raise ConfigError("healing tunes everything or lora, in fp32 or bf16")
+        wrong = {
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0"),
+            "imitation": (0 <= self.imitation <= 1, "from 0 to 1"),
+            "temperature": (0 < self.temperature < math.inf, "above 0"),
+            "layerwise": (0 <= self.layerwise < math.inf, "0 or more"),
+            "tune": (self.tune in ("everything", "lora"), "everything or lora"),
+            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+        }
+        for name, (is_right, allowed) in wrong.items():
+            if not is_right:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {allowed}")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to learn from. ``pairs``: which of its layers the student's go by; None: its answers alone are asked."""
+    """A model to learn from. ``pairs``: which of its layers the student's match; None: its answers alone count."""
 
     model: nn.Module
     pairs: LayerPairs | None = None
 
 
 @dataclass
-class _Lessons:
+class _DistillationLoss:
     """The loss of a student, batch by batch."""
 
     student: nn.Module
@@ -139,7 +144,7 @@ def distil(
 ) -> nn.Module:
     """A copy of the student, trained on the batches; it is returned in evaluation mode.
 
-    ``blocks``: the paths of its layers, that adapters are put into, and that run twice with ``checkpointing``.
+    ``blocks``: the paths of its layers; adapters go into these, and ``checkpointing`` recomputes them.
     ``collation``: which positions are padding. Parameters without a gradient stay as they are, unless none has one; so
     do the means of batch norms. All batches are held in memory. Equal seeds give equal models on one machine. Raises
     DataError without a batch, and where the loss becomes NaN.
@@ -156,18 +161,18 @@ def distil(
         healed.requires_grad_(True)
     with torch.random.fork_rng(), _evaluating(teacher.model for teacher in teachers):
         torch.manual_seed(how.seed)
-        lessons = _Lessons(healed, teachers, task, how)
+        losses = _DistillationLoss(healed, teachers, task, how)
         if how.tune == "lora":
             add_adapters(healed, blocks)
         if how.layerwise:
-            lessons.compare_layers(task.inputs(healed, *samples[0]), collation or Dense())
+            losses.compare_layers(task.inputs(healed, *samples[0]), collation or Dense())
         healed.train()
         for part in healed.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 # A few small batches say less of the means than all that it has seen.
                 part.eval()
-        with _run_twice(healed, blocks if how.checkpointing else ()):
-            _train(lessons, samples)
+        with _checkpointed(healed, blocks if how.checkpointing else ()):
+            _train(losses, samples)
         if how.tune == "lora":
             merge_adapters(healed)
     for value, before in zip(healed.parameters(), flags, strict=True):
@@ -175,8 +180,8 @@ def distil(
     return healed.eval()
 
 
-def _train(lessons: _Lessons, samples: Sequence[tuple[Inputs, Any]]) -> None:
-    how, learned = lessons.how, lessons.learned
+def _train(losses: _DistillationLoss, samples: Sequence[tuple[Inputs, Any]]) -> None:
+    how, learned = losses.how, losses.learned
     steps = how.epochs * len(samples)
     optimizer = torch.optim.AdamW(learned, lr=how.learning_rate, weight_decay=0.01)
     rising = max(1, steps // 10)
@@ -187,7 +192,7 @@ def _train(lessons: _Lessons, samples: Sequence[tuple[Inputs, Any]]) -> None:
         if step % len(samples) == 0:
             order = torch.randperm(len(samples)).tolist()
         inputs, labels = samples[order[step % len(samples)]]
-        loss = lessons.loss(lessons.task.inputs(lessons.student, inputs, labels), labels)
+        loss = losses.loss(losses.task.inputs(losses.student, inputs, labels), labels)
         if not torch.isfinite(loss):
             raise DataError(f"the loss became NaN or infinite at step {step + 1}; take a lower learning rate")
         optimizer.zero_grad()
@@ -199,7 +204,7 @@ def _train(lessons: _Lessons, samples: Sequence[tuple[Inputs, Any]]) -> None:
 
 
 @contextmanager
-def _run_twice(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+def _checkpointed(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
     """The blocks keep nothing for the backward pass but what they are given (Chen et al. 2016, arXiv 1604.06174)."""
     parts = [model.get_submodule(path) for path in blocks]
     for part in parts:
@@ -229,12 +234,12 @@ def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
             part.training = mode
 
 
-def _loss(output: Any, teachers_say: Sequence[Any], labels: Any, task: Task, how: Distillation) -> Tensor:
+def _loss(output: Any, teacher_outputs: Sequence[Any], labels: Any, task: Task, how: Distillation) -> Tensor:
     own = task.losses(output, labels).mean()
     if not how.imitation:
         return own
     try:
-        student, *teachers = (task.answers(each, labels) for each in (output, *teachers_say))
+        student, *teachers = (task.answers(each, labels) for each in (output, *teacher_outputs))
     except NotApplicableError:
         return own
     if any(scores.shape != student.shape for scores in teachers):
@@ -242,8 +247,8 @@ def _loss(output: Any, teachers_say: Sequence[Any], labels: Any, task: Task, how
             f"a teacher gives {tuple(teachers[-1].shape)} scores where the model gives {tuple(student.shape)};"
             " it must know the same answers"
         )
-    told = _log_chances(student, how.temperature)
-    given = torch.stack([_log_chances(each, how.temperature) for each in teachers]).logsumexp(0) - math.log(
+    told = _log_probabilities(student, how.temperature)
+    given = torch.stack([_log_probabilities(each, how.temperature) for each in teachers]).logsumexp(0) - math.log(
         len(teachers)
     )
     apart = F.kl_div(told, given, reduction="batchmean", log_target=True)
@@ -251,6 +256,6 @@ def _loss(output: Any, teachers_say: Sequence[Any], labels: Any, task: Task, how
     return how.imitation * how.temperature**2 * apart + (1 - how.imitation) * own
 
 
-def _log_chances(scores: Tensor, temperature: float) -> Tensor:
+def _log_probabilities(scores: Tensor, temperature: float) -> Tensor:
     # Answers that cannot be given have a score of minus infinity.
     return (scores / temperature).float().log_softmax(-1).clamp(min=NEVER)

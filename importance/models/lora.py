@@ -21,7 +21,7 @@ def add_adapters(model: nn.Module, blocks: Sequence[str], rank: int = RANK) -> N
     peft = optional("peft", "peft")
     names = [name for block in blocks for name in _matrices(model, block)]
     if not names:
-        raise ConfigError("LoRA needs linear or convolutional layers, and these blocks have none; heal everything")
+        raise ConfigError("LoRA needs linear or convolutional layers, and these blocks have none; tune everything")
     norms = [
         value
         for block in blocks

@@ -34,8 +34,9 @@ class MediaFile(RowFile):
             rate = self.reader.sampling_rate
             sounds = [sound(path, rate) for path in paths]
             # As long as the longest, unless the reader has a length of its own.
-            usual = signature(self.reader.__call__).parameters["padding"].default
-            inputs = self.reader(sounds, sampling_rate=rate, padding=usual or True, return_tensors="pt")
+            padding = signature(self.reader.__call__).parameters.get("padding")
+            asked = {"padding": padding.default or True} if padding is not None else {}
+            inputs = self.reader(sounds, sampling_rate=rate, return_tensors="pt", **asked)
         return {**inputs, "labels": torch.tensor([self.label_of[row["label"]] for row in rows])}
 
 

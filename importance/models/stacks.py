@@ -175,9 +175,15 @@ def _recurrent(model: nn.Module) -> Iterator[Stack]:
 
 
 def in_short(blocks: Sequence[str]) -> list[str]:
-    """Paths of blocks, those that differ in their last number alone as one: encoder.layer.0..11."""
+    """Paths of blocks, those whose last numbers follow each other as one: encoder.layer.0..11."""
+
+    def run_of(each: tuple[int, str]) -> tuple[str, int]:
+        place, path = each
+        number = NUMBERED.search(path.removesuffix("]"))
+        return (NUMBERED.sub("", path.removesuffix("]")), int(number[0]) - place) if number else (path, 0)
+
     words = []
-    for begin, group in groupby(blocks, key=lambda path: NUMBERED.sub("", path.removesuffix("]"))):
-        first, *others = group
+    for (begin, _), group in groupby(enumerate(blocks), key=run_of):
+        first, *others = (path for _, path in group)
         words.append(f"{first.removesuffix(']')}..{others[-1][len(begin) :]}" if others else first)
     return words

@@ -70,7 +70,7 @@ class TextFile(RowFile):
 def check_has_texts(task: str) -> None:
     """Raise ConfigError for a task whose samples a text file cannot hold."""
     if task not in COLUMNS:
-        raise ConfigError(f"{task} has no text file of its own; use create_analyzer in Python (docs/layers.md)")
+        raise ConfigError(f"{task} cannot be read from a table; use create_analyzer in Python (docs/layers.md)")
 
 
 def read_texts(path: Path, task: str, tokenizer: Any, model: nn.Module) -> TextFile:

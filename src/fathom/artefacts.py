@@ -165,7 +165,11 @@ LEADERBOARD_PAGE = Kind("a page of the best runs", "fathom leaderboard --page", 
 #: JSON and CSV both say "Fathom runs".
 RUNS_EXPORT = Kind("a file of runs", "fathom runs export", mark="Fathom runs")
 RUNS_BOARD = _folder(
-    "runs for TensorBoard", "fathom runs tensorboard", "runs.json", r"run-\d+/events\.out\.tfevents\..+", "kind runs"
+    "a folder of runs for TensorBoard",
+    "fathom runs tensorboard",
+    "runs.json",
+    r"run-\d+/events\.out\.tfevents\..+",
+    "kind runs",
 )
 ROUTING_PLOT = Kind("a plot of routings", "fathom certify --report", mark="Fathom routing plot")
 ROUTING_PAGE = Kind("a page of routings", "fathom certify --report", mark="Fathom routing page")

@@ -81,9 +81,12 @@ class Runs:
     def to_read(cls, path: Path | None) -> Self:
         """A file with runs; raises ArtefactError where there is none."""
         found = cls(path) if path is not None else cls.here()
-        if found is None or not found.path.exists():
-            named = found.path if found is not None else f"${VARIABLE}"
-            raise ArtefactError(f"{named}: no runs are kept here; a command that trains, ranks or evaluates adds one")
+        if found is None:
+            raise ArtefactError(f"{VARIABLE} is empty, so no runs are kept; name a file in it, or with --file")
+        if not found.path.exists():
+            raise ArtefactError(
+                f"{found.path}: no runs are kept here; a command that trains, ranks or evaluates adds one"
+            )
         return found
 
     def add(self, run: RunRecord) -> int:

@@ -49,7 +49,7 @@ def test_healing_makes_up_for_layers_that_are_gone_and_leaves_both_models_alone(
     assert not healed.training
     with pytest.raises(DataError, match="no batch to heal"):
         plan.heal([])
-    with pytest.raises(ConfigError, match="healing needs epochs from 1"):
+    with pytest.raises(ConfigError, match="epochs is 0; it must be 1 or more"):
         Distillation(epochs=0)
 
 
@@ -330,12 +330,17 @@ def test_mixed_precision_and_running_layers_twice_heal_as_well() -> None:
 
 
 def test_settings_that_make_no_sense_are_one_line() -> None:
-    for wrong in ({"layerwise": -1.0}, {"tune": "some"}, {"precision": "fp8"}):
-        with pytest.raises(ConfigError):
+    for wrong in ({"layerwise": -1.0}, {"tune": "some"}, {"precision": "fp8"}, {"learning_rate": float("nan")}):
+        (name,) = wrong
+        with pytest.raises(ConfigError, match=f"^{name} is .*; it must be "):
             Distillation(**wrong)
     analyzer = create_analyzer(analysis_methods=("ablation",))
     analyzer.load_model(Stacked("outside"))
     analyzer.analyze_importance([(SEQUENCES, draw(SAMPLES))])
     plan = analyzer.generate_compression_plan(target_ratio=1.3)
+    with pytest.raises(ConfigError, match=r"as analyzer\.batches_of"):
+        plan.heal([(SEQUENCES, draw(SAMPLES))])
+    with pytest.raises(ConfigError, match="give a list of models"):
+        plan.heal([], teachers=nn.Linear(3, 3))
     with pytest.raises(ConfigError, match="the model adds what its layers give"):
         plan.heal(analyzer.batches_of([(SEQUENCES, draw(SAMPLES))]), Distillation(layerwise=1.0))

@@ -124,7 +124,7 @@ def test_a_modality_that_is_not_there_is_one_line() -> None:
             analyzer.analyze_modalities(too_few, MODALITIES)
     plain = create_analyzer(analysis_methods=("gradient",))
     plain.load_model(mlp())
-    with pytest.raises(ConfigError, match="is not called with x"):
+    with pytest.raises(ConfigError, match="give batches as dicts"):
         plain.analyze_modalities([(torch.randn(SAMPLES, 4), draw(SAMPLES, most=CLASSES))], {"table": ["x"]})
 
 

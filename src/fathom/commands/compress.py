@@ -81,13 +81,13 @@ class HealOptions:
     ] = "everything"
     layerwise: Annotated[
         float,
-        typer.Option(min=0, help="Weight of what the layers should leave, beside what the model should answer."),
+        typer.Option(min=0, help="Weight of matching the teacher's hidden states, added to the loss of its answers."),
     ] = 0.0
     teacher: Annotated[
         list[str] | None,
         typer.Option(
-            help="Learn from this model, in place of the whole one: a folder or package, with the same tokens. Repeat"
-            " for several.",
+            help="Learn from this model, in place of the whole one: a folder or package with the same tokenizer or"
+            " processor and the same classes. Repeat for several.",
             show_default=False,
         ),
     ] = None
@@ -181,9 +181,9 @@ def teacher_of(name: str, task: str, rows: "RowFile", model: "nn.Module") -> "nn
 
     own, other = rows.reader, load_reader(name, rows.kind)
     if rows.kind == "text" and own.get_vocab() != other.get_vocab():
-        raise ConfigError(f"--teacher {name}: has other tokens than the model, and cannot read the same batches")
+        raise ConfigError(f"--teacher {name}: its tokenizer differs from the model's")
     if rows.kind != "text" and own.to_dict() != other.to_dict():
-        raise ConfigError(f"--teacher {name}: reads {rows.kind} files otherwise than the model")
+        raise ConfigError(f"--teacher {name}: its processor of {rows.kind} files differs from the model's")
     teacher = load_model(name, head_for(task, rows.kind))
     classes, known = (getattr(each.config, "label2id", None) for each in (teacher, model))
     if task == "classification" and classes != known:
@@ -235,7 +235,7 @@ def compress(
     how, wanted = healing.distillation(options.seed), target.wanted()
     analyzer, rows, others = analyzer_of(model, task, data, options)
     if how and not others.rows:
-        raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; measure on fewer")
+        raise DataError(f"{data}: has no rows beyond --samples {options.samples} to heal on; lower --samples")
     teachers = [teacher_of(name, task, rows, analyzer.layers.model) for name in healing.teacher or ()]
     with Activity("rank the layers") as activity:
         analyzer.analyze_importance(rows, progress=activity.ranking)
@@ -276,7 +276,7 @@ def _show(model: str, out: Path, report: dict[str, Any]) -> None:
     steps = [report["before_healing"], report] if healed else [report]
     rows = [["", "before", *(["left out", "healed"] if healed else ["after"])]]
     rows.append(["layers", str(report["layers"]), *(str(len(step["kept"])) for step in steps)])
-    for name, kind in (("parameters", ","), ("weights_mb", ".1f"), ("latency_ms", ".2f"), ("loss", ".4f")):
+    for name, kind in (("parameters", ","), ("weights_mb", ".3g"), ("latency_ms", ".2f"), ("loss", ".4f")):
         rows.append(
             [
                 TITLES.get(name, name),

@@ -24,7 +24,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
 Data = Annotated[Path, typer.Option("--data", help="Dataset folder, made by `fathom data prepare`.")]
 Out = Annotated[Path, typer.Option(help="What to write; replaced only if it is what this command wrote.")]
-Preset = Annotated[str | None, typer.Option(help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny, or those of an installed package."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting: train.epochs=3. Repeatable; train --show-settings lists all."),

@@ -10,7 +10,7 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, Data, Out, methods_within, need_training, read_json, takes
+from fathom.commands.options import AsJson, Out, methods_within, need_training, read_json, takes
 from fathom.commands.recording import keep_run
 from fathom.errors import ConfigError
 from fathom.show import Activity
@@ -112,7 +112,9 @@ class OwnModel:
 
 @takes(files=RankFiles, options=RankOptions, own=OwnModel)
 def rank(
-    data: Data,
+    data: Annotated[
+        Path, typer.Option("--data", help="Dataset folder, made by `fathom data prepare`; with --model, a table.")
+    ],
     files: RankFiles,
     options: RankOptions,
     own: OwnModel,

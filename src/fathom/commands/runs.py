@@ -49,6 +49,8 @@ def list_runs(
     if as_json:
         show.print_json([run.as_dict() for run in found])
         return
+    if not found:
+        raise ConfigError("no run is like that; fathom runs list shows all")
     rows = [["run", "when (UTC)", "command", "task", "model", "seconds", "first metric"]]
     for run in found:
         when = run.created.replace("T", " ").removesuffix("+00:00")
@@ -130,7 +132,7 @@ def tensorboard_runs(
     out: Annotated[Path, typer.Option(help="Folder to write; tensorboard --logdir FOLDER shows it.")],
     file: File = None,
 ) -> None:
-    """Write all runs for TensorBoard: their metrics, and their settings as its hyperparameters. Needs its extra.
+    """Write all runs for TensorBoard, settings as hyperparameters. Needs the extra tensorboard.
 
     Example: fathom runs tensorboard --out build/board
     """

@@ -63,7 +63,9 @@ class SettingsFile:
             first = error.errors()[0]
             where = tuple(first["loc"])
             value = short(_at(changed, where))
-            raise self._wrong(where, f"{'.'.join(map(str, where))} is {value}: {first['msg']}") from None
+            raise self._wrong(
+                where, f"{'.'.join(map(str, where))} is {value}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
 
     def _wrong(self, where: tuple[int | str, ...], what: str) -> ConfigError:
         return ConfigError(f"{self.path}:{self.document.line(where)}: {what}")

@@ -87,3 +87,10 @@ def test_the_tree_shows_each_stack_once() -> None:
     assert [(row.name, row.stack) for row in rows if row.stack] == [("0..1 (2 layers)", 1), ("0..2 (3 layers)", 1)]
     assert rows[0].parameters == sum(value.numel() for value in model.parameters())
     assert all(row.parameters > 0 for row in rows)
+
+
+def test_blocks_in_short_name_no_others() -> None:
+    paths = [f"layer.{n}" for n in (0, 1, 2, 4, 6, 7)]
+    assert in_short(paths) == ["layer.0..2", "layer.4", "layer.6..7"]
+    assert in_short(["a.0", "b.1", "head"]) == ["a.0", "b.1", "head"]
+    assert in_short(["rnn[0]", "rnn[1]", "rnn[3]"]) == ["rnn[0..1]", "rnn[3]"]
