@@ -1,5 +1,6 @@
 """The section of docs/results.md about models that are not Fathom's, from ``results/own_models/*.json``."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -22,6 +23,8 @@ COMPRESSED = (
     *("last, tuned", "last, healed", "random", "random, healed", "ONNX differs by"),
 )
 
+#: A block without which the perplexity is less than so many times as high may go alone.
+HARMLESS = 1.05
 #: Arms of healing, and what the page calls them.
 HEALED = {
     "plan healed": "plan",
@@ -62,6 +65,7 @@ def own_models_section(folder: Path, order: Sequence[str]) -> str:
         " how deep they lie; zero_shot looks at the weights alone. Mean tau, and in how many models it is above 0.",
         table(("known from", "models", "mean tau", "lowest tau", "above 0"), list(_transfers(stored))),
         _modalities(stored),
+        _perplexities(stored),
         "With fewer layers, at a ratio of the layers' parameters of at least 1.35, 1.8 and 2.5: quality kept in percent"
         " of the whole model's, on samples that nothing else has seen, with 95 % intervals, paired over samples. Plan:"
         " the layers that Fathom chooses. Last: the first layers stay; tuned: only the head and the last three layers"
@@ -139,6 +143,24 @@ def _transfers(stored: Sequence[StoredRun]) -> Iterable[list[str]]:
     for name, taus in sorted(rows.items(), key=lambda row: -fmean(row[1])):
         above = f"{sum(tau > 0 for tau in taus)} of {len(taus)}"
         yield [name, str(len(taus)), f"{fmean(taus):+.2f}", f"{min(taus):+.2f}", above]
+
+
+def _perplexities(stored: Sequence[StoredRun]) -> str:
+    """What each block of a language model does to its perplexity."""
+    said = []
+    for run in stored:
+        if run["config"]["task"] == "generation" and "ablation" in run["result"]["methods"]:
+            rises = run["result"]["methods"]["ablation"]["scores"]
+            times = ", ".join(f"{math.exp(rise):.2f}" for rise in rises)
+            harmless = sum(rise < math.log(HARMLESS) for rise in rises)
+            said.append(
+                f"- `{_name(run)}`: {times}. {harmless} of {len(rises)} blocks cost less than {HARMLESS - 1:.0%}, each"
+                " left out alone; together they cost more, see the ratios below."
+            )
+    start = (
+        "How many times the perplexity is without one block, from the first to the last, on the samples of the ranking:"
+    )
+    return "\n".join([start, "", *said]) if said else ""
 
 
 def _modalities(stored: Sequence[StoredRun]) -> str:
