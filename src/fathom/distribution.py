@@ -24,6 +24,7 @@ EXTRA_OF = {
     "ray": "ray",
     "redis": "redis",
     "cryptography": "sign",
+    "tensorboard": "tensorboard",
 }
 
 

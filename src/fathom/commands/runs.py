@@ -1,7 +1,6 @@
 """What was run before, and what came of it."""
 
 import csv
-import importlib.util
 import io
 import json
 import shlex
@@ -15,7 +14,7 @@ import typer
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
 from fathom.commands.options import AsJson
-from fathom.errors import ConfigError, MissingExtraError
+from fathom.errors import ConfigError
 from fathom.files import new_folder, write_bytes
 from fathom.runs import RunRecord, Runs
 
@@ -137,10 +136,6 @@ def tensorboard_runs(
     Example: fathom runs tensorboard --out build/board
     """
     check_outputs((out, artefacts.RUNS_BOARD), inputs=[file])
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "train")
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtraError("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     runs = Runs.to_read(file).all()
