@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +91,11 @@ def catalogue_ids(bundle: Path) -> list[str]:
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """User and system time of a process so far, in seconds."""
+    """User and system time of a process so far, in seconds; to the nanosecond on Linux, else in ticks of 10 ms."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # It has ended.
+            # Its clock, numbered as clock_getcpuclockid(3) does.
+            return time.clock_gettime(~process.pid << 3 | 2)
     times = process.cpu_times()
     return float(times.user + times.system)
 
