@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -129,11 +130,12 @@ def _running_command() -> list[str]:
     """``python -m module arguments``; absolute paths are made relative to the current directory, or shortened."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
-    return program + [_short(argument) for argument in sys.argv[1:]]
+    # Also those within NAME=BUNDLE:DATASET and --option=PATH.
+    return program + ["".join(map(_short, re.split(r"([=:])", argument))) for argument in sys.argv[1:]]
 
 
-def _short(argument: str) -> str:
-    path = Path(argument)
+def _short(part: str) -> str:
+    path = Path(part)
     if not path.is_absolute():
-        return argument
+        return part
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

@@ -56,12 +56,7 @@ def _matrices(model: nn.Module, block: str) -> Iterator[str]:
 
     Not those of torch's own attention, which reads its weights without calling a module.
     """
-    uses = Counter(
-        id(value)
-        for part in {id(part): part for _, part in model.named_modules(remove_duplicate=False)}.values()
-        for value in part._parameters.values()
-        if value is not None
-    )
+    uses = Counter(id(value) for part in model.modules() for value in part._parameters.values())
     called = Counter(id(part) for _, part in model.named_modules(remove_duplicate=False))
     parts = dict(model.get_submodule(block).named_modules(prefix=block))
     attention = [path for path, part in parts.items() if isinstance(part, nn.MultiheadAttention)]

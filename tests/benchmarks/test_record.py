@@ -1,11 +1,12 @@
 """A stored run says what was run, on what, and names no machine."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from fathom.benchmarks.record import run, save_run
+from fathom.benchmarks.record import RESULTS, run, save_run
 from fathom.errors import ConfigError, OutputError
 
 
@@ -23,11 +24,22 @@ def test_a_run_is_stored_with_what_its_figures_depend_on(tmp_path: Path) -> None
 
 
 def test_a_run_names_neither_the_machine_nor_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["program.py", str(Path.cwd() / "build"), str(tmp_path / "elsewhere"), "--k=3"])
+    within = f"ml-100k={Path.cwd() / 'build' / 'bundle'}:{tmp_path / 'dataset'}"
+    given = [within, f"--out={tmp_path / 'out'}", str(Path.cwd() / "build"), str(tmp_path / "elsewhere"), "--k=3"]
+    monkeypatch.setattr("sys.argv", ["program.py", *given])
     text = save_run("speed", config={}, result={}, folder=tmp_path).read_text()
     assert str(tmp_path) not in text
     assert str(Path.cwd()) not in text
-    assert json.loads(text)["command"][-3:] == ["build", "elsewhere", "--k=3"]
+    told = ["ml-100k=build/bundle:dataset", "--out=out", "build", "elsewhere", "--k=3"]
+    assert json.loads(text)["command"][-5:] == told
+
+
+def test_no_stored_run_names_a_folder_of_the_machine_that_it_ran_on() -> None:
+    stored = list(RESULTS.rglob("*.json"))
+    assert stored
+    for path in stored:
+        parts = [part for each in json.loads(path.read_bytes())["command"] for part in re.split("[=:]", each)]
+        assert not any(Path(part).is_absolute() for part in parts), path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), {1, 2}])
