@@ -34,6 +34,7 @@ MODULES = (
     "systems.reasons",
     "systems.rules",
     "systems.front",
+    "systems.security",
     "systems.peers",
     "systems.client",
     "systems.server_start",

@@ -248,7 +248,7 @@ class Pipeline:
         history = history_of(query, len(self.catalogue), self._max_history, may_be_empty=counts)
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
-        hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner)
+        hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner, query.scope)
         asked = _Asked(query, history, cache, hits, start_s)
         if query.depth is None and len(ids):
             self._drift_watch.offer(history)
@@ -304,7 +304,8 @@ class Pipeline:
         # The cache as it was then: what has been forgotten meanwhile must not come back.
         cache = asked.cache
         if cache is not None and result.user is not None and work.hit.user is None:
-            cache.put(work.ids, work.timestamps, choice.depth, result.user, result.state, asked.query.owner)
+            query = asked.query
+            cache.put(work.ids, work.timestamps, choice.depth, result.user, result.state, query.owner, query.scope)
         self._offer(asked.query, work, result.indices, choice)
         timing = Timing.of(asked.start_s, waiting.queued_s, began_s, result.engine_s, result.retrieval_s)
         return self._answer(

@@ -103,13 +103,16 @@ class PrefixCache:
         """Histories in it."""
         return len(self._entries)
 
-    def lookup(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None) -> "CacheHits":
-        """What is cached of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items."""
+    def lookup(self, ids: Ids, timestamps: Ids | None, owner: Owner | None = None, scope: bytes = b"") -> "CacheHits":
+        """What is cached of a history, ``owner``'s, and of those that it grew from by at most MOST_NEW items.
+
+        Only what was put under the same ``scope``.
+        """
         found = []
         items, times = ids.tobytes(), None if timestamps is None else timestamps.tobytes()
         for new in range(min(MOST_NEW + 1, len(ids))):
             end = len(items) - new * ids.itemsize
-            key = items[:end] if times is None else items[:end] + times[:end]
+            key = scope + items[:end] if times is None else scope + items[:end] + times[:end]
             if key in self._entries:
                 entry = _entry_of(self._removed(key))
                 self._add(key, entry)
@@ -128,6 +131,7 @@ class PrefixCache:
         user: NDArray[np.float32],
         state: CachedState | None = None,
         owner: Owner | None = None,
+        scope: bytes = b"",
     ) -> None:
         """Remember a history that was answered at a depth, unless its owner has been forgotten meanwhile.
 
@@ -135,7 +139,7 @@ class PrefixCache:
         """
         if owner is not None and owner.forgotten:
             return
-        key = ids.tobytes() if timestamps is None else ids.tobytes() + timestamps.tobytes()
+        key = scope + ids.tobytes() if timestamps is None else scope + ids.tobytes() + timestamps.tobytes()
         before = self._removed(key) if key in self._entries else None
         once: _Once = depth, user.copy(), owner
         if before is None and state is None:

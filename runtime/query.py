@@ -37,7 +37,8 @@ class IndexedQuery:
     ``exclude``, ``allow``: item indices (``allow`` None = all). ``categories``: of at least one of them, when any.
     ``include_seen``: items of the history may be returned too. ``seen``: in place of the history, the item indices that
     are left out as seen (None = the history). ``client``: whose it is; clients share the engine.
-    ``owner``: whose history it is, where that is known. ``include_reasons``: say which items of the history every
+    ``owner``: whose history it is, where that is known. ``scope``: what is cached for one scope, no other one finds.
+    ``include_reasons``: say which items of the history every
     answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
     Not to be changed; not frozen, because building it would take four times as long (so with all that a request needs).
     """
@@ -55,6 +56,7 @@ class IndexedQuery:
     seen: Sequence[int] | NDArray[np.integer] | None = None
     client: Client = ANYBODY
     owner: Owner | None = None
+    scope: bytes = b""
     include_reasons: bool = False
     ranges: Sequence[Range] = ()
     rules: Rules | None = None

@@ -12,6 +12,7 @@ from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import Manifest
 from fathom.runtime.prefix_cache import Owners
 from fathom.runtime.signature import Trust
+from fathom.serving.access.principal import NO_TENANT, Tenant
 from fathom.serving.config import ServerSettings
 from fathom.serving.convert import echo
 from fathom.serving.deployment import Deployment, MakeEngine
@@ -77,24 +78,38 @@ class Bundles:
         if self._settings.watch_s:
             self._watching = asyncio.create_task(self._watch(self._settings.watch_s, before))
 
-    def choose(self, name: str) -> Deployment:
-        """The bundle that a request asks for; raises NotFoundError, or InvalidRequestError where it must say which."""
-        name = name or self._default or ""
+    def choose(self, name: str, tenant: Tenant = NO_TENANT) -> Deployment:
+        """The bundle that a request asks for; raises NotFoundError, or InvalidRequestError where it must say which.
+
+        For a ``tenant`` there are only its own.
+        """
+        name = name or tenant.default_bundle or self._default_for(tenant)
         if not name:
-            raise InvalidRequestError(f"the request names no bundle; served: {_listed(self._serving)}")
+            raise InvalidRequestError(f"the request names no bundle; served: {_listed(self.names(tenant))}")
         deployment = self._serving.get(name)
-        if deployment is None:
-            raise NotFoundError(f"bundle {echo(name)} is not served; served: {_listed(self._serving)}")
+        if deployment is None or not tenant.may_use(name):
+            raise NotFoundError(f"bundle {echo(name)} is not served; served: {_listed(self.names(tenant))}")
         return deployment
 
-    async def reload(self, name: str = "") -> list[ReloadResult]:
+    def names(self, tenant: Tenant = NO_TENANT) -> list[str]:
+        """The bundles that a request of a tenant may name."""
+        return [name for name in sorted(self._serving) if tenant.may_use(name)]
+
+    def _default_for(self, tenant: Tenant) -> str:
+        if self._default is not None and tenant.may_use(self._default):
+            return self._default
+        own = self.names(tenant)
+        return own[0] if tenant.bundles is not None and len(own) == 1 else ""
+
+    async def reload(self, name: str = "", tenant: Tenant = NO_TENANT) -> list[ReloadResult]:
         """Serve the newest version of one name, or of all: opened, warm and tested first, while the old one serves.
 
         A version that cannot be served is refused and the old one stays. What has vanished stays too, until a restart.
         Raises NotFoundError for a name that is neither served nor in the repository, BundleError for an empty one.
         """
         async with self._reloading:
-            found = await asyncio.to_thread(self._repository.find)
+            there = await asyncio.to_thread(self._repository.find)
+            found = {each: path for each, path in there.items() if tenant.may_use(each)}
             if name and name not in found:
                 raise NotFoundError(f"bundle {echo(name)} is not in the repository; it has {_listed(found)}")
             return [await self._renew(each, path) for each, path in found.items() if name in ("", each)]

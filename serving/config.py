@@ -14,12 +14,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
+from fathom.connection import TOKEN_VARIABLE
 from fathom.edge_profiles.document import read_document, short
 from fathom.errors import ConfigError
 from fathom.runs import VARIABLE as RUNS_VARIABLE
 
 ENVIRONMENT_PREFIX = "FATHOM_"
-# Names the settings file itself, so it is not a setting; nor is that of the runs, which no server adds to.
+# Names the settings file itself, so it is not a setting; nor is that of the runs, which no server adds to, nor that of
+# the token that clients show.
 FILE_VARIABLE = "FATHOM_CONFIG"
 # What Kubernetes sets in every pod for each service; one that is called fathom or fathom-... meets our prefix.
 _OF_A_SERVICE = re.compile(r"\w+_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -199,6 +201,70 @@ class ServerSettings(BaseModel):
         ' startup, on reload and when polling (extra `sign`; [bundle-format.md](bundle-format.md), "Signatures").',
         json_schema_extra=_or("signatures are not checked"),
     )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="Certificate (PEM, with its chain) of this server, for TLS; read again when the file changes."
+        " See [Security](security.md).",
+        json_schema_extra=_or("no TLS"),
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="Key (PEM, without a password) of that certificate.",
+        json_schema_extra=_or("no TLS"),
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="Certificate authority (PEM) of clients, which must then show a certificate (mutual TLS).",
+        json_schema_extra=_or("clients show none"),
+    )
+    access: Path | None = Field(
+        default=None,
+        description="YAML file that says who may call what: API keys, tokens, certificates, tenants, limits; read again"
+        " when it changes. See [Security](security.md#the-access-file).",
+        json_schema_extra=_or("everybody may do everything"),
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Listen beyond this machine although TLS or access control is missing. Only where a proxy, a"
+        " service mesh or a network that nobody else reaches takes their place.",
+    )
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=LAST_PORT,
+        description="Port of HTTP and JSON (extra `web`); 0 picks a free one. See [HTTP and JSON](#http-and-json).",
+        json_schema_extra=_or("off"),
+    )
+    http_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins, as https://shop.example.org, whose pages may call the HTTP port; repeatable.",
+        json_schema_extra=_or("none"),
+    )
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=LAST_PORT,
+        description="gRPC port of what only admins may call (Reload, DeleteUser, the catalogue), which is then not"
+        " answered on `port`; 0 picks a free one.",
+        json_schema_extra=_or("the same port"),
+    )
+    admin_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Host name or address of the admin port.",
+    )
+    audit: Path | None = Field(
+        default=None,
+        description="Folder of the audit log: who has changed, or tried to reach, what. See"
+        " [The audit log](security.md#the-audit-log).",
+        json_schema_extra=_or("no audit log"),
+    )
+    audit_mb: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Size limit of the audit log, in MB. The oldest files are removed first.",
+    )
     max_queue: int = Field(
         default=1024,
         ge=1,
@@ -227,7 +293,7 @@ class ServerSettings(BaseModel):
         default="info", description="Lowest level that is logged."
     )
 
-    @field_validator("host")
+    @field_validator("host", "admin_host")
     @classmethod
     def _name_or_address(cls, host: str) -> str:
         if not _HOST_NAME.fullmatch(host):
@@ -247,11 +313,21 @@ class ServerSettings(BaseModel):
             )
         return workers
 
-    @field_validator("port", "metrics_port", "workers", "threads", "max_queue", "max_message_mb", mode="before")
+    @field_validator(
+        "port",
+        "metrics_port",
+        "http_port",
+        "admin_port",
+        "workers",
+        "threads",
+        "max_queue",
+        "max_message_mb",
+        mode="before",
+    )
     @classmethod
     def _off_or_number(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads a bare `off` as False; the command line and the environment give the word.
-        if info.field_name == "metrics_port" and (value is False or value == "off"):
+        if info.field_name in ("metrics_port", "admin_port", "http_port") and (value is False or value == "off"):
             return None
         if isinstance(value, bool):
             raise ValueError("must be a number")
@@ -262,7 +338,7 @@ class ServerSettings(BaseModel):
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # as YAML reads a bare `off`
 
-    @field_validator("trust", mode="before")
+    @field_validator("trust", "http_origins", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         # The environment, and a short YAML file, name one.
@@ -313,7 +389,7 @@ def _read_file(path: Path) -> dict[str, object]:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     ours = {name: value for name, value in sorted(environment.items()) if name.startswith(ENVIRONMENT_PREFIX)}
-    for other in (FILE_VARIABLE, RUNS_VARIABLE):
+    for other in (FILE_VARIABLE, RUNS_VARIABLE, TOKEN_VARIABLE):
         ours.pop(other, None)
     injected = [name for name, value in ours.items() if _is_of_a_service(name, value)]
     if injected:

@@ -107,11 +107,12 @@ class Converter:
         deadline_s: float | None,
         client: Client = ANYBODY,
         owner: Owner | None = None,
+        scope: bytes = b"",
     ) -> tuple[IndexedQuery, int]:
         """The IndexedQuery of a client's request, and the number of unknown items in its history.
 
-        ``deadline_s``: on the clock of ``time.monotonic``. ``owner``: whose history it is, where that is known. Raises
-        InvalidRequestError or NotFoundError.
+        ``deadline_s``: on the clock of ``time.monotonic``. ``owner``: whose history it is, where that is known.
+        ``scope``: see ``IndexedQuery``. Raises InvalidRequestError or NotFoundError.
         """
         if request.request_id:
             check_id("request_id", request.request_id)
@@ -125,6 +126,7 @@ class Converter:
             deadline_s=deadline_s,
             client=client,
             owner=owner,
+            scope=scope,
             include_reasons=request.include_reasons,
             rules=self._rules(request.rules) if request.HasField("rules") else self._default_rules(),
         )
@@ -157,12 +159,20 @@ class Converter:
     def _may_be_stranger(self, request: pb.RecommendRequest) -> bool:
         return self._counts and not request.strict and not request.depth
 
-    def response(self, request: pb.RecommendRequest, answer: Answer, unknown: int) -> bytes:
+    def response(
+        self, request: pb.RecommendRequest, answer: Answer, unknown: int, *, exact: bool = True, private: bool = False
+    ) -> bytes:
         """The RecommendResponse for an Answer, encoded.
 
+        ``exact``: with timings, which show what was cached. ``private``: without what it says of the history itself.
         The items are joined from bytes that are made once: building a message of ten items costs as much as the rest.
         """
-        head = self._headed(answer, unknown).SerializeToString() + _WHY + _text(answer.choice.why)
+        message = self._headed(answer, unknown)
+        if not exact:
+            message.ClearField("timings")
+        if private:
+            message.history_used = message.unknown_items = 0
+        head = message.SerializeToString() + _WHY + _text(answer.choice.why)
         if request.request_id:
             head += _REQUEST_ID + _text(request.request_id)
         if self._retitled != self._catalogue.retitled:

@@ -41,12 +41,20 @@ class ServerInfo:
     bundles: tuple[DeploymentInfo, ...]
     started_s: float
     workers: int = 1
+    admin_address: str | None = None
+    http_address: str | None = None
+    secure: bool = False
 
     def __str__(self) -> str:
-        metrics = f", metrics http://{self.metrics_address}/metrics" if self.metrics_address else ""
+        web = "https" if self.secure else "http"
+        metrics = f", metrics {web}://{self.metrics_address}/metrics" if self.metrics_address else ""
+        tls = " (TLS)" if self.secure else ""
+        http = f", {web}://{self.http_address}" if self.http_address else ""
+        admin = f", admins on {self.admin_address}" if self.admin_address else ""
         processes = f", {self.workers} processes" if self.workers > 1 else ""
         bundles = "; ".join(map(str, self.bundles))
-        return f"ready on {self.address}: {bundles}{processes}{metrics} (warmed up in {self.started_s:.1f} s)"
+        places = f"{processes}{http}{admin}{metrics}"
+        return f"ready on {self.address}{tls}: {bundles}{places} (warmed up in {self.started_s:.1f} s)"
 
 
 def served_profiles(bundle: Bundle) -> dict[str, DeviceProfile]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import fathom
+from fathom.serving.audit import AuditLog
 from fathom.serving.deployment import Deployment
 from fathom.serving.history.contract import HistoryStore
 from fathom.serving.history.memory import MemoryHistory
@@ -25,7 +26,11 @@ _RECERTIFICATION = (
 
 
 def readings(
-    deployments: Iterable[Deployment], in_flight: int, history: HistoryStore | None, recorder: Recorder | None
+    deployments: Iterable[Deployment],
+    in_flight: int,
+    history: HistoryStore | None,
+    recorder: Recorder | None,
+    audit: AuditLog | None,
 ) -> Iterator[Reading]:
     """The gauges of docs/operating.md; those about feedback where a bundle's own profile is certified."""
     yield Reading("fathom_in_flight", "Calls being answered.", {}, in_flight)
@@ -36,6 +41,8 @@ def readings(
     if recorder is not None:
         yield Reading("fathom_recorded_requests", "Requests that were recorded.", {}, recorder.recorded)
         yield Reading("fathom_recording_lost_requests", "Requests that could not be.", {}, recorder.lost)
+    if audit is not None:
+        yield Reading("fathom_audit_lost", "Lines of the audit log that could not be written.", {}, audit.lost)
     served = list(deployments)
     for each in served:
         manifest = each.bundle.manifest

@@ -15,11 +15,17 @@ from typing import Any, NoReturn
 import grpc
 
 from fathom.errors import InvalidRequestError
+from fathom.serving.access.caller import CallContext, Caller
+from fathom.serving.access.control import AccessControl
+from fathom.serving.audit import AuditLog
 from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
 from fathom.serving.transport.contract import Metadata, Transport
 
 # method, status, seconds of the whole call
 Observe = Callable[[str, grpc.StatusCode, float], None]
+
+#: Callers are asked to wait no longer than that before they try again.
+LONGEST_PUSHBACK_S = 10.0
 
 log = logging.getLogger("fathom.serving")
 
@@ -52,17 +58,27 @@ def encoder(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 class Guard:
     """Takes handlers from the generated ``add_..._to_server`` functions and hands them, wrapped, to a transport.
 
-    ``taken``: methods that the transport takes without tasks. ``encoded``: those whose handlers decode messages
-    themselves.
+    ``taken``: methods that it leaves out, as those that the transport takes without tasks. ``encoded``: those whose
+    handlers decode messages themselves. ``access``: whoever calls must be known to it and have a method's role; the
+    handlers then get a ``CallContext``. None: anybody may call.
     """
 
     def __init__(
-        self, transport: Transport, observe: Observe, *, taken: Collection[str] = (), encoded: Collection[str] = ()
+        self,
+        transport: Transport,
+        observe: Observe,
+        *,
+        taken: Collection[str] = (),
+        encoded: Collection[str] = (),
+        access: AccessControl | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self._transport = transport
         self._observe = observe
         self._taken = taken
         self._encoded = encoded
+        self._access = access
+        self._audit = audit
 
     def add_generic_rpc_handlers(self, handlers: Iterable[object]) -> None:
         """Called by generated code with what ``add_registered_method_handlers`` gets too, so there is nothing to do."""
@@ -92,14 +108,15 @@ class Guard:
         """One request in; the answer is returned, or written to the context."""
 
         async def call(request: Any, context: Any) -> Any:
-            started = time.perf_counter()
+            ending = _Ending(self, name, context)
             try:
+                context = ending.admitted()
                 if request is UNDECODABLE:
                     raise undecodable()
                 response = await behaviour(request, context)
             except (Exception, asyncio.CancelledError) as error:
-                await self._fail(name, started, error, context)
-            self._observe(name, grpc.StatusCode.OK, time.perf_counter() - started)
+                await ending.fail(error)
+            ending.note(grpc.StatusCode.OK)
             return response
 
         return call
@@ -109,27 +126,52 @@ class Guard:
         yields = inspect.isasyncgenfunction(behaviour)
 
         async def call(requests: AsyncIterator[Any], context: Any) -> None:
-            started = time.perf_counter()
+            ending = _Ending(self, name, context)
             try:
+                context = ending.admitted()
                 if yields:
                     async for response in behaviour(_decoded(requests), context):
                         await context.write(response)
                 else:
                     await behaviour(_decoded(requests), context)
             except (Exception, asyncio.CancelledError) as error:
-                await self._fail(name, started, error, context)
-            self._observe(name, grpc.StatusCode.OK, time.perf_counter() - started)
+                await ending.fail(error)
+            ending.note(grpc.StatusCode.OK)
 
         return call
 
-    async def _fail(self, name: str, started: float, error: BaseException, context: Any) -> NoReturn:
-        """End a call with its status, count it, and log unexpected errors."""
+
+class _Ending:
+    """One call, from who begins it to how it ends."""
+
+    def __init__(self, guard: Guard, method: str, context: Any) -> None:
+        self._guard, self._method, self._context = guard, method, context
+        self._started_s = time.perf_counter()
+        self._caller: Caller | None = None
+
+    def admitted(self) -> Any:
+        """The context for the method's handler; raises where the caller may not call it."""
+        access = self._guard._access
+        if access is None:
+            return self._context
+        self._caller = access.caller_of(self._context)
+        self._caller.principal.check(self._method)
+        return CallContext(self._context, self._caller)
+
+    def note(self, code: grpc.StatusCode) -> None:
+        """It has ended: count it, and write it down where it matters."""
+        self._guard._observe(self._method, code, time.perf_counter() - self._started_s)
+        if self._guard._audit is not None:
+            self._guard._audit.note(self._method, self._caller, self._context, code)
+
+    async def fail(self, error: BaseException) -> NoReturn:
+        """End the call with an error's status, and log unexpected errors."""
         if isinstance(error, grpc.aio.BaseError) or not isinstance(error, Exception):
-            self._observe(name, _status(error, context), time.perf_counter() - started)
+            self.note(_status(error, self._context))
             raise error  # this call has been ended already
-        code, text, trailing = ending_of(error, name)
-        self._observe(name, code, time.perf_counter() - started)
-        await context.abort(code, text, trailing)
+        code, text, trailing = ending_of(error, self._method)
+        self.note(code)
+        await self._context.abort(code, text, trailing)
         raise AssertionError("abort raises")
 
 
@@ -139,8 +181,11 @@ def ending_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str, Meta
     if text is INTERNAL_TEXT:
         log.error("unexpected error in %s", method, exc_info=error)
     seconds = retry_after_s(error)
-    # As gRPC's own retries read it (gRFC A6).
-    return code, text, () if seconds is None else (("grpc-retry-pushback-ms", str(math.ceil(seconds * 1e3))),)
+    if seconds is None:
+        return code, text, ()
+    # As gRPC's own retries read it (gRFC A6): they would wait for however long, so that the caller would hear nothing.
+    pushback_ms = math.ceil(seconds * 1e3) if seconds <= LONGEST_PUSHBACK_S else -1
+    return code, text, (("grpc-retry-pushback-ms", str(pushback_ms)),)
 
 
 def undecodable() -> InvalidRequestError:

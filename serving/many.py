@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import grpc
 
-from fathom.errors import InvalidRequestError, RequestError
+from fathom.errors import InvalidRequestError, OverloadError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.shares import Client
+from fathom.serving.access.caller import Caller
+from fathom.serving.access.principal import Tenant
 from fathom.serving.convert import ANSWER_BYTES, batch_of, result_of
 from fathom.serving.limits import LONGEST_ID_BYTES
-from fathom.serving.recommend import Recommend
+from fathom.serving.recommend import Recommend, charge
 from fathom.serving.status import code_number, retry_after_s, status_of
 from fathom.serving.wire import parts_of
 from fathom.serving.work import LARGEST_BATCH, LIGHT_BYTES, few_of, request_of, work_of
@@ -34,13 +36,14 @@ class Many:
     recommend: Recommend
     most_bytes: int
 
-    async def batch(self, raw: bytes, deadline_s: float | None, client: Client) -> bytes:
+    async def batch(self, raw: bytes, deadline_s: float | None, caller: Caller) -> bytes:
         """The encoded RecommendBatchResponse to an encoded RecommendBatchRequest.
 
         It takes the event loop a few requests at a time, in turn with other clients. Raises InvalidRequestError for one
-        that asks for too much, before any of it is done.
+        that asks for too much, and OverloadError for more than its caller may ask for now, before any of it is done.
         """
-        requests = await self._read(raw, client)
+        requests = await self._read(raw, caller)
+        charge(caller, *requests)
         room = _Room(self.most_bytes, len(requests))
         slots = asyncio.Semaphore(IN_FLIGHT if deadline_s is None else LARGEST_BATCH)
         async with asyncio.TaskGroup() as group:
@@ -49,17 +52,24 @@ class Many:
                 few = requests[low : low + BEGUN_AT_ONCE]
                 for _ in few:
                     await slots.acquire()
-                async with self.recommend.turns.take(client):
+                async with self.recommend.turns.take(caller.client):
                     for each in few:
-                        task = group.create_task(self._result(each, deadline_s, client, room))
+                        task = group.create_task(self._result(each, deadline_s, caller, room))
                         task.add_done_callback(lambda _: slots.release())
                         tasks.append(task)
         return batch_of(task.result() for task in tasks)
 
-    async def result(self, request: pb.RecommendRequest, deadline_s: float | None, client: Client) -> bytes:
-        """One request of many: an encoded RecommendResult."""
+    async def streamed(self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller) -> bytes:
+        """One request of a stream: an encoded RecommendResult."""
         try:
-            return result_of(await self.recommend.answer(request, deadline_s, client))
+            charge(caller, request)
+        except OverloadError as error:
+            return self._refusal(request.request_id, error)
+        return await self._answered(request, deadline_s, caller)
+
+    async def _answered(self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller) -> bytes:
+        try:
+            return result_of(await self.recommend.answer(request, deadline_s, caller))
         except Exception as error:
             return self._refusal(request.request_id, error)
 
@@ -71,9 +81,9 @@ class Many:
             return request_of(raw)
 
     async def _result(
-        self, request: pb.RecommendRequest, deadline_s: float | None, client: Client, room: "_Room"
+        self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller, room: "_Room"
     ) -> bytes:
-        result = await self.result(request, deadline_s, client)
+        result = await self._answered(request, deadline_s, caller)
         return result if room.takes(len(result)) else self._refusal(request.request_id, _full(self.most_bytes))
 
     def _refusal(self, request_id: str, error: Exception) -> bytes:
@@ -86,7 +96,7 @@ class Many:
             failure.retry_after_ms = math.ceil(seconds * 1e3)
         return pb.RecommendResult(error=failure).SerializeToString()
 
-    async def _read(self, raw: bytes, client: Client) -> Sequence[pb.RecommendRequest]:
+    async def _read(self, raw: bytes, caller: Caller) -> Sequence[pb.RecommendRequest]:
         """The requests of a batch; raises InvalidRequestError where one is none, or they ask for too much."""
         parts, _ = parts_of(raw, pb.RecommendBatchRequest.REQUESTS_FIELD_NUMBER, LARGEST_BATCH)
         if len(parts) > LARGEST_BATCH:
@@ -94,10 +104,10 @@ class Many:
         requests: list[pb.RecommendRequest] = []
         work = answer_bytes = 0
         for few in few_of(parts):
-            async with self.recommend.turns.take(client):
+            async with self.recommend.turns.take(caller.client):
                 read = list(map(request_of, few))
                 work += sum(map(work_of, read))
-                answer_bytes += sum(map(self._answer_bytes, read))
+                answer_bytes += sum(self._answer_bytes(each, caller.principal.tenant) for each in read)
                 requests += read
         if work > LARGEST_BATCH:
             raise InvalidRequestError(
@@ -111,9 +121,9 @@ class Many:
             )
         return requests
 
-    def _answer_bytes(self, request: pb.RecommendRequest) -> int:
+    def _answer_bytes(self, request: pb.RecommendRequest, tenant: Tenant) -> int:
         try:
-            return self.recommend.bundles.choose(request.bundle).converter.answer_bytes(request)
+            return self.recommend.bundles.choose(request.bundle, tenant).converter.answer_bytes(request)
         except RequestError:
             return ANSWER_BYTES
 

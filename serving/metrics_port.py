@@ -14,7 +14,10 @@ from typing import Any, NamedTuple, Self
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, UnauthenticatedError
+from fathom.serving.access.control import OPEN, AccessControl
+from fathom.serving.access.principal import Role
+from fathom.serving.transport.tls import Certificates
 
 #: Connections at once; with one more, the oldest is cut off.
 MOST_CONNECTIONS = 32
@@ -40,11 +43,21 @@ class MetricsPort:
     """``/metrics`` in Prometheus' formats and ``/healthz``.
 
     ``state``: a word for what the server is doing; ``/healthz`` is 200 while that is "serving", and else 503.
+    ``access``: who may read ``/metrics``. ``certificates``: for HTTPS; without, it is HTTP.
     """
 
-    def __init__(self, registry: CollectorRegistry, state: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        state: Callable[[], str],
+        access: AccessControl = OPEN,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._metrics: Any = make_wsgi_app(registry)
         self._state = state
+        self._access = access
+        self._certificates = certificates
+        self._renewing: asyncio.Task[None] | None = None
         # Registries are read by one thread at a time, so that many scrapes at once do not take all threads.
         self._reading = asyncio.Lock()
         # Oldest first.
@@ -65,11 +78,17 @@ class MetricsPort:
         except OSError as error:
             raise ConfigError(f"metrics port {host}:{port} cannot be used: {error.strerror}; choose another") from None
         self.port = listening.getsockname()[1]
-        self._server = await asyncio.start_server(self._welcome, sock=listening, limit=LONGEST_HEAD)
+        certificates = self._certificates
+        tls = None if certificates is None else certificates.for_http()
+        self._server = await asyncio.start_server(self._welcome, sock=listening, limit=LONGEST_HEAD, ssl=tls)
+        if certificates is not None and tls is not None:
+            self._renewing = asyncio.create_task(certificates.renew_always(tls))
         return self
 
     async def close(self) -> None:
         """Stop listening, and cut off who is connected."""
+        if self._renewing:
+            self._renewing.cancel()
         if self._server:
             self._server.close()
         for writer in self._open:
@@ -133,8 +152,20 @@ class MetricsPort:
         if path != "/metrics":
             return _Answer(404, b"there are /metrics and /healthz\n")
         fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+        if (refusal := self._refusal(fields)) is not None:
+            return refusal
         async with self._reading:
             return await asyncio.to_thread(self._read, query, fields)
+
+    def _refusal(self, fields: Mapping[str, str]) -> _Answer | None:
+        """Metrics show what was cached, so they are for admins, where it is known who asks."""
+        if self._access.is_open:
+            return None
+        try:
+            principal = self._access.of_header(fields.get("authorization"))
+        except UnauthenticatedError as error:
+            return _Answer(401, f"{error}\n".encode(), {**_PLAIN, "WWW-Authenticate": "Bearer"})
+        return None if principal.may(Role.ADMIN) else _Answer(403, b"metrics are for the role admin\n")
 
     def _read(self, query: str, fields: Mapping[str, str]) -> _Answer:
         """In a thread, because it takes milliseconds."""

@@ -18,6 +18,11 @@ from fathom.runtime.pipeline import Leave
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer
 from fathom.runtime.shares import Client
+from fathom.serving.access.caller import Caller
+from fathom.serving.access.control import OPEN, AccessControl
+from fathom.serving.access.principal import Principal, Role
+from fathom.serving.access.privacy import check_private, check_private_size, sees_histories
+from fathom.serving.audit import AuditLog
 from fathom.serving.bundles import Bundles
 from fathom.serving.convert import client_of, use_history, user_of
 from fathom.serving.gate import Gate
@@ -28,7 +33,7 @@ from fathom.serving.metrics import Metrics
 from fathom.serving.recording import Recorder
 from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait, status_of_leaving
 from fathom.serving.turns import Ring, Turns
-from fathom.serving.work import LIGHT_BYTES, is_light, request_of
+from fathom.serving.work import LIGHT_BYTES, is_light, request_of, work_of
 
 METHOD = "Recommend"
 
@@ -49,6 +54,8 @@ class Recommend:
     gate: Gate
     metrics: Metrics
     recorder: Recorder | None = None
+    access: AccessControl = OPEN
+    audit: AuditLog | None = None
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -133,19 +140,23 @@ class Recommend:
         return self.history
 
     def enter(
-        self, request: pb.RecommendRequest, deadline_s: float | None, client: Client, owner: Owner | None, done: Done
+        self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller, owner: Owner | None, done: Done
     ) -> Leave:
         """Begin to answer a request that has its history; ``done`` may be called before this returns.
 
         Raises what is wrong with it. Returns what takes it out of the queue.
         """
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
-        deployment = self.bundles.choose(request.bundle)
+        client, principal = caller.client, caller.principal
+        deployment = self.bundles.choose(request.bundle, principal.tenant)
         if not deployment.converter.is_stranger(request):
             profile = deployment.converter.profile(request.profile)
             depth = request.depth if request.HasField("depth") else None
             deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
-        query, unknown = deployment.converter.query(request, deadline_s, client, owner)
+        query, unknown = deployment.converter.query(request, deadline_s, client, owner, principal.scope)
+        exact, private = principal.may(Role.ADMIN), owner is not None and not sees_histories(principal)
+        if private:
+            check_private_size(query.k, deployment.catalogue.offered, principal)
 
         def answered(answer: Answer | Exception) -> None:
             if isinstance(answer, Exception):
@@ -154,30 +165,31 @@ class Recommend:
             self.metrics.answered(deployment.name, answer, unknown)
             if self.recorder is not None:
                 self.recorder.offer(deployment, query, answer)
-            done(deployment.converter.response(request, answer, unknown))
+            done(deployment.converter.response(request, answer, unknown, exact=exact, private=private))
 
         return deployment.pipeline.enter(query, answered)
 
-    async def read_history(self, request: pb.RecommendRequest) -> Owner:
+    async def read_history(self, request: pb.RecommendRequest, principal: Principal) -> Owner:
         """Put a user's history into the request; returns whose it is."""
         if request.item_ids or request.timestamps or request.event_types:
             raise InvalidRequestError("the request has a user_id and a history; send one of them")
-        history, user_id = self.known(), user_of(request)
+        check_private(request, principal)
+        history, user = self.known(), principal.key_of(user_of(request))
         # Before the history is read: what is deleted from then on is not remembered.
-        owner = self.bundles.owners.of(digest_of(user_id))
+        owner = self.bundles.owners.of(digest_of(user))
         with self.metrics.using_history("read"):
-            events = await history.read(user_id)
+            events = await history.read(user)
         use_history(request, events)
         return owner
 
-    async def answer(self, request: pb.RecommendRequest, deadline_s: float | None, client: Client) -> bytes:
+    async def answer(self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller) -> bytes:
         """An encoded RecommendResponse, for a request of many; raises why there is none."""
-        owner = await self.read_history(request) if request.user_id else None
+        owner = await self.read_history(request, caller.principal) if request.user_id else None
         found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         leave: Leave = found.cancel
         try:
-            async with self.turn_for(request, client):
-                leave = self.enter(request, deadline_s, client, owner, settle(found))
+            async with self.turn_for(request, caller.client):
+                leave = self.enter(request, deadline_s, caller, owner, settle(found))
             return await found
         except asyncio.CancelledError:
             leave()
@@ -193,6 +205,12 @@ class Recommend:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task.cancel
+
+
+def charge(caller: Caller, *requests: pb.RecommendRequest) -> None:
+    """Count the work of requests; raises OverloadError where that is more than their caller may ask for now."""
+    if caller.principal.buckets:
+        caller.principal.charge(sum(map(work_of, requests)), time.monotonic())
 
 
 def _in_turn(calls: Sequence[Call]) -> Sequence[Call]:
@@ -217,13 +235,14 @@ class _Patient:
 class _Recommending:
     """One call of Recommend, from its message to its end."""
 
-    __slots__ = ("_call", "_ended", "_leave", "_service", "_started_s")
+    __slots__ = ("_call", "_caller", "_ended", "_leave", "_service", "_started_s")
 
     def __init__(self, service: Recommend, call: Call) -> None:
         self._service = service
         self._call = call
         self._started_s = time.perf_counter()
         self._leave: Leave | None = None
+        self._caller: Caller | None = None
         self._ended = False
 
     def begin(self) -> bool:
@@ -236,28 +255,31 @@ class _Recommending:
             return False
         call.left = self._left
         try:
-            client = client_of(call)
+            caller = self._caller = service.access.caller_of(call)
+            caller.principal.check(METHOD)
             request = request_of(call.payload) if len(call.payload) <= LIGHT_BYTES else None
             if request is None or request.user_id or not is_light(request):
-                self._leave = service.spawn(self._enter_later(request, client))
+                self._leave = service.spawn(self._enter_later(request, caller))
             else:
-                self._leave = service.enter(request, call.deadline_s, client, None, self._done)
+                charge(caller, request)
+                self._leave = service.enter(request, call.deadline_s, caller, None, self._done)
         except Exception as error:
             self._done(error)
             return False
         return True
 
-    async def _enter_later(self, request: pb.RecommendRequest | None, client: Client) -> None:
+    async def _enter_later(self, request: pb.RecommendRequest | None, caller: Caller) -> None:
         """Let a request in that needs a history, or its turn; None: it is not read yet."""
         service, owner = self._service, None
         try:
             if request is None:
-                async with service.turns.take(client):
+                async with service.turns.take(caller.client):
                     request = request_of(self._call.payload)
+            charge(caller, request)
             if request.user_id:
-                owner = await service.read_history(request)
-            async with service.turn_for(request, client):
-                self._leave = service.enter(request, self._call.deadline_s, client, owner, self._done)
+                owner = await service.read_history(request, caller.principal)
+            async with service.turn_for(request, caller.client):
+                self._leave = service.enter(request, self._call.deadline_s, caller, owner, self._done)
         except Exception as error:
             self._done(error)
 
@@ -291,4 +313,7 @@ class _Recommending:
         return code
 
     def _observe(self, code: grpc.StatusCode) -> None:
-        self._service.metrics.called(METHOD, code, time.perf_counter() - self._started_s)
+        service = self._service
+        service.metrics.called(METHOD, code, time.perf_counter() - self._started_s)
+        if service.audit is not None:
+            service.audit.note(METHOD, self._caller, self._call, code)

@@ -6,20 +6,19 @@ written, is counted and forgotten: recording never delays a request, nor ends th
 
 import json
 import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from fathom.errors import ConfigError
 from fathom.runtime.query import Answer, IndexedQuery
 from fathom.serving.deployment import Deployment
+from fathom.serving.line_files import LineFiles, line_files
 
 SCHEMA_VERSION = 1
+KIND = "requests"
 #: Requests that may wait to be written.
 MOST_WAITING = 2_000
 WRITE_EVERY_S, CLOSE_S = 0.2, 5.0
@@ -46,18 +45,10 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, most_bytes: int, writers: int = 1) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"record: {folder} is not a folder; choose another")
         self.recorded = 0
         self._dropped = self._failed = 0
-        self._folder = folder
-        self._most_bytes = most_bytes
-        self._writers = writers
-        self._file_bytes = most_bytes // (4 * writers)
+        self._files = LineFiles(folder, KIND, most_bytes, writers)
         self._waiting: deque[_Answered] = deque()
-        self._file: int | None = None
-        self._written = 0
-        self._files = 0
         self._failing = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fathom-record", daemon=True)
@@ -90,64 +81,27 @@ class Recorder:
         while not self._closing.wait(WRITE_EVERY_S):
             self._write_waiting()
         self._write_waiting()
-        self._close_file()
+        self._files.close()
 
     def _write_waiting(self) -> None:
         while self._waiting:
             few = [self._waiting.popleft() for _ in range(min(len(self._waiting), 100))]
             try:
-                self._write("".join(map(_line, few)).encode())
+                self._files.write("".join(map(_line, few)).encode())
             except Exception as error:
                 self._failed += len(few)
-                # Half a line may only be the last of a file.
-                self._close_file()
+                self._files.close()
                 if not self._failing:
-                    log.error("requests cannot be recorded in %s: %s", self._folder, error)
+                    log.error("requests cannot be recorded in %s: %s", self._files.folder, error)
                 self._failing = True
             else:
                 self.recorded += len(few)
                 self._failing = False
 
-    def _write(self, data: bytes) -> None:
-        # A file without a name was removed to make room.
-        if self._file is not None and (self._written >= self._file_bytes or not os.fstat(self._file).st_nlink):
-            self._close_file()
-        if self._file is None:
-            self._file = self._new_file()
-        while data:
-            count = os.write(self._file, data)
-            self._written += count
-            data = data[count:]
-
-    def _new_file(self) -> int:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._make_room()
-        self._written, self._files = 0, self._files + 1
-        name = f"requests-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}-{self._files:06}.jsonl"
-        return os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-
-    def _make_room(self) -> None:
-        """Remove the oldest files, so that every writer can fill another one."""
-        found: list[tuple[Path, int]] = []
-        for path in recordings(self._folder):
-            with suppress(FileNotFoundError):  # another one has removed it
-                found.append((path, path.stat().st_size))
-        size = sum(each for _, each in found)
-        for path, each in found:
-            if size <= self._most_bytes - self._writers * self._file_bytes:
-                return
-            path.unlink(missing_ok=True)
-            size -= each
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
 
 def recordings(folder: Path) -> Sequence[Path]:
     """The files of a folder that requests were recorded in, the oldest first."""
-    return sorted(folder.glob("requests-*.jsonl"))
+    return line_files(folder, KIND)
 
 
 def _ids(deployment: Deployment, items: Iterable[int]) -> list[str]:

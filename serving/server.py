@@ -1,27 +1,27 @@
 """Runs a server: ports, warm-up, health, signals, drain. One process = one event loop + one engine thread."""
 
 import asyncio
+import ipaddress
 import logging
 import signal
-import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
-from fathom.errors import ConfigError, FathomError, RequestError, ServerFailedError
-from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.errors import ConfigError, FathomError, RequestError, ServerFailedError, optional
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
+from fathom.serving.access.control import AccessControl
+from fathom.serving.access.principal import ADMIN_METHODS, ROLE_OF
+from fathom.serving.audit import AuditLog
 from fathom.serving.bundles import Bundles
 from fathom.serving.catalogues import Catalogues
 from fathom.serving.config import ServerSettings
@@ -29,32 +29,32 @@ from fathom.serving.deployment import MakeEngine, reuse_mb
 from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
-from fathom.serving.guard import Guard
 from fathom.serving.history.contract import HistoryStore, Retention
 from fathom.serving.history.open import open_history
 from fathom.serving.items.open import open_items
+from fathom.serving.listener import SERVICE, Listener, address
 from fathom.serving.live_counter import LiveCounter
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
-from fathom.serving.metrics import Metrics
+from fathom.serving.metrics import Metrics, Reading
 from fathom.serving.metrics_port import MetricsPort
-from fathom.serving.recommend import METHOD, Recommend
+from fathom.serving.recommend import Recommend
 from fathom.serving.recording import Recorder
-from fathom.serving.service import ENCODED, RecommenderService, TellWorkers
+from fathom.serving.service import RecommenderService, TellWorkers
 from fathom.serving.signals import RELOAD, STOP, ignore_others
-from fathom.serving.transport.contract import Transport
+from fathom.serving.transport.contract import Options, Transport
 from fathom.serving.transport.open import open_transport
 from fathom.serving.transport.options import allow_connections, server_options
-from fathom.serving.transport.sockets import hang_up, stop_listening, unsent
+from fathom.serving.transport.tls import Certificates
 from fathom.serving.workers import Notice, Peers, supervise
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
-# How soon gRPC writes an answer that it has been given, and how long its client may take to receive it.
-WRITTEN_S, RECEIVED_S = 0.1, 5.0
 # How often it is looked whether the engines still answer.
 HEALTH_EVERY_S = 1.0
 SWEEP_EVERY_S = 60.0
+
+if TYPE_CHECKING:
+    from fathom.serving.http.port import HttpPort
 
 log = logging.getLogger("fathom.serving")
 
@@ -100,10 +100,17 @@ class Server:
         self._sweeping: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._recorder = _recorder(settings)
-        self._metrics.show(lambda: readings(self.bundles, self._gate.in_flight, self._history, self._recorder))
-        self._transport: Transport | None = None
-        self._port = 0
+        self._access = AccessControl(settings.access, workers=settings.workers)
+        #: None without one.
+        self.audit = _audit(settings)
+        self._certificates = Certificates.of(settings)
+        self._metrics.show(
+            lambda: readings(self.bundles, self._gate.in_flight, self._history, self._recorder, self.audit)
+        )
+        self._listeners: list[Listener] = []
+        self._following_access: asyncio.Task[None] | None = None
         self._metrics_http: MetricsPort | None = None
+        self._http: HttpPort | None = None
         self._engines_answer = True
         self._watching: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
@@ -122,10 +129,15 @@ class Server:
         """
         started = time.perf_counter()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        address = await self._listen()
+        await asyncio.to_thread(self._access.load)
+        if self.audit is not None:
+            self.audit.start()
+        main, admin = await self._listen()
         if self._settings.metrics_port is not None:
-            port = MetricsPort(self._metrics.registry, lambda: self.state)
+            port = MetricsPort(self._metrics.registry, lambda: self.state, self._access, self._certificates)
             self._metrics_http = await port.start(self._settings.host, self._settings.metrics_port)
+        if not self._access.is_open:
+            self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
         if self._history is not None:
             self._sweeping = asyncio.create_task(_sweep(self._history))
@@ -139,8 +151,11 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_engines())
         return ServerInfo(
-            address=address,
-            metrics_address=_address(self._settings.host, self._metrics_http.port) if self._metrics_http else None,
+            address=main,
+            admin_address=admin,
+            http_address=address(self._settings.host, self._http.port) if self._http else None,
+            secure=self._certificates is not None,
+            metrics_address=address(self._settings.host, self._metrics_http.port) if self._metrics_http else None,
             bundles=tuple(each.info() for each in self.bundles),
             started_s=time.perf_counter() - started,
         )
@@ -148,35 +163,27 @@ class Server:
     async def drain(self) -> int:
         """Health flips, new calls get UNAVAILABLE, calls in flight finish; returns how many had to be cut off."""
         await self._health.enter_graceful_shutdown()
-        stop_listening(self._port)
+        for each in self._listeners:
+            each.stop_listening()
+        if self._http is not None:
+            self._http.stop_listening()
         left = await self._gate.drain(self._settings.drain_s)
         if self._counter:
             with suppress(RequestError):
                 await self._counter.exchange()
-        await self._last_words()
-        # Before gRPC's own shutdown, which ends calls that it has not handed over yet with CANCELLED.
-        hang_up(self._port)
+        await asyncio.gather(*(each.hang_up() for each in self._listeners))
         return left
-
-    async def _last_words(self) -> None:
-        """Wait until clients have the answers that gRPC has been given, unless they read too slowly."""
-        await asyncio.sleep(WRITTEN_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RECEIVED_S):
-                waiting = unsent(self._port)
-                while waiting:
-                    await asyncio.sleep(WRITTEN_S / 10)
-                    waiting &= unsent(self._port)
 
     async def close(self) -> None:
         """Stop at once: calls in flight get UNAVAILABLE, ports and engine are given back."""
         if self._watching:
             self._watching.cancel()
-        if self._transport:
-            hang_up(self._port)
-            await self._transport.stop(WRITTEN_S)
+        for listener in self._listeners:
+            await listener.stop()
+        if self._http is not None:
+            await self._http.close()
         await self.bundles.close()
-        for task in filter(None, (self._sweeping, self._counting)):
+        for task in filter(None, (self._sweeping, self._counting, self._following_access)):
             task.cancel()
         if self._history is not None:
             await self._history.close()
@@ -188,6 +195,8 @@ class Server:
             await self._metrics_http.close()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
+        if self.audit is not None:
+            self.audit.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -195,44 +204,61 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _listen(self) -> str:
-        transport = self._transport = open_transport(
-            self._settings.transport, server_options(self._settings, shares_port=self._shares_port)
+    async def _listen(self) -> tuple[str, str | None]:
+        """The addresses of the port, and of the admin port where there is one."""
+        settings, options = self._settings, server_options(self._settings, shares_port=self._shares_port)
+        credentials = None if self._certificates is None else self._certificates.for_grpc()
+        main = Listener(self._transport(options), settings.host, settings.port, shares_port=self._shares_port)
+        recommend = Recommend(
+            self.bundles, self._history, self._gate, self._metrics, self._recorder, self._access, self.audit
         )
-        transport.on_failure = self.failed.set
-        transport.on_unread = self._metrics.unread
-        recommend = Recommend(self.bundles, self._history, self._gate, self._metrics, self._recorder)
-        transport.take_calls(f"/{SERVICE}/{METHOD}", recommend.take)
-        guard = Guard(transport, self._metrics.called, taken=(METHOD,), encoded=ENCODED)
-        recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service(recommend), guard)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflector = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # missing in the stubs
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, guard)
-        host, port = self._settings.host, self._settings.port
-        wanted = _address(host, port)
-        try:
-            # gRPC would only say that it failed, and log it; the socket says why.
-            if not self._shares_port:
-                socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-            port = transport.listen(wanted)
-        except (OSError, RuntimeError) as error:
-            reason = f": {error.strerror}" if isinstance(error, OSError) else ""
-            raise ConfigError(f"cannot listen on {wanted}{reason}; choose another --host or --port") from None
-        await transport.start()
-        self._port = port
-        return _address(host, port)
-
-    def _service(self, recommend: Recommend) -> RecommenderService:
-        return RecommenderService(
+        service = RecommenderService(
             recommend,
-            transport=self._transport.name if self._transport else "",
-            stream_in_flight=self._settings.stream_in_flight,
-            most_bytes=self._settings.max_message_mb * 2**20,
+            transport=main.transport.name,
+            stream_in_flight=settings.stream_in_flight,
+            most_bytes=settings.max_message_mb * 2**20,
             tell_workers=self._tell_workers,
             counter=self._counter,
             catalogues=self._catalogues,
         )
+        main.answer(recommend, service, self._health, but=() if settings.admin_port is None else ADMIN_METHODS)
+        admin = None
+        if settings.admin_port is not None:
+            admin = Listener(
+                self._transport(options), settings.admin_host, settings.admin_port, shares_port=self._shares_port
+            )
+            admin.answer(recommend, service, self._health, but=[each for each in ROLE_OF if each not in ADMIN_METHODS])
+            self._listeners.append(admin)
+        self._listeners.append(main)
+        if settings.http_port is not None:
+            self._http = await self._open_http(service)
+        return await main.start(credentials), None if admin is None else await admin.start(credentials)
+
+    async def _open_http(self, service: RecommenderService) -> "HttpPort":
+        settings, certificates = self._settings, self._certificates
+        optional("starlette", "web")
+        optional("uvicorn", "web")
+        from fathom.serving.http.gateway import Gateway
+        from fathom.serving.http.port import HttpPort
+
+        gateway = Gateway(
+            service,
+            most_bytes=settings.max_message_mb * 2**20,
+            state=lambda: self.state,
+            but=() if settings.admin_port is None else ADMIN_METHODS,
+            origins=settings.http_origins,
+        )
+        port = HttpPort(gateway.app, certificates)
+        return await port.start(settings.host, settings.http_port or 0, shares_port=self._shares_port)
+
+    def _readings(self) -> Iterator[Reading]:
+        return readings(self.bundles, self._gate.in_flight, self._history, self._recorder, self.audit)
+
+    def _transport(self, options: Options) -> Transport:
+        transport = open_transport(self._settings.transport, options)
+        transport.on_failure = self.failed.set
+        transport.on_unread = self._metrics.unread
+        return transport
 
     async def _watch_engines(self) -> None:
         """Let the health say whether every engine answers."""
@@ -273,6 +299,27 @@ class Server:
             await self._health.set(service, status)
 
 
+def check_exposure(settings: ServerSettings) -> None:
+    """Raise ConfigError where others than this machine could reach a port that does not ask who they are."""
+    given = {"--tls-cert": settings.tls_cert, "--access": settings.access}
+    missing = " and ".join(name for name, value in given.items() if value is None)
+    hosts = [settings.host, *((settings.admin_host,) if settings.admin_port is not None else ())]
+    exposed = [host for host in hosts if not is_loopback(host)]
+    if exposed and missing and not settings.insecure:
+        raise ConfigError(
+            f"{exposed[0]} can be reached from other machines: without {missing}, whoever reaches it could read and"
+            " delete what is known of users; see docs/security.md, or say --insecure"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
 def _retention(settings: ServerSettings) -> Retention:
     return Retention(
         max_events=settings.history_max_events,
@@ -289,6 +336,10 @@ def _recorder(settings: ServerSettings) -> Recorder | None:
     return Recorder(Path(settings.record), settings.record_mb * 2**20, settings.workers)
 
 
+def _audit(settings: ServerSettings) -> AuditLog | None:
+    return None if settings.audit is None else AuditLog(settings.audit, settings.audit_mb * 2**20, settings.workers)
+
+
 def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[ServerInfo], None] | None = None) -> None:
     """Serve a bundle until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
 
@@ -297,6 +348,7 @@ def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[Serve
     Raises BundleError or ConfigError when it cannot serve.
     """
     ready = ready or partial(print, flush=True)
+    check_exposure(settings)
     ignore_others()
     with logging_to(log_format=settings.log_format, level=settings.log_level):
         if settings.workers > 1:
@@ -384,7 +436,3 @@ async def _sweep(history: HistoryStore) -> None:
 async def _alone(what: str, name: str) -> int:  # noqa: ARG001
     """There are no other workers to be told, so none is behind."""
     return 0
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

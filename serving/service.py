@@ -6,6 +6,7 @@ request in a batch or stream into its RecommendError.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,14 +17,14 @@ import grpc
 from fathom.errors import InvalidRequestError, RequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
-from fathom.runtime.shares import Client
+from fathom.serving.access.caller import CallContext, Caller
+from fathom.serving.access.principal import Tenant
 from fathom.serving.bundles import ReloadResult
 from fathom.serving.catalogues import Catalogues, Changed
 from fathom.serving.convert import (
     DEFAULT_PAGE,
     MOST_ITEMS,
     check_removed,
-    client_of,
     deadline_of,
     listed_item,
     user_of,
@@ -34,6 +35,7 @@ from fathom.serving.live_counter import LiveCounter
 from fathom.serving.many import Many
 from fathom.serving.recommend import Recommend
 from fathom.serving.uploads import read_events, read_items
+from fathom.serving.work import PLAIN_IDS
 
 #: Lets the other workers follow: ("reload", name of the bundle or ""), ("forget", digest of the user's id) or
 #: ("catalogue", name of the bundle). Returns how many have not answered in time.
@@ -69,23 +71,23 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self.many = Many(self.recommend, self.most_bytes)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def RecommendBatch(self, request: bytes, context: Any) -> bytes:
+    async def RecommendBatch(self, request: bytes, context: CallContext) -> bytes:
         """Many independent requests; results in their order."""
         with self.gate:
-            return await self.many.batch(request, deadline_of(context.time_remaining()), client_of(context))
+            return await self.many.batch(request, deadline_of(context.time_remaining()), context.caller)
 
-    async def RecommendStream(self, requests: AsyncIterator[bytes], context: Any) -> None:
+    async def RecommendStream(self, requests: AsyncIterator[bytes], context: CallContext) -> None:
         """Independent requests; results as they are ready, at most ``stream_in_flight`` waiting at a time.
 
         What is in flight is still answered when the server drains or a message cannot be decoded.
         """
-        client = client_of(context)
+        caller = context.caller
         slots = asyncio.Semaphore(self.stream_in_flight)
         writing = asyncio.Lock()  # gRPC sends one message of a call at a time
 
         async def answer(request: pb.RecommendRequest) -> None:
             try:
-                result = await self.many.result(request, deadline_of(context.time_remaining()), client)
+                result = await self.many.streamed(request, deadline_of(context.time_remaining()), caller)
                 async with writing:
                     await context.write(result)
             except grpc.aio.BaseError as error:
@@ -102,40 +104,43 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                     async with self.gate.until_closing():
                         async for raw in requests:
                             await slots.acquire()
-                            group.create_task(answer(await self.many.read(raw, client)))
+                            group.create_task(answer(await self.many.read(raw, caller.client)))
                 except RequestError as error:
                     failure = error
         if failure is not None:
             raise failure
 
-    async def AppendEvents(self, request: bytes, context: Any) -> pb.AppendEventsResponse:
+    async def AppendEvents(self, request: bytes, context: CallContext) -> pb.AppendEventsResponse:
         """Add events to what is known of a user."""
         with self.gate:
-            return _appended(await self._append(request, client_of(context)))
+            return _appended(await self._append(request, context.caller))
 
     async def AppendEventStream(
         self,
         requests: AsyncIterator[bytes],
-        context: Any,
+        context: CallContext,
     ) -> pb.AppendEventsResponse:
         """The same for many messages."""
-        total, client = Appended(), client_of(context)
+        total, caller = Appended(), context.caller
         with self.gate:
             async with self.gate.until_closing():
                 async for each in requests:
-                    total += await self._append(each, client)
+                    total += await self._append(each, caller)
             return _appended(total)
 
-    async def DeleteUser(self, request: pb.DeleteUserRequest, context: Any) -> pb.DeleteUserResponse:  # noqa: ARG002
+    async def DeleteUser(self, request: pb.DeleteUserRequest, context: CallContext) -> pb.DeleteUserResponse:
         """Forget a user; goes on to its end even if the caller does not wait for it."""
         with self.gate:
-            return await self._to_its_end(self._delete(self.recommend.known(), user_of(request)))
+            user = context.caller.about["user"] = context.caller.principal.key_of(user_of(request))
+            return await self._to_its_end(self._delete(self.recommend.known(), user))
 
-    async def UpsertItems(self, request: bytes, context: Any) -> pb.UpsertItemsResponse:
+    async def UpsertItems(self, request: bytes, context: CallContext) -> pb.UpsertItemsResponse:
         """Say what items are; goes on to its end even if the caller does not wait for it."""
         with self.gate:
             catalogues = self._changeable()
-            items = await read_items(request, self.recommend.turns, client_of(context))
+            items = await read_items(request, self.recommend.turns, context.caller.client)
+            items = items._replace(bundle=self._own(items.bundle, context.caller))
+            context.caller.about["items"] = len(items.records)
             changed, behind = await self._to_its_end(self._change(items.bundle, catalogues.upsert(items)))
             return pb.UpsertItemsResponse(
                 added=changed.new,
@@ -144,25 +149,26 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 workers_behind=behind,
             )
 
-    async def RemoveItems(self, request: pb.RemoveItemsRequest, context: Any) -> pb.RemoveItemsResponse:  # noqa: ARG002
+    async def RemoveItems(self, request: pb.RemoveItemsRequest, context: CallContext) -> pb.RemoveItemsResponse:
         """Take items out; goes on to its end even if the caller does not wait for it."""
         with self.gate:
             catalogues = self._changeable()
             check_removed(request.item_ids)
-            changed, behind = await self._to_its_end(
-                self._change(request.bundle, catalogues.remove(request.bundle, request.item_ids))
-            )
+            bundle = self._own(request.bundle, context.caller)
+            context.caller.about["items"] = len(request.item_ids)
+            changed, behind = await self._to_its_end(self._change(bundle, catalogues.remove(bundle, request.item_ids)))
             return pb.RemoveItemsResponse(
                 removed=changed.known, catalogue_version=changed.version, workers_behind=behind
             )
 
-    async def ListItems(self, request: pb.ListItemsRequest, context: Any) -> pb.ListItemsResponse:  # noqa: ARG002
+    async def ListItems(self, request: pb.ListItemsRequest, context: CallContext) -> pb.ListItemsResponse:
         """What was said of items, by id."""
         with self.gate:
             size = request.page_size or DEFAULT_PAGE
             if size > MOST_ITEMS:
                 raise InvalidRequestError(f"page_size is {size}, at most {MOST_ITEMS}")
-            found, catalogue = await self._changeable().listed(request.bundle, request.page_token, size + 1)
+            catalogues, bundle = self._changeable(), self._own(request.bundle, context.caller)
+            found, catalogue = await catalogues.listed(bundle, request.page_token, size + 1)
             page = _page(found[:size])
             return pb.ListItemsResponse(
                 items=[listed_item(each.id, each.record, catalogue) for each in page],
@@ -170,31 +176,33 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 catalogue_version=catalogue.version,
             )
 
-    async def GetBundle(self, request: pb.GetBundleRequest, context: Any) -> pb.GetBundleResponse:  # noqa: ARG002
+    async def GetBundle(self, request: pb.GetBundleRequest, context: CallContext) -> pb.GetBundleResponse:
         """What is being served."""
         with self.gate:
             answer = pb.GetBundleResponse()
-            answer.CopyFrom(self.bundles.choose(request.bundle).describe())
-            answer.bundles.extend(each.name for each in self.bundles)
+            tenant = context.caller.principal.tenant
+            answer.CopyFrom(self.bundles.choose(request.bundle, tenant).describe())
+            answer.bundles.extend(self.bundles.names(tenant))
             answer.transport = self.transport
             return answer
 
-    async def Reload(self, request: pb.ReloadRequest, context: Any) -> pb.ReloadResponse:  # noqa: ARG002
+    async def Reload(self, request: pb.ReloadRequest, context: CallContext) -> pb.ReloadResponse:
         """Serve the newest bundles; goes on to its end even if the caller does not wait for it."""
         with self.gate:
-            return await self._to_its_end(self._reload(request.bundle))
+            context.caller.about["bundle"] = request.bundle
+            return await self._to_its_end(self._reload(request.bundle, context.caller.principal.tenant))
 
-    async def _reload(self, name: str) -> pb.ReloadResponse:
-        reloaded = await self.bundles.reload(name)
-        return pb.ReloadResponse(
-            bundles=map(_reloaded, reloaded), workers_behind=await self.tell_workers("reload", name)
-        )
+    async def _reload(self, name: str, tenant: Tenant) -> pb.ReloadResponse:
+        reloaded = await self.bundles.reload(name, tenant)
+        behind = [await self.tell_workers("reload", each) for each in _told(reloaded, name, tenant)]
+        return pb.ReloadResponse(bundles=map(_reloaded, reloaded), workers_behind=max(behind, default=0))
 
-    async def _delete(self, history: HistoryStore, user_id: str) -> pb.DeleteUserResponse:
-        digest = digest_of(user_id)
+    async def _delete(self, history: HistoryStore, user: str) -> pb.DeleteUserResponse:
+        """``user``: as ``Principal.key_of`` says."""
+        digest = digest_of(user)
         try:
             with self.metrics.using_history("delete"):
-                deleted = await history.delete(user_id)
+                deleted = await history.delete(user)
         finally:
             # A store that fails may have deleted already, and what is remembered must not outlive that.
             self.bundles.forget(digest)
@@ -219,11 +227,19 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             raise InvalidRequestError("this server keeps no catalogue; start it with `fathom serve --catalogue`")
         return self.catalogues
 
-    async def _append(self, request: bytes, client: Client) -> Appended:
+    def _own(self, bundle: str, caller: Caller) -> str:
+        """The name of the bundle that a caller means; raises NotFoundError where it is not the caller's."""
+        name = caller.about["bundle"] = self.bundles.choose(bundle, caller.principal.tenant).name
+        return name
+
+    async def _append(self, request: bytes, caller: Caller) -> Appended:
         history = self.recommend.known()
-        user_id, events = await read_events(request, self.recommend.turns, client)
+        user_id, events = await read_events(request, self.recommend.turns, caller.client)
+        user = caller.about["user"] = caller.principal.key_of(user_id)
+        caller.about["events"] = len(events)
+        caller.principal.charge(max(1, -(-len(events) // PLAIN_IDS)), time.monotonic())
         with self.metrics.using_history("append"):
-            return await (self.counter or history).append(user_id, events)
+            return await (self.counter or history).append(user, events)
 
 
 def _page(found: Sequence[ItemChange]) -> Sequence[ItemChange]:
@@ -239,6 +255,11 @@ def _appended(done: Appended) -> pb.AppendEventsResponse:
         too_old=done.too_old,
         before_deletion=done.before_deletion,
     )
+
+
+def _told(reloaded: Sequence[ReloadResult], name: str, tenant: Tenant) -> Sequence[str]:
+    """What other workers are to reload: what the caller has named, and nothing of other tenants."""
+    return [name] if name or tenant.bundles is None else [each.name for each in reloaded]
 
 
 def _reloaded(each: ReloadResult) -> pb.Reloaded:

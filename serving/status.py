@@ -2,7 +2,15 @@
 
 import grpc
 
-from fathom.errors import DeadlineError, InvalidRequestError, NotFoundError, OverloadError, UnavailableError
+from fathom.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -10,6 +18,8 @@ STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (OverloadError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
 )
 INTERNAL_TEXT = "internal error; the server's log has the details"
 # Status texts travel in an HTTP/2 trailer, which peers limit to 8 KB and which percent-encodes other alphabets.

@@ -15,8 +15,8 @@ import logging
 import multiprocessing
 import select
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -135,7 +135,16 @@ async def supervise(
     cannot start at all.
     """
     stop = asyncio.Event()
-    with _reserved(settings.host, settings.port) as port:
+    with ExitStack() as ports:
+        shared = {
+            name: ports.enter_context(_reserved(host, port))
+            for name, host, port in (
+                ("port", settings.host, settings.port),
+                ("http_port", settings.host, settings.http_port),
+                ("admin_port", settings.admin_host, settings.admin_port),
+            )
+            if port is not None
+        }
         workers: list[_Worker] = []
 
         async def relay(speaker: "_Worker", notice: Notice) -> None:
@@ -143,7 +152,7 @@ async def supervise(
             speaker.answer(Ack(notice.number, behind=(await asyncio.gather(*others)).count(False)))
 
         for number in range(settings.workers):
-            workers.append(_Worker(_own(settings, port, number), bundle_path, run, number, relay))
+            workers.append(_Worker(_own(settings, shared, number), bundle_path, run, number, relay))
         _on_signals(stop, workers)
         try:
             info = await _start_all(workers, settings)
@@ -186,10 +195,10 @@ async def _start_all(workers: "Sequence[_Worker]", settings: ServerSettings) -> 
     return info
 
 
-def _own(settings: ServerSettings, port: int, number: int) -> ServerSettings:
-    """One worker's settings: the common port, and a port of its own for its metrics."""
+def _own(settings: ServerSettings, ports: Mapping[str, int], number: int) -> ServerSettings:
+    """One worker's settings: the common ports, and a port of its own for its metrics."""
     metrics_port = settings.metrics_port + number if settings.metrics_port else settings.metrics_port
-    return settings.model_copy(update={"port": port, "metrics_port": metrics_port})
+    return settings.model_copy(update={**ports, "metrics_port": metrics_port})
 
 
 @dataclass(eq=False)

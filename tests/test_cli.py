@@ -30,6 +30,7 @@ COMMANDS = [
         "build",
         "score",
         "serve",
+        "key",
         "reload",
         "recommend",
         "demo",

@@ -70,6 +70,8 @@ READS = {
     "build": {"path", "items_path", "config_file"},
     "score": {"bundle", "users"},
     "serve": {"bundle", "config", "trust"},
+    # Adds a line to it, and keeps all else.
+    "key": {"add"},
     "demo": {"bundle", "data"},
     "loadtest": {"trace", *TLS},
     "recommend": TLS,

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from fathom.serving.transport.contract import Handlers, Metadata, Options, Take
+from fathom.serving.transport.contract import AuthContext, Handlers, Metadata, Options, Take
 
 #: How soon it is tried again to listen on a port that is not free yet.
 AGAIN_S = 0.05
@@ -121,6 +121,10 @@ class _Call:
 
     def peer(self) -> str:
         return str(self._context.peer())
+
+    def auth_context(self) -> AuthContext:
+        found: AuthContext = self._context.auth_context()
+        return found
 
     def respond(self, payload: bytes) -> None:
         if not self._end.done():

@@ -13,6 +13,8 @@ import grpc
 #: gRPC's channel arguments.
 Options = Sequence[tuple[str, int]]
 Metadata = Sequence[tuple[str, str | bytes]]
+#: By name, as gRPC writes them: ``x509_common_name``, ``x509_subject_alternative_name``, ``x509_pem_cert``.
+AuthContext = Mapping[str, Sequence[bytes]]
 #: The handlers of one service by method, as generated code registers them; behaviours are coroutines.
 Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 
@@ -32,6 +34,9 @@ class Call(Protocol):
 
     def peer(self) -> str:
         """The caller's address, as gRPC writes it: ``ipv4:192.0.2.1:5000``."""
+
+    def auth_context(self) -> AuthContext:
+        """What TLS has shown of the caller; without TLS nothing that matters."""
 
     def respond(self, payload: bytes) -> None:
         """End it with a message."""

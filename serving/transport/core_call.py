@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from fathom.serving.transport.contract import REFUSAL, Metadata
+from fathom.serving.transport.contract import REFUSAL, AuthContext, Metadata
 
 #: No deadline is so late, in seconds since 1970: without one, the core gives the end of time.
 NEVER_S = 1e11
@@ -75,6 +75,11 @@ class CoreCall:
         """See ``Call``."""
         peer: bytes = self.call.peer()
         return peer.decode()
+
+    def auth_context(self) -> AuthContext:
+        """See ``Call``."""
+        found = cygrpc.auth_context(self.call) or {}
+        return {name.decode(): values for name, values in found.items()}
 
     def respond(self, payload: bytes) -> None:
         """See ``Call``."""
@@ -152,6 +157,7 @@ class Context:
         self._code: grpc.StatusCode | None = None
         self.invocation_metadata = call.invocation_metadata
         self.peer = call.peer
+        self.auth_context = call.auth_context
 
     def code(self) -> grpc.StatusCode | None:
         """The status that the call was ended with."""

@@ -15,6 +15,7 @@ from fathom.commands import (
     device,
     export,
     items,
+    key,
     layers,
     plan,
     rank,
@@ -64,7 +65,7 @@ for command in (
     *(plan.plan, train.heal),
     *(export.export, export.certify),
     *(build.build, score.score, runs.leaderboard),
-    *(client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
+    *(key.key, client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
 ):
     app.command()(command)
 app.command(cls=serve.ServeCommand)(serve.serve)

@@ -4,6 +4,7 @@ Loads gRPC only when a channel is opened, because the command line needs the opt
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+#: The environment variable of the API key or token that commands show, so that no process list holds it.
+TOKEN_VARIABLE = "FATHOM_TOKEN"
 #: A file in PEM format, or what is in it.
 Pem = str | Path | bytes
 
@@ -64,10 +67,16 @@ class Connection:
     def from_options(
         cls, target: str, *, tls: bool, ca: Path | None, cert: Path | None, key: Path | None, metadata: Sequence[str]
     ) -> Self:
-        """What the options of a command say: ``ca`` and ``cert`` imply ``tls``; ``metadata`` are texts key=value."""
+        """What the options of a command say: ``ca`` and ``cert`` imply ``tls``; ``metadata`` are texts key=value.
+
+        The token of FATHOM_TOKEN is sent unless ``metadata`` has an authorization of its own.
+        """
         if not all("=" in each for each in metadata):
             raise ConfigError("--metadata needs a key and a value, as --metadata key=value")
         pairs = dict(each.split("=", 1) for each in metadata)
+        token = os.environ.get(TOKEN_VARIABLE)
+        if token and "authorization" not in map(str.lower, pairs):
+            pairs["authorization"] = f"Bearer {token}"
         return cls(target, ca or (tls or cert is not None), cert, key, pairs)
 
     @property

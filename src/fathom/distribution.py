@@ -25,6 +25,8 @@ EXTRA_OF = {
     "redis": "redis",
     "cryptography": "sign",
     "tensorboard": "tensorboard",
+    "jwt": "jwt",
+    **dict.fromkeys(("starlette", "uvicorn"), "web"),
 }
 
 

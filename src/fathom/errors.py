@@ -99,6 +99,14 @@ class NotFoundError(RequestError):
     """Something that the request names does not exist here."""
 
 
+class UnauthenticatedError(RequestError):
+    """Who calls has not proved who that is."""
+
+
+class PermissionDeniedError(RequestError):
+    """Who calls may not do that."""
+
+
 class DeadlineError(RequestError):
     """The deadline has passed, or no allowed depth can meet it."""
 

@@ -45,6 +45,7 @@ class Process:
 #: Whose tests run on both transports; of the rest, what they test is behind the transport.
 ON_BOTH = {
     "test_bad_input",
+    "test_attacks",
     "test_backlog",
     "test_connections",
     "test_drain",

@@ -12,6 +12,7 @@ from fake_engine import FakeEngine
 from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.shares import Client
+from fathom.serving.access.caller import Caller
 from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
 from fathom.serving.gate import Gate
@@ -20,16 +21,16 @@ from fathom.serving.metrics import Metrics
 from fathom.serving.recommend import Recommend
 from fathom.serving.work import LARGEST_BATCH, is_light, work_of
 
-BOMBER, VICTIM = Client("a", "bomber"), Client("b", "victim")
+BOMBER, VICTIM = Caller(Client("a", "bomber")), Caller(Client("b", "victim"))
 LIGHT = pb.RecommendRequest(item_ids=["item-1"], depth=0)
 
 
 class Watched(Recommend):
     """Notes whose requests are begun, in their order."""
 
-    def enter(self, request, deadline_s, client, owner, done):
-        self.begun = [*getattr(self, "begun", []), client.connection]
-        return super().enter(request, deadline_s, client, owner, done)
+    def enter(self, request, deadline_s, caller, owner, done):
+        self.begun = [*getattr(self, "begun", []), caller.client.connection]
+        return super().enter(request, deadline_s, caller, owner, done)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.manifest import content_version
 from fathom.runtime.query import Answer, IndexedQuery, Timing
 from fathom.selector.choice import Choice, DepthReason
+from fathom.serving import line_files
 from fathom.serving import recording as recording_module
 from fathom.serving.recording import Recorder, recordings
 
@@ -133,7 +134,7 @@ def test_a_disk_that_is_full_is_logged_once_and_recording_goes_on_when_it_is_not
 
     half = os.write
     with monkeypatch.context() as broken:
-        broken.setattr(recording_module.os, "write", full)
+        broken.setattr(line_files.os, "write", full)
         for _ in range(3):
             recorder.offer(deployment, QUERY, ANSWER)
             recorder._write_waiting()
@@ -160,5 +161,5 @@ async def test_a_server_that_cannot_record_answers_and_counts(local: LocalServer
 
 def test_a_file_is_no_folder_to_record_in(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"record: .*file is not a folder; choose another"):
+    with pytest.raises(ConfigError, match=r"file is not a folder; choose another"):
         Recorder(tmp_path / "file", 2**20)

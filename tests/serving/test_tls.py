@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 from fathom.cli import app
 from fathom.client import AsyncClient, Client
 from fathom.connection import Connection
-from fathom.errors import ConnectError
+from fathom.errors import ConnectError, UnauthenticatedError
 from fathom.loadtests.replay import replay
 from fathom.loadtests.traces import Arrival, Trace
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.engines.open import open_engine
+from fathom.serving.access.control import OPEN
 from fathom.serving.bundles import Bundles
 from fathom.serving.config import ServerSettings
 from fathom.serving.gate import Gate
@@ -132,7 +133,7 @@ async def secure(synthetic_bundle: Path, tmp_path: Path, transport: TransportNam
     server = open_transport(transport, [])
     checked = Checked(server)
     checked.take_calls("/fathom.v1.Recommender/Recommend", recommend.take)
-    guard = Guard(checked, metrics.called, taken=("Recommend",), encoded=ENCODED)  # type: ignore[arg-type]
+    guard = Guard(checked, metrics.called, taken=("Recommend",), encoded=ENCODED, access=OPEN)  # type: ignore[arg-type]
     recommender_pb2_grpc.add_RecommenderServicer_to_server(service, guard)  # type: ignore[no-untyped-call]
     own, own_key = self_signed(tmp_path, "server")
     cert, key = self_signed(tmp_path, "client")
@@ -157,7 +158,7 @@ async def test_both_clients_and_the_replayer_reach_a_server_over_tls(secure: Sec
             assert client.bundle().name == "synthetic"
         with (
             Client(secure.address, **{**options, "metadata": {}}) as client,
-            pytest.raises(ConnectError, match="UNAUTHENTICATED: who are you"),
+            pytest.raises(UnauthenticatedError, match="who are you"),
         ):
             client.bundle()
 

@@ -24,6 +24,8 @@ _ERRORS: Mapping[grpc.StatusCode, type[FathomError]] = {
     grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDeniedError,
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _SOURCES = {value: name.lower() for name, value in pb.ItemReason.Source.items()}
@@ -310,7 +312,8 @@ def error_of(target: str, error: grpc.RpcError) -> FathomError:
         return OverloadError(f"{target}: the call was refused before it was read ({details}); try again later")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         pushback = dict(call.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
-        return OverloadError(details, retry_after_s=None if pushback is None else int(pushback) / 1e3)
+        hint = None if pushback is None or int(pushback) < 0 else int(pushback) / 1e3
+        return OverloadError(details, retry_after_s=hint)
     kind = _ERRORS.get(code)
     return kind(details) if kind else ConnectError(f"{target}: {code.name}: {details}")
 

@@ -11,8 +11,10 @@ _KINDS: dict[Any, str] = {
     float: "number",
     bool: "true or false",
     str: "text",
+    Path: "path",
     tuple[int, ...]: "whole numbers",
     tuple[Path, ...]: "paths",
+    tuple[str, ...]: "texts",
 }
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

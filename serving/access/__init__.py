@@ -1,0 +1,1 @@
+"""Who may call what: keys, tokens and certificates; tenants, roles and limits."""

@@ -1,0 +1,1 @@
+"""HTTP and JSON beside gRPC: the same methods, callers and limits, for browsers and curl."""
