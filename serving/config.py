@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
+from fathom.connection import TOKEN_VARIABLE
 from fathom.edge_profiles.document import read_document, short
 from fathom.errors import ConfigError
 from fathom.runs import VARIABLE as RUNS_VARIABLE
@@ -313,7 +314,7 @@ def _read_file(path: Path) -> dict[str, object]:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     ours = {name: value for name, value in sorted(environment.items()) if name.startswith(ENVIRONMENT_PREFIX)}
-    for other in (FILE_VARIABLE, RUNS_VARIABLE):
+    for other in (FILE_VARIABLE, RUNS_VARIABLE, TOKEN_VARIABLE):
         ours.pop(other, None)
     injected = [name for name, value in ours.items() if _is_of_a_service(name, value)]
     if injected:

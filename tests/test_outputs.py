@@ -72,6 +72,7 @@ READS = {
     "serve": {"bundle", "config", "trust"},
     "demo": {"bundle", "data"},
     "loadtest": {"trace", *TLS},
+    "console": TLS,
     "recommend": TLS,
     "reload": TLS,
     "history import": {"dataset"},

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+#: Holds a token that commands send as ``authorization: Bearer``, so that no process list shows it.
+TOKEN_VARIABLE = "FATHOM_TOKEN"
 #: A file in PEM format, or what is in it.
 Pem = str | Path | bytes
 

@@ -17,6 +17,7 @@ EXTRA_OF = {
     **dict.fromkeys(("captum", "persim", "ripser", "sklearn", "shap"), "importance"),
     **dict.fromkeys(("bitsandbytes", "peft"), "peft"),
     **dict.fromkeys(("faiss", "py_spy"), "bench"),
+    **dict.fromkeys(("starlette", "uvicorn"), "console"),
     "cuda": "gpu",
     "tensorrt_rtx": "rtx",
     "executorch": "executorch",
