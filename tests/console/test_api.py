@@ -10,9 +10,14 @@ import pytest
 from started import Started, running
 
 from fathom import console as package
-from fathom.client import Client
+from fathom.client import Client, Event
+from fathom.connection import Connection
+from fathom.console import gateway as gateway_module
+from fathom.console.gateway import Gateway
+from fathom.console.question import Question
 from fathom.console.run import listen
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, NotFoundError
+from fathom.local import running_server
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 HISTORY = ["item-3", "item-10", "item-20"]
@@ -68,6 +73,16 @@ def test_filters_and_profiles_reach_the_server(console: Started) -> None:
     assert all("mainframe" in answer["error"] for answer in wrong["answers"])
 
 
+def test_a_user_of_the_server_is_asked_for_by_id(console: Started, client: Client) -> None:
+    client.append_events("reader", [Event(item, item, 1_700_000_000 + i) for i, item in enumerate(HISTORY)])
+    told = console.ask("/api/recommend", body={"user_id": "reader", "k": 5}).json
+    expected = client.recommend(HISTORY, k=5, depth=8)
+    assert [each["id"] for each in told["answers"][3]["items"]] == [item.id for item in expected.items]
+    assert {answer["history_used"] for answer in told["answers"]} == {3}
+    reasons = console.ask("/api/reasons", body={"user_id": "reader", "k": 1, "depth": 0}).json["items"]
+    assert {due["item_id"] for each in reasons for due in each["reasons"]} <= set(HISTORY)
+
+
 def test_reasons_are_those_of_a_client_with_titles(console: Started, client: Client, hostile_title: str) -> None:
     told = console.ask("/api/reasons", body={"items": HISTORY, "k": 5, "depth": 16}).json["items"]
     expected = client.recommend(HISTORY, k=5, depth=16, reasons=True).items
@@ -94,6 +109,29 @@ def test_a_bundle_is_told_as_the_server_tells_it(console: Started, client: Clien
     assert [each["depth"] for each in told["depths"]] == [0, 4, 8, 12, 16]
     assert told["depths"][1]["quality"]["ndcg@10"]["high"] == expected.quality[4]["ndcg@10"].high
     assert console.ask("/api/bundle?name=films").status == 404
+
+
+@pytest.mark.parametrize(("page", "most", "found"), [(20, 10_000, 50), (25, 10_000, 50), (20, 40, 40)])
+async def test_items_are_read_page_by_page_up_to_a_limit(
+    server: Started, monkeypatch: pytest.MonkeyPatch, page: int, most: int, found: int
+) -> None:
+    monkeypatch.setattr(gateway_module, "PAGE", page)
+    monkeypatch.setattr(gateway_module, "MOST_ITEMS", most)
+    async with Gateway(Connection(server.told["address"])) as gateway:
+        index = await gateway.index("")
+        assert (len(index), index.complete) == (found, found == 50)
+        assert await gateway.index("") is index
+
+
+async def test_a_bundle_that_cannot_be_searched_says_so_and_still_answers(uncounted_bundle: Path) -> None:
+    with running_server(uncounted_bundle) as server:
+        async with Gateway(Connection(server.address)) as gateway:
+            with pytest.raises(NotFoundError, match="cannot be searched; give ids instead"):
+                await gateway.index("")
+            told = await gateway.compare(Question(items=("item-1",), k=3))
+    assert [answer["asked"] for answer in told["answers"]] == [None, 4, 8, 12, 16]
+    assert all(len(answer["items"]) == 3 for answer in told["answers"])
+    assert told["history"] == [{"id": "item-1", "title": "Title 1"}]
 
 
 @pytest.mark.parametrize(

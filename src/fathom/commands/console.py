@@ -19,7 +19,7 @@ from fathom.errors import optional
 def console(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 picks a free one.")] = 8600,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 picks a free one.")] = 8288,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on other addresses, too: whoever reaches them can ask.")
     ] = False,
@@ -31,8 +31,12 @@ def console(
 ) -> None:
     """Show a running server in the browser: its answers at every depth, its bundles, its load. Changes nothing.
 
+    The environment variable FATHOM_TOKEN holds a token for the server, sent as `authorization: Bearer`.
+
     Example: fathom console --metrics-url http://127.0.0.1:9464/metrics
     """
+    # As in `fathom serve`: what gRPC's core notes of connections is not for whoever reads this terminal.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for module in ("starlette", "uvicorn"):
         optional(module, "console")
     from fathom.console.run import listen, run

@@ -93,7 +93,7 @@ class Gateway:
         return reasons_of(answer, await self.titles(question.bundle, sorted(named)))
 
     async def titles(self, bundle: str, ids: Iterable[str]) -> dict[str, str]:
-        """Titles of items by id, without those that the server does not return."""
+        """Titles of items by id, without those that the server does not tell."""
         wanted = list(dict.fromkeys(ids))[-PAGE:]
         if not wanted:
             return {}
@@ -102,12 +102,13 @@ class Gateway:
             answer = await self._client.recommend(
                 wanted, bundle=bundle, allow=wanted, include_seen=True, k=len(wanted), timeout_s=PATIENCE_S
             )
-        except NotFoundError:
+        except FathomError:
+            # Whoever asks has what was asked for, and can do without titles.
             return {}
         return {item.id: item.title for item in answer.items}
 
     async def index(self, bundle: str) -> ItemIndex:
-        """The items of a bundle; raises NotFoundError where it has no counting exit, which knows what is popular."""
+        """The items of a bundle; raises NotFoundError where it has no counting exit, which lists them."""
         async with self._reading:
             read_s, index = self._indexes.get(bundle, (0.0, None))
             if index is None or time.monotonic() - read_s > TITLES_S:
@@ -116,6 +117,8 @@ class Gateway:
             return index
 
     async def _read_index(self, bundle: str) -> ItemIndex:
+        if (await self.bundle(bundle))["depths"][0]["depth"] != 0:
+            raise NotFoundError("this bundle has no counting exit, so its items cannot be searched; give ids instead")
         found: list[TitledItem] = []
         while len(found) < MOST_ITEMS:
             answer = await self._client.recommend(

@@ -38,7 +38,9 @@ def run(
         host, port = listening.getsockname()[:2]
         app = make_app(connection, metrics_urls, names)
         # Without a log of requests: users' ids are nobody else's business.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, proxy_headers=False)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none"
+        )
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -51,7 +51,7 @@ function about(told) {
   return card("Bundle", facts([
     ["Name", told.name],
     ["Version", el("code", {}, told.version)],
-    ["Items", told.items.toLocaleString()],
+    ["Items", told.items.toLocaleString("en")],
     ["History", `the newest ${told.max_history} items${told.uses_timestamps ? ", with their times" : ""}`],
     ["Layers chosen by", told.strategy],
     ["Precision", told.precision],
@@ -117,7 +117,7 @@ function feedback(told) {
   return card("Feedback",
     state(told.alarm, "The certificate no longer fits; requests get the deepest depth.", "No alarm."),
     facts([
-      ["Requests compared with the deepest depth", samples.toLocaleString()],
+      ["Requests compared with the deepest depth", samples.toLocaleString("en")],
       ["Their agreement", samples ? percent(told.feedback_agreement, 1) : "none yet"],
       ["Expected at least", percent(told.expected_agreement, 1)],
       ...(told.recertification_attempts || again ? [
@@ -133,7 +133,7 @@ function drift({ samples, features }) {
   if (!features.length) return card("Drift", el("p", {}, "The server does not compare requests with its training data."));
   return card("Drift",
     state(alarms > 0, `${alarms} of ${features.length} features drift.`, "No drift has been shown."),
-    table(`Mean rank of live requests among the training data, 0.5 where alike; compared: ${Number(samples).toLocaleString()}`,
+    table(`Mean rank of live requests among the training data, 0.5 where alike; compared: ${Number(samples).toLocaleString("en")}`,
       ["Feature", "Rank", el("span", { class: "spoken" }, "Drawn"), "State"], rows, [1]));
 }
 

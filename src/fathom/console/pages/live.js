@@ -5,7 +5,9 @@ import { byId } from "./dom.js";
 import { Chart } from "./chart.js";
 
 const EVERY_MS = 2000;
-const number = (value) => (value >= 100 || Number.isInteger(value) ? value.toFixed(0) : value.toPrecision(2));
+const large = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const small = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
+const number = (value) => (value >= 10 ? large : small).format(value);
 const percent = (value) => `${(100 * value).toFixed(0)} %`;
 
 export class Live {

@@ -89,16 +89,24 @@ export class Try {
       byId("answer-status").textContent = "Give a user id.";
       return byId("user").focus();
     }
+    const round = Symbol("round");
+    this.round = round;
     byId("answer-status").className = "status";
     byId("answer-status").textContent = "Asking every depth…";
     byId("answers").setAttribute("aria-busy", "true");
+    let told;
     try {
-      this.showAnswers(question, await api.recommend(question));
+      told = await api.recommend(question);
     } catch (error) {
-      byId("answers").replaceChildren();
-      this.fail(error);
+      told = error;
     }
+    // Whoever has asked again meanwhile waits for that answer.
+    if (round !== this.round) return;
     byId("answers").removeAttribute("aria-busy");
+    if (told instanceof Error) {
+      byId("answers").replaceChildren();
+      this.fail(told);
+    } else this.showAnswers(question, told);
   }
 
   fail(error) {
@@ -107,10 +115,9 @@ export class Try {
   }
 
   showAnswers(question, { answers, deepest, history }) {
-    if (this.kind === "history" && history.length === this.history.length) {
-      this.history = history.map((item, i) => ({ id: item.id, title: item.title || this.history[i].title }));
-      this.showHistory();
-    }
+    const titles = new Map(history.map(({ id, title }) => [id, title]));
+    this.history = this.history.map(({ id, title }) => ({ id, title: title || titles.get(id) || "" }));
+    this.showHistory();
     byId("answers").replaceChildren(...answers.map((answer) => column(question, answer, deepest)));
     const [served] = answers;
     byId("answer-status").textContent = served.error
