@@ -48,7 +48,12 @@ def console(
         if as_json:
             print(json.dumps({"url": url, "target": connection.target}), flush=True)
         else:
-            show.out.print(f"console of {connection.target} on {url} (Ctrl-C ends it)", highlight=False)
+            show.out.print(
+                f"console of {connection.target} on {url} (Ctrl-C ends it)",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
     listening = listen(host, port, insecure=insecure)
     run(connection, listening, metrics_url or (), names=(host, gethostname()), ready=ready)

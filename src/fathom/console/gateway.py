@@ -23,6 +23,12 @@ PAGE = 1_000
 MOST_ITEMS = 10_000
 #: How long titles are kept before they are read again.
 TITLES_S = 300.0
+#: As the client's own: a server that comes back is noticed within about two seconds.
+RECONNECT = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
 
 
 class Gateway:
@@ -40,7 +46,7 @@ class Gateway:
 
     async def __aenter__(self) -> Self:
         self._client = AsyncClient.over(self._connection)
-        self._channel = self._connection.aio_channel()
+        self._channel = self._connection.aio_channel(RECONNECT)
         stub: Any = recommender_pb2_grpc.RecommenderStub
         self._stub = stub(self._channel)
         return self

@@ -191,7 +191,9 @@ class LiveMetrics:
             raise ConnectError(f"{url}: no metrics: {error.code} {brief(error.reason)}") from None
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, URLError) else error
-            raise ConnectError(f"{url}: no metrics: {brief(reason, 120)}") from None
+            raise ConnectError(
+                f"{url}: no metrics: {brief(getattr(reason, 'strerror', None) or reason, 120)}"
+            ) from None
         if len(data) > LARGEST:
             raise ConnectError(f"{url}: more than {LARGEST >> 20} MB, so not a server's metrics")
         return str(data, "utf-8", "replace")
