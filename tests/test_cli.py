@@ -35,6 +35,7 @@ COMMANDS = [
         "recommend",
         "demo",
         "loadtest",
+        "console",
         "doctor",
     ),
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
@@ -99,6 +100,8 @@ def test_no_command_is_forgotten_here() -> None:
         (["profiles", "show", "jetson-nona"], "jetson-nano"),
         (["recommend", "--target", "127.0.0.1:1", "--items", "1"], "127.0.0.1:1"),
         (["loadtest", "--trace", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["console", "--host", "0.0.0.0"], "--host 0.0.0.0: the console has no login"),
+        (["console", "--port", "0", "--metrics-url", "metrics"], "--metrics-url metrics: give an address"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(

@@ -74,6 +74,7 @@ READS = {
     "key": {"add"},
     "demo": {"bundle", "data"},
     "loadtest": {"trace", *TLS},
+    "console": TLS,
     "recommend": TLS,
     "reload": TLS,
     "history import": {"dataset"},

@@ -15,7 +15,7 @@ from fathom import DISTRIBUTION
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.name for path in (ROOT / "src" / "fathom").iterdir() if path.is_symlink())
-DATA_SUFFIXES = {".onnx", ".py", ".pyi", ".yaml", ".proto", ".typed", ".json"}
+DATA_SUFFIXES = {".onnx", ".py", ".pyi", ".yaml", ".proto", ".typed", ".json", ".html", ".css", ".js", ".svg"}
 
 
 @pytest.fixture(scope="module")

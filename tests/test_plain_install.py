@@ -72,6 +72,7 @@ def test_commands_without_their_extra_name_it_and_write_nothing(synthetic_bundle
         ["export", "nowhere", "--data", str(dataset), "--out", out],
         ["build", "clicks.csv", "--out", out],
         ["loadtest", "--trace", str(dataset)],
+        ["console", "--port", "0"],
         ["demo", bundle, "--data", str(dataset)],
     ]
     for command, (code, text) in zip(commands, run_plain(tmp_path, *commands), strict=True):

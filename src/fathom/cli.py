@@ -11,6 +11,7 @@ from fathom.commands import (
     bundle,
     client,
     compress,
+    console,
     data,
     device,
     export,
@@ -65,7 +66,7 @@ for command in (
     *(plan.plan, train.heal),
     *(export.export, export.certify),
     *(build.build, score.score, runs.leaderboard),
-    *(key.key, client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
+    *(key.key, client.reload, client.recommend, client.demo, client.loadtest, console.console, device.doctor),
 ):
     app.command()(command)
 app.command(cls=serve.ServeCommand)(serve.serve)

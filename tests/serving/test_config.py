@@ -110,6 +110,10 @@ def test_impossible_values_are_refused_with_their_source(
     assert expected in refusal(tmp_path, command_line, environment, text)
 
 
+def test_variables_of_other_commands_are_no_settings() -> None:
+    assert load_settings(environment={"FATHOM_RUNS": "x", "FATHOM_TOKEN": "secret"}) == load_settings(environment={})
+
+
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::", "::1", "fe80::1%eth0", "my-host.example.org.", "a_b"])
 def test_names_and_addresses_are_hosts(host: str) -> None:
     assert load_settings({"host": host}, environment={}).host == host

@@ -1,0 +1,1 @@
+"""A web page for people who look at a running server: it asks, and never changes anything."""
