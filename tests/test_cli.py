@@ -40,6 +40,7 @@ COMMANDS = [
     *("bundle keygen", "bundle sign"),
     *("profiles list", "profiles show", "profiles check", "history import"),
     *("items import", "items list", "items remove"),
+    "experiments report",
     *("runs list", "runs show", "runs compare", "runs export", "runs tensorboard", "leaderboard"),
 ]
 
@@ -98,6 +99,7 @@ def test_no_command_is_forgotten_here() -> None:
         (["profiles", "show", "jetson-nona"], "jetson-nano"),
         (["recommend", "--target", "127.0.0.1:1", "--items", "1"], "127.0.0.1:1"),
         (["loadtest", "--trace", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["experiments", "report", "nowhere"], "nowhere: no experiment's log here"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(

@@ -13,6 +13,7 @@ from fathom.commands import (
     compress,
     data,
     device,
+    experiments,
     export,
     items,
     layers,
@@ -56,6 +57,7 @@ for group, name in (
     (device.app, "profiles"),
     (data.history_app, "history"),
     (items.app, "items"),
+    (experiments.app, "experiments"),
     (runs.runs_app, "runs"),
 ):
     app.add_typer(group, name=name)
