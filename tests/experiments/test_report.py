@@ -152,16 +152,18 @@ def test_parts_are_read_by_polars_with_what_off_policy_evaluation_needs(tmp_path
     assert joined["items"][0].to_list() == ["a", "b"]
 
 
-def test_a_restart_continues_the_parts_and_a_full_part_is_written_by_itself(
+def test_a_restart_continues_the_parts_and_a_writer_says_when_there_is_enough_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exposures, "ROWS_PER_PART", 2)
     for start in (0, 10):
         writer = LogWriter(tmp_path / "log", "one", BASE)
         for user in range(start, start + 3):
+            assert writer.is_due == (user - start >= 2)
             writer.expose(exposure(user, "new"))
         writer.flush()
-    assert len(list((tmp_path / "log").glob("exposures-0-*.parquet"))) == 4
+        writer.flush()
+    assert len(list((tmp_path / "log").glob("exposures-0-*.parquet"))) == 2
     assert len(read_log(tmp_path / "log").exposures) == 6
 
 

@@ -6,15 +6,11 @@ expected to break a limit, a rollback ever happens with probability at most ``al
 all are expected to break one, the canary is ever called ready with probability at most ``alpha``.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
 from fathom.experiments.config import Canary
 from fathom.selector.betting import Evidence
-
-#: The control's latest latencies that wait for one of the canary to be compared with.
-_WAITING = 16
 
 
 class State(Enum):
@@ -76,7 +72,7 @@ class CanaryMonitor:
     def __init__(self, limits: Canary, started_s: float) -> None:
         self._config = limits
         self._started_s = started_s
-        self._latencies: deque[float] = deque(maxlen=_WAITING)
+        self._control_ms: float | None = None
         self._limits: dict[str, Limit] = {}
         self.requests = 0
         self.decision = Decision(State.CONTINUE, "no request yet")
@@ -96,8 +92,7 @@ class CanaryMonitor:
         if self.decision.state is State.ROLL_BACK:
             return self.decision
         if not seen.is_canary:
-            if seen.latency_ms is not None:
-                self._latencies.append(seen.latency_ms)
+            self._control_ms = seen.latency_ms
             return self.decision
         self.requests += 1
         for name, value in self._values(seen).items():
@@ -111,8 +106,10 @@ class CanaryMonitor:
         if seen.latency_ms is not None:
             if self._config.max_latency_ms is not None:
                 values["latency"] = float(seen.latency_ms > self._config.max_latency_ms)
-            if self._config.max_slowdown is not None and self._latencies:
-                values["slowdown"] = float(seen.latency_ms > self._config.max_slowdown * self._latencies.pop())
+            if self._config.max_slowdown is not None and self._control_ms is not None:
+                values["slowdown"] = float(seen.latency_ms > self._config.max_slowdown * self._control_ms)
+                # Each of the control's requests is compared once, so that no slow one decides several comparisons.
+                self._control_ms = None
         if seen.agreement is not None:
             values["agreement"] = 1 - seen.agreement
         return {name: value for name, value in values.items() if name in self._limits}

@@ -8,7 +8,7 @@ Every part is written whole or not at all. Writing and reading need polars (extr
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -81,9 +81,9 @@ def _schema(row: type) -> dict[str, Any]:
 class LogWriter:
     """Collects rows of one experiment and writes them as parts; a part that cannot be written loses no row.
 
-    ``writer`` names this process among those that write into the same folder: letters, digits and underscores. Raises
-    MissingExtraError without polars, OutputError where the folder is none of ours, ArtefactError where it holds another
-    experiment.
+    ``expose`` and ``report`` only note; ``flush`` writes, and may run in a thread of its own, one at a time. ``writer``
+    names this process among those that write into the folder: letters, digits and underscores. Raises MissingExtraError
+    without polars, OutputError where the folder is none of ours, ArtefactError where it holds another experiment.
     """
 
     def __init__(self, folder: Path, name: str, experiment: Experiment, *, writer: str = "0") -> None:
@@ -100,40 +100,35 @@ class LogWriter:
             raise ArtefactError(f"{folder}: holds the log of experiment {found}, not {name}; choose another folder")
         # Later definitions replace earlier ones: shares grow, and a report judges by what was last asked for.
         write_json(head, about)
-        self._numbers = {kind: self._next(kind) for kind in self._rows}
-
-    def _next(self, kind: str) -> int:
-        parts = self.folder.glob(f"{kind}-{self._writer}-*.parquet")
-        return 1 + max((int(part.stem.rpartition("-")[2]) for part in parts), default=-1)
 
     def expose(self, row: Exposure) -> None:
-        """Note an answered request; writes a part once there are enough of them."""
-        self._add("exposures", row)
+        """Note an answered request."""
+        self._rows["exposures"].append(row)
 
     def report(self, row: Outcome) -> None:
-        """Note an outcome; writes a part once there are enough of them."""
-        self._add("outcomes", row)
+        """Note an outcome."""
+        self._rows["outcomes"].append(row)
 
-    def _add(self, kind: str, row: Exposure | Outcome) -> None:
-        self._rows[kind].append(row)
-        if len(self._rows[kind]) >= ROWS_PER_PART:
-            self._write(kind)
+    @property
+    def is_due(self) -> bool:
+        """Whether there are enough rows for a part."""
+        return max(map(len, self._rows.values())) >= ROWS_PER_PART
 
     def flush(self) -> None:
         """Write what is waiting; raises OSError, and keeps it, where that fails."""
-        for kind, rows in self._rows.items():
-            if rows:
-                self._write(kind)
+        for kind, waiting in self._rows.items():
+            if rows := waiting[:]:
+                self._write(kind, rows)
+                # What was noted meanwhile stays.
+                del waiting[: len(rows)]
 
-    def _write(self, kind: str) -> None:
+    def _write(self, kind: str, rows: Sequence[Exposure | Outcome]) -> None:
         pl = optional("polars", "train")
-        rows = self._rows[kind]
-        table = pl.DataFrame([asdict(row) for row in rows], schema=_schema(type(rows[0])))
-        path = self.folder / f"{kind}-{self._writer}-{self._numbers[kind]:06d}.parquet"
-        with new_file(path) as temporary:
+        table = pl.DataFrame([vars(row) for row in rows], schema=_schema(type(rows[0])))
+        parts = self.folder.glob(f"{kind}-{self._writer}-*.parquet")
+        number = 1 + max((int(part.stem.rpartition("-")[2]) for part in parts), default=-1)
+        with new_file(self.folder / f"{kind}-{self._writer}-{number:06d}.parquet") as temporary:
             table.write_parquet(temporary, metadata={_VERSION_KEY: str(SCHEMA_VERSION)})
-        self._numbers[kind] += 1
-        self._rows[kind] = []
 
 
 def read_definition(folder: Path) -> tuple[str, Experiment]:
