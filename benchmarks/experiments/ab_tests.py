@@ -286,8 +286,7 @@ def _or_never(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str, A
     return [{**row, **{key: "-" if row[key] is None else f"{row[key]:,.0f}" for key in keys}} for row in rows]
 
 
-def _section(run: StoredRun) -> str:
-    config, result = run["config"], run["result"]
+def _claims(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     about = (
         f"{config['experiments']:,} simulated experiments each, {config['users']:,} users, {config['days']} days with"
         f" a look every day, alpha {config['alpha']:.0%}. No difference between the arms: the share of experiments in"
@@ -298,6 +297,14 @@ def _section(run: StoredRun) -> str:
         f"Lists that get {config['uplift']:.0%} more clicks: the share of experiments in which that is found by a day,"
         " and the day by which it is in half of them; beside it a t-test on the last day alone."
     )
+    wrong = "metric={metric} | different at any look={different:.1%} | t-test, daily={peeked:.1%} | once={once:.1%}"
+    days = " | ".join(f"day {day}={{day_{day}:.1%}}" for day in (7, 14, 21, 30))
+    right = f"metric={{metric}} | {days} | median day={{median_day}} | once={{once:.1%}}"
+    rows = _or_never(result["difference"], "median_day")
+    return [about, table_of(result["no_difference"], wrong), found, table_of(rows, right)]
+
+
+def _alarms(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     arms = (
         f"The arms' sizes, looked at daily, where one arm loses some of its users: alarms (p below {config['alarm']}),"
         f" and p below {config['alpha']:.0%} beside a fixed test at that level."
@@ -307,29 +314,18 @@ def _section(run: StoredRun) -> str:
         f" {config['canary_requests']:,} requests: the share that is rolled back, or ever called ready, and the median"
         " request of it."
     )
-    wrong = "metric={metric} | different at any look={different:.1%} | t-test, daily={peeked:.1%} | once={once:.1%}"
-    days = " | ".join(f"day {day}={{day_{day}:.1%}}" for day in (7, 14, 21, 30))
     sizes = "lost={lost:.0%} | alarms={alarms:.1%} | median day={median_day}"
-    ends = "wrong with it={wrong} | rolled back={rolled_back:.0%} | after={rolled_back_requests} | ready={ready:.0%}"
-    return paragraphs(
-        "### Do experiments keep their word?",
-        about,
-        table_of(result["no_difference"], wrong),
-        found,
-        table_of(
-            _or_never(result["difference"], "median_day"),
-            f"metric={{metric}} | {days} | median day={{median_day}} | once={{once:.1%}}",
-        ),
-        arms,
-        table_of(
-            _or_never(result["mismatch"], "median_day"),
-            f"{sizes} | p below alpha={{at_alpha:.1%}} | fixed, daily={{peeked:.1%}}",
-        ),
-        canary,
-        table_of(
-            _or_never(result["canary"], "rolled_back_requests", "ready_requests"), f"{ends} | after={{ready_requests}}"
-        ),
-    )
+    sizes += " | p below alpha={at_alpha:.1%} | fixed, daily={peeked:.1%}"
+    ends = "wrong with it={wrong} | rolled back={rolled_back:.0%} | after={rolled_back_requests}"
+    ends += " | ready={ready:.0%} | after={ready_requests}"
+    lost = _or_never(result["mismatch"], "median_day")
+    ended = _or_never(result["canary"], "rolled_back_requests", "ready_requests")
+    return [arms, table_of(lost, sizes), canary, table_of(ended, ends)]
+
+
+def _section(run: StoredRun) -> str:
+    asked = run["config"], run["result"]
+    return paragraphs("### Do experiments keep their word?", *_claims(*asked), *_alarms(*asked))
 
 
 def _measure(options: Namespace) -> list[Run]:
