@@ -22,6 +22,7 @@ MODULES = (
     "experiments.routing",
     "experiments.certificate",
     "experiments.bandit",
+    "experiments.ab_tests",
     "systems.routing_server",
     "systems.saving",
     "systems.feedback",

@@ -29,12 +29,12 @@ class Document:
         return self.lines.get(location, 1)
 
 
-def read_document(path: Path, *, kind: str = "profile", empty_ok: bool = False) -> Document:
+def read_document(path: Path, *, kind: str = "profile", empty_ok: bool = False, levels: int = 2) -> Document:
     """Read a YAML mapping without ever running what it says (safe tags only); never raises for a bad file.
 
-    ``kind``: what the file should be, in a word. ``empty_ok``: a file without any key is an empty mapping. Anything
-    but a regular file of at most MAX_BYTES is refused unread, and so are aliases: a few lines of them expand to
-    billions of values.
+    ``kind``: what the file should be, in a word. ``empty_ok``: a file without any key is an empty mapping. ``levels``:
+    so many levels of mappings have plain words as keys, whose lines are known. Anything but a regular file of at most
+    MAX_BYTES is refused unread, and so are aliases: a few lines of them expand to billions of values.
     """
     try:
         data = _read(path)
@@ -50,7 +50,7 @@ def read_document(path: Path, *, kind: str = "profile", empty_ok: bool = False) 
     except UnicodeDecodeError as error:
         return _refused(data.count(b"\n", 0, error.start) + 1, "not UTF-8; save the file as UTF-8")
     try:
-        return _parse(text, kind, empty_ok)
+        return _parse(text, kind, empty_ok, levels)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         return _refused(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}")
@@ -97,7 +97,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _parse(text: str, kind: str, empty_ok: bool) -> Document:
+def _parse(text: str, kind: str, empty_ok: bool, levels: int) -> Document:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
@@ -105,7 +105,7 @@ def _parse(text: str, kind: str, empty_ok: bool) -> Document:
             return Document({})
         if not isinstance(root, yaml.MappingNode):
             return _refused(1, f"not a mapping; a {kind} is a list of `key: value` lines")
-        reader = _Reader(loader)
+        reader = _Reader(loader, levels)
         values = reader.mapping(root, ())
     finally:
         loader.dispose()
@@ -115,8 +115,9 @@ def _parse(text: str, kind: str, empty_ok: bool) -> Document:
 class _Reader:
     """Constructs each value on its own, so that one bad value does not hide the others."""
 
-    def __init__(self, loader: yaml.SafeLoader) -> None:
+    def __init__(self, loader: yaml.SafeLoader, levels: int) -> None:
         self.loader = loader
+        self.levels = levels
         self.lines: dict[Location, int] = {}
         self.problems: list[tuple[int, str]] = []
         self.unreadable: set[Location] = set()
@@ -138,7 +139,7 @@ class _Reader:
         return values
 
     def _value(self, values: dict[str, Any], key: str, node: yaml.Node, location: Location) -> None:
-        if isinstance(node, yaml.MappingNode) and len(location) == 1:
+        if isinstance(node, yaml.MappingNode) and len(location) < self.levels:
             values[key] = self.mapping(node, location)
             return
         try:

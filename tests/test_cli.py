@@ -42,6 +42,7 @@ COMMANDS = [
     *("bundle keygen", "bundle sign"),
     *("profiles list", "profiles show", "profiles check", "history import"),
     *("items import", "items list", "items remove"),
+    "experiments report",
     *("runs list", "runs show", "runs compare", "runs export", "runs tensorboard", "leaderboard"),
 ]
 
@@ -102,6 +103,7 @@ def test_no_command_is_forgotten_here() -> None:
         (["loadtest", "--trace", "nowhere.jsonl"], "nowhere.jsonl"),
         (["console", "--host", "0.0.0.0"], "--host 0.0.0.0: the console has no login"),
         (["console", "--port", "0", "--metrics-url", "metrics"], "--metrics-url metrics: give an address"),
+        (["experiments", "report", "nowhere"], "nowhere: no experiment's log here"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(

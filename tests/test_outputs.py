@@ -81,6 +81,7 @@ READS = {
     "items import": {"file", *TLS},
     "items list": TLS,
     "items remove": TLS,
+    "experiments report": {"folder"},
     "bundle inspect": {"bundle"},
     "bundle quality": {"bundle"},
     "bundle verify": {"bundle", "trust"},

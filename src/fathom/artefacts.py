@@ -186,8 +186,16 @@ RECOMMENDATIONS = Kind(
     "recommendations", "fathom score", mark="Fathom recommendations", beside=(score_parts, SCORE_PARTS)
 )
 
+EXPERIMENT_LOG = _folder(
+    "an experiment's log",
+    "fathom serve",
+    "experiment.json",
+    r"(exposures|outcomes)-\w+-\d+\.parquet",
+    "name experiment",
+)
+
 #: Folders that are artefacts as a whole: nothing else may be written into them.
-WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE, COMPRESSED)
+WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE, COMPRESSED, EXPERIMENT_LOG)
 _FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS, RUNS_BOARD)
 _FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE)
 _MARKED = (

@@ -14,6 +14,7 @@ from fathom.commands import (
     console,
     data,
     device,
+    experiments,
     export,
     items,
     key,
@@ -58,6 +59,7 @@ for group, name in (
     (device.app, "profiles"),
     (data.history_app, "history"),
     (items.app, "items"),
+    (experiments.app, "experiments"),
     (runs.runs_app, "runs"),
 ):
     app.add_typer(group, name=name)
