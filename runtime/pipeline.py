@@ -348,7 +348,7 @@ class Pipeline:
             self._batcher, self._zero, hits, len(history.items), now_s, asked.by_s, query.client, runs
         )
         inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
-        return DepthRequest(query.profile, history.items, inspect, query.depth, estimates)
+        return DepthRequest(query.profile, history.items, inspect, query.depth, estimates, query.policy)
 
     def _choose(self, asked: _Asked) -> Choice:
         query, items, now_s = asked.query, len(asked.history.items), asked.start_s
@@ -361,7 +361,7 @@ class Pipeline:
             if asked.hits.found or query.include_reasons or not items:
                 choice = decide()
             else:
-                kind = query.client, query.profile.depths, query.depth, items
+                kind = query.client, query.profile.depths, query.depth, items, query.policy
                 choice = self._recent.tell(kind, asked.by_s - now_s, now_s, decide)
         except (DeadlineError, OverloadError):
             self._recent.press(now_s)

@@ -15,7 +15,7 @@ from fathom.runtime.prefix_cache import Owner, Reused
 from fathom.runtime.reasons import LeaveOneOut, Reasons
 from fathom.runtime.rules import Arrangement, Rules, without_pins
 from fathom.runtime.shares import ANYBODY, Client
-from fathom.selector.choice import Choice
+from fathom.selector.choice import Choice, PolicyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class IndexedQuery:
     ``owner``: whose history it is, where that is known. ``scope``: what is cached for one scope, no other one finds.
     ``include_reasons``: say which items of the history every
     answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
+    ``policy``: how the depth is chosen, in place of what the pipeline was told.
     Not to be changed; not frozen, because building it would take four times as long (so with all that a request needs).
     """
 
@@ -60,6 +61,7 @@ class IndexedQuery:
     include_reasons: bool = False
     ranges: Sequence[Range] = ()
     rules: Rules | None = None
+    policy: PolicyName | None = None
 
     @property
     def is_filtered(self) -> bool:

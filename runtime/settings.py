@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.runtime.retriever import BLOCK_ITEMS
-from fathom.selector.policy import PolicyName
+from fathom.selector.choice import PolicyName
 
 
 @dataclass(frozen=True)

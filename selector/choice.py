@@ -1,7 +1,7 @@
 """What a depth is chosen for, and what is chosen."""
 
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.selector.features import Features
 from fathom.selector.monitor import Monitor
+
+PolicyName = Literal["auto", "certified", "rule", "deepest"]
 
 
 class DepthReason(StrEnum):
@@ -85,6 +87,7 @@ class DepthRequest(NamedTuple):
     ``items``: int64 (length,), the item indices that the engine will see, oldest first; none where nothing is known,
     which only depth 0 can answer. ``inspect``: called only where their features or complexity have a say. ``fixed``:
     the depth that was asked for, which overrides every policy. ``estimates``: None where nothing waits for anything.
+    ``policy``: in place of the chooser's own.
     """
 
     profile: DeviceProfile
@@ -92,3 +95,4 @@ class DepthRequest(NamedTuple):
     inspect: Inspect
     fixed: int | None = None
     estimates: Estimates | None = None
+    policy: PolicyName | None = None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadError
 from fathom.selector.certificate import KINDS, Certificate, Claim, Kind
-from fathom.selector.choice import Choice, DepthReason, DepthRequest, Estimates
+from fathom.selector.choice import Choice, DepthReason, DepthRequest, Estimates, PolicyName
 from fathom.selector.monitor import Monitor
 from fathom.selector.policy import (
     NOTHING_CERTIFIED,
@@ -18,7 +18,6 @@ from fathom.selector.policy import (
     DepthPolicy,
     FixedDepth,
     MostPopular,
-    PolicyName,
     ProfileRule,
 )
 
@@ -62,7 +61,7 @@ class DepthChooser:
         self._at_share = at_share
         self._fixed = {depth: FixedDepth(depth) for depth in served}
         self._most_popular = MostPopular()
-        self._policies: dict[tuple[int, ...], DepthPolicy] = {}
+        self._policies: dict[tuple[PolicyName, tuple[int, ...]], DepthPolicy] = {}
         self._monitors: dict[tuple[Kind, tuple[int, ...]], Monitor] = {}
 
     def choose(self, request: DepthRequest) -> Choice:
@@ -74,8 +73,8 @@ class DepthChooser:
         or has time for one depth only is not looked at, since under overload that is most. Without a deadline the same
         follows from the work that waits ahead, whatever the request costs itself.
         """
-        profile, items, _, fixed, estimates = request
-        policy = self._policy_of(profile, fixed) if len(items) else self._most_popular
+        profile, items, _, fixed, estimates, named = request
+        policy = self._policy_of(profile, fixed, named) if len(items) else self._most_popular
         if estimates is None:
             return policy.choose(request)
         depths = policy.depths
@@ -121,10 +120,13 @@ class DepthChooser:
         found = "the queue is full" if isinstance(refused, OverloadError) else "the queue took too long"
         return Choice(0, DepthReason.DEADLINE, f"{found}, so the network cannot answer in time: depth 0")
 
-    def policy(self, profile: DeviceProfile) -> DepthPolicy:
-        """How the requests of a profile are routed; raises NotFoundError where none of its depths is served."""
-        depths = profile.depths
-        return self._policies.get(depths) or self._policies.setdefault(depths, self._new_policy(profile))
+    def policy(self, profile: DeviceProfile, name: PolicyName | None = None) -> DepthPolicy:
+        """How the requests of a profile are routed; raises NotFoundError where none of its depths is served.
+
+        ``name``: by another policy than the chooser's own.
+        """
+        key = name or self._policy, profile.depths
+        return self._policies.get(key) or self._policies.setdefault(key, self._new_policy(profile, key[0]))
 
     def claims(self, profile: DeviceProfile) -> list[Claim]:
         """What was tested for the depths of a profile that are served: with depth 0, and without, quality first.
@@ -150,9 +152,9 @@ class DepthChooser:
         """Whether a request may fall to depth 0."""
         return fixed is None and 0 in self._served and 0 in profile.depths
 
-    def _policy_of(self, profile: DeviceProfile, fixed: int | None) -> DepthPolicy:
+    def _policy_of(self, profile: DeviceProfile, fixed: int | None, named: PolicyName | None = None) -> DepthPolicy:
         if fixed is None:
-            return self.policy(profile)
+            return self.policy(profile, named)
         if fixed not in self._fixed:
             raise NotFoundError(f"depth {fixed} is not served here; served: {_list(self._served)}")
         return self._fixed[fixed]
@@ -160,14 +162,14 @@ class DepthChooser:
     def _allowed(self, profile: DeviceProfile) -> tuple[int, ...]:
         return tuple(depth for depth in profile.depths if depth in self._served)
 
-    def _new_policy(self, profile: DeviceProfile) -> DepthPolicy:
+    def _new_policy(self, profile: DeviceProfile, name: PolicyName) -> DepthPolicy:
         depths = tuple(filter(None, self._allowed(profile)))
         if not depths:
             allowed, served = _list(profile.depths), _list(self._served)
             raise NotFoundError(f"profile {profile.name} allows depths {allowed}, but this bundle serves {served}")
-        if self._policy == "rule":
+        if name == "rule":
             return ProfileRule(depths, self._at_share)
-        if self._policy == "deepest":
+        if name == "deepest":
             return DepthPolicy(depths)
         for claim in self.claims(profile):
             if claim.routing is not None:

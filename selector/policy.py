@@ -1,7 +1,6 @@
 """The policies that a depth is chosen by where time plays no part."""
 
 from collections.abc import Callable, Collection
-from typing import Literal
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.selector.certificate import Kind
@@ -9,7 +8,6 @@ from fathom.selector.choice import AgreementCheck, Choice, DepthReason, DepthReq
 from fathom.selector.monitor import Monitor
 from fathom.selector.routing import Mixture, Routing, coin
 
-PolicyName = Literal["auto", "certified", "rule", "deepest"]
 NOTHING_CERTIFIED = " (nothing else is certified)"
 
 

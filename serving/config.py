@@ -180,6 +180,16 @@ class ServerSettings(BaseModel):
         " `Reload`; `bundles: {NAME: ...}` in it says so for one bundle.",
         json_schema_extra=_or("no rules"),
     )
+    experiments: Path | None = Field(
+        default=None,
+        description="YAML file of online experiments; read again when it changes. See [Experiments](experiments.md).",
+        json_schema_extra=_or("no experiments"),
+    )
+    experiments_log: Path = Field(
+        default=Path("experiments-log"),
+        description="Folder of the experiments' logs and of how they stand, which servers may share. Needs the extra"
+        " `train`.",
+    )
     reuse_mb: float | None = Field(
         default=None,
         ge=0,

@@ -116,6 +116,8 @@ class Converter:
         """
         if request.request_id:
             check_id("request_id", request.request_id)
+        if request.session_id:
+            check_id("session_id", request.session_id)
         items, timestamps, unknown = self._history(request)
         query = IndexedQuery(
             items=items,
@@ -160,11 +162,19 @@ class Converter:
         return self._counts and not request.strict and not request.depth
 
     def response(
-        self, request: pb.RecommendRequest, answer: Answer, unknown: int, *, exact: bool = True, private: bool = False
+        self,
+        request: pb.RecommendRequest,
+        answer: Answer,
+        unknown: int,
+        *,
+        exact: bool = True,
+        private: bool = False,
+        experiments: Sequence[pb.ExperimentArm] = (),
     ) -> bytes:
         """The RecommendResponse for an Answer, encoded.
 
         ``exact``: with timings, which show what was cached. ``private``: without what it says of the history itself.
+        ``experiments``: that it is part of.
         The items are joined from bytes that are made once: building a message of ten items costs as much as the rest.
         """
         message = self._headed(answer, unknown)
@@ -175,6 +185,8 @@ class Converter:
         head = message.SerializeToString() + _WHY + _text(answer.choice.why)
         if request.request_id:
             head += _REQUEST_ID + _text(request.request_id)
+        if experiments:
+            head += pb.RecommendResponse(experiments=experiments).SerializeToString()
         if self._retitled != self._catalogue.retitled:
             self._retitled = self._catalogue.retitled
             self._titled_items.clear()

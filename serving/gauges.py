@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import fathom
 from fathom.serving.audit import AuditLog
 from fathom.serving.deployment import Deployment
+from fathom.serving.experiments.running import RunningExperiments
 from fathom.serving.history.contract import HistoryStore
 from fathom.serving.history.memory import MemoryHistory
 from fathom.serving.metrics import Reading
@@ -31,6 +32,7 @@ def readings(
     history: HistoryStore | None,
     recorder: Recorder | None,
     audit: AuditLog | None,
+    experiments: RunningExperiments | None,
 ) -> Iterator[Reading]:
     """The gauges of docs/operating.md; those about feedback where a bundle's own profile is certified."""
     yield Reading("fathom_in_flight", "Calls being answered.", {}, in_flight)
@@ -43,6 +45,10 @@ def readings(
         yield Reading("fathom_recording_lost_requests", "Requests that could not be.", {}, recorder.lost)
     if audit is not None:
         yield Reading("fathom_audit_lost", "Lines of the audit log that could not be written.", {}, audit.lost)
+    if experiments is not None:
+        rows, copies = experiments.logs.lost, experiments.shadows.dropped
+        yield Reading("fathom_experiment_rows_lost", "Rows of experiments' logs that found no room.", {}, rows)
+        yield Reading("fathom_experiment_copies_dropped", "Copies for shadows that there was no time for.", {}, copies)
     served = list(deployments)
     for each in served:
         manifest = each.bundle.manifest

@@ -25,6 +25,9 @@ from fathom.serving.access.privacy import check_private, check_private_size, see
 from fathom.serving.audit import AuditLog
 from fathom.serving.bundles import Bundles
 from fathom.serving.convert import client_of, use_history, user_of
+from fathom.serving.experiments.running import RunningExperiments
+from fathom.serving.experiments.treatment import NO_CHANGE, Change
+from fathom.serving.experiments.trial import Trial
 from fathom.serving.gate import Gate
 from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
@@ -56,6 +59,7 @@ class Recommend:
     recorder: Recorder | None = None
     access: AccessControl = OPEN
     audit: AuditLog | None = None
+    experiments: RunningExperiments | None = None
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -146,6 +150,23 @@ class Recommend:
 
         Raises what is wrong with it. Returns what takes it out of the queue.
         """
+        trial = None if self.experiments is None else self.experiments.begin(request, caller.principal)
+        if trial is None:
+            return self._enter(request, deadline_s, caller, owner, None, NO_CHANGE, done)
+        return trial.enter(partial(self._enter, request, deadline_s, caller, owner, trial), done)
+
+    def _enter(
+        self,
+        request: pb.RecommendRequest,
+        deadline_s: float | None,
+        caller: Caller,
+        owner: Owner | None,
+        trial: Trial | None,
+        change: Change,
+        done: Done,
+    ) -> Leave:
+        """The same as a part of experiments, with what an arm changes."""
+        request = change.prepared(request)
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         client, principal = caller.client, caller.principal
         deployment = self.bundles.choose(request.bundle, principal.tenant)
@@ -157,6 +178,7 @@ class Recommend:
         exact, private = principal.may(Role.ADMIN), owner is not None and not sees_histories(principal)
         if private:
             check_private_size(query.k, deployment.catalogue.offered, principal)
+        query = change.applied(query)
 
         def answered(answer: Answer | Exception) -> None:
             if isinstance(answer, Exception):
@@ -165,7 +187,14 @@ class Recommend:
             self.metrics.answered(deployment.name, answer, unknown)
             if self.recorder is not None:
                 self.recorder.offer(deployment, query, answer)
-            done(deployment.converter.response(request, answer, unknown, exact=exact, private=private))
+            labels = () if trial is None else trial.labels
+            done(
+                deployment.converter.response(
+                    request, answer, unknown, exact=exact, private=private, experiments=labels
+                )
+            )
+            if trial is not None:
+                trial.answered(deployment, answer)
 
         return deployment.pipeline.enter(query, answered)
 

@@ -27,6 +27,8 @@ from fathom.serving.catalogues import Catalogues
 from fathom.serving.config import ServerSettings
 from fathom.serving.deployment import MakeEngine, reuse_mb
 from fathom.serving.describe import ServerInfo, own_profile
+from fathom.serving.experiments.running import RunningExperiments
+from fathom.serving.experiments.shadows import Shadows
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.history.contract import HistoryStore, Retention
@@ -109,6 +111,8 @@ class Server:
         )
         self._listeners: list[Listener] = []
         self._following_access: asyncio.Task[None] | None = None
+        self._experiments = _experiments(settings, self.bundles)
+        self._experimenting: list[asyncio.Task[None]] = []
         self._metrics_http: MetricsPort | None = None
         self._http: HttpPort | None = None
         self._engines_answer = True
@@ -139,6 +143,11 @@ class Server:
         if not self._access.is_open:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
+        if self._experiments is not None:
+            self._experiments.load()
+            self._experimenting = [
+                asyncio.create_task(each) for each in (self._experiments.run(), self._experiments.logs.run())
+            ]
         if self._history is not None:
             self._sweeping = asyncio.create_task(_sweep(self._history))
         if self._counter:
@@ -183,8 +192,10 @@ class Server:
         if self._http is not None:
             await self._http.close()
         await self.bundles.close()
-        for task in filter(None, (self._sweeping, self._counting, self._following_access)):
+        for task in filter(None, (self._sweeping, self._counting, self._following_access, *self._experimenting)):
             task.cancel()
+        if self._experiments is not None:
+            await self._experiments.close()
         if self._history is not None:
             await self._history.close()
         if self._following:
@@ -210,7 +221,14 @@ class Server:
         credentials = None if self._certificates is None else self._certificates.for_grpc()
         main = Listener(self._transport(options), settings.host, settings.port, shares_port=self._shares_port)
         recommend = Recommend(
-            self.bundles, self._history, self._gate, self._metrics, self._recorder, self._access, self.audit
+            self.bundles,
+            self._history,
+            self._gate,
+            self._metrics,
+            self._recorder,
+            self._access,
+            self.audit,
+            self._experiments,
         )
         service = RecommenderService(
             recommend,
@@ -252,7 +270,8 @@ class Server:
         return await port.start(settings.host, settings.http_port or 0, shares_port=self._shares_port)
 
     def _readings(self) -> Iterator[Reading]:
-        return readings(self.bundles, self._gate.in_flight, self._history, self._recorder, self.audit)
+        stores = self._history, self._recorder, self.audit, self._experiments
+        return readings(self.bundles, self._gate.in_flight, *stores)
 
     def _transport(self, options: Options) -> Transport:
         transport = open_transport(self._settings.transport, options)
@@ -334,6 +353,14 @@ def _recorder(settings: ServerSettings) -> Recorder | None:
     if settings.record is None:
         return None
     return Recorder(Path(settings.record), settings.record_mb * 2**20, settings.workers)
+
+
+def _experiments(settings: ServerSettings, bundles: Bundles) -> RunningExperiments | None:
+    if settings.experiments is None:
+        return None
+    return RunningExperiments(
+        settings.experiments, settings.experiments_log, Shadows(bundles), workers=settings.workers
+    )
 
 
 def _audit(settings: ServerSettings) -> AuditLog | None:

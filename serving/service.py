@@ -29,6 +29,9 @@ from fathom.serving.convert import (
     listed_item,
     user_of,
 )
+from fathom.serving.experiments.running import RunningExperiments
+from fathom.serving.experiments.states import Phase
+from fathom.serving.experiments.units import outcomes_of
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
 from fathom.serving.items.contract import ItemChange
 from fathom.serving.live_counter import LiveCounter
@@ -47,6 +50,12 @@ ENCODED = ("RecommendBatch", "RecommendStream", "AppendEvents", "AppendEventStre
 
 #: Of the items of a page, as far as there are several.
 LARGEST_PAGE_BYTES = 2**20
+
+_PHASES = {
+    pb.ChangeExperimentRequest.START: Phase.RUNNING,
+    pb.ChangeExperimentRequest.STOP: Phase.STOPPED,
+    pb.ChangeExperimentRequest.PROMOTE: Phase.PROMOTED,
+}
 
 log = logging.getLogger("fathom.serving")
 
@@ -176,6 +185,35 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 catalogue_version=catalogue.version,
             )
 
+    async def ReportOutcomes(
+        self, request: pb.ReportOutcomesRequest, context: CallContext
+    ) -> pb.ReportOutcomesResponse:
+        """What users did with answers of experiments."""
+        with self.gate:
+            experiments, tenant = self._experimenting(), context.caller.principal.tenant
+            context.caller.about["outcomes"] = len(request.outcomes)
+            context.caller.principal.charge(max(1, -(-len(request.outcomes) // PLAIN_IDS)), time.monotonic())
+            outcomes = outcomes_of(request, tenant, time.time())
+            return pb.ReportOutcomesResponse(noted=experiments.report(outcomes))
+
+    async def ListExperiments(
+        self,
+        request: pb.ListExperimentsRequest,  # noqa: ARG002
+        context: CallContext,  # noqa: ARG002
+    ) -> pb.ListExperimentsResponse:
+        """How the experiments stand."""
+        with self.gate:
+            return pb.ListExperimentsResponse(experiments=self._experimenting().statuses())
+
+    async def ChangeExperiment(self, request: pb.ChangeExperimentRequest, context: CallContext) -> pb.ExperimentStatus:
+        """Start, stop or promote one."""
+        with self.gate:
+            phase = _PHASES.get(request.action)
+            if phase is None:
+                raise InvalidRequestError("action is not set; START, STOP or PROMOTE")
+            context.caller.about |= {"experiment": request.name, "phase": phase.value, "arm": request.arm}
+            return self._experimenting().change(request.name, phase, request.arm)
+
     async def GetBundle(self, request: pb.GetBundleRequest, context: CallContext) -> pb.GetBundleResponse:
         """What is being served."""
         with self.gate:
@@ -221,6 +259,11 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         """Change a catalogue and let the other workers follow; how many of them have not, in time."""
         changed = await change
         return changed, await self.tell_workers("catalogue", self.bundles.choose(bundle).name)
+
+    def _experimenting(self) -> RunningExperiments:
+        if self.recommend.experiments is None:
+            raise InvalidRequestError("this server runs no experiments; start it with `fathom serve --experiments`")
+        return self.recommend.experiments
 
     def _changeable(self) -> Catalogues:
         if self.catalogues is None:

@@ -42,7 +42,8 @@ COMMANDS = [
     *("bundle keygen", "bundle sign"),
     *("profiles list", "profiles show", "profiles check", "history import"),
     *("items import", "items list", "items remove"),
-    "experiments report",
+    *("experiments report", "experiments status", "experiments start"),
+    *("experiments stop", "experiments promote"),
     *("runs list", "runs show", "runs compare", "runs export", "runs tensorboard", "leaderboard"),
 ]
 

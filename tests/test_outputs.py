@@ -82,6 +82,7 @@ READS = {
     "items list": TLS,
     "items remove": TLS,
     "experiments report": {"folder"},
+    **{f"experiments {name}": TLS for name in ("status", "start", "stop", "promote")},
     "bundle inspect": {"bundle"},
     "bundle quality": {"bundle"},
     "bundle verify": {"bundle", "trust"},

@@ -22,8 +22,9 @@ class Role(StrEnum):
 #: The role that each method of fathom.v1.Recommender asks for.
 ROLE_OF: Mapping[str, Role] = {
     **dict.fromkeys(("Recommend", "RecommendBatch", "RecommendStream", "GetBundle"), Role.RECOMMEND),
-    **dict.fromkeys(("AppendEvents", "AppendEventStream"), Role.WRITE),
+    **dict.fromkeys(("AppendEvents", "AppendEventStream", "ReportOutcomes"), Role.WRITE),
     **dict.fromkeys(("DeleteUser", "UpsertItems", "RemoveItems", "ListItems", "Reload"), Role.ADMIN),
+    **dict.fromkeys(("ListExperiments", "ChangeExperiment"), Role.ADMIN),
 }
 #: What only an admin may call, on the admin port where there is one.
 ADMIN_METHODS = tuple(method for method, role in ROLE_OF.items() if role is Role.ADMIN)

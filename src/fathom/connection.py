@@ -80,6 +80,11 @@ class Connection:
         return cls(target, ca or (tls or cert is not None), cert, key, pairs)
 
     @property
+    def authority(self) -> bytes | None:
+        """The PEM of whom this side trusts; None for the usual ones."""
+        return self._pems[0]
+
+    @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The metadata as gRPC's calls take it."""
         return tuple(self.metadata.items())

@@ -14,11 +14,10 @@ from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_na
 from fathom.errors import ConfigError, DeadlineError, NotFoundError, OverloadError
 from fathom.runtime.bundle import Bundle
 from fathom.selector.certificate import Certificate, Claim, Promise
-from fathom.selector.choice import Choice, DepthReason, DepthRequest
+from fathom.selector.choice import Choice, DepthReason, DepthRequest, PolicyName
 from fathom.selector.chooser import LEAST_WEIGHT, QUEUE_WEIGHT, DepthChooser
 from fathom.selector.features import Features
 from fathom.selector.learned import LossModel
-from fathom.selector.policy import PolicyName
 from fathom.selector.routing import Learned, Mixture, Routing, coin
 
 fast = settings(deadline=None, max_examples=300)

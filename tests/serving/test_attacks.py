@@ -127,12 +127,17 @@ def secured(
     authority = Authority(folder / "pki")
     server = authority.issue("server")
     signer = rsa.generate_private_key(65537, 2048)
+    experiments = folder / "experiments.yaml"
+    arms = {"control": {"share": 0.0}, "same": {"share": 0.0}}
+    e = {"arms": arms, "primary": {"outcome": "click"}}
+    experiments.write_text(yaml.safe_dump({"salt": "a-salt-of-tests", "experiments": {"e": e}}))
     access = folder / "access.yaml"
     access.write_text(yaml.safe_dump(access_of(key_file(folder, signer))))
     options = {
         "port": 0, "metrics-port": 0, "history": "memory", "catalogue": "memory", "transport": transport,
         "tls-cert": server[0], "tls-key": server[1], "tls-client-ca": authority.ca, "access": access,
         "audit": folder / "audit", "default-bundle": "main", "log-level": "debug",
+        "experiments": experiments, "experiments-log": folder / "logs",
     }  # fmt: skip
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     with (folder / "log").open("w") as stderr:
@@ -180,6 +185,9 @@ REQUESTS: Mapping[str, Any] = {
     "RemoveItems": pb.RemoveItemsRequest(item_ids=["new"]),
     "ListItems": pb.ListItemsRequest(),
     "Reload": pb.ReloadRequest(),
+    "ReportOutcomes": pb.ReportOutcomesRequest(outcomes=[pb.Outcome(request_id="r", kind="click")]),
+    "ListExperiments": pb.ListExperimentsRequest(),
+    "ChangeExperiment": pb.ChangeExperimentRequest(name="e", action=pb.ChangeExperimentRequest.STOP),
 }
 
 

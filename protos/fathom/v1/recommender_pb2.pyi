@@ -29,7 +29,7 @@ DEPTH_REASON_FALLBACK: DepthReason
 DEPTH_REASON_POPULAR: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types", "session_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class RecommendRequest(_message.Message):
     INCLUDE_REASONS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     EVENT_TYPES_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -58,7 +59,8 @@ class RecommendRequest(_message.Message):
     include_reasons: bool
     rules: Rules
     event_types: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ...) -> None: ...
+    session_id: str
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ("bundle",)
@@ -199,7 +201,7 @@ class Cap(_message.Message):
     def __init__(self, category: _Optional[str] = ..., at_most: _Optional[int] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("request_id", "items", "depth", "reason", "why", "complexity", "history_used", "unknown_items", "timings", "bundle_version", "catalogue_version")
+    __slots__ = ("request_id", "items", "depth", "reason", "why", "complexity", "history_used", "unknown_items", "timings", "bundle_version", "catalogue_version", "experiments")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +213,7 @@ class RecommendResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     items: _containers.RepeatedCompositeFieldContainer[Item]
     depth: int
@@ -222,7 +225,102 @@ class RecommendResponse(_message.Message):
     timings: Timings
     bundle_version: str
     catalogue_version: int
-    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., depth: _Optional[int] = ..., reason: _Optional[_Union[DepthReason, str]] = ..., why: _Optional[str] = ..., complexity: _Optional[float] = ..., history_used: _Optional[int] = ..., unknown_items: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., bundle_version: _Optional[str] = ..., catalogue_version: _Optional[int] = ...) -> None: ...
+    experiments: _containers.RepeatedCompositeFieldContainer[ExperimentArm]
+    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., depth: _Optional[int] = ..., reason: _Optional[_Union[DepthReason, str]] = ..., why: _Optional[str] = ..., complexity: _Optional[float] = ..., history_used: _Optional[int] = ..., unknown_items: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., bundle_version: _Optional[str] = ..., catalogue_version: _Optional[int] = ..., experiments: _Optional[_Iterable[_Union[ExperimentArm, _Mapping]]] = ...) -> None: ...
+
+class ExperimentArm(_message.Message):
+    __slots__ = ("experiment", "arm")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    arm: str
+    def __init__(self, experiment: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...
+
+class ReportOutcomesRequest(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("request_id", "kind", "value", "item_id", "timestamp")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    kind: str
+    value: float
+    item_id: str
+    timestamp: int
+    def __init__(self, request_id: _Optional[str] = ..., kind: _Optional[str] = ..., value: _Optional[float] = ..., item_id: _Optional[str] = ..., timestamp: _Optional[int] = ...) -> None: ...
+
+class ReportOutcomesResponse(_message.Message):
+    __slots__ = ("noted",)
+    NOTED_FIELD_NUMBER: _ClassVar[int]
+    noted: int
+    def __init__(self, noted: _Optional[int] = ...) -> None: ...
+
+class ListExperimentsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListExperimentsResponse(_message.Message):
+    __slots__ = ("experiments",)
+    EXPERIMENTS_FIELD_NUMBER: _ClassVar[int]
+    experiments: _containers.RepeatedCompositeFieldContainer[ExperimentStatus]
+    def __init__(self, experiments: _Optional[_Iterable[_Union[ExperimentStatus, _Mapping]]] = ...) -> None: ...
+
+class ExperimentStatus(_message.Message):
+    __slots__ = ("name", "phase", "arm", "reason", "since", "arms", "canary")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    phase: str
+    arm: str
+    reason: str
+    since: int
+    arms: _containers.RepeatedCompositeFieldContainer[ArmStatus]
+    canary: str
+    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., arm: _Optional[str] = ..., reason: _Optional[str] = ..., since: _Optional[int] = ..., arms: _Optional[_Iterable[_Union[ArmStatus, _Mapping]]] = ..., canary: _Optional[str] = ...) -> None: ...
+
+class ArmStatus(_message.Message):
+    __slots__ = ("name", "share", "requests", "failed")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    share: float
+    requests: int
+    failed: int
+    def __init__(self, name: _Optional[str] = ..., share: _Optional[float] = ..., requests: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+
+class ChangeExperimentRequest(_message.Message):
+    __slots__ = ("name", "action", "arm")
+    class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ACTION_UNSPECIFIED: _ClassVar[ChangeExperimentRequest.Action]
+        START: _ClassVar[ChangeExperimentRequest.Action]
+        STOP: _ClassVar[ChangeExperimentRequest.Action]
+        PROMOTE: _ClassVar[ChangeExperimentRequest.Action]
+    ACTION_UNSPECIFIED: ChangeExperimentRequest.Action
+    START: ChangeExperimentRequest.Action
+    STOP: ChangeExperimentRequest.Action
+    PROMOTE: ChangeExperimentRequest.Action
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    action: ChangeExperimentRequest.Action
+    arm: str
+    def __init__(self, name: _Optional[str] = ..., action: _Optional[_Union[ChangeExperimentRequest.Action, str]] = ..., arm: _Optional[str] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("id", "score", "title", "reasons")

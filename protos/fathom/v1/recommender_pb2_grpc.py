@@ -91,6 +91,21 @@ class RecommenderStub:
                 request_serializer=fathom_dot_v1_dot_recommender__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=fathom_dot_v1_dot_recommender__pb2.ReloadResponse.FromString,
                 _registered_method=True)
+        self.ReportOutcomes = channel.unary_unary(
+                '/fathom.v1.Recommender/ReportOutcomes',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.ReportOutcomesRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.ReportOutcomesResponse.FromString,
+                _registered_method=True)
+        self.ListExperiments = channel.unary_unary(
+                '/fathom.v1.Recommender/ListExperiments',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.ListExperimentsRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.ListExperimentsResponse.FromString,
+                _registered_method=True)
+        self.ChangeExperiment = channel.unary_unary(
+                '/fathom.v1.Recommender/ChangeExperiment',
+                request_serializer=fathom_dot_v1_dot_recommender__pb2.ChangeExperimentRequest.SerializeToString,
+                response_deserializer=fathom_dot_v1_dot_recommender__pb2.ExperimentStatus.FromString,
+                _registered_method=True)
 
 
 class RecommenderServicer:
@@ -190,6 +205,29 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportOutcomes(self, request, context):
+        """What users did with answers that were part of an experiment, joined by request_id: clicks, purchases. Those of other
+        answers are ignored. The same outcome of a request counts once, so the same message may be sent again.
+        INVALID_ARGUMENT where the server runs no experiments; the same holds for the next two.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExperiments(self, request, context):
+        """The experiments of the server's file, and how they stand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeExperiment(self, request, context):
+        """Start, stop or promote an experiment; all servers that share its log follow within seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommenderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -247,6 +285,21 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.Reload,
                     request_deserializer=fathom_dot_v1_dot_recommender__pb2.ReloadRequest.FromString,
                     response_serializer=fathom_dot_v1_dot_recommender__pb2.ReloadResponse.SerializeToString,
+            ),
+            'ReportOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcomes,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.ReportOutcomesRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.ReportOutcomesResponse.SerializeToString,
+            ),
+            'ListExperiments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExperiments,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.ListExperimentsRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.ListExperimentsResponse.SerializeToString,
+            ),
+            'ChangeExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeExperiment,
+                    request_deserializer=fathom_dot_v1_dot_recommender__pb2.ChangeExperimentRequest.FromString,
+                    response_serializer=fathom_dot_v1_dot_recommender__pb2.ExperimentStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -548,6 +601,87 @@ class Recommender:
             '/fathom.v1.Recommender/Reload',
             fathom_dot_v1_dot_recommender__pb2.ReloadRequest.SerializeToString,
             fathom_dot_v1_dot_recommender__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/ReportOutcomes',
+            fathom_dot_v1_dot_recommender__pb2.ReportOutcomesRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.ReportOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExperiments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/ListExperiments',
+            fathom_dot_v1_dot_recommender__pb2.ListExperimentsRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.ListExperimentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fathom.v1.Recommender/ChangeExperiment',
+            fathom_dot_v1_dot_recommender__pb2.ChangeExperimentRequest.SerializeToString,
+            fathom_dot_v1_dot_recommender__pb2.ExperimentStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,12 +22,16 @@ from typing import Any, Self
 
 import grpc
 
-from fathom.client import arguments, catalogue, messages
+from fathom.client import arguments, catalogue, experiments, messages
 from fathom.client.catalogue import CatalogueItem as CatalogueItem
 from fathom.client.catalogue import ItemPage as ItemPage
 from fathom.client.catalogue import ListedItem as ListedItem
 from fathom.client.catalogue import Removed as Removed
 from fathom.client.catalogue import Upserted as Upserted
+from fathom.client.experiments import Action
+from fathom.client.experiments import ArmInfo as ArmInfo
+from fathom.client.experiments import ExperimentInfo as ExperimentInfo
+from fathom.client.experiments import Outcome as Outcome
 from fathom.client.messages import BundleInfo as BundleInfo
 from fathom.client.messages import Call, T
 from fathom.client.messages import Event as Event
@@ -224,6 +228,20 @@ class Client(_Channels):
         """Make the server replace this bundle, or all, by the newest in its folder; returns when it has."""
         return self._call(messages.reload(name), timeout_s)
 
+    def report_outcomes(self, outcomes: Iterable[Outcome], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        """Say what users did with up to 1,000 answers; returns how many of it experiments are judged by."""
+        return self._call(experiments.report_outcomes(outcomes), timeout_s)
+
+    def experiments(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[ExperimentInfo]:
+        """The experiments of the server, and how they stand."""
+        return self._call(experiments.list_experiments(), timeout_s)
+
+    def change_experiment(
+        self, name: str, action: Action, *, arm: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> ExperimentInfo:
+        """Start or stop an experiment, or promote an arm, which everybody then gets."""
+        return self._call(experiments.change_experiment(name, action, arm), timeout_s)
+
     def close(self) -> None:
         """Close the connections."""
         for channel in self._channels:
@@ -307,6 +325,17 @@ class AsyncClient(_Channels):
 
     async def reload(self, name: str = "", *, timeout_s: float = RELOAD_TIMEOUT_S) -> list[Reloaded]:
         return await self._call(messages.reload(name), timeout_s)
+
+    async def report_outcomes(self, outcomes: Iterable[Outcome], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
+        return await self._call(experiments.report_outcomes(outcomes), timeout_s)
+
+    async def experiments(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[ExperimentInfo]:
+        return await self._call(experiments.list_experiments(), timeout_s)
+
+    async def change_experiment(
+        self, name: str, action: Action, *, arm: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> ExperimentInfo:
+        return await self._call(experiments.change_experiment(name, action, arm), timeout_s)
 
     async def close(self) -> None:
         """Close the connections."""

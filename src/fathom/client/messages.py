@@ -43,6 +43,7 @@ _FIELDS: _Fields = (
     ("depth", "depth", None, arguments.integer),
     ("titles", "include_titles", False, arguments.flag),
     ("user_id", "user_id", "", arguments.text),
+    ("session_id", "session_id", "", arguments.text),
     ("bundle", "bundle", "", arguments.text),
     ("strict", "strict", False, arguments.flag),
     ("event_types", "event_types", (), arguments.ordered_texts),
@@ -71,7 +72,8 @@ class Query:
     what each item of the history was, as "view", none or one per item. ``seen_types``: when not empty, only items of
     such events are left out as seen. ``reasons``: also say which items of the history each item is due to.
     ``ranges``: what attributes of items must be. ``block_lists``: names of the server's lists of items to leave out.
-    ``rules``: how the best items are arranged; None: by the server's own.
+    ``rules``: how the best items are arranged; None: by the server's own. ``session_id``: of somebody without an id,
+    who then has the same arm of experiments in all of a visit.
     """
 
     items: Sequence[str] = ()
@@ -94,6 +96,7 @@ class Query:
     ranges: Iterable[Range] = ()
     block_lists: Iterable[str] = ()
     rules: Rules | None = None
+    session_id: str = ""
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -164,7 +167,8 @@ class Recommendation:
     """An answer: items best first, the depth that made it, and why: ``reason`` in a word, ``why`` in a sentence.
 
     ``complexity``: 0 (simple) to 1; None where it had no say in the depth. ``catalogue_version``: how many changes the
-    catalogue had had; 0 where the server keeps none.
+    catalogue had had; 0 where the server keeps none. ``experiments``: that it is part of, with its arm; outcomes are
+    reported with its ``request_id``.
     """
 
     items: tuple[Item, ...]
@@ -178,6 +182,7 @@ class Recommendation:
     bundle_version: str
     request_id: str = ""
     catalogue_version: int = 0
+    experiments: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -356,6 +361,7 @@ def _recommendation(message: pb.RecommendResponse) -> Recommendation:
         bundle_version=message.bundle_version,
         request_id=message.request_id,
         catalogue_version=message.catalogue_version,
+        experiments={each.experiment: each.arm for each in message.experiments},
     )
 
 

@@ -48,6 +48,7 @@ def recommend(
     *,
     items: Annotated[str, typer.Option(help="Item ids separated by commas, oldest first.")] = "",
     user: Annotated[str, typer.Option(help="A user whose history the server keeps, instead of --items.")] = "",
+    session: Annotated[str, typer.Option(help="A visit of somebody without an id, for experiments.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     profile: Annotated[str, typer.Option(help="A device profile or tier. Default: the server's.")] = "",
     depth: Annotated[int | None, typer.Option(help="Run exactly this depth; 0 is the counting exit.")] = None,
@@ -83,6 +84,7 @@ def recommend(
         answer = client.recommend(
             _ids(items),
             user_id=user,
+            session_id=session,
             bundle=bundle,
             k=k,
             profile=profile,

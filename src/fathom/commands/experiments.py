@@ -7,17 +7,97 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fathom import show
-from fathom.commands.options import AsJson
+from fathom.commands.connection_options import connect
+from fathom.commands.options import AsJson, takes
+from fathom.connection import Connection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fathom.client import ExperimentInfo
+    from fathom.client.experiments import Action
     from fathom.experiments.report import ArmRow, GuardRow, Report
 
-app = typer.Typer(no_args_is_help=True, help="Online experiments: what they show.")
+app = typer.Typer(no_args_is_help=True, help="Online experiments: start, stop and promote them, see what they show.")
+
+Name = Annotated[str, typer.Argument(help="Experiment of the server's file.")]
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps the name of the command in the command line while there is only one."""
+@app.command("status")
+@takes(connection=connect)
+def status(*, connection: Connection, as_json: AsJson = False) -> None:
+    """Show how the experiments of a running server stand.
+
+    Example: fathom experiments status --target 127.0.0.1:50051
+    """
+    from fathom.client import Client
+
+    with Client.over(connection) as client:
+        found = client.experiments()
+    show.result([asdict(each) for each in found], as_json, _show_all, found)
+
+
+@app.command("start")
+@takes(connection=connect)
+def start(*, name: Name, connection: Connection, as_json: AsJson = False) -> None:
+    """Start an experiment of the server's file: from now on units get its arms.
+
+    Example: fathom experiments start shallower
+    """
+    _change(connection, name, "start", "", as_json=as_json)
+
+
+@app.command("stop")
+@takes(connection=connect)
+def stop(*, name: Name, connection: Connection, as_json: AsJson = False) -> None:
+    """Stop an experiment: everybody is answered as without it.
+
+    Example: fathom experiments stop shallower
+    """
+    _change(connection, name, "stop", "", as_json=as_json)
+
+
+@app.command("promote")
+@takes(connection=connect)
+def promote(
+    *,
+    name: Name,
+    arm: Annotated[str, typer.Argument(help="Arm that everybody gets from now on.")],
+    connection: Connection,
+    as_json: AsJson = False,
+) -> None:
+    """End an experiment and give everybody one of its arms, until it is stopped.
+
+    Example: fathom experiments promote shallower depth-4
+    """
+    _change(connection, name, "promote", arm, as_json=as_json)
+
+
+def _change(connection: Connection, name: str, action: "Action", arm: str, *, as_json: bool) -> None:
+    from fathom.client import Client
+
+    with Client.over(connection) as client:
+        found = client.change_experiment(name, action, arm=arm)
+    show.result(asdict(found), as_json, _show_all, [found])
+
+
+def _show_all(found: "Sequence[ExperimentInfo]") -> None:
+    head = ["experiment", "phase", "arm", "share", "answers", "failed"]
+    rows = []
+    for each in found:
+        named = [each.name, _phase(each)]
+        for arm, info in each.arms.items():
+            rows.append([*named, arm, f"{info.share:.1%}", f"{info.requests:,}", f"{info.failed:,}"])
+            named = ["", ""]
+    show.table("Experiments", [head, *rows])
+    notes = [(each.name, each.reason) for each in found if each.reason]
+    notes += [(each.name, f"canary: {each.canary}") for each in found if each.canary]
+    if notes:
+        show.facts("", notes)
+
+
+def _phase(each: "ExperimentInfo") -> str:
+    return f"{each.phase} ({each.arm})" if each.arm else each.phase
 
 
 @app.command("report")

@@ -42,7 +42,7 @@ _STATUS: dict[type[FathomError], int] = {
 
 def make_app(connection: Connection, metrics_urls: Collection[str], names: Collection[str]) -> Starlette:
     """The console of one server; ``names``: hosts under which it is asked, besides addresses and localhost."""
-    routes = Routes(Gateway(connection), LiveMetrics(list(metrics_urls)))
+    routes = Routes(Gateway(connection), LiveMetrics(list(metrics_urls), connection))
     return Starlette(
         routes=[
             Route("/api/server", routes.server),

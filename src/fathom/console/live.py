@@ -1,6 +1,7 @@
 """What a server's /metrics say of the last minutes."""
 
 import asyncio
+import ssl
 import time
 import urllib.request
 from collections import Counter, deque
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from fathom.connection import Connection
 from fathom.errors import ConfigError, ConnectError, brief
 
 #: Between two scrapes, in seconds; the page asks every two.
@@ -155,16 +157,22 @@ def check_url(url: str) -> str:
 class LiveMetrics:
     """The last minutes of one server; scraped while somebody looks, once for all who do.
 
-    ``urls``: of the metrics of every worker.
+    ``urls``: of the metrics of every worker, which are asked with the authorization and the trust of a ``connection``.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], connection: Connection | None = None) -> None:
         self.urls = tuple(map(check_url, urls))
         self._points: deque[Point] = deque(maxlen=MOST_POINTS)
         self._last: Snapshot | None = None
         self._reading = asyncio.Lock()
         # Metrics are near; what a proxy would say of them is not.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        authority = None if connection is None else connection.authority
+        context = ssl.create_default_context(cadata=None if authority is None else authority.decode())
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        shown = {} if connection is None else connection.metadata
+        self._headers = {name: value for name, value in shown.items() if name == "authorization"}
 
     async def points(self) -> list[Point]:
         """Every point, oldest first; the first look has none yet. Raises ConnectError when metrics cannot be read."""
@@ -184,7 +192,7 @@ class LiveMetrics:
 
     def _fetch(self, url: str) -> str:
         try:
-            with self._opener.open(url, timeout=WITHIN_S) as response:
+            with self._opener.open(urllib.request.Request(url, headers=self._headers), timeout=WITHIN_S) as response:
                 data = response.read(LARGEST + 1)
         except HTTPError as error:
             error.close()

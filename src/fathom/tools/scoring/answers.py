@@ -22,9 +22,8 @@ from fathom.runtime.query import IndexedQuery, filter_of, history_of
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, Runner
 from fathom.runtime.settings import PipelineSettings
-from fathom.selector.choice import DepthReason, DepthRequest
+from fathom.selector.choice import DepthReason, DepthRequest, PolicyName
 from fathom.selector.chooser import DepthChooser
-from fathom.selector.policy import PolicyName
 from fathom.serving.describe import own_profile
 
 #: The depth of a user of whom nothing can be said.
