@@ -9,6 +9,7 @@ from rich.markup import escape
 from fathom.commands import (
     build,
     bundle,
+    capacity,
     client,
     compress,
     data,
@@ -64,7 +65,7 @@ for command in (
     *(plan.plan, train.heal),
     *(export.export, export.certify),
     *(build.build, score.score, runs.leaderboard),
-    *(client.reload, client.recommend, client.demo, client.loadtest, device.doctor),
+    *(client.reload, client.recommend, client.demo, client.loadtest, capacity.capacity, device.doctor),
 ):
     app.command()(command)
 app.command(cls=serve.ServeCommand)(serve.serve)
