@@ -18,7 +18,8 @@ import numpy as np
 
 from fathom.benchmarks.http2_load import open as open_load
 from fathom.benchmarks.load import HISTORY, K, made_up
-from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.markdown import paragraphs, table, table_of
+from fathom.benchmarks.record import RESULTS, load_run
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import on_core
 from fathom.benchmarks.systems.front import CLIENT_CORE, SERVER_CORE
@@ -30,7 +31,8 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import Manifest
 from fathom.tools.capacity.costs import MeasuredCosts
 from fathom.tools.capacity.measure import OPTIONS, ROUTED, Questions, measure_server
-from fathom.tools.capacity.plan import CoreCapacity, CoreModel, Wish
+from fathom.tools.capacity.plan import CoreCapacity, CoreModel, Wish, plan
+from fathom.tools.capacity.report import COSTS_TITLE, cost_rows, plan_facts
 
 PROFILE = "cloud"
 LOADS = (0.5, 0.8, 0.95)
@@ -42,6 +44,8 @@ WARM_UP_S = 0.5
 MOST_CLIENT = 0.8
 #: How far a prediction may lie from what is measured.
 TOLERANCE = 0.2
+#: The deployment that docs/capacity.md plans.
+EXAMPLE = Wish(10_000_000, 20)
 FIGURES = ("p50_ms", "p99_ms", "goodput_per_s")
 
 
@@ -130,6 +134,7 @@ def compare(bundle: Path, seconds: float, turns: int, calibration_s: float) -> d
         "rows": summary(rows),
         "turns": rows,
         "costs": costs.model_dump(mode="json"),
+        "plan": plan_facts(plan(EXAMPLE, costs, load_profile(PROFILE), manifest.model.max_history), costs),
     }
 
 
@@ -200,6 +205,16 @@ def render(run: StoredRun) -> str:
         " busy.",
         table_of(rows, COLUMNS),
     )
+
+
+def plan_block(folder: Path = RESULTS) -> str:
+    """What docs/capacity.md shows: the plan of the stored run, as the command prints it, and the costs behind it."""
+    path = folder / "capacity.json"
+    if not path.exists():
+        return "Nothing is stored yet: `python -m fathom.benchmarks run capacity BUNDLE`, then `make results`."
+    result = load_run(path)["result"]
+    header, *rows = cost_rows(MeasuredCosts.model_validate(result["costs"]))
+    return paragraphs(table(["", "what it takes"], result["plan"]), f"{COSTS_TITLE}:", table(header, rows))
 
 
 BENCHMARK = Benchmark(

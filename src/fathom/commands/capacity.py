@@ -17,49 +17,44 @@ if TYPE_CHECKING:
     from fathom.tools.capacity.plan import Plan, Wish
 
 TIMES = {"k": 1e3, "M": 1e6, "B": 1e9}
-BINDS = {
-    "CPU": "CPU: the core has no time left",
-    "p99": "p99: it exceeds what is wanted before the core is full",
-    "deadline": "deadline: more than 1 % of the requests are not answered in time",
-    "depth": "depth: more requests than allowed get a shallower depth, since the deadline is near",
-    "memory": "memory: a machine holds fewer processes than it has cores",
-}
 
 
 @dataclass
 class _Wished:
     """Options that say what a deployment is to bear."""
 
-    users: Annotated[str | None, typer.Option(help="Users, as 250000 or 10M.")] = None
-    requests_per_user_day: Annotated[float | None, typer.Option(min=0, help="Requests of a user per day.")] = None
-    peak_factor: Annotated[float, typer.Option(min=1, help="Requests/s at the peak, by those on average.")] = 3.0
-    deadline_ms: Annotated[float, typer.Option(min=0, help="Deadline of every request; 0: none.")] = 100.0
-    p99_ms: Annotated[float, typer.Option(min=0.1, help="99 of 100 answers come within this time.")] = 50.0
+    users: Annotated[str | None, typer.Option(metavar="N", help="Users, as 250000 or 10M.")] = None
+    requests_per_day: Annotated[float | None, typer.Option(metavar="N", help="Requests of a user per day.")] = None
+    peak_factor: Annotated[float, typer.Option(metavar="N", help="Requests/s at the peak, by those on average.")] = 3.0
+    deadline_ms: Annotated[float, typer.Option(metavar="MS", help="Deadline of every request; 0: none.")] = 100.0
+    p99_ms: Annotated[float, typer.Option(metavar="MS", help="99 of 100 answers come within this time.")] = 50.0
     most_shallower: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of requests that may get a shallower depth than they want.")
+        float, typer.Option(metavar="SHARE", help="Share of requests that may get a shallower depth than they want.")
     ] = 0.05
-    depth: Annotated[int | None, typer.Option(min=0, help="Every request asks for this depth.")] = None
+    depth: Annotated[int | None, typer.Option(metavar="N", help="Every request asks for this depth.")] = None
     cache_hits: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of requests whose history the prefix cache holds whole.")
+        float, typer.Option(metavar="SHARE", help="Share of requests whose history the prefix cache holds whole.")
     ] = 0.0
-    headroom: Annotated[float, typer.Option(min=0, max=0.95, help="Part of each core left free at the peak.")] = 0.3
-    cores_per_machine: Annotated[int | None, typer.Option(min=1, help="Default: the profile's.")] = None
-    memory_gb_per_machine: Annotated[float | None, typer.Option(min=0.1, help="Default: as much as needed.")] = None
-    price_per_machine_hour: Annotated[
-        float | None, typer.Option(min=0, help="What you pay for a machine; without it no money is shown.")
+    headroom: Annotated[float, typer.Option(metavar="SHARE", help="Part of each core left free at the peak.")] = 0.3
+    cores_per_machine: Annotated[int | None, typer.Option(metavar="N", help="Default: as the profile says.")] = None
+    memory_gb: Annotated[
+        float | None, typer.Option(metavar="GB", help="Memory of a machine. Default: as much as is needed.")
+    ] = None
+    price_per_hour: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="What a machine costs; without it no money is shown.")
     ] = None
     history_events: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Events kept per user by the servers; 0: requests bring them.")
+        int, typer.Option(metavar="N", help="Events kept per user by the servers; 0: requests bring them.")
     ] = 0
 
     def wish(self, device: "DeviceProfile") -> "Wish | None":
         """What the model takes, None without users; raises ConfigError."""
         from fathom.tools.capacity.plan import Wish
 
-        if self.users is None and self.requests_per_user_day is None:
+        if self.users is None and self.requests_per_day is None:
             return None
-        if self.users is None or not self.requests_per_user_day:
-            raise ConfigError("give --users and --requests-per-user-day, both above 0")
+        if self.users is None or self.requests_per_day is None:
+            raise ConfigError("--users and --requests-per-day belong together; give both")
         cores = self.cores_per_machine or (device.device.cpu_cores if device.device else None)
         if cores is None:
             raise ConfigError(f"profile {device.name} does not say how many cores it has; give --cores-per-machine")
@@ -83,7 +78,7 @@ def capacity(
     data: Annotated[
         Path | None, typer.Option(help="With --measure: dataset whose histories are asked with. Default: random ones.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=60, help="With --measure: of each load.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=60, help="With --measure: length of each load.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Cores, machines and money for so many users: a queueing model of a server whose costs were measured.
@@ -91,7 +86,7 @@ def capacity(
     Measure on a machine like those that will serve, while it does nothing else; that takes a minute or two.
 
     Example: fathom capacity build/ml-100k/bundle --measure --data build/ml-100k/dataset
-    Example: fathom capacity build/ml-100k/bundle --users 10M --requests-per-user-day 20
+    Example: fathom capacity build/ml-100k/bundle --users 10M --requests-per-day 20
     """
     path = costs or bundle.with_name(f"{bundle.name}.costs.json")
     if measure:
@@ -103,7 +98,7 @@ def capacity(
     device = load_profile(profile)
     wish = wished.wish(device)
     if wish is None and not measure:
-        raise ConfigError("give --users and --requests-per-user-day, or --measure")
+        raise ConfigError("give --users and --requests-per-day, or --measure")
     manifest = read_manifest(bundle)
     measured = _measure(bundle, path, profile, data, seconds) if measure else _read(path)
     if wish is None:
@@ -125,7 +120,7 @@ def _count(text: str) -> float:
         count = float(number) * times
     except ValueError:
         count = 0.0
-    if not 1 <= count <= 1e11:
+    if not count:
         raise ConfigError(f"--users {text}: a number above 0, as 250000, 250k or 10M")
     return count
 
@@ -153,63 +148,14 @@ def _read(path: Path) -> "MeasuredCosts":
 
 
 def _show_costs(path: Path, costs: "MeasuredCosts") -> None:
-    rows = [
-        ("machine", f"{costs.machine}, {costs.created}"),
-        ("histories", costs.histories_of),
-        ("depths", _mix(costs.mix)),
-        ("memory", f"{costs.process_mb:,.0f} MB of a process, {costs.cache_mb:,.0f} MB of it the prefix cache"),
-    ]
-    show.facts(str(path), rows)
-    _show_cells(costs)
+    from fathom.tools.capacity.report import COSTS_TITLE, cost_rows, measured_facts
 
-
-def _show_cells(costs: "MeasuredCosts") -> None:
-    lengths = sorted({cell.history for cell in costs.cells})
-    cells = {(cell.depth, cell.history): cell for cell in costs.cells}
-    rows = [["depth", *(f"{length} items" if length else "remembered" for length in lengths)]]
-    if costs.count_us is not None:
-        rows.append(["0", *[f"{costs.count_us:,.0f}"] * len(lengths)])
-    for depth in sorted({cell.depth for cell in costs.cells}):
-        row = [cells[depth, length] for length in lengths]
-        rows.append([str(depth), *(f"{cell.fixed_us:,.0f} + {cell.each_us:,.0f} n" for cell in row)])
-    show.table("Processor time of n requests in one batch, µs", rows)
-
-
-def _mix(mix: "dict[int, float]") -> str:
-    return ", ".join(f"{share:.0%} depth {depth}" for depth, share in mix.items())
+    show.facts(str(path), measured_facts(costs))
+    show.table(COSTS_TITLE, cost_rows(costs))
 
 
 def _show_plan(plan: "Plan", costs: "MeasuredCosts") -> None:
-    wish, core = plan.wish, plan.core
-    spare = f"{1 - wish.headroom:.0%} of that at the peak"
-    within = "no deadline" if wish.deadline_ms is None else f"deadline {wish.deadline_ms:g} ms"
-    each = (
-        f"{wish.users:,.0f} users, {wish.requests_per_user_day:g} requests a day: {plan.mean_per_s:,.0f}/s on average"
-    )
-    stored = f", {plan.history_gb_per_machine:.1f} GB of it histories" if wish.history_events else ""
-    process = f"{costs.process_mb:,.0f} MB a process, {costs.cache_mb:,.0f} MB of it the prefix cache"
-    how = "fixed by the request" if wish.depth is not None else "as the server routed them without a deadline"
-    rows = [
-        ("peak", f"{plan.peak_per_s:,.0f} requests/s ({each}, x {wish.peak_factor:g})"),
-        ("depths", f"{_mix(dict(plan.mix))}, {how}"),
-        ("histories", f"{costs.histories_of}; {wish.cache_hits:.0%} assumed to be remembered"),
-        (
-            "one core",
-            f"{core.per_s:,.0f} requests/s: p50 {core.p50_ms:.1f} ms, p99 {core.p99_ms:.1f} ms, {core.busy:.0%} busy",
-        ),
-        ("", f"{within}, {core.shallower:.1%} at a shallower depth than wanted; {spare}"),
-        ("binds", BINDS[plan.binds]),
-        ("cores", f"{plan.cores:,}, a process on each"),
-        ("machines", f"{plan.machines:,} with {wish.cores_per_machine} cores + 1 to spare"),
-        ("memory", f"{plan.memory_gb_per_machine:.1f} GB a machine ({process}{stored})"),
-    ]
-    if plan.price_per_month is not None:
-        million = f"{plan.price_per_million:,.2f} per million requests"
-        rows.append(
-            ("price", f"{plan.price_per_month:,.0f} a month, {million} (at {wish.price_per_machine_hour:g} an hour)")
-        )
-    rows.append(
-        ("measured", f"{costs.bundle} {costs.bundle_version[:12]} as {costs.profile}, {costs.machine}, {costs.created}")
-    )
-    show.facts("What it takes", rows)
-    _show_cells(costs)
+    from fathom.tools.capacity.report import COSTS_TITLE, cost_rows, plan_facts
+
+    show.facts("What it takes", plan_facts(plan, costs))
+    show.table(COSTS_TITLE, cost_rows(costs))

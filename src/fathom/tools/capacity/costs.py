@@ -52,9 +52,10 @@ class MeasuredCosts(_Frozen):
     ``mix``: the share of each depth, as the server routed requests without a deadline. ``histories``: lengths of the
     histories that were asked with, as quantiles; ``histories_of``: where they came from. ``count_us``: an answer at
     depth 0; None where it is not served. ``jitter``: the server's time for one request alone, by its mean, as
-    quantiles. ``wire_us``: what a caller saw beside it. ``mixes``: whether a batch may have several depths.
-    ``process_mb``: memory of the process at the end, ``cache_mb`` of it the prefix cache. ``event_bytes``: of an event
-    in the server's own history store, in memory.
+    quantiles. ``stalls_per_s``: how often per second a busy core was taken away by what else the machine did, for one
+    of ``stalls_us``, as quantiles. ``wire_us``: what a caller saw beside it. ``mixes``: whether a batch may have
+    several depths. ``process_mb``: memory of the process at the end, ``cache_mb`` of it the prefix cache.
+    ``event_bytes``: of an event in the server's own history store, in memory.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -69,6 +70,8 @@ class MeasuredCosts(_Frozen):
     cells: tuple[CellCost, ...] = Field(min_length=1)
     count_us: float | None
     jitter: tuple[float, ...] = Field(min_length=1)
+    stalls_per_s: float = Field(ge=0)
+    stalls_us: tuple[float, ...] = Field(min_length=1)
     wire_us: float = Field(ge=0)
     mixes: bool
     process_mb: float
@@ -123,6 +126,8 @@ class MeasuredCosts(_Frozen):
             count_s,
             around,
             jitter=self.jitter,
+            stalls_per_s=self.stalls_per_s,
+            stalls_s=[each / 1e6 for each in self.stalls_us],
             wire_s=self.wire_us / 1e6,
             max_batch=profile.max_batch,
             max_batch_tokens=profile.max_batch_tokens,

@@ -2,7 +2,8 @@
 
 Each depth and length of history is asked for alone, one request after the other, and then at random moments, at two
 rates. The processor time of the server's process per request, against the number of requests per engine run, gives a
-line. Linux only: it reads the times of threads from /proc.
+line. What else the machine does with that core is seen by a loop that only reads the clock. Linux only: it reads the
+times of threads from /proc.
 """
 
 import asyncio
@@ -44,6 +45,10 @@ QUANTILES = (np.arange(100) + 0.5) / 100
 USERS, EVENTS = 50, 100
 #: Options of every server that is measured.
 OPTIONS = ("--metrics-port", "0", "--history", "memory")
+#: A loop that reads the clock was interrupted where it took longer than this; how long it runs, each time.
+STALL_S, LOOP_S = 1e-4, 1.5
+#: What lies further above the median was a stall, and is counted as such.
+MOST_JITTER = 1.5
 Answers = list[tuple[float, bytes]]
 
 
@@ -125,6 +130,7 @@ def measure_server(
 ) -> MeasuredCosts:
     """The same of a server that runs already, with OPTIONS, on a core of its own."""
     cells, alone, wires, count_us = [], [], [], None
+    stalls_s = _stalls()
     for depth in questions.depths:
         for length in questions.lengths if depth else questions.lengths[-1:]:
             progress(f"depth {depth}, {f'histories of {length}' if length else 'remembered histories'}")
@@ -137,10 +143,11 @@ def measure_server(
             wires.append(found.wire_us)
     progress("the mix of depths, and memory")
     mix = asyncio.run(_mix(server, questions.cases))
+    stalls_s += _stalls()
     process_mb, cache_bytes = _resident_mb(server.pid), _total(_metrics(server), "fathom_reuse_bytes")
     longest = manifest.model.max_history
     used = [min(len(case), longest) for case in questions.cases]
-    jitter = np.quantile(alone, QUANTILES)
+    jitter = np.quantile(np.minimum(alone, MOST_JITTER), QUANTILES)
     return MeasuredCosts(
         bundle=manifest.name,
         bundle_version=manifest.version,
@@ -153,12 +160,28 @@ def measure_server(
         cells=tuple(cells),
         count_us=count_us,
         jitter=tuple((jitter / jitter.mean()).round(4).tolist()),
+        stalls_per_s=round(len(stalls_s) / (2 * LOOP_S), 3),
+        stalls_us=tuple((np.quantile(stalls_s or [0.0], QUANTILES) * 1e6).round(1).tolist()),
         wire_us=round(max(0.0, median(wires)), 1),
         mixes=len(manifest.depths[max(manifest.depths)].segments) > 1,
         process_mb=round(process_mb, 1),
         cache_mb=round(cache_bytes / 2**20, 1),
         event_bytes=round(_event_bytes(server, questions.ids), 1),
     )
+
+
+def _stalls() -> list[float]:
+    """Seconds of every interruption of a loop on the server's core while the server is idle."""
+    found = []
+    with on_core(SERVER_CORE):
+        last_s = time.perf_counter()
+        end_s = last_s + LOOP_S
+        while last_s < end_s:
+            now_s = time.perf_counter()
+            if now_s - last_s > STALL_S:
+                found.append(now_s - last_s)
+            last_s = now_s
+    return found
 
 
 class _Found(NamedTuple):
@@ -210,7 +233,7 @@ async def _loads(server: Local, messages: Iterator[bytes], seconds: float) -> _F
             loads.append(load)
     totals = np.array([pb.RecommendResponse.FromString(answer).timings.total_us for _, answer in answers], float)
     wire_us = median(took_s for took_s, _ in answers) * 1e6 - first.cpu_us - client_us
-    return _Found(tuple(loads), share, (totals / totals.mean()).tolist(), wire_us)
+    return _Found(tuple(loads), share, (totals / np.median(totals)).tolist(), wire_us)
 
 
 async def _watched(server: Local, load: Coroutine[Any, Any, Answers]) -> tuple[Answers, Load, float]:
@@ -276,7 +299,7 @@ def _cell(depth: int, length: int, found: _Found) -> CellCost:
         # Runs are not counted: one request alone is a run of its own, and under load each costs the least.
         fixed_us, inverse = max(0.0, cpu_us[0] - cpu_us[1:].mean()), np.array([1.0, *([0.0] * (len(cpu_us) - 1))])
     elif np.ptp(inverse) > 1e-3:
-        fixed_us = float(np.clip(np.polyfit(inverse, cpu_us, 1)[0], 0.0, 0.99 * cpu_us.min()))
+        fixed_us = max(0.0, float(np.polyfit(inverse, cpu_us, 1)[0]))
     each_us = float(max(0.01 * cpu_us.min(), (cpu_us - fixed_us * inverse).mean()))
     return CellCost(
         depth=depth,

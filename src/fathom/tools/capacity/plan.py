@@ -14,13 +14,35 @@ from fathom.tools.capacity.simulation import Outcome, Rules, Traffic, most_per_s
 DAY_S = 86_400
 #: 365 days of 24 hours, a twelfth.
 HOURS_A_MONTH = 730
-#: Requests of one simulation. The 99th percentile of so many rests on a hundred.
-REQUESTS = 10_000
+#: Requests of one simulation: the 99th percentile of so many rests on two hundred.
+REQUESTS = 20_000
 SEED = 0
 #: Share of the requests that has to be answered, and within the deadline where there is one.
 LEAST_ANSWERED = 0.99
 #: A core that works for so much of the time is full.
 FULL = 0.98
+
+#: Of the fields of a wish; the least that is more than 0 stands for "above 0".
+_ABOVE_0, _BELOW_1 = math.ulp(0.0), math.nextafter(1.0, 0.0)
+_BOUNDS = {
+    "users": (_ABOVE_0, 1e11),
+    "requests_per_day": (_ABOVE_0, 1e6),
+    "peak_factor": (1.0, 1e3),
+    "deadline_ms": (1.0, 1e6),
+    "p99_ms": (_ABOVE_0, 1e6),
+    "headroom": (0.0, _BELOW_1),
+    "cores_per_machine": (1.0, 1e4),
+    "memory_gb": (_ABOVE_0, 1e6),
+    "price_per_hour": (0.0, 1e6),
+    "cache_hits": (0.0, 1.0),
+    "most_shallower": (0.0, 1.0),
+    "history_events": (0.0, 1e4),
+}
+
+
+def _words(least: float, most: float) -> str:
+    above = "above 0" if least == _ABOVE_0 else f"at least {least:g}"
+    return f"{above} and {'below 1' if most == _BELOW_1 else f'at most {most:g}'}"
 
 
 @dataclass(frozen=True)
@@ -30,27 +52,33 @@ class Wish:
     ``headroom``: the part of a core that stays free at the peak. ``cache_hits``: the share of requests whose history
     the prefix cache holds whole. ``most_shallower``: the share that may get a shallower depth than it wants, since the
     deadline is near. ``depth``: fixed by every request; None: the policy's. ``history_events``: kept of each user by
-    the servers; 0: requests bring their histories. Price: per machine and hour.
+    the servers; 0: requests bring their histories. ``memory_gb`` and ``price_per_hour``: of a machine.
     """
 
     users: float
-    requests_per_user_day: float
+    requests_per_day: float
     peak_factor: float = 3.0
     deadline_ms: float | None = 100.0
     p99_ms: float = 50.0
     headroom: float = 0.3
     cores_per_machine: int = 4
-    memory_gb_per_machine: float | None = None
-    price_per_machine_hour: float | None = None
+    memory_gb: float | None = None
+    price_per_hour: float | None = None
     cache_hits: float = 0.0
     most_shallower: float = 0.05
     depth: int | None = None
     history_events: int = 0
 
+    def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{name} is {value:g}; it must be {_words(least, most)}")
+
     @property
     def mean_per_s(self) -> float:
         """Requests per second on average."""
-        return self.users * self.requests_per_user_day / DAY_S
+        return self.users * self.requests_per_day / DAY_S
 
 
 @dataclass(frozen=True)
@@ -152,7 +180,7 @@ def plan(wish: Wish, costs: MeasuredCosts, profile: DeviceProfile, max_history: 
     cores = max(1, math.ceil(peak_per_s / (core.per_s * (1 - wish.headroom))))
     history_gb = wish.users * wish.history_events * costs.event_bytes / 2**30
     machines, processes = _machines(wish, cores, costs.process_mb / 1024, history_gb)
-    paid = None if wish.price_per_machine_hour is None else (machines + 1) * wish.price_per_machine_hour * HOURS_A_MONTH
+    paid = None if wish.price_per_hour is None else (machines + 1) * wish.price_per_hour * HOURS_A_MONTH
     millions = wish.mean_per_s * HOURS_A_MONTH * 3600 / 1e6
     return Plan(
         mean_per_s=wish.mean_per_s,
@@ -173,7 +201,7 @@ def plan(wish: Wish, costs: MeasuredCosts, profile: DeviceProfile, max_history: 
 
 def _machines(wish: Wish, cores: int, process_gb: float, history_gb: float) -> tuple[int, int]:
     """The fewest machines, and the processes of each, that have the cores and the memory."""
-    machines, memory_gb = math.ceil(cores / wish.cores_per_machine), wish.memory_gb_per_machine
+    machines, memory_gb = math.ceil(cores / wish.cores_per_machine), wish.memory_gb
     if memory_gb is None:
         return machines, wish.cores_per_machine
     if memory_gb < process_gb:

@@ -40,6 +40,7 @@ class Core:
     ``lines``: of a batch, by depth and length bucket, everything included. ``around``: the part of it that is not the
     engine's, 0 where it is missing; half of a request's is done when it arrives, the rest when the engine has ended.
     ``count_s``: an answer at depth 0. ``jitter``: factors of a batch's time, 1 in the mean, drawn at random.
+    ``stalls_per_s``: how often per second of work the machine takes the core away, for one of ``stalls_s``.
     ``wire_s``: what the caller sees beside the core's work. ``mixes``: whether a batch may have several depths.
     """
 
@@ -47,6 +48,8 @@ class Core:
     count_s: float
     around: Mapping[Cell, float] = field(default_factory=dict)
     jitter: Sequence[float] = (1.0,)
+    stalls_per_s: float = 0.0
+    stalls_s: Sequence[float] = (0.0,)
     wire_s: float = 0.0
     max_batch: int = 32
     max_batch_tokens: int = 2048
@@ -80,7 +83,9 @@ class Traffic:
         """``mix`` and ``lengths``: the shares of the depths, and of the length buckets."""
         rng = np.random.default_rng(seed)
         depths = rng.choice(list(mix), count, p=_shares(mix))
-        return cls(rng.exponential(1.0, count), depths, rng.choice(list(lengths), count, p=_shares(lengths)))
+        gaps = rng.exponential(1.0, count)
+        # Exactly the rate that is asked for: near its limit a queue makes much of a per cent.
+        return cls(gaps / gaps.mean(), depths, rng.choice(list(lengths), count, p=_shares(lengths)))
 
     def arrivals_s(self, per_s: float) -> Floats:
         """When each request arrives, at so many per second."""
@@ -199,7 +204,8 @@ class _Server:
         self._demand, self._lag = Demand(), Lag()
         self._chooser = _Chooser(rules)
         self._shallowest = min(depth for depth, _ in core.lines)
-        self._factors = iter(np.random.default_rng(seed).choice(core.jitter, count).tolist())
+        self._rng = np.random.default_rng(seed)
+        self._factors = iter(self._rng.choice(core.jitter, count).tolist())
         self._running: _Running | None = None
         #: Until when the core is busy with what is no batch.
         self._free_s = self._busy_s = 0.0
@@ -335,7 +341,14 @@ class _Server:
         after_s = took_s - self._engine.p50_s(taken.length, requests) * factor
         self._busy_s += took_s
         began_s = max(now_s, self._free_s)
-        self._running = _Running(taken, began_s, began_s + took_s, after_s)
+        self._running = _Running(taken, began_s, began_s + took_s + self._stalled_s(took_s), after_s)
+
+    def _stalled_s(self, took_s: float) -> float:
+        """How long the core is taken away while something runs."""
+        count = self._rng.poisson(self._core.stalls_per_s * took_s) if self._core.stalls_per_s else 0
+        stalled_s = float(self._rng.choice(self._core.stalls_s, count).sum()) if count else 0.0
+        self._busy_s += stalled_s
+        return stalled_s
 
     def _end(self, running: _Running) -> None:
         self._running, end_s, taken = None, running.end_s, running.taken
