@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import grpc
 import numpy as np
 
-from fathom.client import Client, Event
+from fathom.client import AsyncClient, Client, Event, error_of
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError, UnavailableError
 from fathom.local import Local, on_core, running_server
@@ -47,6 +47,8 @@ USERS, EVENTS = 50, 100
 OPTIONS = ("--metrics-port", "0", "--history", "memory")
 #: A loop that reads the clock was interrupted where it took longer than this; how long it runs, each time.
 STALL_S, LOOP_S = 1e-4, 1.5
+#: It rests in between, as a server does: the kernel takes the core less often from what does not always want it.
+WORK_S, REST_S = 2e-3, 1e-3
 #: What lies further above the median was a stall, and is counted as such.
 MOST_JITTER = 1.5
 Answers = list[tuple[float, bytes]]
@@ -129,24 +131,22 @@ def measure_server(
     progress: Callable[[str], None] = lambda _: None,
 ) -> MeasuredCosts:
     """The same of a server that runs already, with OPTIONS, on a core of its own."""
-    cells, alone, wires, count_us = [], [], [], None
-    stalls_s = _stalls()
-    for depth in questions.depths:
-        for length in questions.lengths if depth else questions.lengths[-1:]:
-            progress(f"depth {depth}, {f'histories of {length}' if length else 'remembered histories'}")
-            found = asyncio.run(_loads(server, questions.messages(depth, length), seconds))
-            if not depth:
-                count_us = found.loads[-1].cpu_us
-                continue
-            cells.append(_cell(depth, length, found))
-            alone += found.jitter
-            wires.append(found.wire_us)
+    stalls_s, worked_s = _stalls()
+    found = {
+        (depth, length): _measured(server, questions, depth, length, seconds, progress)
+        for depth in questions.depths
+        for length in (questions.lengths if depth else questions.lengths[-1:])
+    }
+    zero = next((each.loads[-1].cpu_us for (depth, _), each in found.items() if not depth), None)
+    found = {cell: each for cell, each in found.items() if cell[0]}
     progress("the mix of depths, and memory")
     mix = asyncio.run(_mix(server, questions.cases))
-    stalls_s += _stalls()
+    later_s, more_s = _stalls()
+    stalls_s, worked_s = [*stalls_s, *later_s], worked_s + more_s
     process_mb, cache_bytes = _resident_mb(server.pid), _total(_metrics(server), "fathom_reuse_bytes")
     longest = manifest.model.max_history
     used = [min(len(case), longest) for case in questions.cases]
+    alone = np.concatenate([each.jitter for each in found.values()])
     jitter = np.quantile(np.minimum(alone, MOST_JITTER), QUANTILES)
     return MeasuredCosts(
         bundle=manifest.name,
@@ -157,12 +157,12 @@ def measure_server(
         mix=mix,
         histories=tuple(np.quantile(used, QUANTILES, method="nearest").astype(int).tolist()),
         histories_of=questions.cases_of,
-        cells=tuple(cells),
-        count_us=count_us,
+        cells=tuple(_cell(depth, length, each) for (depth, length), each in found.items()),
+        count_us=zero,
         jitter=tuple((jitter / jitter.mean()).round(4).tolist()),
-        stalls_per_s=round(len(stalls_s) / (2 * LOOP_S), 3),
+        stalls_per_s=round(len(stalls_s) / worked_s, 3),
         stalls_us=tuple((np.quantile(stalls_s or [0.0], QUANTILES) * 1e6).round(1).tolist()),
-        wire_us=round(max(0.0, median(wires)), 1),
+        wire_us=round(max(0.0, median(each.wire_us for each in found.values())), 1),
         mixes=len(manifest.depths[max(manifest.depths)].segments) > 1,
         process_mb=round(process_mb, 1),
         cache_mb=round(cache_bytes / 2**20, 1),
@@ -170,18 +170,31 @@ def measure_server(
     )
 
 
-def _stalls() -> list[float]:
-    """Seconds of every interruption of a loop on the server's core while the server is idle."""
-    found = []
+def _measured(
+    server: Local, questions: Questions, depth: int, length: int, seconds: float, progress: Callable[[str], None]
+) -> "_Found":
+    progress(f"depth {depth}, {f'histories of {length}' if length else 'remembered histories'}")
+    try:
+        return asyncio.run(_loads(server, questions.messages(depth, length), seconds))
+    except grpc.aio.AioRpcError as error:
+        raise error_of(server.address, error) from None
+
+
+def _stalls() -> tuple[list[float], float]:
+    """Seconds of every interruption of a loop on the server's core while the server is idle; and of the loop's work."""
+    found, worked_s = [], 0.0
     with on_core(SERVER_CORE):
-        last_s = time.perf_counter()
-        end_s = last_s + LOOP_S
-        while last_s < end_s:
-            now_s = time.perf_counter()
-            if now_s - last_s > STALL_S:
-                found.append(now_s - last_s)
-            last_s = now_s
-    return found
+        end_s = time.perf_counter() + LOOP_S
+        while (begin_s := time.perf_counter()) < end_s:
+            last_s = now_s = begin_s
+            while now_s - begin_s < WORK_S:
+                now_s = time.perf_counter()
+                if now_s - last_s > STALL_S:
+                    found.append(now_s - last_s)
+                last_s = now_s
+            worked_s += now_s - begin_s
+            time.sleep(REST_S)
+    return found, worked_s - sum(found)
 
 
 class _Found(NamedTuple):
@@ -256,15 +269,14 @@ async def _closed(
     ask: Callable[[], Coroutine[Any, Any, tuple[float, bytes]]], in_flight: int, seconds: float
 ) -> Answers:
     """So many requests in flight at any moment."""
-    end_s, answers = time.perf_counter() + seconds, []
+    end_s = time.perf_counter() + seconds
+    answers: Answers = []
 
     async def caller() -> None:
         while time.perf_counter() < end_s:
             answers.append(await ask())
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(in_flight):
-            group.create_task(caller())
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
     return answers
 
 
@@ -281,12 +293,10 @@ async def _random(ask: Callable[[], Coroutine[Any, Any, tuple[float, bytes]]], p
 
 async def _mix(server: Local, cases: Sequence[Sequence[str]]) -> dict[int, float]:
     """The shares of the depths that a server chooses where there is no deadline."""
-    requests = iter([pb.RecommendRequest(item_ids=case, k=10).SerializeToString() for case in islice(cases, ROUTED)])
     counts: Counter[int] = Counter()
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
-        for message in requests:
-            counts[pb.RecommendResponse.FromString(await call(message, timeout=TIMEOUT_S)).depth] += 1
+    async with AsyncClient(server.address) as client:
+        for case in islice(cases, ROUTED):
+            counts[(await client.recommend(case, timeout_s=TIMEOUT_S)).depth] += 1
     return {depth: round(count / counts.total(), 4) for depth, count in sorted(counts.items())}
 
 

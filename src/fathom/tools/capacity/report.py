@@ -44,16 +44,13 @@ def plan_facts(plan: Plan, costs: MeasuredCosts) -> list[tuple[str, str]]:
 
 def measured_facts(costs: MeasuredCosts) -> list[tuple[str, str]]:
     """What was measured, but for the costs of batches."""
-    away = costs.stalls_per_s * sum(costs.stalls_us) / len(costs.stalls_us) / 1e6
+    stalled_s = costs.stalls_per_s * sum(costs.stalls_us) / len(costs.stalls_us) / 1e6
     return [
         ("measured", _where(costs)),
         ("histories", costs.histories_of),
         ("depths", _mix(costs.mix)),
         ("memory", f"{costs.process_mb:,.0f} MB of a process, {costs.cache_mb:,.0f} MB of it the prefix cache"),
-        (
-            "disturbed",
-            f"the core was taken away {costs.stalls_per_s:,.0f} times per second, for {away:.1%} of the time",
-        ),
+        ("disturbed", f"{costs.stalls_per_s:,.0f} times per second of work, {stalled_s * 1e3:,.0f} ms in all"),
     ]
 
 
