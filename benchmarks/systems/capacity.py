@@ -165,8 +165,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def measure(options: Namespace) -> Iterator[Run]:
     """All arms in turns."""
+    result = compare(options.bundle, options.seconds, options.turns, options.calibration)
     config = {
-        "bundle": options.bundle.name,
+        "bundle": result["costs"]["bundle"],
         "profile": PROFILE,
         "history": HISTORY,
         "k": K,
@@ -175,7 +176,7 @@ def measure(options: Namespace) -> Iterator[Run]:
         "calibration_s": options.calibration,
         "turns": options.turns,
     }
-    yield Run(config, compare(options.bundle, options.seconds, options.turns, options.calibration), 0)
+    yield Run(config, result, 0)
 
 
 COLUMNS = (
@@ -202,7 +203,8 @@ def render(run: StoredRun) -> str:
         f" ms: {bears}. The policy's requests have that as their deadline too, and at most 5 % may get a shallower depth"
         f" than they want. Goodput: answers within {config['within_ms']:g} ms. Medians of up to {config['turns']} turns;"
         f" ratio: predicted by measured, in brackets its range. {lost} loads were left out, since the client was too"
-        " busy.",
+        f" busy. In the last turn the machine took the core away {result['costs']['stalls_per_s']:,.0f} times per second"
+        " of work.",
         table_of(rows, COLUMNS),
     )
 

@@ -11,7 +11,7 @@ _BINDS = {
     "p99": "p99: it exceeds what is wanted before the core is full",
     "deadline": "deadline: more than 1 % of the requests are not answered in time",
     "depth": "depth: more requests than allowed get a shallower depth, since the deadline is near",
-    "memory": "memory: a machine holds fewer processes than it has cores",
+    "memory": "memory: it takes more machines than the cores do",
 }
 
 
