@@ -82,7 +82,9 @@ def predicted(model: CoreModel, per_s: float) -> dict[str, float]:
     }
 
 
-def measured(server: Local, ids: Sequence[str], wish: Wish, per_s: float, seconds: float, turn: int) -> dict[str, float]:
+def measured(
+    server: Local, ids: Sequence[str], wish: Wish, per_s: float, seconds: float, turn: int
+) -> dict[str, float]:
     """The server's answers to Poisson arrivals, after a warm-up."""
     deadline_ms = None if wish.deadline_ms is None else int(wish.deadline_ms)
     messages = made_up(ids, 0, int(1.2 * per_s * (seconds + WARM_UP_S)) + 100, f"{wish.depth} {per_s} {turn}")
@@ -198,12 +200,13 @@ def render(run: StoredRun) -> str:
     lost = config["turns"] * len(result["rows"]) - sum(row["turns"] for row in result["rows"])
     return paragraphs(
         "## The capacity model, against a real server",
-        f"Bundle {config['bundle']}, histories of {config['history']} items, each of them new; server on one core, client"
-        f" on another. Load: of the most requests/s that the model lets a core bear with a p99 of {config['within_ms']:g}"
-        f" ms: {bears}. The policy's requests have that as their deadline too, and at most 5 % may get a shallower depth"
-        f" than they want. Goodput: answers within {config['within_ms']:g} ms. Medians of up to {config['turns']} turns;"
-        f" ratio: predicted by measured, in brackets its range. {lost} loads were left out, since the client was too"
-        f" busy. In the last turn the machine took the core away {result['costs']['stalls_per_s']:,.0f} times per second"
+        f"Bundle {config['bundle']}, histories of {config['history']} items, each of them new; server on one core,"
+        " client on another. Load: of the most requests/s that the model lets a core bear with a p99 of"
+        f" {config['within_ms']:g} ms: {bears}. The policy's requests have that as their deadline too, and at most 5 %"
+        f" may get a shallower depth than they want. Goodput: answers within {config['within_ms']:g} ms. Medians of up"
+        f" to {config['turns']} turns; ratio: predicted by measured, in brackets its range. {lost} loads were left out,"
+        " since the client was too busy. In the last turn the machine took the core away"
+        f" {result['costs']['stalls_per_s']:,.0f} times per second"
         " of work.",
         table_of(rows, COLUMNS),
     )
