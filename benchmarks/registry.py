@@ -41,6 +41,7 @@ MODULES = (
     "systems.server_start",
     "systems.returning",
     "systems.score",
+    "systems.capacity",
     "systems.overload",
     "systems.batch_bomb",
     "systems.fairness",

@@ -1,7 +1,6 @@
 """A real server to measure: `fathom serve` on a free port, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,10 +13,10 @@ from typing import NamedTuple
 import psutil
 
 from fathom.errors import UnavailableError
+from fathom.local import CORES as CORES
+from fathom.local import on_core as on_core
 from fathom.runtime.bundle import Bundle
 
-#: The cores that this process may use, before ``on_core`` keeps it on one of them.
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 METHOD = "/fathom.v1.Recommender/Recommend"
 
 
@@ -111,20 +110,3 @@ def threads_of(pid: int) -> dict[int, ThreadTime]:
             name, ran_ns = "", int((each.user_time + each.system_time) * 1e9)
         found[each.id] = ThreadTime(name, ran_ns / 1e9)
     return found
-
-
-@contextmanager
-def on_core(number: int) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, on one of CORES, counted from 0, also within another.
-
-    On the last where there are not so many; anywhere, where the system cannot do that.
-    """
-    if not CORES:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {CORES[min(number, len(CORES) - 1)]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -1,6 +1,6 @@
 """Writes docs/results.md, its pictures and the figures of README.md from the stored runs in results/ alone.
 
-CONTRIBUTING.md gets the list of all benchmarks.
+CONTRIBUTING.md gets the list of all benchmarks, and docs/capacity.md the plan of the benchmark `capacity`.
 
 python -m fathom.benchmarks.tables
 """
@@ -22,7 +22,7 @@ from fathom.benchmarks.experiments.quality.stored import Pool, pools
 from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, mean_hr, seeds
 from fathom.benchmarks.markdown import decimal, paragraphs, table
 from fathom.benchmarks.record import RESULTS, load_run, run
-from fathom.benchmarks.systems import saving
+from fathom.benchmarks.systems import capacity, saving
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -42,6 +42,7 @@ def documents(root: Path, folder: Path = RESULTS) -> dict[str, bytes]:
     if routed := routing.load_routed(folder):
         figures[routing.PICTURE] = routing.areas_figure(routed)
     blocks = {"README.md": readme_block(folder, found), "CONTRIBUTING.md": listing()}
+    blocks["docs/capacity.md"] = capacity.plan_block(folder)
     return {
         **{f"docs/figures/{name}.svg": svg(figure) for name, figure in figures.items()},
         "docs/results.md": results_page(folder).encode(),

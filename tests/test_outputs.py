@@ -51,6 +51,7 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
     ("runs export", "out"): (artefacts.RUNS_EXPORT, "--file {read} --out {out}"),
     ("runs tensorboard", "out"): (artefacts.RUNS_BOARD, "--file {read} --out {out}"),
     ("leaderboard", "page"): (artefacts.LEADERBOARD_PAGE, "--task recommendation --file {read} --page {out}"),
+    ("capacity", "costs"): (artefacts.CAPACITY_COSTS, "{read} --measure --costs {out}"),
     ("loadtest", "out"): (artefacts.LOAD_REPORT, "--trace {read} --out {out}"),
 }
 TLS = {"ca", "cert", "key"}
@@ -73,6 +74,7 @@ READS = {
     # Adds a line to it, and keeps all else.
     "key": {"add"},
     "demo": {"bundle", "data"},
+    "capacity": {"bundle", "data"},
     "loadtest": {"trace", *TLS},
     "console": TLS,
     "recommend": TLS,

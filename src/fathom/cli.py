@@ -9,6 +9,7 @@ from rich.markup import escape
 from fathom.commands import (
     build,
     bundle,
+    capacity,
     client,
     compress,
     console,
@@ -68,7 +69,8 @@ for command in (
     *(plan.plan, train.heal),
     *(export.export, export.certify),
     *(build.build, score.score, runs.leaderboard),
-    *(key.key, client.reload, client.recommend, client.demo, client.loadtest, console.console, device.doctor),
+    *(key.key, client.reload, client.recommend, client.demo, client.loadtest),
+    *(console.console, capacity.capacity, device.doctor),
 ):
     app.command()(command)
 app.command(cls=serve.ServeCommand)(serve.serve)

@@ -1,6 +1,7 @@
 """A server of one's own in a process of its own: for the demo, for checks, for tests."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.errors import UnavailableError
+
+#: The cores that this process may use, before ``on_core`` keeps it on one of them.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 # Sets a limit, then becomes the program that follows.
 _LIMITED = """
@@ -20,10 +24,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True)
 class Local:
-    """A server that is ready."""
+    """A server that is ready; ``metrics_address``: where it opened a port for metrics."""
 
     address: str
     pid: int
+    metrics_address: str | None = None
 
 
 @contextmanager
@@ -45,6 +50,24 @@ def running_server(bundle: Path, *options: str, data_limit_mb: int | None = None
             words = process.stderr.read().strip().splitlines() or ["it said nothing"]
             raise UnavailableError(f"the server did not start: {words[-1]}")
         try:
-            yield Local(json.loads(ready)["address"], process.pid)
+            info = json.loads(ready)
+            yield Local(info["address"], process.pid, info["metrics_address"])
         finally:
             process.terminate()
+
+
+@contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keep this thread, and the processes that it starts, on one of CORES, counted from 0, also within another.
+
+    On the last where there are not so many; anywhere, where the system cannot do that.
+    """
+    if not CORES:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CORES[min(number, len(CORES) - 1)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
