@@ -37,6 +37,7 @@ MODULES = (
     "systems.peers",
     "systems.client",
     "systems.server_start",
+    "systems.image",
     "systems.returning",
     "systems.score",
     "systems.overload",
