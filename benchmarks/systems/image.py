@@ -19,7 +19,7 @@ import psutil
 
 from fathom.benchmarks.clean_root import CleanRoot, Image, health, running
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import free_port
+from fathom.benchmarks.server import catalogue_ids, free_port
 from fathom.errors import ConfigError, UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,8 +82,9 @@ def fetch_wheels(folder: Path) -> None:
 
 def size(root: Path) -> tuple[float, int]:
     """Megabytes (10^6 bytes) and number of files below a folder; hard links count once."""
-    seen = {(found.st_dev, found.st_ino): found.st_size for path in root.rglob("*") if (found := path.lstat())}
-    return round(sum(seen.values()) / 1e6, 1), len(seen)
+    found = [path.lstat() for path in root.rglob("*") if path.is_symlink() or not path.is_dir()]
+    sizes = {(each.st_dev, each.st_ino): each.st_size for each in found}
+    return round(sum(sizes.values()) / 1e6, 1), len(sizes)
 
 
 def measure_container(image: Image, bundle: Path) -> dict[str, Any]:
@@ -122,6 +123,7 @@ def _capabilities(pid: int) -> str:
 
 def measure(options: Namespace) -> Iterator[Run]:
     """One build and one start."""
+    catalogue_ids(options.bundle)  # A bundle that cannot be opened is an error now, not after minutes.
     with tempfile.TemporaryDirectory(prefix="fathom-image-") as temporary:
         folder = Path(temporary)
         base, wheels = options.base or folder / "base", folder / "wheels"
@@ -150,10 +152,11 @@ def measure(options: Namespace) -> Iterator[Run]:
 
 
 def render(run: StoredRun) -> str:
-    """A few sentences."""
+    """A heading and a few sentences."""
     result: Mapping[str, Any] = run["result"]
     container = result["container"]
     return (
+        "## The server in an image\n\n"
         f"The Dockerfile's steps for the CPU server, performed in a clean Debian without Docker, add"
         f" {result['added_mb']:.0f} MB in {result['added_files']:,} files ({result['components']} packages in the SBOM)"
         f" to a base of {result['base_mb']:.0f} MB, which stands for the official one. From a root that cannot be"

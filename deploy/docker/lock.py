@@ -28,15 +28,12 @@ HEAD = "# Written by `python deploy/docker/lock.py`.\n"
 
 def wanted(name: str) -> tuple[list[str], tuple[str, ...]]:
     """The requirements of an image, and the machines it is built for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = document["project"]["optional-dependencies"]
     if name == "build":
-        (bom,) = (each for each in extras["dev"] if each.startswith("cyclonedx-bom"))
-        return [*tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"], bom], (
-            "x86_64",
-            "aarch64",
-        )
-    common = [*project["dependencies"], *(each for extra in EXTRAS for each in extras[extra])]
+        bom = [each for each in extras["dev"] if each.startswith("cyclonedx-bom")]
+        return document["build-system"]["requires"] + bom, ("x86_64", "aarch64")
+    common = [*document["project"]["dependencies"], *(each for extra in EXTRAS for each in extras[extra])]
     if name == "cpu":
         return common, ("x86_64", "aarch64")
     # The packages of onnxruntime for CPUs and for GPUs share a folder, so only one of them may be installed.
