@@ -7,7 +7,7 @@ BUNDLE := build/ml-100k/bundle
 TARGET ?= 127.0.0.1:50051
 PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
-.PHONY: setup run test fuzz lint typecheck docs-check protos bench results loadtest clean
+.PHONY: setup run test fuzz lint typecheck docs-check protos bench results loadtest deploy-tools deploy-check image-check clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -59,6 +59,16 @@ results: setup
 
 loadtest: setup
 	@$(BIN)/locust -f loadtests/locustfile.py --headless -u 16 -r 16 -t 30s --host $(TARGET)
+
+deploy-tools:
+	@deploy/tools.sh
+
+deploy-check: setup deploy-tools
+	@$(BIN)/pytest -q tests/deploy
+
+image-check: setup deploy-tools
+	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
+	@PATH="$(CURDIR)/build/tools/bin:$$PATH" $(BIN)/python -m fathom.benchmarks run image $(BUNDLE)
 
 clean:
 	rm -rf .venv build dist *.egg-info

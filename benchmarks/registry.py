@@ -39,6 +39,7 @@ MODULES = (
     "systems.peers",
     "systems.client",
     "systems.server_start",
+    "systems.image",
     "systems.returning",
     "systems.score",
     "systems.capacity",

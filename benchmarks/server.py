@@ -1,6 +1,7 @@
 """A real server to measure: `fathom serve` on a free port, in a process of its own."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,13 @@ def started_module(module: str, *arguments: str) -> Iterator[StartedServer]:
             yield StartedServer(f"127.0.0.1:{int(port)}", process.pid, time.perf_counter() - begin)
         finally:
             process.terminate()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def catalogue_ids(bundle: Path) -> list[str]:
