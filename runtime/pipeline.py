@@ -213,7 +213,7 @@ class Pipeline:
         length = 0 if self._cache is not None else items
         by_s = math.inf if deadline_s is None else deadline_s
         estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, by_s, client)
-        kind, left_s = (client, profile.depths, depth, length), by_s - now_s
+        kind, left_s = (client, profile.depths, depth, length, None), by_s - now_s
         try:
             self._recent.tell(kind, left_s, now_s, partial(self.chooser.admit, profile, depth, estimates))
         except (DeadlineError, OverloadError):

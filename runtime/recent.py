@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from fathom.errors import DeadlineError, OverloadError
 from fathom.runtime.shares import Client
-from fathom.selector.choice import Choice, DepthReason
+from fathom.selector.choice import Choice, DepthReason, PolicyName
 
 #: How long it holds. Estimates of the queue are no better than that.
 FOR_S = 0.005
@@ -15,7 +15,7 @@ PRESSED_S = 0.1
 MOST = 1_024
 #: What tells requests apart: whose it is, the depths that it may get, the one that it fixes, and what it costs, as the
 #: length of a history.
-Kind = tuple[Client, tuple[int, ...], int | None, int]
+Kind = tuple[Client, tuple[int, ...], int | None, int, PolicyName | None]
 Told = Choice | DeadlineError | OverloadError
 NOTHING: tuple[float, float, Told | None] = (0.0, 0.0, None)
 

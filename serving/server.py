@@ -106,9 +106,7 @@ class Server:
         #: None without one.
         self.audit = _audit(settings)
         self._certificates = Certificates.of(settings)
-        self._metrics.show(
-            lambda: readings(self.bundles, self._gate.in_flight, self._history, self._recorder, self.audit)
-        )
+        self._metrics.show(self._readings)
         self._listeners: list[Listener] = []
         self._following_access: asyncio.Task[None] | None = None
         self._experiments = _experiments(settings, self.bundles)
@@ -270,8 +268,9 @@ class Server:
         return await port.start(settings.host, settings.http_port or 0, shares_port=self._shares_port)
 
     def _readings(self) -> Iterator[Reading]:
-        stores = self._history, self._recorder, self.audit, self._experiments
-        return readings(self.bundles, self._gate.in_flight, *stores)
+        return readings(
+            self.bundles, self._gate.in_flight, self._history, self._recorder, self.audit, self._experiments
+        )
 
     def _transport(self, options: Options) -> Transport:
         transport = open_transport(self._settings.transport, options)

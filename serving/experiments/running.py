@@ -148,7 +148,8 @@ class RunningExperiments:
         """How one stands."""
         running = self._all[name]
         state, monitor = running.state, running.monitor
-        shares = {arm: each.share for arm, each in {**running.experiment.arms, **running.experiment.shadows}.items()}
+        shares = {arm: each.share for arm, each in running.experiment.arms.items()}
+        shares |= {shadow: each.share for shadow, each in running.experiment.shadows.items()}
         return pb.ExperimentStatus(
             name=name,
             phase=state.phase.value,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fathom.errors import InvalidRequestError, PermissionDeniedError, UnauthenticatedError
 from fathom.experiments.assignment import Assignment
@@ -12,9 +12,6 @@ from fathom.runtime.pipeline import Leave
 from fathom.runtime.query import Answer
 from fathom.serving.deployment import Deployment
 from fathom.serving.experiments.treatment import NO_CHANGE, Change
-
-if TYPE_CHECKING:
-    from fathom.serving.experiments.running import RunningExperiments
 
 #: The caller's own mistakes: without the arm they would be the same.
 _CALLERS = (InvalidRequestError, PermissionDeniedError, UnauthenticatedError)
@@ -25,6 +22,16 @@ Done = Callable[[bytes | Exception], None]
 Begin = Callable[[Change, Done], Leave]
 
 
+class Observer(Protocol):
+    """Hears what became of a request."""
+
+    def answered(self, trial: "Trial", deployment: Deployment, answer: Answer, ms: float, /) -> None:
+        """It has its answer."""
+
+    def failed(self, trial: "Trial", error: Exception, ms: float, /) -> None:
+        """Its arms gave no answer."""
+
+
 @dataclass(eq=False)
 class Trial:
     """``request``: as it came, with its history. ``arms`` and ``shadows`` (experiment, shadow) that it has.
@@ -32,7 +39,7 @@ class Trial:
     ``unit_hash``, ``request_id``: as logs call its unit and itself.
     """
 
-    experiments: "RunningExperiments"
+    observer: Observer
     request: pb.RecommendRequest
     change: Change
     arms: Sequence[Assignment] = ()
@@ -80,12 +87,12 @@ class Trial:
     def answered(self, deployment: Deployment, answer: Answer) -> None:
         """It has its answer: log it, tell the canary's monitor, and let shadows answer it too."""
         if not self.failed:
-            self.experiments.answered(self, deployment, answer, self._ms())
+            self.observer.answered(self, deployment, answer, self._ms())
 
     def _failed(self, error: Exception) -> None:
         """The arm gave no answer."""
         self.failed = True
-        self.experiments.failed(self, error, self._ms())
+        self.observer.failed(self, error, self._ms())
 
     def _ms(self) -> float:
         return (time.perf_counter() - self.started_s) * 1e3

@@ -20,7 +20,7 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import DeadlineError, OverloadError
 from fathom.runtime.cost import CostModel, Demand, Lag, Line
 from fathom.runtime.lanes import Cell, Entry, Lanes, Taken
-from fathom.selector.choice import Choice, DepthReason, DepthRequest
+from fathom.selector.choice import Choice, DepthReason, DepthRequest, PolicyName
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.policy import DepthPolicy
 
@@ -163,7 +163,7 @@ class _Chooser(DepthChooser):
         super().__init__(None, rules.served, policy="deepest", alpha=0.01)
         self.wants = _Wanted(tuple(depth for depth in rules.served if depth and depth in rules.profile.depths))
 
-    def policy(self, profile: DeviceProfile) -> DepthPolicy:  # noqa: ARG002
+    def policy(self, profile: DeviceProfile, name: PolicyName | None = None) -> DepthPolicy:  # noqa: ARG002
         """That policy."""
         return self.wants
 
