@@ -46,6 +46,7 @@ MODULES = (
     "systems.overload",
     "systems.batch_bomb",
     "systems.fairness",
+    "systems.canary",
     "systems.workers",
     "systems.drain",
     "systems.stages",

@@ -12,10 +12,11 @@ import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import grpc
 
+from fathom.serving.access.bucket import Bucket, take_all
 from fathom.serving.access.caller import Caller
 from fathom.serving.access.principal import ROLE_OF, Role
 from fathom.serving.line_files import LineFiles
@@ -23,33 +24,53 @@ from fathom.serving.logs import Seldom
 
 SCHEMA_VERSION = 1
 SALT_FILE = "salt"
-KIND = "audit"
+KIND, REFUSED_KIND = "audit", "refused"
+#: Lines about refusals in a second; further ones are counted in the next line.
+MOST_REFUSALS = 50
 
 #: Statuses of calls that were refused because of who called.
 REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+class Peer(Protocol):
+    """A call, as far as the log wants to know it."""
+
+    def peer(self) -> str:
+        """The caller's address."""
+
 
 log = Seldom("fathom.serving")
 
 
 class AuditLog:
-    """Used from one event loop. ``lost``: lines that could not be written."""
+    """Used from one event loop. ``lost``: lines that could not be written.
+
+    Refusals have files and room of their own, and at most MOST_REFUSALS lines a second: whoever has no key must not be
+    able to push out what others have done.
+    """
 
     def __init__(self, folder: Path, most_bytes: int, writers: int = 1) -> None:
-        self._files = LineFiles(folder, KIND, most_bytes, writers)
+        self._changes = LineFiles(folder, KIND, most_bytes * 3 // 4, writers)
+        self._refusals = LineFiles(folder, REFUSED_KIND, most_bytes // 4, writers)
+        self._folder = folder
         self._salt = b""
+        self._limit = Bucket(MOST_REFUSALS, MOST_REFUSALS)
+        self._left_out = 0
         self.lost = 0
 
     def start(self) -> None:
         """Make the folder and its salt; raises OSError."""
-        self._files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._salt = _salt(self._files.folder / SALT_FILE)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._salt = _salt(self._folder / SALT_FILE)
 
-    def note(self, method: str, caller: Caller | None, call: Any, code: grpc.StatusCode) -> None:
-        """A call has ended: written where it was refused for who called, or its method changes something."""
-        if code in REFUSALS or ROLE_OF.get(method, Role.RECOMMEND) is not Role.RECOMMEND:
-            self._write(method, caller, call, code)
-
-    def _write(self, method: str, caller: Caller | None, call: Any, code: grpc.StatusCode) -> None:
+    def note(self, method: str, caller: Caller | None, call: Peer, code: grpc.StatusCode) -> None:
+        """A call has ended: written where it, or a part of it, was refused for who called, or it changes something."""
+        refused = code in REFUSALS or (caller is not None and "refused_parts" in caller.about)
+        if not refused and ROLE_OF.get(method, Role.RECOMMEND) is Role.RECOMMEND:
+            return
+        if refused and take_all([self._limit], 1, time.monotonic()):
+            self._left_out += 1
+            return
         line: dict[str, object] = {
             "schema_version": SCHEMA_VERSION,
             "time": round(time.time(), 3),
@@ -60,16 +81,23 @@ class AuditLog:
             "status": code.name,
         }
         if caller is not None:
-            line |= caller.about
-            own = caller.principal.user
-            user = caller.about.get("user") or (own and caller.principal.tenant.key_of(own))
-            if isinstance(user, str):
-                line["user"] = self.hash_of(user)
+            line |= self._about(caller)
+        if refused and self._left_out:
+            line["left_out_before"], self._left_out = self._left_out, 0
+        self._write(self._refusals if refused else self._changes, line)
+
+    def _about(self, caller: Caller) -> dict[str, object]:
+        """What is known of what a call was about, with a hash in the place of the user."""
+        own = caller.principal.user
+        user = caller.about.get("user") or (own and caller.principal.tenant.key_of(own))
+        return {**caller.about, "user": self.hash_of(user)} if isinstance(user, str) else caller.about
+
+    def _write(self, files: LineFiles, line: dict[str, object]) -> None:
         try:
-            self._files.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+            files.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             self.lost += 1
-            self._files.close()
+            files.close()
             log.warning("the audit log cannot be written to: %s", error)
 
     def hash_of(self, user_key: str) -> str:
@@ -77,8 +105,9 @@ class AuditLog:
         return hmac.new(self._salt, user_key.encode(), hashlib.sha256).hexdigest()[:32]
 
     def close(self) -> None:
-        """End the file."""
-        self._files.close()
+        """End the files."""
+        self._changes.close()
+        self._refusals.close()
 
 
 def _salt(path: Path) -> bytes:

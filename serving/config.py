@@ -254,8 +254,8 @@ class ServerSettings(BaseModel):
         default=None,
         ge=0,
         le=LAST_PORT,
-        description="gRPC port of what only admins may call (Reload, DeleteUser, the catalogue), which is then not"
-        " answered on `port`; 0 picks a free one.",
+        description="gRPC port of what only admins may call (Reload, DeleteUser, the catalogue, experiments), which is"
+        " then not answered on `port`; 0 picks a free one.",
         json_schema_extra=_or("the same port"),
     )
     admin_host: str = Field(
@@ -296,6 +296,10 @@ class ServerSettings(BaseModel):
         description="Requests one stream may have waiting. The server reads no further until one is answered.",
     )
     drain_s: float = Field(default=20, ge=0, le=3600, description="Seconds to finish requests in flight after SIGTERM.")
+    trace: Literal["off", "otlp"] = Field(
+        default="off",
+        description="Traces by OpenTelemetry (extra `otel`). See [Traces](#traces).",
+    )
     log_format: Literal["json", "text"] = Field(
         default="json", description="Format of the log on stderr. `json` writes one object per line."
     )
@@ -343,7 +347,7 @@ class ServerSettings(BaseModel):
             raise ValueError("must be a number")
         return value
 
-    @field_validator("recertify", mode="before")
+    @field_validator("recertify", "trace", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # as YAML reads a bare `off`

@@ -173,8 +173,8 @@ class Converter:
     ) -> bytes:
         """The RecommendResponse for an Answer, encoded.
 
-        ``exact``: with timings, which show what was cached. ``private``: without what it says of the history itself.
-        ``experiments``: that it is part of.
+        ``exact``: with timings, which show what was cached. ``private``: without scores, nor what it says of the
+        history. ``experiments``: that it is part of.
         The items are joined from bytes that are made once: building a message of ten items costs as much as the rest.
         """
         message = self._headed(answer, unknown)
@@ -182,6 +182,7 @@ class Converter:
             message.ClearField("timings")
         if private:
             message.history_used = message.unknown_items = 0
+            message.ClearField("complexity")
         head = message.SerializeToString() + _WHY + _text(answer.choice.why)
         if request.request_id:
             head += _REQUEST_ID + _text(request.request_id)
@@ -191,6 +192,9 @@ class Converter:
             self._retitled = self._catalogue.retitled
             self._titled_items.clear()
         indices, scores = answer.indices, answer.scores
+        if private:
+            # Whoever may send any history could search for the one that gives exactly these scores.
+            scores = np.zeros_like(scores)
         if answer.reasons:
             explained = self._explained(answer, titled=request.include_titles)
             head += pb.RecommendResponse(items=explained).SerializeToString()

@@ -17,8 +17,10 @@ import grpc
 from fathom.errors import InvalidRequestError
 from fathom.serving.access.caller import CallContext, Caller
 from fathom.serving.access.control import AccessControl
+from fathom.serving.access.principal import COUNTED_BY_CONTENT
 from fathom.serving.audit import AuditLog
 from fathom.serving.status import INTERNAL_TEXT, retry_after_s, status_of
+from fathom.serving.tracing import Tracing
 from fathom.serving.transport.contract import Metadata, Transport
 
 # method, status, seconds of the whole call
@@ -72,6 +74,7 @@ class Guard:
         encoded: Collection[str] = (),
         access: AccessControl | None = None,
         audit: AuditLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._transport = transport
         self._observe = observe
@@ -79,6 +82,7 @@ class Guard:
         self._encoded = encoded
         self._access = access
         self._audit = audit
+        self._tracing = tracing
 
     def add_generic_rpc_handlers(self, handlers: Iterable[object]) -> None:
         """Called by generated code with what ``add_registered_method_handlers`` gets too, so there is nothing to do."""
@@ -156,11 +160,16 @@ class _Ending:
             return self._context
         self._caller = access.caller_of(self._context)
         self._caller.principal.check(self._method)
+        if self._method not in COUNTED_BY_CONTENT:
+            self._caller.principal.charge(1, time.monotonic())
         return CallContext(self._context, self._caller)
 
     def note(self, code: grpc.StatusCode) -> None:
         """It has ended: count it, and write it down where it matters."""
-        self._guard._observe(self._method, code, time.perf_counter() - self._started_s)
+        seconds = time.perf_counter() - self._started_s
+        self._guard._observe(self._method, code, seconds)
+        if self._guard._tracing is not None:
+            self._guard._tracing.ended(self._method, self._context.invocation_metadata() or (), code, seconds)
         if self._guard._audit is not None:
             self._guard._audit.note(self._method, self._caller, self._context, code)
 

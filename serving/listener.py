@@ -45,6 +45,7 @@ class Listener:
             encoded=ENCODED,
             access=recommend.access,
             audit=recommend.audit,
+            tracing=recommend.tracing,
         )
         recommender_pb2_grpc.add_RecommenderServicer_to_server(service, guard)  # type: ignore[no-untyped-call]
         # Probes have no key, and what reflection tells is public.

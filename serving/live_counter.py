@@ -6,7 +6,7 @@ what others have added. An append without such items, of a user who has had none
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fathom.errors import RequestError, brief
@@ -67,9 +67,11 @@ class LiveCounter:
         # Users among whose newest events is one of an added item, by the digest of their ids.
         self._users: OrderedDict[str, None] = OrderedDict()
 
-    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> Appended:
-        """``HistoryStore.append``, and counts what is new."""
-        counted = list(self._growing())
+    async def append(
+        self, user_id: str, events: Sequence[StoredEvent], counts_for: Callable[[str], bool] = lambda _: True
+    ) -> Appended:
+        """``HistoryStore.append``, and counts what is new, for the bundles whose user it can be."""
+        counted = [each for each in self._growing() if counts_for(each.deployment.name)]
         concerned = any(each.added(event.item_id) for each in counted for event in events)
         if not concerned and not (counted and self._users and digest_of(user_id) in self._users):
             return await self._history.append(user_id, events)

@@ -64,14 +64,14 @@ class Many:
         try:
             charge(caller, request)
         except OverloadError as error:
-            return self._refusal(request.request_id, error)
+            return self._refusal(request.request_id, error, caller)
         return await self._answered(request, deadline_s, caller)
 
     async def _answered(self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller) -> bytes:
         try:
             return result_of(await self.recommend.answer(request, deadline_s, caller))
         except Exception as error:
-            return self._refusal(request.request_id, error)
+            return self._refusal(request.request_id, error, caller)
 
     async def read(self, raw: bytes, client: Client) -> pb.RecommendRequest:
         """A request of a stream; raises InvalidRequestError where it is too large, or none."""
@@ -84,10 +84,15 @@ class Many:
         self, request: pb.RecommendRequest, deadline_s: float | None, caller: Caller, room: "_Room"
     ) -> bytes:
         result = await self._answered(request, deadline_s, caller)
-        return result if room.takes(len(result)) else self._refusal(request.request_id, _full(self.most_bytes))
+        if room.takes(len(result)):
+            return result
+        return self._refusal(request.request_id, _full(self.most_bytes), caller)
 
-    def _refusal(self, request_id: str, error: Exception) -> bytes:
+    def _refusal(self, request_id: str, error: Exception, caller: Caller) -> bytes:
         code, text = status_of(error)
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            # The audit log is told of the call with its number.
+            caller.about["refused_parts"] = int(str(caller.about.get("refused_parts", 0))) + 1
         self.recommend.metrics.failed(code)
         if code is grpc.StatusCode.INTERNAL:
             log.error("unexpected error in one request of many", exc_info=error)

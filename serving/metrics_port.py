@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
+import grpc
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from fathom.errors import ConfigError, UnauthenticatedError
 from fathom.serving.access.control import OPEN, AccessControl
 from fathom.serving.access.principal import Role
+from fathom.serving.audit import AuditLog
 from fathom.serving.transport.tls import Certificates
 
 #: Connections at once; with one more, the oldest is cut off.
@@ -31,6 +33,21 @@ REST_S = 0.5
 _PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
 
 log = logging.getLogger("fathom.serving")
+
+
+#: Of who may not read the metrics.
+_REFUSALS = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}
+
+
+class _Asked(NamedTuple):
+    """Who has asked, for the audit log."""
+
+    writer: asyncio.StreamWriter
+
+    def peer(self) -> str:
+        """The caller's address, as gRPC writes it."""
+        host, port, *_ = self.writer.get_extra_info("peername") or ("unknown", 0)
+        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 class _Answer(NamedTuple):
@@ -51,11 +68,13 @@ class MetricsPort:
         registry: CollectorRegistry,
         state: Callable[[], str],
         access: AccessControl = OPEN,
+        audit: AuditLog | None = None,
         certificates: Certificates | None = None,
     ) -> None:
         self._metrics: Any = make_wsgi_app(registry)
         self._state = state
         self._access = access
+        self._audit = audit
         self._certificates = certificates
         self._renewing: asyncio.Task[None] | None = None
         # Registries are read by one thread at a time, so that many scrapes at once do not take all threads.
@@ -80,9 +99,10 @@ class MetricsPort:
         self.port = listening.getsockname()[1]
         certificates = self._certificates
         tls = None if certificates is None else certificates.for_http()
-        self._server = await asyncio.start_server(self._welcome, sock=listening, limit=LONGEST_HEAD, ssl=tls)
-        if certificates is not None and tls is not None:
-            self._renewing = asyncio.create_task(certificates.renew_always(tls))
+        context = None if tls is None else tls.context
+        self._server = await asyncio.start_server(self._welcome, sock=listening, limit=LONGEST_HEAD, ssl=context)
+        if tls is not None:
+            self._renewing = asyncio.create_task(tls.follow())
         return self
 
     async def close(self) -> None:
@@ -123,6 +143,8 @@ class MetricsPort:
             answer, silent = _Answer(431, b"the head of the request is too long\n"), False
         else:
             answer, silent = await self._answer(head.decode("latin-1")), head.startswith(b"HEAD ")
+            if answer.status in _REFUSALS and self._audit is not None:
+                self._audit.note("/metrics", None, _Asked(writer), _REFUSALS[answer.status])
         if writer.is_closing():
             return
         # Then drain() waits for the last byte.
@@ -165,7 +187,9 @@ class MetricsPort:
             principal = self._access.of_header(fields.get("authorization"))
         except UnauthenticatedError as error:
             return _Answer(401, f"{error}\n".encode(), {**_PLAIN, "WWW-Authenticate": "Bearer"})
-        return None if principal.may(Role.ADMIN) else _Answer(403, b"metrics are for the role admin\n")
+        if principal.may(Role.ADMIN) and not principal.tenant.name:
+            return None
+        return _Answer(403, b"metrics are for admins of the server, not of a tenant\n")
 
     def _read(self, query: str, fields: Mapping[str, str]) -> _Answer:
         """In a thread, because it takes milliseconds."""

@@ -34,6 +34,7 @@ from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.intake import FEW, MORE, TURN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.recording import Recorder
+from fathom.serving.tracing import Told, Tracing
 from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait, status_of_leaving
 from fathom.serving.turns import Ring, Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of, work_of
@@ -60,6 +61,7 @@ class Recommend:
     access: AccessControl = OPEN
     audit: AuditLog | None = None
     experiments: RunningExperiments | None = None
+    tracing: Tracing | None = None
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -150,7 +152,7 @@ class Recommend:
 
         Raises what is wrong with it. Returns what takes it out of the queue.
         """
-        trial = None if self.experiments is None else self.experiments.begin(request, caller.principal)
+        trial = None if self.experiments is None else self.experiments.begin(request, caller.principal, owner)
         if trial is None:
             return self._enter(request, deadline_s, caller, owner, None, NO_CHANGE, done)
         return trial.enter(partial(self._enter, request, deadline_s, caller, owner, trial), done)
@@ -185,6 +187,8 @@ class Recommend:
                 done(answer)
                 return
             self.metrics.answered(deployment.name, answer, unknown)
+            if self.tracing is not None:
+                caller.told = Told(deployment.name, answer)
             if self.recorder is not None:
                 self.recorder.offer(deployment, query, answer)
             labels = () if trial is None else trial.labels
@@ -337,12 +341,15 @@ class _Recommending:
 
     def _fail(self, error: Exception) -> grpc.StatusCode:
         code, text, trailing = ending_of(error, METHOD)
-        self._call.fail(code, text, trailing)
         self._observe(code)
+        self._call.fail(code, text, trailing)
         return code
 
     def _observe(self, code: grpc.StatusCode) -> None:
-        service = self._service
-        service.metrics.called(METHOD, code, time.perf_counter() - self._started_s)
+        service, seconds = self._service, time.perf_counter() - self._started_s
+        service.metrics.called(METHOD, code, seconds)
+        if service.tracing is not None:
+            told = None if self._caller is None else self._caller.told
+            service.tracing.ended(METHOD, self._call.invocation_metadata(), code, seconds, told)
         if service.audit is not None:
             service.audit.note(METHOD, self._caller, self._call, code)

@@ -45,6 +45,7 @@ from fathom.serving.recommend import Recommend
 from fathom.serving.recording import Recorder
 from fathom.serving.service import RecommenderService, TellWorkers
 from fathom.serving.signals import RELOAD, STOP, ignore_others
+from fathom.serving.tracing import Tracing
 from fathom.serving.transport.contract import Options, Transport
 from fathom.serving.transport.open import open_transport
 from fathom.serving.transport.options import allow_connections, server_options
@@ -110,6 +111,7 @@ class Server:
         self._listeners: list[Listener] = []
         self._following_access: asyncio.Task[None] | None = None
         self._experiments = _experiments(settings, self.bundles)
+        self._tracing = Tracing() if settings.trace == "otlp" else None
         self._experimenting: list[asyncio.Task[None]] = []
         self._metrics_http: MetricsPort | None = None
         self._http: HttpPort | None = None
@@ -136,13 +138,13 @@ class Server:
             self.audit.start()
         main, admin = await self._listen()
         if self._settings.metrics_port is not None:
-            port = MetricsPort(self._metrics.registry, lambda: self.state, self._access, self._certificates)
+            port = MetricsPort(self._metrics.registry, lambda: self.state, self._access, self.audit, self._certificates)
             self._metrics_http = await port.start(self._settings.host, self._settings.metrics_port)
         if not self._access.is_open:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
         if self._experiments is not None:
-            self._experiments.load()
+            await self._experiments.load()
             self._experimenting = [
                 asyncio.create_task(each) for each in (self._experiments.run(), self._experiments.logs.run())
             ]
@@ -206,6 +208,8 @@ class Server:
             await asyncio.to_thread(self._recorder.close)
         if self.audit is not None:
             self.audit.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,6 +231,7 @@ class Server:
             self._access,
             self.audit,
             self._experiments,
+            self._tracing,
         )
         service = RecommenderService(
             recommend,
@@ -263,6 +268,7 @@ class Server:
             state=lambda: self.state,
             but=() if settings.admin_port is None else ADMIN_METHODS,
             origins=settings.http_origins,
+            is_local=is_loopback(settings.host),
         )
         port = HttpPort(gateway.app, certificates)
         return await port.start(settings.host, settings.http_port or 0, shares_port=self._shares_port)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import grpc
 
-from fathom.errors import InvalidRequestError, RequestError
+from fathom.errors import InvalidRequestError, PermissionDeniedError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.access.caller import CallContext, Caller
@@ -191,6 +191,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         """What users did with answers of experiments."""
         with self.gate:
             experiments, tenant = self._experimenting(), context.caller.principal.tenant
+            if context.caller.principal.user is not None:
+                raise PermissionDeniedError("outcomes are reported by services, not by a user's own token")
             context.caller.about["outcomes"] = len(request.outcomes)
             context.caller.principal.charge(max(1, -(-len(request.outcomes) // PLAIN_IDS)), time.monotonic())
             outcomes = outcomes_of(request, tenant, time.time())
@@ -199,11 +201,11 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def ListExperiments(
         self,
         request: pb.ListExperimentsRequest,  # noqa: ARG002
-        context: CallContext,  # noqa: ARG002
+        context: CallContext,
     ) -> pb.ListExperimentsResponse:
         """How the experiments stand."""
         with self.gate:
-            return pb.ListExperimentsResponse(experiments=self._experimenting().statuses())
+            return pb.ListExperimentsResponse(experiments=self._experimenting(context.caller).statuses())
 
     async def ChangeExperiment(self, request: pb.ChangeExperimentRequest, context: CallContext) -> pb.ExperimentStatus:
         """Start, stop or promote one."""
@@ -211,8 +213,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             phase = _PHASES.get(request.action)
             if phase is None:
                 raise InvalidRequestError("action is not set; START, STOP or PROMOTE")
-            context.caller.about |= {"experiment": request.name, "phase": phase.value, "arm": request.arm}
-            return self._experimenting().change(request.name, phase, request.arm)
+            about = {"experiment": brief(request.name), "phase": phase.value, "arm": brief(request.arm)}
+            context.caller.about |= about
+            return await self._experimenting(context.caller).change(request.name, phase, request.arm)
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: CallContext) -> pb.GetBundleResponse:
         """What is being served."""
@@ -227,7 +230,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def Reload(self, request: pb.ReloadRequest, context: CallContext) -> pb.ReloadResponse:
         """Serve the newest bundles; goes on to its end even if the caller does not wait for it."""
         with self.gate:
-            context.caller.about["bundle"] = request.bundle
+            context.caller.about["bundle"] = brief(request.bundle)
             return await self._to_its_end(self._reload(request.bundle, context.caller.principal.tenant))
 
     async def _reload(self, name: str, tenant: Tenant) -> pb.ReloadResponse:
@@ -260,9 +263,12 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         changed = await change
         return changed, await self.tell_workers("catalogue", self.bundles.choose(bundle).name)
 
-    def _experimenting(self) -> RunningExperiments:
+    def _experimenting(self, operator: Caller | None = None) -> RunningExperiments:
+        """The server's experiments; raises PermissionDeniedError for an operator who is some tenant's."""
         if self.recommend.experiments is None:
             raise InvalidRequestError("this server runs no experiments; start it with `fathom serve --experiments`")
+        if operator is not None and operator.principal.tenant.name:
+            raise PermissionDeniedError("experiments are for all tenants, so they are changed by admins of the server")
         return self.recommend.experiments
 
     def _changeable(self) -> Catalogues:
@@ -282,7 +288,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         caller.about["events"] = len(events)
         caller.principal.charge(max(1, -(-len(events) // PLAIN_IDS)), time.monotonic())
         with self.metrics.using_history("append"):
-            return await (self.counter or history).append(user, events)
+            if self.counter is None:
+                return await history.append(user, events)
+            return await self.counter.append(user, events, caller.principal.tenant.may_use)
 
 
 def _page(found: Sequence[ItemChange]) -> Sequence[ItemChange]:

@@ -28,8 +28,6 @@ LONGEST_TOKEN = 8_192
 #: Verified tokens that are remembered: verifying a signature costs as much as a small answer.
 MOST_TOKENS = 10_000
 LOOK_EVERY_S = 1.0
-#: How often key sets are fetched again: regularly, and when a token names a key that is not in its set.
-FETCH_EVERY_S, FETCH_SOON_S = 300.0, 60.0
 
 log = logging.getLogger("fathom.serving")
 
@@ -55,7 +53,6 @@ class AccessControl:
         self._known = Known.nobody()
         self._tokens: OrderedDict[str, _Verified] = OrderedDict()
         self._stamps: Sequence[Stamp] = ()
-        self._fetched_s = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -64,28 +61,41 @@ class AccessControl:
 
     def load(self) -> None:
         """Read the access file and the key sets that it names; raises ConfigError, and then changes nothing."""
-        if self._path is None:
-            return
-        stamps = self._stamped()
-        known = Known.of(read_access(self._path), self._path.parent, self._limits)
-        self._known, self._stamps, self._fetched_s = known, stamps, time.monotonic()
-        self._tokens.clear()
+        if self._path is not None:
+            self._adopt(*self._read(self._known, fetch=True))
 
     async def run(self) -> None:
         """Follow the files until cancelled; what cannot be used is logged, and what was known before still holds."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
-                if await asyncio.to_thread(self._has_changed):
-                    self._stamps = self._stamped()
-                    self._fetched_s = time.monotonic()
-                    await asyncio.to_thread(self.load)
-                    log.info("the access file or a key set has changed; it holds from now on")
+                fetch = self._must_fetch()
+                if fetch or await asyncio.to_thread(self._stamped, self._known) != self._stamps:
+                    # Read in a thread, and taken over between two calls.
+                    self._adopt(*await asyncio.to_thread(self._read, self._known, fetch=fetch))
+                    log.info("the access file or a key set was read again")
             except FathomError as error:
+                self._stamps = await asyncio.to_thread(self._stamped, self._known)
                 log.error("access control stays as it was: %s", error)
             except Exception:
                 # The next look may succeed; if this ended, no key could be revoked any more.
                 log.exception("access control stays as it was")
+
+    def _read(self, before: Known, *, fetch: bool) -> tuple[Known, Sequence[Stamp]]:
+        """What the files say; key sets behind a URL are only fetched where they are new, or ``fetch`` says so."""
+        assert self._path is not None
+        stamps = self._stamped(before)
+        known = Known.of(read_access(self._path), self._path.parent, self._limits, before, fetch=fetch)
+        # Key sets that were not followed before are from now on.
+        return known, stamps if known.key_files == before.key_files else self._stamped(known)
+
+    def _adopt(self, known: Known, stamps: Sequence[Stamp]) -> None:
+        self._known, self._stamps = known, stamps
+        self._tokens.clear()
+
+    def _must_fetch(self) -> bool:
+        now_s = time.monotonic()
+        return any(each.is_due(now_s) for each in self._known.issuers.values())
 
     def caller_of(self, call: Any) -> Caller:
         """Who calls; raises UnauthenticatedError where that is not proved.
@@ -97,7 +107,7 @@ class AccessControl:
             return Caller(client)
         principal = self.identify(call)
         # Keys share the server, from wherever they are used.
-        return Caller(Client(principal.name, client.connection, client.name), principal)
+        return Caller(Client(principal.key, client.connection, client.name), principal)
 
     def identify(self, call: Any) -> Principal:
         """Who calls; raises UnauthenticatedError where that is not proved."""
@@ -156,17 +166,9 @@ class AccessControl:
             self._tokens.popitem(last=False)
         return verified
 
-    def _stamped(self) -> Sequence[Stamp]:
+    def _stamped(self, known: Known) -> Sequence[Stamp]:
         assert self._path is not None
-        return [stamp_of(path) for path in (self._path, *self._known.key_files)]
-
-    def _has_changed(self) -> bool:
-        if self._path is None:
-            return False
-        remote = [each for each in self._known.issuers.values() if each.is_remote]
-        soon = any(each.lacks_key for each in remote)
-        stale = time.monotonic() - self._fetched_s > (FETCH_SOON_S if soon else FETCH_EVERY_S)
-        return bool(remote and stale) or self._stamped() != self._stamps
+        return [stamp_of(path) for path in (self._path, *known.key_files)]
 
 
 def names_of(auth_context: Mapping[str, Sequence[bytes]]) -> Sequence[str]:

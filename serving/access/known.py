@@ -11,7 +11,7 @@ from fathom.errors import UnauthenticatedError
 from fathom.serving.access.bucket import Bucket
 from fathom.serving.access.principal import NO_TENANT, Principal, Tenant, scope_of
 from fathom.serving.access.schema import AccessFile, CertificatePart, IssuerPart, KeyPart
-from fathom.serving.access.tokens import Claims, TokenVerifier
+from fathom.serving.access.tokens import Claims, TokenVerifier, verifier_of
 
 #: Subjects of tokens whose limits are remembered.
 MOST_SUBJECTS = 100_000
@@ -65,20 +65,26 @@ class Known:
         return cls()
 
     @classmethod
-    def of(cls, file: AccessFile, folder: Path, limits: Limits) -> Self:
-        """Whom a file names; raises ConfigError for a key set that cannot be read. ``folder``: where the file lies."""
+    def of(
+        cls, file: AccessFile, folder: Path, limits: Limits, before: "Known | None" = None, *, fetch: bool = True
+    ) -> Self:
+        """Whom a file names; raises ConfigError for a key set in a file that cannot be read.
+
+        ``folder``: where the file lies. ``before``: who was known, with key sets that may go on being used. A set that
+        cannot be fetched keeps nobody else out: what was known of its issuer holds, or nothing yet.
+        """
         tenants = {"": _TenantLimits(NO_TENANT, ())}
         for name, part in file.tenants.items():
             tenant = Tenant(name, part.bundles, part.default_bundle)
             tenants[name] = _TenantLimits(tenant, limits.of(f"tenant {name}", part.rate, part.burst))
-        issuers = {part.issuer: TokenVerifier(part, folder) for part in file.jwt}
-        for issuer in issuers.values():
-            issuer.load()
+        old = {} if before is None else before.issuers
+        issuers = {part.issuer: verifier_of(part, folder, old.get(part.issuer), fetch=fetch) for part in file.jwt}
 
         def principal(name: str, part: KeyPart | CertificatePart) -> Principal:
             tenant, shared = tenants[part.tenant]
             own = limits.of(name, part.rate, part.burst)
-            return Principal(name, frozenset(part.roles), tenant, None, (*own, *shared), scope_of(part.tenant, None))
+            roles, scope = frozenset(part.roles), scope_of(part.tenant, None)
+            return Principal(name, roles, tenant, None, (*own, *shared), scope, name)
 
         return cls(
             tenants,
@@ -95,10 +101,11 @@ class Known:
             raise UnauthenticatedError("the token is for a tenant that is not known")
         tenant, shared = self.tenants[claims.tenant]
         # Of a token that is a user's, the subject is the user.
-        name = f"a user of {part.issuer}" if claims.user is not None else f"subject {claims.subject}"
-        own = limits.of(f"{part.issuer} {claims.subject}", part.rate, part.burst)
+        name = f"a user of {part.issuer}" if claims.user is not None else f"subject {claims.subject} of {part.issuer}"
+        key = f"{part.issuer} {claims.tenant} {claims.subject}"
+        own = limits.of(key, part.rate, part.burst)
         scope = scope_of(claims.tenant, claims.user)
-        return Principal(name, claims.roles, tenant, claims.user, (*own, *shared), scope)
+        return Principal(name, claims.roles, tenant, claims.user, (*own, *shared), scope, key)
 
 
 def _end_of(day: date | None) -> float:

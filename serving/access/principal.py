@@ -29,6 +29,12 @@ ROLE_OF: Mapping[str, Role] = {
 #: What only an admin may call, on the admin port where there is one.
 ADMIN_METHODS = tuple(method for method, role in ROLE_OF.items() if role is Role.ADMIN)
 
+#: Whose work is counted by what they ask for; any other call is as much as a plain request.
+COUNTED_BY_CONTENT = (
+    *("Recommend", "RecommendBatch", "RecommendStream"),
+    *("AppendEvents", "AppendEventStream", "ReportOutcomes"),
+)
+
 #: Begins the key of a tenant's user in the stores, and ends the tenant's name; no user id of a request begins with it.
 _MARK = "\x1f"
 
@@ -49,11 +55,14 @@ class Tenant:
         """Whether a bundle of this name exists for it."""
         return self.bundles is None or any(fnmatchcase(bundle, each) for each in self.bundles)
 
-    def key_of(self, user_id: str) -> str:
-        """The key of one of its users in the stores; raises InvalidRequestError for an id that could be another's."""
-        if user_id.startswith(_MARK):
-            raise InvalidRequestError("user_id begins with a control character; send another")
-        return f"{_MARK}{self.name}{_MARK}{user_id}" if self.name else user_id
+    def key_of(self, id: str, what: str = "user_id") -> str:
+        """The key of one of its users, or of ``what`` else has an id, in the stores.
+
+        Raises InvalidRequestError for an id that could be another tenant's.
+        """
+        if id.startswith(_MARK):
+            raise InvalidRequestError(f"{what} begins with a control character; send another")
+        return f"{_MARK}{self.name}{_MARK}{id}" if self.name else id
 
 
 NO_TENANT = Tenant()
@@ -64,7 +73,8 @@ class Principal:
     """A caller whose identity was proved. ``name``: for logs and messages, as "key web".
 
     ``user``: the only one whom it may ask about and write about; None: anybody. ``buckets``: limits of its work.
-    ``scope``: what is cached for one scope is never found by another.
+    ``scope``: what is cached for one scope is never found by another. ``key``: which no other caller has; callers share
+    the server by it.
     """
 
     name: str = "anybody"
@@ -73,6 +83,7 @@ class Principal:
     user: str | None = None
     buckets: tuple[Bucket, ...] = ()
     scope: bytes = b""
+    key: str = ""
 
     def may(self, role: Role) -> bool:
         """Whether it has a role."""

@@ -1,6 +1,9 @@
 """JSON Web Tokens of one issuer: RFC 7519, with the issuer's keys as a JSON Web Key Set (RFC 7517)."""
 
 import json
+import logging
+import math
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +20,10 @@ FETCH_S = 5.0
 LARGEST_SET = 1 << 20
 #: Kinds of keys with a public half; a shared secret in a key set is not used.
 PUBLIC = ("RSA", "EC", "OKP")
+#: How often key sets are fetched again: regularly, and where a key or the whole set is missing.
+FETCH_EVERY_S, FETCH_SOON_S = 300.0, 30.0
+
+log = logging.getLogger("fathom.serving")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class TokenVerifier:
         optional("cryptography", "jwt")
         self._folder = folder
         self._keys: Mapping[str | None, Any] = {}
+        self._fetched_s = -math.inf
         #: Whether a token has named a key that is not in the set: the issuer may have a new one.
         self.lacks_key = False
 
@@ -49,8 +57,13 @@ class TokenVerifier:
         """Whether the key set is fetched from a URL, and so has to be fetched again now and then."""
         return "://" in self.part.jwks
 
+    def is_due(self, now_s: float) -> bool:
+        """Whether the key set is to be fetched again; ``now_s``: of ``time.monotonic``."""
+        return self.is_remote and now_s - self._fetched_s > (FETCH_SOON_S if self.lacks_key else FETCH_EVERY_S)
+
     def load(self) -> None:
         """Read the key set, which may take long; raises ConfigError, and then keeps the one before."""
+        self._fetched_s = time.monotonic()
         try:
             found = json.loads(self._fetched() if self.is_remote else (self._folder / self.part.jwks).read_bytes())
             keys = [self._jwt.PyJWK(each) for each in found["keys"] if each.get("kty") in PUBLIC]
@@ -60,6 +73,10 @@ class TokenVerifier:
         if not keys:
             raise ConfigError(f"jwt: {self.part.jwks} holds no public key")
         self._keys, self.lacks_key = {key.key_id: key for key in keys}, False
+
+    def put_off(self) -> None:
+        """The key set could not be fetched: try again soon, but not at once."""
+        self._fetched_s, self.lacks_key = time.monotonic(), True
 
     def verify(self, token: str) -> Claims:
         """What a token says; raises UnauthenticatedError unless it is the issuer's, for us, and valid now."""
@@ -112,6 +129,25 @@ class TokenVerifier:
         if len(body) > LARGEST_SET:
             raise ValueError("too large")
         return body
+
+
+def verifier_of(part: IssuerPart, folder: Path, before: TokenVerifier | None, *, fetch: bool) -> TokenVerifier:
+    """The verifier of an issuer, or the one there was, if it is still the same; see ``Known.of``."""
+    same = before is not None and before.part == part
+    if before is not None and same and before.is_remote and not fetch:
+        return before
+    verifier = TokenVerifier(part, folder)
+    try:
+        verifier.load()
+    except ConfigError as error:
+        if not verifier.is_remote:
+            raise
+        log.error("%s; it is tried again", error)
+        if before is not None and same:
+            before.put_off()
+            return before
+        verifier.lacks_key = True
+    return verifier
 
 
 def issuer_of(token: str) -> str | None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fathom.errors import FathomError
 from fathom.experiments.config import Experiment
 from fathom.experiments.exposures import ROWS_PER_PART, Exposure, LogWriter, Outcome
 from fathom.serving.logs import Seldom
@@ -29,11 +28,17 @@ class ExperimentLogs:
         self.lost = 0
 
     def open(self, name: str, experiment: Experiment) -> None:
-        """Begin or go on with an experiment's log; raises FathomError where that cannot be."""
+        """Begin or go on with an experiment's log; raises FathomError where that cannot be. In any thread."""
+        if name in self._writers:
+            self._writers[name].define(experiment)
+            return
+        # It says what was shown to whom.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A process may begin again with the number of one that has ended.
         writer = f"{os.getpid()}_{time.time_ns() // 1_000_000}"
-        self._writers[name] = LogWriter(self._folder / name, name, experiment, writer=writer)
-        self._waiting.setdefault(name, 0)
+        opened = LogWriter(self._folder / name, name, experiment, writer=writer)
+        self._waiting[name] = 0
+        self._writers[name] = opened
 
     def expose(self, row: Exposure) -> None:
         """Note an answered request."""
@@ -66,7 +71,8 @@ class ExperimentLogs:
                 continue
             try:
                 await asyncio.to_thread(self._writers[name].flush)
-            except (OSError, FathomError) as error:
+            except Exception as error:
+                # Disks recover; if this ended, nothing would be logged any more.
                 log.warning("the log of experiment %s cannot be written: %s", name, error)
             else:
                 self._waiting[name] -= noted

@@ -14,6 +14,7 @@ from fathom.runtime.shares import Client
 from fathom.serving.bundles import Bundles
 from fathom.serving.deployment import Deployment
 from fathom.serving.experiments.treatment import Change
+from fathom.serving.experiments.trial import Trial
 
 #: Copies that are answered at a time; no more are begun.
 MOST_AT_ONCE = 8
@@ -52,15 +53,15 @@ class Shadows:
         self._under_way: set[_Copy] = set()
         self.dropped = 0
 
-    def copy(self, request: pb.RecommendRequest, bundle: str, change: Change, told: Told) -> None:
-        """Answer a copy soon, of the bundle that has answered the request unless the change names another."""
+    def copy(self, trial: Trial, bundle: str, change: Change, told: Told) -> None:
+        """Answer a copy of a trial's request soon, from this bundle unless the change names another."""
         if len(self._under_way) >= MOST_AT_ONCE:
             self._drop(told)
             return
         copied = pb.RecommendRequest()
-        copied.CopyFrom(request)
+        copied.CopyFrom(trial.request)
         copied.bundle = bundle if not change.bundle else ""
-        copy = _Copy(change.prepared(copied), change, told)
+        copy = _Copy(trial, change.prepared(copied), change, told)
         self._under_way.add(copy)
         # The answer that it is a copy of goes first.
         asyncio.get_running_loop().call_soon(self._begin, copy)
@@ -78,7 +79,9 @@ class Shadows:
                 self._under_way.discard(copy)
                 self._drop(copy.told)
                 return
-            query, _ = deployment.converter.query(copy.request, None, CLIENT)
+            # What is cached of it belongs to whom the request belongs to.
+            trial = copy.trial
+            query, _ = deployment.converter.query(copy.request, None, CLIENT, trial.owner, trial.scope)
             copy.leave = deployment.pipeline.enter(copy.change.applied(query), partial(self._end, copy, deployment))
         except Exception as error:
             self._end(copy, None, error)
@@ -101,8 +104,8 @@ class Shadows:
 class _Copy:
     """One copy under way."""
 
-    def __init__(self, request: pb.RecommendRequest, change: Change, told: Told) -> None:
-        self.request, self.change, self.told = request, change, told
+    def __init__(self, trial: Trial, request: pb.RecommendRequest, change: Change, told: Told) -> None:
+        self.trial, self.request, self.change, self.told = trial, request, change, told
         self.started_s = time.perf_counter()
         self.leave: Leave = lambda: None
 

@@ -58,6 +58,13 @@ class States:
         write_json(self._path(name), {"schema_version": SCHEMA_VERSION, **asdict(state)})
         return state
 
+    def roll_back(self, name: str, arm: str, reason: str, since_s: float) -> ExperimentState:
+        """Roll back what has run since then, unless it was changed meanwhile; returns how it stands. Raises OSError."""
+        now = self.read(name)
+        if now.phase is not Phase.RUNNING or now.since_s != since_s:
+            return now
+        return self.write(name, Phase.ROLLED_BACK, arm, reason)
+
     def stamps(self, names: Mapping[str, object]) -> list[Stamp]:
         """What the files of some experiments are now."""
         return [stamp_of(self._path(name)) for name in names]

@@ -19,7 +19,7 @@ def units_of(request: pb.RecommendRequest, tenant: Tenant) -> dict[Unit, str]:
     if request.user_id:
         found["user"] = tenant.key_of(request.user_id)
     if request.session_id:
-        found["session"] = tenant.key_of(request.session_id)
+        found["session"] = tenant.key_of(request.session_id, "session_id")
     return found
 
 
@@ -42,7 +42,9 @@ def _outcome(each: pb.Outcome, tenant: Tenant, now_s: float) -> Outcome:
         raise InvalidRequestError(f"the value of a {each.kind} is {value}; send a number")
     if each.timestamp < 0:
         raise InvalidRequestError("a timestamp is negative; send seconds since 1970")
-    return Outcome(float(each.timestamp or now_s), tenant.key_of(each.request_id), each.kind, value, each.item_id)
+    return Outcome(
+        float(each.timestamp or now_s), tenant.key_of(each.request_id, "request_id"), each.kind, value, each.item_id
+    )
 
 
 def events_before(request: pb.RecommendRequest, since_s: float) -> float | None:

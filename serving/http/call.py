@@ -10,6 +10,7 @@ from starlette.requests import Request
 from fathom.errors import InvalidRequestError
 from fathom.serving.access.control import HEADER
 from fathom.serving.convert import CLIENT_KEY
+from fathom.serving.tracing import HEADERS as TRACE_HEADERS
 from fathom.serving.transport.contract import AuthContext, Metadata
 
 #: How long the caller waits, as gRPC writes it: 200m for 200 milliseconds.
@@ -40,7 +41,7 @@ class HttpCall:
     def invocation_metadata(self) -> Metadata:
         """The headers that mean something here."""
         headers = self._request.headers
-        return [(name, value) for name in (HEADER, CLIENT_KEY) for value in headers.getlist(name)]
+        return [(name, value) for name in (HEADER, CLIENT_KEY, *TRACE_HEADERS) for value in headers.getlist(name)]
 
     def peer(self) -> str:
         """The caller's address, as gRPC writes it."""

@@ -1,6 +1,7 @@
 """Serves the gateway on a port, in the server's own event loop."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,29 @@ from typing import Self
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from fathom.errors import ConfigError
 from fathom.serving.transport.tls import Certificates
 
-#: Connections at once, and how long an idle one is kept.
-MOST_CONNECTIONS, IDLE_S = 1_000, 120
+#: Connections at once, how long an idle one is kept, and how long a new one may take to say what it wants.
+MOST_CONNECTIONS, IDLE_S, HEAD_S = 10_000, 120, 10.0
+
+
+class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Hangs up on who does not say what it wants: silent connections must not shut out others."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._giving_up = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._giving_up.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class _Embedded(uvicorn.Server):
@@ -24,12 +42,17 @@ class _Embedded(uvicorn.Server):
         yield
 
 
+# What it has to say, we say ourselves.
+logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+
+
 class HttpPort:
     """An HTTP/1.1 port; with ``certificates`` an HTTPS port, whose certificate follows the files."""
 
     def __init__(self, app: Starlette, certificates: Certificates | None = None) -> None:
         config = uvicorn.Config(
             app,
+            http=_Impatient,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -39,8 +62,8 @@ class HttpPort:
             timeout_keep_alive=IDLE_S,
         )
         config.load()
-        config.ssl = self._tls = None if certificates is None else certificates.for_http(asks_clients=True)
-        self._certificates = certificates
+        self._tls = None if certificates is None else certificates.for_http(asks_clients=True)
+        config.ssl = None if self._tls is None else self._tls.context
         self._renewing: asyncio.Task[None] | None = None
         self._server = _Embedded(config)
         self._serving: asyncio.Task[None] | None = None
@@ -57,8 +80,8 @@ class HttpPort:
         self._serving = asyncio.create_task(self._server.serve([listening]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.001)
-        if self._certificates is not None and self._tls is not None:
-            self._renewing = asyncio.create_task(self._certificates.renew_always(self._tls))
+        if self._tls is not None:
+            self._renewing = asyncio.create_task(self._tls.follow())
         return self
 
     def stop_listening(self) -> None:

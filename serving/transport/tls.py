@@ -14,7 +14,7 @@ from fathom.errors import ConfigError
 from fathom.serving.config import ServerSettings
 from fathom.serving.files_watch import Stamp, stamp_of
 
-#: How often the port for metrics looks at the files; gRPC looks with each connection.
+#: How often HTTPS ports look at the files; gRPC looks with each connection.
 LOOK_EVERY_S = 1.0
 
 log = logging.getLogger("fathom.serving")
@@ -48,8 +48,12 @@ class Certificates:
             require_client_authentication=self._client_ca is not None,
         )
 
-    def for_http(self, *, asks_clients: bool = False) -> ssl.SSLContext:
-        """A context of an HTTPS port; raises ConfigError. ``asks_clients``: for their certificates, where gRPC does."""
+    def for_http(self, *, asks_clients: bool = False) -> "HttpsContext":
+        """The context of an HTTPS port; raises ConfigError. ``asks_clients``: for certificates, where gRPC does."""
+        return HttpsContext(self, asks_clients=asks_clients)
+
+    def new_context(self, *, asks_clients: bool) -> ssl.SSLContext:
+        """A context from the files as they are now; raises ConfigError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._load(context)
@@ -58,37 +62,26 @@ class Certificates:
             context.load_verify_locations(self._client_ca)
         return context
 
-    async def renew_always(self, context: ssl.SSLContext) -> None:
-        """Let a context of ``for_http`` follow the files until cancelled; it keeps what it has where they are wrong."""
-        before = self._stamped()
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            if (now := self._stamped()) != before:
-                before = now
-                try:
-                    self._load(context)
-                except ConfigError as error:
-                    log.error("the certificate of the metrics port stays: %s", error)
-
-    def _stamped(self) -> Sequence[Stamp]:
+    def stamps(self) -> Sequence[Stamp]:
+        """What the files are now."""
         return [stamp_of(path) for path in (self._certificate, self._key, self._client_ca) if path is not None]
 
     def _newer(self) -> grpc.ServerCertificateConfiguration | None:
         """What the next client gets, None for the same as the last."""
         with self._reading:
-            if self._stamped() == self._stamps:
+            if self.stamps() == self._stamps:
                 return None
             try:
                 found = self._read()
             except ConfigError as error:
-                self._stamps = self._stamped()
+                self._stamps = self.stamps()
                 log.error("the certificate stays: %s", error)
                 return None
         log.info("the certificate has changed; new connections get the new one")
         return found
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        self._stamps = self._stamped()
+        self._stamps = self.stamps()
         self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         roots = None if self._client_ca is None else _pem(self._client_ca)
         return grpc.ssl_server_certificate_configuration([(_pem(self._key), _pem(self._certificate))], roots)
@@ -118,3 +111,29 @@ def _pem(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+class HttpsContext:
+    """A context for as long as a port is open, in which each connection gets what the files say then."""
+
+    def __init__(self, certificates: Certificates, *, asks_clients: bool) -> None:
+        self._certificates = certificates
+        self._asks_clients = asks_clients
+        self._newest = self.context = certificates.new_context(asks_clients=asks_clients)
+        # OpenSSL calls it for clients that name no server, too.
+        self.context.sni_callback = self._exchange
+
+    def _exchange(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._newest
+
+    async def follow(self) -> None:
+        """Follow the files until cancelled; while they are wrong it stays as it was."""
+        before = self._certificates.stamps()
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if (now := self._certificates.stamps()) != before:
+                before = now
+                try:
+                    self._newest = self._certificates.new_context(asks_clients=self._asks_clients)
+                except ConfigError as error:
+                    log.error("the certificate of an HTTPS port stays: %s", error)

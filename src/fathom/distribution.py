@@ -26,6 +26,7 @@ EXTRA_OF = {
     "cryptography": "sign",
     "tensorboard": "tensorboard",
     "jwt": "jwt",
+    "opentelemetry": "otel",
     **dict.fromkeys(("starlette", "uvicorn"), "web"),
 }
 

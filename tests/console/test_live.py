@@ -1,20 +1,26 @@
 """What happened between two scrapes of real metrics, and what cannot be scraped."""
 
 import math
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from certificates import Authority
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from started import Started
 
+from fathom.connection import Connection
 from fathom.console.live import LiveMetrics, Point, Snapshot, between, check_url, quantile_ms
 from fathom.errors import ConfigError, ConnectError
 from fathom.runtime.query import Answer, Timing
 from fathom.selector.choice import Choice, DepthReason
+from fathom.serving.access.keys import new_key
+from fathom.serving.config import ServerSettings
 from fathom.serving.metrics import SECONDS, Metrics, Reading
+from fathom.serving.server import Server
 
 UNTIL_FIRST = Snapshot(0.0, 100.0, {}, {}, 0.0, 0.0)
 
@@ -97,6 +103,25 @@ async def test_metrics_are_scraped_from_a_server(server: Started, console: Start
     # So soon after the first scrape there is no other.
     assert await metrics.points() == []
     assert console.ask("/api/live").status == 200
+
+
+async def test_metrics_of_a_server_that_knows_its_callers_are_read_with_the_key_of_the_console(
+    hostile_bundle: Path, tmp_path: Path
+) -> None:
+    authority, key = Authority(tmp_path), new_key()
+    certificate, private = authority.issue("server")
+    access = tmp_path / "access.yaml"
+    access.write_text(f"keys:\n  - {{name: me, sha256: {key.sha256!r}, roles: [admin]}}\n")
+    settings = ServerSettings(port=0, metrics_port=0, access=access, tls_cert=certificate, tls_key=private)
+    async with Server(settings, hostile_bundle) as server:
+        info = await server.start()
+        url = f"https://{info.metrics_address}/metrics"
+        known = Connection(info.address, authority.ca, metadata={"authorization": f"Bearer {key.text}"})
+        assert await LiveMetrics([url], known).points() == []
+        with pytest.raises(ConnectError, match="401"):
+            await LiveMetrics([url], Connection(info.address, authority.ca)).points()
+        with pytest.raises(ConnectError, match="no metrics"):
+            await LiveMetrics([url]).points()
 
 
 async def test_what_is_no_server_or_has_no_metrics_is_one_line(console: Started) -> None:

@@ -20,11 +20,13 @@ from fathom.cli import app
 from fathom.client import AsyncClient, Client
 from fathom.errors import ConfigError, ConnectError, InvalidRequestError, UnauthenticatedError
 from fathom.serving.access.bucket import Bucket, take_all
+from fathom.serving.access.caller import Caller
 from fathom.serving.access.control import AccessControl
 from fathom.serving.access.keys import new_key
 from fathom.serving.access.principal import Principal, Tenant, scope_of
 from fathom.serving.access.privacy import check_private_size
 from fathom.serving.access.schema import read_access
+from fathom.serving.audit import AuditLog
 from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo
 from fathom.serving.server import Server, check_exposure, is_loopback
@@ -274,6 +276,49 @@ async def test_a_key_that_is_taken_out_of_the_file_is_refused_while_the_server_r
         write("one")
         await until(lambda: accepted("one"))
         assert not await accepted("two")
+
+
+async def test_keys_work_and_can_be_revoked_while_an_issuer_cannot_be_reached(
+    synthetic_bundle: Path, tmp_path: Path
+) -> None:
+    key = new_key()
+    access = tmp_path / "access.yaml"
+    issuer = "jwt:\n  - {issuer: i, audience: a, jwks: 'http://127.0.0.1:1/keys.json'}\n"
+    line = f"  - {{name: one, sha256: {key.sha256!r}, roles: [recommend]}}\n"
+    other = f"  - {{name: two, sha256: {HASH!r}, roles: [recommend]}}\n"
+    access.write_text(f"{issuer}keys:\n{line}{other}")
+    async with (
+        serving(synthetic_bundle, access=access) as info,
+        AsyncClient(info.address, metadata={"authorization": f"Bearer {key.text}"}) as client,
+    ):
+        assert (await client.recommend(HISTORY)).items
+        access.write_text(f"{issuer}keys:\n{other}")
+
+        async def refused() -> bool:
+            try:
+                await client.recommend(HISTORY)
+            except UnauthenticatedError:
+                return True
+            return False
+
+        await until(refused)
+
+
+def test_a_flood_of_refusals_leaves_what_others_have_done_in_the_audit_log(tmp_path: Path) -> None:
+    class Call:
+        def peer(self) -> str:
+            return "ipv4:192.0.2.1:1"
+
+    log = AuditLog(tmp_path, 200_000)
+    log.start()
+    log.note("DeleteUser", Caller(), Call(), grpc.StatusCode.OK)
+    for _ in range(5_000):
+        log.note("Recommend", None, Call(), grpc.StatusCode.UNAUTHENTICATED)
+    log.close()
+    (changes,), refusals = list(tmp_path.glob("audit-*")), list(tmp_path.glob("refused-*"))
+    assert json.loads(changes.read_text())["method"] == "DeleteUser"
+    assert 0 < sum(len(path.read_text().splitlines()) for path in refusals) < 500
+    assert sum(path.stat().st_size for path in refusals) <= 50_000
 
 
 async def negated(value: Awaitable[bool]) -> bool:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fathom.client import Client, Event, Query
+from fathom.client import Client, Event, Outcome, Query
 from fathom.connection import Connection
 from fathom.errors import (
     ConnectError,
@@ -100,8 +100,9 @@ class Secured:
         return (self.folder / "log").read_text()
 
     def audit(self) -> list[dict[str, Any]]:
-        files = sorted((self.folder / "audit").glob("audit-*.jsonl"))
-        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+        files = (self.folder / "audit").glob("*.jsonl")
+        lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+        return sorted(lines, key=lambda line: line["time"])
 
     def connection(self, token: str | None, certificate: tuple[Path, Path] | None = None) -> Connection:
         metadata = {} if token is None else {"authorization": f"Bearer {token}"}
@@ -263,6 +264,8 @@ def test_a_history_cannot_be_read_through_what_an_answer_leaves_out(
         batch = pb.RecommendBatchRequest(requests=[request])
         (result,) = stub_of(channel).RecommendBatch(batch, metadata=metadata).results
         assert result.error.code == grpc.StatusCode.PERMISSION_DENIED.value[0]
+        (line,) = [each for each in secured.audit() if each["method"] == "RecommendBatch"][-1:]
+        assert (line["who"], line["status"], line["refused_parts"]) == ("key web", "OK", 1)
 
 
 def test_an_answer_from_a_stored_history_says_nothing_about_it_but_its_best_items(
@@ -272,7 +275,9 @@ def test_an_answer_from_a_stored_history_says_nothing_about_it_but_its_best_item
         answer = client.recommend(user_id=known_user, k=5)
     assert len(answer.items) == 5
     assert not {item.id for item in answer.items} & set(HISTORY)
-    assert (answer.history_used, answer.unknown_items) == (0, 0)
+    assert (answer.history_used, answer.unknown_items, answer.complexity) == (0, 0, None)
+    # Exact scores could be searched for with histories of the caller's own.
+    assert {item.score for item in answer.items} == {0.0}
 
 
 def test_who_writes_histories_may_use_filters_with_them(secured: Secured, known_user: str) -> None:
@@ -321,7 +326,9 @@ def test_only_admins_get_exact_timings_and_metrics(secured: Secured) -> None:
     with secured.client(KEYS["web"].text) as web, secured.client(KEYS["operator"].text) as operator:
         assert web.recommend(HISTORY, depth=16).timings.total_us == 0
         assert operator.recommend(HISTORY, depth=16).timings.total_us > 0
-    assert [scraped(secured, token)[0] for token in (None, "x", KEYS["web"].text)] == [401, 401, 403]
+    refused = {None: 401, "x": 401, KEYS["web"].text: 403, KEYS["shop"].text: 403}
+    assert {token: scraped(secured, token)[0] for token in refused} == refused
+    assert [line["method"] for line in secured.audit()].count("/metrics") >= 3
 
 
 # Tenants.
@@ -339,6 +346,8 @@ def test_a_tenant_reaches_only_its_own_bundles(secured: Secured) -> None:
             with pytest.raises(NotFoundError, match=r"bundle 'films' is not .* shop$"):
                 call()
         assert [each.bundle for each in shop.reload()] == ["shop"]
+        with pytest.raises(PermissionDeniedError, match="experiments are for all tenants"):
+            shop.experiments()
     with secured.connection(KEYS["shop"].text).channel() as channel:
         metadata = secured.connection(KEYS["shop"].text).pairs
         stub = stub_of(channel)
@@ -436,6 +445,9 @@ def test_a_token_serves_its_own_user_only_and_only_for_its_roles(secured: Secure
             client.recommend(user_id="bob", k=5)
         with pytest.raises(PermissionDeniedError, match="role admin"):
             client.delete_user(known_user)
+    denied = pytest.raises(PermissionDeniedError, match="reported by services")
+    with secured.client(secured.token(roles=["write"])) as client, denied:
+        client.report_outcomes([Outcome("r", "click", 1e308)])
     with secured.client(secured.token(roles=["root", "owner"])) as client, pytest.raises(PermissionDeniedError):
         client.recommend(HISTORY)
 

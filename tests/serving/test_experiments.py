@@ -1,6 +1,7 @@
 """Experiments in a real server: arms, logs, shadows, canaries, and what becomes of an arm that fails."""
 
 import asyncio
+import json
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fathom.client import AsyncClient, Event, ExperimentInfo, Outcome, Query
 from fathom.errors import ConfigError, InvalidRequestError, NotFoundError
@@ -31,7 +31,8 @@ def experiment(**more: Any) -> dict[str, Any]:
 
 
 def write(path: Path, **experiments: Any) -> Path:
-    path.write_text(yaml.safe_dump({"salt": "a-salt-of-tests", "experiments": experiments}))
+    # JSON is YAML, and has no aliases.
+    path.write_text(json.dumps({"salt": "a-salt-of-tests", "experiments": experiments}))
     return path
 
 
@@ -218,6 +219,71 @@ async def test_a_canary_that_agrees_too_little_is_rolled_back_although_it_answer
 
         await it.until(rolled_back)
         assert "it lacks" in (await it.stands("canary")).reason
+
+
+async def test_a_callers_own_mistakes_roll_nothing_back(synthetic_bundle: Path, tmp_path: Path) -> None:
+    arms = {"control": {"share": 0.5}, "next": {"share": 0.5, "max_depth": 4}}
+    canary = {"arm": "next", "min_requests": 10, "min_minutes": 0}
+    file = write(tmp_path / "experiments.yaml", e=experiment(arms=arms, canary=canary))
+    async with running(synthetic_bundle, file) as it:
+        await it.client.change_experiment("e", "start")
+        for n in range(60):
+            with pytest.raises(NotFoundError):
+                await it.client.recommend(HISTORY, session_id=f"v{n}", profile="nope")
+        assert (await it.stands("e")).phase == "running"
+
+
+async def test_a_file_with_a_mistake_keeps_nobody_from_stopping_and_rolling_back(
+    synthetic_bundle: Path, tmp_path: Path
+) -> None:
+    arms = {"control": {"share": 0.5}, "broken": {"share": 0.5, "bundle": "missing"}}
+    file = write(tmp_path / "experiments.yaml", one=experiment(), two=experiment(arms=arms, canary={"arm": "broken"}))
+    async with running(synthetic_bundle, file) as it:
+        for name in ("one", "two"):
+            await it.client.change_experiment(name, "start")
+        file.write_text("salt: [")
+        assert (await it.client.change_experiment("one", "stop")).phase == "stopped"
+        answers = [each for _ in range(10) for each in await it.ask(40)]
+        assert all(len(each.items) == 10 and "one" not in each.experiments for each in answers)
+        assert (await it.stands("two")).phase == "rolled back"
+
+
+async def test_a_ramp_up_keeps_the_rows_that_wait_to_be_written(synthetic_bundle: Path, tmp_path: Path) -> None:
+    small = {"control": {"share": 0.1, "up_to": 0.5}, "shallow": {"share": 0.1, "up_to": 0.5, "max_depth": 4}}
+    large = {name: {**arm, "share": 0.5} for name, arm in small.items()}
+    file = write(tmp_path / "experiments.yaml", e=experiment(arms=small))
+    async with running(synthetic_bundle, file) as it:
+        await it.client.change_experiment("e", "start")
+        before = {n: each.experiments for n, each in enumerate(await it.ask(100)) if each.experiments}
+        write(tmp_path / "new.yaml", e=experiment(arms=large)).replace(file)
+
+        async def grown() -> bool:
+            return all(each.experiments for each in await it.ask(100))
+
+        await it.until(grown)
+        after = await it.ask(100)
+        assert all(after[n].experiments == arms for n, arms in before.items())
+        counted = sum(arm.requests for arm in (await it.stands("e")).arms.values())
+    assert len(read_log(tmp_path / "logs" / "e").exposures) == counted
+
+
+async def test_what_shadows_leave_in_the_cache_goes_with_its_user(tiny_build: Path, tmp_path: Path) -> None:
+    shadow = {"unit": "user", "arms": {"control": {"share": 1.0}}, "shadows": {"same": {"share": 1.0}}}
+    file = write(tmp_path / "experiments.yaml", e=shadow)
+    async with running(tiny_build / "bundle", file) as it:
+        pipeline = it.server.bundles.choose("").pipeline
+        warmed_up = pipeline.cached
+        await it.client.change_experiment("e", "start")
+        await it.client.append_events("ann", [Event(str(n), f"i{n}", 1_000 + n) for n in range(12)])
+
+        async def copied() -> bool:
+            await it.client.recommend(user_id="ann")
+            return (await it.stands("e")).arms["same"].requests > 0
+
+        await it.until(copied)
+        assert pipeline.cached > warmed_up
+        await it.client.delete_user("ann")
+        assert pipeline.cached == warmed_up
 
 
 async def test_shadows_answer_copies_that_nobody_waits_for(synthetic_bundle: Path, tmp_path: Path) -> None:

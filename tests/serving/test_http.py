@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection, HTTPSConnection
@@ -12,11 +13,13 @@ from urllib.parse import quote
 
 import pytest
 from certificates import Authority
+from fake_engine import FakeEngine
 
 from fathom.client import AsyncClient
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving.access.keys import new_key
 from fathom.serving.config import ServerSettings
+from fathom.serving.http import port as port_module
 from fathom.serving.http.rules import http_rules
 from fathom.serving.server import Server
 
@@ -147,6 +150,8 @@ async def test_the_catalogue_bundles_and_batches_are_there_too(asked: tuple[Call
         ("GET", "/v1/users/ann/recommendations?strict=maybe", None, {}, 400, "strict is 'maybe'"),
         ("GET", "/v1/users/ann/recommendations?filter=x", None, {}, 400, "send it in the body of a POST"),
         ("GET", "/v1/users/ann/recommendations?k.x=1", None, {}, 400, "k.x is no field"),
+        ("GET", "/v1/users/ann/recommendations?userId=bob", None, {}, 400, "user_id is in the path"),
+        ("GET", "/v1/users/ann/recommendations?user_id=bob", None, {}, 400, "user_id is in the path"),
         ("GET", "/v1/bundle", {"a": 1}, {}, 400, "takes no body"),
         ("DELETE", "/v1/users/" + "x" * 200, None, {}, 400, "user_id has 200 bytes"),
     ],
@@ -216,8 +221,8 @@ async def test_keys_roles_limits_and_the_admin_port_hold_here_too(synthetic_bund
         assert [each.status for each in found] == [200, 200, 429]
         assert "timings" not in found[0].body
         assert "timings" in (await call("POST", "/v1/recommend", {"itemIds": HISTORY}, **boss)).body
-    written = "".join(path.read_text() for path in (tmp_path / "audit").glob("audit-*"))
-    lines = [json.loads(line) for line in written.splitlines()]
+    written = "".join(path.read_text() for path in (tmp_path / "audit").glob("*.jsonl"))
+    lines = sorted(map(json.loads, written.splitlines()), key=lambda line: line["time"])
     assert [(line["who"], line["method"], line["status"]) for line in lines] == [
         (None, "Recommend", "UNAUTHENTICATED"),
         ("key web", "DeleteUser", "PERMISSION_DENIED"),
@@ -226,3 +231,75 @@ async def test_keys_roles_limits_and_the_admin_port_hold_here_too(synthetic_bund
     async with serving(synthetic_bundle, admin_port=0) as (call, _):
         assert (await call("DELETE", "/v1/users/ann")).status == 404
         assert (await call("POST", "/v1/recommend", {"itemIds": HISTORY})).status == 200
+
+
+async def test_a_server_that_drains_still_sends_what_it_has_begun(synthetic_bundle: Path) -> None:
+    go, reached = threading.Event(), threading.Event()
+
+    def wait(batch: int, depth: int) -> None:  # noqa: ARG001
+        if warm.is_set():
+            reached.set()
+            go.wait(timeout=20)
+
+    warm = threading.Event()
+    settings = ServerSettings(port=0, http_port=0, drain_s=20)
+    engine = lambda bundle, threads: FakeEngine(bundle.vectors, bundle.depths, on_run=wait)  # noqa: E731, ARG005
+    async with Server(settings, synthetic_bundle, make_engine=engine) as server:
+        info = await server.start()
+        warm.set()
+        asking = asyncio.create_task(
+            Caller(str(info.http_address))("POST", "/v1/recommend", {"itemIds": HISTORY, "depth": 16})
+        )
+        await asyncio.to_thread(reached.wait, 20)
+        draining = asyncio.create_task(server.drain())
+        await asyncio.sleep(0)
+        go.set()
+        answer = await asking
+        assert (answer.status, len(answer.body["items"])) == (200, 10)
+        assert await draining == 0
+
+
+async def test_a_connection_that_says_nothing_is_closed(
+    synthetic_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port_module, "HEAD_S", 0.2)
+    async with serving(synthetic_bundle) as (call, info):
+        host, _, port = info.http_address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: loc")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        assert (await call("GET", "/healthz")).status == 200
+
+
+async def test_https_follows_the_authority_of_clients_and_survives_half_a_change(
+    synthetic_bundle: Path, tmp_path: Path
+) -> None:
+    server_ca, old, new = (Authority(tmp_path / name, name) for name in ("own", "old", "new"))
+    certificate, key = server_ca.issue("server")
+    trusted = tmp_path / "clients.pem"
+    trusted.write_bytes(old.ca.read_bytes())
+
+    async def status(authority: Authority) -> int | None:
+        context = ssl.create_default_context(cafile=str(server_ca.ca))
+        context.load_cert_chain(*authority.issue("client"))
+        try:
+            return (await Caller(address, context)("GET", "/healthz")).status
+        except OSError:
+            return None
+
+    options = {"tls_cert": certificate, "tls_key": key, "tls_client_ca": trusted}
+    async with serving(synthetic_bundle, **options) as (call, _):
+        address = call.address
+        assert (await status(old), await status(new)) == (200, None)
+        trusted.write_bytes(new.ca.read_bytes())
+        async with asyncio.timeout(20):
+            while (await status(old), await status(new)) != (None, 200):
+                await asyncio.sleep(0.05)
+        # The certificate is there, its key is not yet: connections get the old pair.
+        own = certificate.read_bytes()
+        certificate.write_bytes(server_ca.issue("server", file="next")[0].read_bytes())
+        for _ in range(3):
+            assert await status(new) == 200
+            await asyncio.sleep(0.5)
+        certificate.write_bytes(own)

@@ -14,6 +14,7 @@ A server that comes back is noticed within about two seconds, however long it wa
 """
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -126,7 +127,17 @@ class _Channels(ABC):
         """Send a call: its response, or what is awaited for it; with ``future`` that of a blocking client."""
         method = getattr(next(self._stubs), call.rpc)
         method = method.future if future else method
-        return method(call.request, timeout=arguments.seconds("timeout_s", timeout_s), metadata=self._metadata)
+        metadata = self._metadata + _trace_context()
+        return method(call.request, timeout=arguments.seconds("timeout_s", timeout_s), metadata=metadata)
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """The W3C context of the caller's span, where the program uses OpenTelemetry."""
+    if "opentelemetry.propagate" not in sys.modules:
+        return ()
+    carrier: dict[str, str] = {}
+    sys.modules["opentelemetry.propagate"].inject(carrier)
+    return tuple(carrier.items())
 
 
 class Client(_Channels):

@@ -1,4 +1,4 @@
-"""What a client says of experiments, and what it hears."""
+"""Experiments as a client sees them: outcomes that it reports, and how they stand."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

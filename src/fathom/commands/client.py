@@ -135,7 +135,9 @@ def show_answer(answer: "Recommendation", *more: tuple[str, str]) -> None:
     t = answer.timings
     used = f"{answer.history_used} items of the history used, {answer.unknown_items} unknown"
     stages = f"select {t.select_us}, queue {t.queue_us}, engine {t.engine_us}, retrieval {t.retrieval_us}"
-    show.facts("", [("server time", f"{t.total_us} µs ({stages})"), ("history", used), *more])
+    # Where callers are known, timings are for admins.
+    spent = [("server time", f"{t.total_us} µs ({stages})")] if t.total_us else []
+    show.facts("", [*spent, ("history", used), *more])
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""Experiments: what their logs show."""
+"""`fathom experiments`: start, stop and promote them on a server, and report what their logs show."""
 
 from dataclasses import asdict
 from pathlib import Path

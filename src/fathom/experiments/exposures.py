@@ -91,15 +91,19 @@ class LogWriter:
             raise ConfigError(f"writer {writer!r}: give letters, digits and underscores")
         optional("polars", "train")
         self.folder = folder
+        self._name = name
         self._writer = writer
         self._rows: dict[str, list[Exposure | Outcome]] = {"exposures": [], "outcomes": []}
         check_output(folder, EXPERIMENT_LOG)
         head = folder / EXPERIMENT_LOG.head
-        about = {"schema_version": SCHEMA_VERSION, "name": name, "experiment": as_stored(experiment)}
         if head.exists() and (found := read_definition(folder)[0]) != name:
             raise ArtefactError(f"{folder}: holds the log of experiment {found}, not {name}; choose another folder")
-        # Later definitions replace earlier ones: shares grow, and a report judges by what was last asked for.
-        write_json(head, about)
+        self.define(experiment)
+
+    def define(self, experiment: Experiment) -> None:
+        """Write down the definition, which replaces an earlier one: a report judges by what was last asked for."""
+        about = {"schema_version": SCHEMA_VERSION, "name": self._name, "experiment": as_stored(experiment)}
+        write_json(self.folder / EXPERIMENT_LOG.head, about)
 
     def expose(self, row: Exposure) -> None:
         """Note an answered request."""
