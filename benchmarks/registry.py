@@ -48,6 +48,7 @@ MODULES = (
     "systems.fairness",
     "systems.canary",
     "systems.workers",
+    "systems.ray_serve",
     "systems.drain",
     "systems.stages",
     "systems.reload",

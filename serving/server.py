@@ -66,7 +66,8 @@ class Server:
     """A gRPC server over a bundle or a repository; ``async with`` closes it at once, ``drain`` first lets calls finish.
 
     Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
-    with other processes. ``tell_workers``: called after each Reload and DeleteUser.
+    with other processes. ``tell_workers``: called after each Reload and DeleteUser. ``make_transport``: instead of what
+    the settings say.
     """
 
     def __init__(
@@ -77,9 +78,12 @@ class Server:
         make_engine: MakeEngine | None = None,
         shares_port: bool = False,
         tell_workers: TellWorkers | None = None,
+        make_transport: Callable[[Options], Transport] | None = None,
     ) -> None:
         self._settings = settings
-        self._shares_port = shares_port
+        # Another's transport has a port that is none of ours.
+        self._shares_port = shares_port or make_transport is not None
+        self._make_transport = make_transport or partial(open_transport, settings.transport)
         self._tell_workers = tell_workers or _alone
         self._gate = Gate()
         self._metrics = Metrics(shown=settings.metrics_port is not None)
@@ -279,7 +283,7 @@ class Server:
         )
 
     def _transport(self, options: Options) -> Transport:
-        transport = open_transport(self._settings.transport, options)
+        transport = self._make_transport(options)
         transport.on_failure = self.failed.set
         transport.on_unread = self._metrics.unread
         return transport

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -46,13 +46,7 @@ class AioTransport:
     def take_calls(self, path: str, take: Take) -> None:
         """See ``Transport``."""
         _, service, method = path.split("/")
-
-        async def behaviour(payload: bytes, context: Any) -> bytes:
-            call = _Call(payload, context)
-            take([call], 0)
-            return await call.ended()
-
-        self.add_handlers(service, {method: grpc.unary_unary_rpc_method_handler(behaviour)})
+        self.add_handlers(service, {method: grpc.unary_unary_rpc_method_handler(behaviour_of(take))})
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """See ``Transport``."""
@@ -101,6 +95,17 @@ class AioTransport:
                 await self._server.start()
                 return
             await asyncio.sleep(AGAIN_S)
+
+
+def behaviour_of(take: Take) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """A handler, for one call at a time, of what takes many without tasks."""
+
+    async def behaviour(payload: bytes, context: Any) -> bytes:
+        call = _Call(payload, context)
+        take([call], 0)
+        return await call.ended()
+
+    return behaviour
 
 
 class _Call:
