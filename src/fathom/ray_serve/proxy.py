@@ -11,8 +11,9 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 #: Metadata in which the proxy hands a call's deadline to the replica: seconds of the epoch.
 DEADLINE = "fathom-deadline"
-#: So begins what Ray says of a call whose replica has died, or cannot be reached, with the status INTERNAL.
-_LOST = "The actor "
+#: So begins what Ray says of a call whose replica has died or cannot be reached (INTERNAL), or has let go of it
+#: (CANCELLED, which it says too when the caller has left, who does not read it then).
+_LOST = ("The actor ", "Client for request ")
 
 _MAKERS = {
     (False, False): grpc.unary_unary_rpc_method_handler,
