@@ -27,6 +27,8 @@ def ray_cluster(cpus: int = 2) -> Iterator[str]:
     """
     # No report to Ray's makers, and no token in the home folder: only this machine reaches it.
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    # On a busy machine a proxy takes longer than Ray waits for it, and Ray kills it then.
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
     ray, serve = optional("ray", "ray"), optional("ray.serve", "ray")
     # Ray's sockets are there, and their names may be no longer than the system allows.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
