@@ -22,7 +22,7 @@ ROOT = HERE.parents[1]
 PYTHON = "3.11"
 TAGS = ("2014", "_2_17", "_2_27", "_2_28")
 #: Extras that a server in an image may use.
-EXTRAS = ("redis", "sign", "jwt", "web")
+EXTRAS = ("redis", "sign", "jwt", "otel", "web")
 HEAD = "# Written by `python deploy/docker/lock.py`.\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy_tools import DEPLOY, PENDING, read_yaml, schema, tool, unknown_settings
+from deploy_tools import DEPLOY, read_yaml, schema, tool, unknown_settings
 
 CHART = DEPLOY / "helm" / "fathom"
 NEEDED: dict[str, Any] = {
@@ -132,7 +132,7 @@ def test_settings_are_those_of_the_server_and_secrets_stay_out(tmp_path: Path) -
     assert "insecure" not in found
     assert "history" not in found
     path = tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump({name: value for name, value in found.items() if name not in PENDING}))
+    path.write_text(yaml.safe_dump(found))
     loaded = load_settings({}, file=path)
     assert (loaded.host, loaded.max_queue, loaded.drain_s, loaded.metrics_port) == ("0.0.0.0", 512, 61.5, 9464)
     (container,) = pod(objects)["containers"]

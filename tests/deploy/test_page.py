@@ -46,7 +46,7 @@ def test_every_target_and_variable_is_one() -> None:
 
 def test_every_installation_names_extras_that_exist() -> None:
     extras = {extra for group in re.findall(r"'\.\[([\w,]+)\]'", TEXT) for extra in group.split(",")}
-    assert extras == {"redis", "sign"}
+    assert extras == {"redis", "sign", "jwt", "otel", "web"}
 
 
 def test_the_values_render(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def locked(name: str) -> dict[str, str]:
     return {canonicalize_name(package): version for package, version in PINNED.findall(text)}
 
 
-RUNTIME = closure(DISTRIBUTION, frozenset({"redis", "sign"}))
+RUNTIME = closure(DISTRIBUTION, frozenset({"redis", "sign", "jwt", "otel", "web"}))
 
 
 def test_the_cpu_image_installs_what_the_server_needs_and_nothing_else() -> None:

@@ -27,10 +27,18 @@ from fathom.serving.config import load_settings
 from fathom.serving.server import serve
 serve(
     load_settings({"port": 0, "metrics_port": 0, "max_queue": 4096, "history": "memory", "catalogue": "memory",
-        "transport": sys.argv[2]}, environment={}),
+        "transport": sys.argv[2], "experiments": sys.argv[3], "experiments_log": sys.argv[4]}, environment={}),
     Path(sys.argv[1]),
     ready=lambda info: print(info.address, info.metrics_address, flush=True),
 )
+"""
+
+
+#: Of which none runs.
+EXPERIMENTS = """
+salt: a-salt-of-tests
+experiments:
+  one: {arms: {control: {share: 0.5}, shallow: {share: 0.5, max_depth: 4}}, primary: {outcome: click}}
 """
 
 
@@ -68,10 +76,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def live(synthetic_bundle: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Process]:
     """A server over the synthetic bundle with onnxruntime; it must outlive everything that a module's tests send."""
-    log = tmp_path_factory.mktemp("server") / "log"
+    folder = tmp_path_factory.mktemp("server")
+    log, experiments = folder / "log", folder / "experiments.yaml"
+    experiments.write_text(EXPERIMENTS)
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(synthetic_bundle), transport],
+            [sys.executable, "-c", SERVE, str(synthetic_bundle), transport, str(experiments), str(folder / "logs")],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

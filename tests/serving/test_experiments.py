@@ -43,8 +43,12 @@ class Running:
         self.server, self.client, self.logs = server, client, logs
 
     async def ask(self, count: int, **options: Any) -> list[Any]:
-        asked = [self.client.recommend(HISTORY, session_id=f"visit-{n}", **options) for n in range(count)]
-        return await asyncio.gather(*asked)
+        found: list[Any] = []
+        for low in range(0, count, 10):
+            visits = [f"visit-{n}" for n in range(low, min(low + 10, count))]
+            asked = [self.client.recommend(HISTORY, session_id=visit, **options) for visit in visits]
+            found += await asyncio.gather(*asked)
+        return found
 
     async def stands(self, name: str) -> ExperimentInfo:
         (found,) = [each for each in await self.client.experiments() if each.name == name]
