@@ -177,6 +177,7 @@ def measure(options: Namespace) -> Iterator[Run]:
         hits.append({"server": "Ray Serve, 2 replicas"} | hits_of(address, ids, options.users))
         rate = min(MOST_PER_S, SHARE * speeds[-1]["capacity_per_s"])
         kills = asyncio.run(kills_of(address, requests, rate, options.kills))
+    with ray_cluster() as address:  # a running proxy keeps its router
         deploy(options.bundle, replicas=2, affinity=False)
         hits.append({"server": "Ray Serve, 2 replicas, affinity: false"} | hits_of(address, ids, options.users))
     config = {"bundle": options.bundle.name, "callers": CALLERS, "share": SHARE, "cores": os.cpu_count()}
