@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from grpc._cython import cygrpc  # type: ignore[attr-defined, unused-ignore]
 
 from fathom.serving.transport.contract import FIRSTS, Handlers, Options, Take, can_wait, status_of_leaving
 from fathom.serving.transport.core_call import (
@@ -84,7 +84,7 @@ class CoreTransport:
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """See ``Transport``."""
-        more = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined]
+        more = () if credentials is None else (credentials._credentials,)  # type: ignore[attr-defined, unused-ignore]
         port: int = self._server.add_http2_port(address.encode(), *more)
         if not port:
             raise RuntimeError(f"gRPC cannot listen on {address}")
