@@ -282,11 +282,10 @@ class ServerSettings(BaseModel):
         description="Requests that may wait for the engine. The next one gets depth 0, or RESOURCE_EXHAUSTED where that"
         " is not allowed, unless its client has less than its fair share of requests and work waiting.",
     )
-    transport: Literal["auto", "core", "aio"] = Field(
-        default="auto",
-        description="How calls are read. `core`: gRPC's own core, many calls at once; `aio`: grpc.aio, each call as a"
-        " task of its own; `auto`: core, or aio with a grpcio that the core was not tested with. See"
-        " [Transports](#transports).",
+    transport: Literal["http2", "aio"] = Field(
+        default="http2",
+        description="How calls are read. `http2`: by Fathom itself, many at once; `aio`: by gRPC for Python, each as a"
+        " task of its own. See [Transports](#transports).",
     )
     max_message_mb: int = Field(default=4, ge=1, le=1024, description="Largest message in either direction, in MB.")
     stream_in_flight: int = Field(

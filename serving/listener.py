@@ -6,7 +6,6 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -17,7 +16,8 @@ from fathom.serving.guard import Guard
 from fathom.serving.recommend import METHOD, Recommend
 from fathom.serving.service import ENCODED, RecommenderService
 from fathom.serving.transport.contract import Transport
-from fathom.serving.transport.sockets import hang_up, stop_listening, unsent
+from fathom.serving.transport.sockets import hang_up, unsent
+from fathom.serving.transport.tls import Certificates
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 # How soon gRPC writes an answer that it has been given, and how long its client may take to receive it.
@@ -55,15 +55,15 @@ class Listener:
         reflector = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # missing in the stubs
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, everybody)
 
-    async def start(self, credentials: grpc.ServerCredentials | None) -> str:
-        """Take calls, over TLS where there are credentials; returns the address, raises ConfigError."""
+    async def start(self, certificates: Certificates | None) -> str:
+        """Take calls, over TLS where there are certificates; returns the address, raises ConfigError."""
         host, port = self._host, self._port
         wanted = address(host, port)
         try:
             # gRPC would only say that it failed, and log it; the socket says why.
             if not self._shares_port:
                 socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-            port = self.transport.listen(wanted, credentials)
+            port = self.transport.listen(wanted, certificates)
         except (OSError, RuntimeError) as error:
             reason = f": {error.strerror}" if isinstance(error, OSError) else ""
             raise ConfigError(f"cannot listen on {wanted}{reason}; choose another --host or --port") from None
@@ -73,7 +73,7 @@ class Listener:
 
     def stop_listening(self) -> None:
         """Take no new connections."""
-        stop_listening(self._port)
+        self.transport.stop_listening()
 
     async def hang_up(self) -> None:
         """End all connections once clients have the answers that gRPC has been given, unless they read too slowly.

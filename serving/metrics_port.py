@@ -76,7 +76,6 @@ class MetricsPort:
         self._access = access
         self._audit = audit
         self._certificates = certificates
-        self._renewing: asyncio.Task[None] | None = None
         # Registries are read by one thread at a time, so that many scrapes at once do not take all threads.
         self._reading = asyncio.Lock()
         # Oldest first.
@@ -98,17 +97,12 @@ class MetricsPort:
             raise ConfigError(f"metrics port {host}:{port} cannot be used: {error.strerror}; choose another") from None
         self.port = listening.getsockname()[1]
         certificates = self._certificates
-        tls = None if certificates is None else certificates.for_http()
-        context = None if tls is None else tls.context
+        context = None if certificates is None else certificates.for_http()
         self._server = await asyncio.start_server(self._welcome, sock=listening, limit=LONGEST_HEAD, ssl=context)
-        if tls is not None:
-            self._renewing = asyncio.create_task(tls.follow())
         return self
 
     async def close(self) -> None:
         """Stop listening, and cut off who is connected."""
-        if self._renewing:
-            self._renewing.cancel()
         if self._server:
             self._server.close()
         for writer in self._open:

@@ -224,7 +224,6 @@ class Server:
     async def _listen(self) -> tuple[str, str | None]:
         """The addresses of the port, and of the admin port where there is one."""
         settings, options = self._settings, server_options(self._settings, shares_port=self._shares_port)
-        credentials = None if self._certificates is None else self._certificates.for_grpc()
         main = Listener(self._transport(options), settings.host, settings.port, shares_port=self._shares_port)
         recommend = Recommend(
             self.bundles,
@@ -257,7 +256,7 @@ class Server:
         self._listeners.append(main)
         if settings.http_port is not None:
             self._http = await self._open_http(service)
-        return await main.start(credentials), None if admin is None else await admin.start(credentials)
+        return await main.start(self._certificates), None if admin is None else await admin.start(self._certificates)
 
     async def _open_http(self, service: RecommenderService) -> "HttpPort":
         settings, certificates = self._settings, self._certificates

@@ -42,7 +42,7 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 
 DEPTHS = (4, 16)
-TRANSPORTS = ("core", "aio")
+TRANSPORTS = ("http2", "aio")
 #: Runs the engine in its event loop, which only makes sense for one call at a time.
 BY_HAND = "by hand"
 IN_FLIGHT = 32

@@ -62,9 +62,7 @@ class HttpPort:
             timeout_keep_alive=IDLE_S,
         )
         config.load()
-        self._tls = None if certificates is None else certificates.for_http(asks_clients=True)
-        config.ssl = None if self._tls is None else self._tls.context
-        self._renewing: asyncio.Task[None] | None = None
+        config.ssl = None if certificates is None else certificates.for_http(asks_clients=True)
         self._server = _Embedded(config)
         self._serving: asyncio.Task[None] | None = None
         self.port = 0
@@ -80,8 +78,6 @@ class HttpPort:
         self._serving = asyncio.create_task(self._server.serve([listening]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.001)
-        if self._tls is not None:
-            self._renewing = asyncio.create_task(self._tls.follow())
         return self
 
     def stop_listening(self) -> None:
@@ -91,7 +87,5 @@ class HttpPort:
     async def close(self) -> None:
         """Stop at once."""
         self._server.should_exit = self._server.force_exit = True
-        if self._renewing is not None:
-            self._renewing.cancel()
         if self._serving is not None:
             await self._serving

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 
 from fathom.serving.transport.contract import AuthContext, Handlers, Metadata, Options, Take
+from fathom.serving.transport.sockets import stop_listening
+from fathom.serving.transport.tls import Certificates
 
 #: How soon it is tried again to listen on a port that is not free yet.
 AGAIN_S = 0.05
@@ -30,7 +32,7 @@ class AioTransport:
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._server = grpc.aio.server(options=options)
         self._address = ""
-        self._credentials: grpc.ServerCredentials | None = None
+        self._certificates: Certificates | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
         self.on_failure: Callable[[], object] | None = None
@@ -48,14 +50,18 @@ class AioTransport:
         _, service, method = path.split("/")
         self.add_handlers(service, {method: grpc.unary_unary_rpc_method_handler(behaviour_of(take))})
 
-    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    def listen(self, address: str, certificates: Certificates | None = None) -> int:
         """See ``Transport``."""
-        if credentials is None:
+        if certificates is None:
             port = self._server.add_insecure_port(address)
         else:
-            port = self._server.add_secure_port(address, credentials)
-        self._address, self._credentials = f"{address.rpartition(':')[0]}:{port}", credentials
+            port = self._server.add_secure_port(address, certificates.for_grpc())
+        self._address, self._certificates = f"{address.rpartition(':')[0]}:{port}", certificates
         return port
+
+    def stop_listening(self) -> None:
+        """See ``Transport``."""
+        stop_listening(int(self._address.rpartition(":")[2]))
 
     async def start(self) -> None:
         """See ``Transport``."""
@@ -91,7 +97,7 @@ class AioTransport:
     async def _listen_again(self) -> None:
         while not self._stopping:
             with suppress(RuntimeError):  # the old one has not let go of the port yet
-                self.listen(self._address, self._credentials)
+                self.listen(self._address, self._certificates)
                 await self._server.start()
                 return
             await asyncio.sleep(AGAIN_S)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import grpc
 
+from fathom.serving.transport.tls import Certificates
+
 #: gRPC's channel arguments.
 Options = Sequence[tuple[str, int]]
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -89,14 +91,17 @@ class Transport(Protocol):
     def take_calls(self, path: str, take: Take) -> None:
         """Hand over the calls of a unary method, ``/service/method``, without tasks; before ``start``."""
 
-    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Bind ``host:port``, with TLS where there are credentials, and return the port; before ``start``.
+    def listen(self, address: str, certificates: Certificates | None = None) -> int:
+        """Bind ``host:port``, with TLS where there are certificates, and return the port; before ``start``.
 
         Raises RuntimeError where it cannot.
         """
 
     async def start(self) -> None:
         """Begin to take calls."""
+
+    def stop_listening(self) -> None:
+        """Take no new connections; calls on those that there are go on."""
 
     async def stop(self, grace_s: float | None) -> None:
         """Take no more calls, give those in progress so long, and then end them; None: at once. May be called twice."""

@@ -1,10 +1,10 @@
 """TLS of the server's ports; certificates are read again when their files change."""
 
-import asyncio
 import logging
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -13,9 +13,6 @@ import grpc
 from fathom.errors import ConfigError
 from fathom.serving.config import ServerSettings
 from fathom.serving.files_watch import Stamp, stamp_of
-
-#: How often HTTPS ports look at the files; gRPC looks with each connection.
-LOOK_EVERY_S = 1.0
 
 log = logging.getLogger("fathom.serving")
 
@@ -48,14 +45,19 @@ class Certificates:
             require_client_authentication=self._client_ca is not None,
         )
 
-    def for_http(self, *, asks_clients: bool = False) -> "HttpsContext":
-        """The context of an HTTPS port; raises ConfigError. ``asks_clients``: for certificates, where gRPC does."""
-        return HttpsContext(self, asks_clients=asks_clients)
+    def for_http(self, *, asks_clients: bool = False, protocols: Sequence[str] = ()) -> ssl.SSLContext:
+        """The context of a port of our own; raises ConfigError.
 
-    def new_context(self, *, asks_clients: bool) -> ssl.SSLContext:
+        ``asks_clients``: for certificates, where gRPC does. ``protocols``: what is spoken on it, as ALPN names it.
+        """
+        return _Following(self, partial(self.new_context, asks_clients=asks_clients, protocols=protocols)).context
+
+    def new_context(self, *, asks_clients: bool, protocols: Sequence[str] = ()) -> ssl.SSLContext:
         """A context from the files as they are now; raises ConfigError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
         self._load(context)
         if asks_clients and self._client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
@@ -113,27 +115,23 @@ def _pem(path: Path) -> bytes:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-class HttpsContext:
+class _Following:
     """A context for as long as a port is open, in which each connection gets what the files say then."""
 
-    def __init__(self, certificates: Certificates, *, asks_clients: bool) -> None:
+    def __init__(self, certificates: Certificates, make: Callable[[], ssl.SSLContext]) -> None:
         self._certificates = certificates
-        self._asks_clients = asks_clients
-        self._newest = self.context = certificates.new_context(asks_clients=asks_clients)
+        self._make = make
+        self._stamps = certificates.stamps()
+        self._newest = self.context = self._make()
         # OpenSSL calls it for clients that name no server, too.
         self.context.sni_callback = self._exchange
 
     def _exchange(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        if (now := self._certificates.stamps()) != self._stamps:
+            self._stamps = now
+            try:
+                self._newest = self._make()
+                log.info("the certificate has changed; new connections get the new one")
+            except ConfigError as error:
+                log.error("the certificate stays: %s", error)
         connection.context = self._newest
-
-    async def follow(self) -> None:
-        """Follow the files until cancelled; while they are wrong it stays as it was."""
-        before = self._certificates.stamps()
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            if (now := self._certificates.stamps()) != before:
-                before = now
-                try:
-                    self._newest = self._certificates.new_context(asks_clients=self._asks_clients)
-                except ConfigError as error:
-                    log.error("the certificate of an HTTPS port stays: %s", error)

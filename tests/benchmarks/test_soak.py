@@ -27,7 +27,7 @@ def test_a_server_is_watched_minute_by_minute(
     assert result["statuses"].keys() == {"OK"}
     assert result["failed"] == result["kills"] == result["exchanged"] == 0
     assert result["before"]["rss_mb"] > 0
-    assert result["transport"] in ("core", "aio")
+    assert result["transport"] in ("http2", "aio")
     config = {"minutes": 2, "workers": 1, "reloads": 0, "kills": 0}
     save_run("soak", config=config, result=result, folder=tmp_path / "results")
     assert "2 minutes at half of the capacity" in soak.BENCHMARK.section(tmp_path / "results")

@@ -50,7 +50,7 @@ def test_locust_users_are_answered_and_listed_by_depth(address: str, trace: Path
         *("--think-ms", "5", "--profiles", "mobile,cloud", "--metadata", "fathom-client=locust"),
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"{address} serves synthetic [0-9a-f]{{12}}, transport (core|aio)", done.stderr)
+    assert re.search(rf"{address} serves synthetic [0-9a-f]{{12}}, transport (http2|aio)", done.stderr)
     stats = json.loads(done.stdout)
     names = {entry["name"] for entry in stats}
     assert names <= {f"Recommend depth {depth}" for depth in (4, 8, 12, 16)}
@@ -78,6 +78,6 @@ def test_the_replayer_measures_the_real_server(address: str, trace: Path) -> Non
     report = replay(address, Trace.load(trace), deadline_ms=5_000)
     assert report.statuses == {"OK": report.requests}
     assert report.bundle.startswith("synthetic ")
-    assert report.transport in ("core", "aio")
+    assert report.transport in ("http2", "aio")
     assert sum(report.depths.values()) == report.requests
     assert set(report.reasons) <= {"deepest", "deadline"}

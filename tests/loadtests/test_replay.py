@@ -21,7 +21,7 @@ class Stub(recommender_pb2_grpc.RecommenderServicer):
         self.barrier = threading.Barrier(together)
 
     def GetBundle(self, request, context):  # type: ignore[no-untyped-def]  # noqa: ARG002
-        return pb.GetBundleResponse(name="stub", version="1", transport="core")
+        return pb.GetBundleResponse(name="stub", version="1", transport="http2")
 
     def Recommend(self, request, context):  # type: ignore[no-untyped-def]
         if request.k == 99:
@@ -57,7 +57,7 @@ def test_requests_leave_at_their_moments_however_slow_the_answers_are() -> None:
     assert report.statuses == {"OK": 20}
     assert report.depths == {8: 20}
     assert report.reasons == {"simple": 20}
-    assert (report.bundle, report.transport) == ("stub 1", "core")
+    assert (report.bundle, report.transport) == ("stub 1", "http2")
     # So the request of moment t waited until moment 0.38 s, and that is what was measured.
     waits = [sample.latency_ms for sample in report.samples]
     assert waits[0] >= 380

@@ -26,7 +26,7 @@ def report() -> LoadReport:
         samples,
         target="127.0.0.1:1",
         bundle="tiny abc",
-        transport="core",
+        transport="http2",
         trace={"seed": 0},
         deadline_ms=50,
         offered_s=10.0,
@@ -75,7 +75,7 @@ def test_it_is_written_as_json_and_png_and_shown_as_a_table(report: LoadReport, 
     console.print(report.table())
     shown = console.export_text()
     assert "DEADLINE_EXCEEDED: 1 (0.1%)" in shown
-    assert "tiny abc, transport core" in " ".join(shown.split())
+    assert "tiny abc, transport http2" in " ".join(shown.split())
 
 
 def test_a_replay_without_any_answer_is_still_a_report(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ ON_BOTH = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "transport" in metafunc.fixturenames:
-        names = ("core", "aio") if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH else ("core",)
+        names = ("http2", "aio") if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH else ("http2",)
         metafunc.parametrize("transport", names, scope="session")
 
 

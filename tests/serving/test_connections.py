@@ -30,9 +30,9 @@ from raw_http2 import (
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.serving.config import ServerSettings
-from fathom.serving.transport import core as core_module
 from fathom.serving.transport import options as options_module
 from fathom.serving.transport.contract import Call
+from fathom.serving.transport.http2 import transport as http2_module
 from fathom.serving.transport.open import TransportName, open_transport
 from fathom.serving.transport.options import allow_connections, server_options
 
@@ -129,7 +129,7 @@ async def test_a_call_whose_message_does_not_arrive_ends_and_others_of_its_conne
 ) -> None:
     if transport == "aio":
         pytest.skip("grpc.aio tells nothing of a call before its message is there")
-    monkeypatch.setattr(core_module, "MESSAGE_S", SOON_S)
+    monkeypatch.setattr(http2_module, "MESSAGE_S", SOON_S)
     half, question = message(b"half", announced=100, last=False), message(b"question", 3)
     async with listening() as echo, connected(echo.address, HELLO, call(TAKEN), half) as client:
         assert [each.stream for each in await client.sees(HEADERS)] == [1]

@@ -35,6 +35,7 @@ from fathom.serving.recommend import Recommend
 from fathom.serving.service import ENCODED, RecommenderService
 from fathom.serving.transport.contract import Call, Handlers, Take, Transport
 from fathom.serving.transport.open import TransportName, open_transport
+from fathom.serving.transport.tls import Certificates
 
 HISTORY = ["item-1", "item-2"]
 TOKEN = {"authorization": "Bearer secret"}
@@ -137,10 +138,7 @@ async def secure(synthetic_bundle: Path, tmp_path: Path, transport: TransportNam
     recommender_pb2_grpc.add_RecommenderServicer_to_server(service, guard)  # type: ignore[no-untyped-call]
     own, own_key = self_signed(tmp_path, "server")
     cert, key = self_signed(tmp_path, "client")
-    credentials = grpc.ssl_server_credentials(
-        [(own_key.read_bytes(), own.read_bytes())], cert.read_bytes(), require_client_auth=True
-    )
-    port = server.listen("127.0.0.1:0", credentials)
+    port = server.listen("127.0.0.1:0", Certificates(own, own_key, cert))
     await server.start()
     yield Secure(f"127.0.0.1:{port}", own, cert, key)
     await server.stop(None)

@@ -16,8 +16,9 @@ import pytest
 from raw_http2 import HEADERS, HELLO, RST, connected, frame, message
 from raw_http2 import call as headers_of
 
-from fathom.errors import ConfigError
 from fathom.serving.transport.contract import Call, Transport
+from fathom.serving.transport.http2 import transport as http2_module
+from fathom.serving.transport.http2.transport import Taken
 from fathom.serving.transport.open import TransportName, open_transport
 
 TAKEN = "/test.Service/Taken"
@@ -250,23 +251,6 @@ async def test_a_port_in_use_cannot_be_listened_on(transport: TransportName) -> 
         open_transport(transport, [("grpc.so_reuseport", 0)]).listen(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
-async def test_auto_is_the_core_in_tested_versions_only(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert open_transport("auto", []).name == "core"
-    monkeypatch.setattr(grpc, "__version__", "1.99.0")
-    assert open_transport("auto", []).name == "aio"
-    assert "the core of grpcio 1.99.0 has not been tested" in caplog.text
-
-
-def test_another_core_than_expected_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grpc._cython import cygrpc  # type: ignore[attr-defined]
-
-    monkeypatch.delattr(cygrpc, "CompletionQueue")
-    with pytest.raises(ConfigError, match="--transport aio"):
-        open_transport("core", [])
-
-
 async def test_a_call_whose_caller_left_before_it_was_read_is_not_handed_over(bench: Bench) -> None:
     asked = [bench.ask(str(number).encode()) for number in range(64)]
     await asyncio.sleep(0)
@@ -310,16 +294,16 @@ async def test_without_room_only_who_can_wait_and_the_first_of_a_connection_are_
     assert bench.refused == sum(isinstance(each, grpc.aio.AioRpcError) for each in ends) > 0
 
 
-# A server whose transport fails with the first call whose path is not text.
+# A server whose transport fails with the first call.
 FAILING = """
 from fathom.cli import main
 from fathom.serving.transport.aio import AioTransport
-from fathom.serving.transport.core import CoreTransport
+from fathom.serving.transport.http2.transport import Taken
 
 def fail(*_):
     raise ZeroDivisionError("a fault of its own")
 
-CoreTransport._begin = AioTransport._listen_again = fail
+Taken.hand_over = AioTransport._listen_again = fail
 main()
 """
 
@@ -336,7 +320,8 @@ async def test_a_fault_of_the_transport_is_logged_and_ends_the_server(
         assert process.stdout is not None
         try:
             address = json.loads(process.stdout.readline())["address"]
-            async with connected(address, HELLO, headers_of(b"/\xff\xfe"), message(b"")):
+            calls = headers_of(b"/\xff\xfe") if transport == "aio" else headers_of("/fathom.v1.Recommender/Recommend")
+            async with connected(address, HELLO, calls, message(b"")):
                 assert await asyncio.to_thread(process.wait, 30) == 2
         finally:
             process.kill()
@@ -345,7 +330,7 @@ async def test_a_fault_of_the_transport_is_logged_and_ends_the_server(
     assert said.splitlines()[-1] == "error: the server has failed and ends; its log says why, start it again"
 
 
-async def test_after_a_fault_of_the_core_it_can_be_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_fault_it_can_be_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     if bench.transport.name == "aio":
         pytest.skip("another server of grpc.aio is started, or none can be")
     failed = asyncio.Event()
@@ -356,7 +341,7 @@ async def test_after_a_fault_of_the_core_it_can_be_stopped(bench: Bench, monkeyp
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(bench.transport, "_begin", fail)
+    monkeypatch.setattr(Taken, "hand_over", fail)
     lost = bench.ask()
     async with asyncio.timeout(10):
         await failed.wait()
@@ -365,12 +350,11 @@ async def test_after_a_fault_of_the_core_it_can_be_stopped(bench: Bench, monkeyp
         assert (await failure(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
-async def begun(bench: Bench) -> set[Any]:
-    """Wait until the core has handed over a call; those whose message has not arrived."""
+async def begun(bench: Bench) -> None:
+    """Wait until a call has begun whose message has not arrived."""
     async with asyncio.timeout(10):
-        while not (unread := bench.transport._unread):  # type: ignore[attr-defined]
+        while not any(each.calls for each in bench.transport._connections):  # type: ignore[attr-defined]
             await asyncio.sleep(0)
-    return set(unread)
 
 
 @pytest.mark.parametrize("path", [TAKEN, "/test.Service/Echo"])
@@ -395,13 +379,15 @@ async def test_calls_that_end_before_their_message_is_read_are_told_once(bench: 
     assert bench.unread.empty()
 
 
-async def test_a_message_that_never_comes_is_told_once(bench: Bench) -> None:
+async def test_a_message_that_never_comes_is_told_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     if bench.transport.name == "aio":
         pytest.skip("grpc.aio does not tell of such calls")
     async with connected(bench.address, HELLO, headers_of(TAKEN)) as client:
-        bench.transport._give_up(await begun(bench))  # type: ignore[attr-defined]
+        await begun(bench)
+        monkeypatch.setattr(http2_module, "MESSAGE_S", 0.0)
         await client.sees(HEADERS)
     assert bench.unread.get_nowait() == (TAKEN, grpc.StatusCode.DEADLINE_EXCEEDED)
+    monkeypatch.undo()
     asked = bench.ask()
     (await bench.calls.get()).respond(b"answer")
     await asked

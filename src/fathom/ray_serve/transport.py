@@ -12,6 +12,7 @@ from fathom.ray_serve.proxy import DEADLINE
 from fathom.serving.listener import SERVICE
 from fathom.serving.transport.aio import behaviour_of
 from fathom.serving.transport.contract import AuthContext, Handlers, Metadata, Options, Take
+from fathom.serving.transport.tls import Certificates
 
 
 class Encoded(bytes):
@@ -43,12 +44,15 @@ class RayTransport:
         _, service, method = path.split("/")
         self.add_handlers(service, {method: grpc.unary_unary_rpc_method_handler(behaviour_of(take))})
 
-    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:  # noqa: ARG002
+    def listen(self, address: str, certificates: Certificates | None = None) -> int:  # noqa: ARG002
         """See ``Transport``; there is no port."""
         return 0
 
     async def start(self) -> None:
         """See ``Transport``."""
+
+    def stop_listening(self) -> None:
+        """See ``Transport``; nothing listens."""
 
     async def stop(self, grace_s: float | None) -> None:
         """See ``Transport``."""

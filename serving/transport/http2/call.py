@@ -1,0 +1,191 @@
+"""A call: a ``contract.Call`` that is handed over, or one whose coroutine reads and writes its messages."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import grpc
+
+from fathom.serving.transport.contract import AuthContext, Metadata
+from fathom.serving.transport.http2.headers import OK, OPENING, Head, trailers
+from fathom.serving.transport.http2.limits import Limits
+from fathom.serving.transport.http2.messages import PREFIX, Assembly
+
+
+class Answers(Protocol):
+    """Where what a call says goes; see ``Outbox``."""
+
+    first_window: int
+
+    def answer(self, call: "Http2Call", payload: bytes) -> None:
+        """End it with its only message."""
+
+    def open(self, call: "Http2Call") -> None:
+        """Send the headers that come before its first message."""
+
+    def send(self, call: "Http2Call", payload: bytes) -> bool:
+        """Send a message; whether there was room for all of it."""
+
+    def end(self, call: "Http2Call", block: bytes) -> None:
+        """Send its last headers."""
+
+
+class Line(Protocol):
+    """The connection that a call is on; see ``Connection``."""
+
+    limits: Limits
+    peer: str
+
+    @property
+    def outbox(self) -> Answers:
+        """Where what it says goes."""
+
+    def auth_context(self) -> AuthContext:
+        """What TLS has shown of the client."""
+
+    def has_read(self, call: "Http2Call", message: bytes) -> None:
+        """One of its messages is taken."""
+
+    def expire(self, call: "Http2Call", text: str) -> None:
+        """End it, since it has no time left."""
+
+
+class Http2Call:
+    """``handler``: what answers it, None where it is handed over. ``ended``: we have nothing more to say or to do."""
+
+    __slots__ = (
+        "_connection",
+        "assembly",
+        "begun_s",
+        "closed",
+        "deadline_s",
+        "drained",
+        "due_s",
+        "encoding",
+        "ended",
+        "handler",
+        "held",
+        "is_read",
+        "is_streaming",
+        "left",
+        "metadata",
+        "news",
+        "number",
+        "opened",
+        "path",
+        "payload",
+        "received",
+        "trailer",
+        "unread",
+        "unsent",
+        "window",
+    )
+
+    def __init__(self, connection: Line, number: int, head: Head, now_s: float) -> None:
+        self._connection = connection
+        self.number = number
+        self.path = head.path
+        self.metadata = head.metadata
+        self.encoding = head.encoding
+        #: Until its method is known.
+        self.handler: Any = None
+        self.is_streaming = False
+        self.begun_s = now_s
+        self.deadline_s = None if head.timeout_s is None else now_s + head.timeout_s
+        #: When its deadline is looked at; None: never.
+        self.due_s: float | None = None
+        self.payload = b""
+        self.left: Callable[[], object] | None = None
+        #: Whether it has been handed over, or begun.
+        self.is_read = self.ended = False
+        #: Whether the caller has sent all that it will send, and whether we have sent headers.
+        self.closed = self.opened = False
+        # What comes: bytes that belong to no whole message yet, messages that nobody has read, how many bytes all that
+        # has, and how many have come since the caller was told that it may send more.
+        self.assembly: Assembly | None = None
+        self.unread: deque[bytes] = deque()
+        self.held = self.received = 0
+        self.news: asyncio.Future[None] | None = None
+        # What goes: messages that the caller has no room for yet, how much room it has, and what comes at the end.
+        self.window = connection.outbox.first_window
+        self.unsent: bytearray | None = None
+        self.trailer: bytes | None = None
+        self.drained: asyncio.Future[None] | None = None
+
+    def invocation_metadata(self) -> Metadata:
+        """See ``Call``."""
+        return self.metadata
+
+    def peer(self) -> str:
+        """See ``Call``."""
+        return self._connection.peer
+
+    def auth_context(self) -> AuthContext:
+        """See ``Call``."""
+        return self._connection.auth_context()
+
+    def is_whole(self, size: int, data: bytes, begin: int) -> bool:
+        """Whether a frame of so many bytes is all that a plain call says."""
+        return (
+            not (self.is_streaming or self.closed or self.ended)
+            and self.assembly is None
+            and size >= PREFIX
+            and not data[begin]
+            and int.from_bytes(data[begin + 1 : begin + PREFIX], "big") == size - PREFIX
+            and size - PREFIX <= self._connection.limits.received_bytes
+        )
+
+    def respond(self, payload: bytes) -> None:
+        """See ``Call``."""
+        if not self.ended:
+            self.ended = True
+            self._connection.outbox.answer(self, payload)
+
+    def fail(self, code: grpc.StatusCode, text: str, trailing: Metadata = ()) -> None:
+        """See ``Call``."""
+        if not self.ended:
+            self.ended = True
+            block = trailers(code, text, tuple((name, value) for name, value in trailing))
+            self._connection.outbox.end(self, block if self.opened else OPENING + block)
+
+    def finish(self) -> None:
+        """End it without a message more."""
+        if not self.ended:
+            self.ended = True
+            self._connection.outbox.open(self)
+            self._connection.outbox.end(self, OK)
+
+    async def write(self, payload: bytes) -> None:
+        """Send a message of a stream, when the caller has room for it; raises BaseError where it has left."""
+        if not self.ended:
+            self._connection.outbox.open(self)
+            if self._connection.outbox.send(self, payload):
+                return
+            self.drained = asyncio.get_running_loop().create_future()
+            await self.drained
+            if not self.ended:
+                return
+        raise grpc.aio.InternalError("the caller has left")
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """The messages of a stream, until the caller ends it."""
+        while True:
+            while self.unread:
+                message = self.unread.popleft()
+                self._connection.has_read(self, message)
+                yield message
+            if self.closed or self.ended:
+                return
+            self.news = asyncio.get_running_loop().create_future()
+            await self.news
+
+    def expire(self) -> None:
+        """End it, since it has no time left."""
+        self._connection.expire(self, "the deadline has passed")
+
+    def wake(self) -> None:
+        """Let those go on who wait for messages, or for room; they see for themselves what there is."""
+        for waiting in (self.news, self.drained):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
