@@ -202,8 +202,8 @@ def _range_mask(wanted: Range, catalogue: Catalogue) -> Mask:
 def _indices(values: Sequence[int] | NDArray[np.integer], name: str, catalogue_items: int) -> Indices:
     array: Indices = np.asarray(values, dtype=np.int64)
     if len(array):
-        # Seen as unsigned, a negative index is a huge one: one comparison finds both. argmax costs half of max.
-        unsigned = array.view(np.uint64)
-        if unsigned.item(unsigned.argmax()) >= catalogue_items:
+        # As Python's integers: numpy lets go of the interpreter to find a maximum, and the engine's thread takes it.
+        numbers = array.tolist()
+        if min(numbers) < 0 or max(numbers) >= catalogue_items:
             raise InvalidRequestError(f"{name} holds an index outside 0..{catalogue_items - 1}")
     return array
