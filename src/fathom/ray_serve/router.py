@@ -6,15 +6,13 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
+from fathom.client import affinity
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving.recommend import METHOD
 
-#: So many of a history's oldest items stand for its user: they stay while the history grows.
-HEAD = 4
-
 
 class AffinityRouter(ConsistentHashRouter):
-    """Ray's consistent hashing, by ``session_id`` in the metadata, else by the request's user, else by its history.
+    """Ray's consistent hashing, by ``session_id`` in the metadata, else as ``fathom.client`` hashes requests.
 
     When a replica is lost or added, only the users of its share of the ring move. Where a replica has as many requests
     as it may have, the next one on the ring gets them. What has no key is spread evenly.
@@ -38,4 +36,4 @@ def key_of(method: str, args: Any) -> str:
         request = pb.RecommendRequest.FromString(pickle.loads(args[0]).user_request_proto)
     except (DecodeError, AttributeError, TypeError):
         return ""  # the replica says what is wrong with it
-    return request.user_id or "\n".join(request.item_ids[:HEAD])
+    return affinity.key_of(request)
