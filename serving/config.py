@@ -68,6 +68,11 @@ class ServerSettings(BaseModel):
         " own metrics on this port + i.",
         json_schema_extra=_or("off"),
     )
+    metrics: Literal["off", "otlp"] = Field(
+        default="off",
+        description="The same metrics sent by OpenTelemetry (extra `otel`), with the port or without it. See"
+        " [Metrics](#metrics).",
+    )
     workers: int = Field(default=1, ge=1, le=256, description="Number of server processes sharing the port.")
     default_bundle: str | None = Field(
         default=None,
@@ -346,7 +351,7 @@ class ServerSettings(BaseModel):
             raise ValueError("must be a number")
         return value
 
-    @field_validator("recertify", "trace", mode="before")
+    @field_validator("recertify", "trace", "metrics", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # as YAML reads a bare `off`

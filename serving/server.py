@@ -40,6 +40,7 @@ from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
 from fathom.serving.memory import tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, Reading
+from fathom.serving.metrics_export import MetricsExport
 from fathom.serving.metrics_port import MetricsPort
 from fathom.serving.recommend import Recommend
 from fathom.serving.recording import Recorder
@@ -86,7 +87,7 @@ class Server:
         self._make_transport = make_transport or partial(open_transport, settings.transport)
         self._tell_workers = tell_workers or _alone
         self._gate = Gate()
-        self._metrics = Metrics(shown=settings.metrics_port is not None)
+        self._metrics = Metrics(shown=settings.metrics_port is not None or settings.metrics == "otlp")
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
@@ -117,6 +118,7 @@ class Server:
         self._experiments = _experiments(settings, self.bundles)
         self._tracing = Tracing() if settings.trace == "otlp" else None
         self._experimenting: list[asyncio.Task[None]] = []
+        self._metrics_export = MetricsExport(self._metrics.registry) if settings.metrics == "otlp" else None
         self._metrics_http: MetricsPort | None = None
         self._http: HttpPort | None = None
         self._engines_answer = True
@@ -144,6 +146,8 @@ class Server:
         if self._settings.metrics_port is not None:
             port = MetricsPort(self._metrics.registry, lambda: self.state, self._access, self.audit, self._certificates)
             self._metrics_http = await port.start(self._settings.host, self._settings.metrics_port)
+        if self._metrics_export is not None:
+            self._metrics_export.start()
         if not self._access.is_open:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
@@ -195,6 +199,8 @@ class Server:
             await listener.stop()
         if self._http is not None:
             await self._http.close()
+        if self._metrics_export is not None:
+            await asyncio.to_thread(self._metrics_export.close)
         await self.bundles.close()
         for task in filter(None, (self._sweeping, self._counting, self._following_access, *self._experimenting)):
             task.cancel()

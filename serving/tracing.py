@@ -7,6 +7,7 @@ microseconds. A caller's W3C trace context is followed. Where spans go, and whic
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -36,14 +37,10 @@ class Tracing:
         sampling: Any = optional("opentelemetry.sdk.trace.sampling", "otel")
         exporting: Any = optional("opentelemetry.sdk.trace.export", "otel")
         otlp: Any = optional("opentelemetry.exporter.otlp.proto.grpc.trace_exporter", "otel")
-        resources: Any = optional("opentelemetry.sdk.resources", "otel")
         context: Any = optional("opentelemetry.trace.propagation.tracecontext", "otel")
         self._api: Any = optional("opentelemetry.trace", "otel")
         sampler = None if SAMPLER_VARIABLE in os.environ else sampling.ParentBased(sampling.TraceIdRatioBased(SHARE))
-        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes first.
-        named = "OTEL_SERVICE_NAME" in os.environ
-        resource = resources.Resource.create({} if named else {"service.name": "fathom"})
-        self._provider = sdk.TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        self._provider = sdk.TracerProvider(sampler=sampler, resource=server_resource(), shutdown_on_exit=False)
         self._provider.add_span_processor(exporting.BatchSpanProcessor(otlp.OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("fathom")
         self._propagator = context.TraceContextTextMapPropagator()
@@ -86,6 +83,17 @@ class Tracing:
     def close(self) -> None:
         """Send what waits, and end; may take seconds."""
         self._provider.shutdown()
+
+
+def server_resource(more: Mapping[str, str] | None = None) -> Any:
+    """This server, as OpenTelemetry describes it.
+
+    What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes first.
+    """
+    resources: Any = optional("opentelemetry.sdk.resources", "otel")
+    said = resources.OTELResourceDetector().detect().attributes
+    own = {"service.name": "fathom", **(more or {})}
+    return resources.Resource.create({name: value for name, value in own.items() if name not in said})
 
 
 class Told:

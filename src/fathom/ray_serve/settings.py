@@ -10,7 +10,7 @@ REPLACED = {
     **dict.fromkeys(("host", "port", "transport", "max_message_mb"), "the proxy has the port: say grpc_options"),
     **dict.fromkeys(("http_port", "http_origins", "admin_port", "admin_host"), "Ray Serve has one port, for gRPC"),
     **dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca"), "its proxy speaks no TLS; put one that does before it"),
-    "metrics_port": "Ray has metrics of its own",
+    "metrics_port": "Ray has metrics of its own; metrics: otlp sends Fathom's",
     "workers": "say num_replicas",
     "drain_s": "say graceful_shutdown_timeout_s",
     "log_format": "say logging_config",
