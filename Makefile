@@ -64,7 +64,7 @@ deploy-tools:
 	@deploy/tools.sh
 
 deploy-check: setup deploy-tools
-	@$(BIN)/pytest -q tests/deploy
+	@$(BIN)/pytest -q tests/deploy tests/protos
 
 image-check: setup deploy-tools
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)

