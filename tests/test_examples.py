@@ -5,11 +5,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from certificates import Authority
+from in_process import fathom
 
 from fathom.importance.rank import rank_layers
 from fathom.importance.registry import load_methods
@@ -76,28 +79,115 @@ def test_models_of_proteins_reactions_and_credits_are_ranked(
     assert printed in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node is not installed")
-def test_a_node_program_needs_nothing_but_the_proto(tmp_path: Path, synthetic_bundle: Path) -> None:
-    folder = shutil.copytree(EXAMPLES / "node", tmp_path / "node")
+PROTOS = EXAMPLES.parent / "protos"
+#: Where Debian puts packages for Go.
+DEBIAN_GO = Path("/usr/share/gocode")
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The example for Node: ``node(target, items, **environment)``."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node is not installed")
+    folder = shutil.copytree(EXAMPLES / "node", tmp_path_factory.mktemp("node") / "node")
     install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
     installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     if installed.returncode != 0:
         pytest.skip(f"npm cannot install the packages: {installed.stderr[-200:]}")
-    proto = EXAMPLES.parent / "protos" / "fathom" / "v1" / "recommender.proto"
 
-    def node(target: str, items: str) -> subprocess.CompletedProcess[str]:
-        command = ["node", "recommend.js", target, items]
-        environment = os.environ | {"FATHOM_PROTO": str(proto)}
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, env=environment, timeout=60
+    def run(target: str, items: str, **given: str) -> subprocess.CompletedProcess[str]:
+        environment = {"FATHOM_PROTO": str(PROTOS / "fathom" / "v1" / "recommender.proto")}
+        if "ca" in given:
+            environment |= {"FATHOM_CA": given["ca"], "FATHOM_TOKEN": given["token"]}
+        return ended(["node", "recommend.js", target, items], folder, environment)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The example for Go, built with Debian's packages: ``go(target, items, ca=..., token=...)``."""
+    missing = [each for each in ("go", "protoc-gen-go", "protoc-gen-go-grpc") if not shutil.which(each)]
+    # Debian also has an older form of the last one, which compiles and cannot decode.
+    needed = ("google.golang.org/grpc/health/client.go", "github.com/golang/protobuf/proto/registry.go")
+    if missing or not all((DEBIAN_GO / "src" / each).is_file() for each in needed):
+        pytest.skip(
+            f"not installed: {', '.join(missing) or 'gRPC for Go'}; on Debian apt install golang-go protoc-gen-go"
+            " protoc-gen-go-grpc golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev"
         )
+    folder = tmp_path_factory.mktemp("go")
+    shop = folder / "src" / "example.com" / "shop"
+    shutil.copytree(EXAMPLES / "go", shop)
+    # The commands that the program's first lines name.
+    where = "module=example.com/shop,Mfathom/v1/recommender.proto=example.com/shop/fathomv1"
+    assert where in (shop / "main.go").read_text()
+    options = [f"--go_out={shop}", f"--go-grpc_out={shop}", f"--go_opt={where}", f"--go-grpc_opt={where}"]
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *options, "fathom/v1/recommender.proto"]
+    subprocess.run(protoc, check=True, timeout=60)
+    environment = os.environ | {
+        "GO111MODULE": "off",
+        "GOPATH": f"{folder}:{DEBIAN_GO}",
+        "GOCACHE": str(folder / "cache"),
+        "CGO_ENABLED": "0",
+    }
+    for command in (["go", "vet", "."], ["go", "build", "-o", "recommend", "."]):
+        subprocess.run(command, cwd=shop, env=environment, check=True, timeout=300)
 
+    def run(target: str, items: str, **given: str) -> subprocess.CompletedProcess[str]:
+        more = ["-ca", given["ca"]] if "ca" in given else []
+        environment = {"FATHOM_TOKEN": given["token"]} if "token" in given else {}
+        return ended([str(shop / "recommend"), "-target", target, *more, items], shop, environment)
+
+    return run
+
+
+def ended(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=60
+    )
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory, synthetic_bundle: Path) -> Iterator[tuple[str, str, str]]:
+    """A server with TLS and access control: its address, the authority's certificate, and a key."""
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(folder)
+    certificate, key = authority.issue("fathom.test")
+    token = fathom("key", "web", "--roles", "recommend", "--add", folder / "access.yaml").stdout.strip()
+    options = ("--tls-cert", str(certificate), "--tls-key", str(key), "--access", str(folder / "access.yaml"))
+    with running_server(synthetic_bundle, *options) as server:
+        # By its name: Node warns of addresses.
+        yield server.address.replace("127.0.0.1", "localhost"), str(authority.ca), token
+
+
+@pytest.mark.parametrize(("language", "invalid"), [("node", "INVALID_ARGUMENT"), ("go", "InvalidArgument")])
+def test_a_program_in_another_language_needs_nothing_but_the_proto(
+    language: str, invalid: str, synthetic_bundle: Path, request: pytest.FixtureRequest
+) -> None:
+    ask: Program = request.getfixturevalue(language)
     with running_server(synthetic_bundle) as server:
-        answered = node(server.address, "item-1,item-2")
+        answered = ask(server.address, "item-1,item-2")
         assert answered.returncode == 0, answered.stderr
         assert answered.stdout.startswith("depth ")
         assert len(answered.stdout.splitlines()) == 6
-        assert node(server.address, "nothing-known").stdout.startswith("depth 0: no item of the history is known")
-        refused = node(server.address, ",".join(["item-1"] * 10_001))
+        assert ask(server.address, "nothing-known").stdout.startswith("depth 0: no item of the history is known")
+        refused = ask(server.address, ",".join(["item-1"] * 10_001))
         assert refused.returncode == 1
-        assert refused.stderr.startswith("INVALID_ARGUMENT: item_ids has 10001 items")
+        assert refused.stderr.startswith(f"{invalid}: item_ids has 10001 items")
+
+
+@pytest.mark.parametrize(("language", "refusal"), [("node", "UNAUTHENTICATED"), ("go", "Unauthenticated")])
+def test_a_program_in_another_language_speaks_tls_and_shows_its_key(
+    language: str, refusal: str, secured: tuple[str, str, str], request: pytest.FixtureRequest
+) -> None:
+    ask: Program = request.getfixturevalue(language)
+    address, ca, token = secured
+    answered = ask(address, "item-1,item-2", ca=ca, token=token)
+    assert answered.returncode == 0, answered.stderr
+    assert len(answered.stdout.splitlines()) == 6
+    refused = ask(address, "item-1", ca=ca, token="fathom_wrong")
+    assert (refused.returncode, refused.stderr.split(":")[0]) == (1, refusal)
+    plain = ask(address, "item-1")
+    assert plain.returncode == 1
+    assert plain.stderr.startswith(("UNAVAILABLE", "Unavailable"))
