@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,22 @@ def ray_cluster(cpus: int = 2) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def deploy(bundle: Path, **given: Any) -> None:
-    """Run the application, or change it while it runs; returns when all replicas are ready."""
+def deploy(bundle: Path, *, autoscaling: Mapping[str, Any] | None = None, **given: Any) -> None:
+    """Run the application, or change it while it runs; returns when all replicas are ready.
+
+    ``autoscaling``: an ``autoscaling_config``, in place of a fixed number of replicas.
+    """
     from ray import serve
 
     from fathom.ray_serve import app
 
     arguments = {"bundle": str(bundle), "insecure": True, **given}
-    serve.run(app(arguments), name=APPLICATION, logging_config={"log_level": "ERROR"})
+    application = app(arguments)
+    if autoscaling is not None:
+        bound: Any = application._bound_deployment
+        options = bound.options(num_replicas="auto", autoscaling_config=dict(autoscaling))
+        application = options.bind(*bound.init_args, **bound.init_kwargs)
+    serve.run(application, name=APPLICATION, logging_config={"log_level": "ERROR"})
 
 
 def replica_processes() -> list[int]:

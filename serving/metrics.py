@@ -87,6 +87,10 @@ class _Histogram(Collector):
         counts[bisect_left(self._bounds, value)] += 1
         counts[-1] += value
 
+    def totals(self) -> dict[tuple[object, ...], tuple[int, float]]:
+        """By labels: how many values there were, and their sum."""
+        return {labels: (int(sum(counts[:-1])), counts[-1]) for labels, counts in list(self._counts.items())}
+
     def _counts_of(self, labels: tuple[object, ...]) -> list[float]:
         return self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
 
@@ -104,7 +108,7 @@ class _Histogram(Collector):
 class Metrics:
     """The server's metrics; all methods but ``ran`` are called from the event loop.
 
-    If no metrics port is open (``shown`` false), calls, answers and runs are not counted.
+    If nobody asks for them (``shown`` false), calls, answers and runs are not counted.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -172,6 +176,14 @@ class Metrics:
         self._reused.add(bundle, answer.reused)
         if unknown_items:
             self._unknown.add(count=unknown_items)
+
+    def work(self) -> tuple[int, float, dict[str, float]]:
+        """Requests answered since the start, the seconds that they waited, and those that each bundle's engine ran."""
+        ((answered, waited_s),) = self._queue_seconds.totals().values()
+        engines: dict[str, float] = {}
+        for (bundle, _), (_, seconds) in self._engine_seconds.totals().items():
+            engines[str(bundle)] = engines.get(str(bundle), 0.0) + seconds
+        return answered, waited_s, engines
 
     @contextmanager
     def using_history(self, operation: str) -> Iterator[None]:

@@ -87,7 +87,9 @@ class Server:
         self._make_transport = make_transport or partial(open_transport, settings.transport)
         self._tell_workers = tell_workers or _alone
         self._gate = Gate()
-        self._metrics = Metrics(shown=settings.metrics_port is not None or settings.metrics == "otlp")
+        # Whoever brings a transport may ask for ``work``.
+        shown = settings.metrics_port is not None or settings.metrics == "otlp" or make_transport is not None
+        self._metrics = Metrics(shown=shown)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
 
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
@@ -131,6 +133,10 @@ class Server:
     def state(self) -> str:
         """In a word: "starting", "serving", "draining" or "engine lost"; gRPC's health and /healthz follow it."""
         return self._gate.state if self._engines_answer or self._gate.state != "serving" else "engine lost"
+
+    def work(self) -> tuple[int, float, dict[str, float]]:
+        """See ``Metrics.work``."""
+        return self._metrics.work()
 
     async def start(self) -> ServerInfo:
         """Listen, warm up, and serve; until it returns, health says NOT_SERVING and calls get UNAVAILABLE.

@@ -62,6 +62,28 @@ def test_the_default_target_is_the_server_for_cpus() -> None:
     assert read_stages(DOCKERFILE)[-1].name == "cpu"
 
 
+def test_both_targets_are_built_alike_but_for_their_packages_and_the_driver() -> None:
+    stages = {stage.name: stage for stage in read_stages(DOCKERFILE)}
+
+    def instructions(name: str, target: str) -> list[tuple[str, str]]:
+        return [
+            (each.name, each.text.replace(target, "TARGET"))
+            for each in stages[name].instructions
+            if not (each.name == "ENV" and "NVIDIA" in each.text)
+        ]
+
+    for stage in ("{}-packages", "{}"):
+        assert instructions(stage.format("cpu"), "cpu") == instructions(stage.format("gpu"), "gpu") != []
+
+
+def test_nothing_in_the_dockerfile_is_for_one_platform_only() -> None:
+    """The target for CPUs is built for each platform from the same lines, by the builder's own choice of the base."""
+    for stage in read_stages(DOCKERFILE):
+        for each in stage.instructions:
+            assert "platform" not in each.flags
+            assert not re.search(r"x86_64|aarch64|amd64|arm64|TARGETARCH", each.text)
+
+
 def test_every_file_that_is_copied_exists_and_is_sent_to_the_builder() -> None:
     lines = Path(f"{DOCKERFILE}.dockerignore").read_text().split()
     sent = {line[1:] for line in lines if line.startswith("!")}

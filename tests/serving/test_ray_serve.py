@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,17 +20,20 @@ import grpc
 import pytest
 import yaml
 
-from fathom.client import Client
+from fathom.client import Client, Query
 from fathom.errors import ConfigError, NotFoundError, UnavailableError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed here (extra ray)")
 
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
 from fathom.benchmarks.ray_cluster import deploy, ray_cluster, replica_processes, running_replicas
 from fathom.ray_serve import app
+from fathom.ray_serve.autoscaling import BUSY, QUEUE_MS, QueueTime, Report
 from fathom.ray_serve.notices import Notices
 from fathom.ray_serve.proxy import DEADLINE
 from fathom.ray_serve.replica import check_serving
@@ -178,6 +182,106 @@ def test_replicas_are_replaced_without_a_failed_request(running: Running) -> Non
     assert not before & set(replica_processes())
 
 
+@pytest.mark.slow
+def test_replicas_are_added_while_requests_wait_and_given_back_when_none_do(running: Running) -> None:
+    policy = {"policy_function": "fathom.ray_serve.autoscaling:QueueTime", "policy_kwargs": {"target_ms": 0.5}}
+    deploy(
+        running.repository,
+        autoscaling={
+            **{"min_replicas": 1, "max_replicas": 2, "metrics_interval_s": 0.2, "look_back_period_s": 1},
+            **{"upscale_delay_s": 0.5, "downscale_delay_s": 1, "policy": policy},
+        },
+        **running.settings,
+    )
+    until(lambda: running_replicas() == 1)
+    stop = threading.Event()
+    many = [Query([f"item-{number % 50}", f"item-{number // 50}"], depth=16) for number in range(1_000)]
+
+    def ask() -> None:
+        with Client(running.address) as client:
+            while not stop.is_set():
+                client.recommend_many(many, timeout_s=SECONDS)
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            until(lambda: running_replicas() == 2)
+        finally:
+            stop.set()
+    assert [each.result() for each in asking] == [None, None]
+    until(lambda: running_replicas() == 1)
+    deploy(running.repository, **running.settings)
+
+
+def context_of(queue_ms: list[float], busy: list[float]) -> AutoscalingContext:
+    replicas = [ReplicaID(str(number), DeploymentID("Recommender")) for number in range(len(busy))]
+    reports = {QUEUE_MS: dict(zip(replicas, queue_ms, strict=True)), BUSY: dict(zip(replicas, busy, strict=True))}
+    return AutoscalingContext(
+        deployment_id=DeploymentID("Recommender"),
+        deployment_name="Recommender",
+        app_name="fathom",
+        total_num_requests=0,
+        total_queued_requests=0,
+        raw_metrics=None,
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=None,
+        config=None,
+        current_num_replicas=len(busy),
+        target_num_replicas=3,
+        running_replicas=replicas,
+        aggregated_metrics=lambda: reports if busy else {},
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=100,
+        policy_state={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("queue_ms", "busy", "wanted"),
+    [
+        ([], [], 3),  # nothing is known yet
+        ([0, 0], [0, 0], 1),
+        ([12, 12], [0.5, 0.5], 2),  # between half of the target and the target
+        ([25, 25, 25, 25], [0.5, 0.5, 0.5, 0.5], 5),
+        ([32, 12], [0.5, 0.5], 3),  # the mean counts
+        ([4_000], [0.9], 2),
+        ([0, 0, 0], [1, 1, 1], 5),  # who did not wait for a full engine got depth 0
+        ([1, 1, 1, 1], [0.6, 0.6, 0.6, 0.6], 4),  # the work of four fits into no fewer
+        ([1, 1, 1, 1], [0.3, 0.3, 0.3, 0.3], 2),
+    ],
+)
+def test_replicas_follow_the_time_in_the_queue_and_what_engines_have_room_for(
+    queue_ms: list[float], busy: list[float], wanted: int
+) -> None:
+    assert QueueTime(target_ms=20)(context_of(queue_ms, busy)) == (wanted, {})
+
+
+@pytest.mark.parametrize("target_ms", [0, -1, float("inf"), float("nan"), "20", True])
+def test_a_target_that_cannot_be_is_refused(target_ms: Any) -> None:
+    with pytest.raises(ConfigError, match="give a positive number of milliseconds"):
+        QueueTime(target_ms)
+
+
+async def test_a_replica_reports_what_has_happened_since_its_last_report(local: Any) -> None:
+    report = Report()
+    async with local(metrics_port=0) as it:
+        assert report.next(*it.server.work()) == {QUEUE_MS: 0, BUSY: 0}
+        it.held.go.clear()
+        asking = [
+            asyncio.ensure_future(it.stub.Recommend(pb.RecommendRequest(item_ids=["item-1"], depth=4), timeout=SECONDS))
+            for _ in range(2)
+        ]
+        await asyncio.to_thread(it.held.reached.acquire)
+        await asyncio.sleep(0.05)
+        it.held.go.set()
+        await asyncio.gather(*asking)
+        said = report.next(*it.server.work())
+        assert said[QUEUE_MS] > 0
+        assert 0.1 < said[BUSY] <= 1
+        assert report.next(*it.server.work()) == {QUEUE_MS: 0, BUSY: 0}
+
+
 def test_a_killed_replica_is_no_matter_to_a_client_that_tries_again(client: Client) -> None:
     killed, *_ = before = replica_processes()
     os.kill(killed, signal.SIGKILL)
@@ -298,3 +402,5 @@ def test_the_example_is_a_config_of_ray_serve() -> None:
     assert example["grpc_options"]["grpc_servicer_functions"] == ["fathom.ray_serve:add_recommender"]
     built = app(application.args)
     assert [each.name for each in application.deployments] == [built._bound_deployment.name]
+    policy = application.deployments[0].autoscaling_config["policy"]
+    assert AutoscalingPolicy(**policy).get_policy()(**policy["policy_kwargs"]).wanted(2, 50, 0.5) == 4

@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from fathom.errors import FathomError, UnavailableError
 from fathom.ray_serve import notices
+from fathom.ray_serve.autoscaling import Report
 from fathom.ray_serve.settings import replica_settings
 from fathom.ray_serve.transport import Encoded, RayTransport
 from fathom.serving.server import Server
@@ -42,6 +43,7 @@ class Recommender:
             tell_workers=self._tell,
             make_transport=lambda _: self.transport,
         )
+        self._report = Report()
         self._following: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
@@ -72,6 +74,10 @@ class Recommender:
         """The only method with many answers."""
         async for each in self.transport.stream("RecommendStream", requests, grpc_context):
             yield each
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray every ``metrics_interval_s``, for policies as ``QueueTime``."""
+        return self._report.next(*self._server.work())
 
     async def check_health(self) -> None:
         """Called by Ray, which replaces a replica whose engine does not answer any longer."""
