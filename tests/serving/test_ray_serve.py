@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from fathom.client import Client, Query
-from fathom.errors import ConfigError, NotFoundError, UnavailableError
+from fathom.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
@@ -36,7 +36,7 @@ from fathom.ray_serve import app
 from fathom.ray_serve.autoscaling import BUSY, QUEUE_MS, QueueTime, Report
 from fathom.ray_serve.notices import Notices
 from fathom.ray_serve.proxy import DEADLINE
-from fathom.ray_serve.replica import check_serving
+from fathom.ray_serve.replica import Recommender, check_serving
 from fathom.ray_serve.router import key_of
 from fathom.ray_serve.settings import replica_settings
 from fathom.ray_serve.transport import RayTransport
@@ -114,6 +114,8 @@ def test_the_proxy_answers_as_a_server_does(client: Client) -> None:
 def test_what_is_wrong_with_a_request_is_said_in_its_own_status(client: Client, stub: Any) -> None:
     with pytest.raises(NotFoundError, match="bundle 'other' is not served; served: shop"):
         client.recommend(ITEMS, bundle="other")
+    with pytest.raises(InvalidRequestError, match="experiments"):
+        client.experiments()
     with pytest.raises(grpc.RpcError) as found:
         stub.Recommend(pb.RecommendRequest(item_ids=ITEMS, timestamps=[1]), timeout=SECONDS)
     assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -338,6 +340,11 @@ class RayContext:
 
     def set_trailing_metadata(self, trailing: Any) -> None:
         self.trailing = trailing
+
+
+def test_a_replica_answers_every_method_of_the_contract() -> None:
+    methods = pb.DESCRIPTOR.services_by_name["Recommender"].methods_by_name
+    assert [name for name in methods if not callable(getattr(Recommender, name, None))] == []
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ class Client(BlockingCalls):
         be answered within ``timeout_s``. Costs much less than a call per query, here and in the server.
         """
         under_way: deque[list[Sent]] = deque()
+        self._wait(timeout_s)
         try:
             for call in messages.in_parts(queries, self._part):
                 under_way.append(self._send_many(call, timeout_s))
@@ -183,6 +184,7 @@ class AsyncClient(AsyncCalls):
         self, queries: Iterable[Query], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> AsyncIterator[Recommendation | FathomError]:
         under_way: deque[list[Sent]] = deque()
+        await self._wait(timeout_s)
         try:
             for call in messages.in_parts(queries, self._part):
                 under_way.append(await self._send_many(call, timeout_s))

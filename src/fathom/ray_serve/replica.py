@@ -69,6 +69,9 @@ class Recommender:
     ListItems = _unary("ListItems")
     GetBundle = _unary("GetBundle")
     Reload = _unary("Reload")
+    ReportOutcomes = _unary("ReportOutcomes")
+    ListExperiments = _unary("ListExperiments")
+    ChangeExperiment = _unary("ChangeExperiment")
 
     async def RecommendStream(self, requests: Any, grpc_context: Any) -> AsyncIterator[Encoded]:
         """The only method with many answers."""
