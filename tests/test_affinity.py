@@ -21,7 +21,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fathom.client import AsyncClient, Client, Query, Recommendation
 from fathom.client.affinity import ATTEMPTS, LEAST_BOUND, Backend, Backends, hash_of, key_of
 from fathom.client.channels import SERVICE
-from fathom.client.names import places_of
+from fathom.client.names import Names as ClientNames
+from fathom.client.names import Place, places_of
 from fathom.errors import ConfigError, ConnectError
 from fathom.local import Local, running_server
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -105,16 +106,36 @@ def test_a_server_that_is_gone_is_passed_over_unless_all_are() -> None:
     assert among.take("one") is first
 
 
+def test_a_failed_call_goes_to_another_server_before_another_connection() -> None:
+    among = Backends()
+    among.become(
+        [f"{server}#{number}" for server in "ab" for number in range(4)], lambda n: Backend(n[0], n, None, None)
+    )
+    tried = [among.take("one")]
+    tried.append(among.take("one", tried))  # type: ignore[arg-type]
+    assert {each.target for each in tried if each} == {"a", "b"}
+    for _ in range(6):
+        tried.append(among.take("one", tried))  # type: ignore[arg-type]
+    assert set(tried) == set(among.all)
+
+
 def test_places_of_names_are_addresses_and_of_others_themselves() -> None:
-    found = places_of(["127.0.0.1:5", "[::1]:5", "unix:/tmp/s", "dns:///127.0.0.1:6"])
-    assert {name: place.host for name, place in found.items()} == {
-        "127.0.0.1:5": "",
-        "[::1]:5": "",
-        "unix:/tmp/s": "",
-        "dns:///127.0.0.1:6": "",
-    }
-    local = places_of(["localhost:5", "dns:///localhost:5"])
-    assert ("127.0.0.1:5", "localhost") in [(place.target, place.host) for place in local.values()]
+    for target in ("127.0.0.1:5", "[::1]:5", "unix:/tmp/s", "dns:///127.0.0.1:6"):
+        assert places_of(target) == {target: Place(target)}
+    for name in ("localhost:5", "dns:///localhost:5"):
+        assert places_of(name)["127.0.0.1:5"] == Place("127.0.0.1:5", "localhost")
+
+
+def test_a_name_that_cannot_be_looked_up_stands_for_what_it_stood_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    known = ClientNames(["shop.test:1", "127.0.0.1:2", "nowhere.test:3"])
+    assert set(known.look_up()) == {"127.0.0.1:2"}
+    names.addresses = ["10.0.0.1", "10.0.0.2"]
+    assert set(known.look_up()) == {"10.0.0.1:1", "10.0.0.2:1", "127.0.0.1:2"}
+    names.addresses = []
+    assert set(known.look_up()) == {"10.0.0.1:1", "10.0.0.2:1", "127.0.0.1:2"}
+    names.addresses = ["10.0.0.2"]
+    assert set(known.look_up()) == {"10.0.0.2:1", "127.0.0.1:2"}
 
 
 @pytest.mark.parametrize(
@@ -248,9 +269,9 @@ class Names:
             monkeypatch.setattr(f"fathom.client.{kind}.AGAIN_S", 0.05)
 
     def _answer(self, host: str, port: int, *args: Any, **more: Any) -> Any:
-        if host != "shop.test":
+        if not host.endswith(".test"):
             return self._ask(host, port, *args, **more)
-        if not self.addresses:
+        if host != "shop.test" or not self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in self.addresses]
 

@@ -109,15 +109,14 @@ class Backends:
     def take(self, key: str, tried: Collection[Backend] = ()) -> Backend | None:
         """Who gets a call, which is in flight from now on; a call without a key goes anywhere.
 
-        The first of the ranking that is usable, has not been tried and is not busier than others. Where none is
-        usable, the first is asked all the same: it may be back.
+        The first of the ranking that is usable, has not been tried and is not busier than others; on another server, if
+        there is one. Where none is usable, the first is asked all the same: it may be back.
         """
         with self._lock:
             ranked = self._ranked(hash_of(key) if key else random.getrandbits(64))
             if not ranked:
                 return None
-            untried = [each for each in ranked if each not in tried] or ranked
-            usable = [each for each in untried if each.usable] or untried
+            usable = _preferred(ranked, tried)
             in_flight = sum(each.in_flight for each in usable)
             most = max(LEAST_BOUND, ceil(MOST_LOAD * (in_flight + 1) / len(usable)))
             chosen = next((each for each in usable if each.in_flight < most), usable[0])
@@ -143,6 +142,15 @@ class Backends:
 
     def _ranked(self, key: int) -> Sequence[Backend]:
         return sorted(self._all, key=lambda each: _mixed(key ^ each.seed), reverse=True)
+
+
+def _preferred(ranked: Sequence[Backend], tried: Collection[Backend]) -> Sequence[Backend]:
+    """Those that a call may go to, in their order; never none of some."""
+    lost = {each.target for each in tried}
+    untried = [each for each in ranked if each not in tried]
+    elsewhere = [each for each in untried if each.target not in lost]
+    wanted = [[each for each in group if each.usable] for group in (elsewhere, untried, ranked)]
+    return next(group for group in (*wanted, elsewhere, untried, ranked) if group)
 
 
 class Turns:

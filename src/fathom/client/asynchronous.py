@@ -12,7 +12,7 @@ from fathom.client.affinity import Backend, Way
 from fathom.client.blocking import Sent
 from fathom.client.channels import GONE, Channels, Options
 from fathom.client.messages import Call, Many, T, error_of
-from fathom.client.names import AGAIN_S, LOOK_UP_S, places_of
+from fathom.client.names import AGAIN_S, LOOK_UP_S
 from fathom.connection import Connection
 from fathom.errors import ConnectError
 
@@ -24,7 +24,6 @@ class AsyncCalls(Channels):
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = not affinity
         self._known, self._lost = asyncio.Event(), asyncio.Event()
-        self._why = "no answer yet"
         super()._open(connection, targets, channels, affinity=affinity)
 
     @staticmethod
@@ -43,7 +42,7 @@ class AsyncCalls(Channels):
             async with asyncio.timeout(arguments.seconds("timeout_s", timeout_s)):
                 await self._known.wait()
         except TimeoutError:
-            raise ConnectError(f"{self.target}: the name cannot be looked up: {self._why}") from None
+            raise ConnectError(f"{self.target}: the name cannot be looked up: {self._names.why}") from None
 
     async def _call(self, call: Call[T], timeout_s: float) -> T:
         await self._wait(timeout_s)
@@ -92,13 +91,8 @@ class AsyncCalls(Channels):
             self._close_unused(each.way.release())
 
     async def _look_up(self) -> None:
-        targets = [each.target for each in self._connections]
         while True:
-            try:
-                places = await asyncio.to_thread(places_of, targets)
-            except OSError as error:
-                self._why = error.strerror or str(error)
-            else:
+            if places := await asyncio.to_thread(self._names.look_up):
                 added, unused = self._become(places)
                 self._watch(added)
                 self._close_unused(*unused)

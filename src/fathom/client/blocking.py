@@ -11,7 +11,7 @@ from fathom.client import arguments
 from fathom.client.affinity import Backend, Way
 from fathom.client.channels import GONE, Channels, Options
 from fathom.client.messages import Call, Many, T, error_of
-from fathom.client.names import AGAIN_S, LOOK_UP_S, places_of
+from fathom.client.names import AGAIN_S, LOOK_UP_S
 from fathom.connection import Connection
 from fathom.errors import ConnectError
 
@@ -31,7 +31,6 @@ class BlockingCalls(Channels):
     def _open(self, connection: Connection, targets: Sequence[str], channels: int, *, affinity: bool) -> None:
         self._starting, self._looking = threading.Lock(), False
         self._known, self._lost, self._closed = threading.Event(), threading.Event(), threading.Event()
-        self._why = "no answer yet"
         super()._open(connection, targets, channels, affinity=affinity)
         self._watch(self._backends.all)
 
@@ -48,7 +47,7 @@ class BlockingCalls(Channels):
                 threading.Thread(target=self._look_up, name="fathom-client-names", daemon=True).start()
                 self._looking = True
         if not self._known.wait(arguments.seconds("timeout_s", timeout_s)):
-            raise ConnectError(f"{self.target}: the name cannot be looked up: {self._why}")
+            raise ConnectError(f"{self.target}: the name cannot be looked up: {self._names.why}")
 
     def _call(self, call: Call[T], timeout_s: float) -> T:
         self._wait(timeout_s)
@@ -101,11 +100,8 @@ class BlockingCalls(Channels):
 
     def _look_up(self) -> None:
         while not self._closed.is_set():
-            try:
-                places = places_of(each.target for each in self._connections)
-            except OSError as error:
-                self._why = error.strerror or str(error)
-            else:
+            places = self._names.look_up()
+            if places and not self._closed.is_set():
                 added, unused = self._become(places)
                 self._watch(added)
                 self._close_unused(*unused)

@@ -11,7 +11,7 @@ import grpc
 from fathom.client import arguments, messages
 from fathom.client.affinity import Backend, Backends, Turns, Way, grouped, hash_of, key_of
 from fathom.client.messages import Call
-from fathom.client.names import Place, is_name
+from fathom.client.names import Names, Place, is_name
 from fathom.connection import DEFAULT_TARGET, Connection, Pem, check_metadata
 from fathom.errors import ConfigError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -20,8 +20,6 @@ from fathom.protos.fathom.v1 import recommender_pb2_grpc
 Options = tuple[tuple[str, Any], ...]
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
-
-
 #: States of a connection in which there is nobody to call.
 GONE = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
@@ -106,9 +104,12 @@ class Channels(ABC):
         if not isinstance(channels, int) or channels < 1:
             raise ConfigError(f"channels is {brief(channels)}; it must be at least 1")
         self.target = ", ".join(targets)
-        self._connections = [connection.to(each) for each in targets]
+        for each in targets:
+            connection.to(each)
+        self._connection = connection
         self._metadata, self._number, self._affinity = connection.pairs, channels, affinity
         self._looks_up = affinity and any(is_name(each) for each in targets)
+        self._names = Names(targets)
         self._backends: Turns | Backends = Backends() if affinity else Turns()
         if not self._looks_up:
             self._become({each: Place(each) for each in targets})
@@ -123,7 +124,7 @@ class Channels(ABC):
         if place.host:
             # Its certificate is for the name, which is also what proxies expect as the authority.
             options += (("grpc.ssl_target_name_override", place.host), ("grpc.default_authority", place.host))
-        channel = self._channel(self._connections[0].to(place.target), options)
+        channel = self._channel(self._connection.to(place.target), options)
         stub: Any = recommender_pb2_grpc.RecommenderStub
         return Backend(place.target, name, channel, stub(channel))
 

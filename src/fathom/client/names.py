@@ -28,26 +28,41 @@ def is_name(target: str) -> bool:
     return False
 
 
-def places_of(targets: Iterable[str]) -> Mapping[str, Place]:
-    """All servers behind some targets, by what to call them; raises OSError where a name cannot be looked up.
+class Names:
+    """The servers behind some targets, as they were when each was last looked up."""
 
-    Two names for one address are one server.
-    """
-    found: dict[str, Place] = {}
-    for target in targets:
-        if not is_name(target):
-            found.setdefault(target, Place(target))
-            continue
-        host, port = _parts(target)
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError:
-            raise OSError(f"{host[:64]} is no host name") from None
-        for *_, address in infos:
-            ip = str(address[0])
-            place = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-            found.setdefault(place, Place(place, host))
-    return found
+    def __init__(self, targets: Iterable[str]) -> None:
+        self._places: dict[str, Mapping[str, Place]] = {target: {} for target in targets}
+        #: Why there are none, where there are none.
+        self.why = "no answer yet"
+
+    def look_up(self) -> Mapping[str, Place]:
+        """All of them, by what to call them; two names for one address are one server. May take seconds.
+
+        A name that cannot be looked up stands for what it stood for before.
+        """
+        for target in self._places:
+            try:
+                self._places[target] = places_of(target)
+            except OSError as error:
+                self.why = error.strerror or str(error)
+        found: dict[str, Place] = {}
+        for places in self._places.values():
+            found = {**places, **found}
+        return found
+
+
+def places_of(target: str) -> Mapping[str, Place]:
+    """The servers behind one target; raises OSError where it cannot be looked up."""
+    if not is_name(target):
+        return {target: Place(target)}
+    host, port = _parts(target)
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError(f"{host[:64]} is no host name") from None
+    addresses = [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in (str(each[4][0]) for each in infos)]
+    return {address: Place(address, host) for address in addresses}
 
 
 def _parts(target: str) -> tuple[str, int]:
