@@ -1,5 +1,6 @@
 """Commands that talk to a server."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -131,7 +132,9 @@ def show_answer(answer: "Recommendation", *more: tuple[str, str]) -> None:
     if any(item.reasons for item in answer.items):
         cells = ["because of", *(", ".join(map(_because, item.reasons)) or "-" for item in answer.items)]
         rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
-    show.table(f"depth {answer.depth}: {answer.why}", rows)
+    # Many reasons name the depth first.
+    named = re.match(rf"depth {answer.depth}\b", answer.why)
+    show.table(answer.why if named else f"depth {answer.depth}: {answer.why}", rows)
     t = answer.timings
     used = f"{answer.history_used} items of the history used, {answer.unknown_items} unknown"
     stages = f"select {t.select_us}, queue {t.queue_us}, engine {t.engine_us}, retrieval {t.retrieval_us}"
