@@ -2,14 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, Self
+from collections.abc import Iterable
 
 import grpc
 import pytest
 from hpack import Encoder
+from http2_echo import CHAT, COUNT, TAKEN, answered, echoing, ended, number, setting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_http2 import (
@@ -25,101 +23,21 @@ from raw_http2 import (
     PREFACE,
     RST,
     SETTINGS,
-    RawClient,
     call,
     connected,
     frame,
     message,
 )
 
-from fathom.serving.transport.contract import Call, Options
-from fathom.serving.transport.http2 import transport as transport_module
 from fathom.serving.transport.http2.frames import ConnectionFault
 from fathom.serving.transport.http2.headers import Head, HeaderReader, Malformed, Refused
-from fathom.serving.transport.http2.limits import Limits
 from fathom.serving.transport.http2.messages import Assembly, MessageFault
-from fathom.serving.transport.http2.transport import Http2Transport
 
-TAKEN, CHAT, COUNT = "/test.Service/Taken", "/test.Service/Chat", "/test.Service/Count"
 PRIORITY, PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 2, 5, 8, 9
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = 0, 1, 3, 5, 6
 COMPRESSION_ERROR = 9
 PADDED, PRIORITIZED = 0x8, 0x20
 OK = b"\x00\x0bgrpc-status\x010"
-
-
-class SmallLimits(Limits):
-    """A connection takes no more than 100,000 bytes at a time."""
-
-    @classmethod
-    def of(cls, options: Options) -> Self:
-        return replace(super().of(options), connection_window=100_000)
-
-
-class Echo:
-    """A server whose ``Taken`` answers with what it is sent, at once, unless calls are kept."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.keeps = False
-        self.kept: list[Call] = []
-        self.left = 0
-        self.unread: list[tuple[str, grpc.StatusCode]] = []
-
-    def take(self, calls: Iterable[Call], refused: int) -> None:  # noqa: ARG002
-        for each in calls:
-            if self.keeps:
-                each.left = self._leave
-                self.kept.append(each)
-            else:
-                each.respond(each.payload)
-
-    def _leave(self) -> None:
-        self.left += 1
-
-    async def chat(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        async for each in requests:
-            await context.write(each)
-
-    async def count(self, request: bytes, context: Any) -> None:
-        for _ in range(int(request)):
-            await context.write(b"x" * 1_000)
-
-
-@asynccontextmanager
-async def echoing(**options: int) -> AsyncIterator[Echo]:
-    server = Http2Transport([(f"grpc.{name}", value) for name, value in {"so_reuseport": 0, **options}.items()])
-    echo = Echo(f"127.0.0.1:{server.listen('127.0.0.1:0')}")
-    server.take_calls(TAKEN, echo.take)
-    server.on_unread = lambda *each: echo.unread.append(each)
-    handlers = {
-        "Chat": grpc.stream_stream_rpc_method_handler(echo.chat),
-        "Count": grpc.unary_stream_rpc_method_handler(echo.count),
-    }
-    server.add_handlers("test.Service", handlers)
-    await server.start()
-    yield echo
-    await server.stop(None)
-
-
-def number(value: int) -> bytes:
-    return value.to_bytes(4, "big")
-
-
-def setting(name: int, value: int) -> bytes:
-    return name.to_bytes(2, "big") + number(value)
-
-
-def answered(client: RawClient, stream: int = 1) -> bytes:
-    """The messages of an answer, with what comes before each."""
-    return b"".join(each.payload for each in client.of(DATA) if each.stream == stream)
-
-
-async def ended(client: RawClient, stream: int = 1) -> None:
-    """Wait for the end of a call."""
-    async with asyncio.timeout(10):
-        while not any(each.stream == stream and each.flags & END_STREAM for each in client.of(HEADERS)):
-            await client.sees(HEADERS, len(client.of(HEADERS)) + 1)
 
 
 ENDS = {
@@ -327,15 +245,6 @@ async def test_who_sends_more_than_a_stream_takes_is_reset() -> None:
         assert (await client.sees(RST))[0].error == FLOW_CONTROL_ERROR
 
 
-async def test_who_sends_more_than_a_connection_takes_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "Limits", SmallLimits)
-    calls = [call(TAKEN, stream) for stream in range(1, 21, 2)]
-    parts = [frame(DATA, 0, stream, b"\0" + number(2**20) + b"x" * 16_000) for stream in range(1, 21, 2)]
-    async with echoing() as echo, connected(echo.address, HELLO, *calls, *parts) as client:
-        await client.ends()
-        assert client.of(GOAWAY)[-1].error == FLOW_CONTROL_ERROR
-
-
 async def test_a_stream_that_nobody_reads_is_not_sent_more_than_it_takes() -> None:
     async with (
         echoing() as echo,
@@ -483,10 +392,12 @@ def test_messages_come_out_as_they_went_in_however_they_are_cut(messages: list[b
     assembly, found, at, turn = Assembly(50, b"identity"), [], 0, 0
     while at < len(raw):
         size = cuts[turn % len(cuts)]
-        found += assembly.feed(raw[at : at + size])
+        assembly.feed(raw[at : at + size])
+        while assembly.has_message:
+            found.append(assembly.pop())
         at, turn = at + size, turn + 1
     assert found == messages
-    assert assembly.is_between
+    assert not assembly
 
 
 @pytest.mark.parametrize(
@@ -501,7 +412,9 @@ def test_messages_come_out_as_they_went_in_however_they_are_cut(messages: list[b
 )
 def test_messages_that_cannot_be_read_say_why(raw: bytes, encoding: bytes, code: grpc.StatusCode) -> None:
     with pytest.raises(MessageFault) as caught:
-        Assembly(1_000, encoding).feed(raw)
+        assembly = Assembly(1_000, encoding)
+        assembly.feed(raw)
+        assembly.pop()
     assert caught.value.code is code
 
 

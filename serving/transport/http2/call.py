@@ -1,14 +1,13 @@
 """A call: a ``contract.Call`` that is handed over, or one whose coroutine reads and writes its messages."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import grpc
 
 from fathom.serving.transport.contract import AuthContext, Metadata
-from fathom.serving.transport.http2.headers import OK, OPENING, Head, trailers
+from fathom.serving.transport.http2.headers import MOST_TEXT, OK, OPENING, Head, trailers
 from fathom.serving.transport.http2.limits import Limits
 from fathom.serving.transport.http2.messages import PREFIX, Assembly
 
@@ -16,16 +15,14 @@ from fathom.serving.transport.http2.messages import PREFIX, Assembly
 class Answers(Protocol):
     """Where what a call says goes; see ``Outbox``."""
 
-    first_window: int
-
     def answer(self, call: "Http2Call", payload: bytes) -> None:
         """End it with its only message."""
 
     def open(self, call: "Http2Call") -> None:
         """Send the headers that come before its first message."""
 
-    def send(self, call: "Http2Call", payload: bytes) -> bool:
-        """Send a message; whether there was room for all of it."""
+    def send(self, call: "Http2Call", payload: bytes) -> None:
+        """Send a message, as far as there is room for it."""
 
     def end(self, call: "Http2Call", block: bytes) -> None:
         """Send its last headers."""
@@ -44,8 +41,8 @@ class Line(Protocol):
     def auth_context(self) -> AuthContext:
         """What TLS has shown of the client."""
 
-    def has_read(self, call: "Http2Call", message: bytes) -> None:
-        """One of its messages is taken."""
+    def next_message(self, call: "Http2Call") -> bytes | None:
+        """The next of its messages that nobody has read; None where none has come."""
 
     def expire(self, call: "Http2Call", text: str) -> None:
         """End it, since it has no time left."""
@@ -65,7 +62,6 @@ class Http2Call:
         "encoding",
         "ended",
         "handler",
-        "held",
         "is_read",
         "is_streaming",
         "left",
@@ -77,7 +73,6 @@ class Http2Call:
         "payload",
         "received",
         "trailer",
-        "unread",
         "unsent",
         "window",
     )
@@ -101,14 +96,14 @@ class Http2Call:
         self.is_read = self.ended = False
         #: Whether the caller has sent all that it will send, and whether we have sent headers.
         self.closed = self.opened = False
-        # What comes: bytes that belong to no whole message yet, messages that nobody has read, how many bytes all that
-        # has, and how many have come since the caller was told that it may send more.
+        # What comes: messages that nobody has read, and how many bytes have come since the caller was told that it may
+        # send more.
         self.assembly: Assembly | None = None
-        self.unread: deque[bytes] = deque()
-        self.held = self.received = 0
+        self.received = 0
         self.news: asyncio.Future[None] | None = None
-        # What goes: messages that the caller has no room for yet, how much room it has, and what comes at the end.
-        self.window = connection.outbox.first_window
+        # What goes: messages that the caller has no room for yet, how much more room it has than every call has at
+        # first, and what comes at the end.
+        self.window = 0
         self.unsent: bytearray | None = None
         self.trailer: bytes | None = None
         self.drained: asyncio.Future[None] | None = None
@@ -146,7 +141,7 @@ class Http2Call:
         """See ``Call``."""
         if not self.ended:
             self.ended = True
-            block = trailers(code, text, tuple((name, value) for name, value in trailing))
+            block = trailers(code, text[:MOST_TEXT], tuple((name, value) for name, value in trailing))
             self._connection.outbox.end(self, block if self.opened else OPENING + block)
 
     def finish(self) -> None:
@@ -159,11 +154,10 @@ class Http2Call:
     async def write(self, payload: bytes) -> None:
         """Send a message of a stream, when the caller has room for it; raises BaseError where it has left."""
         if not self.ended:
-            self._connection.outbox.open(self)
-            if self._connection.outbox.send(self, payload):
-                return
-            self.drained = asyncio.get_running_loop().create_future()
-            await self.drained
+            self._connection.outbox.send(self, payload)
+            while self.unsent and not self.ended:
+                self.drained = asyncio.get_running_loop().create_future()
+                await self.drained
             if not self.ended:
                 return
         raise grpc.aio.InternalError("the caller has left")
@@ -171,9 +165,7 @@ class Http2Call:
     async def messages(self) -> AsyncIterator[bytes]:
         """The messages of a stream, until the caller ends it."""
         while True:
-            while self.unread:
-                message = self.unread.popleft()
-                self._connection.has_read(self, message)
+            while (message := self._connection.next_message(self)) is not None:
                 yield message
             if self.closed or self.ended:
                 return

@@ -16,6 +16,7 @@ from fathom.serving.transport.http2.frames import ConnectionFault, frame
 from fathom.serving.transport.http2.headers import MOST_BYTES, HeaderBlock, HeaderReader, Malformed, Refused
 from fathom.serving.transport.http2.life import Due, Life
 from fathom.serving.transport.http2.limits import UNSENT, Limits
+from fathom.serving.transport.http2.memory import Held
 from fathom.serving.transport.http2.messages import PREFIX, Assembly, MessageFault
 from fathom.serving.transport.http2.outbox import Outbox
 from fathom.serving.transport.http2.tls import auth_context_of
@@ -51,7 +52,7 @@ class Calls(Protocol):
 class Connection(asyncio.Protocol):
     """``age_s``: how old it may become."""
 
-    def __init__(self, server: Calls, limits: Limits, age_s: float) -> None:
+    def __init__(self, server: Calls, limits: Limits, age_s: float, held: Held) -> None:
         self.limits = limits
         #: Those that have not ended, by the numbers of their streams.
         self.calls: dict[int, Http2Call] = {}
@@ -66,27 +67,30 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._is_greeted = self._is_over = False
         self._newest = 0
-        # How much the client may send, and how much it has sent since it was told that.
-        self._room, self._received = limits.connection_window, 0
+        #: Bytes that came since the client was told that it may send more.
+        self._received = 0
+        self._held = Held(limits.held_bytes, held)
 
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See ``asyncio.Protocol``."""
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = _peer_of(transport.get_extra_info("peername"))
-        self._outbox = Outbox(self._transport, self._end, self.limits.sent_bytes)
+        self._outbox = Outbox(self._transport, self._end, self._held, self.limits.sent_bytes)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if not self._server.made(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
+        address = transport.get_extra_info("peername")  # None: it has left already
+        speaks = tls is None or tls.selected_alpn_protocol() == "h2"
+        if not self._server.made(self) or not speaks or address is None:
             self.abort()
             return
+        self.peer = _peer_of(address)
         self._transport.set_write_buffer_limits(UNSENT)
         settings = {
             h2.MAX_CONCURRENT_STREAMS: self.limits.streams,
             h2.INITIAL_WINDOW_SIZE: self.limits.stream_window,
             h2.MAX_HEADER_LIST_SIZE: MOST_BYTES,
         }
-        self._outbox.say(h2.settings_frame(settings), h2.window_update(0, self._room - h2.WINDOW))
+        self._outbox.say(h2.settings_frame(settings), h2.window_update(0, self.limits.connection_window - h2.WINDOW))
 
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
@@ -103,16 +107,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read what it is sent: then it is not read from either."""
-        self._outbox.is_paused = True
+        self._outbox.pause()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """See ``asyncio.Protocol``."""
-        self._outbox.is_paused = False
-        self._transport.resume_reading()
-        for call in self.calls.values():
-            if not call.unsent:
-                call.wake()
+        if not self._is_over:
+            self._transport.resume_reading()
+            self._outbox.resume()
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
         """See ``asyncio.Protocol``."""
@@ -153,13 +155,11 @@ class Connection(asyncio.Protocol):
                 and flags == h2.END_STREAM
                 and call is not None
                 and self._block is None
-                and length <= self._room
                 and call.is_whole(length, data, begin)
             ):
                 call.payload = data[begin + PREFIX : at]
                 call.closed = True
-                self._room -= length
-                self._has_taken(length)
+                self._has_received(length)
                 self._server.has_message(call)
             else:
                 self._frame(kind, flags, number & h2.LARGEST_WINDOW, data[begin:at])
@@ -199,20 +199,27 @@ class Connection(asyncio.Protocol):
         if flags & h2.ACK:
             return
         self._life.is_settled = True
+        first_window = None
         for name, value in h2.SETTING.iter_unpack(payload):
             if name == h2.ENABLE_PUSH and value > 1:
                 raise ConnectionFault(h2.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
             if name == h2.MAX_FRAME_SIZE:
                 self._outbox.set_frame_size(value)
             elif name == h2.INITIAL_WINDOW_SIZE:
-                self._outbox.set_first_window(value, self.calls.values())
+                if value > h2.LARGEST_WINDOW:
+                    raise ConnectionFault(h2.FLOW_CONTROL_ERROR, "too large a window")
+                first_window = value
+        if first_window is not None:
+            self._outbox.set_first_window(first_window, self.calls.values())
         self._outbox.say(frame(h2.SETTINGS, h2.ACK, 0))
-        self._outbox.go_on(self.calls.values())
 
     def _ping(self, flags: int, number: int, payload: bytes) -> None:
         if number or len(payload) != len(_ALIVE):
             raise ConnectionFault(h2.PROTOCOL_ERROR if number else h2.FRAME_SIZE_ERROR, "a wrong ping")
         if not flags & h2.ACK:
+            if self._outbox.has_sent:  # Clients measure with pings how fast what they are sent comes.
+                self._outbox.has_sent = False
+                self._life.answers()
             self._life.is_pinged()
             self._outbox.say(frame(h2.PING, h2.ACK, 0, payload))
         elif payload == _LEAVING:
@@ -231,17 +238,16 @@ class Connection(asyncio.Protocol):
         if not number:
             if not more:
                 raise ConnectionFault(h2.PROTOCOL_ERROR, "a window of nothing")
-            self._outbox.has_room(more, self.calls.values())
+            self._outbox.has_room(more)
             return
         self._check_begun(number)
         call = self.calls.get(number)
         if call is None:
             return
-        call.window += more
-        if not more or call.window > h2.LARGEST_WINDOW:
-            self._reset(call, h2.FLOW_CONTROL_ERROR if more else h2.PROTOCOL_ERROR)
-        else:
-            self._outbox.go_on((call,))
+        if not more:
+            self._reset(call, h2.PROTOCOL_ERROR)
+        elif not self._outbox.has_room_for(call, more):
+            self._reset(call, h2.FLOW_CONTROL_ERROR)
 
     def _check_begun(self, number: int) -> None:
         """A frame is of a call that there is or was, or that was sent before its client heard that we leave."""
@@ -300,21 +306,16 @@ class Connection(asyncio.Protocol):
     def _data(self, number: int, flags: int, payload: bytes) -> None:
         """Data that is not simply a whole message."""
         size = len(payload)
-        self._room -= size
-        if self._room < 0:
-            raise ConnectionFault(h2.FLOW_CONTROL_ERROR, "more data than there was room for")
+        self._has_received(size)
         self._check_begun(number)
         data = h2.unpadded(payload, flags)
         if not data and not flags & h2.END_STREAM:
             self._life.idles()
         call = self.calls.get(number)
         if call is None or call.ended:
-            self._has_taken(size)
             if call is not None and flags & h2.END_STREAM:
                 call.closed = True
             return
-        self._has_taken(size - len(data))
-        call.held += len(data)
         call.received += size
         if call.closed or call.received > self.limits.stream_window:
             self._reset(call, h2.STREAM_CLOSED if call.closed else h2.FLOW_CONTROL_ERROR)
@@ -328,53 +329,75 @@ class Connection(asyncio.Protocol):
             self._close(call)
 
     def _put_together(self, call: Http2Call, data: bytes) -> None:
+        """Keep data until it is read; raises MessageFault."""
         if call.assembly is None:
             call.assembly = Assembly(self.limits.received_bytes, call.encoding)
-        call.unread += call.assembly.feed(data)
-        if not call.is_streaming and len(call.unread) > 1:
-            raise MessageFault(grpc.StatusCode.INTERNAL, "the call has more than one message")
-        if call.is_streaming and call.unread:
+        self._held.check(len(data))
+        self._held.add(len(data))
+        call.assembly.feed(data)
+        self._let_send(call)
+        if call.is_streaming:
             call.wake()
-        else:
-            self._let_send(call)
 
     def _close(self, call: Http2Call) -> None:
         """The client has sent all that belongs to a call."""
         call.closed = True
         if call.ended:
             return
-        if call.assembly is not None and not call.assembly.is_between:
-            self._fail_unread(call, grpc.StatusCode.INVALID_ARGUMENT, "the call ends in the middle of a message")
-        elif call.is_streaming:
+        if call.is_streaming:
             call.wake()
-        elif not call.unread:
-            self._fail_unread(call, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-        else:
-            call.payload = call.unread.popleft()
-            self._take_from(call, call.held)
-            self._server.has_message(call)
+            return
+        try:
+            message = self._popped(call)
+            if message is None:
+                raise MessageFault(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            if call.assembly:
+                raise MessageFault(grpc.StatusCode.INTERNAL, "the call has more than one message")
+        except MessageFault as fault:
+            self._fail_unread(call, fault.code, str(fault))
+            return
+        call.payload = message
+        self._server.has_message(call)
 
-    def has_read(self, call: Http2Call, message: bytes) -> None:
-        """A message of a stream is taken."""
-        self._take_from(call, min(call.held, len(message) + PREFIX))
-        if not call.unread and not call.ended:
-            self._let_send(call)
+    def next_message(self, call: Http2Call) -> bytes | None:
+        """The next message of a call that nobody has read; None where none has come. Ends calls that cannot be read."""
+        if call.ended:
+            return None
+        try:
+            return self._popped(call)
+        except MessageFault as fault:
+            self._fail_unread(call, fault.code, str(fault))
+            return None
 
-    def _has_taken(self, size: int) -> None:
-        """So many bytes that came take no room any more."""
+    def _popped(self, call: Http2Call) -> bytes | None:
+        """The same; raises MessageFault."""
+        assembly = call.assembly
+        if not assembly:
+            return None
+        if not assembly.has_message:
+            if call.closed:
+                raise MessageFault(grpc.StatusCode.INVALID_ARGUMENT, "the call ends in the middle of a message")
+            return None
+        size = len(assembly)
+        try:
+            message = assembly.pop()
+        finally:
+            self._held.add(len(assembly) - size)
+        self._let_send(call)
+        return message
+
+    def _has_received(self, size: int) -> None:
+        """So many bytes came, and so many more may come: what waits to be read is bounded by call, and by ``Held``."""
         self._received += size
         if self._received >= self.limits.connection_window >> 3:
             self._outbox.say(h2.window_update(0, self._received))
-            self._room += self._received
             self._received = 0
 
-    def _take_from(self, call: Http2Call, size: int) -> None:
-        call.held -= size
-        self._has_taken(size)
-
     def _let_send(self, call: Http2Call) -> None:
-        """Nothing of a call waits to be read: the client may send more of it."""
-        if not call.closed and call.received >= self.limits.stream_window >> 1:
+        """The client may send more of a call of which no message waits to be read."""
+        if call.closed or (call.assembly and call.assembly.has_message):
+            return
+        if call.received >= self.limits.stream_window >> 1:
             self._outbox.say(h2.window_update(call.number, call.received))
             call.received = 0
 
@@ -407,7 +430,9 @@ class Connection(asyncio.Protocol):
 
     def expire(self, call: Http2Call, text: str) -> None:
         """End a call that has no time left."""
-        if not call.ended:
+        if call.unsent:  # Its answer, of which the client fetches nothing more.
+            self._reset(call, h2.CANCEL)
+        elif not call.ended:
             self._fail_unread(call, grpc.StatusCode.DEADLINE_EXCEEDED, text)
 
     def _tell_left(self, call: Http2Call, code: grpc.StatusCode) -> None:
@@ -420,8 +445,11 @@ class Connection(asyncio.Protocol):
     def _drop(self, call: Http2Call) -> None:
         del self.calls[call.number]
         self._server.end(call)
-        if call.held:
-            self._take_from(call, call.held)
+        if call.assembly:
+            self._held.add(-len(call.assembly))
+            call.assembly = None
+        if call.unsent:
+            self._outbox.forget(call)
         if not self.calls:
             self._life.free_s = time.monotonic()
             if self._life.has_left:

@@ -10,6 +10,8 @@ from fathom.serving.transport.http2.call import Http2Call
 
 #: How late a call may be ended, in seconds, up to so many seconds of time that it had.
 STEPS = ((0.01, 10.0), (1.0, 1_000.0), (60.0, math.inf))
+#: How far ahead is looked: calls that have more time are looked at again then.
+AHEAD_S = 86_400.0
 
 
 class Deadlines:
@@ -26,6 +28,7 @@ class Deadlines:
     def add(self, call: Http2Call, deadline_s: float) -> None:
         """Expire it at its deadline, seconds of ``time.monotonic``, or a little later."""
         had_s = deadline_s - call.begun_s
+        deadline_s = min(deadline_s, time.monotonic() + AHEAD_S) if had_s > AHEAD_S else deadline_s
         step_s = STEPS[0][0] if had_s <= STEPS[0][1] else next(step for step, most in STEPS if had_s <= most)
         moment_s = (deadline_s // step_s + 1) * step_s
         calls = self._calls.get(moment_s)
@@ -58,6 +61,9 @@ class Deadlines:
         while self._moments and self._moments[0] <= now_s:
             for call in self._calls.pop(heapq.heappop(self._moments)):
                 call.due_s = None
-                self._expire(call)
+                if call.deadline_s is not None and call.deadline_s > now_s:
+                    self.add(call, call.deadline_s)
+                else:
+                    self._expire(call)
         if self._moments:
             self._wait(self._moments[0])

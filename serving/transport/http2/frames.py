@@ -80,7 +80,11 @@ def check_ignored(kind: int, number: int, payload: bytes) -> None:
 def without_priority(payload: bytes, flags: int) -> bytes:
     """The fields that a HEADERS frame holds; raises ConnectionFault."""
     fields = unpadded(payload, flags)
-    return fields[PRIORITY_SIZE:] if flags & PRIORITIZED else fields
+    if not flags & PRIORITIZED:
+        return fields
+    if len(fields) < PRIORITY_SIZE:
+        raise ConnectionFault(FRAME_SIZE_ERROR, "a priority of a wrong size")
+    return fields[PRIORITY_SIZE:]
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:

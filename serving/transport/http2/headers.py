@@ -24,8 +24,10 @@ from fathom.serving.transport.http2.frames import (
 #: Bytes of all names and values of a request, each with 32 more (RFC 9113, 6.5.2); beyond the second, its connection
 #: ends, since what comes after it could not be read.
 MOST_BYTES, MOST_BYTES_READ = 16_384, 65_536
-#: Blocks that are known by heart, each of so many bytes at most.
-KNOWN, KNOWN_BYTES = 64, 512
+#: Blocks that are known by heart, each of so many bytes at most when it is read.
+KNOWN, KNOWN_BYTES = 64, 1_024
+#: Characters of a status that are sent; each may become twelve.
+MOST_TEXT = 500
 
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
@@ -103,7 +105,7 @@ class HeaderReader:
         if changed:
             self._known.clear()
         head = head_of(fields)
-        if not changed and len(block) <= KNOWN_BYTES:
+        if not changed and sum(len(name) + len(value) for name, value in fields) <= KNOWN_BYTES:
             if len(self._known) >= KNOWN:
                 self._known.clear()
             self._known[block] = head
@@ -211,13 +213,13 @@ def trailers(code: grpc.StatusCode, text: str, trailing: tuple[tuple[str, str | 
     """What ends an answer that has begun."""
     fields = [literal(b"grpc-status", b"%d" % code.value[0])]
     if text:
-        fields.append(literal(b"grpc-message", quote(text, safe=_PRINTABLE).encode()))
+        fields.append(literal(b"grpc-message", quote(text, safe=_PRINTABLE, errors="replace").encode()))
     return b"".join((*fields, *(literal(name.encode(), _encoded(value)) for name, value in trailing)))
 
 
 def status_block(code: grpc.StatusCode, text: str, trailing: Sequence[tuple[str, str | bytes]] = ()) -> bytes:
     """The headers of an answer that is nothing but a status."""
-    return OPENING + trailers(code, text, tuple((name, value) for name, value in trailing))
+    return OPENING + trailers(code, text[:MOST_TEXT], tuple((name, value) for name, value in trailing))
 
 
 def _encoded(value: str | bytes) -> bytes:

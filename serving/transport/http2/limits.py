@@ -7,6 +7,9 @@ from fathom.serving.transport.contract import Options
 
 #: What a caller may send on a connection, and on one of its calls, before it is read.
 CONNECTION_WINDOW, STREAM_WINDOW = 2**26, 2**18
+#: What is kept for a connection, and for all of them: messages that are not complete or not read, answers that wait for
+#: room. More, where that is no more than a few of the largest messages.
+HELD, HELD_IN_ALL, FEW = 2**26, 2**29, 2
 #: Answers that wait to be sent on a connection, before it is not read any more.
 UNSENT = 2**18
 #: Frames that ask for nothing, between two calls that end.
@@ -58,6 +61,16 @@ class Limits:
             ping_answer_s=seconds("keepalive_timeout"),
             least_ping_s=seconds("http2.min_ping_interval_without_data"),
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """How much is kept for one connection."""
+        return max(HELD, FEW * self.received_bytes)
+
+    @property
+    def held_bytes_in_all(self) -> int:
+        """How much is kept for all connections."""
+        return max(HELD_IN_ALL, FEW * self.held_bytes)
 
     @property
     def look_every_s(self) -> float:

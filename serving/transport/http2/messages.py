@@ -18,7 +18,10 @@ class MessageFault(Exception):
 
 
 class Assembly:
-    """The messages of one call; ``most``: bytes of each, ``encoding``: of those that are compressed."""
+    """The messages of one call that nobody has read, as they came: what is compressed stays so until it is read.
+
+    ``most``: bytes of each; ``encoding``: of those that are compressed. ``len``: bytes of all.
+    """
 
     __slots__ = ("_bytes", "_encoding", "_most")
 
@@ -27,27 +30,33 @@ class Assembly:
         self._encoding = encoding
         self._most = most
 
-    @property
-    def is_between(self) -> bool:
-        """Whether all that has come belongs to messages that are complete."""
-        return not self._bytes
+    def __len__(self) -> int:
+        return len(self._bytes)
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are complete with it; raises MessageFault, as soon as one is announced too large."""
-        held, found, at = self._bytes, [], 0
-        held += data
-        while len(held) - at >= PREFIX:
-            length = int.from_bytes(held[at + 1 : at + PREFIX], "big")
-            if length > self._most:
-                raise too_large(length, self._most)
-            end = at + PREFIX + length
-            if end > len(held):
-                break
-            message = bytes(held[at + PREFIX : end])
-            found.append(message if held[at] == 0 else self._unpacked(held[at], message))
-            at = end
-        del held[:at]
-        return found
+    @property
+    def has_message(self) -> bool:
+        """Whether the first message is complete, or will not be read however much comes."""
+        return len(self._bytes) >= PREFIX and (self._length > self._most or len(self._bytes) >= PREFIX + self._length)
+
+    @property
+    def _length(self) -> int:
+        """Of the first message, as announced."""
+        return int.from_bytes(self._bytes[1:PREFIX], "big")
+
+    def feed(self, data: bytes) -> None:
+        """More has come; raises MessageFault as soon as the first message is announced too large."""
+        self._bytes += data
+        if len(self._bytes) >= PREFIX and self._length > self._most:
+            raise too_large(self._length, self._most)
+
+    def pop(self) -> bytes:
+        """The first message, which there is; raises MessageFault."""
+        length, flag = self._length, self._bytes[0]
+        if length > self._most:
+            raise too_large(length, self._most)
+        message = bytes(self._bytes[PREFIX : PREFIX + length])
+        del self._bytes[: PREFIX + length]
+        return self._unpacked(flag, message) if flag else message
 
     def _unpacked(self, flag: int, message: bytes) -> bytes:
         if self._encoding == b"identity" or flag != 1:

@@ -9,7 +9,8 @@ from fathom.serving.transport.http2 import frames as h2
 from fathom.serving.transport.http2.call import Http2Call
 from fathom.serving.transport.http2.frames import ConnectionFault, frame
 from fathom.serving.transport.http2.headers import OK, OPENING
-from fathom.serving.transport.http2.messages import PREFIX, too_large
+from fathom.serving.transport.http2.memory import Held
+from fathom.serving.transport.http2.messages import PREFIX, MessageFault, too_large
 
 #: The beginnings of frames, up to the number of their call: headers before the only message of an answer, and after it.
 _OPENING_FRAME: Final = frame(h2.HEADERS, h2.END_HEADERS, 0, OPENING)[:5]
@@ -21,11 +22,17 @@ _MESSAGE: Final = struct.Struct(">BHBBLBL")
 class Outbox:
     """``ended``: called with each call of which all has been said. ``most_bytes``: of a message."""
 
-    def __init__(self, transport: asyncio.WriteTransport, ended: Callable[[Http2Call], None], most_bytes: int) -> None:
-        #: The client does not read what it is sent.
-        self.is_paused = False
-        #: How much new calls may be sent before the client says that it has room for more.
-        self.first_window = h2.WINDOW
+    def __init__(
+        self, transport: asyncio.WriteTransport, ended: Callable[[Http2Call], None], held: Held, most_bytes: int
+    ) -> None:
+        #: Whether messages have been sent since this was set to False.
+        self.has_sent = False
+        self._is_paused = False
+        #: How much each call may be sent before the client says that it has room for more.
+        self._first_window = h2.WINDOW
+        #: Calls whose messages wait for room on the connection, in turn.
+        self._waiting: dict[Http2Call, None] = {}
+        self._held = held
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._ended = ended
@@ -56,7 +63,11 @@ class Outbox:
     def answer(self, call: Http2Call, payload: bytes) -> None:
         """End a call with its only message."""
         size, number = len(payload) + PREFIX, call.number
-        if size > min(self._window, call.window, self._frame_size) or len(payload) > self._most_bytes:
+        if (
+            self._is_paused
+            or size > min(self._window, self._first_window + call.window, self._frame_size)
+            or len(payload) > self._most_bytes
+        ):
             self._answer_in_parts(call, payload)
             return
         self._window -= size
@@ -67,13 +78,10 @@ class Outbox:
         self._ended(call)
 
     def _answer_in_parts(self, call: Http2Call, payload: bytes) -> None:
-        if len(payload) > self._most_bytes:
-            fault = too_large(len(payload), self._most_bytes)
-            call.ended = False
-            call.fail(fault.code, str(fault))
-        else:
-            self.open(call)
-            self.send(call, payload)
+        call.ended = False
+        self.send(call, payload)
+        if not call.ended:
+            call.ended = True
             self.end(call, OK)
 
     def open(self, call: Http2Call) -> None:
@@ -82,13 +90,21 @@ class Outbox:
             call.opened = True
             self.say(frame(h2.HEADERS, h2.END_HEADERS, call.number, OPENING))
 
-    def send(self, call: Http2Call, payload: bytes) -> bool:
-        """Send a message, as far as there is room for it; whether there was for all of it."""
+    def send(self, call: Http2Call, payload: bytes) -> None:
+        """Send a message, as far as there is room for it; ends its call where the message is too large."""
+        try:
+            if len(payload) > self._most_bytes:
+                raise too_large(len(payload), self._most_bytes)
+            self._held.check(len(payload))
+        except MessageFault as fault:
+            call.fail(fault.code, str(fault))
+            return
+        self.open(call)
         if call.unsent is None:
             call.unsent = bytearray()
         call.unsent += b"\0" + len(payload).to_bytes(4, "big") + payload
+        self._held.add(PREFIX + len(payload))
         self._pump(call)
-        return not call.unsent and not self.is_paused
 
     def end(self, call: Http2Call, block: bytes) -> None:
         """Send the last headers of a call, after what waits to be sent."""
@@ -99,20 +115,40 @@ class Outbox:
         """Send what waits of a call, as far as there is room for it."""
         unsent = call.unsent
         while unsent:
-            size = min(len(unsent), self._window, call.window, self._frame_size)
+            if self._is_paused or self._window <= 0:
+                self._waiting[call] = None
+                return
+            size = min(len(unsent), self._window, self._first_window + call.window, self._frame_size)
             if size <= 0:
                 return
             self.say(frame(h2.DATA, 0, call.number, bytes(unsent[:size])))
+            self.has_sent = True
             del unsent[:size]
+            self._held.add(-size)
             self._window -= size
             call.window -= size
         if call.trailer is not None:
             self.say(frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, call.number, call.trailer))
             self._ended(call)
-        elif not self.is_paused:
+        else:
             call.wake()
 
+    def forget(self, call: Http2Call) -> None:
+        """Nothing of a call is to be sent any more."""
+        self._waiting.pop(call, None)
+        self._held.add(-len(call.unsent or b""))
+        call.unsent = None
+
     # -- what the client says of its room
+
+    def pause(self) -> None:
+        """The client does not read what it is sent."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """It does again."""
+        self._is_paused = False
+        self._go_on()
 
     def set_frame_size(self, size: int) -> None:
         """So large frames it takes."""
@@ -122,20 +158,32 @@ class Outbox:
 
     def set_first_window(self, size: int, calls: Iterable[Http2Call]) -> None:
         """So much room new calls have, and those that there are so much more or less."""
-        if size > h2.LARGEST_WINDOW:
-            raise ConnectionFault(h2.FLOW_CONTROL_ERROR, "too large a window")
-        more, self.first_window = size - self.first_window, size
-        for call in calls:
-            call.window += more
+        is_more, self._first_window = size > self._first_window, size
+        if is_more:
+            for call in list(calls):
+                if not self.has_room_for(call, 0):
+                    raise ConnectionFault(h2.FLOW_CONTROL_ERROR, "too large a window")
 
-    def has_room(self, more: int, calls: Iterable[Http2Call]) -> None:
+    def has_room(self, more: int) -> None:
         """The connection can take so much more, of any of the calls."""
         self._window += more
         if self._window > h2.LARGEST_WINDOW:
             raise ConnectionFault(h2.FLOW_CONTROL_ERROR, "too large a window")
-        self.go_on(calls)
+        self._go_on()
 
-    def go_on(self, calls: Iterable[Http2Call]) -> None:
-        """Send what waits, now that there is more room."""
-        for call in [each for each in calls if each.unsent]:
+    def has_room_for(self, call: Http2Call, more: int) -> bool:
+        """The client can take so much more of a call; whether that is no more than it may say."""
+        call.window += more
+        if self._first_window + call.window > h2.LARGEST_WINDOW:
+            return False
+        if call.unsent:
+            self._pump(call)
+        return True
+
+    def _go_on(self) -> None:
+        """Send what waits for room on the connection."""
+        for call in list(self._waiting):
+            if self._is_paused or self._window <= 0:
+                return
+            del self._waiting[call]
             self._pump(call)

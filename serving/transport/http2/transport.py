@@ -16,6 +16,7 @@ from fathom.serving.transport.http2.call import Http2Call
 from fathom.serving.transport.http2.connection import Connection
 from fathom.serving.transport.http2.deadlines import Deadlines
 from fathom.serving.transport.http2.limits import Limits
+from fathom.serving.transport.http2.memory import Held
 from fathom.serving.transport.http2.ports import bound
 from fathom.serving.transport.tls import Certificates
 
@@ -72,6 +73,7 @@ class Http2Transport:
 
     def __init__(self, options: Options) -> None:
         self._limits = Limits.of(options)
+        self._held = Held(self._limits.held_bytes_in_all)
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._taken: dict[str, Taken] = {}
         self._sockets: list[socket.socket] = []
@@ -202,7 +204,7 @@ class Http2Transport:
 
     def _connect(self) -> Connection:
         age_s = self._limits.age_s * random.uniform(1 - SPREAD, 1 + SPREAD)
-        return Connection(self, self._limits, age_s)
+        return Connection(self, self._limits, age_s, self._held)
 
     def _hand_over(self) -> None:
         """What has come since the last time, from all connections."""
