@@ -171,6 +171,28 @@ async def test_messages_stay_compressed_until_they_are_read(held: Held) -> None:
         assert held.size < 3_000_005 + 20 * len(one)
 
 
+async def test_messages_that_unpack_to_many_bytes_do_not_keep_other_connections_waiting() -> None:
+    packed = gzip.compress(bytes(3_000_000))
+    one = b"\x01" + number(len(packed)) + packed
+    block = call(TAKEN)[9:] + b"\0\x0dgrpc-encoding\x04gzip"
+    bombs = b"".join(
+        frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, one) for stream in range(1, 41, 2)
+    )
+    async with echoing() as echo, connected(echo.address, HELLO) as client, connected(echo.address, HELLO) as other:
+        echo.keeps = True
+        client.send(bombs)
+        while not echo.kept:
+            await asyncio.sleep(0)
+        other.send(call(TAKEN), message(b"other"))
+        async with asyncio.timeout(10):
+            while not any(each.payload == b"other" for each in echo.kept):
+                await asyncio.sleep(0)
+        assert len(echo.kept) < 15
+        async with asyncio.timeout(10):
+            while len(echo.kept) < 21:
+                await asyncio.sleep(0)
+
+
 async def test_calls_take_turns_where_the_window_of_a_connection_is_what_they_wait_for() -> None:
     async with echoing() as echo:
         wide = PREFACE + frame(SETTINGS, 0, 0, setting(4, 2**20))

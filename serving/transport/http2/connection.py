@@ -15,7 +15,7 @@ from fathom.serving.transport.http2.call import Http2Call
 from fathom.serving.transport.http2.frames import ConnectionFault, frame
 from fathom.serving.transport.http2.headers import MOST_BYTES, HeaderBlock, HeaderReader, Malformed, Refused
 from fathom.serving.transport.http2.life import Due, Life
-from fathom.serving.transport.http2.limits import UNSENT, Limits
+from fathom.serving.transport.http2.limits import TURN, UNSENT, Limits
 from fathom.serving.transport.http2.memory import Held
 from fathom.serving.transport.http2.messages import PREFIX, Assembly, MessageFault
 from fathom.serving.transport.http2.outbox import Outbox
@@ -70,6 +70,8 @@ class Connection(asyncio.Protocol):
         #: Bytes that came since the client was told that it may send more.
         self._received = 0
         self._held = Held(limits.held_bytes, held)
+        #: Bytes of messages since other connections had their turn.
+        self._in_turn = 0
 
     # -- asyncio.Protocol
 
@@ -97,13 +99,27 @@ class Connection(asyncio.Protocol):
         if self._is_over:
             return
         self._life.hears(time.monotonic())
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        """Read what came; some of it later where it holds so much that others would wait."""
         try:
             self._rest = self._read(self._rest + data if self._rest else data)
+            if self._in_turn > TURN and not self._is_over:
+                self._transport.pause_reading()
+                asyncio.get_running_loop().call_soon(self._next_turn)
         except ConnectionFault as fault:
             self._break(fault.code, str(fault))
         except Exception as error:
             log.error("a connection ends for an error of ours", exc_info=error)
             self._break(h2.INTERNAL_ERROR)
+
+    def _next_turn(self) -> None:
+        self._in_turn = 0
+        if not self._is_over:
+            if not self._outbox.is_paused and not self._transport.is_closing():
+                self._transport.resume_reading()
+            self._take_in(b"")
 
     def pause_writing(self) -> None:
         """The client does not read what it is sent: then it is not read from either."""
@@ -112,7 +128,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """See ``asyncio.Protocol``."""
-        if not self._is_over:
+        if not self._is_over and not self._transport.is_closing():
             self._transport.resume_reading()
             self._outbox.resume()
 
@@ -163,6 +179,8 @@ class Connection(asyncio.Protocol):
                 self._server.has_message(call)
             else:
                 self._frame(kind, flags, number & h2.LARGEST_WINDOW, data[begin:at])
+                if self._in_turn > TURN:
+                    break
         return data[at:]
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
@@ -383,6 +401,7 @@ class Connection(asyncio.Protocol):
             message = assembly.pop()
         finally:
             self._held.add(len(assembly) - size)
+        self._in_turn += len(message)
         self._let_send(call)
         return message
 

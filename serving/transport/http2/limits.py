@@ -10,6 +10,8 @@ CONNECTION_WINDOW, STREAM_WINDOW = 2**26, 2**18
 #: What is kept for a connection, and for all of them: messages that are not complete or not read, answers that wait for
 #: room. More, where that is no more than a few of the largest messages.
 HELD, HELD_IN_ALL, FEW = 2**26, 2**29, 2
+#: Messages that are put together or unpacked, in bytes, before other connections have their turn.
+TURN = 2**20
 #: Answers that wait to be sent on a connection, before it is not read any more.
 UNSENT = 2**18
 #: Frames that ask for nothing, between two calls that end.

@@ -27,7 +27,8 @@ class Outbox:
     ) -> None:
         #: Whether messages have been sent since this was set to False.
         self.has_sent = False
-        self._is_paused = False
+        #: The client does not read what it is sent.
+        self.is_paused = False
         #: How much each call may be sent before the client says that it has room for more.
         self._first_window = h2.WINDOW
         #: Calls whose messages wait for room on the connection, in turn.
@@ -64,7 +65,7 @@ class Outbox:
         """End a call with its only message."""
         size, number = len(payload) + PREFIX, call.number
         if (
-            self._is_paused
+            self.is_paused
             or size > min(self._window, self._first_window + call.window, self._frame_size)
             or len(payload) > self._most_bytes
         ):
@@ -115,7 +116,7 @@ class Outbox:
         """Send what waits of a call, as far as there is room for it."""
         unsent = call.unsent
         while unsent:
-            if self._is_paused or self._window <= 0:
+            if self.is_paused or self._window <= 0:
                 self._waiting[call] = None
                 return
             size = min(len(unsent), self._window, self._first_window + call.window, self._frame_size)
@@ -143,11 +144,11 @@ class Outbox:
 
     def pause(self) -> None:
         """The client does not read what it is sent."""
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
         """It does again."""
-        self._is_paused = False
+        self.is_paused = False
         self._go_on()
 
     def set_frame_size(self, size: int) -> None:
@@ -183,7 +184,7 @@ class Outbox:
     def _go_on(self) -> None:
         """Send what waits for room on the connection."""
         for call in list(self._waiting):
-            if self._is_paused or self._window <= 0:
+            if self.is_paused or self._window <= 0:
                 return
             del self._waiting[call]
             self._pump(call)
