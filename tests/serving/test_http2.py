@@ -49,6 +49,15 @@ ENDS = {
     "an even stream": (HELLO + call(TAKEN, 2), PROTOCOL_ERROR),
     "headers of stream 0": (HELLO + call(TAKEN, 0), PROTOCOL_ERROR),
     "headers twice": (HELLO + call(TAKEN) + call(TAKEN), PROTOCOL_ERROR),
+    "a call below another": (HELLO + call(TAKEN, 5) + call(TAKEN, 3), STREAM_CLOSED),
+    "a priority that is cut": (HELLO + frame(HEADERS, PRIORITIZED | END_HEADERS, 1, b"\0" * 4), FRAME_SIZE_ERROR),
+    "too large a window of a call by settings": (
+        HELLO
+        + call(TAKEN)
+        + frame(WINDOW_UPDATE, 0, 1, number(2**31 - 65_536))
+        + frame(SETTINGS, 0, 0, setting(4, 65_536)),
+        FLOW_CONTROL_ERROR,
+    ),
     "a continuation of nothing": (HELLO + frame(CONTINUATION, END_HEADERS, 1, b""), PROTOCOL_ERROR),
     "a continuation of another": (
         HELLO + frame(HEADERS, 0, 1, b"") + frame(CONTINUATION, END_HEADERS, 3, b""),
@@ -143,11 +152,12 @@ async def test_headers_that_are_no_request_end_their_call_only(fields: list[tupl
         ([(b":method", b"GET"), *PSEUDO[1:], GRPC], b"405"),
         ([*PSEUDO, (b"content-type", b"text/html")], b"415"),
         ([*PSEUDO], b"415"),
+        ([*PSEUDO, (b"content-type", b"application/grpc-web")], b"415"),
         ([*PSEUDO, GRPC, (b"grpc-timeout", b"soon")], b"grpc-timeout is no time"),
         ([*PSEUDO, GRPC, (b"key-bin", b"...")], b"key-bin is not base64"),
         ([*PSEUDO, GRPC, *((b"name", b"x" * 100) for _ in range(200))], b"at most 16,384"),
     ],
-    ids=["GET", "HTML", "nothing", "timeout", "base64", "large"],
+    ids=["GET", "HTML", "nothing", "gRPC-Web", "timeout", "base64", "large"],
 )
 async def test_requests_that_are_no_call_get_an_answer_that_says_so(
     fields: list[tuple[bytes, bytes]], says: bytes

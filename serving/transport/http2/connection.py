@@ -4,8 +4,7 @@ import asyncio
 import logging
 import ssl
 import time
-from typing import Any, Protocol, cast
-from urllib.parse import quote
+from typing import Protocol, cast
 
 import grpc
 
@@ -14,11 +13,13 @@ from fathom.serving.transport.http2 import frames as h2
 from fathom.serving.transport.http2.call import Http2Call
 from fathom.serving.transport.http2.frames import ConnectionFault, frame
 from fathom.serving.transport.http2.headers import MOST_BYTES, HeaderBlock, HeaderReader, Malformed, Refused
+from fathom.serving.transport.http2.inbox import Inbox
 from fathom.serving.transport.http2.life import Due, Life
 from fathom.serving.transport.http2.limits import TURN, UNSENT, Limits
 from fathom.serving.transport.http2.memory import Held
-from fathom.serving.transport.http2.messages import PREFIX, Assembly, MessageFault
+from fathom.serving.transport.http2.messages import PREFIX, MessageFault
 from fathom.serving.transport.http2.outbox import Outbox
+from fathom.serving.transport.http2.ports import peer_of
 from fathom.serving.transport.http2.tls import auth_context_of
 
 #: What the answers to our pings are told apart by.
@@ -57,6 +58,7 @@ class Connection(asyncio.Protocol):
         #: Those that have not ended, by the numbers of their streams.
         self.calls: dict[int, Http2Call] = {}
         self.peer = ""
+        self._inbox: Inbox
         self._outbox: Outbox
         self._server = server
         self._transport: asyncio.Transport
@@ -67,11 +69,7 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._is_greeted = self._is_over = False
         self._newest = 0
-        #: Bytes that came since the client was told that it may send more.
-        self._received = 0
         self._held = Held(limits.held_bytes, held)
-        #: Bytes of messages since other connections had their turn.
-        self._in_turn = 0
 
     # -- asyncio.Protocol
 
@@ -79,13 +77,14 @@ class Connection(asyncio.Protocol):
         """See ``asyncio.Protocol``."""
         self._transport = cast(asyncio.Transport, transport)
         self._outbox = Outbox(self._transport, self._end, self._held, self.limits.sent_bytes)
+        self._inbox = Inbox(self.limits, self._held, self._outbox)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         address = transport.get_extra_info("peername")  # None: it has left already
         speaks = tls is None or tls.selected_alpn_protocol() == "h2"
         if not self._server.made(self) or not speaks or address is None:
             self.abort()
             return
-        self.peer = _peer_of(address)
+        self.peer = peer_of(address)
         self._transport.set_write_buffer_limits(UNSENT)
         settings = {
             h2.MAX_CONCURRENT_STREAMS: self.limits.streams,
@@ -105,7 +104,7 @@ class Connection(asyncio.Protocol):
         """Read what came; some of it later where it holds so much that others would wait."""
         try:
             self._rest = self._read(self._rest + data if self._rest else data)
-            if self._in_turn > TURN and not self._is_over:
+            if self._inbox.in_turn > TURN and not self._is_over:
                 self._transport.pause_reading()
                 asyncio.get_running_loop().call_soon(self._next_turn)
         except ConnectionFault as fault:
@@ -115,7 +114,7 @@ class Connection(asyncio.Protocol):
             self._break(h2.INTERNAL_ERROR)
 
     def _next_turn(self) -> None:
-        self._in_turn = 0
+        self._inbox.in_turn = 0
         if not self._is_over:
             if not self._outbox.is_paused and not self._transport.is_closing():
                 self._transport.resume_reading()
@@ -175,11 +174,11 @@ class Connection(asyncio.Protocol):
             ):
                 call.payload = data[begin + PREFIX : at]
                 call.closed = True
-                self._has_received(length)
+                self._inbox.has_received(length)
                 self._server.has_message(call)
             else:
                 self._frame(kind, flags, number & h2.LARGEST_WINDOW, data[begin:at])
-                if self._in_turn > TURN:
+                if self._inbox.in_turn > TURN:
                     break
         return data[at:]
 
@@ -210,25 +209,14 @@ class Connection(asyncio.Protocol):
                 h2.check_ignored(kind, number, payload)
 
     def _settings(self, flags: int, number: int, payload: bytes) -> None:
-        if number:
-            raise ConnectionFault(h2.PROTOCOL_ERROR, "settings of a call")
-        if len(payload) % h2.SETTING.size or (flags & h2.ACK and payload):
-            raise ConnectionFault(h2.FRAME_SIZE_ERROR, "settings of a wrong size")
+        settings = h2.settings_in(flags, number, payload)
         if flags & h2.ACK:
             return
         self._life.is_settled = True
-        first_window = None
-        for name, value in h2.SETTING.iter_unpack(payload):
-            if name == h2.ENABLE_PUSH and value > 1:
-                raise ConnectionFault(h2.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-            if name == h2.MAX_FRAME_SIZE:
-                self._outbox.set_frame_size(value)
-            elif name == h2.INITIAL_WINDOW_SIZE:
-                if value > h2.LARGEST_WINDOW:
-                    raise ConnectionFault(h2.FLOW_CONTROL_ERROR, "too large a window")
-                first_window = value
-        if first_window is not None:
-            self._outbox.set_first_window(first_window, self.calls.values())
+        if h2.MAX_FRAME_SIZE in settings:
+            self._outbox.frame_size = settings[h2.MAX_FRAME_SIZE]
+        if h2.INITIAL_WINDOW_SIZE in settings:
+            self._outbox.set_first_window(settings[h2.INITIAL_WINDOW_SIZE], self.calls.values())
         self._outbox.say(frame(h2.SETTINGS, h2.ACK, 0))
 
     def _ping(self, flags: int, number: int, payload: bytes) -> None:
@@ -316,6 +304,8 @@ class Connection(asyncio.Protocol):
     def _after_messages(self, number: int, *, last: bool) -> None:
         call = self.calls.get(number)
         if call is None:
+            if not last:
+                raise ConnectionFault(h2.STREAM_CLOSED, "a call with a number below that of another")
             return  # It has ended, which the client did not know yet.
         if call.closed or not last:
             raise ConnectionFault(h2.PROTOCOL_ERROR, "headers in the middle of a call")
@@ -324,7 +314,7 @@ class Connection(asyncio.Protocol):
     def _data(self, number: int, flags: int, payload: bytes) -> None:
         """Data that is not simply a whole message."""
         size = len(payload)
-        self._has_received(size)
+        self._inbox.has_received(size)
         self._check_begun(number)
         data = h2.unpadded(payload, flags)
         if not data and not flags & h2.END_STREAM:
@@ -339,22 +329,13 @@ class Connection(asyncio.Protocol):
             self._reset(call, h2.STREAM_CLOSED if call.closed else h2.FLOW_CONTROL_ERROR)
             return
         try:
-            self._put_together(call, data)
+            self._inbox.put(call, data)
         except MessageFault as fault:
             self._fail_unread(call, fault.code, str(fault))
             return
         if flags & h2.END_STREAM:
             self._close(call)
-
-    def _put_together(self, call: Http2Call, data: bytes) -> None:
-        """Keep data until it is read; raises MessageFault."""
-        if call.assembly is None:
-            call.assembly = Assembly(self.limits.received_bytes, call.encoding)
-        self._held.check(len(data))
-        self._held.add(len(data))
-        call.assembly.feed(data)
-        self._let_send(call)
-        if call.is_streaming:
+        elif call.is_streaming:
             call.wake()
 
     def _close(self, call: Http2Call) -> None:
@@ -366,59 +347,19 @@ class Connection(asyncio.Protocol):
             call.wake()
             return
         try:
-            message = self._popped(call)
-            if message is None:
-                raise MessageFault(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-            if call.assembly:
-                raise MessageFault(grpc.StatusCode.INTERNAL, "the call has more than one message")
+            call.payload = self._inbox.pop_only(call)
         except MessageFault as fault:
             self._fail_unread(call, fault.code, str(fault))
-            return
-        call.payload = message
-        self._server.has_message(call)
+        else:
+            self._server.has_message(call)
 
     def next_message(self, call: Http2Call) -> bytes | None:
-        """The next message of a call that nobody has read; None where none has come. Ends calls that cannot be read."""
-        if call.ended:
-            return None
+        """The next message of a stream, None where none has come; ends calls that cannot be read."""
         try:
-            return self._popped(call)
+            return None if call.ended else self._inbox.pop(call)
         except MessageFault as fault:
             self._fail_unread(call, fault.code, str(fault))
             return None
-
-    def _popped(self, call: Http2Call) -> bytes | None:
-        """The same; raises MessageFault."""
-        assembly = call.assembly
-        if not assembly:
-            return None
-        if not assembly.has_message:
-            if call.closed:
-                raise MessageFault(grpc.StatusCode.INVALID_ARGUMENT, "the call ends in the middle of a message")
-            return None
-        size = len(assembly)
-        try:
-            message = assembly.pop()
-        finally:
-            self._held.add(len(assembly) - size)
-        self._in_turn += len(message)
-        self._let_send(call)
-        return message
-
-    def _has_received(self, size: int) -> None:
-        """So many bytes came, and so many more may come: what waits to be read is bounded by call, and by ``Held``."""
-        self._received += size
-        if self._received >= self.limits.connection_window >> 3:
-            self._outbox.say(h2.window_update(0, self._received))
-            self._received = 0
-
-    def _let_send(self, call: Http2Call) -> None:
-        """The client may send more of a call of which no message waits to be read."""
-        if call.closed or (call.assembly and call.assembly.has_message):
-            return
-        if call.received >= self.limits.stream_window >> 1:
-            self._outbox.say(h2.window_update(call.number, call.received))
-            call.received = 0
 
     # -- how calls end
 
@@ -465,8 +406,7 @@ class Connection(asyncio.Protocol):
         del self.calls[call.number]
         self._server.end(call)
         if call.assembly:
-            self._held.add(-len(call.assembly))
-            call.assembly = None
+            self._inbox.forget(call)
         if call.unsent:
             self._outbox.forget(call)
         if not self.calls:
@@ -529,13 +469,3 @@ class Connection(asyncio.Protocol):
     def auth_context(self) -> AuthContext:
         """What TLS has shown of the client."""
         return auth_context_of(self._transport.get_extra_info("ssl_object"))
-
-
-def _peer_of(name: Any) -> str:
-    """An address as gRPC writes it."""
-    host, port = name[0], name[1]
-    if ":" not in host:
-        return f"ipv4:{host}:{port}"
-    if host.startswith("::ffff:") and "." in host:
-        return f"ipv4:{host.removeprefix('::ffff:')}:{port}"
-    return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}"

@@ -46,6 +46,24 @@ def settings_frame(settings: dict[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings.items()))
 
 
+def settings_in(flags: int, number: int, payload: bytes) -> dict[int, int]:
+    """What a frame of settings says, by name; raises ConnectionFault."""
+    if number:
+        raise ConnectionFault(PROTOCOL_ERROR, "settings of a call")
+    if len(payload) % SETTING.size or (flags & ACK and payload):
+        raise ConnectionFault(FRAME_SIZE_ERROR, "settings of a wrong size")
+    settings = {}
+    for name, value in SETTING.iter_unpack(payload):
+        if name == ENABLE_PUSH and value > 1:
+            raise ConnectionFault(PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+        if name == MAX_FRAME_SIZE and not FRAME_SIZE <= value <= LARGEST_FRAME_SIZE:
+            raise ConnectionFault(PROTOCOL_ERROR, "a wrong frame size")
+        if name == INITIAL_WINDOW_SIZE and value > LARGEST_WINDOW:
+            raise ConnectionFault(FLOW_CONTROL_ERROR, "too large a window")
+        settings[name] = value
+    return settings
+
+
 def window_update(stream: int, more: int) -> bytes:
     """The other side may send so many bytes more; stream 0: on the connection."""
     return frame(WINDOW_UPDATE, 0, stream, NUMBER.pack(more))

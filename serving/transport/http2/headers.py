@@ -33,6 +33,7 @@ _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 _NOT_IN_VALUES = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$").search
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
+_CONTENT_TYPE = re.compile(rb"application/grpc([+;].*)?").fullmatch
 #: Of a connection, which HTTP/2 has none of.
 _FORBIDDEN = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 #: What is gRPC's own and no metadata.
@@ -159,7 +160,7 @@ def head_of(fields: Iterable[tuple[bytes, bytes]]) -> "Head | Refused":
 def _refusal(pseudo: dict[bytes, bytes], own: dict[bytes, bytes], size: int) -> Refused | None:
     if pseudo[b":method"] != b"POST":
         return Refused(literal(b":status", b"405") + literal(b"allow", b"POST"))
-    if not own.get(b"content-type", b"").lower().startswith(b"application/grpc"):
+    if not _CONTENT_TYPE(own.get(b"content-type", b"").lower()):
         return Refused(literal(b":status", b"415"))
     if size > MOST_BYTES:
         text = f"the headers have {size:,} bytes, at most {MOST_BYTES:,}"

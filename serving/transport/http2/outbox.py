@@ -29,6 +29,8 @@ class Outbox:
         self.has_sent = False
         #: The client does not read what it is sent.
         self.is_paused = False
+        #: How large frames the client takes.
+        self.frame_size = h2.FRAME_SIZE
         #: How much each call may be sent before the client says that it has room for more.
         self._first_window = h2.WINDOW
         #: Calls whose messages wait for room on the connection, in turn.
@@ -38,7 +40,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._ended = ended
         self._most_bytes = most_bytes
-        self._window, self._frame_size = h2.WINDOW, h2.FRAME_SIZE
+        self._window = h2.WINDOW
         self._parts: list[bytes] = []
         self._flushing = False
 
@@ -66,7 +68,7 @@ class Outbox:
         size, number = len(payload) + PREFIX, call.number
         if (
             self.is_paused
-            or size > min(self._window, self._first_window + call.window, self._frame_size)
+            or size > min(self._window, self._first_window + call.window, self.frame_size)
             or len(payload) > self._most_bytes
         ):
             self._answer_in_parts(call, payload)
@@ -119,7 +121,7 @@ class Outbox:
             if self.is_paused or self._window <= 0:
                 self._waiting[call] = None
                 return
-            size = min(len(unsent), self._window, self._first_window + call.window, self._frame_size)
+            size = min(len(unsent), self._window, self._first_window + call.window, self.frame_size)
             if size <= 0:
                 return
             self.say(frame(h2.DATA, 0, call.number, bytes(unsent[:size])))
@@ -150,12 +152,6 @@ class Outbox:
         """It does again."""
         self.is_paused = False
         self._go_on()
-
-    def set_frame_size(self, size: int) -> None:
-        """So large frames it takes."""
-        if not h2.FRAME_SIZE <= size <= h2.LARGEST_FRAME_SIZE:
-            raise ConnectionFault(h2.PROTOCOL_ERROR, "a wrong frame size")
-        self._frame_size = size
 
     def set_first_window(self, size: int, calls: Iterable[Http2Call]) -> None:
         """So much room new calls have, and those that there are so much more or less."""

@@ -1,8 +1,9 @@
-"""Sockets to listen on."""
+"""Sockets to listen on, and addresses of who connects."""
 
 import socket
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import quote
 
 #: How often another port is tried where one that is free for IPv4 is none for IPv6.
 TRIES = 8
@@ -48,3 +49,13 @@ def _bound(host: str, port: int, *, shares_port: bool) -> list[socket.socket]:
     if not found:
         raise OSError("the host has no address")
     return found
+
+
+def peer_of(name: Any) -> str:
+    """An address as gRPC writes it."""
+    host, port = name[0], name[1]
+    if ":" not in host:
+        return f"ipv4:{host}:{port}"
+    if host.startswith("::ffff:") and "." in host:
+        return f"ipv4:{host.removeprefix('::ffff:')}:{port}"
+    return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}"
