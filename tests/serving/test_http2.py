@@ -233,6 +233,16 @@ async def test_an_answer_keeps_to_the_windows_of_call_and_connection() -> None:
         assert max(len(each.payload) for each in client.of(DATA)) <= 16_384
 
 
+async def test_settings_are_acknowledged_before_they_are_made_use_of() -> None:
+    none, more = (frame(SETTINGS, 0, 0, setting(4, size)) for size in (0, 100))
+    async with echoing() as echo, connected(echo.address, PREFACE, none, call(TAKEN), message(b"question")) as client:
+        await client.sees(HEADERS)
+        client.send(more)
+        await ended(client)
+        kinds = [each.kind for each in client.seen]
+        assert kinds.index(DATA) > max(place for place, kind in enumerate(kinds) if kind == SETTINGS)
+
+
 async def test_large_messages_go_both_ways_in_calls_and_streams() -> None:
     large = random.Random(1).randbytes(3_000_000)
     most = [("grpc.max_receive_message_length", 2**23), ("grpc.max_send_message_length", 2**23)]

@@ -213,11 +213,12 @@ class Connection(asyncio.Protocol):
         if flags & h2.ACK:
             return
         self._life.is_settled = True
+        # First, since clients may keep to what they said before until they see it.
+        self._outbox.say(frame(h2.SETTINGS, h2.ACK, 0))
         if h2.MAX_FRAME_SIZE in settings:
             self._outbox.frame_size = settings[h2.MAX_FRAME_SIZE]
         if h2.INITIAL_WINDOW_SIZE in settings:
             self._outbox.set_first_window(settings[h2.INITIAL_WINDOW_SIZE], self.calls.values())
-        self._outbox.say(frame(h2.SETTINGS, h2.ACK, 0))
 
     def _ping(self, flags: int, number: int, payload: bytes) -> None:
         if number or len(payload) != len(_ALIVE):
