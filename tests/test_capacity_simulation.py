@@ -91,6 +91,20 @@ def test_a_core_that_is_taken_away_answers_later() -> None:
     assert disturbed.busy > 1.5 * quiet.busy
 
 
+def test_a_thread_that_waits_for_the_core_answers_later_without_more_work() -> None:
+    prompt, late = (
+        simulate(
+            Core({(4, 16): Line(0.004, 0.004)}, 1e-4, around={(4, 16): 0.3}, delays_s=delays),
+            RULES,
+            alone(count=6_000),
+            100.0,
+        )
+        for delays in ((0.0,), (0.0, 0.004))
+    )
+    assert late.quantile_s(0.99) > 1.1 * prompt.quantile_s(0.99)
+    assert late.busy == pytest.approx(prompt.busy, rel=0.05)
+
+
 def test_without_depth_0_what_cannot_be_in_time_is_refused() -> None:
     core, rules = Core({(4, 16): Line(0.0005, 0.002)}, 1e-4), Rules(load_profile("cloud"), (4,), deadline_s=0.05)
     outcome = simulate(core, rules, alone(count=6_000), 1000.0)
