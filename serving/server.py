@@ -158,9 +158,9 @@ class Server:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
         if self._experiments is not None:
-            await self._experiments.load()
+            await self._experiments.registry.load()
             self._experimenting = [
-                asyncio.create_task(each) for each in (self._experiments.run(), self._experiments.logs.run())
+                asyncio.create_task(each) for each in (self._experiments.registry.run(), self._experiments.logs.run())
             ]
         if self._history is not None:
             self._sweeping = asyncio.create_task(_sweep(self._history))

@@ -205,7 +205,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     ) -> pb.ListExperimentsResponse:
         """How the experiments stand."""
         with self.gate:
-            return pb.ListExperimentsResponse(experiments=self._experimenting(context.caller).statuses())
+            return pb.ListExperimentsResponse(experiments=self._experimenting(context.caller).registry.statuses())
 
     async def ChangeExperiment(self, request: pb.ChangeExperimentRequest, context: CallContext) -> pb.ExperimentStatus:
         """Start, stop or promote one."""
@@ -215,7 +215,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 raise InvalidRequestError("action is not set; START, STOP or PROMOTE")
             about = {"experiment": brief(request.name), "phase": phase.value, "arm": brief(request.arm)}
             context.caller.about |= about
-            return await self._experimenting(context.caller).change(request.name, phase, request.arm)
+            return await self._experimenting(context.caller).registry.change(request.name, phase, request.arm)
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: CallContext) -> pb.GetBundleResponse:
         """What is being served."""
