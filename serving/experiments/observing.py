@@ -13,7 +13,7 @@ from fathom.serving.deployment import Deployment
 from fathom.serving.experiments.definitions import RunningExperiment
 from fathom.serving.experiments.log import ExperimentLogs
 from fathom.serving.experiments.registry import ExperimentRegistry
-from fathom.serving.experiments.shadows import Copied, Shadows, agreement_of, ids_of
+from fathom.serving.experiments.shadows import ShadowAnswer, Shadows, agreement_of, ids_of
 from fathom.serving.experiments.trial import Trial
 from fathom.serving.experiments.units import events_before
 from fathom.serving.logs import Seldom
@@ -39,8 +39,8 @@ class ExperimentObserver:
         for name, shadow in trial.shadows:
             of = self._registry.experiments.get(name)
             if of is not None and of.runs and shadow in of.changes:
-                told = partial(self._copied, trial, of, shadow, given)
-                self._shadows.copy(trial, deployment.name, of.changes[shadow], told)
+                on_answer = partial(self._shadow_answered, trial, of, shadow, given)
+                self._shadows.send(trial, deployment.name, of.changes[shadow], on_answer)
 
     def failed(self, trial: Trial, error: Exception, ms: float) -> None:
         """Its arms could not answer it, although it can be answered without them."""
@@ -80,18 +80,18 @@ class ExperimentObserver:
             self._observe(running, Observation(is_canary, ms))
             return
 
-        def compared(found: Copied | None) -> None:
+        def compared(found: ShadowAnswer | None) -> None:
             agreement = None if found is None or found.error else agreement_of(given, found.given)
             self._observe(running, Observation(True, ms, agreement=agreement))
 
         # The answer's bundle is the canary's where it has one of its own; the control answers from the request's.
         own = "" if running.changes[arm].bundle else deployment.name
-        self._shadows.copy(trial, own, running.changes[running.experiment.control], compared)
+        self._shadows.send(trial, own, running.changes[running.experiment.control], compared)
 
-    def _copied(
-        self, trial: Trial, running: RunningExperiment, shadow: str, given: Sequence[str], found: Copied | None
+    def _shadow_answered(
+        self, trial: Trial, running: RunningExperiment, shadow: str, given: Sequence[str], found: ShadowAnswer | None
     ) -> None:
-        """A shadow has answered its copy, or there was no time for it."""
+        """A shadow has answered, or there was no time for it."""
         if found is None or not running.runs:
             return
         running.requests[shadow] += 1
