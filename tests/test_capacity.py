@@ -17,6 +17,7 @@ from fathom.tools.capacity import scheduling
 from fathom.tools.capacity.costs import CellCost, Load, MeasuredCosts
 from fathom.tools.capacity.measure import Questions, _cell, _Found, measure
 from fathom.tools.capacity.plan import HOURS_A_MONTH, CoreModel, Plan, Wish, plan
+from fathom.tools.capacity.report import measured_facts, plan_facts
 
 PROFILE = load_profile("cloud")
 LONGEST = 32
@@ -151,6 +152,15 @@ def test_costs_that_were_not_the_same_each_time_let_a_core_bear_less() -> None:
     assert 0.75 * rate < unsteady.capacity().per_s < 0.9 * rate
     low, middle, high = (unsteady.at(rate, factor).quantile_s(0.99) for factor in (0.8, 1.0, 1.2))
     assert low < middle < high
+
+
+def test_costs_of_a_machine_that_was_not_idle_are_said_to_be_such() -> None:
+    for spread, said in ((0.02, False), (0.2, True)):
+        costs = COSTS.model_copy(update={"spread": spread})
+        found = plan(Wish(5e6, 20), costs, PROFILE, LONGEST)
+        assert ["measure again" in text for text in (str(plan_facts(found, costs)), str(measured_facts(costs)))] == (
+            [said, said]
+        )
 
 
 def test_choosing_depths_is_work_too() -> None:

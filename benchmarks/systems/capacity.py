@@ -44,6 +44,8 @@ WARM_UP_S = 0.5
 MOST_CLIENT = 0.8
 #: How far a prediction may lie from what is measured.
 TOLERANCE = 0.2
+#: What a ratio is taken to, where no answer at all came within the time.
+LEAST = 0.1
 #: The deployment that docs/capacity.md plans.
 EXAMPLE = Wish(10_000_000, 20)
 FIGURES = ("p50_ms", "p99_ms", "goodput_per_s")
@@ -155,7 +157,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         kept = [row for row in alike if row["measured"]["client_busy"] <= MOST_CLIENT]
         row = {"arm": arm, "load": load, "per_s": round(alike[0]["per_s"], 1), "turns": len(kept)}
         for figure in FIGURES if kept else ():
-            ratios = [each["predicted"][figure] / each["measured"][figure] for each in kept]
+            ratios = [each["predicted"][figure] / max(LEAST, each["measured"][figure]) for each in kept]
             row |= {
                 f"{side}_{figure}": round(median(each[side][figure] for each in kept), 3)
                 for side in ("predicted", "measured")

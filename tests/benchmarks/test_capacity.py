@@ -49,6 +49,14 @@ def test_a_turn_with_a_busy_client_does_not_count() -> None:
     assert found["in_range"] == 1
 
 
+def test_a_server_without_a_single_answer_in_time_is_compared_too() -> None:
+    late = row(900.0, 0.2)
+    late["measured"] = {**late["measured"], "goodput_per_s": 0.0}  # type: ignore[dict-item]
+    (found,) = capacity.summary([late])
+    assert found["goodput_per_s_ratio"] == 1000.0
+    assert not found["within"]
+
+
 def test_a_prediction_that_is_far_off_is_said_to_be() -> None:
     (found,) = capacity.summary([row(20.0, 0.2)])
     assert found["p99_ms_ratio"] == 0.5

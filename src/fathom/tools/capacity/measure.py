@@ -323,16 +323,20 @@ def _spread(cells: Sequence[CellCost]) -> float:
 
 
 def _cell(depth: int, length: int, found: _Found) -> CellCost:
-    """The line through the loads: processor time per request is ``each + fixed / batch``."""
+    """The line through the loads: processor time per request is ``each + fixed / batch``.
+
+    By least relative errors: a full core, where a request costs the least, is where a per cent matters most.
+    """
     inverse = np.array([1 / load.batch for load in found.loads])
     cpu_us = np.array([load.cpu_us for load in found.loads])
-    fixed_us = 0.0
+    fixed_us, weights = 0.0, cpu_us**-2
     if length == REMEMBERED:
         # Runs are not counted: one request alone is a run of its own, and under load each costs the least.
         fixed_us, inverse = max(0.0, cpu_us[0] - cpu_us[1:].mean()), np.array([1.0, *([0.0] * (len(cpu_us) - 1))])
+        weights = np.ones_like(cpu_us)
     elif np.ptp(inverse) > 1e-3:
-        fixed_us = max(0.0, float(np.polyfit(inverse, cpu_us, 1)[0]))
-    each_us = float(max(0.01 * cpu_us.min(), (cpu_us - fixed_us * inverse).mean()))
+        fixed_us = max(0.0, float(np.polyfit(inverse, cpu_us, 1, w=np.sqrt(weights))[0]))
+    each_us = float(max(0.01 * cpu_us.min(), np.average(cpu_us - fixed_us * inverse, weights=weights)))
     return CellCost(
         depth=depth,
         history=length,

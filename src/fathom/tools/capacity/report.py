@@ -7,6 +7,8 @@ import numpy as np
 from fathom.tools.capacity.costs import CellCost, MeasuredCosts
 from fathom.tools.capacity.plan import Plan
 
+#: The same load costs an idle machine no more than this share more or less.
+STEADY = 0.1
 COSTS_TITLE = "Processor time of a batch of n requests, µs"
 _BINDS = {
     "CPU": "CPU: the core has no time left",
@@ -41,7 +43,10 @@ def plan_facts(plan: Plan, costs: MeasuredCosts) -> list[tuple[str, str]]:
         million = f"{plan.price_per_million:,.2f} per million requests"
         hour = f"at {wish.price_per_hour:g} per machine and hour"
         facts.append(("price", f"{plan.price_per_month:,.0f} a month, {million} ({hour})"))
-    return [*facts, ("measured", f"{costs.bundle} {costs.bundle_version} as {costs.profile}: {_where(costs)}")]
+    return [
+        *facts,
+        ("measured", f"{costs.bundle} {costs.bundle_version} as {costs.profile}: {_where(costs)}{_busy(costs)}"),
+    ]
 
 
 def measured_facts(costs: MeasuredCosts) -> list[tuple[str, str]]:
@@ -54,7 +59,7 @@ def measured_facts(costs: MeasuredCosts) -> list[tuple[str, str]]:
         ("memory", f"{costs.process_mb:,.0f} MB of a process, {costs.cache_mb:,.0f} MB of it the prefix cache"),
         ("disturbed", f"{costs.stalls_per_s:,.0f} times per second of work, {stalled_s * 1e3:,.0f} ms in all"),
         ("threads", f"one that wakes waits for the core {np.mean(costs.delays_us):,.0f} µs in the mean"),
-        ("repeated", f"a load takes {costs.spread:.1%} more or less than its line"),
+        ("repeated", f"a load takes {costs.spread:.1%} more or less than its line{_busy(costs)}"),
     ]
 
 
@@ -73,6 +78,10 @@ def cost_rows(measured: Sequence[CellCost], count_us: float | None) -> list[list
 
 def _where(costs: MeasuredCosts) -> str:
     return f"{costs.machine}, {costs.created}"
+
+
+def _busy(costs: MeasuredCosts) -> str:
+    return "; the machine was not idle: measure again" if costs.spread > STEADY else ""
 
 
 def _mix(mix: Mapping[int, float]) -> str:
