@@ -82,6 +82,15 @@ def test_a_deadline_makes_depths_fall_before_requests_are_refused() -> None:
     assert min(each.in_time(0.05) for each in (calm, busy, flooded)) > 0.95
 
 
+@pytest.mark.parametrize(("fixed", "mix", "busy"), [(True, {0: 1.0}, 0.1), (False, {0: 0.5, 4: 0.5}, 0.55)])
+def test_depth_0_takes_the_time_of_its_answer_and_no_more(fixed: bool, mix: dict[int, float], busy: float) -> None:
+    core = Core({(4, 16): Line(0.0, 0.002)}, 2e-4, around={(4, 16): 0.5})
+    mixed = Traffic.drawn(6_000, mix, {16: 1.0}, 1)
+    outcome = simulate(core, Rules(load_profile("cloud"), (0, 4), fixed=fixed), mixed, 500.0)
+    assert outcome.busy == pytest.approx(busy, rel=0.05)
+    assert set(outcome.depths.tolist()) == set(mix)
+
+
 def test_a_core_that_is_taken_away_answers_later() -> None:
     quiet, disturbed = (
         simulate(Core({(4, 16): Line(0.001, 0.001)}, 1e-4, **stalls), RULES, alone(count=6_000), 200.0)

@@ -31,7 +31,6 @@ SEED, RATE, SECONDS = 0, 100.0, 30.0
 SESSIONS, HISTORY = 5_000, 100
 SHARE, TIMEOUT_S, LOOK_EVERY_S = 0.2, 5.0, 0.1
 CONTROL: Mapping[str, Any] = {"share": SHARE, "max_depth": 8}
-WORSE = "a bundle whose item vectors are mixed up"
 #: What the canary's arm and the control's have of their own, and the limits that the canary is watched by.
 KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]] = {
     "the control's twin": ({}, {}, {"max_error_rate": 0.05, "min_agreement": 0.9, "max_slowdown": 3}),

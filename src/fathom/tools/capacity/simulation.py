@@ -175,8 +175,11 @@ class _Chooser(DepthChooser):
 
 
 class _Request(NamedTuple):
+    """``read_s``: work of reading it."""
+
     number: int
     arrival_s: float
+    read_s: float
 
 
 class _Server:
@@ -215,8 +218,9 @@ class _Server:
             zip(arrivals_s.tolist(), traffic.depths.tolist(), traffic.lengths.tolist(), strict=True)
         ):
             self._threads.advance(at_s)
-            read = partial(self._read, _Request(number, at_s), depth, length)
-            self._threads.add(Thread.LOOP, self._core.read_s((depth, length)) + self._core.choosing_s, read)
+            read_s = self._core.read_s((depth, length)) if depth else 0.0
+            read = partial(self._read, _Request(number, at_s, read_s), depth, length)
+            self._threads.add(Thread.LOOP, read_s + self._core.choosing_s, read)
         self._threads.advance(math.inf)
         first = int(WARM_UP * len(arrivals_s))
         seconds = float(arrivals_s[-1])
@@ -306,7 +310,8 @@ class _Server:
         """Depth 0, where it is allowed and in time; else nothing."""
         fixed_zero = self._rules.fixed and not self._chooser.wants.wanted
         if self._counts or fixed_zero:
-            self._threads.add(Thread.LOOP, self._core.count_s, partial(self._answer, [(request, 0)]), first=True)
+            count_s = max(0.0, self._core.count_s - request.read_s)
+            self._threads.add(Thread.LOOP, count_s, partial(self._answer, [(request, 0)]), first=True)
 
     def _answer(self, answers: Iterable[tuple[_Request, int]], now_s: float) -> None:
         for request, depth in answers:
