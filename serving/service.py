@@ -42,7 +42,7 @@ from fathom.serving.work import PLAIN_IDS
 
 #: Lets the other workers follow: ("reload", name of the bundle or ""), ("forget", digest of the user's id) or
 #: ("catalogue", name of the bundle). Returns how many have not answered in time.
-TellWorkers = Callable[[Literal["reload", "forget", "catalogue"], str], Awaitable[int]]
+TellWorkers = Callable[[Literal["reload", "forget", "catalogue", "experiments"], str], Awaitable[int]]
 Result = TypeVar("Result")
 
 #: Methods whose messages can be so large that they are decoded here, a few parts at a time.

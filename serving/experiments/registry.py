@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from fathom.errors import FathomError, NotFoundError, brief
 from fathom.experiments.assignment import Assigner
@@ -14,6 +15,8 @@ from fathom.serving.experiments.states import ExperimentState, Phase, States
 from fathom.serving.files_watch import Stamp, stamp_of
 
 LOOK_EVERY_S = 1.0
+#: Says to the other workers what has changed, and its name; returns how many do not know it.
+TellWorkers = Callable[[Literal["experiments"], str], Awaitable[int]]
 
 log = logging.getLogger("fathom.serving")
 
@@ -22,14 +25,17 @@ class ExperimentRegistry:
     """Belongs to one event loop; files are read and written in threads.
 
     ``experiments``, by name, and their ``assigner``: None before the file has been read. ``logs``: of those that run.
-    ``workers``: processes that watch the same canary, each for itself.
+    ``workers``: processes that watch the same canary, each for itself; ``tell_workers``: the others follow at once.
     """
 
-    def __init__(self, file: Path, states: States, logs: ExperimentLogs, workers: int) -> None:
+    def __init__(
+        self, file: Path, states: States, logs: ExperimentLogs, workers: int, tell_workers: TellWorkers
+    ) -> None:
         self._file = file
         self._states = states
         self._logs = logs
         self._workers = workers
+        self._tell_workers = tell_workers
         self.experiments: Mapping[str, RunningExperiment] = {}
         self.assigner: Assigner | None = None
         self._stamps: Sequence[Stamp] = ()
@@ -56,7 +62,7 @@ class ExperimentRegistry:
                 if now != self._stamps:
                     changed, self._stamps = now[0] != self._stamps[0], now
                     # A file with a mistake keeps nobody from stopping an experiment.
-                    await (self._load_or_follow() if changed else self._follow_states())
+                    await (self._load_or_follow() if changed else self.follow())
             except (FathomError, OSError) as error:
                 log.error("experiments stay as they were: %s", error)
             except Exception:
@@ -67,10 +73,11 @@ class ExperimentRegistry:
         try:
             await self.load()
         except FathomError:
-            await self._follow_states()
+            await self.follow()
             raise
 
-    async def _follow_states(self) -> None:
+    async def follow(self) -> None:
+        """Read the states, and stand as they say; raises FathomError."""
         states = await asyncio.to_thread(self._read_states, self.experiments)
         opened = [self.experiments[name] for name, state in states.items() if state.phase is Phase.RUNNING]
         await asyncio.to_thread(self._open, opened)
@@ -109,6 +116,7 @@ class ExperimentRegistry:
             await asyncio.to_thread(self._open, [running])
         state = await asyncio.to_thread(self._states.write, name, phase, arm if phase is Phase.PROMOTED else "")
         self._follow({name: state})
+        await self._tell_workers("experiments", name)
         return self.experiments.get(name, running).status()
 
     def roll_back(self, running: RunningExperiment, reason: str) -> None:
@@ -132,6 +140,7 @@ class ExperimentRegistry:
             log.error("experiment %s is rolled back in this process only: %s", name, error)
         else:
             self._follow({name: state})
+            await self._tell_workers("experiments", name)
 
     def statuses(self) -> list[pb.ExperimentStatus]:
         """How every experiment of the file stands."""

@@ -11,7 +11,7 @@ from fathom.serving.access.principal import Principal
 from fathom.serving.experiments.definitions import promoted
 from fathom.serving.experiments.log import ExperimentLogs
 from fathom.serving.experiments.observing import ExperimentObserver
-from fathom.serving.experiments.registry import ExperimentRegistry
+from fathom.serving.experiments.registry import ExperimentRegistry, TellWorkers
 from fathom.serving.experiments.shadows import Shadows
 from fathom.serving.experiments.states import States
 from fathom.serving.experiments.treatment import NO_CHANGE, Change
@@ -22,13 +22,16 @@ from fathom.serving.experiments.units import kinds_of, units_of
 class RunningExperiments:
     """Belongs to one event loop.
 
-    ``logs``: folder of a log for each experiment, shared by servers. ``workers``: see ``ExperimentRegistry``.
+    ``logs``: folder of a log for each experiment, shared by servers. ``workers``, ``tell_workers``: see
+    ``ExperimentRegistry``.
     """
 
-    def __init__(self, file: Path, logs: Path, shadows: Shadows, *, workers: int = 1) -> None:
+    def __init__(
+        self, file: Path, logs: Path, shadows: Shadows, *, tell_workers: TellWorkers, workers: int = 1
+    ) -> None:
         self.logs = ExperimentLogs(logs)
         self.shadows = shadows
-        self.registry = ExperimentRegistry(file, States(logs), self.logs, workers)
+        self.registry = ExperimentRegistry(file, States(logs), self.logs, workers, tell_workers)
         self._observer = ExperimentObserver(self.registry, self.logs, shadows)
 
     def begin(self, request: pb.RecommendRequest, principal: Principal, owner: Owner | None) -> Trial | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fathom.client import AsyncClient
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving.access.principal import ANYBODY_MAY
 from fathom.serving.config import ServerSettings
@@ -17,6 +18,7 @@ from fathom.serving.experiments.shadows import Shadows
 from fathom.serving.experiments.states import Phase, States
 from fathom.serving.experiments.trial import Trial
 from fathom.serving.server import Server
+from fathom.serving.workers import Notice
 
 ARMS = {"control": {"share": 0.5}, "next": {"share": 0.5, "bundle": "missing"}}
 CANARY = {"arm": "next", "min_minutes": 0}
@@ -32,10 +34,16 @@ def written(path: Path, **more: Any) -> Path:
 async def experiments(tmp_path: Path) -> RunningExperiments:
     """One experiment with a canary, started."""
     bundles = Server(ServerSettings(), tmp_path).bundles
-    found = RunningExperiments(written(tmp_path / "experiments.yaml"), tmp_path / "logs", Shadows(bundles))
+    found = RunningExperiments(
+        written(tmp_path / "experiments.yaml"), tmp_path / "logs", Shadows(bundles), tell_workers=alone
+    )
     await found.registry.load()
     await found.registry.change("e", Phase.RUNNING)
     return found
+
+
+async def alone(*_: object) -> int:
+    return 0
 
 
 def phase(of: RunningExperiments) -> str:
@@ -82,6 +90,45 @@ async def test_states_that_were_read_before_a_rollback_do_not_undo_it(
     assert experiments.begin(pb.RecommendRequest(item_ids=["item-1"]), ANYBODY_MAY, None) is None
     await experiments.close()
     assert States(tmp_path / "logs").read("e").phase is Phase.ROLLED_BACK
+
+
+async def test_other_workers_follow_a_rollback_and_a_start_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path / "experiments.yaml")
+    bundles = Server(ServerSettings(), tmp_path).bundles
+    workers: list[RunningExperiments] = []
+
+    async def tell(what: str, name: str) -> int:
+        assert (what, name) == ("experiments", "e")
+        for each in workers:
+            await each.registry.follow()
+        return 0
+
+    for _ in range(2):
+        workers.append(RunningExperiments(file, tmp_path / "logs", Shadows(bundles), tell_workers=tell, workers=2))
+        await workers[-1].registry.load()
+    one, other = workers
+    await one.registry.change("e", Phase.RUNNING)
+    assert phase(other) == "running"
+    fail_until_rolled_back(one)
+    await one.close()
+    assert phase(other) == "rolled back"
+    await other.close()
+
+
+async def test_a_server_follows_what_another_worker_has_changed_as_soon_as_it_is_told(
+    synthetic_bundle: Path, tmp_path: Path
+) -> None:
+    file, logs = written(tmp_path / "experiments.yaml"), tmp_path / "logs"
+    async with Server(ServerSettings(port=0, experiments=file, experiments_log=logs), synthetic_bundle) as server:
+        info = await server.start()
+        async with AsyncClient(info.address) as client:
+            await client.change_experiment("e", "start")
+            States(logs).write("e", Phase.ROLLED_BACK, "next", "slow")
+            told = server.notice(Notice(1, "experiments", "e"))
+            assert told is not None
+            await told
+            (found,) = await client.experiments()
+            assert found.phase == "rolled back"
 
 
 async def test_a_rollback_that_cannot_be_written_holds_until_the_experiment_is_started_again(
