@@ -51,7 +51,7 @@ class MeasuredCosts(_Frozen):
     ``mix``: the share of each depth, as the server routed requests without a deadline. ``histories``: lengths of the
     histories that were asked with, as quantiles; ``histories_of``: where they came from. ``count_us``: an answer at
     depth 0; None where it is not served. ``choosing_us``: what a request that leaves its depth to the server takes
-    more. ``spread``: standard deviation of a load's processor time around the lines, as a share. ``jitter``: the
+    more. ``spread``: standard deviation of the logarithm of a load's processor time around the lines. ``jitter``: the
     server's time for one request alone, by its mean, as quantiles. ``delays_us``: until a thread that wakes while
     another runs gets the core, as quantiles. ``stalls_per_s``: how often per second a busy core was taken away by what
     else the machine did, for one of ``stalls_us``, as quantiles. ``wire_us``: what a caller saw beside it. ``mixes``:

@@ -312,7 +312,7 @@ def _cpu_s(server: Local) -> float:
 
 
 def _spread(cells: Sequence[CellCost]) -> float:
-    """Standard deviation of what loads cost by what their lines say."""
+    """Standard deviation of the logarithm of what loads cost by what their lines say."""
     ratios = [
         load.cpu_us / (cell.each_us + cell.fixed_us / load.batch)
         for cell in cells

@@ -20,8 +20,8 @@ REQUESTS = 20_000
 SEED = 0
 #: Share of the requests that has to be answered, and within the deadline where there is one.
 LEAST_ANSWERED = 0.99
-#: A measured cost may be wrong by so many of its standard deviations, and is at least this share of what it seems.
-SPREADS, LEAST_FACTOR = 2, 0.2
+#: A measured cost may be wrong by so many of its standard deviations.
+SPREADS = 2
 #: A core that works for so much of the time is full.
 FULL = 0.98
 
@@ -130,7 +130,7 @@ class CoreModel:
         self._wish = wish
         self._core_at = partial(costs.core, profile, tuple(lengths), chooses=wish.depth is None)
         #: Factors of the costs that have to be reckoned with.
-        self.costs_range = max(LEAST_FACTOR, 1 - SPREADS * costs.spread), 1 + SPREADS * costs.spread
+        self.costs_range = math.exp(-SPREADS * costs.spread), math.exp(SPREADS * costs.spread)
         deadline_s = math.inf if wish.deadline_ms is None else wish.deadline_ms / 1e3
         self._rules = Rules(profile, costs.depths, deadline_s, fixed=wish.depth is not None)
         self._traffic = Traffic.drawn(REQUESTS, self.mix, lengths, SEED)
