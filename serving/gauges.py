@@ -46,9 +46,9 @@ def readings(
     if audit is not None:
         yield Reading("fathom_audit_lost", "Lines of the audit log that could not be written.", {}, audit.lost)
     if experiments is not None:
-        rows, copies = experiments.logs.lost, experiments.shadows.dropped
+        rows, dropped = experiments.logs.lost, experiments.shadows.dropped
         yield Reading("fathom_experiment_rows_lost", "Rows of experiments' logs that found no room.", {}, rows)
-        yield Reading("fathom_experiment_copies_dropped", "Copies for shadows that there was no time for.", {}, copies)
+        yield Reading("fathom_experiment_shadows_dropped", "Shadow requests that there was no time for.", {}, dropped)
     served = list(deployments)
     for each in served:
         manifest = each.bundle.manifest

@@ -34,7 +34,7 @@ from fathom.serving.history.contract import HistoryStore, digest_of
 from fathom.serving.intake import FEW, MORE, TURN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.recording import Recorder
-from fathom.serving.tracing import Told, Tracing
+from fathom.serving.tracing import SpanDetails, Tracing
 from fathom.serving.transport.contract import PATIENCE_S, REFUSAL, Call, Metadata, can_wait, status_of_leaving
 from fathom.serving.turns import Ring, Turns
 from fathom.serving.work import LIGHT_BYTES, is_light, request_of, work_of
@@ -188,7 +188,7 @@ class Recommend:
                 return
             self.metrics.answered(deployment.name, answer, unknown)
             if self.tracing is not None:
-                caller.told = Told(deployment.name, answer)
+                caller.span = SpanDetails(deployment.name, answer)
             if self.recorder is not None:
                 self.recorder.offer(deployment, query, answer)
             labels = () if trial is None else trial.labels
@@ -349,7 +349,7 @@ class _Recommending:
         service, seconds = self._service, time.perf_counter() - self._started_s
         service.metrics.called(METHOD, code, seconds)
         if service.tracing is not None:
-            told = None if self._caller is None else self._caller.told
-            service.tracing.ended(METHOD, self._call.invocation_metadata(), code, seconds, told)
+            details = None if self._caller is None else self._caller.span
+            service.tracing.ended(METHOD, self._call.invocation_metadata(), code, seconds, details)
         if service.audit is not None:
             service.audit.note(METHOD, self._caller, self._call, code)

@@ -67,7 +67,7 @@ class Server:
     """A gRPC server over a bundle or a repository; ``async with`` closes it at once, ``drain`` first lets calls finish.
 
     Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
-    with other processes. ``tell_workers``: called after each Reload and DeleteUser. ``make_transport``: instead of what
+    with other processes. ``tell_workers``: called with what the others must know. ``make_transport``: instead of what
     the settings say.
     """
 
@@ -117,7 +117,7 @@ class Server:
         self._metrics.show(self._readings)
         self._listeners: list[Listener] = []
         self._following_access: asyncio.Task[None] | None = None
-        self._experiments = _experiments(settings, self.bundles)
+        self._experiments = _experiments(settings, self.bundles, self._tell_workers)
         self._tracing = Tracing() if settings.trace == "otlp" else None
         self._experimenting: list[asyncio.Task[None]] = []
         self._metrics_export = MetricsExport(self._metrics.registry) if settings.metrics == "otlp" else None
@@ -158,9 +158,9 @@ class Server:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
         if self._experiments is not None:
-            await self._experiments.load()
+            await self._experiments.registry.load()
             self._experimenting = [
-                asyncio.create_task(each) for each in (self._experiments.run(), self._experiments.logs.run())
+                asyncio.create_task(each) for each in (self._experiments.registry.run(), self._experiments.logs.run())
             ]
         if self._history is not None:
             self._sweeping = asyncio.create_task(_sweep(self._history))
@@ -315,6 +315,8 @@ class Server:
         """Do what another worker of this server was told to do; what is returned is to be waited for."""
         if notice.what == "catalogue":
             return self._catalogues.follow(notice.name) if self._catalogues else None
+        if notice.what == "experiments":
+            return self._experiments.registry.follow() if self._experiments else None
         if notice.what == "forget":
             self.bundles.forget(notice.name)
             if self._counter:
@@ -375,12 +377,11 @@ def _recorder(settings: ServerSettings) -> Recorder | None:
     return Recorder(Path(settings.record), settings.record_mb * 2**20, settings.workers)
 
 
-def _experiments(settings: ServerSettings, bundles: Bundles) -> RunningExperiments | None:
+def _experiments(settings: ServerSettings, bundles: Bundles, tell_workers: TellWorkers) -> RunningExperiments | None:
     if settings.experiments is None:
         return None
-    return RunningExperiments(
-        settings.experiments, settings.experiments_log, Shadows(bundles), workers=settings.workers
-    )
+    files = settings.experiments, settings.experiments_log
+    return RunningExperiments(*files, Shadows(bundles), tell_workers=tell_workers, workers=settings.workers)
 
 
 def _audit(settings: ServerSettings) -> AuditLog | None:

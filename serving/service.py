@@ -42,7 +42,7 @@ from fathom.serving.work import PLAIN_IDS
 
 #: Lets the other workers follow: ("reload", name of the bundle or ""), ("forget", digest of the user's id) or
 #: ("catalogue", name of the bundle). Returns how many have not answered in time.
-TellWorkers = Callable[[Literal["reload", "forget", "catalogue"], str], Awaitable[int]]
+TellWorkers = Callable[[Literal["reload", "forget", "catalogue", "experiments"], str], Awaitable[int]]
 Result = TypeVar("Result")
 
 #: Methods whose messages can be so large that they are decoded here, a few parts at a time.
@@ -205,7 +205,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     ) -> pb.ListExperimentsResponse:
         """How the experiments stand."""
         with self.gate:
-            return pb.ListExperimentsResponse(experiments=self._experimenting(context.caller).statuses())
+            return pb.ListExperimentsResponse(experiments=self._experimenting(context.caller).registry.statuses())
 
     async def ChangeExperiment(self, request: pb.ChangeExperimentRequest, context: CallContext) -> pb.ExperimentStatus:
         """Start, stop or promote one."""
@@ -215,7 +215,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
                 raise InvalidRequestError("action is not set; START, STOP or PROMOTE")
             about = {"experiment": brief(request.name), "phase": phase.value, "arm": brief(request.arm)}
             context.caller.about |= about
-            return await self._experimenting(context.caller).change(request.name, phase, request.arm)
+            return await self._experimenting(context.caller).registry.change(request.name, phase, request.arm)
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: CallContext) -> pb.GetBundleResponse:
         """What is being served."""

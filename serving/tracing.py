@@ -46,9 +46,14 @@ class Tracing:
         self._propagator = context.TraceContextTextMapPropagator()
 
     def ended(
-        self, method: str, metadata: Metadata, code: grpc.StatusCode, seconds: float, told: "Told | None" = None
+        self,
+        method: str,
+        metadata: Metadata,
+        code: grpc.StatusCode,
+        seconds: float,
+        details: "SpanDetails | None" = None,
     ) -> None:
-        """A call has just ended; ``seconds``: it took; ``told``: what is known of a single request's answer."""
+        """A call has just ended; ``seconds``: it took; ``details``: what is known of a single request's answer."""
         end_ns = time.time_ns()
         carrier = {name: value for name, value in metadata if name in HEADERS}
         span = self._tracer.start_span(
@@ -66,9 +71,9 @@ class Tracing:
         if span.is_recording():
             if code in _FAULTS:
                 span.set_status(self._api.StatusCode.ERROR, code.name)
-            if told is not None:
-                span.set_attributes(told.attributes)
-                self._stages(span, told.timing, end_ns)
+            if details is not None:
+                span.set_attributes(details.attributes)
+                self._stages(span, details.timing, end_ns)
         span.end(end_ns)
 
     def _stages(self, span: Any, timing: Timing, end_ns: int) -> None:
@@ -96,7 +101,7 @@ def server_resource(more: Mapping[str, str] | None = None) -> Any:
     return resources.Resource.create({name: value for name, value in own.items() if name not in said})
 
 
-class Told:
+class SpanDetails:
     """What a span says of an answered request."""
 
     __slots__ = ("_answer", "_bundle")

@@ -13,9 +13,11 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ArtefactError, ConfigError, FathomError
 from fathom.tools.capacity import measure as measuring
 from fathom.tools.capacity import plan as planning
+from fathom.tools.capacity import scheduling
 from fathom.tools.capacity.costs import CellCost, Load, MeasuredCosts
 from fathom.tools.capacity.measure import Questions, _cell, _Found, measure
-from fathom.tools.capacity.plan import HOURS_A_MONTH, Plan, Wish, plan
+from fathom.tools.capacity.plan import HOURS_A_MONTH, CoreModel, Plan, Wish, plan
+from fathom.tools.capacity.report import measured_facts, plan_facts
 
 PROFILE = load_profile("cloud")
 LONGEST = 32
@@ -37,7 +39,10 @@ COSTS = MeasuredCosts(
     histories_of="made up",
     cells=tuple(cell(depth, n, 50 * depth + 200, 60 + 2.5 * depth * n) for depth in (4, 16) for n in (0, 16, 32)),
     count_us=100.0,
+    choosing_us=20.0,
+    spread=0.0,
     jitter=(0.9, 1.1),
+    delays_us=(20.0, 20.0, 1000.0),
     stalls_per_s=0.0,
     stalls_us=(0.0,),
     wire_us=50.0,
@@ -51,7 +56,8 @@ COSTS = MeasuredCosts(
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "REQUESTS", 1000)
-    monkeypatch.setattr(measuring, "LOOP_S", 0.05)
+    monkeypatch.setattr(scheduling, "LOOP_S", 0.05)
+    monkeypatch.setattr(scheduling, "WAKES", 20)
     monkeypatch.setattr(measuring, "ROUTED", 100)
 
 
@@ -74,6 +80,8 @@ def test_a_server_is_measured_at_every_depth_and_length(measured: Path) -> None:
     assert sum(costs.mix.values()) == pytest.approx(1)
     assert set(costs.histories) == {20}
     assert sum(costs.jitter) / len(costs.jitter) == pytest.approx(1, abs=0.01)
+    assert 0 < min(costs.delays_us) <= max(costs.delays_us) < 1e6
+    assert 0 < costs.spread < 1
     assert costs.process_mb > costs.cache_mb >= 0
     assert 50 < costs.event_bytes < 2000
 
@@ -133,6 +141,33 @@ def test_headroom_and_peaks_take_more_cores() -> None:
     least = planned(headroom=0.0, peak_factor=1.0)
     assert planned(headroom=0.5, peak_factor=1.0).cores == pytest.approx(2 * least.cores, abs=1)
     assert planned(headroom=0.0, peak_factor=3.0).cores == pytest.approx(3 * least.cores, abs=2)
+
+
+def test_costs_that_were_not_the_same_each_time_let_a_core_bear_less() -> None:
+    steady, unsteady = (
+        CoreModel(COSTS.model_copy(update={"spread": spread}), PROFILE, LONGEST, Wish(1, 1)) for spread in (0.0, 0.1)
+    )
+    rate = steady.capacity().per_s
+    assert unsteady.costs_range == pytest.approx((1 / 1.2214, 1.2214), rel=1e-3)
+    assert 0.75 * rate < unsteady.capacity().per_s < 0.9 * rate
+    low, middle, high = (unsteady.at(rate, factor).quantile_s(0.99) for factor in (0.8, 1.0, 1.2))
+    assert low < middle < high
+
+
+def test_costs_of_a_machine_that_was_not_idle_are_said_to_be_such() -> None:
+    for spread, said in ((0.02, False), (0.2, True)):
+        costs = COSTS.model_copy(update={"spread": spread})
+        found = plan(Wish(5e6, 20), costs, PROFILE, LONGEST)
+        assert ["measure again" in text for text in (str(plan_facts(found, costs)), str(measured_facts(costs)))] == (
+            [said, said]
+        )
+
+
+def test_choosing_depths_is_work_too() -> None:
+    free, dear = (
+        CoreModel(COSTS.model_copy(update={"choosing_us": us}), PROFILE, LONGEST, Wish(1, 1)) for us in (0.0, 100.0)
+    )
+    assert dear.capacity().per_s < 0.9 * free.capacity().per_s
 
 
 def test_a_core_bears_more_at_a_shallower_depth_and_with_remembered_histories() -> None:

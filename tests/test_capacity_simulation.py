@@ -82,6 +82,15 @@ def test_a_deadline_makes_depths_fall_before_requests_are_refused() -> None:
     assert min(each.in_time(0.05) for each in (calm, busy, flooded)) > 0.95
 
 
+@pytest.mark.parametrize(("fixed", "mix", "busy"), [(True, {0: 1.0}, 0.1), (False, {0: 0.5, 4: 0.5}, 0.55)])
+def test_depth_0_takes_the_time_of_its_answer_and_no_more(fixed: bool, mix: dict[int, float], busy: float) -> None:
+    core = Core({(4, 16): Line(0.0, 0.002)}, 2e-4, around={(4, 16): 0.5})
+    mixed = Traffic.drawn(6_000, mix, {16: 1.0}, 1)
+    outcome = simulate(core, Rules(load_profile("cloud"), (0, 4), fixed=fixed), mixed, 500.0)
+    assert outcome.busy == pytest.approx(busy, rel=0.05)
+    assert set(outcome.depths.tolist()) == set(mix)
+
+
 def test_a_core_that_is_taken_away_answers_later() -> None:
     quiet, disturbed = (
         simulate(Core({(4, 16): Line(0.001, 0.001)}, 1e-4, **stalls), RULES, alone(count=6_000), 200.0)
@@ -89,6 +98,20 @@ def test_a_core_that_is_taken_away_answers_later() -> None:
     )
     assert disturbed.quantile_s(0.99) > quiet.quantile_s(0.99) + 0.02
     assert disturbed.busy > 1.5 * quiet.busy
+
+
+def test_a_thread_that_waits_for_the_core_answers_later_without_more_work() -> None:
+    prompt, late = (
+        simulate(
+            Core({(4, 16): Line(0.004, 0.004)}, 1e-4, around={(4, 16): 0.3}, delays_s=delays),
+            RULES,
+            alone(count=6_000),
+            100.0,
+        )
+        for delays in ((0.0,), (0.0, 0.004))
+    )
+    assert late.quantile_s(0.99) > 1.1 * prompt.quantile_s(0.99)
+    assert late.busy == pytest.approx(prompt.busy, rel=0.05)
 
 
 def test_without_depth_0_what_cannot_be_in_time_is_refused() -> None:

@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,19 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import CERTIFICATE_FILE, VECTORS_FILE
 
 SEED, RATE, SECONDS = 0, 100.0, 30.0
-SESSIONS, HISTORY = 5_000, 20
+SESSIONS, HISTORY = 5_000, 100
 SHARE, TIMEOUT_S, LOOK_EVERY_S = 0.2, 5.0, 0.1
 CONTROL: Mapping[str, Any] = {"share": SHARE, "max_depth": 8}
-#: The canary's arm, and the limits that it is watched by.
-KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    "the control's twin": ({}, {"max_error_rate": 0.05, "min_agreement": 0.9, "max_slowdown": 3}),
-    "a bundle that is not there": ({"bundle": "missing"}, {"max_error_rate": 0.05}),
-    "a bundle whose item vectors are mixed up": ({"bundle": "worse"}, {"max_error_rate": None, "min_agreement": 0.8}),
-    "twice as deep": ({"depth": 16}, {"max_error_rate": None, "max_slowdown": 1.3}),
+#: What the canary's arm and the control's have of their own, and the limits that the canary is watched by.
+KINDS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]] = {
+    "the control's twin": ({}, {}, {"max_error_rate": 0.05, "min_agreement": 0.9, "max_slowdown": 3}),
+    "a bundle that is not there": ({"bundle": "missing"}, {}, {"max_error_rate": 0.05}),
+    "a bundle whose item vectors are mixed up": (
+        {"bundle": "worse"},
+        {},
+        {"max_error_rate": None, "min_agreement": 0.8},
+    ),
+    "four times as deep": ({"max_depth": 16}, {"max_depth": 4}, {"max_error_rate": None, "max_slowdown": 1.3}),
 }
 
 
@@ -55,11 +59,9 @@ def make_repository(bundle: Path, folder: Path) -> Path:
 def experiments_of() -> dict[str, Any]:
     """The file: an experiment for each kind, each in a layer of its own, of which one runs at a time."""
     found = {}
-    for number, (change, limits) in enumerate(KINDS.values()):
+    for number, (change, control, limits) in enumerate(KINDS.values()):
         canary = {"arm": "canary", "min_requests": 200, "min_minutes": 0, **limits}
-        arms = {"control": dict(CONTROL), "canary": {**CONTROL, **change}}
-        if "depth" in change:
-            del arms["canary"]["max_depth"]
+        arms = {"control": {**CONTROL, **control}, "canary": {**CONTROL, **change}}
         found[f"kind-{number}"] = {
             "unit": "session",
             "arms": arms,
@@ -73,12 +75,13 @@ async def watch(client: AsyncClient, ids: list[str], number: int, seconds: float
     """One kind of canary, from its start to its rollback, or for so long."""
     name, ended, rng = f"kind-{number}", asyncio.Event(), np.random.default_rng(SEED)
     waited_ms: list[float] = []
-    failed = canaries = 0
+    by_arm: dict[str, list[float]] = {"control": [], "canary": []}
+    failed = 0
     await client.change_experiment(name, "start")
     begin = time.perf_counter()
 
     async def ask(_: int, due_s: float) -> None:
-        nonlocal failed, canaries
+        nonlocal failed
         items = [ids[i] for i in rng.integers(0, len(ids), HISTORY)]
         try:
             session = f"s{rng.integers(SESSIONS)}"
@@ -86,8 +89,9 @@ async def watch(client: AsyncClient, ids: list[str], number: int, seconds: float
         except FathomError:
             failed += 1
             return
-        canaries += answer.experiments.get(name) == "canary"
         waited_ms.append((time.perf_counter() - due_s) * 1e3)
+        if (arm := answer.experiments.get(name)) is not None:
+            by_arm[arm].append(waited_ms[-1])
 
     async def until_rolled_back() -> None:
         while time.perf_counter() - begin < seconds:
@@ -108,7 +112,8 @@ async def watch(client: AsyncClient, ids: list[str], number: int, seconds: float
         "requests": len(waited_ms) + failed,
         "failed": failed,
         "canary_requests": stands.arms["canary"].requests,
-        "canary_answers": canaries,
+        "canary_answers": len(by_arm["canary"]),
+        **{f"{arm}_p50_ms": round(median(took), 3) if took else None for arm, took in by_arm.items()},
         "rolled_back": stands.phase == "rolled back",
         "seconds": round(took_s, 1),
         "says": stands.reason or stands.canary,
@@ -138,7 +143,11 @@ def compare(bundle: Path, seconds: float = SECONDS) -> list[dict[str, Any]]:
 def section(run: StoredRun) -> str:
     """The stored run as a table."""
     rows = [
-        {**row, "end": f"rolled back after {row['seconds']:.1f} s" if row["rolled_back"] else "kept"}
+        {
+            **row,
+            "end": f"rolled back after {row['seconds']:.1f} s" if row["rolled_back"] else "kept",
+            **{f"{arm}_ms": _ms(row.get(f"{arm}_p50_ms")) for arm in ("control", "canary")},
+        }
         for row in run["result"]["rows"]
     ]
     about = (
@@ -147,13 +156,19 @@ def section(run: StoredRun) -> str:
     )
     columns = (
         "canary={canary} | end={end} | its requests={canary_requests:,} | all requests={requests:,} | failed={failed:,}"
-        " | p99, ms={p99_ms:.1f} | the server says={says}"
+        " | p50 of the control, ms={control_ms} | of the canary={canary_ms} | p99, ms={p99_ms:.1f}"
+        " | the server says={says}"
     )
     return paragraphs("## Canaries under load", about.format(**run["config"]), table_of(rows, columns))
 
 
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def _measure(options: Namespace) -> Iterator[Run]:
-    config = {"bundle": options.bundle.name, "rate": RATE, "share": SHARE, "seconds": options.seconds}
+    config = {"bundle": options.bundle.name, "rate": RATE, "share": SHARE, "history": HISTORY}
+    config |= {"seconds": options.seconds}
     yield Run(config, {"rows": compare(options.bundle, options.seconds)}, SEED)
 
 

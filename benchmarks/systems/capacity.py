@@ -29,7 +29,7 @@ from fathom.local import Local, running_server
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import Manifest
-from fathom.tools.capacity.costs import MeasuredCosts
+from fathom.tools.capacity.costs import CellCost, MeasuredCosts
 from fathom.tools.capacity.measure import OPTIONS, ROUTED, Questions, measure_server
 from fathom.tools.capacity.plan import CoreCapacity, CoreModel, Wish, plan
 from fathom.tools.capacity.report import COSTS_TITLE, cost_rows, plan_facts
@@ -44,6 +44,8 @@ WARM_UP_S = 0.5
 MOST_CLIENT = 0.8
 #: How far a prediction may lie from what is measured.
 TOLERANCE = 0.2
+#: What a ratio is taken to, where no answer at all came within the time.
+LEAST = 0.1
 #: The deployment that docs/capacity.md plans.
 EXAMPLE = Wish(10_000_000, 20)
 FIGURES = ("p50_ms", "p99_ms", "goodput_per_s")
@@ -71,9 +73,12 @@ def questions_of(bundle: Path) -> tuple[Questions, Manifest]:
 
 
 def predicted(model: CoreModel, per_s: float) -> dict[str, float]:
-    """By the model, at so many requests per second."""
+    """By the model, at so many requests per second; of the p99 also at the least and the highest costs."""
     outcome = model.at(per_s)
+    low, high = (model.at(per_s, factor).quantile_s(0.99) * 1e3 for factor in model.costs_range)
     return {
+        "p99_low_ms": low,
+        "p99_high_ms": high,
         "p50_ms": outcome.quantile_s(0.5) * 1e3,
         "p99_ms": outcome.quantile_s(0.99) * 1e3,
         "goodput_per_s": outcome.in_time(WITHIN_MS / 1e3) * per_s,
@@ -152,7 +157,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         kept = [row for row in alike if row["measured"]["client_busy"] <= MOST_CLIENT]
         row = {"arm": arm, "load": load, "per_s": round(alike[0]["per_s"], 1), "turns": len(kept)}
         for figure in FIGURES if kept else ():
-            ratios = [each["predicted"][figure] / each["measured"][figure] for each in kept]
+            ratios = [each["predicted"][figure] / max(LEAST, each["measured"][figure]) for each in kept]
             row |= {
                 f"{side}_{figure}": round(median(each[side][figure] for each in kept), 3)
                 for side in ("predicted", "measured")
@@ -160,6 +165,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row[f"{figure}_ratio"] = round(median(ratios), 3)
             row[f"{figure}_ratio_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
         if kept:
+            row["predicted_p99_range_ms"] = [
+                round(median(each["predicted"][f"p99_{end}_ms"] for each in kept), 3) for end in ("low", "high")
+            ]
+            row["in_range"] = sum(
+                each["predicted"]["p99_low_ms"] <= each["measured"]["p99_ms"] <= each["predicted"]["p99_high_ms"]
+                for each in kept
+            )
             row["within"] = all(abs(row[f"{figure}_ratio"] - 1) <= TOLERANCE for figure in FIGURES[1:])
         found.append(row)
     return found
@@ -185,15 +197,27 @@ COLUMNS = (
     "requests={arm} | load={load:.0%} | requests/s={per_s:,.0f} | p50 ms, predicted={predicted_p50_ms:.1f}"
     " | measured={measured_p50_ms:.1f} | p99 ms, predicted={predicted_p99_ms:.1f} | measured={measured_p99_ms:.1f}"
     " | ratio={p99_ms_ratio:.2f} ({p99_ms_ratio_range[0]:.2f} to {p99_ms_ratio_range[1]:.2f})"
+    " | p99 ms, predicted range={range} | turns in it={in_range}"
     " | goodput/s, predicted={predicted_goodput_per_s:,.0f} | measured={measured_goodput_per_s:,.0f}"
     " | ratio={goodput_per_s_ratio:.2f} | within 20 %={within} | turns={turns}"
 )
 
 
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs that were stored before ranges were predicted have none."""
+    low, high = row.get("predicted_p99_range_ms", (None, None))
+    return {
+        **row,
+        "within": "yes" if row["within"] else "no",
+        "range": "not stored" if low is None else f"{low:.1f} to {high:.1f}",
+        "in_range": row.get("in_range", "not stored"),
+    }
+
+
 def render(run: StoredRun) -> str:
     """A row for each arm and load."""
     config, result = run["config"], run["result"]
-    rows = [{**row, "within": "yes" if row["within"] else "no"} for row in result["rows"] if row["turns"]]
+    rows = [_shown(row) for row in result["rows"] if row["turns"]]
     bears = ", ".join(
         f"{each['per_s']:,.0f} ({name}; {each['binds']} binds)" for name, each in result["capacities"].items()
     )
@@ -204,8 +228,9 @@ def render(run: StoredRun) -> str:
         " client on another. Load: of the most requests/s that the model lets a core bear with a p99 of"
         f" {config['within_ms']:g} ms: {bears}. The policy's requests have that as their deadline too, and at most 5 %"
         f" may get a shallower depth than they want. Goodput: answers within {config['within_ms']:g} ms. Medians of up"
-        f" to {config['turns']} turns; ratio: predicted by measured, in brackets its range. {lost} loads were left out,"
-        " since the client was too busy. In the last turn the machine took the core away"
+        f" to {config['turns']} turns; ratio: predicted by measured, in brackets its range. Predicted range: with costs"
+        " as far from the measured ones as loads were from their lines, two standard deviations either way."
+        f" {lost} loads were left out, since the client was too busy. In the last turn the machine took the core away"
         f" {result['costs']['stalls_per_s']:,.0f} times per second"
         " of work.",
         table_of(rows, COLUMNS),
@@ -218,7 +243,8 @@ def plan_block(folder: Path = RESULTS) -> str:
     if not path.exists():
         return "Nothing is stored yet: `python -m fathom.benchmarks run capacity BUNDLE`, then `make results`."
     result = load_run(path)["result"]
-    header, *rows = cost_rows(MeasuredCosts.model_validate(result["costs"]))
+    costs = result["costs"]
+    header, *rows = cost_rows([CellCost.model_validate(each) for each in costs["cells"]], costs["count_us"])
     return paragraphs(table(["", "what it takes"], result["plan"]), f"{COSTS_TITLE}:", table(header, rows))
 
 

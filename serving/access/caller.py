@@ -7,23 +7,23 @@ import grpc
 
 from fathom.runtime.shares import ANYBODY, Client
 from fathom.serving.access.principal import ANYBODY_MAY, Principal
-from fathom.serving.tracing import Told
+from fathom.serving.tracing import SpanDetails
 from fathom.serving.transport.contract import Metadata
 
 
 class Caller:
     """``client``: whose turn it is; ``principal``: what it may do; ``about``: what the audit log says of the call.
 
-    ``told``: what a trace says of the answer.
+    ``span``: what a trace says of the answer.
     """
 
-    __slots__ = ("about", "client", "principal", "told")
+    __slots__ = ("about", "client", "principal", "span")
 
     def __init__(self, client: Client = ANYBODY, principal: Principal = ANYBODY_MAY) -> None:
         self.client = client
         self.principal = principal
         self.about: dict[str, object] = {}
-        self.told: Told | None = None
+        self.span: SpanDetails | None = None
 
 
 class CallContext:

@@ -62,17 +62,18 @@ class AccessControl:
     def load(self) -> None:
         """Read the access file and the key sets that it names; raises ConfigError, and then changes nothing."""
         if self._path is not None:
-            self._adopt(*self._read(self._known, fetch=True))
+            self._adopt(*self._read(self._known))
 
     async def run(self) -> None:
         """Follow the files until cancelled; what cannot be used is logged, and what was known before still holds."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
-                fetch = self._must_fetch()
-                if fetch or await asyncio.to_thread(self._stamped, self._known) != self._stamps:
+                if await asyncio.to_thread(self.refresh_key_sets):
+                    self._tokens.clear()
+                if await asyncio.to_thread(self._stamped, self._known) != self._stamps:
                     # Read in a thread, and taken over between two calls.
-                    self._adopt(*await asyncio.to_thread(self._read, self._known, fetch=fetch))
+                    self._adopt(*await asyncio.to_thread(self._read, self._known))
                     log.info("the access file or a key set was read again")
             except FathomError as error:
                 self._stamps = await asyncio.to_thread(self._stamped, self._known)
@@ -81,21 +82,21 @@ class AccessControl:
                 # The next look may succeed; if this ended, no key could be revoked any more.
                 log.exception("access control stays as it was")
 
-    def _read(self, before: Known, *, fetch: bool) -> tuple[Known, Sequence[Stamp]]:
-        """What the files say; key sets behind a URL are only fetched where they are new, or ``fetch`` says so."""
+    def refresh_key_sets(self) -> bool:
+        """Fetch the key sets of which it is time; whether any has other keys now. In any thread."""
+        return sum(each.refresh() for each in self._known.issuers.values()) > 0
+
+    def _read(self, before: Known) -> tuple[Known, Sequence[Stamp]]:
+        """What the files say; key sets behind a URL are only fetched where they are new."""
         assert self._path is not None
         stamps = self._stamped(before)
-        known = Known.of(read_access(self._path), self._path.parent, self._limits, before, fetch=fetch)
+        known = Known.of(read_access(self._path), self._path.parent, self._limits, before)
         # Key sets that were not followed before are from now on.
         return known, stamps if known.key_files == before.key_files else self._stamped(known)
 
     def _adopt(self, known: Known, stamps: Sequence[Stamp]) -> None:
         self._known, self._stamps = known, stamps
         self._tokens.clear()
-
-    def _must_fetch(self) -> bool:
-        now_s = time.monotonic()
-        return any(each.is_due(now_s) for each in self._known.issuers.values())
 
     def caller_of(self, call: Any) -> Caller:
         """Who calls; raises UnauthenticatedError where that is not proved.

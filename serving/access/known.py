@@ -65,20 +65,18 @@ class Known:
         return cls()
 
     @classmethod
-    def of(
-        cls, file: AccessFile, folder: Path, limits: Limits, before: "Known | None" = None, *, fetch: bool = True
-    ) -> Self:
+    def of(cls, file: AccessFile, folder: Path, limits: Limits, before: "Known | None" = None) -> Self:
         """Whom a file names; raises ConfigError for a key set in a file that cannot be read.
 
-        ``folder``: where the file lies. ``before``: who was known, with key sets that may go on being used. A set that
-        cannot be fetched keeps nobody else out: what was known of its issuer holds, or nothing yet.
+        ``folder``: where the file lies. ``before``: who was known, with fetched key sets that go on being used. A set
+        that cannot be fetched keeps nobody else out: nothing is known of its issuer yet.
         """
         tenants = {"": _TenantLimits(NO_TENANT, ())}
         for name, part in file.tenants.items():
             tenant = Tenant(name, part.bundles, part.default_bundle)
             tenants[name] = _TenantLimits(tenant, limits.of(f"tenant {name}", part.rate, part.burst))
         old = {} if before is None else before.issuers
-        issuers = {part.issuer: verifier_of(part, folder, old.get(part.issuer), fetch=fetch) for part in file.jwt}
+        issuers = {part.issuer: verifier_of(part, folder, old.get(part.issuer)) for part in file.jwt}
 
         def principal(name: str, part: KeyPart | CertificatePart) -> Principal:
             tenant, shared = tenants[part.tenant]

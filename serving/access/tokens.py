@@ -3,11 +3,11 @@
 import json
 import logging
 import math
-import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from fathom.errors import ConfigError, UnauthenticatedError, optional
@@ -48,6 +48,7 @@ class TokenVerifier:
         optional("cryptography", "jwt")
         self._folder = folder
         self._keys: Mapping[str | None, Any] = {}
+        self._document = b""
         self._fetched_s = -math.inf
         #: Whether a token has named a key that is not in the set: the issuer may have a new one.
         self.lacks_key = False
@@ -57,26 +58,35 @@ class TokenVerifier:
         """Whether the key set is fetched from a URL, and so has to be fetched again now and then."""
         return "://" in self.part.jwks
 
-    def is_due(self, now_s: float) -> bool:
-        """Whether the key set is to be fetched again; ``now_s``: of ``time.monotonic``."""
-        return self.is_remote and now_s - self._fetched_s > (FETCH_SOON_S if self.lacks_key else FETCH_EVERY_S)
+    def refresh(self) -> bool:
+        """Fetch the key set again if it is time, which may take long; whether there are other keys now.
+
+        However many tokens name unknown keys, a set is fetched once in FETCH_SOON_S.
+        """
+        since_s = monotonic() - self._fetched_s
+        if not self.is_remote or since_s <= (FETCH_SOON_S if self.lacks_key else FETCH_EVERY_S):
+            return False
+        before = self._document
+        try:
+            self.load()
+        except ConfigError as error:
+            log.error("%s; it is tried again", error)
+            self.lacks_key = True
+        return self._document != before
 
     def load(self) -> None:
         """Read the key set, which may take long; raises ConfigError, and then keeps the one before."""
-        self._fetched_s = time.monotonic()
+        self._fetched_s = monotonic()
         try:
-            found = json.loads(self._fetched() if self.is_remote else (self._folder / self.part.jwks).read_bytes())
+            document = self._fetched() if self.is_remote else (self._folder / self.part.jwks).read_bytes()
+            found = json.loads(document)
             keys = [self._jwt.PyJWK(each) for each in found["keys"] if each.get("kty") in PUBLIC]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, self._jwt.PyJWTError) as error:
             reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or type(error).__name__
             raise ConfigError(f"jwt: {self.part.jwks} is no set of keys that can be used: {reason}") from None
         if not keys:
             raise ConfigError(f"jwt: {self.part.jwks} holds no public key")
-        self._keys, self.lacks_key = {key.key_id: key for key in keys}, False
-
-    def put_off(self) -> None:
-        """The key set could not be fetched: try again soon, but not at once."""
-        self._fetched_s, self.lacks_key = time.monotonic(), True
+        self._keys, self._document, self.lacks_key = {key.key_id: key for key in keys}, document, False
 
     def verify(self, token: str) -> Claims:
         """What a token says; raises UnauthenticatedError unless it is the issuer's, for us, and valid now."""
@@ -131,10 +141,9 @@ class TokenVerifier:
         return body
 
 
-def verifier_of(part: IssuerPart, folder: Path, before: TokenVerifier | None, *, fetch: bool) -> TokenVerifier:
+def verifier_of(part: IssuerPart, folder: Path, before: TokenVerifier | None) -> TokenVerifier:
     """The verifier of an issuer, or the one there was, if it is still the same; see ``Known.of``."""
-    same = before is not None and before.part == part
-    if before is not None and same and before.is_remote and not fetch:
+    if before is not None and before.part == part and before.is_remote:
         return before
     verifier = TokenVerifier(part, folder)
     try:
@@ -143,9 +152,6 @@ def verifier_of(part: IssuerPart, folder: Path, before: TokenVerifier | None, *,
         if not verifier.is_remote:
             raise
         log.error("%s; it is tried again", error)
-        if before is not None and same:
-            before.put_off()
-            return before
         verifier.lacks_key = True
     return verifier
 

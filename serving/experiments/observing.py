@@ -1,7 +1,7 @@
 """Takes note of what became of requests in experiments: logs them, runs their shadows, and watches canaries."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,31 +12,22 @@ from fathom.runtime.query import Answer
 from fathom.serving.deployment import Deployment
 from fathom.serving.experiments.definitions import RunningExperiment
 from fathom.serving.experiments.log import ExperimentLogs
-from fathom.serving.experiments.shadows import Copied, Shadows, agreement_of, ids_of
+from fathom.serving.experiments.registry import ExperimentRegistry
+from fathom.serving.experiments.shadows import ShadowAnswer, Shadows, agreement_of, ids_of
 from fathom.serving.experiments.trial import Trial
 from fathom.serving.experiments.units import events_before
 from fathom.serving.logs import Seldom
-
-#: Rolls an experiment back, for a reason.
-RollBack = Callable[[RunningExperiment, str], None]
 
 log = Seldom("fathom.serving")
 
 
 class ExperimentObserver:
-    """See ``trial.Observer``. ``get``: an experiment as it stands now, None once it is no longer in the file."""
+    """See ``trial.Observer``."""
 
-    def __init__(
-        self,
-        get: Callable[[str], RunningExperiment | None],
-        logs: ExperimentLogs,
-        shadows: Shadows,
-        roll_back: RollBack,
-    ) -> None:
-        self._get = get
+    def __init__(self, registry: ExperimentRegistry, logs: ExperimentLogs, shadows: Shadows) -> None:
+        self._registry = registry
         self._logs = logs
         self._shadows = shadows
-        self._roll_back = roll_back
 
     def answered(self, trial: Trial, deployment: Deployment, answer: Answer, ms: float) -> None:
         """It was answered by its arms."""
@@ -46,10 +37,10 @@ class ExperimentObserver:
             self._logs.expose(_given(_row(trial, running, arm, ms), deployment, given, answer.choice.depth))
             self._watch(trial, running, arm, deployment, given, ms)
         for name, shadow in trial.shadows:
-            of = self._get(name)
+            of = self._registry.experiments.get(name)
             if of is not None and of.runs and shadow in of.changes:
-                told = partial(self._copied, trial, of, shadow, given)
-                self._shadows.copy(trial, deployment.name, of.changes[shadow], told)
+                on_answer = partial(self._shadow_answered, trial, of, shadow, given)
+                self._shadows.send(trial, deployment.name, of.changes[shadow], on_answer)
 
     def failed(self, trial: Trial, error: Exception, ms: float) -> None:
         """Its arms could not answer it, although it can be answered without them."""
@@ -69,7 +60,7 @@ class ExperimentObserver:
 
     def _arms(self, trial: Trial) -> list[tuple[RunningExperiment, str]]:
         """Those of its arms whose experiments still run."""
-        found = [(self._get(each.experiment), each.arm) for each in trial.arms]
+        found = [(self._registry.experiments.get(each.experiment), each.arm) for each in trial.arms]
         return [(running, arm) for running, arm in found if running is not None and running.runs]
 
     def _watch(
@@ -89,18 +80,18 @@ class ExperimentObserver:
             self._observe(running, Observation(is_canary, ms))
             return
 
-        def compared(found: Copied | None) -> None:
+        def compared(found: ShadowAnswer | None) -> None:
             agreement = None if found is None or found.error else agreement_of(given, found.given)
             self._observe(running, Observation(True, ms, agreement=agreement))
 
         # The answer's bundle is the canary's where it has one of its own; the control answers from the request's.
         own = "" if running.changes[arm].bundle else deployment.name
-        self._shadows.copy(trial, own, running.changes[running.experiment.control], compared)
+        self._shadows.send(trial, own, running.changes[running.experiment.control], compared)
 
-    def _copied(
-        self, trial: Trial, running: RunningExperiment, shadow: str, given: Sequence[str], found: Copied | None
+    def _shadow_answered(
+        self, trial: Trial, running: RunningExperiment, shadow: str, given: Sequence[str], found: ShadowAnswer | None
     ) -> None:
-        """A shadow has answered its copy, or there was no time for it."""
+        """A shadow has answered, or there was no time for it."""
         if found is None or not running.runs:
             return
         running.requests[shadow] += 1
@@ -116,7 +107,7 @@ class ExperimentObserver:
             return
         decision = running.monitor.observe(seen, time.monotonic())
         if decision.state is State.ROLL_BACK:
-            self._roll_back(running, decision.reason)
+            self._registry.roll_back(running, decision.reason)
 
 
 def _row(trial: Trial, running: RunningExperiment, arm: str, ms: float) -> Exposure:

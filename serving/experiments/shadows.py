@@ -1,4 +1,4 @@
-"""Copies of requests, answered by another arm while the engine has nothing else to do; nobody waits for them."""
+"""Shadow requests: copies of requests, which another arm answers while the engine is idle; nobody waits for them."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from fathom.serving.deployment import Deployment
 from fathom.serving.experiments.treatment import Change
 from fathom.serving.experiments.trial import Trial
 
-#: Copies that are answered at a time; no more are begun.
+#: Shadow requests that are answered at a time; no more are begun.
 MOST_AT_ONCE = 8
 #: Items of an answer that are compared, and logged.
 GIVEN = 10
@@ -27,8 +27,8 @@ _BUSY = (DeadlineError, OverloadError, UnavailableError)
 
 
 @dataclass(frozen=True)
-class Copied:
-    """What became of a copy: the ids that it was given, best first; None and an error where it was given none."""
+class ShadowAnswer:
+    """What a shadow request was given: the ids, best first; None and an error where it was given none."""
 
     deployment: Deployment | None
     given: Sequence[str]
@@ -41,71 +41,73 @@ class Copied:
         return self.deployment is None
 
 
-#: Gets what became of a copy, None where there was no time for it.
-Told = Callable[[Copied | None], None]
+#: Gets the answer of a shadow request, None where there was no time for it.
+OnAnswer = Callable[[ShadowAnswer | None], None]
 
 
 class Shadows:
-    """Used from one event loop. ``dropped``: copies that there was no time for."""
+    """Used from one event loop. ``dropped``: shadow requests that there was no time for."""
 
     def __init__(self, bundles: Bundles) -> None:
         self._bundles = bundles
-        self._under_way: set[_Copy] = set()
+        self._under_way: set[_ShadowRequest] = set()
         self.dropped = 0
 
-    def copy(self, trial: Trial, bundle: str, change: Change, told: Told) -> None:
+    def send(self, trial: Trial, bundle: str, change: Change, on_answer: OnAnswer) -> None:
         """Answer a copy of a trial's request soon, from this bundle unless the change names another."""
         if len(self._under_way) >= MOST_AT_ONCE:
-            self._drop(told)
+            self._drop(on_answer)
             return
         copied = pb.RecommendRequest()
         copied.CopyFrom(trial.request)
         copied.bundle = bundle if not change.bundle else ""
-        copy = _Copy(trial, change.prepared(copied), change, told)
-        self._under_way.add(copy)
-        # The answer that it is a copy of goes first.
-        asyncio.get_running_loop().call_soon(self._begin, copy)
+        shadow = _ShadowRequest(trial, change.prepared(copied), change, on_answer)
+        self._under_way.add(shadow)
+        # The answer to the request itself goes first.
+        asyncio.get_running_loop().call_soon(self._begin, shadow)
 
     def close(self) -> None:
         """Let go of those that are under way."""
-        for copy in list(self._under_way):
-            copy.leave()
+        for shadow in list(self._under_way):
+            shadow.leave()
 
-    def _begin(self, copy: "_Copy") -> None:
+    def _begin(self, shadow: "_ShadowRequest") -> None:
         try:
-            deployment = self._bundles.choose(copy.request.bundle)
-            # Other copies may wait as well.
+            deployment = self._bundles.choose(shadow.request.bundle)
+            # Other shadow requests may wait as well.
             if deployment.pipeline.waiting >= len(self._under_way):
-                self._under_way.discard(copy)
-                self._drop(copy.told)
+                self._under_way.discard(shadow)
+                self._drop(shadow.on_answer)
                 return
             # What is cached of it belongs to whom the request belongs to.
-            trial = copy.trial
-            query, _ = deployment.converter.query(copy.request, None, CLIENT, trial.owner, trial.scope)
-            copy.leave = deployment.pipeline.enter(copy.change.applied(query), partial(self._end, copy, deployment))
+            trial = shadow.trial
+            query, _ = deployment.converter.query(shadow.request, None, CLIENT, trial.owner, trial.scope)
+            shadow.leave = deployment.pipeline.enter(
+                shadow.change.applied(query), partial(self._end, shadow, deployment)
+            )
         except Exception as error:
-            self._end(copy, None, error)
+            self._end(shadow, None, error)
 
-    def _end(self, copy: "_Copy", deployment: Deployment | None, answer: Answer | Exception) -> None:
-        self._under_way.discard(copy)
-        ms = (time.perf_counter() - copy.started_s) * 1e3
+    def _end(self, shadow: "_ShadowRequest", deployment: Deployment | None, answer: Answer | Exception) -> None:
+        self._under_way.discard(shadow)
+        ms = (time.perf_counter() - shadow.started_s) * 1e3
         if isinstance(answer, _BUSY):
-            self._drop(copy.told)
+            self._drop(shadow.on_answer)
         elif isinstance(answer, Exception) or deployment is None:
-            copy.told(Copied(None, (), None, ms))
+            shadow.on_answer(ShadowAnswer(None, (), None, ms))
         else:
-            copy.told(Copied(deployment, ids_of(deployment, answer), answer.choice.depth, ms))
+            shadow.on_answer(ShadowAnswer(deployment, ids_of(deployment, answer), answer.choice.depth, ms))
 
-    def _drop(self, told: Told) -> None:
+    def _drop(self, on_answer: OnAnswer) -> None:
         self.dropped += 1
-        told(None)
+        on_answer(None)
 
 
-class _Copy:
-    """One copy under way."""
+class _ShadowRequest:
+    """A shadow request under way."""
 
-    def __init__(self, trial: Trial, request: pb.RecommendRequest, change: Change, told: Told) -> None:
-        self.trial, self.request, self.change, self.told = trial, request, change, told
+    def __init__(self, trial: Trial, request: pb.RecommendRequest, change: Change, on_answer: OnAnswer) -> None:
+        self.trial, self.request, self.change, self.on_answer = trial, request, change, on_answer
         self.started_s = time.perf_counter()
         self.leave: Leave = lambda: None
 

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from fathom.errors import ArtefactError
-from fathom.files import read_json, write_json
+from fathom.files import locked, read_json, write_json
 from fathom.serving.files_watch import Stamp, stamp_of
 
 SCHEMA_VERSION = 1
@@ -54,16 +55,26 @@ class States:
 
     def write(self, name: str, phase: Phase, arm: str = "", reason: str = "") -> ExperimentState:
         """Change how it stands; raises OSError."""
+        with self._locked():
+            return self._write(name, phase, arm, reason)
+
+    def roll_back(self, name: str, arm: str, reason: str, since_s: float) -> ExperimentState:
+        """Roll back what has run since then, unless it was changed meanwhile; returns how it stands. Raises OSError."""
+        # Whoever else changes it waits, or its change would be lost.
+        with self._locked():
+            now = self.read(name)
+            if now.phase is not Phase.RUNNING or now.since_s != since_s:
+                return now
+            return self._write(name, Phase.ROLLED_BACK, arm, reason)
+
+    def _write(self, name: str, phase: Phase, arm: str, reason: str) -> ExperimentState:
         state = ExperimentState(phase, arm, reason, round(self._clock(), 3))
         write_json(self._path(name), {"schema_version": SCHEMA_VERSION, **asdict(state)})
         return state
 
-    def roll_back(self, name: str, arm: str, reason: str, since_s: float) -> ExperimentState:
-        """Roll back what has run since then, unless it was changed meanwhile; returns how it stands. Raises OSError."""
-        now = self.read(name)
-        if now.phase is not Phase.RUNNING or now.since_s != since_s:
-            return now
-        return self.write(name, Phase.ROLLED_BACK, arm, reason)
+    def _locked(self) -> AbstractContextManager[None]:
+        self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return locked(self._logs)
 
     def stamps(self, names: Mapping[str, object]) -> list[Stamp]:
         """What the files of some experiments are now."""

@@ -180,7 +180,7 @@ class _HttpEnding:
         if recommend.audit is not None:
             recommend.audit.note(self._method, self.caller if self._known else None, self.call, code)
         if recommend.tracing is not None:
-            recommend.tracing.ended(self._method, self.call.invocation_metadata(), code, seconds, self.caller.told)
+            recommend.tracing.ended(self._method, self.call.invocation_metadata(), code, seconds, self.caller.span)
 
     def response(self, code: grpc.StatusCode, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
         """It has ended, but for its answer, which a server that drains still sends."""

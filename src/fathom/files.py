@@ -93,7 +93,7 @@ def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
         _clear_left(left, path)
     place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp-"))
     try:
-        with _locked(place):
+        with locked(place):
             (place / _WRITER).touch()
             new = place / _NEW
             new.mkdir()
@@ -101,7 +101,7 @@ def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
             yield new
             for file in new.rglob("*"):
                 _fsync(file)
-            with _locked(path.parent):  # other writers of the same name wait
+            with locked(path.parent):  # other writers of the same name wait
                 check_output(path, kind)
                 if path.exists():
                     path.rename(place / _OLD)
@@ -118,7 +118,7 @@ _WRITER, _NEW, _OLD = "fathom-writer", "new", "old"
 def _clear_left(place: Path, path: Path) -> None:
     """Clear what a killed writer of ``path`` left, and nothing that a writer at work or anybody else has made."""
     if not place.is_symlink() and {each.name for each in place.glob("*")} - {_NEW, _OLD} == {_WRITER}:
-        with suppress(OSError), _locked(place, wait=False):
+        with suppress(OSError), locked(place, wait=False):
             _clear(place, path)
 
 
@@ -132,7 +132,7 @@ def _clear(place: Path, path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a folder's lock, which ends with the process; without ``wait``, raise OSError when it cannot be had."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fathom.experiments.canary import CanaryMonitor, Observation, State
+from fathom.experiments.canary import CanaryMonitor, Observation, Slowdown, State
 from fathom.experiments.config import Canary
 
 LIMITS = Canary(arm="new", max_error_rate=0.01, max_latency_ms=100, max_slowdown=1.2, min_agreement=0.8)
@@ -81,3 +81,41 @@ def test_at_its_limits_a_canary_is_seldom_rolled_back_or_called_ready() -> None:
     # 200 times 5 %, and the luck of the draw.
     assert ended[State.ROLL_BACK] <= 18
     assert ended[State.PROMOTE_READY] <= 18
+
+
+def slowed(random: np.random.Generator, requests: int, *, slower: float, share: float = 0.5) -> CanaryMonitor:
+    """A canary whose every request takes ``slower`` times as long, on a server whose load comes and goes.
+
+    ``share``: of the canary among all ``requests``; every fiftieth of them meets a pause of the server.
+    """
+    limits = Canary(arm="new", max_error_rate=None, max_slowdown=1.3, min_requests=1, min_minutes=0)
+    monitor, load = CanaryMonitor(limits, 0.0), 0.0
+    canaries, steps = random.random(requests) < share, random.normal(0, 0.1, requests)
+    own_ms = np.exp(random.normal(0, 0.15, requests)) + 3 * (random.random(requests) < 0.02)
+    for is_canary, step, ms in zip(canaries.tolist(), steps.tolist(), own_ms.tolist(), strict=True):
+        load = 0.95 * load + step
+        took_ms = ms * float(np.exp(load)) * (slower if is_canary else 1.0)
+        if monitor.observe(Observation(is_canary, took_ms), 0.0).state is State.ROLL_BACK:
+            break
+    return monitor
+
+
+def test_of_1000_canaries_just_as_slow_as_allowed_no_more_than_alpha_are_rolled_back() -> None:
+    random = np.random.default_rng(4)
+    ended = [slowed(random, 600, slower=1.3).decision.state for _ in range(1_000)]
+    assert sum(state is State.ROLL_BACK for state in ended) <= 50
+
+
+@pytest.mark.parametrize(("share", "within"), [(0.5, 500), (0.1, 350)])
+def test_a_canary_a_little_slower_than_allowed_is_rolled_back(share: float, within: int) -> None:
+    random = np.random.default_rng(5)
+    ended = [slowed(random, 10_000, slower=1.37, share=share) for _ in range(15)]
+    assert sum(each.decision.state is State.ROLL_BACK for each in ended) >= 13
+    assert float(np.median([each.requests for each in ended])) <= within
+
+
+def test_every_request_is_compared_in_one_block_only() -> None:
+    slowdown = Slowdown(2.0)
+    assert [slowdown.add(is_canary, ms) for is_canary, ms in ((False, 1.0), (True, 3.0), (True, 1.0))] == [None] * 3
+    assert slowdown.add(False, 1.4) == 0.5
+    assert slowdown.add(False, 1.4) is None

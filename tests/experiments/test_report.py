@@ -11,7 +11,7 @@ from in_process import fathom
 
 from fathom.errors import ArtefactError, ConfigError, MissingExtraError, OutputError
 from fathom.experiments import exposures
-from fathom.experiments.config import Arm, Experiment, Guard, Metric
+from fathom.experiments.config import Arm, Experiment, Guard, Metric, Unit
 from fathom.experiments.exposures import Exposure, LogWriter, Outcome, read_log, with_outcomes
 from fathom.experiments.report import Report, report_of
 from fathom.experiments.samples import units_of
@@ -212,6 +212,12 @@ def test_what_is_no_log_or_another_ones_is_refused_in_one_line(tmp_path: Path, m
 
 def _missing(name: str) -> None:
     raise ImportError(name)
+
+
+@pytest.mark.parametrize(("unit", "words"), [("user", "click, per user"), ("session", "click, per session")])
+def test_a_report_says_what_is_counted(tmp_path: Path, unit: Unit, words: str) -> None:
+    log = read_log(filled(tmp_path / "log", BASE.model_copy(update={"unit": unit}), users=10))
+    assert report_of(log).metric == words
 
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:

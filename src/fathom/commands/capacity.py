@@ -151,11 +151,11 @@ def _show_costs(path: Path, costs: "MeasuredCosts") -> None:
     from fathom.tools.capacity.report import COSTS_TITLE, cost_rows, measured_facts
 
     show.facts(str(path), measured_facts(costs))
-    show.table(COSTS_TITLE, cost_rows(costs))
+    show.table(COSTS_TITLE, cost_rows(costs.cells, costs.count_us))
 
 
 def _show_plan(plan: "Plan", costs: "MeasuredCosts") -> None:
     from fathom.tools.capacity.report import COSTS_TITLE, cost_rows, plan_facts
 
     show.facts("What it takes", plan_facts(plan, costs))
-    show.table(COSTS_TITLE, cost_rows(costs))
+    show.table(COSTS_TITLE, cost_rows(costs.cells, costs.count_us))

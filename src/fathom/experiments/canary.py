@@ -6,6 +6,7 @@ expected to break a limit, a rollback ever happens with probability at most ``al
 all are expected to break one, the canary is ever called ready with probability at most ``alpha``.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
@@ -66,13 +67,40 @@ class Limit:
         return self._kept.mean
 
 
+class Slowdown:
+    """Compares what canary and control took, a block of neighbouring requests after the other.
+
+    A block ends as soon as it has LEAST of each. Its value is the share of its pairs in which the canary took more than
+    ``most`` times as long as the control (Mann and Whitney, 1947, "On a test of whether one of two random variables is
+    stochastically larger than the other"). Every request is in one block only, so that no slow one decides several.
+    """
+
+    #: Requests of each in a block: more say more together, but later; of the NEWEST of each.
+    LEAST, NEWEST = 2, 32
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._took_ms: dict[bool, deque[float]] = {side: deque(maxlen=self.NEWEST) for side in (False, True)}
+
+    def add(self, is_canary: bool, ms: float) -> float | None:
+        """Take one request; the value of the block that ends with it."""
+        self._took_ms[is_canary].append(ms)
+        if min(map(len, self._took_ms.values())) < self.LEAST:
+            return None
+        allowed_ms = [self._most * each for each in self._took_ms[False]]
+        slower = [each > most for each in self._took_ms[True] for most in allowed_ms]
+        for side in self._took_ms.values():
+            side.clear()
+        return sum(slower) / len(slower)
+
+
 class CanaryMonitor:
     """Judges one canary from its start; ``now_s`` is any clock that does not run backwards."""
 
     def __init__(self, limits: Canary, started_s: float) -> None:
         self._config = limits
         self._started_s = started_s
-        self._control_ms: float | None = None
+        self._slowdown: Slowdown | None = None
         self._limits: dict[str, Limit] = {}
         self.requests = 0
         self.decision = Decision(State.CONTINUE, "no request yet")
@@ -84,6 +112,7 @@ class CanaryMonitor:
         if limits.max_slowdown is not None:
             text = f"{{mean:.0%}} of its requests took over {limits.max_slowdown:g} times as long as the control's"
             self._limits["slowdown"] = Limit(text, 0.5)
+            self._slowdown = Slowdown(limits.max_slowdown)
         if limits.min_agreement is not None:
             self._limits["agreement"] = Limit("it lacks {mean:.1%} of the control's answers", 1 - limits.min_agreement)
 
@@ -91,25 +120,24 @@ class CanaryMonitor:
         """Take one request; once the canary is to be rolled back, that does not change."""
         if self.decision.state is State.ROLL_BACK:
             return self.decision
-        if not seen.is_canary:
-            self._control_ms = seen.latency_ms
-            return self.decision
-        self.requests += 1
+        self.requests += seen.is_canary
         for name, value in self._values(seen).items():
             self._limits[name].add(value)
         self.decision = self._decide(now_s)
         return self.decision
 
     def _values(self, seen: Observation) -> dict[str, float]:
-        """What a request of the canary says of each limit, 0 to 1."""
-        values = {"error": float(seen.error)}
-        if seen.latency_ms is not None:
-            if self._config.max_latency_ms is not None:
-                values["latency"] = float(seen.latency_ms > self._config.max_latency_ms)
-            if self._config.max_slowdown is not None and self._control_ms is not None:
-                values["slowdown"] = float(seen.latency_ms > self._config.max_slowdown * self._control_ms)
-                # Each of the control's requests is compared once, so that no slow one decides several comparisons.
-                self._control_ms = None
+        """What a request says of each limit, 0 to 1."""
+        values: dict[str, float] = {}
+        if self._slowdown is not None and seen.latency_ms is not None:
+            slower = self._slowdown.add(seen.is_canary, seen.latency_ms)
+            if slower is not None:
+                values["slowdown"] = slower
+        if not seen.is_canary:
+            return values
+        values["error"] = float(seen.error)
+        if self._config.max_latency_ms is not None and seen.latency_ms is not None:
+            values["latency"] = float(seen.latency_ms > self._config.max_latency_ms)
         if seen.agreement is not None:
             values["agreement"] = 1 - seen.agreement
         return {name: value for name, value in values.items() if name in self._limits}

@@ -121,7 +121,7 @@ class Canary(_Frozen):
     """Limits for one arm, at which it is rolled back; None: not watched.
 
     ``max_error_rate``: of its requests. ``max_latency_ms``: that at most the share ``slow_share`` may exceed.
-    ``max_slowdown``: how many times slower than the control's requests of the same moment the median may be.
+    ``max_slowdown``: at most half of its requests may take so many times as long as the control's of the same moment.
     ``min_agreement``: mean share of the control's answer that it gives too. ``alpha``: probability of a wrong rollback,
     and that it is wrongly called ready; ready after ``min_requests`` and ``min_minutes`` at the earliest.
     """

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fathom.experiments.comparison import Difference, compare, inferiority, linearised
-from fathom.experiments.config import Experiment, Guard, Metric
+from fathom.experiments.config import Experiment, Guard, Metric, Unit
 from fathom.experiments.exposures import Log
 from fathom.experiments.mismatch import ALARM, p_value
 from fathom.experiments.samples import Units, units_of
@@ -83,7 +83,7 @@ def report_of(log: Log) -> Report:
     return Report(
         log.name,
         experiment.unit,
-        metric_text(experiment.primary),
+        metric_text(experiment.primary, experiment.unit),
         1 - alpha,
         days,
         tuple(rows),
@@ -95,13 +95,13 @@ def report_of(log: Log) -> Report:
     )
 
 
-def metric_text(metric: Metric | None) -> str:
-    """A metric in words."""
+def metric_text(metric: Metric | None, unit: Unit) -> str:
+    """A metric of such units in words."""
     if metric is None:
         return "no metric"
     if metric.measured:
         return metric.measured if metric.above is None else f"share of {metric.measured} above {metric.above:g}"
-    forms = {"total": "per user", "any": "users with any", "per_request": "per request"}
+    forms = {"total": f"per {unit}", "any": f"{unit}s with any", "per_request": "per request"}
     return f"{metric.outcome}, {forms[metric.form]}"
 
 

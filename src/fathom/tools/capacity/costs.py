@@ -11,10 +11,9 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ArtefactError, ConfigError
 from fathom.files import read_json, write_json
 from fathom.runtime.cost import Line
-from fathom.runtime.lanes import Cell
 from fathom.tools.capacity.simulation import Core
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "file of measured costs"
 #: The length of a history that is remembered whole: only the search is left.
 REMEMBERED = 0
@@ -51,11 +50,13 @@ class MeasuredCosts(_Frozen):
 
     ``mix``: the share of each depth, as the server routed requests without a deadline. ``histories``: lengths of the
     histories that were asked with, as quantiles; ``histories_of``: where they came from. ``count_us``: an answer at
-    depth 0; None where it is not served. ``jitter``: the server's time for one request alone, by its mean, as
-    quantiles. ``stalls_per_s``: how often per second a busy core was taken away by what else the machine did, for one
-    of ``stalls_us``, as quantiles. ``wire_us``: what a caller saw beside it. ``mixes``: whether a batch may have
-    several depths. ``process_mb``: memory of the process at the end, ``cache_mb`` of it the prefix cache.
-    ``event_bytes``: of an event in the server's own history store, in memory.
+    depth 0; None where it is not served. ``choosing_us``: what a request that leaves its depth to the server takes
+    more. ``spread``: standard deviation of the logarithm of a load's processor time around the lines. ``jitter``: the
+    server's time for one request alone, by its mean, as quantiles. ``delays_us``: until a thread that wakes while
+    another runs gets the core, as quantiles. ``stalls_per_s``: how often per second a busy core was taken away by what
+    else the machine did, for one of ``stalls_us``, as quantiles. ``wire_us``: what a caller saw beside it. ``mixes``:
+    whether a batch may have several depths. ``process_mb``: memory of the process at the end, ``cache_mb`` of it the
+    prefix cache. ``event_bytes``: of an event in the server's own history store, in memory.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -69,7 +70,10 @@ class MeasuredCosts(_Frozen):
     histories_of: str
     cells: tuple[CellCost, ...] = Field(min_length=1)
     count_us: float | None
+    choosing_us: float = Field(ge=0)
+    spread: float = Field(ge=0)
     jitter: tuple[float, ...] = Field(min_length=1)
+    delays_us: tuple[float, ...] = Field(min_length=1)
     stalls_per_s: float = Field(ge=0)
     stalls_us: tuple[float, ...] = Field(min_length=1)
     wire_us: float = Field(ge=0)
@@ -114,18 +118,28 @@ class MeasuredCosts(_Frozen):
         fixed_us = float(np.interp(length, at, [cell.fixed_us for cell in cells]))
         return Line(fixed_us / 1e6, float(np.interp(length, at, [cell.each_us for cell in cells])) / 1e6)
 
-    def core(self, profile: DeviceProfile, buckets: Sequence[int]) -> Core:
-        """A core for the simulation, of histories in these length buckets."""
-        depths = [depth for depth in self.depths if depth]
-        lines: dict[Cell, Line] = {(depth, length): self.line(depth, length) for depth in depths for length in buckets}
-        around = {cell: self._around(*cell) for cell in lines}
-        shallowest = depths[0], max(buckets)
-        count_s = around[shallowest] * lines[shallowest].each_s if self.count_us is None else self.count_us / 1e6
+    def core(
+        self, profile: DeviceProfile, buckets: Sequence[int], *, chooses: bool = False, slower: float = 1.0
+    ) -> Core:
+        """A core for the simulation, of histories in these length buckets.
+
+        ``chooses``: whether the server chooses depths. ``slower``: factor of all costs.
+        """
+        cells = [(depth, length) for depth in self.depths if depth for length in buckets]
+        measured = {cell: self.line(*cell) for cell in cells}
+        lines = {cell: Line(slower * line.fixed_s, slower * line.each_s) for cell, line in measured.items()}
+        around = {cell: self._around(*cell) for cell in cells}
+        shallowest = min(cells)[0], max(buckets)
+        count_s = around[shallowest] * lines[shallowest].each_s
+        if self.count_us is not None:
+            count_s = slower * self.count_us / 1e6
         return Core(
             lines,
             count_s,
             around,
+            choosing_s=slower * self.choosing_us / 1e6 if chooses else 0.0,
             jitter=self.jitter,
+            delays_s=[each / 1e6 for each in self.delays_us],
             stalls_per_s=self.stalls_per_s,
             stalls_s=[each / 1e6 for each in self.stalls_us],
             wire_s=self.wire_us / 1e6,

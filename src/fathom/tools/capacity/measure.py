@@ -1,9 +1,9 @@
 """Measures what requests cost a server's core: a real server on a core of its own, asked from another one.
 
 Each depth and length of history is asked for alone, one request after the other, and then at random moments, at two
-rates. The processor time of the server's process per request, against the number of requests per engine run, gives a
-line. What else the machine does with that core is seen by a loop that only reads the clock. Linux only: it reads the
-times of threads from /proc.
+rates, and so many at a time that the core is full. The processor time of the server's process per request, against the
+number of requests per engine run, gives a line. What else becomes of the core, ``scheduling`` finds. Linux only: it
+reads the times of threads from /proc.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from urllib.request import urlopen
 import grpc
 import numpy as np
 
-from fathom.client import AsyncClient, Client, Event, error_of
+from fathom.client import Client, Event, error_of
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError, UnavailableError
 from fathom.local import Local, on_core, running_server
@@ -30,6 +29,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.manifest import Manifest
 from fathom.tools.capacity.costs import REMEMBERED, CellCost, Load, MeasuredCosts
+from fathom.tools.capacity.scheduling import stalls, wake_delays
 from fathom.tools.doctor import machine
 
 SERVER_CORE, CLIENT_CORE = 0, 1
@@ -37,18 +37,16 @@ METHOD = "/fathom.v1.Recommender/Recommend"
 #: Calls in flight while the highest rate is looked for, and the shares of it that are then asked for.
 IN_FLIGHT, LOADS = 32, (0.5, 0.8)
 TIMEOUT_S = 30.0
-#: Requests that say which depths a server chooses, and histories that come back so that they are remembered.
-ROUTED, RETURNING = 1000, 16
+#: Requests that say which depths a server chooses, and how many of them go together; histories that come back so that
+#: they are remembered.
+ROUTED, BLOCK, RETURNING = 1000, 50, 16
 #: Quantiles that are kept of a distribution.
 QUANTILES = (np.arange(100) + 0.5) / 100
 #: To measure what the history of a user takes: users, and events of each.
 USERS, EVENTS = 50, 100
-#: Options of every server that is measured.
-OPTIONS = ("--metrics-port", "0", "--history", "memory")
-#: A loop that reads the clock was interrupted where it took longer than this; how long it runs, each time.
-STALL_S, LOOP_S = 1e-4, 1.5
-#: It rests in between, as a server does: the kernel takes the core less often from what does not always want it.
-WORK_S, REST_S = 2e-3, 1e-3
+#: Options of every server that is measured. Without feedback: random histories are not like those that the certificate
+#: was made from, and an alarm would send everything to the deepest depth.
+OPTIONS = ("--metrics-port", "0", "--history", "memory", "--feedback-share", "0")
 #: What lies further above the median was a stall, and is counted as such.
 MOST_JITTER = 1.5
 Answers = list[tuple[float, bytes]]
@@ -131,7 +129,7 @@ def measure_server(
     progress: Callable[[str], None] = lambda _: None,
 ) -> MeasuredCosts:
     """The same of a server that runs already, with OPTIONS, on a core of its own."""
-    stalls_s, worked_s = _stalls()
+    stalls_s, worked_s = stalls(SERVER_CORE)
     found = {
         (depth, length): _measured(server, questions, depth, length, seconds, progress)
         for depth in questions.depths
@@ -139,10 +137,13 @@ def measure_server(
     }
     zero = next((each.loads[-1].cpu_us for (depth, _), each in found.items() if not depth), None)
     found = {cell: each for cell, each in found.items() if cell[0]}
+    cells = tuple(_cell(depth, length, each) for (depth, length), each in found.items())
     progress("the mix of depths, and memory")
-    mix = asyncio.run(_mix(server, questions.cases))
-    later_s, more_s = _stalls()
+    mix, choosing_us = asyncio.run(_routed(server, questions.cases))
+    again = _measured(server, questions, cells[-1].depth, cells[-1].history, seconds, progress).loads
+    later_s, more_s = stalls(SERVER_CORE)
     stalls_s, worked_s = [*stalls_s, *later_s], worked_s + more_s
+    delays_s = wake_delays(SERVER_CORE, CLIENT_CORE)
     process_mb, cache_bytes = _resident_mb(server.pid), _total(_metrics(server), "fathom_reuse_bytes")
     longest = manifest.model.max_history
     used = [min(len(case), longest) for case in questions.cases]
@@ -157,9 +158,12 @@ def measure_server(
         mix=mix,
         histories=tuple(np.quantile(used, QUANTILES, method="nearest").astype(int).tolist()),
         histories_of=questions.cases_of,
-        cells=tuple(_cell(depth, length, each) for (depth, length), each in found.items()),
+        cells=cells,
         count_us=zero,
+        choosing_us=round(choosing_us, 2),
+        spread=round(_spread([*cells, cells[-1].model_copy(update={"loads": again})]), 4),
         jitter=tuple((jitter / jitter.mean()).round(4).tolist()),
+        delays_us=tuple((np.quantile(delays_s, QUANTILES) * 1e6).round(1).tolist()),
         stalls_per_s=round(len(stalls_s) / worked_s, 3),
         stalls_us=tuple((np.quantile(stalls_s or [0.0], QUANTILES) * 1e6).round(1).tolist()),
         wire_us=round(max(0.0, median(each.wire_us for each in found.values())), 1),
@@ -178,23 +182,6 @@ def _measured(
         return asyncio.run(_loads(server, questions.messages(depth, length), seconds))
     except grpc.aio.AioRpcError as error:
         raise error_of(server.address, error) from None
-
-
-def _stalls() -> tuple[list[float], float]:
-    """Seconds of every interruption of a loop on the server's core while the server is idle; and of the loop's work."""
-    found, worked_s = [], 0.0
-    with on_core(SERVER_CORE):
-        end_s = time.perf_counter() + LOOP_S
-        while (begin_s := time.perf_counter()) < end_s:
-            last_s = now_s = begin_s
-            while now_s - begin_s < WORK_S:
-                now_s = time.perf_counter()
-                if now_s - last_s > STALL_S:
-                    found.append(now_s - last_s)
-                last_s = now_s
-            worked_s += now_s - begin_s
-            time.sleep(REST_S)
-    return found, worked_s - sum(found)
 
 
 class _Found(NamedTuple):
@@ -221,12 +208,11 @@ class _Spent(NamedTuple):
             for task in Path(f"/proc/{server.pid}/task").iterdir()
             if task.name != str(server.pid)
         }
-        # The process's clock, numbered as clock_getcpuclockid(3) does.
-        return cls(time.clock_gettime(~server.pid << 3 | 2), threads_s, requests, runs)
+        return cls(_cpu_s(server), threads_s, requests, runs)
 
 
 async def _loads(server: Local, messages: Iterator[bytes], seconds: float) -> _Found:
-    """One request after the other, then random moments at two rates."""
+    """One request after the other, then random moments at two rates, then IN_FLIGHT at a time."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
 
@@ -239,11 +225,13 @@ async def _loads(server: Local, messages: Iterator[bytes], seconds: float) -> _F
         client_s = time.process_time()
         answers, first, _ = await _watched(server, _closed(ask, 1, seconds))
         client_us = (time.process_time() - client_s) / len(answers) * 1e6
-        most = len(await _closed(ask, IN_FLIGHT, seconds / 2)) / (seconds / 2)
+        answered, full, _ = await _watched(server, _closed(ask, IN_FLIGHT, seconds))
+        most = len(answered) / seconds
         loads, share = [first], 1.0
         for part in LOADS:
             _, load, share = await _watched(server, _random(ask, part * most, seconds))
             loads.append(load)
+        loads.append(full)
     totals = np.array([pb.RecommendResponse.FromString(answer).timings.total_us for _, answer in answers], float)
     wire_us = median(took_s for took_s, _ in answers) * 1e6 - first.cpu_us - client_us
     return _Found(tuple(loads), share, (totals / np.median(totals)).tolist(), wire_us)
@@ -291,26 +279,64 @@ async def _random(ask: Callable[[], Coroutine[Any, Any, tuple[float, bytes]]], p
     return await asyncio.gather(*tasks)
 
 
-async def _mix(server: Local, cases: Sequence[Sequence[str]]) -> dict[int, float]:
-    """The shares of the depths that a server chooses where there is no deadline."""
+async def _routed(server: Local, cases: Sequence[Sequence[str]]) -> tuple[dict[int, float], float]:
+    """The shares of the depths that a server chooses without a deadline, and what a request takes more because of it.
+
+    Each history comes back with its items in reverse, at a fixed depth: the one that was chosen before.
+    """
     counts: Counter[int] = Counter()
-    async with AsyncClient(server.address) as client:
-        for case in islice(cases, ROUTED):
-            counts[(await client.recommend(case, timeout_s=TIMEOUT_S)).depth] += 1
-    return {depth: round(count / counts.total(), 4) for depth, count in sorted(counts.items())}
+    more_s = 0.0
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
+
+        async def ask(case: Sequence[str], depth: int | None) -> int:
+            message = pb.RecommendRequest(item_ids=case, k=10, depth=depth).SerializeToString()
+            return pb.RecommendResponse.FromString(await call(message, timeout=TIMEOUT_S)).depth
+
+        for first in range(0, min(len(cases), ROUTED), BLOCK):
+            block = cases[first : min(first + BLOCK, ROUTED)]
+            begin_s = _cpu_s(server)
+            depths = [await ask(case, None) for case in block]
+            between_s = _cpu_s(server)
+            for case, depth in zip(block, depths, strict=True):
+                await ask(case[::-1], depth)
+            more_s += 2 * between_s - begin_s - _cpu_s(server)
+            counts.update(depths)
+    mix = {depth: round(count / counts.total(), 4) for depth, count in sorted(counts.items())}
+    return mix, max(0.0, more_s / counts.total() * 1e6)
+
+
+def _cpu_s(server: Local) -> float:
+    """Processor time of a server so far, by its clock, numbered as clock_getcpuclockid(3) does."""
+    return time.clock_gettime(~server.pid << 3 | 2)
+
+
+def _spread(cells: Sequence[CellCost]) -> float:
+    """Standard deviation of the logarithm of what loads cost by what their lines say."""
+    ratios = [
+        load.cpu_us / (cell.each_us + cell.fixed_us / load.batch)
+        for cell in cells
+        if cell.history != REMEMBERED
+        for load in cell.loads
+    ]
+    return float(np.sqrt(np.mean(np.log(ratios) ** 2)))
 
 
 def _cell(depth: int, length: int, found: _Found) -> CellCost:
-    """The line through the loads: processor time per request is ``each + fixed / batch``."""
+    """The line through the loads: processor time per request is ``each + fixed / batch``.
+
+    By least relative errors: a full core, where a request costs the least, is where a per cent matters most.
+    """
     inverse = np.array([1 / load.batch for load in found.loads])
     cpu_us = np.array([load.cpu_us for load in found.loads])
-    fixed_us = 0.0
+    fixed_us, weights = 0.0, cpu_us**-2
     if length == REMEMBERED:
         # Runs are not counted: one request alone is a run of its own, and under load each costs the least.
         fixed_us, inverse = max(0.0, cpu_us[0] - cpu_us[1:].mean()), np.array([1.0, *([0.0] * (len(cpu_us) - 1))])
+        weights = np.ones_like(cpu_us)
     elif np.ptp(inverse) > 1e-3:
-        fixed_us = max(0.0, float(np.polyfit(inverse, cpu_us, 1)[0]))
-    each_us = float(max(0.01 * cpu_us.min(), (cpu_us - fixed_us * inverse).mean()))
+        fixed_us = max(0.0, float(np.polyfit(inverse, cpu_us, 1, w=np.sqrt(weights))[0]))
+    each_us = float(max(0.01 * cpu_us.min(), np.average(cpu_us - fixed_us * inverse, weights=weights)))
     return CellCost(
         depth=depth,
         history=length,

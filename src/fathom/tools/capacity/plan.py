@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
@@ -19,6 +20,8 @@ REQUESTS = 20_000
 SEED = 0
 #: Share of the requests that has to be answered, and within the deadline where there is one.
 LEAST_ANSWERED = 0.99
+#: A measured cost may be wrong by so many of its standard deviations.
+SPREADS = 2
 #: A core that works for so much of the time is full.
 FULL = 0.98
 
@@ -83,7 +86,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class CoreCapacity:
-    """The highest rate that one core bears, and what it does there; ``binds``: CPU, p99, deadline or depth."""
+    """The highest rate that one core bears, and what it does there at worst; ``binds``: CPU, p99, deadline or depth."""
 
     per_s: float
     p50_ms: float
@@ -125,27 +128,36 @@ class CoreModel:
         lengths = {REMEMBERED: wish.cache_hits, **known} if wish.cache_hits else known
         self.mix = costs.mix if wish.depth is None else {wish.depth: 1.0}
         self._wish = wish
-        self._core = costs.core(profile, tuple(lengths))
+        self._core_at = partial(costs.core, profile, tuple(lengths), chooses=wish.depth is None)
+        #: Factors of the costs that have to be reckoned with.
+        self.costs_range = math.exp(-SPREADS * costs.spread), math.exp(SPREADS * costs.spread)
         deadline_s = math.inf if wish.deadline_ms is None else wish.deadline_ms / 1e3
         self._rules = Rules(profile, costs.depths, deadline_s, fixed=wish.depth is not None)
         self._traffic = Traffic.drawn(REQUESTS, self.mix, lengths, SEED)
         #: Requests per second at which batches without end would keep the core busy all the time.
-        lines = self._core.lines
+        core = self._core_at()
         each_s = {
-            depth: sum(lines[depth, end].each_s * part for end, part in lengths.items()) for depth in self.mix if depth
+            depth: sum(core.lines[depth, end].each_s * part for end, part in lengths.items())
+            for depth in self.mix
+            if depth
         }
-        self.limit_per_s = 1 / sum(part * each_s.get(depth, self._core.count_s) for depth, part in self.mix.items())
+        each_mean_s = sum(part * each_s.get(depth, core.count_s) for depth, part in self.mix.items())
+        self.limit_per_s = 1 / (each_mean_s + core.choosing_s)
 
-    def at(self, per_s: float) -> Outcome:
-        """What becomes of requests at this rate."""
-        return simulate(self._core, self._rules, self._traffic, per_s, seed=SEED)
+    def at(self, per_s: float, slower: float = 1.0) -> Outcome:
+        """What becomes of requests at this rate, where everything costs ``slower`` times what was measured."""
+        return simulate(self._core_at(slower=slower), self._rules, self._traffic, per_s, seed=SEED)
 
     def capacity(self) -> CoreCapacity:
-        """The highest rate at which the wish comes true; raises ConfigError where there is none."""
+        """The highest rate at which the wish comes true even at the highest costs of ``costs_range``.
+
+        Raises ConfigError where there is none.
+        """
         why: dict[float, str] = {}
+        highest = self.costs_range[1]
 
         def sustained(per_s: float) -> bool:
-            why[per_s] = self._missed(self.at(per_s))
+            why[per_s] = self._missed(self.at(per_s, highest))
             return not why[per_s]
 
         per_s = most_per_s(sustained, self.limit_per_s)
@@ -154,7 +166,7 @@ class CoreModel:
             raise ConfigError(
                 f"not even a few requests per second come true: {binds} stands in the way; allow more time"
             )
-        outcome = self.at(per_s)
+        outcome = self.at(per_s, highest)
         p50_ms, p99_ms = (outcome.quantile_s(share) * 1e3 for share in (0.5, 0.99))
         return CoreCapacity(per_s, p50_ms, p99_ms, outcome.busy, outcome.shallower(), binds)
 

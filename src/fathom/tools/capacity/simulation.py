@@ -5,12 +5,14 @@ Batches are formed by the server's own queue (``runtime.lanes``) and depths are 
 is a queue with batch service, M/G^[b]/1: a batch of n requests keeps the core for ``fixed_s + n * each_s`` seconds
 (Neuts, 1967, "A general class of bulk queues with Poisson input"). With batches of one it is M/G/1.
 
-One core does everything: reading a request delays the batch that runs, and so does an answer of depth 0.
+One core does everything, in two threads (``threads``): the event loop reads requests, answers at depth 0 and sends
+what the engine has found; the engine runs batches. Whichever wakes while the other works may have to wait for it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -23,6 +25,7 @@ from fathom.runtime.lanes import Cell, Entry, Lanes, Taken
 from fathom.selector.choice import Choice, DepthReason, DepthRequest, PolicyName
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.policy import DepthPolicy
+from fathom.tools.capacity.threads import SharedCore, Thread
 
 Floats = NDArray[np.float64]
 #: Share of the requests, the first, that are not counted: the queue begins empty.
@@ -39,15 +42,18 @@ class Core:
 
     ``lines``: of a batch, by depth and length bucket, everything included. ``around``: the part of it that is not the
     engine's, 0 where it is missing; half of a request's is done when it arrives, the rest when the engine has ended.
-    ``count_s``: an answer at depth 0. ``jitter``: factors of a batch's time, 1 in the mean, drawn at random.
-    ``stalls_per_s``: how often per second of work the machine takes the core away, for one of ``stalls_s``.
-    ``wire_s``: what the caller sees beside the core's work. ``mixes``: whether a batch may have several depths.
+    ``count_s``: an answer at depth 0. ``choosing_s``: of a request whose depth is not fixed. ``jitter``: factors of a
+    batch's time, 1 in the mean, drawn at random. ``delays_s``, ``stalls_per_s``, ``stalls_s``: see
+    ``threads.SharedCore``. ``wire_s``: what the caller sees beside the core's work. ``mixes``: whether a batch may have
+    several depths.
     """
 
     lines: Mapping[Cell, Line]
     count_s: float
     around: Mapping[Cell, float] = field(default_factory=dict)
+    choosing_s: float = 0.0
     jitter: Sequence[float] = (1.0,)
+    delays_s: Sequence[float] = (0.0,)
     stalls_per_s: float = 0.0
     stalls_s: Sequence[float] = (0.0,)
     wire_s: float = 0.0
@@ -169,22 +175,15 @@ class _Chooser(DepthChooser):
 
 
 class _Request(NamedTuple):
+    """``read_s``: work of reading it."""
+
     number: int
     arrival_s: float
-
-
-@dataclass
-class _Running:
-    """A batch on the core, until ``end_s``, the engine's part of which began at ``began_s``."""
-
-    taken: Taken[_Request]
-    began_s: float
-    end_s: float
-    after_s: float
+    read_s: float
 
 
 class _Server:
-    """The core at one moment. It also is the chooser's ``Estimates`` of the request that has just arrived."""
+    """The core at one moment. It also is the chooser's ``Estimates`` of the request that has just been read."""
 
     def __init__(self, core: Core, rules: Rules, count: int, seed: int) -> None:
         self._core, self._rules = core, rules
@@ -204,14 +203,13 @@ class _Server:
         self._demand, self._lag = Demand(), Lag()
         self._chooser = _Chooser(rules)
         self._shallowest = min(depth for depth, _ in core.lines)
-        self._rng = np.random.default_rng(seed)
-        self._factors = iter(self._rng.choice(core.jitter, count).tolist())
-        self._running: _Running | None = None
-        #: Until when the core is busy with what is no batch.
-        self._free_s = self._busy_s = 0.0
+        rng = np.random.default_rng(seed)
+        self._factors = iter(rng.choice(core.jitter, count).tolist())
+        self._threads = SharedCore(core.delays_s, core.stalls_per_s, core.stalls_s, rng)
+        self._waking, self._runs, self._busy_until_s = False, False, 0.0
         self._took = np.full(count, np.nan)
         self._depths = np.full(count, -1)
-        # Of the request that has just arrived.
+        # Of the request that has just been read.
         self._now_s, self._length, self.time_s = 0.0, 0, math.inf
 
     def run(self, traffic: Traffic, arrivals_s: Floats) -> Outcome:
@@ -219,17 +217,18 @@ class _Server:
         for number, (at_s, depth, length) in enumerate(
             zip(arrivals_s.tolist(), traffic.depths.tolist(), traffic.lengths.tolist(), strict=True)
         ):
-            self._advance(at_s)
-            self._arrive(number, at_s, depth, length)
-        self._advance(math.inf)
+            self._threads.advance(at_s)
+            read_s = self._core.read_s((depth, length)) if depth else 0.0
+            read = partial(self._read, _Request(number, at_s, read_s), depth, length)
+            self._threads.add(Thread.LOOP, read_s + self._core.choosing_s, read)
+        self._threads.advance(math.inf)
         first = int(WARM_UP * len(arrivals_s))
         seconds = float(arrivals_s[-1])
-        end_s = max(seconds, self._free_s)
         return Outcome(
             self._took[first:],
             self._depths[first:],
             traffic.depths[first:],
-            self._busy_s / end_s,
+            self._threads.busy_s / max(seconds, self._threads.now_s),
             seconds - float(arrivals_s[first]),
         )
 
@@ -246,8 +245,8 @@ class _Server:
             ahead = self._lanes.ahead(self._lanes.urgency_s(self._now_s, deadline_s))
             queue_s = self._cost.queue_s(ahead, self._lanes.batch_limit)
             queue_s *= self._lanes.share(work_s=self._cost.each_s(depth, self._length))
-        if self._running is not None:
-            queue_s += max(0.0, self._running.end_s - self._running.after_s - self._now_s)
+        if self._runs:
+            queue_s += max(0.0, self._busy_until_s - self._now_s)
         return queue_s
 
     @property
@@ -265,66 +264,62 @@ class _Server:
         """Whether a request should run although it seems to be late: estimates here are never that wrong."""
         return not depth and self.time_s >= self._core.count_s
 
-    # What happens.
+    # What the event loop does.
 
-    def _arrive(self, number: int, at_s: float, wanted: int, length: int) -> None:
-        self._now_s, self._length, self.time_s = at_s, length, self._rules.deadline_s
+    def _read(self, request: _Request, wanted: int, length: int, now_s: float) -> None:
+        self._now_s, self._length = now_s, length
+        self.time_s = request.arrival_s + self._rules.deadline_s - now_s
         fixed = self._rules.fixed
         self._chooser.wants.wanted = wanted
-        request = DepthRequest(self._rules.profile, SOME_ITEM, _never, wanted if fixed else None, self)
+        asked = DepthRequest(self._rules.profile, SOME_ITEM, _never, wanted if fixed else None, self)
         try:
-            depth = self._chooser.choose(request).depth
+            depth = self._chooser.choose(asked).depth
         except (DeadlineError, OverloadError):
-            self._demand.add(self._cost.each_s(self._shallowest, length), at_s)
-            self._delay(at_s, self._core.count_s)
+            self._demand.add(self._cost.each_s(self._shallowest, length), now_s)
             return
         if wanted > depth == 0:
-            self._demand.add(self._cost.each_s(self._shallowest, length), at_s)
+            self._demand.add(self._cost.each_s(self._shallowest, length), now_s)
         if not depth or len(self._lanes) >= self._core.max_queue:
-            self._instead(number, at_s, at_s)
+            self._instead(request)
             return
-        self._queue(number, at_s, depth, length)
+        self._queue(request, depth, length, now_s)
 
-    def _queue(self, number: int, at_s: float, depth: int, length: int) -> None:
+    def _queue(self, request: _Request, depth: int, length: int, now_s: float) -> None:
         counts = self._counts
-        ready_s = self._delay(at_s, self._core.read_s((depth, length)))
         work_s = self._cost.each_s(depth, length)
         by_s = None
         if self._rules.deadline_s < math.inf:
-            by_s = at_s + self._rules.deadline_s - (1.0 if counts else self.care) * self._lag.value
-        self._lanes.push(Entry(depth, length, ready_s, by_s, _Request(number, at_s), work_s=work_s, sure=counts))
-        self._demand.add(work_s, at_s)
+            by_s = request.arrival_s + self._rules.deadline_s - (1.0 if counts else self.care) * self._lag.value
+        self._lanes.push(Entry(depth, length, now_s, by_s, request, work_s=work_s, sure=counts))
+        self._demand.add(work_s, now_s)
+        if not self._waking:
+            # Once for all that have arrived together: so they become one batch.
+            self._waking = True
+            self._threads.add(Thread.LOOP, 0.0, self._wake)
 
     @property
     def _counts(self) -> bool:
         return not self._rules.fixed and self._chooser.may_count(self._rules.profile, None)
 
-    def _delay(self, now_s: float, seconds: float) -> float:
-        """The core does something small now, whatever runs; returns when it is done."""
-        self._busy_s += seconds
-        if self._running is not None:
-            self._running.end_s += seconds
-            return now_s + seconds
-        self._free_s = max(self._free_s, now_s) + seconds
-        return self._free_s
+    def _wake(self, _: float) -> None:
+        self._waking = False
+        if not self._threads.does(Thread.ENGINE):
+            self._threads.add(Thread.ENGINE, 0.0, self._begin)
 
-    def _instead(self, number: int, arrival_s: float, now_s: float) -> None:
+    def _instead(self, request: _Request) -> None:
         """Depth 0, where it is allowed and in time; else nothing."""
         fixed_zero = self._rules.fixed and not self._chooser.wants.wanted
-        done_s = self._delay(now_s, self._core.count_s)
-        if (self._counts or fixed_zero) and done_s - arrival_s <= self._rules.deadline_s:
-            self._took[number], self._depths[number] = done_s - arrival_s + self._core.wire_s, 0
+        if self._counts or fixed_zero:
+            count_s = max(0.0, self._core.count_s - request.read_s)
+            self._threads.add(Thread.LOOP, count_s, partial(self._answer, [(request, 0)]), first=True)
 
-    def _advance(self, until_s: float) -> None:
-        """Run batches, one after the other, up to a moment."""
-        while True:
-            if self._running is not None:
-                if self._running.end_s > until_s:
-                    return
-                self._end(self._running)
-            if not len(self._lanes) or self._free_s > until_s:
-                return
-            self._begin(self._free_s)
+    def _answer(self, answers: Iterable[tuple[_Request, int]], now_s: float) -> None:
+        for request, depth in answers:
+            took_s = now_s - request.arrival_s + self._core.wire_s
+            if took_s <= self._rules.deadline_s:
+                self._took[request.number], self._depths[request.number] = took_s, depth
+
+    # What the engine does.
 
     def _begin(self, now_s: float) -> None:
         self._cost.care = self._demand.care(now_s)
@@ -332,35 +327,26 @@ class _Server:
         if taken is None:
             return
         for entry in taken.late:
-            self._instead(entry.payload.number, entry.payload.arrival_s, now_s)
+            self._instead(entry.payload)
         if not taken.batch:
+            self._begin(now_s)
             return
         requests, factor = taken.by_depth, next(self._factors)
         read_s = sum(self._core.read_s((each.depth, taken.length)) for each in taken.batch)
-        took_s = (self._whole.p50_s(taken.length, requests) - read_s) * factor
-        after_s = took_s - self._engine.p50_s(taken.length, requests) * factor
-        self._busy_s += took_s
-        began_s = max(now_s, self._free_s)
-        self._running = _Running(taken, began_s, began_s + took_s + self._stalled_s(took_s), after_s)
+        engine_s = self._engine.p50_s(taken.length, requests)
+        after_s = max(0.0, self._whole.p50_s(taken.length, requests) - read_s - engine_s) * factor
+        self._runs, self._busy_until_s = True, now_s + self._cost.p50_s(taken.length, requests)
+        self._threads.add(Thread.ENGINE, engine_s * factor, partial(self._end, taken, now_s, after_s))
 
-    def _stalled_s(self, took_s: float) -> float:
-        """How long the core is taken away while something runs."""
-        count = self._rng.poisson(self._core.stalls_per_s * took_s) if self._core.stalls_per_s else 0
-        stalled_s = float(self._rng.choice(self._core.stalls_s, count).sum()) if count else 0.0
-        self._busy_s += stalled_s
-        return stalled_s
+    def _end(self, taken: Taken[_Request], began_s: float, after_s: float, now_s: float) -> None:
+        self._runs = False
+        self._cost.observe(taken.length, taken.by_depth, max(1e-9, now_s - began_s), now_s)
+        self._threads.add(Thread.LOOP, after_s, partial(self._deliver, taken, now_s))
+        self._begin(now_s)
 
-    def _end(self, running: _Running) -> None:
-        self._running, end_s, taken = None, running.end_s, running.taken
-        self._free_s = end_s
-        ran_s = max(1e-9, end_s - running.after_s - running.began_s)
-        self._cost.observe(taken.length, taken.by_depth, ran_s, end_s)
-        self._lag.observe(running.after_s, end_s)
-        for entry in taken.batch:
-            took_s = end_s - entry.payload.arrival_s + self._core.wire_s
-            if took_s <= self._rules.deadline_s:
-                self._took[entry.payload.number] = took_s
-                self._depths[entry.payload.number] = entry.depth
+    def _deliver(self, taken: Taken[_Request], ended_s: float, now_s: float) -> None:
+        self._lag.observe(now_s - ended_s, now_s)
+        self._answer(((entry.payload, entry.depth) for entry in taken.batch), now_s)
 
 
 def _never(*, brief: bool = False) -> NoReturn:  # noqa: ARG001
