@@ -15,7 +15,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "setting up .venv (a minute or two)"
-	@$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[train,importance,text,peft,ray,load,redis,rtx,executorch,sign,jwt,otel,web,tensorboard,dev]' | $(PIP_PROGRESS)
+	@$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[train,importance,text,peft,ray,load,redis,faiss,rtx,executorch,sign,jwt,otel,web,tensorboard,dev]' | $(PIP_PROGRESS)
 	@touch $(READY)
 
 run: setup

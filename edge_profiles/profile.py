@@ -75,6 +75,7 @@ class DeviceProfile(_Frozen):
     threshold: float = Field(ge=0, le=1)
     precision: Literal["fp32", "fp16", "int8", "int4"]
     max_loss: float = Field(default=0.01, ge=0, lt=1, description="share of NDCG@10 that the precision may cost")
+    min_recall: float = Field(default=0.99, ge=0, le=1, description="share of the top 10 that an index must find")
     memory_limit_mb: Count
     latency_budget_ms: float = Field(gt=0)
     threads: Count

@@ -36,6 +36,7 @@ from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CERTIFICATE_FILE,
     COUNTING_FILES,
+    INDEX_FILE,
     MANIFEST_NAME,
     NEIGHBOURS_FILE,
     OFFSETS_FILE,
@@ -80,6 +81,8 @@ _LARGEST_JSON = 64 << 20
 _LARGEST_ITEM = 16 << 10
 _LARGEST_ENGINE = 2 << 30
 _NPY_HEADER = 4096
+#: Of an index: beside its vectors, for each item, and for each of its lists.
+_INDEX_OF_AN_ITEM, _INDEX_OF_A_LIST = 1 << 10, 1 << 10
 _PAIRS: tuple[tuple[str, type[np.generic]], ...] = ((NEIGHBOURS_FILE, np.int32), (WEIGHTS_FILE, np.float32))
 #: Whole numbers up to here are exact as floats.
 _LARGEST_COUNT = 1 << 53
@@ -314,11 +317,18 @@ def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> N
         TRANSITIONS_FILE: _NPY_HEADER + manifest.items * 4,
         OFFSETS_FILE: _NPY_HEADER + (manifest.items + 1) * 8,
         RECENT_FILE: _NPY_HEADER + manifest.items * 4,
+        INDEX_FILE: _index_limit(manifest),
         **_text_limits(manifest),
     }
     most = limits.get(name, _LARGEST_ENGINE)
     if entry.bytes > most:
         raise BundleError(f"{path / brief(name)}: {entry.bytes} bytes, at most {most} are possible; {REBUILD}")
+
+
+def _index_limit(manifest: Manifest) -> int:
+    lists = 0 if manifest.retrieval is None else manifest.retrieval.lists
+    vector = 4 * manifest.model.width
+    return _LARGEST_JSON + manifest.items * (vector + _INDEX_OF_AN_ITEM) + lists * (vector + _INDEX_OF_A_LIST)
 
 
 def _text_limits(manifest: Manifest) -> dict[str, int]:

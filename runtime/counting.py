@@ -13,6 +13,7 @@ from fathom.runtime.item_filter import (
     Mask,
     Scores,
     is_shown,
+    largest,
     passing,
     places_of,
     sum_of,
@@ -115,7 +116,7 @@ class Counting:
         scores[places_of(keep.exclude, items)] = _HIDDEN
         if shown is not None:
             scores[~is_shown(shown, items)] = _HIDDEN
-        order = _largest(scores, k)
+        order = largest(scores, k)
         items, scores = items.take(order), scores.take(order)
         if scores.size and scores[-1] == _HIDDEN:
             left = scores != _HIDDEN
@@ -179,14 +180,3 @@ def _sums(items: NDArray[np.int32], gains: NDArray[np.float64], *, dense: bool) 
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     counts = np.bincount(new.cumsum() - 1, gains.take(keys & ((1 << bits) - 1))).astype(np.float64, copy=False)
     return ordered[new], counts
-
-
-def _largest(values: Scores, k: int) -> Indices:
-    """Where the k largest are, largest first; equal ones in their order."""
-    near = np.arange(len(values))
-    if k < len(values):
-        ascending = values.copy()
-        ascending.partition(-k)
-        near = (values >= ascending[-k]).nonzero()[0]
-    best: Indices = near.take((-values.take(near)).argsort(kind="stable")[:k])
-    return best

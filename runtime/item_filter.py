@@ -81,3 +81,14 @@ def sum_of(*bonuses: Bonus) -> Bonus:
     items, where = np.unique(np.concatenate([each for each, _ in some]), return_inverse=True)
     amounts = np.bincount(where, np.concatenate([values for _, values in some]), minlength=len(items))
     return items, amounts.astype(np.float32)
+
+
+def largest(values: Scores, k: int) -> Indices:
+    """Where the k largest are, largest first; equal ones in their order."""
+    near = np.arange(len(values))
+    if k < len(values):
+        ascending = values.copy()
+        ascending.partition(-k)
+        near = (values >= ascending[-k]).nonzero()[0]
+    best: Indices = near.take((-values.take(near)).argsort(kind="stable")[:k])
+    return best

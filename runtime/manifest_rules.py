@@ -11,6 +11,7 @@ from fathom.errors import brief
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     COUNTING_FILES,
+    INDEX_FILE,
     POPULARITY_FILE,
     SELECTOR_FILE,
     TEXT_FILES,
@@ -27,7 +28,7 @@ _CHAINS = ("prefix", "permuted-prefix")
 
 def first_broken_rule(manifest: Manifest) -> str | None:
     """What is wrong with a manifest, if anything."""
-    for rule in (_model, _layers, _engine_names, _depths, _counting, _extension, _plans, _figures, _listed):
+    for rule in (_model, _layers, _engine_names, _depths, _counting, _retrieval, _extension, _plans, _figures, _listed):
         words = next(rule(manifest), None)
         if words is not None:
             return words
@@ -99,6 +100,24 @@ def _counting(manifest: Manifest) -> Iterator[str]:
         yield "its counting exit looks at more items than max_history"
 
 
+def _retrieval(manifest: Manifest) -> Iterator[str]:
+    found = manifest.retrieval
+    if found is None:
+        if INDEX_FILE in manifest.files:
+            yield "it lists an index of its items but not how they are searched by it"
+        return
+    efforts = [found.efforts[wanted] for wanted in sorted(found.efforts)]
+    if efforts != sorted(efforts):
+        yield "its index makes less effort where more items are wanted"
+    if (found.kind == "hnsw") != (found.lists == 0) or (found.lists and efforts[-1] > found.lists):
+        yield "its index looks through more lists than it has"
+    if set(found.recall) != set(manifest.depths) or set(found.loss) != set(manifest.depths):
+        yield "its index was not measured at each depth"
+    for recall in found.recall.values():
+        if not 0 <= recall.low <= recall.high <= 1:
+            yield "the recall of its index is no interval between 0 and 1"
+
+
 def _extension(manifest: Manifest) -> Iterator[str]:
     extension = manifest.extension
     if extension is None:
@@ -130,6 +149,7 @@ def _figures(manifest: Manifest) -> Iterator[str]:
     if manifest.text is not None and not -1 <= manifest.text.cosine.low <= manifest.text.cosine.high <= 1:
         yield "the cosine of its text encoder is no interval between -1 and 1"
     lost = [info.loss for info in manifest.depths.values() if info.loss is not None]
+    lost += [] if manifest.retrieval is None else manifest.retrieval.loss.values()
     figures: list[Mapping[str, MetricInterval]] = [*manifest.strategy_evidence.values()]
     for figure in [*lost, *(each for found in figures for each in found.values())]:
         if figure.low > figure.high:
@@ -142,6 +162,8 @@ def _listed(manifest: Manifest) -> Iterator[str]:
         used += COUNTING_FILES
     if manifest.text is not None:
         used += TEXT_FILES
+    if manifest.retrieval is not None:
+        used.append(INDEX_FILE)
     if manifest.extension is not None:
         used += [manifest.extension.context, *manifest.extension.segments.values()]
     used += [name for plan in manifest.plans for name in plan.segments.values()]

@@ -22,6 +22,7 @@ from fathom.runtime.engines.interface import Engine
 from fathom.runtime.estimates import BatcherEstimates
 from fathom.runtime.feedback import Feedback
 from fathom.runtime.futures import settle
+from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores, both
 from fathom.runtime.lanes import Lanes, length_buckets
 from fathom.runtime.live_catalogue import LiveCatalogue, Offer
@@ -38,7 +39,6 @@ from fathom.runtime.query import (
 )
 from fathom.runtime.reasons import MOST_EXPLAINED, Reasons
 from fathom.runtime.recent import Recent
-from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.shares import Client
@@ -126,7 +126,8 @@ class Pipeline:
         limit_blas_threads(settings.threads)
         items, threads = settings.retrieval_items, settings.threads
         device = self.engine.device
-        retriever = FlatRetriever(self.catalogue.vectors, block_items=items, threads=threads, device=device)
+        vectors = self.catalogue.vectors
+        retriever = open_retriever(self.bundle, vectors, block_items=items, threads=threads, device=device)
         runner = self._runner = Runner(self.bundle, self.catalogue, self.engine, retriever)
         buckets = length_buckets(self._max_history, cached=self._cache is not None)
         lanes: Lanes[Any] = Lanes(

@@ -1,8 +1,8 @@
-"""Exact top-k by inner product, batched, with filters that belong to each request."""
+"""Top-k by inner product, batched, with filters that belong to each request; exact where every item is scored."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,26 @@ CHUNK = 256
 _NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
 _TRUE, _FALSE = np.array(True), np.array(False)
 _NEVER = np.float32(-np.inf)
+
+
+class Retriever(Protocol):
+    """Finds the best items for user vectors."""
+
+    def search(
+        self,
+        users: NDArray[np.float32],
+        ks: Sequence[int],
+        filters: Sequence[ItemFilter],
+        bonuses: Sequence[Bonus | None] | None = None,
+        offered: Mask | None = None,
+    ) -> list[tuple[Indices, Scores]]:
+        """The ``ks[i]`` best items for user vector i: (indices int64, scores float32), best first.
+
+        ``users``: float32 (rows, width). ``bonuses``: of each row, added to its scores before they are compared.
+        ``offered``: bool (n,), the only items that any row may get; None: all. Masks may be shorter than the items that
+        there are: those behind the end are hidden. Equal scores: the lowest index first. Fewer than k when fewer are
+        left, and only then.
+        """
 
 
 class _Changes(NamedTuple):
@@ -81,21 +101,17 @@ class FlatRetriever:
         filters: Sequence[ItemFilter],
         bonuses: Sequence[Bonus | None] | None = None,
         offered: Mask | None = None,
+        *,
+        added: bool = False,
     ) -> list[tuple[Indices, Scores]]:
-        """The ``ks[i]`` best items for user vector i: (indices int64, scores float32), best first.
-
-        ``users``: float32 (rows, width). ``bonuses``: of each row, added to its scores before they are compared.
-        ``offered``: bool (n,), the only items that any row may get; None: all. Masks may be shorter than the items that
-        there are: those behind the end are hidden. Equal scores: the lowest index first. Fewer than k when fewer are
-        left.
-        """
-        blocks = self._all_blocks()
+        """See Retriever. ``added``: among the items alone that were added to a bundle's; there must be some."""
+        blocks = self._all_blocks()[len(self._blocks) if added else 0 :]
         n = blocks[-1].low + blocks[-1].items
         masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, n)) is not None}
         changes = _changes([keep.exclude for keep in filters], bonuses)
         found = []
         for block in blocks:
-            inside = changes if len(blocks) == 1 else _inside(changes, block.low, block.items)
+            inside = changes if block.items == n else _inside(changes, block.low, block.items)
             found.append(block.best(users, inside, block.shown(len(users), masks, offered), max(ks)))
         values, items = _merged(found, max(ks))
         # What is hidden is last, if it is there at all: usually the worst of all is not.

@@ -19,7 +19,7 @@ from fathom.runtime.live_catalogue import LiveCatalogue, Offer
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
 from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Reasons, falls, reasons_of
-from fathom.runtime.retriever import FlatRetriever
+from fathom.runtime.retriever import Retriever
 from fathom.runtime.rules import MOST_DIVERSE, Arrangement, Found, Ranking, arrange
 
 #: What a plain request asks for, at most: items, and items that are left out.
@@ -103,7 +103,7 @@ class Runner:
     ``observer``: told of every run, from the engine's thread, once it is set.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: LiveCatalogue, engine: Engine, retriever: FlatRetriever) -> None:
+    def __init__(self, bundle: Bundle, catalogue: LiveCatalogue, engine: Engine, retriever: Retriever) -> None:
         self._vectors = bundle.vectors
         self._catalogue = catalogue
         self._max_history = bundle.manifest.model.max_history

@@ -40,7 +40,7 @@ COMMANDS = [
         "doctor",
     ),
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
-    *("bundle keygen", "bundle sign"),
+    *("bundle keygen", "bundle sign", "bundle index"),
     *("profiles list", "profiles show", "profiles check", "history import"),
     *("items import", "items list", "items remove"),
     *("experiments report", "experiments status", "experiments start"),

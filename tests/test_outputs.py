@@ -44,6 +44,7 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
             "triton": artefacts.TRITON,
         }.items()
     },
+    ("bundle index", "out"): (artefacts.BUNDLE, "{read} --data {read} --out {out}"),
     ("bundle keygen", "private"): (artefacts.KEY, "{out} {new}"),
     ("bundle keygen", "public"): (artefacts.KEY, "{new} {out}"),
     ("bundle sign", "bundle"): (artefacts.BUNDLE, "{out} --key {read}"),
@@ -90,6 +91,7 @@ READS = {
     "bundle verify": {"bundle", "trust"},
     "bundle sign": {"key"},
     "bundle slice": {"bundle"},
+    "bundle index": {"bundle", "data"},
     "bundle convert": {"bundle", "checkpoint"},
 }
 STATES = ("foreign folder", "file", "link", "link to its own kind", "pipe", "another kind", "mixed", "linked", "hollow")

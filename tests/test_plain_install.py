@@ -60,6 +60,7 @@ def test_commands_without_their_extra_name_it_and_write_nothing(synthetic_bundle
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,i\n")
     commands = [
         [*convert, "triton"],
+        ["bundle", "index", bundle, "--data", str(dataset), "--out", out],
         [*convert, "cuda"],
         [*convert, "executorch", "--checkpoint", "nowhere"],
         [*convert, "tensorrt-rtx"],

@@ -3,7 +3,7 @@
 Random unit vectors of width 64, one thread. Fathom without a filter and with one that removes 90 % of the items; faiss
 (IndexFlatIP, which is exact too) without. Every round runs all of them in a new random order. Then requests of
 50 items through the pipeline of a bundle whose catalogue was filled up to 12,000 and to a million items: what part of
-the time is retrieval. Needs the extra bench.
+the time is retrieval. Needs the extra faiss.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def searches(vectors: Floats, rng: np.random.Generator) -> dict[str, Callable[[F
     try:
         import faiss
     except ImportError:
-        raise MissingExtraError("faiss", "bench") from None
+        raise MissingExtraError("faiss", "faiss") from None
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(WIDTH)
     index.add(vectors)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval, TextInfo
+from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval, RetrievalInfo, TextInfo
 
 Rows = list[list[str]]
 
@@ -24,6 +24,7 @@ def fact_rows(manifest: Manifest) -> Rows:
         ["history", f"at most {model.max_history} items, {'with' if model.uses_timestamps else 'without'} timestamps"],
         ["items", f"{manifest.items:,}, vectors in {manifest.item_precision}"],
         *([["new items", _placed(manifest.text)]] if manifest.text is not None else []),
+        *([["search", _searched(manifest.retrieval)]] if manifest.retrieval is not None else []),
         ["size", f"{format_bytes(size)} in {len(manifest.files)} files"],
         ["profile", manifest.profile or "all"],
         ["dataset", source.dataset[:12]],
@@ -113,6 +114,12 @@ def _strategy(manifest: Manifest) -> str:
 
 def _placed(text: TextInfo) -> str:
     return f"by their texts, {text.features:,} features, cosine {format_interval(text.cosine)} to trained vectors"
+
+
+def _searched(found: RetrievalInfo) -> str:
+    recall = min(each.value for each in found.recall.values())
+    loss = max(each.value for each in found.loss.values())
+    return f"by an index ({found.kind}): {recall:.2%} of the best ten items, {loss:.2%} of NDCG@10 lost, at worst"
 
 
 def _commit(commit: str | None) -> str:

@@ -12,9 +12,10 @@ from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
 def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     """Write to ``out`` the bundle with only the profile's depths and return its manifest.
 
-    A depth of a chain keeps the segments before it, and every slice the counting exit. Everything else is copied
-    unchanged, ``created`` included, so the same bundle and profile give the same slice. Raises BundleError for a source
-    that is refused, ConfigError when it has none of the profile's depths or ``out`` is the source.
+    A depth of a chain keeps the segments before it, and every slice the counting exit and the index of the items.
+    Everything else is copied unchanged, ``created`` included, so the same bundle and profile give the same slice.
+    Raises BundleError for a source that is refused, ConfigError when it has none of the profile's depths or ``out`` is
+    the source.
     """
     with open_source(source, out) as bundle:
         manifest = bundle.manifest
@@ -33,6 +34,10 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         if counting is not None:
             weights = {depth: counting.weights[depth] for depth in kept}
             counting = counting.model_copy(update={"weights": weights})
+        retrieval = manifest.retrieval
+        if retrieval is not None:
+            measured = {name: {depth: getattr(retrieval, name)[depth] for depth in kept} for name in ("recall", "loss")}
+            retrieval = retrieval.model_copy(update=measured)
         plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
         drop = (engines | _files(manifest.plans)) - (needed | _files(plans))
         return derive_bundle(
@@ -41,6 +46,7 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
             drop=drop,
             depths=kept,
             counting=counting,
+            retrieval=retrieval,
             extension=extension,
             plans=plans,
             profile=profile.name,

@@ -15,10 +15,10 @@ from fathom.exporter.bundle.teachers import case_digests
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
+from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
 from fathom.runtime.lanes import length_buckets
 from fathom.runtime.padding import left_padded
-from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.certificate import TOP as K
 from fathom.selector.features import Features
 from fathom.selector.schema import Floats
@@ -141,7 +141,7 @@ class _Answers:
 
     def __init__(self, bundle: Bundle, engine: Engine, counting: Counting | None) -> None:
         info = bundle.manifest.counting
-        self._retriever, self._engine, self._counting = FlatRetriever(bundle.vectors), engine, counting
+        self._retriever, self._engine, self._counting = open_retriever(bundle), engine, counting
         self._vectors = np.asarray(bundle.vectors)
         self._weights = {} if counting is None or info is None else info.weights
         self.depths = engine.depths if counting is None else (0, *engine.depths)

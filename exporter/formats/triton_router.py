@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import RequestError
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores
-from fathom.runtime.retriever import FlatRetriever
 from fathom.selector.choice import DepthRequest
 from fathom.selector.chooser import DepthChooser
 
@@ -39,7 +39,7 @@ class TritonPythonModel:
         served = self._bundle.manifest.served_depths
         at_share = self._bundle.complexity.at_share
         self._chooser = DepthChooser(self._bundle.certificate, served, policy="auto", alpha=0.01, at_share=at_share)
-        self._retriever = FlatRetriever(self._bundle.vectors)
+        self._retriever = open_retriever(self._bundle)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One answer, or one error, for each."""

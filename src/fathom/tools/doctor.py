@@ -21,6 +21,7 @@ EXTRAS = {
     "tensorrt_rtx": "rtx",
     "ray": "ray",
     "redis": "redis",
+    "faiss": "faiss",
 }
 
 # y = Identity(x) over one float, opset 18: the smallest model that a backend must accept.

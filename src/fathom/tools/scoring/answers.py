@@ -16,10 +16,10 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.session import Device
+from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.query import IndexedQuery, filter_of, history_of
-from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, Runner
 from fathom.runtime.settings import PipelineSettings
 from fathom.selector.choice import DepthReason, DepthRequest, PolicyName
@@ -140,7 +140,7 @@ class Scorer:
         self._options = options
         self._chooser, self._profile = depth_chooser(bundle, options)
         settings = PipelineSettings.for_profile(self._profile)
-        retriever = FlatRetriever(bundle.vectors, block_items=settings.retrieval_items, device=engine.device)
+        retriever = open_retriever(bundle, block_items=settings.retrieval_items, device=engine.device)
         self._runner = Runner(bundle, LiveCatalogue(bundle), engine, retriever)
         model = bundle.manifest.model
         self._max_history, self._uses_timestamps = model.max_history, model.uses_timestamps
