@@ -29,14 +29,18 @@ from fathom.runtime.item_filter import (
 )
 from fathom.runtime.item_index import ItemIndex
 from fathom.runtime.item_vectors import GrowingVectors, ItemVectors
+from fathom.runtime.manifest import SearchLevel
 from fathom.runtime.retriever import BLOCK_ITEMS, FlatRetriever, Retriever
 
-#: So few items are scored one by one, which takes about as long as a search by the index.
+#: So few items that a filter leaves are scored one by one, which takes about as long as a search by the index.
 FEW_ITEMS = 8_192
+#: Where the index cannot answer, so small a part of all items is still scored sooner than all.
+SMALL_PART = 1 / 32
 #: More items than this that a request leaves out are hidden from the index; fewer are dropped from what it finds.
 MOST_DROPPED = 500
 
 _HIDDEN = np.float32(-np.inf)
+_FIRST = np.ones(1, np.bool_)
 
 Found = tuple[Indices, Scores]
 
@@ -59,14 +63,15 @@ def open_retriever(
     info = bundle.manifest.retrieval
     if info is None or device == "cuda":
         return flat
-    return IndexRetriever(ItemIndex.of(bundle, info, threads=threads), vectors, flat, expansion=info.expansion)
+    return IndexRetriever(ItemIndex.of(bundle, info, threads=threads), vectors, flat)
 
 
 class _Asked(NamedTuple):
     """One row of a search among n items.
 
     ``shown``: which items it may get but for ``exclude``, bool (n,) or shorter; None: any. ``passing``: how many those
-    are. ``wanted``: of how many of the best of these k are sure to be left.
+    are. ``wanted``: of how many of the best by cosine k are left if nothing is excluded: what has a bonus below 0 may
+    be behind others.
     """
 
     k: int
@@ -82,14 +87,12 @@ class IndexRetriever:
 
     ``vectors``: of all items, those of the index first. ``flat``: searches the same items; it answers where the index
     cannot: where more items are wanted than it was measured for, or it finds too few that pass a filter.
-    ``expansion``: candidates that the index is asked for, for each item that is wanted.
     """
 
-    def __init__(self, index: ItemIndex, vectors: ItemVectors, flat: FlatRetriever, *, expansion: int) -> None:
+    def __init__(self, index: ItemIndex, vectors: ItemVectors, flat: FlatRetriever) -> None:
         self._index = index
         self._vectors = vectors
         self._flat = flat
-        self._expansion = expansion
 
     def search(
         self,
@@ -125,34 +128,44 @@ class IndexRetriever:
             shown[exclude[exclude < len(shown)]] = False
             exclude = exclude[:0]
         left = n if shown is None else int(np.count_nonzero(shown[:n]))
-        # An item that is not among so many of the best by cosine is behind k that are, or has a bonus.
-        wanted = k + len(exclude) + int(np.count_nonzero(bonus[1] < 0))
+        wanted = k + int(np.count_nonzero(bonus[1] < 0))
         return _Asked(k, exclude, bonus, shown, left, wanted)
 
     def _by_index(self, users: NDArray[np.float32], rows: Sequence[_Asked]) -> dict[int, Found]:
         """Row -> its best items among those of the index; without the rows that it cannot answer."""
-        n, found = len(self._index), {}
-        together: defaultdict[int, list[int]] = defaultdict(list)
-        for row, each in enumerate(rows):
-            if each.shown is not None and each.passing <= FEW_ITEMS:
-                found[row] = self._best(users[row], each, each.shown[:n].nonzero()[0])
-            elif each.wanted * n <= self._index.most * each.passing:
-                together[id(each.shown)].append(row)
-        for some in together.values():
-            # Where a share of the items passes, the best of these are so much further down among all.
-            wanted = max(rows[row].wanted for row in some)
-            reach = max(rows[row].wanted * n / rows[row].passing for row in some)
-            count = min(self._expansion * wanted, n)
-            asked = users if len(some) == len(users) else users[some]
-            candidates = self._index.candidates(asked, count, reach, rows[some[0]].shown)
-            for row, items in zip(some, candidates, strict=True):
-                items = items if items[-1] >= 0 else items[items >= 0]
-                if len(items) >= rows[row].wanted:
-                    found[row] = self._best(users[row], rows[row], items)
+        n, found = len(self._index), dict[int, Found]()
+        waiting = {row: each.wanted for row, each in enumerate(rows)}
+        while waiting:
+            together: defaultdict[tuple[SearchLevel, int], list[int]] = defaultdict(list)
+            for row, wanted in waiting.items():
+                each = rows[row]
+                # Where a share of the items passes, the best of these are so much further down among all.
+                level = self._index.level_for(wanted * n / max(each.passing, 1))
+                few = max(FEW_ITEMS, n * SMALL_PART if level is None else 0)
+                if each.shown is not None and each.passing <= few:
+                    found[row], _ = self._best(users[row], each, each.shown[:n].nonzero()[0])
+                elif level is not None:
+                    together[level, id(each.shown)].append(row)
+            waiting = {}
+            for (level, _), some in together.items():
+                asked = users if len(some) == len(users) else users[some]
+                candidates = self._index.candidates(asked, level, rows[some[0]].shown)
+                for row, items in zip(some, candidates, strict=True):
+                    each = rows[row]
+                    best, above = self._best(users[row], each, items if items[-1] >= 0 else items[items >= 0])
+                    # Too few: the flat search knows whether there are more.
+                    if len(best[0]) == each.k:
+                        if (each.wanted + above) * n <= level.wanted * each.passing:
+                            found[row] = best
+                        else:
+                            waiting[row] = each.wanted + above
         return found
 
-    def _best(self, user: NDArray[np.float32], asked: _Asked, items: Indices) -> Found:
-        """The best of some items of the index (m,), each once, and of those that have a bonus."""
+    def _best(self, user: NDArray[np.float32], asked: _Asked, items: Indices) -> tuple[Found, int]:
+        """The best of some items of the index (m,), each once, and of those that have a bonus.
+
+        And how many that are left out are above the last of them.
+        """
         some, values = asked.bonus
         if len(some):
             known = slice(0, int(some.searchsorted(len(self._index))))
@@ -160,17 +173,23 @@ class IndexRetriever:
             if asked.shown is not None:
                 shown = is_shown(asked.shown, some)
                 some, values = some[shown], values[shown]
-        items = np.unique(np.concatenate((items, some))) if len(some) else np.sort(items)
+        items = np.concatenate((items, some))
+        items.sort()
+        if len(some):
+            items = items[np.concatenate((_FIRST, items[1:] != items[:-1]))]
         scores: Scores = self._vectors.take(items) @ user
         if len(some):
             scores[items.searchsorted(some)] += values
-        scores[places_of(asked.exclude, items)] = _HIDDEN
+        places = places_of(asked.exclude, items)
+        excluded = scores[places]
+        scores[places] = _HIDDEN
         order = largest(scores, asked.k)
         items, scores = items.take(order), scores.take(order)
         if len(scores) and scores[-1] == _HIDDEN:
             left = scores != _HIDDEN
             items, scores = items[left], scores[left]
-        return items, scores
+        above = int(np.count_nonzero(excluded >= scores[-1])) if len(scores) else 0
+        return (items, scores), above
 
 
 def _merged(one: Found, other: Found, k: int) -> Found:

@@ -1,5 +1,6 @@
 """An index of item vectors, which finds candidates without scoring every item; FAISS reads and searches it."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -9,26 +10,25 @@ from fathom.errors import BundleError, optional
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.bundle_folder import REBUILD
 from fathom.runtime.item_filter import Indices, Mask
-from fathom.runtime.manifest import INDEX_FILE, IndexKind, RetrievalInfo
+from fathom.runtime.manifest import INDEX_FILE, IndexKind, RetrievalInfo, SearchLevel
 
 #: FAISS's own names of what each kind is.
-CLASSES: dict[IndexKind, str] = {"ivf": "IndexIVFScalarQuantizer", "hnsw": "IndexHNSWSQ", "pq": "IndexIVFPQ"}
+CLASSES: dict[IndexKind, str] = {"ivf": "IndexIVFScalarQuantizer", "hnsw": "IndexHNSWSQ", "pq": "IndexIVFPQFastScan"}
 
 
 class ItemIndex:
     """FAISS's index of n items by their inner product with a user vector; searched in one thread at a time.
 
-    ``index``: of a kind of ``CLASSES``. ``efforts``: as in ``RetrievalInfo``. ``threads``: of FAISS, for a batch.
+    ``index``: of a kind of ``CLASSES``. ``levels``: ascending. ``threads``: of FAISS, for a batch.
     """
 
-    def __init__(self, index: Any, kind: IndexKind, efforts: dict[int, int], *, threads: int = 1) -> None:
+    def __init__(self, index: Any, kind: IndexKind, levels: Sequence[SearchLevel], *, threads: int = 1) -> None:
         self._faiss = optional("faiss", "faiss")
         self._index = index
         self._data: NDArray[np.uint8] | None = None
         self._kind = kind
         self._threads = threads
-        self._wanted = np.array(sorted(efforts))
-        self._efforts = [efforts[wanted] for wanted in sorted(efforts)]
+        self._levels = levels
         self._known: tuple[Mask | None, Any, Any] = None, None, None
 
     @classmethod
@@ -44,30 +44,28 @@ class ItemIndex:
             raise BundleError(f"{file}: not an index that this FAISS reads ({_last_line(error)}); {REBUILD}") from None
         if (words := _unlike(faiss, index, info, len(bundle.vectors), bundle.vectors.width)) is not None:
             raise BundleError(f"{file}: {words}; {REBUILD}")
-        found = cls(index, info.kind, info.efforts, threads=threads)
+        found = cls(index, info.kind, info.levels, threads=threads)
         found._data = data
         return found
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    @property
-    def most(self) -> int:
-        """How many of the best items it can be asked for."""
-        return int(self._wanted[-1])
+    def level_for(self, wanted: float) -> SearchLevel | None:
+        """The level that finds so many of the best items; None where none does."""
+        return next((level for level in self._levels if level.wanted >= wanted), None)
 
-    def candidates(self, users: NDArray[np.float32], count: int, wanted: float, mask: Mask | None) -> Indices:
-        """About the ``count`` best items of each user vector (rows, width), in any order: int64 (rows, count).
+    def candidates(self, users: NDArray[np.float32], level: SearchLevel, mask: Mask | None = None) -> Indices:
+        """Items among which nearly all of the best of each user vector (rows, width) are, int64 (rows, candidates).
 
-        ``wanted``: how many of the best there are to be among them, at most ``most``, which says how far it looks.
-        ``mask``: bool (n,) or shorter, which items there are. -1 where it finds no more.
+        ``mask``: bool (n,) or shorter, which items there are. -1, behind all others, where it finds no more.
         """
-        effort = self._efforts[int(self._wanted.searchsorted(wanted))]
+        count = min(level.candidates, len(self))
         chosen = {} if mask is None else {"sel": self._selector(mask)}
         if self._kind == "hnsw":
-            asked = self._faiss.SearchParametersHNSW(efSearch=max(effort, count), **chosen)
+            asked = self._faiss.SearchParametersHNSW(efSearch=max(level.effort, count), **chosen)
         else:
-            asked = self._faiss.SearchParametersIVF(nprobe=effort, **chosen)
+            asked = self._faiss.SearchParametersIVF(nprobe=level.effort, **chosen)
         # Of this thread alone, which may be another one than last time.
         self._faiss.omp_set_num_threads(self._threads)
         _, found = self._index.search(users, count, params=asked)

@@ -38,8 +38,8 @@ CERTIFICATE_FILE = "selector/certificate.json"
 #: More than any bundle has: what is larger is refused before memory is taken for it.
 LARGEST_FILE = 1 << 40
 MOST_ITEMS = 100_000_000
-#: Of a search by an index; more items are searched for one by one.
-MOST_WANTED = 10_000
+#: Of a search by an index.
+MOST_CANDIDATES = 10_000
 #: Of the type of an event.
 LONGEST_TYPE_BYTES = 64
 
@@ -149,21 +149,28 @@ class TextInfo(_Frozen):
     cosine: MetricInterval
 
 
+class SearchLevel(_Frozen):
+    """How an index is searched where so many of the best items are ``wanted``, at most.
+
+    ``effort``: lists that are looked through, or the length of hnsw's queue. ``candidates``: items that it gives.
+    """
+
+    wanted: int = Field(ge=1, le=MOST_CANDIDATES)
+    effort: int = Field(ge=1, le=1 << 24)
+    candidates: int = Field(ge=1, le=MOST_CANDIDATES)
+
+
 class RetrievalInfo(_Frozen):
     """The index that items are searched by (``runtime/item_index.py``), and what it finds beside the flat search.
 
-    ``lists``: inverted lists; 0 for hnsw. ``efforts``: how many of the best items are wanted, at most -> lists that are
-    looked through, or the length of hnsw's queue. ``expansion``: candidates that are scored exactly, for each item that
-    is wanted. ``recall``: depth -> the share of the flat search's top 10 that it finds on the test histories. ``loss``:
-    depth -> the share of NDCG@10 that it loses there, paired over users.
+    ``lists``: inverted lists; 0 for hnsw. ``levels``: ascending. ``recall``: depth -> the share of the flat search's
+    top 10 that it finds on the test histories. ``loss``: depth -> the share of NDCG@10 that it loses there, paired over
+    users.
     """
 
     kind: IndexKind
     lists: int = Field(ge=0, le=1 << 24)
-    efforts: dict[Annotated[int, Field(ge=1, le=MOST_WANTED)], Annotated[int, Field(ge=1, le=1 << 24)]] = Field(
-        min_length=1, max_length=64
-    )
-    expansion: int = Field(ge=1, le=1_000)
+    levels: tuple[SearchLevel, ...] = Field(min_length=1, max_length=64)
     recall: dict[Depth, MetricInterval]
     loss: dict[Depth, MetricInterval]
 
@@ -325,8 +332,7 @@ def depth_digest(manifest: Manifest, depth: int) -> str:
         ],
     }
     if manifest.retrieval is not None:
-        found = manifest.retrieval
-        runs["retrieval"] = [sha256[INDEX_FILE], found.expansion, *sorted(found.efforts.items())]
+        runs["retrieval"] = [sha256[INDEX_FILE], [level.model_dump() for level in manifest.retrieval.levels]]
     if counting is not None and counting.weights[depth]:
         runs["counting"] = [counting.weights[depth], *counted]
     if extension is not None:

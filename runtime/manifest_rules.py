@@ -106,10 +106,13 @@ def _retrieval(manifest: Manifest) -> Iterator[str]:
         if INDEX_FILE in manifest.files:
             yield "it lists an index of its items but not how they are searched by it"
         return
-    efforts = [found.efforts[wanted] for wanted in sorted(found.efforts)]
-    if efforts != sorted(efforts):
-        yield "its index makes less effort where more items are wanted"
-    if (found.kind == "hnsw") != (found.lists == 0) or (found.lists and efforts[-1] > found.lists):
+    levels = found.levels
+    for less, more in pairwise(levels):
+        if more.wanted <= less.wanted or more.effort < less.effort or more.candidates < less.candidates:
+            yield "its index makes less effort where more items are wanted"
+    if any(level.candidates < level.wanted for level in levels):
+        yield "its index gives fewer items than are wanted"
+    if (found.kind == "hnsw") != (found.lists == 0) or (found.lists and levels[-1].effort > found.lists):
         yield "its index looks through more lists than it has"
     if set(found.recall) != set(manifest.depths) or set(found.loss) != set(manifest.depths):
         yield "its index was not measured at each depth"

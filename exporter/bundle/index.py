@@ -83,7 +83,7 @@ def index_bundle(
         cut = split(dataset, bundle.manifest.source.split or "")
         if not len(cut.test):
             raise DataError("no user has enough events for a test case; there is nothing to judge the index by")
-        lists = 0 if kind == "hnsw" else lists or default_lists(len(vectors))
+        lists = default_lists(kind, len(vectors)) if kind == "hnsw" or lists is None else lists
         begin_s = time.perf_counter()
         index = build_index(vectors, kind, lists=lists, threads=threads, progress=progress)
         built_s = time.perf_counter() - begin_s
@@ -95,7 +95,7 @@ def index_bundle(
             built = tune(index, kind, lists, vectors, users[:TUNED], limits.min_recall)
             rows = np.linspace(0, len(cut.test) - 1, min(len(cut.test), JUDGED)).astype(np.int64)
             flat = FlatRetriever(vectors)
-            by_index = IndexRetriever(built.searched(), vectors, flat, expansion=built.expansion)
+            by_index = IndexRetriever(built.searched(), vectors, flat)
             judged = _Judged(bundle, flat, by_index)
             recall, loss = judged.measure(engine, cut.test.select(rows), progress)
         _check_limits(recall, loss, limits)
@@ -125,8 +125,7 @@ def _info(built: BuiltIndex, recall: dict[int, MetricInterval], loss: dict[int, 
     return RetrievalInfo(
         kind=built.kind,
         lists=built.lists,
-        efforts=built.efforts,
-        expansion=built.expansion,
+        levels=built.levels,
         recall=recall,
         loss=loss,
     )

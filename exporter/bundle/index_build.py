@@ -12,28 +12,31 @@ from fathom.errors import optional
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_index import ItemIndex
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.manifest import IndexKind
+from fathom.runtime.manifest import MOST_CANDIDATES, IndexKind, SearchLevel
 from fathom.runtime.retriever import FlatRetriever
 
 Floats = NDArray[np.float32]
 
-#: Inverted lists, for each root of the number of items; each is trained on so many of them, in so many rounds.
-LISTS_PER_ROOT, TRAINED_EACH, ROUNDS = 4, 64, 10
+#: Inverted lists, for each root of the number of items; where a list is searched quickly, fewer.
+LISTS_PER_ROOT: dict[IndexKind, int] = {"ivf": 4, "pq": 2, "hnsw": 0}
+#: Each list is trained on so many items, in so many rounds; product quantizers on so many in all.
+TRAINED_EACH, ROUNDS, TRAINED = 64, 10, 65_536
 #: Links of an item in a graph (twice as many at its bottom), and how many are looked at to choose them.
 LINKS, LINKS_LOOKED_AT = 24, 100
-#: Components that one byte of a product quantizer stands for.
-COMPONENTS_PER_BYTE = 2
+#: Bits of each component in a product quantizer.
+BITS = 4
 #: Vectors that are added at a time.
 ADDED = 65_536
 #: Numbers of wanted items that the effort is found for.
-LEVELS = (10, 30, 100, 300, 1_000)
-#: Candidates for each item that is wanted; of all that may be asked for.
-EXPANSIONS = (2, 4, 8, 16, 32, 64)
-MOST_CANDIDATES = 10_000
+LEVELS = (20, 50, 100, 300, 1_000)
+#: Candidates for each item that is wanted.
+EXPANSIONS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 #: The longest queue of a search in a graph.
 LONGEST_QUEUE = 8_192
-#: Of what recall may lack, the share that the effort leaves: it is found with other users than it is judged by.
+#: Of what recall may lack, the share that a level leaves, because it is found with other users than it is judged by.
 LEFT = 0.75
+#: Items of a list, or of hnsw's queue, that are looked at in the time that one candidate takes.
+LOOKED_AT: dict[IndexKind, float] = {"ivf": 40, "pq": 100, "hnsw": 0.25}
 _EFFORTS = sorted({math.ceil(1.15**step) for step in range(100)})
 #: User vectors that are searched for at a time.
 BATCH = 32
@@ -46,23 +49,23 @@ class BuiltIndex:
     index: Any
     kind: IndexKind
     lists: int
-    expansion: int
-    efforts: dict[int, int]
+    levels: tuple[SearchLevel, ...]
 
     def searched(self) -> ItemIndex:
         """As a server searches it."""
-        return ItemIndex(self.index, self.kind, self.efforts)
+        return ItemIndex(self.index, self.kind, self.levels)
 
     def to_bytes(self) -> bytes:
         """The file."""
-        faiss = optional("faiss", "faiss")
-        data: bytes = faiss.serialize_index(self.index).tobytes()
+        data: bytes = optional("faiss", "faiss").serialize_index(self.index).tobytes()
         return data
 
 
-def default_lists(items: int) -> int:
-    """A power of two near four times the root of the number of items, with enough items for each to be trained on."""
-    wanted = 1 << round(math.log2(LISTS_PER_ROOT * math.sqrt(items)))
+def default_lists(kind: IndexKind, items: int) -> int:
+    """A power of two near a multiple of the root of the number of items, each list with enough to be trained on."""
+    if kind == "hnsw":
+        return 0
+    wanted = 1 << round(math.log2(LISTS_PER_ROOT[kind] * math.sqrt(items)))
     return max(1, min(wanted, items // TRAINED_EACH))
 
 
@@ -77,9 +80,9 @@ def build_index(
     """FAISS's index of item vectors. ``lists``: of ivf and pq. With one thread the same every time."""
     faiss = optional("faiss", "faiss")
     faiss.omp_set_num_threads(threads)
-    index = _empty(faiss, kind, vectors, lists)
+    index = _empty(faiss, kind, vectors.width, lists)
     n = len(vectors)
-    sample = np.random.default_rng(0).permutation(n)[: max(lists, 1024) * TRAINED_EACH]
+    sample = np.random.default_rng(0).permutation(n)[: max(lists * TRAINED_EACH, TRAINED)]
     progress(f"{kind}: training on {len(sample):,} items")
     index.train(vectors.take(np.sort(sample)))
     for low in range(0, n, ADDED):
@@ -88,8 +91,8 @@ def build_index(
     return index
 
 
-def _empty(faiss: Any, kind: IndexKind, vectors: ItemVectors, lists: int) -> Any:
-    width, metric, byte = vectors.width, faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
+def _empty(faiss: Any, kind: IndexKind, width: int, lists: int) -> Any:
+    metric, byte = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
     if kind == "hnsw":
         index = faiss.IndexHNSWSQ(width, byte, LINKS, metric)
         index.hnsw.efConstruction = LINKS_LOOKED_AT
@@ -98,8 +101,7 @@ def _empty(faiss: Any, kind: IndexKind, vectors: ItemVectors, lists: int) -> Any
     if kind == "ivf":
         index = faiss.IndexIVFScalarQuantizer(coarse, width, lists, byte, metric, False)
     else:
-        parts = width // COMPONENTS_PER_BYTE if width % COMPONENTS_PER_BYTE == 0 else width
-        index = faiss.IndexIVFPQ(coarse, width, lists, parts, min(8, len(vectors).bit_length() - 1), metric)
+        index = faiss.IndexIVFPQFastScan(coarse, width, lists, width, BITS, metric)
         index.by_residual = False
         index.pq.cp.min_points_per_centroid = 1
     # FAISS keeps no reference of its own.
@@ -112,33 +114,52 @@ def _empty(faiss: Any, kind: IndexKind, vectors: ItemVectors, lists: int) -> Any
 
 
 def tune(index: Any, kind: IndexKind, lists: int, vectors: ItemVectors, users: Floats, min_recall: float) -> BuiltIndex:
-    """The least candidates and efforts with which the index finds enough of the best items of ``users`` (m, width).
+    """How the index is to be searched, to find enough of the best items of ``users`` (m, width) with the least work.
 
-    Enough: ``min_recall`` of them and a little more. Where no effort suffices, the greatest.
+    Enough: ``min_recall`` of them and a little more. Where nothing suffices, everything that can be done.
     """
     aim = 1 - LEFT * (1 - min_recall)
-    levels = [level for level in LEVELS if level <= len(vectors)] or [len(vectors)]
-    truth = best_items(FlatRetriever(vectors), users, levels[-1])
+    wanted = [each for each in LEVELS if each <= len(vectors)] or [len(vectors)]
+    truth = best_items(FlatRetriever(vectors), users, wanted[-1])
     most = LONGEST_QUEUE if kind == "hnsw" else lists
 
-    def recall(expansion: int, wanted: int, effort: int) -> float:
-        count = min(expansion * wanted, len(vectors))
-        found = ItemIndex(index, kind, {wanted: effort}).candidates(users, count, wanted, None)
-        return recall_of(found, truth[:, :wanted])
+    def enough(level: SearchLevel) -> bool:
+        found = ItemIndex(index, kind, [level]).candidates(users, level)
+        return recall_of(found, truth[:, : level.wanted]) >= aim
 
-    expansion = next((each for each in EXPANSIONS if recall(each, levels[0], most) >= aim), EXPANSIONS[-1])
-    efforts: dict[int, int] = {}
-    least = 1
-    for wanted in levels:
-        if expansion * wanted > MOST_CANDIDATES and efforts:
-            break
-        ladder = [effort for effort in _EFFORTS if least <= effort < most] + [most]
-        low, high = 0, len(ladder) - 1
+    levels = [SearchLevel(wanted=1, effort=1, candidates=1)]
+    for each in wanted:
+        levels.append(_cheapest(each, levels[-1], most, len(vectors) / max(lists, 1) / LOOKED_AT[kind], enough))
+    return BuiltIndex(index, kind, lists, tuple(levels[1:]))
+
+
+def _cheapest(
+    wanted: int, before: SearchLevel, most: int, effort_cost: float, enough: Callable[[SearchLevel], bool]
+) -> SearchLevel:
+    """The level of the least work that finds enough, no less than the level ``before``.
+
+    ``most``: the greatest effort. ``effort_cost``: of one more, in candidates.
+    """
+    best, least = None, math.inf
+    counts = sorted({max(wanted * more, before.candidates) for more in EXPANSIONS if wanted * more <= MOST_CANDIDATES})
+    level = before
+    for count in counts:
+        level = SearchLevel(wanted=wanted, effort=most, candidates=count)
+        if not enough(level):
+            continue
+        efforts = [effort for effort in _EFFORTS if before.effort <= effort < most] + [most]
+        low, high = 0, len(efforts) - 1
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if recall(expansion, wanted, ladder[middle]) >= aim else (middle + 1, high)
-        least = efforts[wanted] = ladder[low]
-    return BuiltIndex(index, kind, lists, expansion, efforts)
+            if enough(level.model_copy(update={"effort": efforts[middle]})):
+                high = middle
+            else:
+                low = middle + 1
+        work = count + effort_cost * efforts[low]
+        if work >= least:
+            break
+        best, least = level.model_copy(update={"effort": efforts[low]}), work
+    return best or level
 
 
 def best_items(flat: FlatRetriever, users: Floats, k: int) -> NDArray[np.int64]:

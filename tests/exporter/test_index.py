@@ -167,10 +167,15 @@ def test_a_manifest_that_contradicts_its_index_is_refused(
     path = tmp_path / "bundle"
     shutil.copytree(indexed["ivf"], path)
     before = json.loads((path / "manifest.json").read_text())
+
+    def level(wanted: int, effort: int) -> dict[str, int]:
+        return {"wanted": wanted, "effort": effort, "candidates": 100}
+
     wrong = {
         "how they are searched": None,
-        "more lists than it has": before["retrieval"] | {"efforts": {"10": 5}},
-        "less effort": before["retrieval"] | {"efforts": {"10": 3, "30": 2}},
+        "more lists than it has": before["retrieval"] | {"levels": [level(10, 5)]},
+        "less effort": before["retrieval"] | {"levels": [level(10, 3), level(30, 2)]},
+        "fewer items than are wanted": before["retrieval"] | {"levels": [level(101, 3)]},
         "not measured at each depth": before["retrieval"] | {"recall": {}},
     }
     for words, value in wrong.items():
@@ -187,7 +192,7 @@ def test_the_command_writes_the_bundle_and_says_what_a_search_takes(
     out = tmp_path / "indexed"
     given = ["--data", tiny_build / "dataset", "--out", out, "--min-recall", "0.5", "--max-loss", "1", "--lists", "4"]
     result = fathom("bundle", "index", tiny_build / "bundle", *given)
-    assert "by an index (ivf)" in result.stdout
+    assert "by an index (pq)" in result.stdout
     assert "by the index and" in result.stderr
     with Bundle.open(out) as bundle:
         assert open_retriever(bundle).search(bundle.vectors.take(np.array([0])), [3], [ItemFilter()])[0][0][0] == 0

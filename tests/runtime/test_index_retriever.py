@@ -15,7 +15,7 @@ from fathom.runtime.index_retriever import IndexRetriever
 from fathom.runtime.item_filter import Bonus, ItemFilter
 from fathom.runtime.item_index import ItemIndex
 from fathom.runtime.item_vectors import GrowingVectors, ItemVectors
-from fathom.runtime.manifest import IndexKind
+from fathom.runtime.manifest import IndexKind, SearchLevel
 from fathom.runtime.retriever import FlatRetriever
 
 ITEMS, WIDTH, LISTS, MOST = 2_000, 8, 32, 100
@@ -36,7 +36,8 @@ def indexed(kind: IndexKind) -> tuple[ItemVectors, object]:
 def retriever(kind: IndexKind, effort: int, *, expansion: int = 10, vectors: ItemVectors | None = None):
     own, index = indexed(kind)
     vectors = own if vectors is None else vectors
-    return IndexRetriever(ItemIndex(index, kind, {MOST: effort}), vectors, FlatRetriever(vectors), expansion=expansion)
+    level = SearchLevel(wanted=MOST, effort=effort, candidates=MOST * expansion)
+    return IndexRetriever(ItemIndex(index, kind, [level]), vectors, FlatRetriever(vectors))
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def searches(draw: st.DrawFn):
 @given(searches())
 @settings(max_examples=60, deadline=None)
 def test_looking_into_every_list_it_finds_what_the_flat_search_finds(kind: IndexKind, search) -> None:
-    found = retriever(kind, LISTS, expansion=100 if kind == "pq" else 10).search(*search)
+    found = retriever(kind, LISTS, expansion=20).search(*search)
     flat = FlatRetriever(indexed(kind)[0]).search(*search)
     for (items, scores), (best, values) in zip(found, flat, strict=True):
         assert len(items) == len(best)
@@ -159,4 +160,4 @@ def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     index = indexed("ivf")[1]
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingExtraError, match=r"faiss is not installed; run: pip install .*\[faiss\]"):
-        ItemIndex(index, "ivf", {10: 1})
+        ItemIndex(index, "ivf", [])

@@ -170,7 +170,7 @@ class IndexOptions:
         typer.Option(min=0, max=1, help="Share of NDCG@10 that may be lost. Default: the profile's, otherwise 0.01."),
     ] = None
     lists: Annotated[
-        int | None, typer.Option(help="ivf and pq: inverted lists. Default: about four times the root of the items.")
+        int | None, typer.Option(help="ivf and pq: inverted lists. Default: two to four times the root of the items.")
     ] = None
     threads: Annotated[
         int, typer.Option(min=1, help="Threads that build it; with more than one, a graph differs from time to time.")
@@ -199,8 +199,8 @@ def bundle_index(
     options: IndexOptions,
     kind: Annotated[
         Literal["ivf", "hnsw", "pq"],
-        typer.Option(help="ivf: inverted lists. hnsw: a graph. pq: inverted lists of fewer bytes an item."),
-    ] = "ivf",
+        typer.Option(help="pq: inverted lists, 4 bits a component. ivf: the same in 8 bits. hnsw: a graph."),
+    ] = "pq",
     as_json: AsJson = False,
 ) -> None:
     """Give a large catalogue an index, so that a request's items are found without scoring all of them.
