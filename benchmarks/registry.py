@@ -60,6 +60,7 @@ MODULES = (
     "experiments.qlora",
     "experiments.efficiency",
     "systems.retrieval",
+    "systems.item_index",
     "systems.gpu",
 )
 

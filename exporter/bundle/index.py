@@ -34,7 +34,7 @@ MIN_RECALL = 0.99
 #: Items of an answer that are compared.
 K = 10
 #: User vectors that the effort is found with, and test users that it is judged by, at most.
-TUNED, JUDGED = 1_000, 10_000
+TUNED, JUDGED = 500, 10_000
 _TOKENS = 6_400
 _DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
@@ -67,14 +67,15 @@ def index_bundle(
     limits: IndexLimits | None = None,
     lists: int | None = None,
     threads: int = 1,
+    judged: int = JUDGED,
     progress: Progress = lambda _: None,
 ) -> Indexed:
     """Write to ``out`` the bundle with an index of its items, and without its certificate.
 
     ``lists``: of ivf and pq; None: a number that suits the items. ``threads``: that build the index; with more than one
-    a graph is another one each time. Raises ConfigError for a catalogue that is too small for an index, ArtefactError
-    for another data set than the bundle's, DataError without test cases, ParityError where a limit is not kept,
-    MissingExtraError.
+    a graph is another one each time. ``judged``: test users that it is judged by, at most. Raises ConfigError for a
+    catalogue that is too small for an index, ArtefactError for another data set than the bundle's, DataError without
+    test cases, ParityError where a limit is not kept, MissingExtraError.
     """
     limits = limits or IndexLimits()
     with open_source(source, out) as bundle:
@@ -93,11 +94,10 @@ def index_bundle(
             users = _user_vectors(engine, teaching.histories, longest)
             progress(f"{kind}: how far it must look")
             built = tune(index, kind, lists, vectors, users[:TUNED], limits.min_recall)
-            rows = np.linspace(0, len(cut.test) - 1, min(len(cut.test), JUDGED)).astype(np.int64)
+            rows = np.linspace(0, len(cut.test) - 1, min(len(cut.test), judged)).astype(np.int64)
             flat = FlatRetriever(vectors)
             by_index = IndexRetriever(built.searched(), vectors, flat)
-            judged = _Judged(bundle, flat, by_index)
-            recall, loss = judged.measure(engine, cut.test.select(rows), progress)
+            recall, loss = _Judged(bundle, flat, by_index).measure(engine, cut.test.select(rows), progress)
         _check_limits(recall, loss, limits)
         info = _info(built, recall, loss)
         times = [_median_ms(retriever, users) for retriever in (flat, by_index)]

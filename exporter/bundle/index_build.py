@@ -1,7 +1,7 @@
 """Builds the index of a catalogue with FAISS, and finds how far a search by it has to look."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,11 @@ LEVELS = (20, 50, 100, 300, 1_000)
 #: Candidates for each item that is wanted.
 EXPANSIONS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 #: The longest queue of a search in a graph.
-LONGEST_QUEUE = 8_192
+LONGEST_QUEUE = 4_096
 #: Of what recall may lack, the share that a level leaves, because it is found with other users than it is judged by.
 LEFT = 0.75
-#: Items of a list, or of hnsw's queue, that are looked at in the time that one candidate takes.
-LOOKED_AT: dict[IndexKind, float] = {"ivf": 40, "pq": 100, "hnsw": 0.25}
+#: Items of a list that are looked at in the time that one candidate takes.
+LOOKED_AT: dict[IndexKind, float] = {"ivf": 40, "pq": 100, "hnsw": 1}
 _EFFORTS = sorted({math.ceil(1.15**step) for step in range(100)})
 #: User vectors that are searched for at a time.
 BATCH = 32
@@ -129,25 +129,32 @@ def tune(index: Any, kind: IndexKind, lists: int, vectors: ItemVectors, users: F
 
     levels = [SearchLevel(wanted=1, effort=1, candidates=1)]
     for each in wanted:
-        levels.append(_cheapest(each, levels[-1], most, len(vectors) / max(lists, 1) / LOOKED_AT[kind], enough))
+        # The queue of a graph is as long as its candidates are many in any case: more of them are never less work.
+        expansions = EXPANSIONS[1:2] if kind == "hnsw" else EXPANSIONS
+        counts = sorted(
+            {max(each * more, levels[-1].candidates) for more in expansions if each * more <= MOST_CANDIDATES}
+        )
+        efforts = [effort for effort in _EFFORTS if levels[-1].effort <= effort < most] + [most]
+        levels.append(_cheapest(each, counts, efforts, len(vectors) / max(lists, 1) / LOOKED_AT[kind], enough))
     return BuiltIndex(index, kind, lists, tuple(levels[1:]))
 
 
 def _cheapest(
-    wanted: int, before: SearchLevel, most: int, effort_cost: float, enough: Callable[[SearchLevel], bool]
+    wanted: int,
+    counts: Sequence[int],
+    efforts: Sequence[int],
+    effort_cost: float,
+    enough: Callable[[SearchLevel], bool],
 ) -> SearchLevel:
-    """The level of the least work that finds enough, no less than the level ``before``.
+    """The level of the least work that finds enough; the greatest where none does.
 
-    ``most``: the greatest effort. ``effort_cost``: of one more, in candidates.
+    ``counts``, ``efforts``: of candidates, and what may be tried, ascending. ``effort_cost``: of one, in candidates.
     """
-    best, least = None, math.inf
-    counts = sorted({max(wanted * more, before.candidates) for more in EXPANSIONS if wanted * more <= MOST_CANDIDATES})
-    level = before
+    best, least = SearchLevel(wanted=wanted, effort=efforts[-1], candidates=counts[-1]), math.inf
     for count in counts:
-        level = SearchLevel(wanted=wanted, effort=most, candidates=count)
+        level = SearchLevel(wanted=wanted, effort=efforts[-1], candidates=count)
         if not enough(level):
             continue
-        efforts = [effort for effort in _EFFORTS if before.effort <= effort < most] + [most]
         low, high = 0, len(efforts) - 1
         while low < high:
             middle = (low + high) // 2
@@ -159,7 +166,7 @@ def _cheapest(
         if work >= least:
             break
         best, least = level.model_copy(update={"effort": efforts[low]}), work
-    return best or level
+    return best
 
 
 def best_items(flat: FlatRetriever, users: Floats, k: int) -> NDArray[np.int64]:
@@ -173,4 +180,6 @@ def best_items(flat: FlatRetriever, users: Floats, k: int) -> NDArray[np.int64]:
 
 def recall_of(found: NDArray[np.int64], best: NDArray[np.int64]) -> float:
     """The share of the best items (m, k) that are among those that were found (m, any), the mean over rows."""
-    return float(np.mean([np.isin(best[row], found[row]).mean() for row in range(len(best))]))
+    found = np.sort(found, axis=1)
+    places = [some.searchsorted(items) for some, items in zip(found, best, strict=True)]
+    return float(np.mean(np.take_along_axis(found, np.minimum(places, found.shape[1] - 1), axis=1) == best))
