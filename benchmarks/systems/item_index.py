@@ -53,12 +53,12 @@ _SCHEMA_VERSION = 1
 def made(options: Namespace) -> dict[str, dict[str, Any]]:
     """Name of a search -> what building it took and found; the bundles lie in the folder of the work."""
     work, found = options.work, {}
-    work.mkdir(parents=True, exist_ok=True)
     source = work / f"items-{options.items}"
     if not (source / "manifest.json").exists():
         with Bundle.open(options.bundle) as bundle:
             if options.items <= len(bundle.vectors):
                 raise ConfigError(f"--items {options.items}: the bundle has {len(bundle.vectors):,} already")
+            work.mkdir(parents=True, exist_ok=True)
             write_denser(bundle, source, options.items, SEED)
     dataset = Dataset.load(options.data)
     for kind in options.kinds:
@@ -233,7 +233,7 @@ BENCHMARK = Benchmark(
     {
         "bundle": Path,
         "--data": Path,
-        "--work": Path,
+        "--work": Path("build/item_index"),
         "--items": 1_000_000,
         "--kinds": KINDS,
         "--threads": 2,
