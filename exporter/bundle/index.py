@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import ArtefactError, ConfigError, DataError, ParityError
 from fathom.exporter.bundle.derive import derive_bundle, open_source
-from fathom.exporter.bundle.index_build import BATCH, BuiltIndex, build_index, default_lists, tune
+from fathom.exporter.bundle.index_build import BATCH, build_index, default_lists, tune
 from fathom.exporter.bundle.teachers import teaching_cases
 from fathom.exporter.engines.reduced_quality import MAX_LOSS, relative_loss
 from fathom.runtime import index_retriever
@@ -99,7 +99,7 @@ def index_bundle(
             by_index = IndexRetriever(built.searched(), vectors, flat)
             recall, loss = _Judged(bundle, flat, by_index).measure(engine, cut.test.select(rows), progress)
         _check_limits(recall, loss, limits)
-        info = _info(built, recall, loss)
+        info = RetrievalInfo(kind=kind, lists=lists, levels=built.levels, recall=recall, loss=loss)
         times = [_median_ms(retriever, users) for retriever in (flat, by_index)]
         new = {INDEX_FILE: built.to_bytes()}
         manifest = derive_bundle(bundle, out, new, drop=[CERTIFICATE_FILE], retrieval=info, fits={})
@@ -119,16 +119,6 @@ def _check(bundle: Bundle, dataset: Dataset, lists: int | None) -> None:
         raise ArtefactError("the bundle was made from another data set; give the one it was made from")
     if source.split is None:
         raise ArtefactError(f"{bundle.path}: does not say how its data were split; export it again")
-
-
-def _info(built: BuiltIndex, recall: dict[int, MetricInterval], loss: dict[int, MetricInterval]) -> RetrievalInfo:
-    return RetrievalInfo(
-        kind=built.kind,
-        lists=built.lists,
-        levels=built.levels,
-        recall=recall,
-        loss=loss,
-    )
 
 
 def _check_limits(recall: dict[int, MetricInterval], loss: dict[int, MetricInterval], limits: IndexLimits) -> None:

@@ -156,6 +156,16 @@ def test_items_that_were_added_are_found_at_once_and_left_out_when_they_are_hidd
     assert len(set(items.tolist())) == ITEMS
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_user_vector_leaves_its_neighbours_alone(kind: IndexKind) -> None:
+    users = unit_rows(5, 3)
+    whole = retriever(kind, 8).search(users, [5] * 3, [ItemFilter()] * 3)
+    users[1] = np.nan
+    found = retriever(kind, 8).search(users, [5] * 3, [ItemFilter()] * 3)
+    for row in (0, 2):
+        assert found[row][0].tolist() == whole[row][0].tolist()
+
+
 def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     index = indexed("ivf")[1]
     monkeypatch.setitem(sys.modules, "faiss", None)
