@@ -37,6 +37,7 @@ MODULES = (
     "systems.front",
     "systems.security",
     "systems.peers",
+    "systems.triton",
     "systems.client",
     "systems.server_start",
     "systems.image",

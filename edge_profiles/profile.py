@@ -9,7 +9,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
@@ -18,6 +26,15 @@ from fathom.errors import ConfigError
 
 SUFFIX = ".yaml"
 TIER_DEFAULTS = {"mobile": "phone-high", "edge": "jetson-orin-nano", "cloud": "cloud-cpu"}
+#: The most memory that a shipped profile of a tier lets its server take, in MB.
+TIER_LIMITS_MB = {"mobile": 100, "edge": 500, "cloud": 2048}
+#: What `fathom profiles merge` takes from reports.
+MEASURABLE = ("memory_limit_mb", "latency_budget_ms")
+#: What a profile says that is no fact about the hardware.
+FIGURES = (
+    *("depths", "shallow", "deep", "threshold", "precision", "item_precision", "max_loss"),
+    *("memory_limit_mb", "latency_budget_ms", "threads", "max_batch", "max_batch_tokens"),
+)
 _FOLDER = Path(__file__).parent
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -26,6 +43,12 @@ Depth = Annotated[int, Field(ge=1, le=32)]
 Depths = Annotated[
     tuple[Annotated[int, Field(ge=0, le=32)], ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+#: Pairs, so that a profile can be hashed; a mapping in a file.
+Measured = Annotated[
+    tuple[tuple[Text, Text], ...],
+    BeforeValidator(lambda value: tuple(value.items()) if isinstance(value, dict) else value),
+    PlainSerializer(dict),
 ]
 
 
@@ -61,8 +84,9 @@ class DeviceProfile(_Frozen):
 
     ``device`` and ``source`` are facts; everything else is a choice that ``source`` names as ours. By the rule, the
     share ``threshold`` of requests, those of least complexity, goes to ``shallow``, the others to ``deep``; ``depths``
-    are all the depths that a deadline may fall back to, where 0 is the counting exit. ``precision`` is the one to
-    export for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in requests and in padded tokens.
+    are all the depths that a deadline may fall back to, where 0 is the counting exit. ``precision`` and
+    ``item_precision`` are those to build for it. Memory in MB (1024 * 1024 bytes), time in ms, batch sizes in requests
+    and in padded tokens. ``measured``: figure -> on what, of those that `fathom profiles merge` took from reports.
     """
 
     name: str
@@ -74,6 +98,7 @@ class DeviceProfile(_Frozen):
     deep: Depth
     threshold: float = Field(ge=0, le=1)
     precision: Literal["fp32", "fp16", "int8", "int4"]
+    item_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     max_loss: float = Field(default=0.01, ge=0, lt=1, description="share of NDCG@10 that the precision may cost")
     min_recall: float = Field(default=0.99, ge=0, le=1, description="share of the top 10 that an index must find")
     memory_limit_mb: Count
@@ -81,6 +106,7 @@ class DeviceProfile(_Frozen):
     threads: Count
     max_batch: Count
     max_batch_tokens: Count
+    measured: Measured = ()
     source: Text
 
     @field_validator("name")
@@ -107,6 +133,14 @@ class DeviceProfile(_Frozen):
             raise _wrong(f"it must not be below shallow ({info.data['shallow']})")
         return depth
 
+    @field_validator("measured")
+    @classmethod
+    def _known(cls, measured: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        unknown = [figure for figure, _ in measured if figure not in MEASURABLE]
+        if unknown:
+            raise _wrong(f"{unknown[0]} cannot be measured; {' and '.join(MEASURABLE)} can")
+        return measured
+
     @field_validator("memory_limit_mb", "threads")
     @classmethod
     def _within_device(cls, value: int, info: ValidationInfo) -> int:
@@ -118,6 +152,11 @@ class DeviceProfile(_Frozen):
         if value > most:
             raise _wrong(f"the device has only {most} ({figure})")
         return value
+
+    def basis(self, figure: str) -> str:
+        """Where one of FIGURES comes from: "chosen", or "measured" and on what."""
+        on = dict(self.measured).get(figure)
+        return "chosen" if on is None else f"measured: {on}"
 
 
 def profile_names() -> tuple[str, ...]:

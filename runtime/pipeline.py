@@ -148,6 +148,8 @@ class Pipeline:
             batch_limit=lanes.batch_limit,
             budget_s=settings.calibration_ms / 1e3,
         )
+        # What the largest batch takes of the memory is taken now.
+        await asyncio.to_thread(runner.try_out, self.engine.depths[-1], buckets[-1], lanes.batch_limit(buckets[-1]))
         runner.end_trials()
         if self._zero is not None:
             await asyncio.to_thread(self._zero.measure, self._max_history)
@@ -165,6 +167,11 @@ class Pipeline:
     def depths(self) -> tuple[int, ...]:
         """The depths that are served, ascending: the engine's, and 0 where the bundle has a counting exit."""
         return self.engine.depths if self._zero is None else (0, *self.engine.depths)
+
+    def p99_s(self, depth: int) -> float:
+        """Seconds that 99 of 100 requests of the longest history keep to at an engine's depth, once they start."""
+        assert self._batcher is not None, "start() comes first"
+        return self._batcher.p99_s(depth, self._max_history)
 
     @property
     def waiting(self) -> int:

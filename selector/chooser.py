@@ -68,13 +68,22 @@ class DepthChooser:
         """The depth of a request: what the policy wants, or else the deepest shallower one that the deadline allows.
 
         Where the engine would be too late at any depth, that is depth 0, if the profile allows it and it is served. A
-        fixed depth is never replaced. Raises NotFoundError where neither the fixed depth nor one of the profile's is
+        fixed depth is never replaced. No other depth is chosen whose own run takes longer than the profile's latency
+        budget, unless all do. Raises NotFoundError where neither the fixed depth nor one of the profile's is
         served, OverloadError or DeadlineError where not even the shallowest can be answered in time. What is refused
         or has time for one depth only is not looked at, since under overload that is most. Without a deadline the same
         follows from the work that waits ahead, whatever the request costs itself.
         """
         profile, items, _, fixed, estimates, named = request
         policy = self._policy_of(profile, fixed, named) if len(items) else self._most_popular
+        choice = self._choose(policy, request)
+        if estimates is None or fixed is not None:
+            return choice
+        return _within_budget(choice, policy.depths, profile, estimates)
+
+    def _choose(self, policy: DepthPolicy, request: DepthRequest) -> Choice:
+        """The same but for the profile's latency budget."""
+        profile, _, _, fixed, estimates, _ = request
         if estimates is None:
             return policy.choose(request)
         depths = policy.depths
@@ -277,6 +286,18 @@ def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Es
     if time.fits:
         return _shallower(wanted, depths[0], time, time.cost_s)
     return _shallowest(depths, time)._replace(complexity=wanted.complexity)
+
+
+def _within_budget(choice: Choice, depths: tuple[int, ...], profile: DeviceProfile, estimates: Estimates) -> Choice:
+    """The choice, or the deepest shallower depth whose run, p99, keeps to the profile's budget, or the shallowest."""
+    shallower = [depth for depth in depths if 0 < depth < choice.depth]
+    budget_s = profile.latency_budget_ms / 1e3
+    if not shallower or (cost_s := estimates.cost_s(choice.depth)) <= budget_s:
+        return choice
+    depth = next((depth for depth in reversed(shallower) if estimates.cost_s(depth) <= budget_s), shallower[0])
+    needs, allowed = _ms(cost_s), f"{profile.latency_budget_ms:g} ms"
+    why = f"depth {choice.depth} needs {needs}, more than the {allowed} that {profile.name} allows: depth {depth}"
+    return Choice(depth, DepthReason.DEADLINE, why, choice.complexity)
 
 
 def _shallower(wanted: Choice, depth: int, time: _Time, cost_s: float) -> Choice:

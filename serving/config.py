@@ -94,7 +94,8 @@ class ServerSettings(BaseModel):
         description="Device profile for requests that name none: a name, a tier or a YAML file.",
     )
     force: bool = Field(
-        default=False, description="Serve a bundle even if `fathom profiles check` found that it does not fit."
+        default=False,
+        description="Serve a bundle even if it does not fit the profile: its memory, or the time that it allows.",
     )
     policy: Literal["auto", "certified", "rule", "deepest"] = Field(
         default="auto",

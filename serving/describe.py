@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fathom.edge_profiles.profile import TIER_DEFAULTS, DeviceProfile, load_profile, profile_names
 from fathom.errors import ConfigError
@@ -77,12 +78,17 @@ def own_profile(name: str, bundle: Bundle, *, force: bool = False) -> DeviceProf
         )
     fit = bundle.manifest.fits.get(profile.name)
     if fit is not None and not force and not fit.fits(profile.memory_limit_mb):
-        took = "more than that" if fit.peak_mb is None else f"{fit.peak_mb:.0f} MB"
-        raise ConfigError(
-            f"{bundle.path}: serving it under profile {profile.name} took {took} of {profile.memory_limit_mb} MB; slice"
-            " it, export it in a smaller precision, or serve it with --force"
-        )
+        raise too_large(bundle.path, profile, fit.peak_mb)
     return profile
+
+
+def too_large(path: Path, profile: DeviceProfile, peak_mb: float | None) -> ConfigError:
+    """A profile's memory does not suffice; ``peak_mb``: None where it took more than could be measured."""
+    took = "more than that" if peak_mb is None else f"{peak_mb:.0f} MB"
+    return ConfigError(
+        f"{path}: serving it under profile {profile.name} took {took} of {profile.memory_limit_mb} MB; slice it, export"
+        " it in a smaller precision, or serve it with --force"
+    )
 
 
 def bundle_message(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from grpc_health.v1 import health, health_pb2
 
+from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError, FathomError, RequestError, ServerFailedError, optional
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
@@ -29,6 +30,7 @@ from fathom.serving.deployment import MakeEngine, reuse_mb
 from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.experiments.running import RunningExperiments
 from fathom.serving.experiments.shadows import Shadows
+from fathom.serving.fit import check_memory
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.history.contract import HistoryStore, Retention
@@ -38,7 +40,7 @@ from fathom.serving.listener import SERVICE, Listener, address
 from fathom.serving.live_counter import LiveCounter
 from fathom.serving.logs import logging_to
 from fathom.serving.loop import run_in_loop
-from fathom.serving.memory import tidy, use_memory_sparingly
+from fathom.serving.memory import give_back, tidy, use_memory_sparingly
 from fathom.serving.metrics import Metrics, Reading
 from fathom.serving.metrics_export import MetricsExport
 from fathom.serving.metrics_port import MetricsPort
@@ -68,7 +70,7 @@ class Server:
 
     Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
     with other processes. ``tell_workers``: called with what the others must know. ``make_transport``: instead of what
-    the settings say.
+    the settings say. ``owns_process``: what the process takes of the memory is the server's.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class Server:
         shares_port: bool = False,
         tell_workers: TellWorkers | None = None,
         make_transport: Callable[[Options], Transport] | None = None,
+        owns_process: bool = False,
     ) -> None:
         self._settings = settings
         # Another's transport has a port that is none of ours.
         self._shares_port = shares_port or make_transport is not None
         self._make_transport = make_transport or partial(open_transport, settings.transport)
         self._tell_workers = tell_workers or _alone
+        self._checks_memory = owns_process and not settings.force
         self._gate = Gate()
         # Whoever brings a transport may ask for ``work``.
         shown = settings.metrics_port is not None or settings.metrics == "otlp" or make_transport is not None
@@ -95,7 +99,10 @@ class Server:
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
             profile = own_profile(settings.profile, bundle, force=True)
             incremental = reuse_mb(settings, profile) > 0
-            return open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
+            engine = open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
+            if profile.tier == "mobile":
+                give_back()
+            return engine
 
         self.bundles = Bundles(path, settings, self._metrics, make_engine or onnx_engine)
         retention = _retention(settings)
@@ -157,6 +164,8 @@ class Server:
         if not self._access.is_open:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
+        if self._checks_memory:
+            check_memory(self.bundles)
         if self._experiments is not None:
             await self._experiments.registry.load()
             self._experimenting = [
@@ -430,6 +439,11 @@ async def _serve(
     settings: ServerSettings, bundle_path: Path, ready: Callable[[ServerInfo], None], pipe: Connection | None = None
 ) -> None:
     use_memory_sparingly()
+    sparing = load_profile(settings.profile).tier == "mobile"
+    if sparing:
+        import onnxruntime  # noqa: F401  # what it needs once is given back before the engines come on top
+
+        give_back()
     allow_connections()
     stop = asyncio.Event()
     peers = Peers(pipe, settings.workers - 1) if pipe else None
@@ -437,7 +451,9 @@ async def _serve(
     for number in (signal.SIGTERM,) if peers else STOP:
         loop.add_signal_handler(number, _drain, stop, number.name)
     tell_workers = peers.tell if peers else None
-    async with Server(settings, bundle_path, shares_port=pipe is not None, tell_workers=tell_workers) as server:
+    async with Server(
+        settings, bundle_path, shares_port=pipe is not None, tell_workers=tell_workers, owns_process=True
+    ) as server:
         if peers:
             peers.listen(server.notice, partial(_drain, stop, "the parent is gone"))
         else:
@@ -445,6 +461,8 @@ async def _serve(
         server.bundles.on_retired = tidy
         info = await server.start()
         tidy()
+        if sparing:
+            give_back()
         log.info("ready", extra={"fields": {"server": str(info)}})
         ready(info)
         await _first(stop, server.failed)

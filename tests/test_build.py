@@ -255,7 +255,7 @@ def test_where_there_is_nothing_to_choose_from_a_build_is_not_certified_and_does
     assert build(tiny_csv, bundle) == []
 
 
-def refuse(_: Bundle) -> list[tuple[int, ...]]:
+def refuse(_: Bundle, __: object) -> list[tuple[int, ...]]:
     raise ConfigError("there is nothing to choose from")
 
 
@@ -273,6 +273,47 @@ def test_the_bundle_serves_every_tier_as_certified_or_at_its_deepest_depth(
             assert len(answer.items) == 5
             assert not {item.id for item in answer.items} & {"i1", "i4", "i13"}
             assert str(answer.depth) in answer.why
+
+
+PHONE = """
+name: small-phone
+tier: mobile
+description: A phone that ships what it says
+depths: [0, 4, 8]
+shallow: 4
+deep: 8
+threshold: 0.5
+precision: int8
+item_precision: int8
+max_loss: 0.99
+memory_limit_mb: 100
+latency_budget_ms: 1000
+threads: 1
+max_batch: 1
+max_batch_tokens: 512
+source: made up for a test
+"""
+
+
+def test_a_build_for_a_profile_lies_beside_the_whole_one_and_is_what_the_profile_says(
+    tiny_csv: Path, tiny_build: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_build, tmp_path / "copy")
+    phone, profile = tmp_path / "copy" / "phone", tmp_path / "phone.yaml"
+    profile.write_text(PHONE)
+    command = [*arguments(tiny_csv, phone), "--profile", str(profile)]
+    assert json.loads(fathom(*command).stdout)["ran"] == ["export for small-phone", "certify for small-phone"]
+    assert json.loads(fathom(*command).stdout)["ran"] == []
+    assert build(tiny_csv, tmp_path / "copy" / "bundle") == []
+    with Bundle.open(phone) as bundle:
+        manifest, certificate = bundle.manifest, bundle.certificate
+    assert (manifest.precision, manifest.item_precision, manifest.profile) == ("int8", "int8", "small-phone")
+    assert manifest.served_depths == (0, 4, 8)
+    assert all(info.loss is not None for info in manifest.depths.values())
+    assert certificate is not None
+    assert {claim.depths for claim in certificate.claims} == {(0, 4, 8), (4, 8)}
+    with running_server(phone, "--profile", str(profile)) as server, Client(server.address) as client:
+        assert client.recommend(["i1", "i4"], k=5).depth <= 8
 
 
 def test_every_plan_was_compared_and_the_manifest_says_so(tiny_build: Path) -> None:

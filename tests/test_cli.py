@@ -153,7 +153,7 @@ def test_the_program_itself_ends_with_one_line_and_exit_code_2(tmp_path: Path) -
 
 def test_a_broken_bundle_fails_verify_by_name(synthetic_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "bundle"
-    fathom("bundle", "slice", synthetic_bundle, "--profile", "mobile", "--out", broken)
+    fathom("bundle", "slice", synthetic_bundle, "--profile", "mobile", "--any-precision", "--out", broken)
     assert json.loads(fathom("bundle", "verify", broken, "--json").stdout)[0]["ok"]
     (broken / "items" / "vectors.npy").write_bytes(b"edited")
     assert "items/vectors.npy" in fathom("bundle", "verify", broken, code=2).stdout

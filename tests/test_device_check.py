@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fathom.cli import app
+from fathom.client import Client
 from fathom.errors import UnavailableError
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle, read_manifest
@@ -74,6 +75,31 @@ def test_a_bundle_that_does_not_fit_is_refused_until_it_is_forced(bundle: Path, 
     # A larger limit under the same name has not been tried yet.
     with running_server(bundle, "--profile", profile(tmp_path, 400)):
         pass
+
+
+def test_a_bundle_that_was_never_checked_is_measured_before_the_server_answers(bundle: Path, tmp_path: Path) -> None:
+    tight = profile(tmp_path, 40)
+    with (
+        pytest.raises(UnavailableError, match=r"profile small-box took \d+ MB of 40 MB; slice it"),
+        running_server(bundle, "--profile", tight),
+    ):
+        pass
+    with running_server(bundle, "--profile", tight, "--force"):
+        pass
+
+
+def test_a_bundle_whose_shallowest_depth_is_too_slow_for_the_profile_is_refused(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "hasty.yaml"
+    path.write_text(PROFILE.format(limit=400).replace("latency_budget_ms: 50", "latency_budget_ms: 0.001"))
+    words = r"take up to \d+\.\d ms at depth 4 on this machine, and profile small-box allows 0\.001 ms"
+    with pytest.raises(UnavailableError, match=words), running_server(bundle, "--profile", str(path)):
+        pass
+    with running_server(bundle, "--profile", str(path), "--force") as server, Client(server.address) as client:
+        with Bundle.open(bundle) as opened:
+            ids = opened.catalogue.ids
+        answer = client.recommend(ids[:5])
+        assert answer.depth == 4
+        assert client.recommend(ids[:5], depth=8).depth == 8
 
 
 def test_a_bundle_that_does_not_even_start_is_refused_with_its_own_words(

@@ -34,7 +34,7 @@ LINES = {
     "certify {wrong} --data {dataset}": "",
     "bundle inspect {wrong}": "",
     "bundle quality {wrong}": "",
-    "bundle slice {wrong} --profile mobile --out {new}": "",
+    "bundle slice {wrong} --profile cloud --out {new}": "",
     "bundle convert {wrong} --to ort --out {new}": "",
     "bundle convert {wrong} --to triton --out {new}": "",
     "bundle convert {bundle} --to executorch --checkpoint {wrong} --out {new}": "fathom train",

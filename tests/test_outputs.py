@@ -36,7 +36,7 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
     ("certify", "report"): (REPORT_FOLDER, "{bundle} --data {read} --report {out}"),
     ("build", "out"): (artefacts.BUNDLE, "{read} --out {out}"),
     ("score", "out"): (artefacts.RECOMMENDATIONS, "{read} --users {read} --out {out}"),
-    ("bundle slice", "out"): (artefacts.BUNDLE, "{read} --profile mobile --out {out}"),
+    ("bundle slice", "out"): (artefacts.BUNDLE, "{read} --profile cloud --out {out}"),
     **{
         ("bundle convert", f"out {form}"): (kind, "{read} --checkpoint {read} --to " + form + " --out {out}")
         for form, kind in {

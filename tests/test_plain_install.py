@@ -90,7 +90,7 @@ def test_what_needs_no_extra_works_without_any(synthetic_bundle: Path, tmp_path:
         ["bundle", "inspect", bundle],
         ["bundle", "quality", bundle],
         ["bundle", "verify", bundle],
-        ["bundle", "slice", bundle, "--profile", "mobile", "--out", "small"],
+        ["bundle", "slice", bundle, "--profile", "mobile", "--any-precision", "--out", "small"],
         ["bundle", "convert", bundle, "--to", "ort", "--out", "ort"],
         ["profiles", "list"],
         ["profiles", "show", "cloud"],

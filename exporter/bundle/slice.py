@@ -54,6 +54,18 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
         )
 
 
+def check_precision(manifest: Manifest, profile: DeviceProfile) -> None:
+    """Raise ConfigError where layers or item vectors are not stored in the profile's precision."""
+    is_stored = manifest.precision, manifest.item_precision
+    wanted = profile.precision, profile.item_precision
+    if is_stored != wanted:
+        raise ConfigError(
+            f"layers and item vectors are {' and '.join(is_stored)}, and profile {profile.name} says"
+            f" {' and '.join(wanted)}: build with --profile {profile.name}, export the checkpoint with it, or slice"
+            " with --any-precision"
+        )
+
+
 def _engines(depths: Mapping[int, DepthInfo], extension: Extension | None) -> set[str]:
     engines = {segment for info in depths.values() for segment in info.segments}
     return engines | (set(extension.segments.values()) if extension else set())

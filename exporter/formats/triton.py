@@ -1,17 +1,12 @@
-"""A Triton model repository: one model per engine file, and one that picks each request's depth and asks them.
+"""A Triton model repository: one model, which holds a bundle and answers the batches that Triton makes.
 
-    repository/fathom/config.pbtxt, 1/model.py, 1/bundle/      picks the depth (business logic scripting)
-    repository/fathom-depth-04/config.pbtxt, 1/model.onnx ...  the layers up to the first exit, and so on
+    repository/fathom/config.pbtxt, 1/model.py, 1/profile.json, 1/bundle/
 
-Triton's Python needs ``pip install fathom-recommender``. ``python`` segments run with onnxruntime inside Python, for a
-Triton without the onnxruntime backend.
+It runs in Triton's Python backend, whose Python needs ``pip install fathom-recommender``.
 """
 
 import shutil
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
-
-import onnx
+from pathlib import Path
 
 from fathom.artefacts import TRITON
 from fathom.edge_profiles.profile import DeviceProfile
@@ -21,17 +16,13 @@ from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import MANIFEST_NAME
 
-Backend = Literal["onnxruntime", "python"]
-
-ROUTER = "fathom"
-#: Not imported here: they need what only Triton has.
-_ROUTER_MODEL = Path(__file__).with_name("triton_router.py")
-_SEGMENT_MODEL = Path(__file__).with_name("triton_segment.py")
-_TYPES = {onnx.TensorProto.INT64: "TYPE_INT64", onnx.TensorProto.FLOAT: "TYPE_FP32"}
+MODEL = "fathom"
+#: Not imported here: it needs what only Triton has.
+_MODEL_FILE = Path(__file__).with_name("triton_model.py")
 
 
-def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Backend = "onnxruntime") -> list[str]:
-    """Write the repository and return the names of its models, that of the router first.
+def write_triton(source: Path, out: Path, profile: DeviceProfile) -> str:
+    """Write the repository and return the name of its model, which chooses depths as the profile says.
 
     Raises BundleError for a source that is refused, ConfigError for one whose engines are not ONNX, or whose depths the
     profile does not allow.
@@ -40,61 +31,30 @@ def write_triton(source: Path, out: Path, profile: DeviceProfile, *, backend: Ba
         manifest = bundle.manifest
         if manifest.format != "onnx":
             raise ConfigError(f"{source}: its engines are {manifest.format}; Triton needs onnx")
-        depths = tuple(depth for depth in profile.depths if depth in bundle.depths)
-        if not depths:
+        if not set(profile.depths) & set(bundle.depths):
             raise ConfigError(f"{source}: it has no depth that profile {profile.name} allows")
-        files = {name: None for depth in bundle.depths for name in manifest.depths[depth].segments}
         with new_folder(out, TRITON) as folder:
-            inputs = {name: _segment(folder / model_name(name), bundle.read(name), backend) for name in files}
-            _router(folder / ROUTER, bundle, profile, inputs)
-        return [ROUTER, *map(model_name, files)]
+            version = folder / MODEL / "1"
+            write_files(version / "bundle", read_files(bundle, manifest.files))
+            write_json(version / "bundle" / MANIFEST_NAME, manifest.model_dump(mode="json"))
+            write_json(version / "profile.json", profile.model_dump(mode="json"))
+            shutil.copyfile(_MODEL_FILE, version / "model.py")
+            (folder / MODEL / "config.pbtxt").write_text(_config(profile), encoding="utf-8")
+    return MODEL
 
 
-def model_name(file: str) -> str:
-    """The Triton model of an engine file."""
-    return f"fathom-{PurePosixPath(file).stem}"
+def _config(profile: DeviceProfile) -> str:
+    """Histories of any lengths share a batch: the model pads them.
 
-
-def _segment(folder: Path, engine: bytes, backend: Backend) -> list[str]:
-    """One model; returns the names of its inputs."""
-    version = folder / "1"
-    version.mkdir(parents=True)
-    (version / "model.onnx").write_bytes(engine)
-    if backend == "python":
-        shutil.copyfile(_SEGMENT_MODEL, version / "model.py")
-    graph = onnx.load_from_string(engine).graph
-    parts = [f'name: "{folder.name}"', f'backend: "{backend}"', "max_batch_size: 0"]
-    # An input with a value of its own may be left out.
-    own = {each.name for each in graph.initializer}
-    inputs = [each for each in graph.input if each.name not in own]
-    parts += [_tensor("input", each) for each in inputs] + [_tensor("output", each) for each in graph.output]
-    parts += ["instance_group [ { kind: KIND_CPU, count: 1 } ]"]
-    (folder / "config.pbtxt").write_text("\n".join(parts) + "\n", encoding="utf-8")
-    return [each.name for each in inputs]
-
-
-def _tensor(kind: str, value: Any) -> str:
-    shape = value.type.tensor_type
-    dims = ", ".join(str(each.dim_value) if each.HasField("dim_value") else "-1" for each in shape.shape.dim)
-    return f'{kind} [ {{ name: "{value.name}", data_type: {_TYPES[shape.elem_type]}, dims: [ {dims} ] }} ]'
-
-
-def _router(folder: Path, bundle: Bundle, profile: DeviceProfile, inputs: dict[str, list[str]]) -> None:
-    version = folder / "1"
-    write_files(version / "bundle", read_files(bundle, bundle.manifest.files))
-    write_json(version / "bundle" / MANIFEST_NAME, bundle.manifest.model_dump(mode="json"))
-    shutil.copyfile(_ROUTER_MODEL, version / "model.py")
-    write_json(version / "profile.json", profile.model_dump(mode="json"))
-    write_json(version / "segments.json", {name: [model_name(name), wanted] for name, wanted in inputs.items()})
-    (folder / "config.pbtxt").write_text(_ROUTER_CONFIG, encoding="utf-8")
-
-
-_ROUTER_CONFIG = f"""\
-name: "{ROUTER}"
+    The queue is left as it is by default: with a policy of its own, Triton 2.51 stalls one instance for 500 ms.
+    """
+    return f"""\
+name: "{MODEL}"
 backend: "python"
-max_batch_size: 0
-input [ {{ name: "item_ids", data_type: TYPE_STRING, dims: [ -1 ] }} ]
-input [ {{ name: "timestamps", data_type: TYPE_INT64, dims: [ -1 ], optional: true }} ]
+max_batch_size: {profile.max_batch}
+dynamic_batching {{ }}
+input [ {{ name: "item_ids", data_type: TYPE_STRING, dims: [ -1 ], allow_ragged_batch: true }} ]
+input [ {{ name: "timestamps", data_type: TYPE_INT64, dims: [ -1 ], allow_ragged_batch: true, optional: true }} ]
 input [ {{ name: "k", data_type: TYPE_INT32, dims: [ 1 ], optional: true }} ]
 input [ {{ name: "depth", data_type: TYPE_INT32, dims: [ 1 ], optional: true }} ]
 output [ {{ name: "recommended", data_type: TYPE_STRING, dims: [ -1 ] }} ]

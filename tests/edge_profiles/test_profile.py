@@ -8,7 +8,15 @@ import pytest
 from pydantic import ValidationError
 
 from fathom.edge_profiles import profile as profile_module
-from fathom.edge_profiles.profile import TIER_DEFAULTS, DeviceProfile, check, load_profile, profile_names
+from fathom.edge_profiles.profile import (
+    FIGURES,
+    TIER_DEFAULTS,
+    TIER_LIMITS_MB,
+    DeviceProfile,
+    check,
+    load_profile,
+    profile_names,
+)
 from fathom.errors import ConfigError
 
 GOOD = """\
@@ -65,10 +73,13 @@ def test_a_shipped_profile_is_named_after_its_file_and_says_where_its_figures_co
     assert profile.device is not None
     assert (profile.shallow, profile.deep) == TIER_DEPTHS[profile.tier]
     assert profile.depths[0] == 0
+    assert profile.memory_limit_mb <= TIER_LIMITS_MB[profile.tier]
+    assert not profile.measured
     facts, choices = profile.source.split("Chosen by Fathom, not measured: ")
     assert facts.strip()
-    ours = set(DeviceProfile.model_fields) - {"name", "tier", "description", "device", "source"}
-    assert set(choices.rstrip(".").split(", ")) == ours
+    ours = set(DeviceProfile.model_fields) - {"name", "tier", "description", "device", "measured", "source"}
+    assert set(choices.rstrip(".").split(", ")) == ours == set(FIGURES)
+    assert {profile.basis(figure) for figure in FIGURES} == {"chosen"}
 
 
 @pytest.mark.parametrize(("tier", "name"), TIER_DEFAULTS.items())
@@ -94,6 +105,18 @@ def test_a_profile_of_your_own_cannot_take_the_name_of_one_of_ours(tmp_path: Pat
 def test_a_plain_copy_of_one_of_ours_may_keep_its_name(tmp_path: Path) -> None:
     copied = Path(profile_module.__file__).with_name("jetson-nano.yaml").read_text(encoding="utf-8")
     assert check(write(tmp_path, copied)) == load_profile("jetson-nano")
+
+
+def test_a_figure_says_on_what_it_was_measured(tmp_path: Path) -> None:
+    profile = load_profile(write(tmp_path, GOOD + "measured:\n  memory_limit_mb: a Box 3000\n"))
+    assert profile.basis("memory_limit_mb") == "measured: a Box 3000"
+    assert profile.basis("latency_budget_ms") == "chosen"
+    assert DeviceProfile.model_validate_json(profile.model_dump_json()) == profile
+    hash(profile)
+    assert check(write(tmp_path, GOOD + "measured:\n  threads: a Box 3000\n")) == [
+        f"{tmp_path / 'mine.yaml'}:21: measured is {{'threads': 'a Box 3000'}}; threads cannot be measured;"
+        " memory_limit_mb and latency_budget_ms can"
+    ]
 
 
 def test_the_device_may_be_left_out(tmp_path: Path) -> None:

@@ -7,17 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_process import fathom
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import BundleEditedError, ConfigError
 from fathom.exporter.bundle.slice import slice_bundle
-from fathom.runtime.bundle import Bundle, verify
+from fathom.runtime.bundle import Bundle, read_manifest, verify
 from fathom.runtime.engines.open import open_engine
 
 
 def profile(*depths: int) -> DeviceProfile:
     changed = {"name": "mine", "depths": depths, "shallow": depths[0], "deep": depths[-1]}
     return load_profile("phone-high").model_copy(update=changed)
+
+
+def test_a_bundle_of_another_precision_is_cut_only_where_that_is_asked_for(
+    synthetic_bundle: Path, tmp_path: Path
+) -> None:
+    slice_it = ["bundle", "slice", synthetic_bundle, "--profile", "phone-low", "--out", tmp_path / "small"]
+    said = fathom(*slice_it, code=2).stderr
+    assert "layers and item vectors are fp32 and fp32, and profile phone-low says int8 and int8" in said
+    assert not (tmp_path / "small").exists()
+    fathom(*slice_it, "--any-precision")
+    assert read_manifest(tmp_path / "small").profile == "phone-low"
+    fathom("bundle", "slice", synthetic_bundle, "--profile", "cloud", "--out", tmp_path / "cloud")
 
 
 def engines(path: Path) -> list[str]:

@@ -1,25 +1,21 @@
 """The Triton repository: whole on disk, and in a real Triton it answers what Fathom's own server answers."""
 
-import json
-import os
 import platform
-import shutil
-import socket
 import subprocess
 import sys
-import sysconfig
 import urllib.error
-import urllib.request
 import venv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import pytest
 
 import fathom
+from fathom.benchmarks.systems import triton as benchmark
+from fathom.benchmarks.triton_server import StartedTriton, Triton, started_triton
 from fathom.client import Client
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError
@@ -36,31 +32,23 @@ NEEDS = ["numpy<2", f"onnxruntime=={onnxruntime.__version__}", "pydantic>=2.11",
 HERE = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-def test_a_repository_has_a_model_per_segment_and_one_that_picks_the_depth(bundle_path: Path, tmp_path: Path) -> None:
-    models = write_triton(bundle_path, tmp_path / "repository", CLOUD)
-    assert models == ["fathom", "fathom-depth-04", "fathom-depth-08", "fathom-depth-12", "fathom-depth-16"]
-    assert sorted(path.name for path in (tmp_path / "repository").iterdir()) == sorted(models)
-    with Bundle.open(bundle_path) as bundle:
-        width = bundle.manifest.model.width
-    config = (tmp_path / "repository/fathom-depth-08/config.pbtxt").read_text()
-    assert 'backend: "onnxruntime"' in config
-    assert f'input [ {{ name: "hidden_in", data_type: TYPE_FP32, dims: [ -1, -1, {width} ] }} ]' in config
-    assert f'output [ {{ name: "user_vector", data_type: TYPE_FP32, dims: [ -1, {width} ] }} ]' in config
-    assert not (tmp_path / "repository/fathom-depth-08/1/model.py").exists()
+def test_a_repository_has_one_model_whose_batches_triton_makes(bundle_path: Path, tmp_path: Path) -> None:
+    assert write_triton(bundle_path, tmp_path / "repository", CLOUD) == "fathom"
+    assert [path.name for path in (tmp_path / "repository").iterdir()] == ["fathom"]
+    config = (tmp_path / "repository/fathom/config.pbtxt").read_text()
+    assert f"max_batch_size: {CLOUD.max_batch}\ndynamic_batching {{ }}\n" in config
+    with Bundle.open(tmp_path / "repository/fathom/1/bundle") as copy, Bundle.open(bundle_path) as bundle:
+        assert copy.manifest == bundle.manifest
 
 
 def test_what_triton_cannot_serve_is_refused_in_one_line(bundle_path: Path, tmp_path: Path) -> None:
     convert_to_ort(bundle_path, tmp_path / "phone")
     with pytest.raises(ConfigError, match="its engines are ort; Triton needs onnx"):
         write_triton(tmp_path / "phone", tmp_path / "repository", CLOUD)
+    other = CLOUD.model_copy(update={"depths": (0, 5)})
+    with pytest.raises(ConfigError, match="it has no depth that profile cloud-cpu allows"):
+        write_triton(bundle_path, tmp_path / "repository", other)
     assert not (tmp_path / "repository").exists()
-
-
-class Triton(NamedTuple):
-    """A real Triton server: its folder, and the programs of the environment that its models run in."""
-
-    server: Path
-    programs: Path
 
 
 def install(pip: Path, *packages: str) -> None:
@@ -82,60 +70,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Triton:
     install(programs / "pip", "--no-deps", "--target", str(folder), WHEEL)
     (packages,) = (folder / "environment" / "lib").glob("python*/site-packages")
     (packages / "fathom.pth").write_text(str(Path(fathom.__file__).parents[1]))
-    server = folder / "pytriton" / "tritonserver"
-    stub = f"{sys.version_info.major}.{sys.version_info.minor}/triton_python_backend_stub"
-    shutil.copy(server / "python_backend_stubs" / stub, server / "backends" / "python")
-    for program in (server / "bin/tritonserver", server / "backends/python/triton_python_backend_stub"):
-        program.chmod(0o755)
-    return Triton(server, programs)
+    found = Triton(folder / "pytriton" / "tritonserver", programs)
+    found.prepare()
+    return found
 
 
 @pytest.fixture
-def triton(installed: Triton, counting_bundle: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a Triton that serves the bundle."""
-    write_triton(counting_bundle, tmp_path / "repository", CLOUD, backend="python")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(installed.server / "bin" / "tritonserver"), f"--model-repository={tmp_path / 'repository'}"]
-    command += [
-        f"--backend-directory={installed.server / 'backends'}",
-        "--http-address=127.0.0.1",
-        f"--http-port={port}",
-    ]
-    command += ["--allow-grpc=false", "--allow-metrics=false"]
-    # Triton's Python finds its packages by the `python3` that comes first on the path.
-    path = [str(installed.programs), os.environ["PATH"]]
-    libraries = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = os.environ | {"PATH": ":".join(path), "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if "Started HTTPService" in line:
-                break
-        else:
-            pytest.fail("".join(said[-30:]))
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.stderr.read()
+def triton(installed: Triton, counting_bundle: Path, tmp_path: Path) -> Iterator[StartedTriton]:
+    """A Triton that serves the bundle."""
+    write_triton(counting_bundle, tmp_path / "repository", CLOUD)
+    with started_triton(installed, tmp_path / "repository") as server:
+        yield server
 
 
-def ask(address: str, **inputs: Any) -> dict[str, list[Any]]:
-    """The outputs of the model that picks the depth, by Triton's HTTP protocol."""
-    kinds = {"item_ids": "BYTES", "timestamps": "INT64", "k": "INT32", "depth": "INT32"}
-    tensors = [
-        {"name": name, "datatype": kinds[name], "shape": [len(data)], "data": data} for name, data in inputs.items()
-    ]
-    body = json.dumps({"inputs": tensors}).encode()
-    request = urllib.request.Request(f"{address}/v2/models/fathom/infer", body)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return {each["name"]: each["data"] for each in json.load(answer)["outputs"]}
-
-
-def test_triton_answers_the_same_items_as_our_server(triton: str, counting_bundle: Path) -> None:
+def test_triton_answers_the_same_items_as_our_server(triton: StartedTriton, counting_bundle: Path) -> None:
     rng = np.random.default_rng(0)
     with Bundle.open(counting_bundle) as bundle:
         ids, depths, counting = bundle.catalogue.ids, bundle.depths, bundle.counting
@@ -149,19 +97,20 @@ def test_triton_answers_the_same_items_as_our_server(triton: str, counting_bundl
             depth = None if number % 2 else depths[number % len(depths)]
             ours = client.recommend(history, k=7, timestamps=times, depth=depth, profile="cloud")
             fixed = {} if depth is None else {"depth": [depth]}
-            theirs = ask(triton, item_ids=history, timestamps=times, k=[7], **fixed)
+            theirs = triton.infer(item_ids=history, timestamps=times, k=[7], **fixed)
             assert theirs["recommended"] == [item.id for item in ours.items]
             assert theirs["scores"] == pytest.approx([item.score for item in ours.items], abs=1e-5)
             assert theirs["depth_used"] == [ours.depth]
             assert theirs["why"] == [ours.why]
             seen.add(ours.depth)
+        check_a_crowd(triton, client, ids)
         everything = [item.id for item in client.recommend(ids[:1], k=1_000).items]
-        assert ask(triton, item_ids=ids[:1], k=[1_000])["recommended"] == everything
+        assert triton.infer(item_ids=ids[:1], k=[1_000])["recommended"] == everything
         counted, _ = counting.best(np.arange(3), 10, ItemFilter(exclude=np.arange(3)))
-        at_0 = ask(triton, item_ids=ids[:3], depth=[0])
+        at_0 = triton.infer(item_ids=ids[:3], depth=[0])
         assert (at_0["recommended"], at_0["depth_used"]) == ([ids[item] for item in counted], [0])
         popular, _ = counting.best(np.arange(0), 10, ItemFilter())
-        stranger = ask(triton, item_ids=["nothing known"])
+        stranger = triton.infer(item_ids=["nothing known"])
         assert (stranger["recommended"], stranger["depth_used"]) == ([ids[item] for item in popular], [0])
     assert len(seen) > 1
     for wrong, words in (
@@ -171,6 +120,47 @@ def test_triton_answers_the_same_items_as_our_server(triton: str, counting_bundl
         ({"item_ids": [ids[0]], "depth": [5]}, "depth 5 is not served here"),
     ):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(triton, **wrong)
+            triton.infer(**wrong)
         assert words in refused.value.read().decode()
-    assert len(ask(triton, item_ids=[ids[0]])["recommended"]) == 10
+    assert len(triton.infer(item_ids=[ids[0]])["recommended"]) == 10
+
+
+def check_a_crowd(triton: StartedTriton, client: Client, ids: tuple[str, ...]) -> None:
+    """Histories of all lengths at once share batches, a wrong one among them; and several histories in one request."""
+    rng = np.random.default_rng(1)
+    histories = [[ids[i] for i in rng.integers(0, len(ids), 1 + number % 29)] for number in range(120)]
+    histories[50] = ["nothing known"]
+
+    def asked(history: list[str]) -> list[str] | None:
+        try:
+            found: list[str] = triton.infer(item_ids=history, depth=[8])["recommended"]
+            return found
+        except urllib.error.HTTPError:
+            return None
+
+    requests, batches = triton.runs()
+    with ThreadPoolExecutor(24) as callers:
+        found = list(callers.map(asked, histories))
+    after, ran = triton.runs()
+    assert after - requests > 2 * (ran - batches)
+    assert found.pop(50) is None
+    del histories[50]
+    assert found == [[item.id for item in client.recommend(history, depth=8).items] for history in histories]
+    rows = [history for history in histories if len(history) == 12][:3]
+    together = triton.infer(item_ids=rows, k=[[3], [5], [2]], depth=[[4], [8], [0]])
+    assert together["depth_used"] == [4, 8, 0]
+    named = np.array(together["recommended"]).reshape(3, 5)
+    for row, history, k, depth in zip(named.tolist(), rows, (3, 5, 2), (4, 8, 0), strict=True):
+        ours = [item.id for item in client.recommend(history, k=k, depth=depth).items]
+        assert row == ours + [""] * (5 - k)
+
+
+def test_the_benchmark_measures_both_models_and_makes_a_page(installed: Triton, counting_bundle: Path) -> None:
+    with Bundle.open(counting_bundle) as bundle:
+        cases = [bundle.catalogue.ids[:length] for length in (3, 7, 12)]
+        depths = (bundle.depths[0], bundle.depths[-1])
+    found = benchmark.compare(installed, counting_bundle, cases, seconds=0.1, turns=1)
+    models = [(row["depth"], row["model"]) for row in found["rows"]]
+    assert sorted(set(models)) == [(depth, model) for depth in depths for model in ("by-hand", "fathom")]
+    page = benchmark.render({"config": {"bundle": "b", "mean_history": 7.3, "turns": 1}, "result": found})
+    assert page.count("| by-hand |") == page.count("| fathom |") == 4

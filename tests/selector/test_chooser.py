@@ -25,6 +25,8 @@ DEPTHS = (4, 8, 12, 16)
 COUNTED = (0, *DEPTHS)
 CLOUD, EDGE = load_profile("cloud"), load_profile("edge")
 PROFILES = [load_profile(name) for name in profile_names()]
+#: Whatever a depth costs.
+PATIENT = {"latency_budget_ms": 1e6}
 UNKNOWN = Features(*[math.nan] * len(Features._fields))
 ITEMS = np.array([1, 2, 3])
 share = st.floats(0, 1)
@@ -290,7 +292,7 @@ def test_what_cannot_be_in_time_is_refused_without_a_look_at_it() -> None:
 @fast
 @given(
     complexity=share,
-    profile=st.sampled_from(PROFILES),
+    profile=st.sampled_from([profile.model_copy(update=PATIENT) for profile in PROFILES]),
     served=st.sets(st.sampled_from((0, *DEPTHS, 3, 6))),
     policy=st.sampled_from(["auto", "rule", "deepest"]),
     fixed=st.none() | st.sampled_from((0, *DEPTHS, 5)),
@@ -345,12 +347,35 @@ def test_the_deadline_picks_the_deepest_depth_that_fits_and_refuses_only_what_th
         assert found._replace(probe=False) == wanted
 
 
+# The profile's latency budget
+
+
+@pytest.mark.parametrize(("budget_ms", "depth"), [(12, 16), (11.9, 12), (9, 12), (5, 4), (1, 4)])
+@pytest.mark.parametrize("time_s", [0.1, math.inf])
+def test_the_deepest_depth_that_keeps_to_the_latency_budget_answers_or_the_shallowest(
+    budget_ms: float, depth: int, time_s: float
+) -> None:
+    profile = CLOUD.model_copy(update={"latency_budget_ms": budget_ms})
+    found = chooser().choose(request(profile=profile, estimates=Clock(time_s=time_s)))
+    assert found.depth == depth
+    if depth < 16:
+        assert found.reason is DepthReason.DEADLINE
+        allows = f"more than the {budget_ms:g} ms that cloud-cpu allows"
+        assert found.why == f"depth 16 needs 12.0 ms, {allows}: depth {depth}"
+
+
+def test_a_depth_that_was_asked_for_may_exceed_the_latency_budget() -> None:
+    profile = CLOUD.model_copy(update={"latency_budget_ms": 1})
+    assert chooser().choose(request(profile=profile, fixed=16, estimates=Clock(time_s=math.inf))).depth == 16
+
+
 # Without a deadline
 
 
 def patient(queue_s: float, *, served: tuple[int, ...] = DEPTHS, fixed: int | None = None) -> Choice:
     clock = Clock(time_s=math.inf, queue=queue_s, costs=dict.fromkeys(DEPTHS, 60.0))
-    return chooser(served=served, policy="rule").choose(request(1.0, EDGE, fixed=fixed, estimates=clock))
+    profile = EDGE.model_copy(update=PATIENT)
+    return chooser(served=served, policy="rule").choose(request(1.0, profile, fixed=fixed, estimates=clock))
 
 
 def test_without_a_deadline_the_work_that_waits_makes_requests_shallow_and_then_refuses_them() -> None:

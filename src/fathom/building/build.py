@@ -6,6 +6,7 @@ The last stage certifies the bundle.
 All of them lie in one folder beside the bundle, and each is an artefact that the single commands read and write too.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -16,9 +17,10 @@ from fathom import artefacts, show
 from fathom.artefacts import BUNDLE, CHECKPOINT, COMPARISON, DATASET, EVALUATION, PLANS, RANKING, check_outputs
 from fathom.building.remaining import Remaining
 from fathom.building.stages import Stage, Stamps
-from fathom.edge_profiles.profile import load_profile, profile_names
+from fathom.edge_profiles.profile import DeviceProfile, load_profile, profile_names
 from fathom.errors import BundleError, ConfigError, DataError
 from fathom.exporter.bundle.export import export
+from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.certification.certify import certify, measure_bundle, write_certificate
 from fathom.exporter.certification.depth_sets import depth_sets
 from fathom.exporter.planning.compare import compare
@@ -48,6 +50,9 @@ COMPARISON_SCHEMA_VERSION = 1
 #: The plans that are healed and compared: those that follow from the consensus, which every build measures.
 COMPARED: tuple[Strategy, ...] = ("prefix", "nested", "permuted-prefix")
 
+#: What of a profile says in how many bits a bundle is stored, and what that may cost.
+STORED = ("precision", "item_precision", "max_loss")
+
 _READING = [f"training/{name}" for name in ("catalogue.py", "data.py", "sources.py", "tables")]
 _HEALING, _COMPARING = ["training"], ["training", "exporter/planning/compare.py"]
 _EXPORTING = ["exporter", "runtime", "selector"]
@@ -57,7 +62,8 @@ _EXPORTING = ["exporter", "runtime", "selector"]
 class Build:
     """What to build; ``source``: a name or file of `fathom data prepare`, or a dataset folder that is used as it is.
 
-    ``risk``: eps and delta of the certificate; None for none.
+    ``risk``: eps and delta of the certificate; None for none. ``profile``: whose precision and depths the bundle has,
+    and whose routing alone is certified; None: fp32, all depths, and the routings of all shipped profiles.
     """
 
     source: str
@@ -66,6 +72,12 @@ class Build:
     options: PrepareOptions | None = None
     users: int = 256
     risk: tuple[float, float] | None = None
+    profile: str | None = None
+
+    @cached_property
+    def device(self) -> DeviceProfile | None:
+        """The profile that the bundle is for."""
+        return None if self.profile is None else load_profile(self.profile)
 
     @cached_property
     def remaining(self) -> Remaining:
@@ -122,9 +134,17 @@ class Build:
             ),
             Stage("compare", comparison, COMPARISON, self._compare, [data, *healed], None, _COMPARING),
             Stage("evaluate", evaluation, EVALUATION, self._evaluate, measured, None, ["training"]),
-            Stage("export", self.bundle, BUNDLE, self._export, measured, None, _EXPORTING, exported),
+            self._export_stage(measured),
             *([] if self.risk is None else [self._certify_stage(self.risk)]),
         ]
+
+    def _named(self, stage: str) -> str:
+        """Bundles for several devices may lie beside each other, made from the same artefacts."""
+        return stage if self.device is None else f"{stage} for {self.device.name}"
+
+    def _export_stage(self, inputs: list[Path]) -> Stage:
+        kept = None if self.device is None else {key: getattr(self.device, key) for key in ("depths", *STORED)}
+        return Stage(self._named("export"), self.bundle, BUNDLE, self._export, inputs, kept, _EXPORTING, exported)
 
     def _prepare_stage(self) -> Stage:
         settings = [self.source, asdict(self.options) if self.options else None]
@@ -206,7 +226,16 @@ class Build:
             dropped = _added(self.bundle)
             if self.risk is not None:
                 dropped.pop("certificate", None)
-            export(checkpoint, dataset, self.bundle, name=name, evidence=evidence, progress=activity.update)
+            arguments: dict[str, Any] = {"name": name, "evidence": evidence, "progress": activity.update}
+            device = self.device
+            if device is None:
+                export(checkpoint, dataset, self.bundle, **arguments)
+            else:
+                arguments |= {key: getattr(device, key) for key in STORED}
+                with tempfile.TemporaryDirectory(dir=self.folder, prefix=".whole-") as folder:
+                    whole = Path(folder) / "bundle"
+                    export(checkpoint, dataset, whole, **arguments)
+                    slice_bundle(whole, device, self.bundle)
         if dropped:
             commands = (command.format(bundle=self.bundle, data=self.dataset) for command in dropped.values())
             show.note(
@@ -215,16 +244,17 @@ class Build:
             )
 
     def _certify_stage(self, risk: tuple[float, float]) -> Stage:
-        settings = [self.config.model_dump(), [load_profile(name).depths for name in profile_names()]]
+        names = profile_names() if self.profile is None else [self.profile]
+        settings = [self.config.model_dump(), [load_profile(name).depths for name in names]]
         run = partial(self._certify, *risk)
-        return Stage("certify", self.bundle, BUNDLE, run, [self.dataset], settings, _EXPORTING, tested)
+        return Stage(self._named("certify"), self.bundle, BUNDLE, run, [self.dataset], settings, _EXPORTING, tested)
 
     def _certify(self, eps: float, delta: float) -> None:
         with Bundle.open(self.bundle) as bundle, Activity("certify", self.remaining) as activity:
             if bundle.certificate is not None:
                 return  # A second test of the same users could be wrong once more.
             try:
-                sets = depth_sets(bundle)
+                sets = depth_sets(bundle, [] if self.profile is None else [self.profile])
                 measured = measure_bundle(bundle, Dataset.load(self.dataset), progress=activity.update)
             except (ConfigError, DataError) as error:
                 show.note(f"not certified: {error}")

@@ -55,7 +55,7 @@ class Remaining:
             return train.heal_epochs * self._epoch("heal") * self._work_s
         if self._work_s is None or name in self.took:
             return self.took.get(name)
-        return EPOCHS[name] * self._epoch("train") * self._work_s
+        return EPOCHS[name.partition(" ")[0]] * self._epoch("train") * self._work_s
 
     def _epoch(self, stage: str) -> float:
         """The work of one epoch: the layers that it runs, and about four more for embeddings and softmax."""

@@ -41,6 +41,10 @@ def build(
     no_certify: Annotated[
         bool, typer.Option("--no-certify", help="Leave the certificate to `fathom certify`, with options of your own.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Build for this profile or tier alone: its precision, its depths. Default: for all, fp32."),
+    ] = None,
     given: dict[str, Any],
     as_json: AsJson = False,
 ) -> None:
@@ -54,15 +58,20 @@ def build(
     Example: fathom build ml-100k --out build/ml-100k/bundle
 
     Example: fathom build clicks.csv --items-path products.csv --out build/clicks/bundle
+
+    Example: fathom build ml-100k --profile phone-low --out build/phone/bundle
     """
     need_training()
     from fathom.building.build import Build
     from fathom.building.verdict import verdict
     from fathom.commands import settings_pages
+    from fathom.edge_profiles.profile import load_profile
     from fathom.runtime.bundle import read_manifest
 
     config = train_config(preset, settings, seed, config_file, default=SOURCE_PRESETS.get(source, DEFAULT_PRESET))
-    work = Build(source, out, config, risk=None if no_certify else (EPS, DELTA))
+    work = Build(source, out, config, risk=None if no_certify else (EPS, DELTA), profile=profile)
+    if profile is not None:
+        load_profile(profile)
     if not work.is_prepared:
         work = replace(work, options=prepare_options(source, given))
     elif given:

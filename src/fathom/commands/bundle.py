@@ -138,17 +138,27 @@ def bundle_slice(
     bundle: BundlePath,
     profile: Annotated[str, typer.Option(help="A profile's name or file, or a tier.")],
     out: Annotated[Path, typer.Option(help="The smaller bundle.")],
+    any_precision: Annotated[
+        bool, typer.Option("--any-precision", help="Even if its precision is not the profile's.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cut the smaller bundle that a device profile needs.
+    """Cut the smaller bundle that a device profile needs: its depths, from a bundle of its precision.
 
-    Example: fathom bundle slice build/ml-100k/bundle --profile mobile --out build/ml-100k/mobile
+    In fewer bits a bundle's quality has to be measured again, on its data: `fathom build --profile` and `fathom export
+    --profile` do that.
+
+    Example: fathom bundle slice build/ml-100k/bundle --profile cloud --out build/ml-100k/cloud
     """
     from fathom.edge_profiles.profile import load_profile
-    from fathom.exporter.bundle.slice import slice_bundle
+    from fathom.exporter.bundle.slice import check_precision, slice_bundle
+    from fathom.runtime.bundle import read_manifest
 
     check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
-    slice_bundle(bundle, load_profile(profile), out)
+    device = load_profile(profile)
+    if not any_precision:
+        check_precision(read_manifest(bundle), device)
+    slice_bundle(bundle, device, out)
     show_bundle(out, as_json=as_json)
 
 
@@ -240,9 +250,6 @@ class ConvertOptions:
     """What single formats need to know."""
 
     profile: Annotated[str, typer.Option(help="triton: the profile that depths are chosen for.")] = "cloud"
-    backend: Annotated[Literal["onnxruntime", "python"], typer.Option(help="triton: what runs the engines.")] = (
-        "onnxruntime"
-    )
     checkpoint: Annotated[
         Path | None, typer.Option(help="executorch: the checkpoint that the bundle was exported from.")
     ] = None
@@ -282,11 +289,11 @@ def _convert_to_triton(bundle: Path, out: Path, options: ConvertOptions, *, as_j
     from fathom.edge_profiles.profile import load_profile
     from fathom.exporter.formats.triton import write_triton
 
-    models = write_triton(bundle, out, load_profile(options.profile), backend=options.backend)
+    model = write_triton(bundle, out, load_profile(options.profile))
     if as_json:
-        show.print_json({"models": models})
+        show.print_json({"model": model})
     else:
-        print(f"{out}: {', '.join(models)}; ask {models[0]}")
+        print(f"{out}: model {model}")
 
 
 def _convert(bundle: Path, to: str, out: Path, options: ConvertOptions) -> None:

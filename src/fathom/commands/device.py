@@ -38,10 +38,13 @@ def profiles_show(
 
     Example: fathom profiles show jetson-orin-nano
     """
-    from fathom.edge_profiles.profile import load_profile
+    from fathom.edge_profiles.profile import FIGURES, load_profile
 
-    values = load_profile(profile).model_dump(mode="json")
-    show.result(values, as_json, show.facts, profile, [(key, _plain(value)) for key, value in values.items()])
+    loaded = load_profile(profile)
+    values = loaded.model_dump(mode="json")
+    basis = {key: f" ({loaded.basis(key)})" for key in FIGURES}
+    rows = [(key, _plain(value) + basis.get(key, "")) for key, value in values.items() if key != "measured"]
+    show.result(values, as_json, show.facts, profile, rows)
 
 
 def _plain(value: Any) -> str:

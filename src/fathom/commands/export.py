@@ -29,10 +29,15 @@ class PrecisionOptions:
         typer.Option(help="Precision of the engines. Default: the profile's, otherwise fp32."),
     ] = None
     item_precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
-        typer.Option(help="Precision of the item vectors; fp16 takes half the memory, int8 a quarter."),
-    ] = "fp32"
-    profile: Annotated[str | None, typer.Option(help="Profile or tier to take precision and allowed loss from.")] = None
+        Literal["fp32", "fp16", "int8"] | None,
+        typer.Option(
+            help="Precision of the item vectors; fp16 takes half the memory, int8 a quarter."
+            " Default: the profile's, otherwise fp32."
+        ),
+    ] = None
+    profile: Annotated[str | None, typer.Option(help="Profile or tier to take precisions and allowed loss from.")] = (
+        None
+    )
     max_loss: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of NDCG@10 that may be lost. Default: the profile's, otherwise 0.01."),
@@ -50,7 +55,8 @@ class PrecisionOptions:
 
         device = load_profile(self.profile) if self.profile else None
         precision = self.precision or (device.precision if device else "fp32")
-        found: dict[str, Any] = {"precision": precision, "item_precision": self.item_precision}
+        item_precision = self.item_precision or (device.item_precision if device else "fp32")
+        found: dict[str, Any] = {"precision": precision, "item_precision": item_precision}
         if precision == "mixed":
             found["layer_bits"] = self._layer_bits(checkpoint)
         max_loss = device.max_loss if device and self.max_loss is None else self.max_loss

@@ -14,6 +14,7 @@ from fathom.exporter.bundle.derive import rewrite
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import DeviceCheck, DeviceLatency
+from fathom.serving.memory import peak_mb
 from fathom.tools.doctor import machine
 
 #: A process sets more memory aside than it ever uses: stacks of threads, buffers of libraries. The kernel's limit
@@ -39,7 +40,7 @@ def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> Devic
         ids, longest = bundle.catalogue.ids, bundle.manifest.model.max_history
     if not any(depths):
         raise ConfigError(f"{path}: the bundle has an engine for none of the depths of profile {profile.name}")
-    limit, peak_mb, words = profile.memory_limit_mb, None, ""
+    limit, peak, words = profile.memory_limit_mb, None, ""
     latency: tuple[DeviceLatency, ...] = ()
     options = ("--profile", profile_name, "--force")
     try:
@@ -48,13 +49,13 @@ def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> Devic
             Client(server.address) as client,
         ):
             measured = tuple(_measure(client, depths, _histories(ids), longest, 2 * profile.max_batch))
-            peak_mb, latency = _peak_mb(server.pid), measured
+            peak, latency = _peak_mb(server.pid), measured
     except UnavailableError as error:
         words = str(error)
     found = DeviceCheck(
         memory_limit_mb=limit,
         threads=profile.threads,
-        peak_mb=peak_mb,
+        peak_mb=peak,
         latency=latency,
         words=words,
         machine=machine(),
@@ -93,7 +94,7 @@ def _latency(history: int, answers: list[Recommendation]) -> DeviceLatency:
 
 
 def _peak_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    raise ConfigError("the kernel does not report the peak memory of a process (VmHWM in /proc)")
+    found = peak_mb(pid)
+    if found is None:
+        raise ConfigError("the kernel does not report the peak memory of a process (VmHWM in /proc)")
+    return found
