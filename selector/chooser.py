@@ -289,12 +289,16 @@ def _in_time(wanted: Choice, depths: tuple[int, ...], time: _Time, estimates: Es
 
 
 def _within_budget(choice: Choice, depths: tuple[int, ...], profile: DeviceProfile, estimates: Estimates) -> Choice:
-    """The choice, or the deepest shallower depth whose run, p99, keeps to the profile's budget, or the shallowest."""
+    """The choice, or the deepest shallower depth whose run keeps to the profile's budget, or the shallowest.
+
+    As likely as not while the engine has time to spare, else p99: see ``Estimates.care``.
+    """
     shallower = [depth for depth in depths if 0 < depth < choice.depth]
-    budget_s = profile.latency_budget_ms / 1e3
-    if not shallower or (cost_s := estimates.cost_s(choice.depth)) <= budget_s:
+    budget_s, care = profile.latency_budget_ms / 1e3, estimates.care
+    if not shallower or (cost_s := estimates.cost_s(choice.depth, care=care)) <= budget_s:
         return choice
-    depth = next((depth for depth in reversed(shallower) if estimates.cost_s(depth) <= budget_s), shallower[0])
+    kept = (depth for depth in reversed(shallower) if estimates.cost_s(depth, care=care) <= budget_s)
+    depth = next(kept, shallower[0])
     needs, allowed = _ms(cost_s), f"{profile.latency_budget_ms:g} ms"
     why = f"depth {choice.depth} needs {needs}, more than the {allowed} that {profile.name} allows: depth {depth}"
     return Choice(depth, DepthReason.DEADLINE, why, choice.complexity)

@@ -1,6 +1,7 @@
 """One bundle in service: opened, warmed up and tested, with everything needed to answer from it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -197,7 +198,8 @@ class Deployment:
         """Raise ConfigError where even the shallowest depth of the profile takes longer than its latency budget.
 
         As 99 of 100 requests of the longest history do. What the engine's own estimate finds too slow is asked for
-        BUDGET_REQUESTS times before it is refused: a machine may have been busy just now.
+        BUDGET_REQUESTS times before it is refused, and time in which others had the processor does not count: a machine
+        may be busy just now.
         """
         ids, longest = self.bundle.catalogue.ids, self.bundle.manifest.model.max_history
         depth = min(depth for depth in self._engine.depths if depth in self.profile.depths)
@@ -206,8 +208,12 @@ class Deployment:
             return
         request = pb.RecommendRequest(item_ids=[ids[place % len(ids)] for place in range(longest)], depth=depth)
         query, _ = self.converter.query(request, None)
-        answers = [await self.pipeline.recommend(query) for _ in range(BUDGET_REQUESTS)]
-        p99_ms = float(np.quantile([answer.timing.total_us for answer in answers], 0.99)) / 1e3
+        took_s = []
+        for _ in range(BUDGET_REQUESTS):
+            begin_s, cpu_s = time.perf_counter(), time.process_time()
+            await self.pipeline.recommend(query)
+            took_s.append(min(time.perf_counter() - begin_s, time.process_time() - cpu_s))
+        p99_ms = float(np.quantile(took_s, 0.99)) * 1e3
         if p99_ms > budget_ms:
             raise ConfigError(
                 f"{self.bundle.path}: 99 of 100 requests take up to {p99_ms:.1f} ms at depth {depth} on this machine,"

@@ -41,7 +41,7 @@ COMMANDS = [
     ),
     *("data prepare", "bundle inspect", "bundle verify", "bundle slice", "bundle convert", "bundle quality"),
     *("bundle keygen", "bundle sign", "bundle index"),
-    *("profiles list", "profiles show", "profiles check", "history import"),
+    *("profiles list", "profiles show", "profiles check", "profiles merge", "history import"),
     *("items import", "items list", "items remove"),
     *("experiments report", "experiments status", "experiments start"),
     *("experiments stop", "experiments promote"),

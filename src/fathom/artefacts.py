@@ -160,6 +160,10 @@ LOAD_REPORT = Kind(
 CAPACITY_COSTS = _json_file(
     "a file of measured costs", "fathom capacity --measure", "bundle_version", "cells", "mix", "process_mb"
 )
+DEVICE_REPORT = _json_file(
+    "a device report", "fathom profiles check --report", "device_profile", "peak_mb", "figures", "versions"
+)
+MERGED_PROFILE = Kind("a profile", "fathom profiles merge", mark="# Device profile, written by fathom profiles merge.")
 TRACE = Kind("an arrival trace", "python -m fathom.loadtests.traces", frozenset({"duration_s"}), first_line=True)
 RANKING_PLOT = Kind("a plot of a ranking", "fathom rank --plot", mark="Fathom layer ranking plot")
 RANKING_PAGE = Kind("a page of a ranking", "fathom rank --page", mark="Fathom layer ranking page")
@@ -200,10 +204,22 @@ EXPERIMENT_LOG = _folder(
 #: Folders that are artefacts as a whole: nothing else may be written into them.
 WHOLE = (DATASET, CHECKPOINT, BUNDLE, TRITON, LATTICE, COMPRESSED, EXPERIMENT_LOG)
 _FOLDERS = (*WHOLE, TRAINING_STATE, LATTICE_SHARDS, SCORE_PARTS, PLANS, RUNS_BOARD)
-_FILES = (RANKING, PLAN, EVALUATION, COMPARISON, STAMPS, LOAD_REPORT, ROUTING_REPORT, RUN, TRACE, CAPACITY_COSTS)
+_FILES = (
+    RANKING,
+    PLAN,
+    EVALUATION,
+    COMPARISON,
+    STAMPS,
+    LOAD_REPORT,
+    ROUTING_REPORT,
+    RUN,
+    TRACE,
+    CAPACITY_COSTS,
+    DEVICE_REPORT,
+)
 _MARKED = (
     *(RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS),
-    *(LEADERBOARD_PAGE, RUNS_EXPORT),
+    *(LEADERBOARD_PAGE, RUNS_EXPORT, MERGED_PROFILE),
 )
 KINDS = (*_FOLDERS, *_FILES, *_MARKED)
 

@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom import show
+from fathom import artefacts, show
+from fathom.artefacts import check_outputs
 from fathom.commands.options import AsJson
+from fathom.errors import ConfigError
 
 app = typer.Typer(help="Device profiles: what a device may run.", no_args_is_help=True)
 
@@ -57,6 +59,9 @@ def _plain(value: Any) -> str:
 def profiles_check(
     path: Annotated[Path, typer.Argument(help="A profile YAML; or a bundle, followed by the profile.")],
     profile: Annotated[str | None, typer.Argument(help="A profile's name or file, or a tier.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write what was measured to this file, to be shared: `fathom profiles merge`.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a profile of your own; or serve a bundle within a profile's memory, and note in it whether it fits.
@@ -65,8 +70,12 @@ def profiles_check(
 
     Example: fathom profiles check my-device.yaml
     Example: fathom profiles check build/ml-100k/bundle phone-low
+
+    Example: fathom profiles check build/phone/bundle phone-low --report phone.json
     """
-    sound = _check_profile(path, as_json) if profile is None else _check_fit(path, profile, as_json)
+    if report is not None and profile is None:
+        raise ConfigError("--report needs a bundle and a profile: a profile alone is not measured")
+    sound = _check_profile(path, as_json) if profile is None else _check_fit(path, profile, report, as_json)
     if not sound:
         raise typer.Exit(2)
 
@@ -86,13 +95,45 @@ def _check_profile(path: Path, as_json: bool) -> bool:
     return not problems
 
 
-def _check_fit(bundle: Path, name: str, as_json: bool) -> bool:
+@app.command("merge")
+def profiles_merge(
+    profile: Annotated[str, typer.Argument(help="The profile that was measured: a name, a file or a tier.")],
+    reports: Annotated[list[Path], typer.Argument(help="Reports that `fathom profiles check --report` wrote.")],
+    out: Annotated[Path, typer.Option(help="The new profile (YAML), named after its file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put what was measured on devices into a profile of your own.
+
+    The memory limit becomes the largest peak and a tenth more, the latency budget the largest p99 of the deepest depth;
+    the profile says of both on what they were measured. All else stays as it was chosen.
+
+    Example: fathom profiles merge phone-low phone-1.json phone-2.json --out my-phone.yaml
+    """
+    from fathom.edge_profiles.profile import MEASURABLE, load_profile
+    from fathom.tools.device_report import merge, read_report, write_profile
+
+    check_outputs((out, artefacts.MERGED_PROFILE), inputs=reports)
+    if out.suffix != ".yaml":
+        raise ConfigError(f"{out}: a profile is a .yaml file; name it so")
+    merged = merge(load_profile(profile), [read_report(path) for path in reports], name=out.stem)
+    write_profile(out, merged)
+    values = merged.model_dump(mode="json")
+    rows = [(figure, f"{values[figure]} ({merged.basis(figure)})") for figure in MEASURABLE]
+    show.result(values, as_json, show.facts, str(out), rows)
+
+
+def _check_fit(bundle: Path, name: str, report: Path | None, as_json: bool) -> bool:
     from fathom.edge_profiles.profile import load_profile
+    from fathom.runtime.bundle import read_manifest
     from fathom.tools.device_check import check_device
+    from fathom.tools.device_report import write_report
 
     profile = load_profile(name)
+    check_outputs((report, artefacts.DEVICE_REPORT), inputs=[bundle])
     with show.Activity(f"serve {bundle} as {profile.name}"):
-        fit = check_device(bundle, profile, name)
+        fit, energy_mj, energy_source = check_device(bundle, profile, name)
+    if report is not None:
+        write_report(report, profile, read_manifest(bundle), fit, energy_mj, energy_source)
     fits = fit.fits(profile.memory_limit_mb)
     if as_json:
         show.print_json({"profile": profile.name, "fits": fits, **fit.model_dump(mode="json")})

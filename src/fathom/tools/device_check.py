@@ -1,8 +1,10 @@
 """Whether a bundle fits a device: it is served as the device's profile says, asked at every depth, and measured."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import DeviceCheck, DeviceLatency
 from fathom.serving.memory import peak_mb
 from fathom.tools.doctor import machine
+from fathom.tools.energy import Meter, Reading, find_meter
 
 #: A process sets more memory aside than it ever uses: stacks of threads, buffers of libraries. The kernel's limit
 #: counts that too, so it lies this far above the profile's and only ends what runs away; what was used decides.
@@ -25,7 +28,15 @@ REQUESTS = 100
 SEED = 0
 
 
-def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> DeviceCheck:
+class Checked(NamedTuple):
+    """What was found, and depth and history -> millijoules of one request, where the device tells of energy."""
+
+    check: DeviceCheck
+    energy_mj: dict[tuple[int, int], float]
+    energy_source: str | None
+
+
+def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> Checked:
     """Serve a bundle within a profile's memory limit, measure it, and note the result in the bundle's manifest.
 
     ``profile_name``: as `fathom serve --profile` takes it. At each depth of the profile, 0 too: single requests, then
@@ -42,13 +53,16 @@ def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> Devic
         raise ConfigError(f"{path}: the bundle has an engine for none of the depths of profile {profile.name}")
     limit, peak, words = profile.memory_limit_mb, None, ""
     latency: tuple[DeviceLatency, ...] = ()
+    meter, energy_mj = find_meter(), dict[tuple[int, int], float]()
     options = ("--profile", profile_name, "--force")
     try:
         with (
             running_server(path, *options, data_limit_mb=limit + SET_ASIDE_MB) as server,
             Client(server.address) as client,
         ):
-            measured = tuple(_measure(client, depths, _histories(ids), longest, 2 * profile.max_batch))
+            measured = tuple(
+                _measure(client, depths, _histories(ids), longest, 2 * profile.max_batch, meter, energy_mj)
+            )
             peak, latency = _peak_mb(server.pid), measured
     except UnavailableError as error:
         words = str(error)
@@ -63,21 +77,38 @@ def check_device(path: Path, profile: DeviceProfile, profile_name: str) -> Devic
     )
     with Bundle.open(path) as bundle:
         rewrite(bundle, fits={**bundle.manifest.fits, profile.name: found})
-    return found
+    return Checked(found, energy_mj, meter.source if meter and energy_mj else None)
 
 
 def _measure(
-    client: Client, depths: list[int], histories: Iterator[list[str]], longest: int, batch: int
+    client: Client,
+    depths: list[int],
+    histories: Iterator[list[str]],
+    longest: int,
+    batch: int,
+    meter: Meter | None,
+    energy_mj: dict[tuple[int, int], float],
 ) -> Iterator[DeviceLatency]:
-    """Latency of single requests by depth and length of the history; a batch follows at each depth."""
+    """Latency and energy of single requests by depth and length of the history; a batch follows at each depth."""
     for depth in depths:
         for length in sorted({min(length, longest) for length in HISTORIES}):
             alone = [next(histories)[:length] for _ in range(REQUESTS)]
-            yield _latency(length, [client.recommend(items, depth=depth) for items in alone])
+            before = _reading(meter)
+            answers = [client.recommend(items, depth=depth) for items in alone]
+            if meter and before and (after := _reading(meter)):
+                energy_mj[depth, length] = round(meter.between_mj(before, after) / REQUESTS, 3)
+            yield _latency(length, answers)
         together = [Query(next(histories)[:longest], depth=depth) for _ in range(batch)]
         for result in client.recommend_many(together):
             if isinstance(result, FathomError):
                 raise result
+
+
+def _reading(meter: Meter | None) -> Reading | None:
+    """None where it shows nothing any more: a battery that was taken out."""
+    with suppress(OSError, ValueError):
+        return meter.read() if meter else None
+    return None
 
 
 def _histories(ids: tuple[str, ...]) -> Iterator[list[str]]:
