@@ -1,15 +1,12 @@
 """One bundle in service: opened, warmed up and tested, with everything needed to answer from it."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
-
-import numpy as np
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import BundleError, ConfigError, FathomError, NotFoundError, RequestError, brief
@@ -40,8 +37,6 @@ MakeEngine = Callable[[Bundle, int], Engine]
 LEAST_REUSE_MB = 16
 #: An engine that has failed gets so long for its test.
 TEST_S = 10.0
-#: Asked for to find out how long 99 of 100 take.
-BUDGET_REQUESTS = 200
 
 
 class Deployment:
@@ -106,8 +101,6 @@ class Deployment:
             try:
                 await deployment.pipeline.start()
                 await deployment._test()
-                if not settings.force:
-                    await deployment._check_budget()
             except BaseException:
                 deployment.close()
                 raise
@@ -193,33 +186,6 @@ class Deployment:
                 items = pb.RecommendResponse.FromString(self.converter.response(request, answer, unknown)).items
                 if len(items) != request.k or not all(abs(item.score) < largest for item in items):
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives bad scores")
-
-    async def _check_budget(self) -> None:
-        """Raise ConfigError where even the shallowest depth of the profile takes longer than its latency budget.
-
-        As 99 of 100 requests of the longest history do. What the engine's own estimate finds too slow is asked for
-        BUDGET_REQUESTS times before it is refused, and time in which others had the processor does not count: a machine
-        may be busy just now.
-        """
-        ids, longest = self.bundle.catalogue.ids, self.bundle.manifest.model.max_history
-        depth = min(depth for depth in self._engine.depths if depth in self.profile.depths)
-        budget_ms = self.profile.latency_budget_ms
-        if self.pipeline.p99_s(depth) * 1e3 <= budget_ms:
-            return
-        request = pb.RecommendRequest(item_ids=[ids[place % len(ids)] for place in range(longest)], depth=depth)
-        query, _ = self.converter.query(request, None)
-        took_s = []
-        for _ in range(BUDGET_REQUESTS):
-            begin_s, cpu_s = time.perf_counter(), time.process_time()
-            await self.pipeline.recommend(query)
-            took_s.append(min(time.perf_counter() - begin_s, time.process_time() - cpu_s))
-        p99_ms = float(np.quantile(took_s, 0.99)) * 1e3
-        if p99_ms > budget_ms:
-            raise ConfigError(
-                f"{self.bundle.path}: 99 of 100 requests take up to {p99_ms:.1f} ms at depth {depth} on this machine,"
-                f" and profile {self.profile.name} allows {budget_ms:g} ms (latency_budget_ms); choose another profile,"
-                " or serve it with --force"
-            )
 
 
 def reuse_mb(settings: ServerSettings, profile: DeviceProfile) -> float:

@@ -30,7 +30,7 @@ from fathom.serving.deployment import MakeEngine, reuse_mb
 from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.experiments.running import RunningExperiments
 from fathom.serving.experiments.shadows import Shadows
-from fathom.serving.fit import check_memory
+from fathom.serving.fit import check_fit
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
 from fathom.serving.history.contract import HistoryStore, Retention
@@ -70,7 +70,7 @@ class Server:
 
     Belongs to the event loop it is started in; keeps no bundle and no engine open after ``close``. ``shares_port``:
     with other processes. ``tell_workers``: called with what the others must know. ``make_transport``: instead of what
-    the settings say. ``owns_process``: what the process takes of the memory is the server's.
+    the settings say. ``owns_process``: what the process takes is the server's, and must fit its profile.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Server:
         self._shares_port = shares_port or make_transport is not None
         self._make_transport = make_transport or partial(open_transport, settings.transport)
         self._tell_workers = tell_workers or _alone
-        self._checks_memory = owns_process and not settings.force
+        self._checks_fit = owns_process and not settings.force
         self._gate = Gate()
         # Whoever brings a transport may ask for ``work``.
         shown = settings.metrics_port is not None or settings.metrics == "otlp" or make_transport is not None
@@ -99,6 +99,8 @@ class Server:
         def onnx_engine(bundle: Bundle, threads: int) -> Engine:
             profile = own_profile(settings.profile, bundle, force=True)
             incremental = reuse_mb(settings, profile) > 0
+            if profile.tier == "mobile":
+                give_back()
             engine = open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
             if profile.tier == "mobile":
                 give_back()
@@ -164,8 +166,8 @@ class Server:
         if not self._access.is_open:
             self._following_access = asyncio.create_task(self._access.run())
         await self.bundles.start()
-        if self._checks_memory:
-            check_memory(self.bundles)
+        if self._checks_fit:
+            await check_fit(self.bundles)
         if self._experiments is not None:
             await self._experiments.registry.load()
             self._experimenting = [
@@ -441,6 +443,7 @@ async def _serve(
     use_memory_sparingly()
     sparing = load_profile(settings.profile).tier == "mobile"
     if sparing:
+        give_back()
         import onnxruntime  # noqa: F401  # what it needs once is given back before the engines come on top
 
         give_back()

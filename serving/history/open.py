@@ -5,7 +5,6 @@ from pathlib import Path
 from fathom.errors import ConfigError
 from fathom.serving.history.contract import HistoryStore, Retention
 from fathom.serving.history.memory import MemoryHistory
-from fathom.serving.history.sqlite import SqliteHistory
 
 
 def open_history(setting: str, retention: Retention) -> HistoryStore | None:
@@ -19,6 +18,8 @@ def open_history(setting: str, retention: Retention) -> HistoryStore | None:
     if setting == "memory":
         return MemoryHistory(retention)
     if kind == "sqlite" and rest:
+        from fathom.serving.history.sqlite import SqliteHistory
+
         return SqliteHistory(Path(rest), retention)
     if kind in ("redis", "rediss", "unix") and rest.startswith("//"):
         from fathom.serving.history.redis import RedisHistory

@@ -5,7 +5,6 @@ from pathlib import Path
 from fathom.errors import ConfigError
 from fathom.serving.items.contract import ItemStore
 from fathom.serving.items.memory import MemoryItems
-from fathom.serving.items.sqlite import SqliteItems
 
 
 def open_items(setting: str) -> ItemStore | None:
@@ -19,6 +18,8 @@ def open_items(setting: str) -> ItemStore | None:
     if setting == "memory":
         return MemoryItems()
     if kind == "sqlite" and rest:
+        from fathom.serving.items.sqlite import SqliteItems
+
         return SqliteItems(Path(rest))
     if kind in ("redis", "rediss", "unix") and rest.startswith("//"):
         from fathom.serving.items.redis import RedisItems

@@ -5,7 +5,6 @@ The file is ``build/runs.sqlite`` below the current directory; ``FATHOM_RUNS`` n
 
 import json
 import os
-import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +12,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fathom.distribution import fathom_commit, version
 from fathom.errors import ArtefactError, ConfigError, FathomError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 VARIABLE, DEFAULT = "FATHOM_RUNS", Path("build/runs.sqlite")
 #: "Fath", the mark of our SQLite files, and the version of the table.
@@ -115,8 +117,11 @@ class Runs:
         return found
 
     @contextmanager
-    def _open(self, *, to_write: bool) -> Iterator[sqlite3.Connection]:
+    def _open(self, *, to_write: bool) -> "Iterator[sqlite3.Connection]":
         """The file in one transaction; where it is new it is made and marked as ours."""
+        # Servers know this module's variable, and keep no runs.
+        import sqlite3
+
         try:
             file = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         except sqlite3.Error as error:
@@ -132,7 +137,7 @@ class Runs:
             # What was not committed is undone.
             file.close()
 
-    def _check(self, file: sqlite3.Connection, *, to_write: bool) -> None:
+    def _check(self, file: "sqlite3.Connection", *, to_write: bool) -> None:
         """Make the table in an empty file; raise ArtefactError for one that is not ours or of another version."""
         questions = ("pragma application_id", "pragma user_version", "select count(*) from sqlite_master")
         mark, version, tables = (file.execute(question).fetchone()[0] for question in questions)

@@ -45,6 +45,20 @@ def test_the_operators_that_a_build_needs_are_listed(bundle_path: Path, tmp_path
     assert not any("/" in line for line in listed)
 
 
+def test_the_page_lists_every_operator_of_a_bundle(bundle_path: Path, tmp_path: Path) -> None:
+    convert_to_ort(bundle_path, tmp_path / "phone")
+    listed = (tmp_path / "phone" / OPERATORS_FILE).read_text().splitlines()
+    needed = {
+        (line.split(";")[0], name)
+        for line in listed
+        if line and not line.startswith("#")
+        for name in line.split(";")[2].split(",")
+    }
+    page = (Path(__file__).parents[2] / "docs" / "phones.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(("| ai.onnx", "| com."))]
+    assert needed - {(row[0], name) for row in rows for name in row[1].split(", ")} == set()
+
+
 def test_a_converted_bundle_can_be_cut_but_not_converted_again(bundle_path: Path, tmp_path: Path) -> None:
     convert_to_ort(bundle_path, tmp_path / "phone")
     slice_bundle(tmp_path / "phone", load_profile("mobile"), tmp_path / "small")
