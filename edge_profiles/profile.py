@@ -32,7 +32,7 @@ TIER_LIMITS_MB = {"mobile": 100, "edge": 500, "cloud": 2048}
 MEASURABLE = ("memory_limit_mb", "latency_budget_ms")
 #: What a profile says that is no fact about the hardware.
 FIGURES = (
-    *("depths", "shallow", "deep", "threshold", "precision", "item_precision", "max_loss"),
+    *("depths", "shallow", "deep", "threshold", "precision", "item_precision", "max_loss", "min_recall"),
     *("memory_limit_mb", "latency_budget_ms", "threads", "max_batch", "max_batch_tokens"),
 )
 _FOLDER = Path(__file__).parent
