@@ -104,8 +104,8 @@ def profiles_merge(
 ) -> None:
     """Put what was measured on devices into a profile of your own.
 
-    The memory limit becomes the largest peak and a tenth more, the latency budget the largest p99 of the deepest depth;
-    the profile says of both on what they were measured. All else stays as it was chosen.
+    The memory limit becomes the largest peak and a tenth more, the latency budget the largest p99 of any depth; the
+    profile says of both on what they were measured. All else stays as it was chosen.
 
     Example: fathom profiles merge phone-low phone-1.json phone-2.json --out my-phone.yaml
     """

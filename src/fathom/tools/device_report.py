@@ -115,9 +115,8 @@ def read_report(path: Path) -> DeviceReport:
 def merge(profile: DeviceProfile, reports: Sequence[DeviceReport], *, name: str) -> DeviceProfile:
     """The profile under another name, with the limits that the reports have measured.
 
-    ``memory_limit_mb``: the largest peak and a tenth more; ``latency_budget_ms``: the largest p99 of the profile's
-    deepest depth that was measured, both rounded up. Raises ConfigError for a report of another profile, or one
-    without a measurement.
+    ``memory_limit_mb``: the largest peak and a tenth more; ``latency_budget_ms``: the largest p99 of any depth; both
+    rounded up. Raises ConfigError for a report of another profile, or one without a measurement.
     """
     for report in reports:
         if report.device_profile != profile.name:
@@ -125,21 +124,16 @@ def merge(profile: DeviceProfile, reports: Sequence[DeviceReport], *, name: str)
         if report.peak_mb is None or not report.figures:
             raise ConfigError(f"a report of {report.created} has measured nothing: {report.words}; leave it out")
     largest = max(reports, key=lambda report: report.peak_mb or 0.0)
-    deepest = max(figure.depth for report in reports for figure in report.figures)
-    p99_ms, slowest = max(
-        ((figure.p99_ms, report) for report in reports for figure in report.figures if figure.depth == deepest),
-        key=lambda pair: pair[0],
+    slowest, on = max(
+        ((figure, report.on) for report in reports for figure in report.figures), key=lambda pair: pair[0].p99_ms
     )
-    limit_mb, budget_ms = (
-        math.ceil(round((largest.peak_mb or 0.0) * MEMORY_ROOM, 3)),
-        max(1.0, float(math.ceil(p99_ms))),
-    )
+    limit_mb = math.ceil(round((largest.peak_mb or 0.0) * MEMORY_ROOM, 3))
     values = profile.model_dump(mode="json") | {
         "name": name,
         "memory_limit_mb": limit_mb,
-        "latency_budget_ms": budget_ms,
+        "latency_budget_ms": float(max(1, math.ceil(slowest.p99_ms))),
         "measured": dict(profile.measured)
-        | {"memory_limit_mb": largest.on, "latency_budget_ms": f"depth {deepest}, {slowest.on}"},
+        | {"memory_limit_mb": largest.on, "latency_budget_ms": f"depth {slowest.depth}, {on}"},
     }
     try:
         return DeviceProfile.model_validate(values)
