@@ -102,6 +102,7 @@ class Pipeline:
         self._batcher: Batcher[BatchItem, BatchResult] | None = None
         self._runner: Runner | None = None
         self._accepting = False
+        self._largest: Callable[[], None] = _nothing
         self._recent = Recent()
         self._zero = None if bundle.counting is None else DepthZero(bundle.counting)
         self._probes: set[asyncio.Task[None]] = set()
@@ -148,8 +149,7 @@ class Pipeline:
             batch_limit=lanes.batch_limit,
             budget_s=settings.calibration_ms / 1e3,
         )
-        # What the largest batch takes of the memory is taken now.
-        await asyncio.to_thread(runner.try_out, self.engine.depths[-1], buckets[-1], lanes.batch_limit(buckets[-1]))
+        self._largest = partial(runner.try_out, self.engine.depths[-1], buckets[-1], lanes.batch_limit(buckets[-1]))
         runner.end_trials()
         if self._zero is not None:
             await asyncio.to_thread(self._zero.measure, self._max_history)
@@ -167,6 +167,10 @@ class Pipeline:
     def depths(self) -> tuple[int, ...]:
         """The depths that are served, ascending: the engine's, and 0 where the bundle has a counting exit."""
         return self.engine.depths if self._zero is None else (0, *self.engine.depths)
+
+    async def run_largest(self) -> None:
+        """Run a batch as large as the settings allow, for the memory that it takes; before there are requests."""
+        await asyncio.to_thread(self._largest)
 
     def p99_s(self, depth: int) -> float:
         """Seconds that 99 of 100 requests of the longest history keep to at an engine's depth, once they start."""

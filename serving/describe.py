@@ -84,7 +84,7 @@ def own_profile(name: str, bundle: Bundle, *, force: bool = False) -> DeviceProf
 
 def too_large(path: Path, profile: DeviceProfile, peak_mb: float | None) -> ConfigError:
     """A profile's memory does not suffice; ``peak_mb``: None where it took more than could be measured."""
-    took = "more than that" if peak_mb is None else f"{peak_mb:.0f} MB"
+    took = "more than that" if peak_mb is None else f"{peak_mb:.1f} MB"
     return ConfigError(
         f"{path}: serving it under profile {profile.name} took {took} of {profile.memory_limit_mb} MB; slice it, export"
         " it in a smaller precision, or serve it with --force"

@@ -17,14 +17,14 @@ BUDGET_REQUESTS = 200
 
 async def check_fit(deployments: Iterable[Deployment]) -> None:
     """Raise ConfigError for the first that exceeds its profile's memory, or its latency budget at every depth."""
-    peak = peak_mb()
     for each in deployments:
-        _check_memory(each, peak)
+        await each.pipeline.run_largest()
+        _check_memory(each, peak_mb())
         await _check_budget(each)
 
 
 def _check_memory(deployment: Deployment, peak: float | None) -> None:
-    """What this process has taken at most; by now it has run the largest batch that the profile allows.
+    """What this process has taken at most, with the largest batch that the profile allows.
 
     With engines on a GPU the profile speaks of that GPU's memory, and where the kernel does not tell what a process
     takes, nothing is refused.

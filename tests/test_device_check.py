@@ -66,7 +66,7 @@ def test_a_bundle_that_does_not_fit_is_refused_until_it_is_forced(bundle: Path, 
     assert " of 40 MB" in found.output
     assert "p99 within 50 ms" in found.output
     with (
-        pytest.raises(UnavailableError, match=r"profile small-box took \d+ MB of 40 MB; slice it"),
+        pytest.raises(UnavailableError, match=r"profile small-box took \d+\.\d MB of 40 MB; slice it"),
         running_server(bundle, "--profile", tight),
     ):
         pass
@@ -80,7 +80,7 @@ def test_a_bundle_that_does_not_fit_is_refused_until_it_is_forced(bundle: Path, 
 def test_a_bundle_that_was_never_checked_is_measured_before_the_server_answers(bundle: Path, tmp_path: Path) -> None:
     tight = profile(tmp_path, 40)
     with (
-        pytest.raises(UnavailableError, match=r"profile small-box took \d+ MB of 40 MB; slice it"),
+        pytest.raises(UnavailableError, match=r"profile small-box took \d+\.\d MB of 40 MB; slice it"),
         running_server(bundle, "--profile", tight),
     ):
         pass

@@ -59,7 +59,6 @@ def test_commands_without_their_extra_name_it_and_write_nothing(synthetic_bundle
     dataset.mkdir()
     (tmp_path / "clicks.csv").write_text("user_id,item_id\nu,i\n")
     commands = [
-        [*convert, "triton"],
         ["bundle", "index", bundle, "--data", str(dataset), "--out", out],
         [*convert, "cuda"],
         [*convert, "executorch", "--checkpoint", "nowhere"],
@@ -92,6 +91,7 @@ def test_what_needs_no_extra_works_without_any(synthetic_bundle: Path, tmp_path:
         ["bundle", "verify", bundle],
         ["bundle", "slice", bundle, "--profile", "mobile", "--any-precision", "--out", "small"],
         ["bundle", "convert", bundle, "--to", "ort", "--out", "ort"],
+        ["bundle", "convert", bundle, "--to", "triton", "--out", "triton"],
         ["profiles", "list"],
         ["profiles", "show", "cloud"],
         ["doctor"],

@@ -19,10 +19,10 @@ from fathom.errors import FathomError, InvalidRequestError
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import Indices, Scores
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.query import IndexedQuery, filter_of, history_of
-from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.runner import BatchItem, BatchResult, Runner
 from fathom.selector.choice import Choice, DepthRequest
 from fathom.selector.chooser import DepthChooser
