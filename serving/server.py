@@ -1,22 +1,17 @@
-"""Runs a server: ports, warm-up, health, signals, drain. One process = one event loop + one engine thread."""
+"""A server in one process: ports, warm-up, health, drain; one event loop and one thread for the engine."""
 
 import asyncio
-import ipaddress
 import logging
-import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from grpc_health.v1 import health, health_pb2
 
-from fathom.edge_profiles.profile import load_profile
-from fathom.errors import ConfigError, FathomError, RequestError, ServerFailedError, optional
+from fathom.errors import FathomError, RequestError, optional
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
@@ -30,6 +25,7 @@ from fathom.serving.deployment import MakeEngine, reuse_mb
 from fathom.serving.describe import ServerInfo, own_profile
 from fathom.serving.experiments.running import RunningExperiments
 from fathom.serving.experiments.shadows import Shadows
+from fathom.serving.exposure import is_loopback
 from fathom.serving.fit import check_fit
 from fathom.serving.gate import Gate
 from fathom.serving.gauges import readings
@@ -38,22 +34,19 @@ from fathom.serving.history.open import open_history
 from fathom.serving.items.open import open_items
 from fathom.serving.listener import SERVICE, Listener, address
 from fathom.serving.live_counter import LiveCounter
-from fathom.serving.logs import logging_to
-from fathom.serving.loop import run_in_loop
-from fathom.serving.memory import give_back, tidy, use_memory_sparingly
+from fathom.serving.memory import give_back
 from fathom.serving.metrics import Metrics, Reading
 from fathom.serving.metrics_export import MetricsExport
 from fathom.serving.metrics_port import MetricsPort
 from fathom.serving.recommend import Recommend
 from fathom.serving.recording import Recorder
 from fathom.serving.service import RecommenderService, TellWorkers
-from fathom.serving.signals import RELOAD, STOP, ignore_others
 from fathom.serving.tracing import Tracing
 from fathom.serving.transport.contract import Options, Transport
 from fathom.serving.transport.open import open_transport
-from fathom.serving.transport.options import allow_connections, server_options
+from fathom.serving.transport.options import server_options
 from fathom.serving.transport.tls import Certificates
-from fathom.serving.workers import Notice, Peers, supervise
+from fathom.serving.workers import Notice
 
 # How often it is looked whether the engines still answer.
 HEALTH_EVERY_S = 1.0
@@ -351,27 +344,6 @@ class Server:
             await self._health.set(service, status)
 
 
-def check_exposure(settings: ServerSettings) -> None:
-    """Raise ConfigError where others than this machine could reach a port that does not ask who they are."""
-    given = {"--tls-cert": settings.tls_cert, "--access": settings.access}
-    missing = " and ".join(name for name, value in given.items() if value is None)
-    hosts = [settings.host, *((settings.admin_host,) if settings.admin_port is not None else ())]
-    exposed = [host for host in hosts if not is_loopback(host)]
-    if exposed and missing and not settings.insecure:
-        raise ConfigError(
-            f"{exposed[0]} can be reached from other machines: without {missing}, whoever reaches it could read and"
-            " delete what is known of users; see docs/security.md, or say --insecure"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host name or address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.rstrip(".").lower() == "localhost"
-
-
 def _retention(settings: ServerSettings) -> Retention:
     return Retention(
         max_events=settings.history_max_events,
@@ -397,100 +369,6 @@ def _experiments(settings: ServerSettings, bundles: Bundles, tell_workers: TellW
 
 def _audit(settings: ServerSettings) -> AuditLog | None:
     return None if settings.audit is None else AuditLog(settings.audit, settings.audit_mb * 2**20, settings.workers)
-
-
-def serve(settings: ServerSettings, bundle_path: Path, *, ready: Callable[[ServerInfo], None] | None = None) -> None:
-    """Serve a bundle until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
-
-    SIGHUP reloads all bundles.
-    ``ready`` is called once, when requests are answered; without it the information is printed as one line.
-    Raises BundleError or ConfigError when it cannot serve.
-    """
-    ready = ready or partial(print, flush=True)
-    check_exposure(settings)
-    ignore_others()
-    with logging_to(log_format=settings.log_format, level=settings.log_level):
-        if settings.workers > 1:
-            for name in ("history", "catalogue"):
-                if getattr(settings, name) == "memory":
-                    raise ConfigError(f"{name}: workers do not share memory; choose sqlite:PATH, or one worker")
-            asyncio.run(supervise(settings, bundle_path, _work, ready=ready))
-        else:
-            run_in_loop(_serve(settings, bundle_path, ready))
-
-
-def _work(settings: ServerSettings, bundle_path: Path, pipe: Connection) -> None:
-    """One of several workers: tells the parent that it is ready, or why not, and drains when the pipe ends."""
-    # Ctrl-C goes to the whole group, as the end of a terminal does; the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ignore_others()
-
-    def say(message: ServerInfo | str) -> None:
-        with suppress(BrokenPipeError):
-            pipe.send(message)
-
-    with logging_to(log_format=settings.log_format, level=settings.log_level):
-        try:
-            run_in_loop(_serve(settings, bundle_path, say, pipe))
-        except FathomError as error:
-            say(str(error))
-            sys.exit(2)
-
-
-async def _serve(
-    settings: ServerSettings, bundle_path: Path, ready: Callable[[ServerInfo], None], pipe: Connection | None = None
-) -> None:
-    use_memory_sparingly()
-    sparing = load_profile(settings.profile).tier == "mobile"
-    if sparing:
-        give_back()
-        import onnxruntime  # noqa: F401  # what it needs once is given back before the engines come on top
-
-        give_back()
-    allow_connections()
-    stop = asyncio.Event()
-    peers = Peers(pipe, settings.workers - 1) if pipe else None
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM,) if peers else STOP:
-        loop.add_signal_handler(number, _drain, stop, number.name)
-    tell_workers = peers.tell if peers else None
-    async with Server(
-        settings, bundle_path, shares_port=pipe is not None, tell_workers=tell_workers, owns_process=True
-    ) as server:
-        if peers:
-            peers.listen(server.notice, partial(_drain, stop, "the parent is gone"))
-        else:
-            loop.add_signal_handler(RELOAD, server.notice, Notice(0, "reload", ""))
-        server.bundles.on_retired = tidy
-        info = await server.start()
-        tidy()
-        if sparing:
-            give_back()
-        log.info("ready", extra={"fields": {"server": str(info)}})
-        ready(info)
-        await _first(stop, server.failed)
-        if server.failed.is_set():
-            raise ServerFailedError("the server has failed and ends; its log says why, start it again")
-        left = await server.drain()
-        log.log(logging.WARNING if left else logging.INFO, "drained; %d calls cut off", left)
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Wait until one of them is set."""
-    waiting = [asyncio.create_task(each.wait()) for each in events]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for each in waiting:
-        each.cancel()
-
-
-def _drain(stop: asyncio.Event, reason: str) -> None:
-    """Begin to drain; a signal that comes after this one ends the process at once."""
-    if stop.is_set():
-        return
-    log.info("%s: draining", reason)
-    stop.set()
-    for number in STOP:
-        asyncio.get_running_loop().remove_signal_handler(number)
 
 
 async def _sweep(history: HistoryStore) -> None:

@@ -78,7 +78,7 @@ def test_an_option_of_serve_that_is_not_given_leaves_the_file_its_say(
 ) -> None:
     (tmp_path / "server.yaml").write_text("trust: [a.pem]\nforce: true\nport: 1\n")
     used = []
-    monkeypatch.setattr("fathom.serving.server.serve", lambda settings, *_, **__: used.append(settings))
+    monkeypatch.setattr("fathom.serving.process.serve", lambda settings, *_, **__: used.append(settings))
     given = ["--config", str(tmp_path / "server.yaml"), "--port", "7", "--metrics-port", "off"]
     for more in ([], ["--trust", "b.pem", "--trust", "c.pem", "--max-queue", "5"]):
         assert CliRunner().invoke(app, ["serve", "bundle", *given, *more]).exception is None

@@ -16,7 +16,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from fathom.serving.config import load_settings
-from fathom.serving.server import serve
+from fathom.serving.process import serve
 serve(load_settings({"port": 0}, environment={}), Path(sys.argv[1]), ready=lambda info: print(info.address, flush=True))
 """
 

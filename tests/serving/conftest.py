@@ -24,7 +24,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from fathom.serving.config import load_settings
-from fathom.serving.server import serve
+from fathom.serving.process import serve
 serve(
     load_settings({"port": 0, "metrics_port": 0, "max_queue": 4096, "history": "memory", "catalogue": "memory",
         "transport": sys.argv[2], "experiments": sys.argv[3], "experiments_log": sys.argv[4]}, environment={}),

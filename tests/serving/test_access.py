@@ -29,7 +29,8 @@ from fathom.serving.access.schema import read_access
 from fathom.serving.audit import AuditLog
 from fathom.serving.config import ServerSettings
 from fathom.serving.describe import ServerInfo
-from fathom.serving.server import Server, check_exposure, is_loopback
+from fathom.serving.exposure import check_exposure, is_loopback
+from fathom.serving.server import Server
 
 HISTORY = ["item-1", "item-2"]
 HASH = "a" * 64

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from fathom.serving import service
 from fathom.serving.config import load_settings
-from fathom.serving.server import serve
+from fathom.serving.process import serve
 
 async def block(self, request, context):
     print("blocked", flush=True)

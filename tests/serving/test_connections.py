@@ -264,7 +264,7 @@ FEW_FILES = """
 import resource, sys
 from pathlib import Path
 from fathom.serving.config import load_settings
-from fathom.serving.server import serve
+from fathom.serving.process import serve
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 settings = load_settings({"port": 0, "metrics_port": 0, "transport": sys.argv[2]}, environment={})
 serve(settings, Path(sys.argv[1]), ready=lambda info: print(info.address, info.metrics_address, flush=True))

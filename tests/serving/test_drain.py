@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 sys.path.append(sys.argv[2])
 from fake_engine import FakeEngine
-from fathom.serving import server
+from fathom.serving import process, server
 from fathom.serving.config import load_settings
 
 warm = False
@@ -39,7 +39,7 @@ def ready(info):
     print(info.address, flush=True)
 
 server.open_engine = lambda bundle, **_: FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
-server.serve(load_settings({"port": 0, "log_format": "text"}, environment={}), Path(sys.argv[1]), ready=ready)
+process.serve(load_settings({"port": 0, "log_format": "text"}, environment={}), Path(sys.argv[1]), ready=ready)
 """
 SUPPORT = Path(__file__).parents[1] / "support"
 REQUEST = pb.RecommendRequest(item_ids=["item-1"])

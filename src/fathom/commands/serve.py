@@ -81,7 +81,7 @@ def serve(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from fathom.serving.config import load_settings
-    from fathom.serving.server import serve as run
+    from fathom.serving.process import serve as run
 
     settings = load_settings(context.obj, file=config)
     if as_json:
