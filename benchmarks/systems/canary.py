@@ -73,7 +73,8 @@ def experiments_of() -> dict[str, Any]:
 
 async def watch(client: AsyncClient, ids: list[str], number: int, seconds: float) -> dict[str, Any]:
     """One kind of canary, from its start to its rollback, or for so long."""
-    name, ended, rng = f"kind-{number}", asyncio.Event(), np.random.default_rng(SEED)
+    # Histories of its own: what the prefix cache has of another kind's would make all depths alike.
+    name, ended, rng = f"kind-{number}", asyncio.Event(), np.random.default_rng((SEED, number))
     waited_ms: list[float] = []
     by_arm: dict[str, list[float]] = {"control": [], "canary": []}
     failed = 0
