@@ -147,7 +147,7 @@ def section(run: StoredRun) -> str:
         {
             **row,
             "end": f"rolled back after {row['seconds']:.1f} s" if row["rolled_back"] else "kept",
-            **{f"{arm}_ms": _ms(row.get(f"{arm}_p50_ms")) for arm in ("control", "canary")},
+            **{f"{arm}_ms": _ms(row[f"{arm}_p50_ms"]) for arm in ("control", "canary")},
         }
         for row in run["result"]["rows"]
     ]
