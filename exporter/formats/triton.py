@@ -14,7 +14,7 @@ from fathom.errors import ConfigError
 from fathom.exporter.bundle.derive import read_files, write_files
 from fathom.files import new_folder, write_json
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.manifest import MANIFEST_NAME
+from fathom.runtime.manifest import MANIFEST_NAME, sealed
 
 MODEL = "fathom"
 #: Not imported here: it needs what only Triton has.
@@ -36,7 +36,7 @@ def write_triton(source: Path, out: Path, profile: DeviceProfile) -> str:
         with new_folder(out, TRITON) as folder:
             version = folder / MODEL / "1"
             write_files(version / "bundle", read_files(bundle, manifest.files))
-            write_json(version / "bundle" / MANIFEST_NAME, manifest.model_dump(mode="json"))
+            write_json(version / "bundle" / MANIFEST_NAME, sealed(manifest).model_dump(mode="json"))
             write_json(version / "profile.json", profile.model_dump(mode="json"))
             shutil.copyfile(_MODEL_FILE, version / "model.py")
             (folder / MODEL / "config.pbtxt").write_text(_config(profile), encoding="utf-8")

@@ -1,6 +1,8 @@
 """The Triton repository: whole on disk, and in a real Triton it answers what Fathom's own server answers."""
 
+import json
 import platform
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -24,6 +26,7 @@ from fathom.exporter.formats.triton import write_triton
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.item_filter import ItemFilter
+from fathom.runtime.manifest import MANIFEST_NAME, version_of
 
 CLOUD = load_profile("cloud")
 #: Holds a tritonserver with the Python backend, which was built for numpy 1.
@@ -39,6 +42,19 @@ def test_a_repository_has_one_model_whose_batches_triton_makes(bundle_path: Path
     assert f"max_batch_size: {CLOUD.max_batch}\ndynamic_batching {{ }}\n" in config
     with Bundle.open(tmp_path / "repository/fathom/1/bundle") as copy, Bundle.open(bundle_path) as bundle:
         assert copy.manifest == bundle.manifest
+
+
+def test_a_bundle_of_an_older_schema_can_be_opened_in_its_repository(bundle_path: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(bundle_path, older)
+    manifest = json.loads((older / MANIFEST_NAME).read_text())
+    manifest["schema_version"] = 7
+    del manifest["retrieval"]
+    manifest["version"] = version_of(manifest)
+    (older / MANIFEST_NAME).write_text(json.dumps(manifest))
+    write_triton(older, tmp_path / "repository", CLOUD)
+    with Bundle.open(tmp_path / "repository/fathom/1/bundle") as copy:
+        assert copy.depths == (4, 8, 12, 16)
 
 
 def test_what_triton_cannot_serve_is_refused_in_one_line(bundle_path: Path, tmp_path: Path) -> None:
