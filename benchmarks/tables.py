@@ -137,7 +137,7 @@ def front_fact(folder: Path) -> list[str]:
     """What the server answers beside an echo."""
     if not (folder / "front.json").exists():
         return []
-    found = _result(folder, "front")["depth_4"]["core"]
+    found = _result(folder, "front")["depth_4"]["http2"]
     return [
         f"requests per second at depth 4 with 32 in flight, against a bare gRPC echo of the same messages:"
         f" {found['of_echo']:.2f}"

@@ -84,7 +84,7 @@ class Echo(recommender_pb2_grpc.RecommenderServicer):
         quality = {"ndcg@10": pb.QualityInterval(value=0.1, low=0.05, high=0.15)}
         return pb.GetBundleResponse(
             name="tiny",
-            transport="core",
+            transport="http2",
             depths=[pb.DepthQuality(depth=4, quality=quality), pb.DepthQuality(depth=8)],
             profiles=[pb.ProfileInfo(name="cloud-cpu", tier="cloud", depths=[4, 8])],
         )
@@ -241,7 +241,7 @@ def test_the_bundle_is_a_plain_value(client: Client) -> None:
     bundle = client.bundle()
     assert isinstance(bundle, BundleInfo)
     assert (bundle.name, bundle.depths, bundle.profiles) == ("tiny", (4, 8), ("cloud-cpu",))
-    assert bundle.transport == "core"
+    assert bundle.transport == "http2"
     assert bundle.quality == {4: {"ndcg@10": Interval(0.1, 0.05, 0.15)}, 8: {}}
 
 

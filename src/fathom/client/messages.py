@@ -204,7 +204,7 @@ class BundleInfo:
     ``policy``: how requests that name no profile are routed, in words. ``alarm``: their certificate no longer fits.
     ``recertified``: how often the server has certified another routing since. ``drifted``: features by which requests
     are no longer like the training data.
-    ``bundles``: every name that a request may give to this server. ``transport``: what carries its calls, "core" or
+    ``bundles``: every name that a request may give to this server. ``transport``: what carries its calls, "http2" or
     "aio"; empty where an older server does not say.
     """
 
