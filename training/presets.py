@@ -3,9 +3,9 @@
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fathom.errors import ConfigError
 from fathom.training.model import ModelSettings
@@ -56,6 +56,9 @@ class TrainSettings(BaseModel):
     )
     forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
 
+    exits: Literal["together", "stacked"] = Field(
+        default="together", description="stacked: a deeper exit leaves the shallower ones as they are, or adds nothing"
+    )
     exit_weight: float = Field(
         default=1.0, ge=0, description="weight of a shallower exit's loss; the deepest's is 1; 0: the deepest alone"
     )
@@ -78,6 +81,12 @@ class TrainSettings(BaseModel):
         if objective not in objective_names():
             raise ValueError(unknown("objective", objective, objective_names()))
         return objective
+
+    @model_validator(mode="after")
+    def _something_to_stack_on(self) -> Self:
+        if self.exits == "stacked" and not self.grow_epochs:
+            raise ValueError("exits=stacked needs grow_epochs, in which the first exit is trained")
+        return self
 
 
 class TrainConfig(BaseModel):

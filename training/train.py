@@ -2,6 +2,8 @@
 
 The first stage is cheap and gives the deep model a start that it does not find from scratch on a CPU; its learning rate
 falls to where the second stage goes on. The second trains the deepest exit and one random shallower exit per step.
+
+With ``train.exits=stacked`` a stage for each deeper exit takes the second stage's place; see ``stacking``.
 """
 
 import ctypes
@@ -11,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,12 @@ from fathom.files import remove_folder, sha256_bytes
 from fathom.training.batches import Batch, epoch_batches, history_batches, make_batch
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset
+from fathom.training.metrics import Floats
 from fathom.training.model import ElasticModel
 from fathom.training.objectives import CandidateSource, objective_class
 from fathom.training.presets import TrainConfig
 from fathom.training.splits import Cases, split
+from fathom.training.stacking import hand_on, in_order, is_gain, train_only
 from fathom.training.state import RunState, TrainState, copy_weights, load_state
 from fathom.training.text import initialise_embeddings, title_vectors
 from fathom.training.tuning import Tune, restore, restrict
@@ -57,7 +62,10 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One schedule of warm-up and cosine over some exits."""
+    """One schedule of warm-up and cosine over some exits.
+
+    ``below``: the depth on which the only exit is stacked, and which it must beat on validation; None: all is trained.
+    """
 
     name: str
     epochs: int
@@ -65,6 +73,7 @@ class TrainingStage:
     depths: tuple[int, ...]
     layer_drop: float
     last_rate: float = FINAL_RATE
+    below: int | None = None
 
 
 def fit(
@@ -113,10 +122,10 @@ def grow(model: ElasticModel) -> None:
         model.exits[str(depth)].load_state_dict(model.exits[str(shallow)].state_dict())
 
 
-def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], tokens: int) -> dict[int, float]:
-    """Mean NDCG@10 per depth: full ranking without the history's items, ties counted against the target."""
+def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], tokens: int) -> dict[int, Floats]:
+    """NDCG@10 per depth, float64 (cases,): full ranking without the history's items, ties count against the target."""
     device = model.embedding.weight.device
-    gain = dict.fromkeys(depths, 0.0)
+    gain = {depth: np.zeros(len(cases)) for depth in depths}
     model.eval()
     with torch.no_grad():
         vectors = model.item_vectors()
@@ -129,9 +138,9 @@ def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], token
                 for row, known in enumerate(seen):
                     scores[row, known] = -math.inf
                 rank = (scores >= scores.gather(1, targets)).sum(1).double() - 1
-                gain[depth] += float(torch.where(rank < 10, 1 / torch.log2(rank + 2), 0).sum())
+                gain[depth][rows] = torch.where(rank < 10, 1 / torch.log2(rank + 2), 0).cpu().numpy()
     model.train()
-    return {depth: total / len(cases) for depth, total in gain.items()}
+    return gain
 
 
 class Trainer:
@@ -181,6 +190,8 @@ class Trainer:
     def _stages(self, *, heal: bool) -> tuple[TrainingStage, ...]:
         s, depths = self.settings, self.model.depths
         if heal:
+            if s.exits == "stacked" and in_order(self.model):
+                return ()
             return (TrainingStage("heal", s.heal_epochs, s.heal_learning_rate, depths, 0.0),)
         trained = depths if s.exit_weight else depths[-1:]
         together = TrainingStage("train", s.epochs, s.learning_rate, trained, s.layer_drop)
@@ -188,7 +199,12 @@ class Trainer:
             return (together,)
         # The next stage goes on from where this one ends.
         last = min(1.0, s.learning_rate / s.grow_learning_rate)
-        return (TrainingStage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0, last), together)
+        growing = TrainingStage("grow", s.grow_epochs, s.grow_learning_rate, depths[:1], 0.0, last)
+        if s.exits == "together":
+            return (growing, together)
+        one = replace(together, layer_drop=0.0)
+        deeper = (replace(one, name=f"exit {d}", depths=(d,), below=below) for below, d in pairwise(depths))
+        return (replace(growing, last_rate=FINAL_RATE), *deeper)
 
     def run(self) -> Checkpoint:
         """Train through all stages; returns the unsaved checkpoint with each exit at the best epoch."""
@@ -198,6 +214,9 @@ class Trainer:
             self.model.load_state_dict(state.weights)
         while run.stage < len(self.stages):
             stage = self.stages[run.stage]
+            if stage.below is not None:
+                train_only(self.model, stage.depths[0], stage.below)
+                run.best = run.best or copy_weights(self.model.state_dict())
             optimizer = self.optimizer(stage)
             if state is not None and state.optimizer:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
@@ -206,7 +225,9 @@ class Trainer:
             self.model.load_state_dict(run.best)
             if stage.name == "grow":
                 grow(self.model)
-            run.stage, run.epoch, run.stale, run.best_score = run.stage + 1, 0, 0, -1.0
+            elif stage.below is not None:
+                hand_on(self.model, stage.depths[0])
+            run.stage, run.epoch, run.stale, run.best_score, run.best = run.stage + 1, 0, 0, -1.0, {}
         self.model = restore(self.model, self.tune)
         return self._checkpoint(run)
 
@@ -285,10 +306,13 @@ class Trainer:
         return loss / (1 + weight * len(students))
 
     def _validate(self, stage: TrainingStage, run: RunState, loss: float) -> None:
-        self.ndcg = ndcg_at_10(self.model, self.validation, stage.depths, 4 * self.settings.batch_tokens)
-        mean = sum(self.ndcg.values()) / len(self.ndcg)
+        read = stage.depths if stage.below is None else (stage.below, *stage.depths)
+        gains = ndcg_at_10(self.model, self.validation, read, 4 * self.settings.batch_tokens)
+        self.ndcg = {depth: float(values.mean()) for depth, values in gains.items()}
+        mean = sum(self.ndcg[depth] for depth in stage.depths) / len(stage.depths)
+        better = stage.below is None or is_gain(gains[stage.depths[0]], gains[stage.below])
         run.stale += 1
-        if mean > run.best_score:
+        if better and mean > run.best_score:
             run.stale, run.best_score, run.best = 0, mean, copy_weights(self.model.state_dict())
         ndcg = {str(depth): value for depth, value in self.ndcg.items()}
         run.history.append({"stage": stage.name, "epoch": run.epoch, "loss": loss, "validation_ndcg@10": ndcg})

@@ -162,3 +162,12 @@ def test_a_learning_curve_is_the_mean_over_seeds_and_stages_follow_each_other() 
     assert curves["4"] == [(2, pytest.approx(0.9)), (4, 0.5)]
     assert curves["16"] == [(4, 0.5)]
     assert starts == [2]
+
+
+def test_stacked_exits_are_shown_beside_those_that_are_trained_together() -> None:
+    found = page(ladder(0, LEVEL), run_of("stacked", 0, RISING))
+    assert "NDCG@10 less that of depth 4" in found
+    rows = [line for line in found.splitlines() if line.startswith("| `stacked` | +.0500")]
+    assert len(rows) == 1
+    assert "+.1000 [" in rows[0]
+    assert "NDCG@10 less that of depth 4" not in page(ladder(0, LEVEL))

@@ -58,8 +58,8 @@ def test_training_learns_what_follows_what_at_every_exit(tmp_path: Path) -> None
     data = walk()
     checkpoint = fit(tiny("train.grow_epochs=15", "train.epochs=4", "train.batch_tokens=128"), data, out=tmp_path / "c")
     test = leave_one_out(data).test
-    for value in ndcg_at_10(checkpoint.model, test, (2, 3, 4), 1000).values():
-        assert value > 0.45  # guessing gives .11, always naming the two right items about .8
+    for values in ndcg_at_10(checkpoint.model, test, (2, 3, 4), 1000).values():
+        assert values.mean() > 0.45  # guessing gives .11, always naming the two right items about .8
 
 
 @pytest.mark.parametrize("block", ["hstu", "gated"])
@@ -158,7 +158,7 @@ def test_a_catalogue_above_the_limit_trains_on_sampled_negatives(tmp_path: Path)
     config = tiny("train.full_softmax_items=10", "train.negatives=16", "train.grow_epochs=15", "train.batch_tokens=128")
     data = walk()
     checkpoint = fit(config, data, out=tmp_path / "c")
-    assert ndcg_at_10(checkpoint.model, leave_one_out(data).test, (4,), 1000)[4] > 0.35
+    assert ndcg_at_10(checkpoint.model, leave_one_out(data).test, (4,), 1000)[4].mean() > 0.35
 
 
 def test_a_stage_without_progress_ends_early(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 ``prefix``...         the ladder, healed in the order of a plan; ``permuted-random`` orders the layers by chance
 ``cut-``...           ``alone-16``, which never had exits, healed as a plan: choosing layers after training
 ``tune-``...          ``permuted-consensus`` with only a part of the weights healed, or none
+``stacked``           exits stacked on a first one that takes the epochs of both stages, in a third of the second's each
 ``without-``...       the ladder without one part of the recipe, or with another choice
 
 Removing the last layers first, the "reverse order" of layer pruning (arXiv 2411.15558), is the ``prefix`` plan.
@@ -61,6 +62,13 @@ def alone(depth: int) -> Callable[[TrainConfig], TrainConfig]:
     return change
 
 
+def stacked(config: TrainConfig) -> TrainConfig:
+    """The config of exits that leave the shallower ones as they are."""
+    first = config.train.grow_epochs + config.train.epochs
+    each = max(1, config.train.epochs // 3)
+    return apply_settings(config, ("train.exits=stacked", f"train.grow_epochs={first}", f"train.epochs={each}"))
+
+
 def in_equal_time(depth: int) -> Callable[[TrainConfig], TrainConfig]:
     """The config of ``alone`` with the epochs that fit into the time of 16 layers, all of which it takes."""
 
@@ -98,6 +106,7 @@ ARMS: dict[str, Arm] = {
             for part in ("exits", "last-three", "lora")
         ),
         Arm("tune-nothing", "tune", start="ladder", strategy="permuted-prefix", heals=False),
+        Arm("stacked", "stacked", stacked),
         Arm("text", "text", setting("train.item_text=minilm")),
         Arm("with-distillation", "ablations", setting("train.distillation=0.5")),
         Arm("with-all-exits", "ablations", setting("train.exits_per_step=3")),

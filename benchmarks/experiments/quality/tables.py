@@ -24,6 +24,9 @@ DEPTH_VERDICTS = ("depth pays", "no measurable headroom", "depth costs")
 #: The arms in which one network serves every depth, as the page calls them.
 ONE_NETWORK = {"ladder": "ladder", "prefix": "healed"}
 
+#: Together, and one on the other.
+EXITS_TRAINED = ("ladder", "stacked")
+
 #: Chosen by importance, and what it is compared with.
 CHOICES = tuple(
     (start + chosen, start + other)
@@ -51,7 +54,7 @@ def quality_sections(pools: Sequence[Pool], engine: Mapping[str, Any] | None, de
     time.
     """
     parts = [_plain_statement(pools), _choice_of_layers(pools), _pictures(pools)]
-    about_one = (_all_arms, _beside_others, _exits_against_alone, _healed, _ablations, _cold)
+    about_one = (_all_arms, _deeper, _beside_others, _exits_against_alone, _healed, _ablations, _cold)
     for pool in pools:
         parts += [f"## {title(pool)}", *(about(pool) for about in about_one)]
     return [*parts, _in_equal_time(depths), _compression(pools, engine)]
@@ -146,6 +149,15 @@ def _all_arms(pool: Pool) -> str:
     found = {arm: [pool.mean((arm, system)) for system in SYSTEMS] for arm in _ordered(pool)}
     rows = [[f"`{arm}`", *map(interval, each), *_effort(pool, arm)] for arm, each in found.items() if any(each)]
     return table(["NDCG@10, test item", *SYSTEMS, "seeds", "hours each"], rows)
+
+
+def _deeper(pool: Pool) -> str:
+    """The deeper exits less the first, for the ways of training exits."""
+    rows = []
+    for arm in EXITS_TRAINED if EXITS_TRAINED[-1] in pool.arms else ():
+        less = [pool.difference((arm, system), (arm, SYSTEMS[0])) for system in SYSTEMS[1:]]
+        rows.append([f"`{arm}`", *(interval(each, signed=True) for each in less), str(len(pool.of(arm)))])
+    return table(["NDCG@10 less that of depth 4", *SYSTEMS[1:], "seeds"], rows) if rows else ""
 
 
 def _beside_others(pool: Pool) -> str:
