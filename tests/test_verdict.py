@@ -5,24 +5,23 @@ from typing import Any
 
 import pytest
 
-from fathom.building.verdict import FEWEST_USERS, verdict
+from fathom.building.verdict import FEWEST_USERS, depth_verdict, verdict
+
+WORSE, EQUAL, BETTER = (-0.02, -0.03, -0.01), (0.001, -0.01, 0.012), (0.0123, 0.008, 0.016)
 
 
 def sentence(differences: dict[str, tuple[float, float, float]], users: int = 1000) -> str:
-    """The verdict where each system differs from depth 16 by (value, low, high)."""
-    systems: dict[str, Any] = {"depth 4": {"difference": {"ndcg@10": {"value": 0.5, "low": 0.4, "high": 0.6}}}}
-    for name, (value, low, high) in differences.items():
+    """The verdict where each system differs from depth 16 by (value, low, high); depths 4 and 8 are equal to it."""
+    systems: dict[str, Any] = {}
+    for name, (value, low, high) in ({"depth 4": EQUAL, "depth 8": EQUAL} | differences).items():
         systems[name] = {"difference": {"ndcg@10": {"value": value, "low": low, "high": high}}}
     found = verdict(
         {"cases": users, "reference": "depth 16", "systems": systems}, "prefix", (4, 8, 16), Path("build/bundle")
     )
     assert found.startswith("build/bundle ships the prefix plan at depths 4, 8 and 16")
-    assert found.count(".\n") == 0
-    assert len(found) < 400
+    assert "\n" not in found
+    assert len(found) < 600
     return found
-
-
-WORSE, EQUAL, BETTER = (-0.02, -0.03, -0.01), (0.001, -0.01, 0.012), (0.0123, 0.008, 0.016)
 
 
 def test_a_network_that_beats_every_baseline_is_to_be_served() -> None:
@@ -50,3 +49,22 @@ def test_with_too_few_users_no_figure_is_trusted(users: int) -> None:
     assert "too few" in found
     assert "beats" not in found
     assert "too few" not in sentence({"popularity": WORSE}, users=FEWEST_USERS)
+
+
+def test_where_every_shallower_depth_is_worse_depth_pays() -> None:
+    found = sentence({"EASE": WORSE, "depth 4": WORSE, "depth 8": WORSE})
+    assert found.endswith("Depth pays: depth 16 is ahead of depth 4 by .0200 [.0100, .0300].")
+
+
+def test_where_a_shallower_depth_is_as_good_the_smaller_bundle_is_offered() -> None:
+    found = sentence({"EASE": WORSE, "depth 4": WORSE, "depth 8": EQUAL})
+    assert "Depth does not pay here: depth 8 less depth 16 is .0010 [-.0100, .0120]; `fathom" in found
+    assert "`fathom bundle slice build/bundle --depths 4,8 --out SMALLER`" in found
+    assert "Depth costs here: depth 4 less depth 16 is .0123" in sentence({"EASE": WORSE, "depth 4": BETTER})
+
+
+def test_depths_that_were_not_judged_together_have_no_verdict() -> None:
+    systems = {"depth 4": {"difference": {"ndcg@10": {"value": -0.02, "low": -0.03, "high": -0.01}}}}
+    evaluation = {"cases": 1000, "reference": "depth 16", "systems": systems}
+    assert depth_verdict(evaluation, (4, 8), Path("b")) == ""
+    assert depth_verdict(evaluation, (16,), Path("b")) == ""

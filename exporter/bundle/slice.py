@@ -1,11 +1,13 @@
-"""Cuts a smaller Bundle for one device profile out of a bundle; runs without torch, on the device if need be."""
+"""Cuts a smaller Bundle with some depths of a bundle; runs without torch, on the device if need be."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
 from fathom.exporter.bundle.derive import derive_bundle, open_source
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import DepthInfo, Extension, Manifest, Plan
 
 
@@ -18,40 +20,53 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
     the source.
     """
     with open_source(source, out) as bundle:
-        manifest = bundle.manifest
-        kept = {depth: info for depth, info in manifest.depths.items() if depth in profile.depths}
+        kept = [depth for depth in bundle.manifest.depths if depth in profile.depths]
         if not kept:
             raise ConfigError(
-                f"{source}: has depths {_listed(manifest.depths)} but profile {profile.name} runs"
+                f"{source}: has depths {_listed(bundle.manifest.depths)} but profile {profile.name} runs"
                 f" {_listed(profile.depths)}"
             )
-        extension = manifest.extension
-        if extension is not None:
-            segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
-            extension = extension.model_copy(update={"segments": segments})
-        engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
-        counting = manifest.counting
-        if counting is not None:
-            weights = {depth: counting.weights[depth] for depth in kept}
-            counting = counting.model_copy(update={"weights": weights})
-        retrieval = manifest.retrieval
-        if retrieval is not None:
-            measured = {name: {depth: getattr(retrieval, name)[depth] for depth in kept} for name in ("recall", "loss")}
-            retrieval = retrieval.model_copy(update=measured)
-        plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
-        drop = (engines | _files(manifest.plans)) - (needed | _files(plans))
-        return derive_bundle(
-            bundle,
-            out,
-            drop=drop,
-            depths=kept,
-            counting=counting,
-            retrieval=retrieval,
-            extension=extension,
-            plans=plans,
-            profile=profile.name,
-            fits={},
-        )
+        return _write(bundle, kept, out, profile=profile.name, fits={})
+
+
+def cut_depths(source: Path, depths: Collection[int], out: Path) -> Manifest:
+    """Like ``slice_bundle`` with these depths, for no profile; raises ConfigError for one that the source lacks."""
+    with open_source(source, out) as bundle:
+        held = bundle.manifest.depths
+        if not depths or not set(depths) <= set(held):
+            raise ConfigError(f"{source}: has depths {_listed(held)}, not {_listed(depths) or 'none'}")
+        return _write(bundle, depths, out)
+
+
+def _write(bundle: Bundle, depths: Collection[int], out: Path, **changes: Any) -> Manifest:
+    manifest = bundle.manifest
+    kept = {depth: info for depth, info in manifest.depths.items() if depth in depths}
+    extension = manifest.extension
+    if extension is not None:
+        segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
+        extension = extension.model_copy(update={"segments": segments})
+    engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
+    counting = manifest.counting
+    if counting is not None:
+        weights = {depth: counting.weights[depth] for depth in kept}
+        counting = counting.model_copy(update={"weights": weights})
+    retrieval = manifest.retrieval
+    if retrieval is not None:
+        measured = {name: {depth: getattr(retrieval, name)[depth] for depth in kept} for name in ("recall", "loss")}
+        retrieval = retrieval.model_copy(update=measured)
+    plans = tuple(_of_plan(plan, needed) for plan in manifest.plans)
+    drop = (engines | _files(manifest.plans)) - (needed | _files(plans))
+    return derive_bundle(
+        bundle,
+        out,
+        drop=drop,
+        depths=kept,
+        counting=counting,
+        retrieval=retrieval,
+        extension=extension,
+        plans=plans,
+        **changes,
+    )
 
 
 def check_precision(manifest: Manifest, profile: DeviceProfile) -> None:

@@ -11,7 +11,7 @@ from in_process import fathom
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import BundleEditedError, ConfigError
-from fathom.exporter.bundle.slice import slice_bundle
+from fathom.exporter.bundle.slice import cut_depths, slice_bundle
 from fathom.runtime.bundle import Bundle, read_manifest, verify
 from fathom.runtime.engines.open import open_engine
 
@@ -65,6 +65,21 @@ def test_the_same_slice_has_the_same_version(synthetic_bundle: Path, tmp_path: P
 def test_a_slice_can_be_sliced(synthetic_bundle: Path, tmp_path: Path) -> None:
     slice_bundle(synthetic_bundle, profile(4, 8), tmp_path / "a")
     assert slice_bundle(tmp_path / "a", profile(4), tmp_path / "b").depths.keys() == {4}
+
+
+def test_some_depths_can_be_cut_for_no_profile(synthetic_bundle: Path, tmp_path: Path) -> None:
+    fathom("bundle", "slice", synthetic_bundle, "--depths", "4", "--out", tmp_path / "shallow")
+    assert engines(tmp_path / "shallow") == ["depth-04.onnx"]
+    whole, cut = read_manifest(synthetic_bundle), read_manifest(tmp_path / "shallow")
+    assert (cut.profile, cut.fits) == (whole.profile, whole.fits)
+    with pytest.raises(ConfigError, match="has depths 4, 8, 12, 16, not 4, 6"):
+        cut_depths(synthetic_bundle, (4, 6), tmp_path / "none")
+
+
+@pytest.mark.parametrize("kept", [[], ["--profile", "cloud", "--depths", "4"]])
+def test_a_slice_is_for_a_profile_or_of_some_depths(synthetic_bundle: Path, tmp_path: Path, kept: list[str]) -> None:
+    said = fathom("bundle", "slice", synthetic_bundle, *kept, "--out", tmp_path / "small", code=2).stderr
+    assert "either --profile, as cloud, or --depths, as 4,8" in said
 
 
 def test_every_shipped_tier_can_be_cut(synthetic_bundle: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verdict of a build: what it ships, what that beats on the test items, what beats it, and what to do."""
+"""The verdict of a build: what it ships, what that beats on the test items, what beats it, and whether depth pays."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ METRIC = "ndcg@10"
 
 
 def verdict(evaluation: Mapping[str, Any], strategy: str, depths: Sequence[int], bundle: Path) -> str:
-    """One sentence from ``evaluation.json`` of the checkpoint that the bundle was exported from.
+    """A sentence from ``evaluation.json`` of the checkpoint that the bundle came from, and one about its depths.
 
     A baseline beats the deepest depth, or is beaten by it, where the 95 % interval of their difference over the same
-    users leaves out 0.
+    users leaves out 0; so does a shallower depth.
     """
     ships = f"{bundle} ships the {strategy} plan at {_listed(depths, 'depth', 'depths')}"
     users = int(evaluation["cases"])
@@ -43,7 +43,30 @@ def verdict(evaluation: Mapping[str, Any], strategy: str, depths: Sequence[int],
     else:
         advice = f"serve it with `fathom serve {bundle}`"
     judged = f"in NDCG@10 of {evaluation['reference']} on {users:,} test users"
-    return f"{ships}, which {_listed(found)}, {judged}: {advice}."
+    pays = depth_verdict(evaluation, depths, bundle)
+    return f"{ships}, which {_listed(found)}, {judged}: {advice}.{f' {pays}' if pays else ''}"
+
+
+def depth_verdict(evaluation: Mapping[str, Any], depths: Sequence[int], bundle: Path) -> str:
+    """Whether a bundle's deepest depth pays, as its depths are served; "" where nothing shallower was judged with it.
+
+    It does unless a shallower depth is not measurably worse; the shallowest of those is then the one to ship.
+    """
+    *shallower, deepest = sorted(depths)
+    if evaluation["reference"] != f"depth {deepest}" or not shallower:
+        return ""
+    found = {d: MetricInterval(**evaluation["systems"][f"depth {d}"]["difference"][METRIC]) for d in shallower}
+    enough = next((depth for depth in shallower if found[depth].high >= 0), None)
+    if enough is None:
+        first, less = shallower[0], found[shallower[0]]
+        lead = MetricInterval(value=-less.value, low=-less.high, high=-less.low)
+        return f"Depth pays: depth {deepest} is ahead of depth {first} by {format_interval(lead)}."
+    kept = ",".join(str(depth) for depth in shallower if depth <= enough)
+    costs = "costs" if found[enough].low > 0 else "does not pay"
+    return (
+        f"Depth {costs} here: depth {enough} less depth {deepest} is {format_interval(found[enough])};"
+        f" `fathom bundle slice {bundle} --depths {kept} --out SMALLER` cuts the shallower network."
+    )
 
 
 def _listed(names: Sequence[object], one: str = "", more: str = "") -> str:

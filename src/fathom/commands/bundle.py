@@ -8,7 +8,7 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, BundlePath, Data, need_training, takes
+from fathom.commands.options import AsJson, BundlePath, Data, need_training, takes, whole_numbers
 from fathom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,29 +136,37 @@ def bundle_sign(
 @app.command("slice")
 def bundle_slice(
     bundle: BundlePath,
-    profile: Annotated[str, typer.Option(help="A profile's name or file, or a tier.")],
     out: Annotated[Path, typer.Option(help="The smaller bundle.")],
+    profile: Annotated[str | None, typer.Option(help="A profile's name or file, or a tier.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Depths separated by commas, for no profile.")] = None,
     any_precision: Annotated[
         bool, typer.Option("--any-precision", help="Even if its precision is not the profile's.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cut the smaller bundle that a device profile needs: its depths, from a bundle of its precision.
+    """Cut the smaller bundle that a device profile needs: its depths, from a bundle of its precision. Or some depths.
 
     In fewer bits a bundle's quality has to be measured again, on its data: `fathom build --profile` and `fathom export
     --profile` do that.
 
     Example: fathom bundle slice build/ml-100k/bundle --profile cloud --out build/ml-100k/cloud
+
+    Example: fathom bundle slice build/ml-100k/bundle --depths 4 --out build/ml-100k/shallow
     """
     from fathom.edge_profiles.profile import load_profile
-    from fathom.exporter.bundle.slice import check_precision, slice_bundle
+    from fathom.exporter.bundle.slice import check_precision, cut_depths, slice_bundle
     from fathom.runtime.bundle import read_manifest
 
+    if (profile is None) == (depths is None):
+        raise ConfigError("say what to keep: either --profile, as cloud, or --depths, as 4,8")
     check_outputs((out, artefacts.BUNDLE), inputs=[bundle])
-    device = load_profile(profile)
-    if not any_precision:
-        check_precision(read_manifest(bundle), device)
-    slice_bundle(bundle, device, out)
+    if depths is not None:
+        cut_depths(bundle, whole_numbers("--depths", depths), out)
+    elif profile is not None:
+        device = load_profile(profile)
+        if not any_precision:
+            check_precision(read_manifest(bundle), device)
+        slice_bundle(bundle, device, out)
     show_bundle(out, as_json=as_json)
 
 

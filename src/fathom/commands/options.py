@@ -40,6 +40,14 @@ SettingsPath = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
 
 
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers of an option, as "4,8,12,16"; raises ConfigError for anything else."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text}: give whole numbers separated by commas, as 4,8,12,16") from None
+
+
 def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: in place of each named parameter, the command takes the options that its group declares.
 

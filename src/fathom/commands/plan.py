@@ -7,7 +7,7 @@ import typer
 
 from fathom import artefacts, show
 from fathom.artefacts import check_outputs
-from fathom.commands.options import AsJson, need_training, read_json
+from fathom.commands.options import AsJson, need_training, read_json, whole_numbers
 from fathom.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def plan(
     Example: fathom plan ranking.json --compare --lattice lattice
     """
     need_training()
-    wanted = _numbers(depths)
+    wanted = whole_numbers("--depths", depths)
     if compare:
         _compare_plans(ranking, lattice, out, wanted, metric, as_json=as_json)
     elif out is None:
@@ -50,13 +50,6 @@ def plan(
         check_outputs((out, artefacts.PLAN), inputs=[ranking, lattice])
         _write_plan(ranking, lattice, out, strategy, wanted, metric)
         _show_plan(out, as_json=as_json)
-
-
-def _numbers(depths: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(depth) for depth in depths.split(","))
-    except ValueError:
-        raise ConfigError(f"--depths {depths}: give whole numbers separated by commas, as 4,8,12,16") from None
 
 
 def _write_plan(
