@@ -40,7 +40,8 @@ def _section(folder: Path = RESULTS) -> str:
     facts = "\n".join(f"- {fact}." for fact in counting_exit_facts(found))
     about = (
         "## The counting exit\n",
-        "Depth 0 runs no layer; its part in the score of each deeper exit is chosen on validation items and may be 0.",
+        "Depth 0 runs no layer; its part in the score of the deeper exits is chosen on validation items and may be 0."
+        " Depths are compared as they are served.",
     )
     return paragraphs("\n".join(about), facts, *(paragraphs(f"{_title(pool)}:", _table(pool)) for pool in found))
 
@@ -97,9 +98,11 @@ def _table(pool: Pool) -> str:
         alone = pool.mean((ARM, f"{system} alone"))
         more = pool.difference((ARM, system), (ARM, f"{system} alone")) if alone else None
         less = pool.difference((ARM, system), (ARM, best)) if best and best != system else None
-        cells = [interval(alone), interval(served), interval(more, signed=True), interval(less, signed=True)]
+        deeper = pool.difference((ARM, system), (ARM, SYSTEMS[0])) if system in SYSTEMS[1:] else None
+        cells = [interval(alone), interval(served), *(interval(each, signed=True) for each in (more, less, deeper))]
         rows.append([system, _weights(pool, system), *cells, str(served.seeds)])
-    head = ["NDCG@10", "counting weighs", "network alone", "as served", "added", f"less {best}", "seeds"]
+    head = ["NDCG@10", "counting weighs", "network alone", "as served", "added", f"less {best}"]
+    head += [f"less {SYSTEMS[0]}", "seeds"]
     return table(head, rows)
 
 

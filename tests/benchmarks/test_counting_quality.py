@@ -30,3 +30,4 @@ def test_a_run_holds_every_depth_as_it_is_served_and_alone_and_is_shown(
     page = BENCHMARK.section(tmp_path / "results")
     assert page.startswith("## The counting exit")
     assert all(f"| depth {depth} |" in page for depth in (0, *DEPTHS))
+    assert "| less depth 4 |" in page
