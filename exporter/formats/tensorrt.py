@@ -66,21 +66,19 @@ def add_plans(
         bound_to_engines(bundle)
         if bundle.manifest.precision not in ("fp32", "fp16"):
             raise ConfigError(f"{source}: in {bundle.manifest.precision}; {flavour.title} builds from fp32 and fp16")
-        plans = {_place(plan): plan for plan in bundle.manifest.plans}
+        plans = {(plan.flavour, plan.compute_capability, plan.gpu): plan for plan in bundle.manifest.plans}
         new: dict[str, bytes] = {}
         for target in targets:
             cache = None if flavour.ahead else TimingCache(timing_cache, library, f"{target.gpu} ({target.capability})")
             plan, built = _plan(trt, flavour, bundle, target, cache)
             if cache is not None:
                 cache.save()
-            plans[_place(plan)] = plan
+            plans[plan.flavour, plan.compute_capability, plan.gpu] = plan
             new |= built
-        return derive_bundle(bundle, out, new, drop={CERTIFICATE_FILE}, plans=tuple(plans.values()), fits={})
-
-
-def _place(plan: Plan) -> PurePosixPath:
-    """The folder of a plan, which is one for each flavour and GPU."""
-    return PurePosixPath(next(iter(plan.segments.values()))).parent
+        replaced = {file for old in bundle.manifest.plans for file in old.segments.values()}
+        replaced -= {file for plan in plans.values() for file in plan.segments.values()}
+        drop = {CERTIFICATE_FILE, *replaced}
+        return derive_bundle(bundle, out, new, drop=drop, plans=tuple(plans.values()), fits={})
 
 
 def _targets(flavour: Flavour, trt: ModuleType, capabilities: Sequence[str] | None) -> list[Target]:
@@ -105,13 +103,13 @@ def _this_machine(flavour: Flavour, trt: ModuleType, capabilities: Sequence[str]
     gpu = this_gpu()
     if gpu is None:
         raise ConfigError(
-            f"{flavour.title} builds on the GPU that it builds for, and there is none here, or no cuda-bindings; run this"
-            " on the device, or build ahead with --to tensorrt-rtx"
+            f"{flavour.title} builds on the GPU that it builds for, and there is none here, or no cuda-bindings; run"
+            " this on the device, or build ahead with --to tensorrt-rtx"
         )
     if capabilities is not None and list(capabilities) != [gpu.capability]:
         raise ConfigError(
-            f"{flavour.title} builds for this machine's GPU, {gpu.name} with compute capability {gpu.capability}; leave"
-            " out --gpu, or run this on the device"
+            f"{flavour.title} builds for this machine's GPU, {gpu.name}, with compute capability {gpu.capability};"
+            " leave out --gpu, or run this on the device"
         )
     return Target(gpu.capability, gpu=gpu.name, platform=this_platform())
 

@@ -89,8 +89,8 @@ class CudaEngine(StatelessEngine):
 class TensorRtProviderEngine(CudaEngine):
     """The same by onnxruntime's TensorRT provider, for machines where TensorRT has no Python interface.
 
-    It builds its engines when the bundle is opened, which takes minutes; ``cache``: the folder where it keeps them and
-    its timing cache. Raises ConfigError where the provider does not run.
+    It builds its engines when the bundle is opened, which can take minutes; ``cache``: the folder where it keeps them,
+    and its timing cache. Raises ConfigError where the provider does not run.
     """
 
     _most = MAX_BATCH

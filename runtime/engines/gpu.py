@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """``capability``: compute capability, as 8.7. ``name``: as the driver says it, ``NVIDIA H100 PCIe``."""
+    """``capability``: compute capability, as 8.7. ``name``: what the driver says, ``Orin, 8 multiprocessors``.
+
+    The name alone is not enough: the GPUs of all Orins have the same.
+    """
 
     capability: str
     name: str
@@ -22,7 +25,8 @@ def this_gpu() -> Gpu | None:
     error, found = cuda.cudaGetDeviceProperties(0)
     if int(error) != 0:
         return None
-    return Gpu(f"{found.major}.{found.minor}", found.name.split(b"\0")[0].decode(errors="replace"))
+    name = found.name.split(b"\0")[0].decode(errors="replace")
+    return Gpu(f"{found.major}.{found.minor}", f"{name}, {found.multiProcessorCount} multiprocessors")
 
 
 def this_platform() -> str:

@@ -49,7 +49,7 @@ DEPTHS = (4, 8, 12, 16)
 RTX = FLAVOURS["tensorrt-rtx"]
 #: What builds as TensorRT does, for the GPU of the machine, with the library that is here.
 STAND_IN = Flavour("tensorrt", "TensorRT", "tensorrt_rtx", "rtx", ahead=False)
-ORIN = Gpu("8.7", "Orin")
+ORIN = Gpu("8.7", "Orin, 8 multiprocessors")
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +145,10 @@ def test_a_plan_for_this_machines_gpu_is_put_beside_the_others(planned: Path, bo
         assert tuple(rtx) == bundle.manifest.plans
         kept = {name: bundle.manifest.files[name] for plan in rtx for name in plan.segments.values()}
     assert kept.items() <= both.files.items()
-    assert (orin.flavour, orin.compute_capability, orin.gpu, orin.platform) == (
-        "tensorrt",
-        *("8.7", "Orin", this_platform()),
-    )
-    assert {Path(name).parent.as_posix() for name in orin.segments.values()} == {"plans/tensorrt-sm87-orin"}
+    assert (orin.flavour, orin.compute_capability) == ("tensorrt", "8.7")
+    assert (orin.gpu, orin.platform) == (ORIN.name, this_platform())
+    (folder,) = {Path(name).parent.as_posix() for name in orin.segments.values()}
+    assert folder == "plans/tensorrt-sm87-orin-8-multiprocessors"
 
 
 def test_a_plan_for_the_same_gpu_takes_the_place_of_the_old_one(small: Path, tmp_path: Path) -> None:
@@ -166,9 +165,9 @@ def test_what_was_timed_is_kept_in_a_file_and_given_to_the_next_build(
     on_gpu(ORIN)
     add_plans(small, tmp_path / "one", STAND_IN, timing_cache=cache)
     head, _, timed = cache.read_bytes().partition(b"\n")
-    assert head.decode() == f"Fathom timing cache: TensorRT {trt.__version__} on Orin (8.7)"
+    assert head.decode() == f"Fathom timing cache: TensorRT {trt.__version__} on {ORIN.name} (8.7)"
     assert len(timed) > 100
-    assert len(TimingCache(cache, f"TensorRT {trt.__version__}", "Orin (8.7)")) == len(timed)
+    assert len(TimingCache(cache, f"TensorRT {trt.__version__}", f"{ORIN.name} (8.7)")) == len(timed)
     assert not caplog.records
     on_gpu(Gpu("9.0", "NVIDIA H100 PCIe"))
     with caplog.at_level(logging.WARNING):
@@ -179,7 +178,7 @@ def test_what_was_timed_is_kept_in_a_file_and_given_to_the_next_build(
 
 def test_the_plan_of_this_machine_is_chosen(both: Manifest) -> None:
     assert choose_plan(both, rtx_machine("8.9")).compute_capability == "8.9"
-    assert choose_plan(both, an_orin()).gpu == "Orin"
+    assert choose_plan(both, an_orin()).gpu == ORIN.name
     # Where both could be run, TensorRT's: it has timed what it runs.
     changed = {"compute_capability": "8.9", "gpu": "NVIDIA GeForce RTX", "platform": "linux-x86_64"}
     here = both.plans[-1].model_copy(update=changed)
@@ -191,7 +190,10 @@ def test_a_foreign_plan_is_refused(both: Manifest) -> None:
     for machine, words in (
         (rtx_machine("12.0"), r"8\.9 is foreign: this GPU has 12\.0"),
         (rtx_machine(None), "8.9 is foreign: there is no NVIDIA GPU here"),
-        (an_orin(gpu=Gpu("8.7", "Orin Nano")), "8.7 is foreign: it was tuned for Orin, this GPU is Orin Nano"),
+        (
+            an_orin(gpu=Gpu("8.7", "Orin, 16 multi")),
+            "8.7 is foreign: it was tuned for Orin, 8 multi.*, this GPU is Orin, 16",
+        ),
         (an_orin(gpu=Gpu("5.3", "NVIDIA Tegra X1")), r"TensorRT plan .* 8\.7 is foreign: this GPU has 5\.3"),
         (an_orin(platform="linux-riscv64"), "8.7 is foreign: it was built on .*, this is linux-riscv64"),
     ):
@@ -334,7 +336,7 @@ def test_tensorrt_builds_on_the_device_alone(
     with pytest.raises(ConfigError, match="TensorRT builds on the GPU that it builds for, and there is none here"):
         add_plans(bundle_path, out, STAND_IN)
     on_gpu(ORIN)
-    with pytest.raises(ConfigError, match=r"machine's GPU, Orin with compute capability 8\.7; leave out --gpu"):
+    with pytest.raises(ConfigError, match=r"machine's GPU, Orin, 8 .*, with compute capability 8\.7; leave out --gpu"):
         add_plans(bundle_path, out, STAND_IN, ["9.0"])
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(OutputError, match="notes: exists and is not a timing cache"):
