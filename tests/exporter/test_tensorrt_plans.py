@@ -302,6 +302,22 @@ def test_a_plan_that_lacks_an_engine_is_refused(planned: Path, tmp_path: Path) -
         Bundle.open(copy)
 
 
+def test_plans_of_schema_8_are_those_of_tensorrt_rtx(planned: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(planned, copy)
+    value = read_json(copy / "manifest.json", kind="manifest", schema_version=SCHEMA_VERSION) | {"schema_version": 8}
+    for plan in value["plans"]:
+        for key in ("flavour", "gpu", "platform", "precision"):
+            del plan[key]
+    write_json(copy / "manifest.json", value | {"version": version_of(value)})
+    with Bundle.open(copy) as bundle:
+        assert choose_plan(bundle.manifest, rtx_machine("8.6")).flavour == "tensorrt-rtx"
+    value["plans"][0]["flavour"] = "tensorrt"
+    write_json(copy / "manifest.json", value | {"version": version_of(value)})
+    with pytest.raises(BundleSchemaError, match="does not name the GPU, platform and precision"):
+        Bundle.open(copy)
+
+
 def test_a_slice_keeps_the_plans_of_its_engines_and_phones_get_none(planned: Path, tmp_path: Path) -> None:
     mobile = slice_bundle(planned, load_profile("mobile"), tmp_path / "mobile")
     assert [sorted(plan.segments) for plan in mobile.plans] == [["engines/depth-04.onnx", "engines/depth-08.onnx"]] * 2
