@@ -13,6 +13,7 @@ class BatcherEstimates(NamedTuple):
     """``selector.chooser.Estimates`` of one request, given what is cached of its ``items`` newest items.
 
     ``zero``: what answers at depth 0, None where that is not served. ``runs``: as how many requests it counts.
+    ``behind``: see ``Estimates``.
     """
 
     batcher: Batcher[BatchItem, BatchResult]
@@ -23,6 +24,7 @@ class BatcherEstimates(NamedTuple):
     deadline_s: float
     client: Client
     runs: int = 1
+    behind: bool = False
 
     @property
     def time_s(self) -> float:

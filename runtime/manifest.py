@@ -13,7 +13,7 @@ from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.selector.schema import AnyDepth, Depth, Share
 
-SCHEMA_VERSION: Literal[8] = 8
+SCHEMA_VERSION: Literal[9] = 9
 #: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
 WHOLE_VERSION = 5
 MANIFEST_NAME = "manifest.json"
@@ -49,6 +49,7 @@ Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 EventType = Annotated[str, Field(max_length=LONGEST_TYPE_BYTES)]
 IndexKind = Literal["ivf", "hnsw", "pq"]
+PlanFlavour = Literal["tensorrt", "tensorrt-rtx"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -176,15 +177,21 @@ class RetrievalInfo(_Frozen):
 
 
 class Plan(_Frozen):
-    """The engines compiled by TensorRT-RTX for one kind of GPU.
+    """The engines compiled by TensorRT, or by TensorRT-RTX, for one kind of GPU.
 
-    ``version``: of the library. ``compute_capability``: as 8.9. ``max_batch``: most requests in a run. ``histories``:
-    the longest history of each optimization profile, ascending. ``segments``: engine file -> its plan. ``built_from``:
-    engine file -> its sha256 when the plan was built.
+    ``version``: of the library. ``compute_capability``: as 8.9. ``gpu`` and ``platform``: the one GPU, by name, and the
+    platform, as linux-aarch64, that TensorRT has tuned it for; None: any with that compute capability. ``precision``:
+    of the engines, None: the bundle's. ``max_batch``: most requests in a run. ``histories``: the longest history of
+    each optimization profile, ascending. ``segments``: engine file -> its plan. ``built_from``: engine file -> its
+    sha256 when the plan was built.
     """
 
+    flavour: PlanFlavour = "tensorrt-rtx"
     version: Line
     compute_capability: str = Field(pattern=r"^\d+\.\d$", max_length=8)
+    gpu: Name | None = None
+    platform: Name | None = None
+    precision: Literal["fp32", "fp16"] | None = None
     max_batch: int = Field(ge=1, le=65_536)
     histories: tuple[Count, ...] = Field(min_length=1, max_length=64)
     segments: dict[str, str]
@@ -237,7 +244,7 @@ class Manifest(_Frozen):
     ``version`` follows from everything else but ``created``: see ``version_of``. Writers let ``sealed`` set it.
     """
 
-    schema_version: Literal[1, 2, 3, 4, 5, 6, 7, 8] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4, 5, 6, 7, 8, 9] = SCHEMA_VERSION
     name: Name
     version: Line
     created: Line

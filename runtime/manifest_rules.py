@@ -140,6 +140,8 @@ def _plans(manifest: Manifest) -> Iterator[str]:
             yield "a TensorRT plan runs two engines as one"
         if any(not name.startswith("plans/") for name in plan.segments.values()):
             yield "a TensorRT plan lies outside of plans/"
+        if plan.flavour == "tensorrt" and None in (plan.gpu, plan.platform, plan.precision):
+            yield "a TensorRT plan does not name the GPU, platform and precision that it was built for"
         if list(plan.histories) != sorted(set(plan.histories)) or plan.histories[-1] < manifest.model.max_history:
             yield "the histories of a TensorRT plan do not ascend to max_history"
 

@@ -61,6 +61,7 @@ class _Asked:
     cache: PrefixCache | None
     hits: CacheHits
     start_s: float
+    behind: bool
 
     @property
     def by_s(self) -> float:
@@ -210,9 +211,16 @@ class Pipeline:
             self._cache = PrefixCache(self._cache.most_bytes)
 
     def admit(
-        self, items: int, profile: DeviceProfile, depth: int | None, deadline_s: float | None, client: Client
+        self,
+        items: int,
+        profile: DeviceProfile,
+        depth: int | None,
+        deadline_s: float | None,
+        client: Client,
+        *,
+        behind: bool = False,
     ) -> None:
-        """Raise OverloadError or DeadlineError where ``recommend`` surely would, before a request is read.
+        """Raise OverloadError or DeadlineError where ``enter`` surely would, before a request is read.
 
         ``items``: of its history. Soon after a refusal others are likely, and this is all that they may cost; at other
         times it does nothing.
@@ -224,7 +232,7 @@ class Pipeline:
         items = min(max(items, 1), self._max_history)
         length = 0 if self._cache is not None else items
         by_s = math.inf if deadline_s is None else deadline_s
-        estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, by_s, client)
+        estimates = BatcherEstimates(self._batcher, self._zero, NO_HITS, length, now_s, by_s, client, behind=behind)
         kind, left_s = (client, profile.depths, depth, length, None), by_s - now_s
         try:
             self._recent.tell(kind, left_s, now_s, partial(self.chooser.admit, profile, depth, estimates))
@@ -246,11 +254,11 @@ class Pipeline:
             leave()
             raise
 
-    def enter(self, query: IndexedQuery, done: Done) -> Leave:
+    def enter(self, query: IndexedQuery, done: Done, *, behind: bool = False) -> Leave:
         """The same without waiting: ``done`` gets the answer or the error, in this event loop.
 
         Perhaps before this returns; and what is found wrong at once is raised. Returns what takes the request out of
-        the queue.
+        the queue. ``behind``: more requests arrive than can be answered, so each should cost as little as it may.
         """
         start_s = time.monotonic()
         batcher = self._batcher
@@ -261,7 +269,7 @@ class Pipeline:
         ids, times = history.items + 1, history.timestamps if self._uses_timestamps else None
         cache = self._cache
         hits = NO_HITS if cache is None or not len(ids) else cache.lookup(ids, times, query.owner, query.scope)
-        asked = _Asked(query, history, cache, hits, start_s)
+        asked = _Asked(query, history, cache, hits, start_s, behind)
         if query.depth is None and len(ids):
             self._drift_watch.offer(history)
         choice = self._choose(asked)
@@ -357,7 +365,7 @@ class Pipeline:
         if runs > 1:
             hits = NO_HITS
         estimates = BatcherEstimates(
-            self._batcher, self._zero, hits, len(history.items), now_s, asked.by_s, query.client, runs
+            self._batcher, self._zero, hits, len(history.items), now_s, asked.by_s, query.client, runs, asked.behind
         )
         inspect = partial(self.catalogue.inspect, history.items, history.timestamps)
         return DepthRequest(query.profile, history.items, inspect, query.depth, estimates, query.policy)

@@ -60,6 +60,10 @@ class Estimates(Protocol):
     def time_s(self) -> float:
         """From now to the deadline; infinite without one."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether more requests arrive than can be answered, so that others are refused for what this one takes."""
+
     def queue_s(self, depth: int) -> float:
         """Median time in the queue, for this depth."""
 

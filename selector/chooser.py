@@ -26,7 +26,7 @@ from fathom.selector.policy import (
 QUEUE_WEIGHT = 4
 #: The same for the shallowest: the queue is an estimate, and who was let in should not be dropped later.
 LEAST_WEIGHT = 1.25
-
+BEHIND = "more requests arrive than can be answered"
 
 #: Seconds of work that may wait ahead of a request without a deadline: people leave after about two seconds, and a
 #: longer queue only makes everybody late. From a QUEUE_WEIGHT-th of it on, requests get the shallowest depth.
@@ -93,7 +93,7 @@ class DepthChooser:
         if time.counts:
             return _counted(depths[0], time, estimates)
         if time.spare_s < time.cost_s and len(depths) > 1 and not _fit(depths[1:], time.spare_s, estimates):
-            return _shallowest(depths, time)
+            return _shallowest(depths, time, behind=estimates.behind)
         return _in_time(policy.choose(request), depths, time, estimates)
 
     def admit(self, profile: DeviceProfile, fixed: int | None, estimates: Estimates) -> None:
@@ -214,18 +214,19 @@ def _time_for(shallowest: int, estimates: Estimates, *, counts: bool) -> _Time:
     A depth fits when weight * queue + p99 <= time left, with LEAST_WEIGHT for the shallowest and QUEUE_WEIGHT for
     every other, so that under overload a queue is worked off by shallow answers long before requests are refused. While
     the engine has time to spare, the shallowest fits where it may well be in time (see ``Estimates.care``), but not
-    where depth 0 surely would be.
+    where depth 0 surely would be. Where the server is behind, nothing deeper fits, and depth 0 comes first.
     ``shallowest``: of the depths that the policy chooses from. ``counts``: whether depth 0 may take its place.
     """
     time_s, queue_s, care = estimates.time_s, estimates.queue_s(shallowest), 1.0 if counts else estimates.care
     cost_s, weight = estimates.cost_s(shallowest, care=care), 1 + care * (LEAST_WEIGHT - 1)
     fits = weight * queue_s + cost_s <= time_s
-    if not fits and counts and shallowest > 0:
+    if counts and shallowest > 0 and (estimates.behind or not fits):
         if _fits(0, estimates):
             return _Time(time_s, queue_s, cost_s, 0.0, fits, counts=True)
         shallowest, queue_s, cost_s = 0, 0.0, estimates.cost_s(0)
     elif fits or estimates.may_probe(shallowest):
-        return _Time(time_s, queue_s, cost_s, time_s - QUEUE_WEIGHT * queue_s, fits)
+        spare_s = 0.0 if estimates.behind else time_s - QUEUE_WEIGHT * queue_s
+        return _Time(time_s, queue_s, cost_s, spare_s, fits)
     if cost_s <= time_s:
         wait_s = weight * queue_s + cost_s - time_s
         left = _left(time_s, queue_s)
@@ -251,6 +252,8 @@ def _fits(depth: int, estimates: Estimates) -> bool:
 
 def _counted(shallowest: int, time: _Time, estimates: Estimates) -> Choice:
     """Depth 0; where the engine has nothing to do it may show beside that whether it is still so slow."""
+    if estimates.behind:
+        return Choice(0, DepthReason.DEADLINE, f"{BEHIND}: depth 0")
     left, needs = _left(time.left_s, time.queue_s), _ms(estimates.cost_s(0))
     why = f"{left}: too little for depth {shallowest}, depth 0 needs {needs}"
     return Choice(0, DepthReason.DEADLINE, why, probe=estimates.may_probe(shallowest))
@@ -261,11 +264,13 @@ def _fit(depths: tuple[int, ...], spare_s: float, estimates: Estimates) -> bool:
     return any(estimates.cost_s(depth) <= spare_s for depth in depths)
 
 
-def _shallowest(depths: tuple[int, ...], time: _Time) -> Choice:
+def _shallowest(depths: tuple[int, ...], time: _Time, *, behind: bool = False) -> Choice:
     """The only depth that there is time for, whatever the policy would say, or a probe."""
     if not time.fits:
         why = f"no depth seems to fit the deadline, but nothing has run for a while: depth {depths[0]} is tried"
         return Choice(depths[0], DepthReason.DEADLINE, why, probe=True)
+    if behind:
+        return Choice(depths[0], DepthReason.DEADLINE, f"{BEHIND}: depth {depths[0]}")
     left, needs = _left(time.left_s, time.queue_s), _ms(time.cost_s)
     why = f"{left}: too little for more than depth {depths[0]}, which needs {needs}"
     return Choice(depths[0], DepthReason.DEADLINE, why)

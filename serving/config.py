@@ -207,9 +207,16 @@ class ServerSettings(BaseModel):
     threads: int | None = Field(
         default=None, ge=1, le=256, description="Threads per engine run.", json_schema_extra=_or("the profile's")
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         default="auto",
-        description="Where engines run; auto uses a GPU if there is one. See [NVIDIA GPUs](profiles.md#nvidia-gpus).",
+        description="Where engines run; auto uses a GPU if there is one, tensorrt nothing but TensorRT."
+        " See [NVIDIA GPUs](profiles.md#nvidia-gpus).",
+    )
+    tensorrt_cache: Path | None = Field(
+        default=None,
+        description="Folder where onnxruntime's TensorRT provider keeps the engines that it builds, with"
+        " `device: tensorrt`. Whoever may write to it decides what is run.",
+        json_schema_extra=_or("it builds them at every start"),
     )
     trust: tuple[Path, ...] = Field(
         default=(),

@@ -61,6 +61,10 @@ def readings(
         }
         yield Reading("fathom_build_info", "What is running.", labels, 1)
     for each in served:
+        if (refused := each.pipeline.engine.plan_refused) is not None:
+            text = "1 where the bundle has TensorRT plans and onnxruntime runs instead."
+            yield Reading("fathom_plans_refused", text, {"bundle": each.name, "reason": refused}, 1)
+    for each in served:
         text = "Requests waiting for the engine."
         yield Reading("fathom_queue_depth", text, {"bundle": each.name}, each.pipeline.waiting)
     for each in served:

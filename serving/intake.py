@@ -1,50 +1,95 @@
-"""How many calls the event loop can begin: who is behind must not spend its time on calls that it cannot answer."""
+"""How many calls the event loop begins: who is behind must not spend its time on calls that it cannot answer.
 
-import math
+What is counted is whether calls get an answer; how long they have waited to be read nobody can tell. So the loop must
+not begin more than it can do at once, or the rest waits where it is not seen, and all answers are late together.
+"""
+
 import time
 from collections.abc import Callable
 
 #: Calls that have arrived together may keep the event loop for TURN_S; those that can wait are begun in later turns.
-#: Where that is not enough for BEHIND_S without a break, the server is behind, and of those that cannot wait only as
-#: many are begun as it has proved able to answer, and a few more.
-TURN_S, BEHIND_S = 0.005, 0.1
-#: How many more than were let in the last time, to find out whether it has become better.
-MORE, SHARE = 4, 1.25
-#: So many are never too many.
+TURN_S = 0.002
+#: For how long it is counted what becomes of calls, before it is decided how many are begun.
+SPAN_S = 0.1
+#: So many calls are never too many.
 FEW = 16
-#: Weight of the newest turn in the estimates.
+#: The server falls behind where more than WASTE times as many calls are begun as are answered, and FEW more, while the
+#: event loop takes more than BUSY of a core (often the engine has the other half); or where for two spans the loop was
+#: in turns that are too long for more than LONG of the time.
+WASTE, BUSY, LONG = 1.25, 0.4, 0.5
+#: How many calls are begun for each that was answered in the span before: more where nearly all were (GOOD), to find
+#: out whether there is room for more.
+SHARE, GROWTH, GOOD = 1.25, 1.5, 1.1
+#: So many more, per span.
+MORE = 4
+#: A server that is behind tries now and then whether it can bear the load: the load that it fell behind at is thought
+#: to be bearable RECOVERY times as much later with every span, but not where HOPELESS times more is offered than
+#: answered, nor where the loop has no time left (FULL); and it is at least LEAST of what is answered now, cheaply.
+RECOVERY, HOPELESS, FULL, LEAST = 1.02, 2.0, 0.8, 0.25
+#: Weight of the newest turn in the estimate of what a call takes.
 STEP = 0.2
 
 
 class Intake:
-    """Used from one event loop. ``clock``: seconds, as ``time.monotonic``."""
+    """Used from one event loop. ``clock``: seconds, as ``time.monotonic``; ``cpu``: as ``time.thread_time``."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._behind_since_s = math.inf
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, cpu: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._clock, self._cpu = clock, cpu
+        #: Whether more calls arrive than can be answered: some are refused before they are decoded, and those that are
+        #: begun should cost as little as they may.
+        self.behind = False
         self._each_s = 0.0
-        self._let_in = float(FEW)
+        #: When the span began, the time of its turns that were too long, and what became of calls.
+        self._since_s = self._since_cpu_s = self._long_s = 0.0
+        self._was_long = False
+        self._begun = self._refused = self._answered = 0
+        #: Calls per second that can be borne without refusing any, that may be begun, and how many may be begun now.
+        self._bearable = self._per_s = self._room = 0.0
+        self._noted_s = 0.0
 
-    @property
-    def behind(self) -> bool:
-        """Whether calls that have arrived may have to be refused before they are decoded."""
-        return self._clock() - self._behind_since_s > BEHIND_S
+    def answered(self) -> None:
+        """A call was answered."""
+        self._answered += 1
 
-    def note(self, began_s: float, begun: int, let_in: int, refused: int, *, left: bool) -> int | None:
+    def note(self, began_s: float, begun: int, refused: int) -> int | None:
         """A turn that began then has ended; returns how many calls there is room for until the next, None: any number.
 
-        ``let_in``: of those that were begun, how many were not refused after all. ``refused``: before they were begun.
-        ``left``: whether any wait for the next turn.
+        ``refused``: how many were not begun, for lack of time.
         """
         now_s = self._clock()
         took_s = now_s - began_s
         if begun:
             self._each_s += STEP * (took_s / begun - self._each_s)
-            self._let_in += STEP * (let_in - self._let_in)
-        if not (refused or left) and (begun <= FEW or took_s <= TURN_S):
-            self._behind_since_s = math.inf
+        if took_s > TURN_S and begun > FEW:
+            self._long_s += took_s
+        self._begun += begun
+        self._refused += refused
+        if now_s - self._since_s >= SPAN_S:
+            self._judge(now_s)
+        if not self.behind:
             return None
-        self._behind_since_s = min(self._behind_since_s, began_s)
-        if now_s - self._behind_since_s <= BEHIND_S:
-            return None
-        return MORE + int(min(SHARE * self._let_in, TURN_S / max(self._each_s, 1e-6)))
+        in_a_turn = TURN_S / max(self._each_s, 1e-6)
+        self._room = min(in_a_turn, self._room + (now_s - self._noted_s) * self._per_s - begun)
+        self._noted_s = now_s
+        return max(0, int(self._room))
+
+    def _judge(self, now_s: float) -> None:
+        """A span is over: is the server behind, and if so, how many calls may be begun?"""
+        span_s, cpu_s, answered = now_s - self._since_s, self._cpu(), self._answered
+        per_s, cpu = answered / span_s, (cpu_s - self._since_cpu_s) / span_s
+        troubled = cpu > BUSY and self._begun > WASTE * answered + FEW
+        long = self._long_s > LONG * span_s
+        if self.behind:
+            grown = min(RECOVERY * self._bearable, HOPELESS * per_s)
+            self._bearable = max(self._bearable, grown, LEAST * per_s)
+            bears = (self._begun + self._refused) / span_s <= self._bearable and cpu < FULL
+            self.behind = not bears and (troubled or cpu > BUSY or self._refused > 0)
+        elif troubled or (long and self._was_long):
+            self.behind = True
+            self._bearable = per_s
+            self._room, self._noted_s = 0.0, now_s
+        self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * per_s + MORE / span_s
+        self._since_s, self._since_cpu_s, self._long_s, self._was_long = now_s, cpu_s, 0.0, long
+        self._begun = self._refused = self._answered = 0

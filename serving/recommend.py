@@ -31,7 +31,7 @@ from fathom.serving.experiments.trial import Trial
 from fathom.serving.gate import Gate
 from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
-from fathom.serving.intake import FEW, MORE, TURN_S, Intake
+from fathom.serving.intake import FEW, TURN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.recording import Recorder
 from fathom.serving.tracing import SpanDetails, Tracing
@@ -41,6 +41,8 @@ from fathom.serving.work import LIGHT_BYTES, is_light, request_of, work_of
 
 METHOD = "Recommend"
 
+#: Of the calls that can wait, at least so many are begun in a turn.
+LEAST = 4
 TOO_LATE: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed", ())
 
 #: Gets an encoded RecommendResponse, or why there is none.
@@ -65,7 +67,7 @@ class Recommend:
     #: Of what keeps the event loop longer than a plain request.
     turns: Turns = field(default_factory=Turns)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _intake: Intake = field(default_factory=Intake)
+    intake: Intake = field(default_factory=Intake)
     #: Those that can wait for a later turn of the event loop, clients in turn.
     _waiting: "Ring[_Patient]" = field(default_factory=Ring)
     _resuming: bool = False
@@ -75,46 +77,47 @@ class Recommend:
         for _ in range(refused):
             self._count_refused(REFUSAL[0])
         began_s = now_s = time.monotonic()
-        behind, begun, let_in = self._intake.behind, 0, 0
+        behind, begun = self.intake.behind, 0
         patient: list[Call] = []
         for place, call in enumerate(_in_turn(calls) if behind else calls):
             if call.deadline_s is not None and call.deadline_s <= now_s:
                 self._refuse(call, *TOO_LATE)
+                begun += 1
             elif (behind or self._waiting or now_s - began_s > TURN_S) and can_wait(call.deadline_s, now_s):
                 patient.append(call)
             elif behind and place >= FEW and now_s - began_s > TURN_S:
                 self._refuse(call, *REFUSAL)
                 refused += 1
             else:
-                let_in += _Recommending(self, call).begin()
+                _Recommending(self, call).begin()
                 begun += 1
             now_s = time.monotonic()
         for call in reversed(patient) if behind else patient:
             self._let_wait(_Patient(call, client_of(call), now_s))
-        more, more_let_in = self._begin_waiting(began_s)
-        return self._intake.note(began_s, begun + more, let_in + more_let_in, refused, left=bool(self._waiting))
+        begun += self._begin_waiting(began_s)
+        return self.intake.note(began_s, begun, refused)
 
-    def _begin_waiting(self, began_s: float) -> tuple[int, int]:
+    def _begin_waiting(self, began_s: float) -> int:
         """Begin calls that could wait, a few, and more while the turn lasts: clients in turn, the oldest of each first.
 
-        Returns how many, and how many of them were not refused.
+        Returns how many.
         """
-        taken = begun = let_in = 0
+        taken = begun = 0
         now_s = time.monotonic()
-        while self._waiting and (taken < MORE or now_s - began_s <= TURN_S):
+        while self._waiting and (taken < LEAST or now_s - began_s <= TURN_S):
             patient = self._waiting.pop()
             patient.call.left = None
             taken += 1
             if now_s - patient.since_s > PATIENCE_S:
                 self._refuse(patient.call, *REFUSAL)
             else:
-                let_in += _Recommending(self, patient.call).begin()
+                _Recommending(self, patient.call).begin()
                 begun += 1
             now_s = time.monotonic()
         if self._waiting and not self._resuming:
             self._resuming = True
             asyncio.get_running_loop().call_soon(self._resume)
-        return begun, let_in
+        return begun
 
     def _let_wait(self, patient: "_Patient") -> None:
         self._waiting.add(patient.client, patient)
@@ -171,11 +174,11 @@ class Recommend:
         request = change.prepared(request)
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         client, principal = caller.client, caller.principal
-        deployment = self.bundles.choose(request.bundle, principal.tenant)
+        deployment, behind = self.bundles.choose(request.bundle, principal.tenant), self.intake.behind
         if not deployment.converter.is_stranger(request):
             profile = deployment.converter.profile(request.profile)
             depth = request.depth if request.HasField("depth") else None
-            deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client)
+            deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client, behind=behind)
         query, unknown = deployment.converter.query(request, deadline_s, client, owner, principal.scope)
         exact, private = principal.may(Role.ADMIN), owner is not None and not sees_histories(principal)
         if private:
@@ -200,7 +203,7 @@ class Recommend:
             if trial is not None:
                 trial.answered(deployment, answer)
 
-        return deployment.pipeline.enter(query, answered)
+        return deployment.pipeline.enter(query, answered, behind=behind)
 
     async def read_history(self, request: pb.RecommendRequest, principal: Principal) -> Owner:
         """Put a user's history into the request; returns whose it is."""
@@ -278,14 +281,14 @@ class _Recommending:
         self._caller: Caller | None = None
         self._ended = False
 
-    def begin(self) -> bool:
-        """Let it in, unless the gate is closed; whether it was not refused."""
+    def begin(self) -> None:
+        """Let it in, unless the gate is closed."""
         service, call = self._service, self._call
         try:
             service.gate.enter()
         except Exception as error:
             self._fail(error)
-            return False
+            return
         call.left = self._left
         try:
             caller = self._caller = service.access.caller_of(call)
@@ -298,8 +301,6 @@ class _Recommending:
                 self._leave = service.enter(request, call.deadline_s, caller, None, self._done)
         except Exception as error:
             self._done(error)
-            return False
-        return True
 
     async def _enter_later(self, request: pb.RecommendRequest | None, caller: Caller) -> None:
         """Let a request in that needs a history, or its turn; None: it is not read yet."""
@@ -323,6 +324,7 @@ class _Recommending:
         if isinstance(answer, Exception):
             self._service.metrics.failed(self._fail(answer))
         else:
+            self._service.intake.answered()
             self._call.respond(answer)
             self._observe(grpc.StatusCode.OK)
 

@@ -94,7 +94,13 @@ class Server:
             incremental = reuse_mb(settings, profile) > 0
             if profile.tier == "mobile":
                 give_back()
-            engine = open_engine(bundle, threads=threads, incremental=incremental, device=settings.device)
+            engine = open_engine(
+                bundle,
+                threads=threads,
+                incremental=incremental,
+                device=settings.device,
+                tensorrt_cache=settings.tensorrt_cache,
+            )
             if profile.tier == "mobile":
                 give_back()
             return engine

@@ -31,7 +31,7 @@ from fathom.selector.certificate import SCHEMA_VERSION, Certificate, Claim, Prom
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
-KILLS = 20
+KILLS = 8
 #: Four layers: as many stages, files and renames as with sixteen.
 SMALL = ("model.layers=4", "model.depths=2,3,4")
 LOADERS: dict[str, Callable[[Path], object]] = {

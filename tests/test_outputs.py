@@ -40,10 +40,14 @@ WRITES: dict[tuple[str, str], tuple[Kind, str]] = {
     **{
         ("bundle convert", f"out {form}"): (kind, "{read} --checkpoint {read} --to " + form + " --out {out}")
         for form, kind in {
-            **dict.fromkeys(("ort", "cuda", "executorch", "tensorrt-rtx"), artefacts.BUNDLE),
+            **dict.fromkeys(("ort", "cuda", "executorch", "tensorrt", "tensorrt-rtx"), artefacts.BUNDLE),
             "triton": artefacts.TRITON,
         }.items()
     },
+    ("bundle convert", "timing_cache"): (
+        artefacts.TIMING_CACHE,
+        "{read} --to tensorrt --out {new} --timing-cache {out}",
+    ),
     ("bundle index", "out"): (artefacts.BUNDLE, "{read} --data {read} --out {out}"),
     ("bundle keygen", "private"): (artefacts.KEY, "{out} {new}"),
     ("bundle keygen", "public"): (artefacts.KEY, "{new} {out}"),

@@ -62,6 +62,7 @@ def test_commands_without_their_extra_name_it_and_write_nothing(synthetic_bundle
         ["bundle", "index", bundle, "--data", str(dataset), "--out", out],
         [*convert, "cuda"],
         [*convert, "executorch", "--checkpoint", "nowhere"],
+        [*convert, "tensorrt"],
         [*convert, "tensorrt-rtx"],
         ["history", "import", str(dataset), "--to", f"sqlite:{out}"],
         ["data", "prepare", "clicks.csv", "--out", out],

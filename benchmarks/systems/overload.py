@@ -246,7 +246,10 @@ def render(run: StoredRun) -> str:
     config, parts = run["config"], []
     for name, arm in run["result"]["arms"].items():
         peak = max(row["goodput_per_s"] for row in arm["rows"])
-        rows = [{**row, "share": row["goodput_per_s"] / peak, "ends": _ends(row)} for row in arm["rows"]]
+        rows = [
+            {**row, "share": row["goodput_per_s"] / min(peak, row["offered_per_s"]), "ends": _ends(row)}
+            for row in arm["rows"]
+        ]
         parts += [
             f"Transport {name}: a closed loop gets {arm['capacity_per_s']:,.0f} requests/s at the deepest depth; an"
             f" answer at the shallowest takes {arm['answer_us']:.0f} µs of the server's core, a refusal"
@@ -254,7 +257,7 @@ def render(run: StoredRun) -> str:
             table_of(
                 rows,
                 "load={factor:g} x | offered/s={offered_per_s:,.0f} | goodput/s={goodput_per_s:,.0f}"
-                " ({goodput_range[0]:,.0f} to {goodput_range[1]:,.0f}) | of its peak={share:.0%}"
+                " ({goodput_range[0]:,.0f} to {goodput_range[1]:,.0f}) | of offered or peak={share:.0%}"
                 " | possible/s={possible_per_s:,.0f} | NDCG@10/s={quality_goodput:.1f}"
                 " | answered p99 ms={answered_p99_ms:.1f} | refused p50 ms={refused_p50_ms:.1f}"
                 " | refused p99 ms={refused_p99_ms:.1f} | refused={refused:,} | not sent={unsent:,}"
@@ -267,7 +270,8 @@ def render(run: StoredRun) -> str:
         f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean, default settings,"
         f" server and client on a core each, {config['connections']} connections. Poisson arrivals; each request wants"
         f" its answer within {config['deadline_ms']:g} ms and says so. Medians of {config['turns']} turns, in brackets"
-        " the range. Possible: what one core could answer if it refused the others, from what an answer and a refusal"
+        " the range; beside it the share of what was offered or, where that is less, of the peak. Possible: what one"
+        " core could answer if it refused the others, from what an answer and a refusal"
         " cost it. Not sent: there was no room on the connections before the deadline, so the server never knew of it.",
         *parts,
     )

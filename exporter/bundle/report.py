@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from fathom.runtime.engines.plans import FLAVOURS
 from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval, RetrievalInfo, TextInfo
 
 Rows = list[list[str]]
@@ -15,7 +16,11 @@ def fact_rows(manifest: Manifest) -> Rows:
     """Name and value of what holds for the whole bundle."""
     model, source = manifest.model, manifest.source
     size = sum(entry.bytes for entry in manifest.files.values())
-    gpus = ", ".join(f"{plan.compute_capability} (TensorRT-RTX {plan.version})" for plan in manifest.plans)
+    titles = [f"{FLAVOURS[plan.flavour].title} {plan.version}" for plan in manifest.plans]
+    gpus = ", ".join(
+        f"{plan.compute_capability} ({title}{f', {plan.gpu}' if plan.gpu else ''})"
+        for plan, title in zip(manifest.plans, titles, strict=True)
+    )
     return [
         ["bundle", f"{manifest.name}, version {manifest.version}, created {manifest.created}"],
         ["engines", f"{manifest.format}, {manifest.precision}, {_strategy(manifest)}"],

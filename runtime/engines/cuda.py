@@ -1,5 +1,6 @@
-"""Runs a bundle's segments with onnxruntime on an NVIDIA GPU."""
+"""Runs a bundle's segments with onnxruntime on an NVIDIA GPU, by its CUDA provider or by its TensorRT provider."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ from numpy.typing import NDArray
 
 from fathom.errors import BundleError, ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.interface import StatelessEngine, load_chains
+from fathom.runtime.engines.interface import StatelessEngine, load_chains, run_in_parts
+from fathom.runtime.engines.plans import MAX_BATCH, USUAL_BATCH
 from fathom.runtime.engines.segment import Segment, check_chains
-from fathom.runtime.engines.session import Device
+from fathom.runtime.engines.session import Device, require_tensorrt
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.lanes import length_buckets
+from fathom.runtime.manifest import ModelInfo
 
 #: Made by ``exporter/engines/lookup_graph.py``, which describes it.
 LOOKUP = Path(__file__).with_name("lookup.onnx")
@@ -27,6 +30,9 @@ class CudaEngine(StatelessEngine):
     `fathom bundle convert --to cuda` makes engines that can.
     """
 
+    #: Requests in the largest run; None: any number.
+    _most: int | None = None
+
     def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], device: Device = "cuda") -> None:
         kind = bundle.manifest.format, bundle.manifest.precision
         if kind not in {("onnx", "fp32"), ("onnx", "fp16")}:
@@ -38,13 +44,14 @@ class CudaEngine(StatelessEngine):
         self.name = f"onnxruntime-{device}"
         self._buckets = length_buckets(bundle.manifest.model.max_history)
         self._timestamps = bundle.manifest.model.uses_timestamps
-        self._chains = load_chains(
-            bundle, depths, lambda name: _CudaSegment(bundle.read(name), bundle.path / name, device)
-        )
+        self._chains = load_chains(bundle, depths, lambda name: self._load(bundle, name))
         check_chains(self._chains.values(), bundle.manifest.model)
         self._lookup = _CudaSegment(LOOKUP.read_bytes(), LOOKUP, device)
         self._table = _table(bundle.vectors, device)
         self._buffers: dict[tuple[int, int], _Buffers] = {}
+
+    def _load(self, bundle: Bundle, name: str) -> "_CudaSegment":
+        return _CudaSegment(bundle.read(name), bundle.path / name, self.device)
 
     @property
     def captured(self) -> bool:
@@ -54,6 +61,8 @@ class CudaEngine(StatelessEngine):
     def run(self, items: NDArray[np.int64], timestamps: NDArray[np.int64] | None, depth: int) -> NDArray[np.float32]:
         """See ``Engine.run``; KeyError for a depth that it does not have."""
         chain = self._chains[depth]
+        if self._most is not None and len(items) > self._most:
+            return run_in_parts(self.run, items, timestamps, depth, self._most)
         batch, length = items.shape
         shape = 1 << (batch - 1).bit_length(), next(end for end in self._buckets if end >= length)
         buffers = self._buffers.get(shape)
@@ -75,6 +84,52 @@ class CudaEngine(StatelessEngine):
         self._buffers.clear()
         self._lookup.forget()
         self._table = None
+
+
+class TensorRtProviderEngine(CudaEngine):
+    """The same by onnxruntime's TensorRT provider, for machines where TensorRT has no Python interface.
+
+    It builds its engines when the bundle is opened, which can take minutes; ``cache``: the folder where it keeps them,
+    and its timing cache. Raises ConfigError where the provider does not run.
+    """
+
+    _most = MAX_BATCH
+
+    def __init__(self, bundle: Bundle, *, depths: tuple[int, ...], cache: Path | None = None) -> None:
+        require_tensorrt()
+        self._cache = cache
+        super().__init__(bundle, depths=depths)
+        self.name = "onnxruntime-tensorrt"
+
+    def _load(self, bundle: Bundle, name: str) -> "_CudaSegment":
+        # The provider knows an engine in its cache by its graph, whatever its weights are.
+        sha256 = bundle.manifest.files[name].sha256
+        options = tensorrt_options(bundle.manifest.model, None if self._cache is None else self._cache / sha256[:16])
+        return _CudaSegment(bundle.read(name), bundle.path / name, self.device, options)
+
+
+def tensorrt_options(model: ModelInfo, cache: Path | None) -> dict[str, str]:
+    """Options of onnxruntime's TensorRT provider for the segments of a model.
+
+    One optimization profile for all lengths: given more, the provider runs the first alone.
+    """
+    shapes = {
+        kind: ",".join(
+            f"{name}:{batch}x{length}{f'x{model.width}' if name in ('item_vectors', 'hidden_in') else ''}"
+            for name in ("items", "timestamps", "item_vectors", "hidden_in")
+        )
+        for kind, batch, length in (
+            ("min", 1, 1),
+            ("opt", USUAL_BATCH, model.max_history),
+            ("max", MAX_BATCH, model.max_history),
+        )
+    }
+    options = {f"trt_profile_{kind}_shapes": value for kind, value in shapes.items()}
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        options |= dict.fromkeys(("trt_engine_cache_enable", "trt_timing_cache_enable"), "1")
+        options |= {"trt_engine_cache_path": str(cache), "trt_timing_cache_path": str(cache.parent)}
+    return options
 
 
 def _table(vectors: ItemVectors, device: Device) -> Any:
@@ -120,11 +175,14 @@ class _Buffers:
 class _CudaSegment(Segment):
     """An engine file that reads and leaves its values on the device."""
 
-    def __init__(self, engine: bytes, name: Path, device: Device) -> None:
-        self.captured = device == "cuda"
+    def __init__(self, engine: bytes, name: Path, device: Device, tensorrt: Mapping[str, str] | None = None) -> None:
+        self.captured = device == "cuda" and tensorrt is None
         try:
-            super().__init__(engine, name, 1, device, captured=self.captured)
+            provider = device if tensorrt is None else "tensorrt"
+            super().__init__(engine, name, 1, provider, captured=self.captured, tensorrt=tensorrt)
         except BundleError:  # it says so of an engine that cannot be captured
+            if not self.captured:
+                raise
             self.captured = False
             super().__init__(engine, name, 1, device)
         self._bindings: dict[tuple[int, int, str], tuple[Any, Any]] = {}

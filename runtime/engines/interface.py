@@ -73,6 +73,11 @@ class Engine(Protocol):
         """Whether histories may hold items that were added to the bundle's vectors after it was opened."""
         ...
 
+    @property
+    def plan_refused(self) -> str | None:
+        """Why no TensorRT plan of the bundle runs: missing, stale, foreign, broken; None: one does, or it has none."""
+        ...
+
     def close(self) -> None:
         """Give back what the engine holds; ``run`` must not be called afterwards."""
         ...
@@ -80,6 +85,8 @@ class Engine(Protocol):
 
 class BaseEngine(ABC):
     """A context manager that closes the engine."""
+
+    plan_refused: str | None = None
 
     @abstractmethod
     def close(self) -> None:
@@ -135,6 +142,18 @@ def run_apart(
     users = np.empty((len(items), found[0].shape[1]), np.float32)
     users[np.concatenate(list(parts.values()))] = np.concatenate(found)
     return users
+
+
+def run_in_parts(
+    run: Callable[[NDArray[np.int64], NDArray[np.int64] | None, int], NDArray[np.float32]],
+    items: NDArray[np.int64],
+    timestamps: NDArray[np.int64] | None,
+    depth: int,
+    most: int,
+) -> NDArray[np.float32]:
+    """``Engine.run`` with one ``run`` for every ``most`` rows."""
+    parts = [slice(start, start + most) for start in range(0, len(items), most)]
+    return np.concatenate([run(items[part], None if timestamps is None else timestamps[part], depth) for part in parts])
 
 
 def load_chains(bundle: Bundle, depths: Iterable[int], load: Callable[[str], Opened]) -> dict[int, list[Opened]]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.errors import BundleError, brief
-from fathom.runtime.engines.session import Device, open_session
+from fathom.runtime.engines.session import Provider, open_session
 from fathom.runtime.manifest import ModelInfo
 
 #: The input that says whether an exit is computed; where it is left out, it is.
@@ -22,10 +22,17 @@ class Segment:
     """
 
     def __init__(
-        self, engine: bytes, name: object, threads: int, device: Device = "cpu", *, captured: bool = False
+        self,
+        engine: bytes,
+        name: object,
+        threads: int,
+        device: Provider = "cpu",
+        *,
+        captured: bool = False,
+        tensorrt: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
-        self._session = open_session(engine, name, threads, device, captured=captured)
+        self._session = open_session(engine, name, threads, device, captured=captured, tensorrt=tensorrt)
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self._has_optional_exit = any(i.name == READ_EXIT for i in self._session.get_overridable_initializers())

@@ -1,5 +1,9 @@
 """Opens onnxruntime's sessions the one way that a server wants them."""
 
+import base64
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,10 +13,18 @@ from fathom.errors import BundleError, ConfigError, brief
 if TYPE_CHECKING:
     import onnxruntime
 
-#: Where a session computes.
+#: Where a session's values lie.
 Device = Literal["cpu", "cuda"]
+#: What computes them.
+Provider = Literal["cpu", "cuda", "tensorrt"]
 
-_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+# y = Identity(x) over one float, opset 18: the smallest model that a provider must accept.
+_IDENTITY = "CAkSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
 
 
 @cache
@@ -37,14 +49,49 @@ def offers_cuda() -> bool:
     return True
 
 
+def starts(name: str) -> bool:
+    """Whether a session on an execution provider of onnxruntime, by its name there, really runs on it."""
+    import onnxruntime
+
+    offers_cuda()
+    if name not in onnxruntime.get_available_providers():
+        return False
+    try:
+        with redirect_stdout(io.StringIO()):  # onnxruntime prints what it cannot load
+            session = onnxruntime.InferenceSession(base64.b64decode(_IDENTITY), providers=[name])
+    except Exception:  # onnxruntime's own classes have no common base but this one
+        return False
+    return bool(session.get_providers()[0] == name)
+
+
+def require_tensorrt() -> None:
+    """Raise ConfigError unless onnxruntime's TensorRT provider runs here: where it cannot, it takes another one."""
+    import onnxruntime
+
+    if _PROVIDERS["tensorrt"] not in onnxruntime.get_available_providers():
+        raise ConfigError(f"the installed onnxruntime has no TensorRT provider; {installing('gpu')}")
+    offers_cuda()
+    onnxruntime.set_default_logger_severity(4)  # the error below says it in one line
+    runs = starts(_PROVIDERS["tensorrt"])
+    onnxruntime.set_default_logger_severity(3)
+    if not runs:
+        raise ConfigError("onnxruntime's TensorRT provider does not start here: it needs TensorRT and a GPU")
+
+
 def open_session(
-    engine: bytes, name: object, threads: int, device: Device = "cpu", *, captured: bool = False
+    engine: bytes,
+    name: object,
+    threads: int,
+    device: Provider = "cpu",
+    *,
+    captured: bool = False,
+    tensorrt: Mapping[str, str] | None = None,
 ) -> "onnxruntime.InferenceSession":
     """One engine file, with so many threads inside a run; raises BundleError for one that onnxruntime refuses.
 
     ``name``: what an error calls it.
-    ``captured``: with a CUDA graph for every graph id that a run names. Raises ConfigError where the device is not to
-    be had.
+    ``captured``: with a CUDA graph for every graph id that a run names. ``tensorrt``: options of that provider, which
+    leaves to CUDA what it cannot do. Raises ConfigError where the device is not to be had.
     """
     import onnxruntime
 
@@ -60,15 +107,17 @@ def open_session(
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 4 if captured else 3  # that it cannot be captured is an error of the session too
     provider = _PROVIDERS[device]
-    settings: dict[str, Any] = {}
-    if device == "cuda":
+    providers: list[tuple[str, dict[str, Any]]] = [(provider, {})]
+    if device != "cpu":
         if not offers_cuda():
             raise ConfigError(f"the installed onnxruntime has no CUDA provider; {installing('gpu')}")
         # TF32 keeps ten bits of a product's inputs: an error of .0005 where fp32 has .0000003.
-        settings = {"enable_cuda_graph": str(int(captured)), "use_tf32": "0"}
+        providers = [(_PROVIDERS["cuda"], {"enable_cuda_graph": str(int(captured)), "use_tf32": "0"})]
+    if device == "tensorrt":
+        providers.insert(0, (provider, dict(tensorrt or {})))
     try:
         # Falling back would try the same once more, and print that it does.
-        session = onnxruntime.InferenceSession(engine, options, providers=[(provider, settings)], enable_fallback=0)
+        session = onnxruntime.InferenceSession(engine, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes have no common base but this one
         text = brief(error, 120)
         raise BundleError(f"{name}: onnxruntime refuses this engine: {text}; export the bundle again") from error

@@ -1,4 +1,4 @@
-"""Runs a bundle's TensorRT-RTX plan on this machine's GPU."""
+"""Runs a bundle's plan of either flavour, TensorRT or TensorRT-RTX, on this machine's GPU."""
 
 from collections.abc import Collection
 from typing import Any
@@ -7,55 +7,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.interface import StatelessEngine, load_chains, model_inputs
-from fathom.runtime.engines.plans import PlanRefusedError, choose_plan
+from fathom.runtime.engines.interface import StatelessEngine, load_chains, model_inputs, run_in_parts
+from fathom.runtime.engines.plans import FLAVOURS, Flavour, Machine, PlanRefusedError, choose_plan
 from fathom.runtime.engines.session import Device
 from fathom.runtime.manifest import Plan
 
 
-def open_plan(bundle: Bundle, depths: Collection[int]) -> "RtxEngine":
+def open_plan(bundle: Bundle, depths: Collection[int]) -> "PlanEngine":
     """The engine of the plan that fits this machine; PlanRefusedError where none does."""
-    plan = choose_plan(bundle.manifest, library=library_version(), capability=gpu_capability())
+    plan = choose_plan(bundle.manifest, Machine.here({plan.flavour for plan in bundle.manifest.plans}))
     try:
-        return RtxEngine(bundle, plan, depths=tuple(sorted(depths)))
+        return PlanEngine(bundle, plan, depths=tuple(sorted(depths)))
     except RuntimeError as error:
-        raise PlanRefusedError(f"the plan for compute capability {plan.compute_capability}: {error}") from error
+        raise PlanRefusedError(
+            f"the plan for compute capability {plan.compute_capability}: {error}", "broken"
+        ) from error
 
 
-def library_version() -> str | None:
-    """Of TensorRT-RTX, or None where it is not installed."""
-    try:
-        import tensorrt_rtx
-    except ImportError:
-        return None
-    return str(tensorrt_rtx.__version__)
-
-
-def gpu_capability() -> str | None:
-    """Of the first GPU, as 8.9, or None where none can be used."""
-    try:
-        from cuda.bindings import runtime as cuda
-    except ImportError:
-        return None
-    kinds = cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor
-    found = [cuda.cudaDeviceGetAttribute(kind, 0) for kind in kinds]
-    return ".".join(str(value) for _, value in found) if all(int(error) == 0 for error, _ in found) else None
-
-
-class RtxEngine(StatelessEngine):
+class PlanEngine(StatelessEngine):
     """See ``Engine``: all segments of one plan, on one stream, for one thread.
 
-    The library captures a CUDA graph for each optimization profile, so one per length bucket. A batch beyond the plan's
-    largest is run in parts.
+    TensorRT-RTX captures a CUDA graph for each optimization profile, so one per length bucket; TensorRT launches each
+    run. A batch beyond the plan's largest is run in parts.
     """
 
-    name = "tensorrt-rtx"
     device: Device = "cpu"
 
     def __init__(self, bundle: Bundle, plan: Plan, *, depths: tuple[int, ...]) -> None:
-        import tensorrt_rtx as trt
         from cuda.bindings import runtime as cuda
 
+        flavour = FLAVOURS[plan.flavour]
+        trt = flavour.load()
+        self.name = flavour.name
         self.depths = depths
         self._cuda = cuda
         self._plan = plan
@@ -66,7 +49,11 @@ class RtxEngine(StatelessEngine):
 
         def load(engine: str) -> _Segment:
             file = plan.segments[engine]
-            return _Segment(trt, runtime, bundle.read(file), file, plan, self._stream)
+            segment = runtime.deserialize_cuda_engine(bundle.read(file))
+            if segment is None:
+                words = f"{file}: {flavour.title} {trt.__version__} cannot read this plan on this machine"
+                raise PlanRefusedError(words, "broken")
+            return _Segment(trt, flavour, segment, file, plan, self._stream)
 
         self._chains = load_chains(bundle, depths, load)
         positions = plan.max_batch * plan.histories[-1]
@@ -80,9 +67,7 @@ class RtxEngine(StatelessEngine):
         """See ``Engine.run``; KeyError for a depth that it does not have."""
         most = self._plan.max_batch
         if len(items) > most:
-            parts = [slice(start, start + most) for start in range(0, len(items), most)]
-            times = [None if timestamps is None else timestamps[part] for part in parts]
-            return np.concatenate([self.run(items[part], at, depth) for part, at in zip(parts, times, strict=True)])
+            return run_in_parts(self.run, items, timestamps, depth, most)
         batch, length = items.shape
         profile = next(place for place, longest in enumerate(self._plan.histories) if length <= longest)
         inputs = model_inputs(self._bundle, items, timestamps)
@@ -123,19 +108,29 @@ class RtxEngine(StatelessEngine):
 
 
 class _Segment:
-    """One plan file with a context for each of its optimization profiles."""
+    """One plan file with a context for each of its optimization profiles; ``name``: what an error calls it."""
 
-    def __init__(self, trt: Any, runtime: Any, data: bytes, name: str, plan: Plan, stream: Any) -> None:
-        self._engine = runtime.deserialize_cuda_engine(data)
-        if self._engine is None:
-            raise PlanRefusedError(f"{name}: TensorRT-RTX {trt.__version__} cannot read this plan on this machine")
-        self._names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
-        self._inputs = {name for name in self._names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
-        config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._contexts = [self._engine.create_execution_context(config) for _ in plan.histories]
+    def __init__(self, trt: Any, flavour: Flavour, engine: Any, name: str, plan: Plan, stream: Any) -> None:
+        self._engine, self._title = engine, flavour.title
+        self._names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+        self._inputs = [name for name in self._names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        taken = [
+            engine.get_tensor_profile_shape(self._inputs[0], place) for place in range(engine.num_optimization_profiles)
+        ]
+        if [tuple(most)[:2] for _, _, most in taken] != [(plan.max_batch, longest) for longest in plan.histories]:
+            raise PlanRefusedError(
+                f"{name}: its shapes are not those that the manifest says; convert the bundle again", "broken"
+            )
+        self._contexts = [self._context(trt, captured=flavour.ahead) for _ in plan.histories]
         for place, context in enumerate(self._contexts):
             context.set_optimization_profile_async(place, int(stream))
+
+    def _context(self, trt: Any, *, captured: bool) -> Any:
+        if not captured:
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return self._engine.create_execution_context(config)
 
     def enqueue(self, profile: int, shapes: dict[str, tuple[int, ...]], buffers: dict[str, int], stream: Any) -> None:
         """Start a run; what it reads is in ``buffers``, and what it gives will be."""
@@ -145,4 +140,4 @@ class _Segment:
                 context.set_input_shape(name, shapes[name])
             context.set_tensor_address(name, int(buffers[name]))
         if not context.execute_async_v3(int(stream)):
-            raise RuntimeError("TensorRT-RTX could not run a segment")
+            raise RuntimeError(f"{self._title} could not run a segment")

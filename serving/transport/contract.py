@@ -64,8 +64,8 @@ REFUSAL = (
     (("grpc-retry-pushback-ms", "100"),),
 )
 
-#: Connections whose first call is read although there is no room.
-FIRSTS = 32
+#: Connections whose first call is read although there is no room, and in which time, in seconds.
+FIRSTS, FIRSTS_S = 32, 0.02
 #: Calls that have more time than this, in seconds, are not refused because many arrive at once.
 PATIENCE_S = 1.0
 

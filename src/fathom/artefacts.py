@@ -169,6 +169,7 @@ RANKING_PLOT = Kind("a plot of a ranking", "fathom rank --plot", mark="Fathom la
 RANKING_PAGE = Kind("a page of a ranking", "fathom rank --page", mark="Fathom layer ranking page")
 LATTICE_PLOT = Kind("a plot of a lattice", "fathom rank --lattice-plot", mark="Fathom lattice plot")
 LEADERBOARD_PAGE = Kind("a page of the best runs", "fathom leaderboard --page", mark="Fathom leaderboard page")
+TIMING_CACHE = Kind("a timing cache", "fathom bundle convert --timing-cache", mark="Fathom timing cache")
 #: JSON and CSV both say "Fathom runs".
 RUNS_EXPORT = Kind("a file of runs", "fathom runs export", mark="Fathom runs")
 RUNS_BOARD = _folder(
@@ -219,7 +220,7 @@ _FILES = (
 )
 _MARKED = (
     *(RANKING_PLOT, RANKING_PAGE, LATTICE_PLOT, LOAD_PLOT, ROUTING_PLOT, ROUTING_PAGE, RECOMMENDATIONS),
-    *(LEADERBOARD_PAGE, RUNS_EXPORT, MERGED_PROFILE),
+    *(LEADERBOARD_PAGE, RUNS_EXPORT, MERGED_PROFILE, TIMING_CACHE),
 )
 KINDS = (*_FOLDERS, *_FILES, *_MARKED)
 

@@ -19,6 +19,7 @@ EXTRA_OF = {
     "faiss": "faiss",
     "py_spy": "bench",
     "cuda": "gpu",
+    "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
     "executorch": "executorch",
     "locust": "load",

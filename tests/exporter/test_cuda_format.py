@@ -12,9 +12,9 @@ from fathom.exporter.formats.cuda import convert_for_cuda
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.cuda import CudaEngine
+from fathom.runtime.engines.gpu import this_gpu
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.engines.tensorrt import gpu_capability
 
 
 def same_answers(engine: CudaEngine, bundle: Bundle, *, within: float) -> None:
@@ -41,7 +41,7 @@ def test_a_converted_bundle_answers_as_the_first_does(bundle_path: Path, tmp_pat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(gpu_capability() is None, reason="there is no CUDA device")
+@pytest.mark.skipif(this_gpu() is None, reason="there is no CUDA device")
 def test_graphs_compute_what_the_cpu_computes(bundle_path: Path, tmp_path: Path) -> None:
     convert_for_cuda(bundle_path, tmp_path / "cuda")
     for each, captured in ((bundle_path, False), (tmp_path / "cuda", True)):
@@ -52,7 +52,7 @@ def test_graphs_compute_what_the_cpu_computes(bundle_path: Path, tmp_path: Path)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(gpu_capability() is None, reason="there is no CUDA device")
+@pytest.mark.skipif(this_gpu() is None, reason="there is no CUDA device")
 def test_a_server_on_a_gpu_answers_as_one_on_the_processor(bundle_path: Path, tmp_path: Path) -> None:
     convert_for_cuda(bundle_path, tmp_path / "cuda")
     rng = np.random.default_rng(0)

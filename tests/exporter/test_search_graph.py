@@ -47,9 +47,9 @@ def test_a_search_in_chunks_finds_the_same(items: int, k: int) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_processor_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fathom.runtime.engines.tensorrt import gpu_capability
+    from fathom.runtime.engines.gpu import this_gpu
 
-    if gpu_capability() is None:
+    if this_gpu() is None:
         pytest.skip("there is no CUDA device")
     monkeypatch.setattr("fathom.runtime.retriever.BLOCK_ITEMS_CUDA", 40_000)
     rng = np.random.default_rng(0)

@@ -4,17 +4,21 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from fathom.errors import ConfigError
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.engines.cuda import CudaEngine
+from fathom.runtime.engines.cuda import CudaEngine, TensorRtProviderEngine, tensorrt_options
+from fathom.runtime.engines.gpu import this_gpu
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
-from fathom.runtime.engines.session import offers_cuda
-from fathom.runtime.engines.tensorrt import gpu_capability
+from fathom.runtime.engines.session import offers_cuda, starts
+from fathom.runtime.manifest import ModelInfo
 from tests.runtime.test_engine import EngineContract
+
+CPU, TENSORRT = "CPUExecutionProvider", "TensorrtExecutionProvider"
 
 
 class TestOnTheCpu(EngineContract):
@@ -30,11 +34,20 @@ class TestNestedOnTheCpu(EngineContract):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(gpu_capability() is None, reason="there is no CUDA device")
+@pytest.mark.skipif(this_gpu() is None, reason="there is no CUDA device")
 class TestOnAGpu(EngineContract):
     @pytest.fixture
     def engine(self, synthetic_bundle: Path) -> Engine:
         return open_engine(Bundle.open(synthetic_bundle), device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not starts(TENSORRT), reason="onnxruntime's TensorRT provider does not start here")
+class TestOnAGpuByTensorRt(EngineContract):
+    @pytest.fixture
+    def engine(self, synthetic_bundle: Path, tmp_path: Path) -> Engine:
+        bundle = Bundle.open(synthetic_bundle)
+        return TensorRtProviderEngine(bundle, depths=bundle.depths, cache=tmp_path)
 
 
 @pytest.mark.skipif(offers_cuda(), reason="onnxruntime has a CUDA provider here")
@@ -43,6 +56,30 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(synthetic_bundle: Pat
         with pytest.raises(ConfigError, match="no CUDA provider; pip install 'fathom-recommender\\[gpu\\]'"):
             open_engine(bundle, device="cuda")
         assert isinstance(open_engine(bundle), OnnxEngine)
+
+
+@pytest.mark.skipif(offers_cuda(), reason="onnxruntime has a CUDA provider here")
+def test_tensorrt_that_is_asked_for_and_not_there_is_an_error(synthetic_bundle: Path) -> None:
+    assert not starts(TENSORRT)
+    with Bundle.open(synthetic_bundle) as bundle:
+        engine = bundle.read(bundle.manifest.depths[4].segments[0])
+        with pytest.warns(UserWarning, match="is not in available provider names"):
+            session = onnxruntime.InferenceSession(engine, providers=[TENSORRT], enable_fallback=0)
+        assert session.get_providers() == [CPU]  # so it has to be asked
+        with pytest.raises(ConfigError, match=r"no TensorRT provider; pip install 'fathom-recommender\[gpu\]'"):
+            open_engine(bundle, device="tensorrt")
+
+
+def test_the_tensorrt_provider_gets_one_profile_and_a_cache_for_each_engine(tmp_path: Path) -> None:
+    model = ModelInfo(block="hstu", layers=4, width=8, heads=2, max_history=20, uses_timestamps=True)
+    options = tensorrt_options(model, None)
+    assert options["trt_profile_min_shapes"] == "items:1x1,timestamps:1x1,item_vectors:1x1x8,hidden_in:1x1x8"
+    assert options["trt_profile_max_shapes"] == "items:32x20,timestamps:32x20,item_vectors:32x20x8,hidden_in:32x20x8"
+    assert "trt_engine_cache_enable" not in options
+    kept = tensorrt_options(model, tmp_path / "cache" / "0123")
+    assert kept["trt_engine_cache_path"] == str(tmp_path / "cache" / "0123")
+    assert kept["trt_timing_cache_path"] == str(tmp_path / "cache")
+    assert (tmp_path / "cache" / "0123").is_dir()
 
 
 def test_engines_that_are_made_for_processors_are_refused(synthetic_bundle: Path) -> None:

@@ -44,6 +44,7 @@ class Clock:
     probing: bool = False
     care: float = 1.0
     medians: dict[int, float] = field(default_factory=dict)
+    behind: bool = False
 
     def queue_s(self, depth: int) -> float:
         return self.queue if depth else 0.0
@@ -507,3 +508,18 @@ def test_a_request_without_a_known_item_gets_what_is_popular_unless_it_is_too_la
             assert choice.why == "no item of the history is known: the most popular"
         with pytest.raises(DeadlineError, match="the deadline has passed"):
             chooser(served=COUNTED).choose(DepthRequest(profile, nothing, never, estimates=Clock(time_s=-1.0)))
+
+
+def test_a_server_that_is_behind_answers_as_cheaply_as_it_may() -> None:
+    fast = {0: 0.0001, 4: 0.003, 16: 0.004}
+    behind = Clock(time_s=0.1, queue=0.0, costs=fast, behind=True)
+    served = (0, *DEPTHS)
+    assert chooser(served=served).choose(request(estimates=replace(behind, behind=False))).depth == 16
+    choice = chooser(served=served).choose(request(estimates=behind))
+    assert (choice.depth, choice.reason) == (0, DepthReason.DEADLINE)
+    assert choice.why == "more requests arrive than can be answered: depth 0"
+    choice = chooser().choose(request(estimates=behind))
+    assert choice.why == f"more requests arrive than can be answered: depth {DEPTHS[0]}"
+    assert chooser(served=served).choose(request(fixed=16, estimates=behind)).depth == 16
+    no_deadline = replace(behind, time_s=math.inf)
+    assert chooser(served=served).choose(request(estimates=no_deadline)).depth == 16

@@ -1,59 +1,126 @@
 """How many calls are begun: any number, unless the server has been behind for a while."""
 
-from fathom.serving.intake import BEHIND_S, FEW, MORE, TURN_S, Intake
+from itertools import pairwise
+
+from fathom.serving.intake import FEW, SHARE, SPAN_S, TURN_S, Intake
+
+#: What a call takes of the event loop, and how many turns a span has here.
+EACH_S, IN_A_SPAN = 1e-4, 50
 
 
 class Turns:
-    """Turns of the event loop, one after the other, on a clock of their own."""
+    """Turns of the event loop, one after the other, on clocks of their own."""
 
     def __init__(self) -> None:
-        self.now_s = 100.0
-        self.intake = Intake(lambda: self.now_s)
+        self.now_s = self.cpu_s = 100.0
+        self.intake = Intake(lambda: self.now_s, lambda: self.cpu_s)
+        self.room = self.turn(0, 0)
 
-    def turn(
-        self, took_s: float, begun: int, let_in: int | None = None, refused: int = 0, *, left: bool = False
-    ) -> int | None:
+    def turn(self, begun: int, answered: int, refused: int = 0, took_s: float | None = None) -> int | None:
+        for _ in range(answered):
+            self.intake.answered()
         began_s = self.now_s
-        self.now_s += took_s
-        return self.intake.note(began_s, begun, begun if let_in is None else let_in, refused, left=left)
+        self.now_s += begun * EACH_S if took_s is None else took_s
+        self.room = self.intake.note(began_s, begun, refused)
+        return self.room
 
-    def fall_behind(self) -> None:
-        while self.now_s <= 100 + BEHIND_S:
-            self.turn(2 * TURN_S, 100, left=True)
+    def span(self, calls: int, most: int, *, cpu: float = 0.9) -> int:
+        """So many calls arrive, of which the loop begins what there is room for, and answers at most so many.
+
+        ``cpu``: what it takes of a core for all that. Returns how many were begun.
+        """
+        all_begun = 0
+        for _ in range(IN_A_SPAN):
+            until_s = self.now_s + 1.001 * SPAN_S / IN_A_SPAN
+            arrived = calls // IN_A_SPAN
+            begun = arrived if self.room is None else min(arrived, self.room)
+            self.cpu_s += cpu * SPAN_S / IN_A_SPAN
+            self.turn(begun, min(begun, most // IN_A_SPAN), arrived - begun)
+            self.now_s = max(self.now_s, until_s)
+            all_begun += begun
+        return all_begun
+
+    def fall_behind(self, answered: int) -> None:
+        while not self.intake.behind:
+            self.span(600, answered)
 
 
 def test_bursts_and_slow_turns_are_no_reason_to_refuse() -> None:
     turns = Turns()
-    assert turns.turn(0.05, 1_000) is None
-    assert turns.turn(0.04, 1_000, left=True) is None
-    assert turns.turn(TURN_S / 2, 10) is None
+    for _ in range(3):
+        assert turns.turn(1_000, 1_000, took_s=SPAN_S / 2) is None
+        turns.now_s += SPAN_S
     for _ in range(100):  # a machine that is busy otherwise
-        assert turns.turn(2 * TURN_S, FEW) is None
+        assert turns.turn(FEW, FEW, took_s=2 * TURN_S) is None
     assert not turns.intake.behind
 
 
-def test_who_stays_behind_has_room_for_what_fits_into_a_turn() -> None:
+def test_calls_that_cannot_be_answered_are_no_reason_while_the_loop_has_time() -> None:
     turns = Turns()
-    turns.fall_behind()
+    for _ in range(10):
+        turns.span(300, 0, cpu=0.2)
+        assert turns.room is None
+
+
+def test_a_server_that_answers_too_few_is_behind() -> None:
+    turns = Turns()
+    for _ in range(3):
+        turns.span(600, 550)
+    assert not turns.intake.behind
+    for _ in range(2):
+        turns.span(600, 300)
     assert turns.intake.behind
-    for _ in range(100):
-        room = turns.turn(TURN_S, 50, refused=10)
-        assert room is not None
-    assert 45 <= room <= 50 + MORE
 
 
-def test_what_is_refused_later_anyhow_is_not_begun() -> None:
+def test_a_server_whose_turns_stay_long_is_behind_though_it_answers_all() -> None:
     turns = Turns()
-    turns.fall_behind()
-    for _ in range(100):
-        room = turns.turn(TURN_S, 50, let_in=8, refused=10)
-    assert room == MORE + 10
+    for _ in range(3):
+        turns.cpu_s += SPAN_S
+        turns.turn(500, 500, took_s=1.1 * SPAN_S)
+    assert turns.intake.behind
 
 
-def test_it_ends_when_nothing_is_left_and_nothing_had_to_be_refused() -> None:
+def test_who_is_behind_begins_a_few_more_than_it_answers() -> None:
     turns = Turns()
-    turns.fall_behind()
-    assert turns.turn(TURN_S / 2, 20, refused=1) is not None
-    assert turns.turn(TURN_S / 2, 20, left=True) is not None
-    assert turns.turn(TURN_S / 2, 20) is None
+    turns.fall_behind(answered=200)
+    for _ in range(5):
+        begun = turns.span(2_000, 200)
+    assert SHARE * 200 <= begun <= SHARE * 200 + 10
+
+
+def test_where_all_are_answered_more_are_begun_until_there_is_no_time() -> None:
+    turns = Turns()
+    turns.fall_behind(answered=50)
+    begun = [turns.span(4_000, 4_000) for _ in range(12)]
+    assert all(now > 1.2 * before for before, now in pairwise(begun[1:5]))
+    most = IN_A_SPAN * TURN_S / EACH_S
+    assert 0.9 * most <= begun[-1] <= most
+
+
+def test_it_is_over_when_nothing_has_to_be_refused() -> None:
+    turns = Turns()
+    turns.fall_behind(answered=200)
+    for _ in range(3):
+        turns.span(1_000, 200)
+    assert turns.intake.behind
+    for _ in range(3):
+        turns.span(100, 100, cpu=0.2)
     assert not turns.intake.behind
+
+
+def test_now_and_then_it_tries_whether_it_can_bear_the_load() -> None:
+    turns = Turns()
+    turns.fall_behind(answered=200)
+    spans = 0
+    while turns.intake.behind:
+        turns.span(400, 400, cpu=0.6)
+        spans += 1
+    assert 5 < spans < 60
+
+
+def test_a_load_that_is_hopeless_is_not_tried() -> None:
+    turns = Turns()
+    turns.fall_behind(answered=200)
+    for _ in range(200):
+        turns.span(2_000, 200, cpu=0.6)
+        assert turns.intake.behind

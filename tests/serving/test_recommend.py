@@ -62,7 +62,7 @@ def service(it: Any, clock: Clock | None = None) -> Recommend:
     answering = Recommend(it.server.bundles, None, it.server._gate, Metrics())
     if clock is not None:
         clock.now_s = time.monotonic()
-        answering._intake = Intake(clock.monotonic)
+        answering.intake = Intake(clock.monotonic)
     return answering
 
 
@@ -77,7 +77,10 @@ def behind(it: Any, clock: Clock) -> Recommend:
     """A server that has had too many calls for a while."""
     it.held.go.clear()
     answering = service(it, clock)
-    answering._intake.note(clock.now_s - 1.0, 60, 60, 0, left=True)
+    for _ in range(3):
+        clock.now_s += 1.0
+        answering.intake.note(clock.now_s - 1.0, 60, 0)
+    assert answering.intake.behind
     return answering
 
 
@@ -112,7 +115,10 @@ async def test_who_stays_behind_refuses_the_oldest(local: LocalServer, clock: Cl
         assert FEW <= sum(begun) < 30
         assert calls[0].status is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert calls[0].trailing == (("grpc-retry-pushback-ms", "100"),)
-        assert answering.take([Noted()], 0) is None, "it has caught up meanwhile"
+        for _ in range(2):
+            clock.now_s += 1.0
+            room = answering.take([Noted()], 0)
+        assert room is None, "it has caught up meanwhile"
         again = [Noted(clock.now_s + 0.9) for _ in range(60)]
         answering.take(again, 0)
         await caught_up(answering)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from fathom.serving.transport.context import answer
-from fathom.serving.transport.contract import FIRSTS, REFUSAL, Handlers, Options, Take, can_wait
+from fathom.serving.transport.contract import FIRSTS, FIRSTS_S, REFUSAL, Handlers, Options, Take, can_wait
 from fathom.serving.transport.http2.call import Http2Call
 from fathom.serving.transport.http2.connection import Connection
 from fathom.serving.transport.http2.deadlines import Deadlines
@@ -36,10 +36,12 @@ class Taken:
     def __init__(self, take: Take) -> None:
         self.take = take
         self.calls: list[Http2Call] = []
-        #: For how many more there is room, None: any number; how many were refused; who has had a call meanwhile.
+        #: For how many more there is room, None: any number; how many were refused.
         self.room: int | None = None
         self.refused = 0
+        #: Who has had a call although there was no room, since FIRSTS_S.
         self.firsts: set[str] = set()
+        self.firsts_s = 0.0
 
     def has_room(self, call: Http2Call) -> bool:
         """Whether a call may be handed over."""
@@ -60,7 +62,9 @@ class Taken:
             return
         self.calls.clear()
         self.refused = 0
-        self.firsts.clear()
+        if self.firsts and (now_s := time.monotonic()) - self.firsts_s > FIRSTS_S:
+            self.firsts.clear()
+            self.firsts_s = now_s
         for call in calls:
             call.is_read = True
         self.room = self.take(calls, refused)

@@ -261,7 +261,13 @@ class ConvertOptions:
     checkpoint: Annotated[
         Path | None, typer.Option(help="executorch: the checkpoint that the bundle was exported from.")
     ] = None
-    gpu: Annotated[str, typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs.")] = "8.6,8.9"
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs (default 8.6,8.9). tensorrt: this one's."),
+    ] = None
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="tensorrt: what it has timed before, and will have timed; a file of its own.")
+    ] = None
 
 
 @app.command("convert")
@@ -269,11 +275,11 @@ class ConvertOptions:
 def bundle_convert(
     bundle: BundlePath,
     to: Annotated[
-        Literal["ort", "executorch", "cuda", "tensorrt-rtx", "triton"],
+        Literal["ort", "executorch", "cuda", "tensorrt", "tensorrt-rtx", "triton"],
         typer.Option(
             help="ort: for onnxruntime's mobile builds. executorch: for phones that run .pte files. cuda: engines that"
-            " become CUDA graphs. tensorrt-rtx: with plans for NVIDIA GPUs beside the engines. triton: a model"
-            " repository for Triton."
+            " become CUDA graphs. tensorrt: with a plan for this machine's NVIDIA GPU beside the engines. tensorrt-rtx:"
+            " with plans for GPUs that need not be here. triton: a model repository for Triton."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The converted bundle, or the repository.")],
@@ -285,7 +291,7 @@ def bundle_convert(
     Example: fathom bundle convert build/ml-100k/mobile --to ort --out build/ml-100k/phone
     """
     kind = artefacts.TRITON if to == "triton" else artefacts.BUNDLE
-    check_outputs((out, kind), inputs=[bundle, options.checkpoint])
+    check_outputs((out, kind), (options.timing_cache, artefacts.TIMING_CACHE), inputs=[bundle, options.checkpoint])
     if to == "triton":
         _convert_to_triton(bundle, out, options, as_json=as_json)
     else:
@@ -313,10 +319,13 @@ def _convert(bundle: Path, to: str, out: Path, options: ConvertOptions) -> None:
         from fathom.exporter.formats.cuda import convert_for_cuda
 
         convert_for_cuda(bundle, out)
-    elif to == "tensorrt-rtx":
+    elif to in ("tensorrt", "tensorrt-rtx"):
         from fathom.exporter.formats.tensorrt import add_plans
+        from fathom.runtime.engines.plans import FLAVOURS
 
-        add_plans(bundle, out, [each.strip() for each in options.gpu.split(",") if each.strip()])
+        gpus = "8.6,8.9" if options.gpu is None and to == "tensorrt-rtx" else options.gpu
+        capabilities = None if gpus is None else [each.strip() for each in gpus.split(",") if each.strip()]
+        add_plans(bundle, out, FLAVOURS[to], capabilities, timing_cache=options.timing_cache)
     else:
         from fathom.exporter.formats.executorch import convert_to_executorch
         from fathom.training.checkpoint import Checkpoint

@@ -1,15 +1,14 @@
 """What this machine can really run: every backend is started once, because being listed proves nothing."""
 
-import base64
 import importlib.util
-import io
 import os
 import platform
-from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 
 from fathom import DISTRIBUTION, installing
-from fathom.runtime.engines.session import offers_cuda
+from fathom.runtime.engines.gpu import this_gpu
+from fathom.runtime.engines.plans import FLAVOURS
+from fathom.runtime.engines.session import starts
 
 EXTRAS = {
     "torch": "train",
@@ -18,14 +17,10 @@ EXTRAS = {
     "transformers": "text",
     "peft": "peft",
     "locust": "load",
-    "tensorrt_rtx": "rtx",
     "ray": "ray",
     "redis": "redis",
     "faiss": "faiss",
 }
-
-# y = Identity(x) over one float, opset 18: the smallest model that a backend must accept.
-_IDENTITY = "CAkSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQEg=="
 
 
 def examine() -> dict[str, str]:
@@ -42,6 +37,9 @@ def examine() -> dict[str, str]:
     for module, extra in EXTRAS.items():
         here = importlib.util.find_spec(module) is not None
         found[module] = installed(module) or "installed" if here else f"missing: {installing(extra)}"
+    found |= {each.title: each.version() or f"missing: {installing(each.extra)}" for each in FLAVOURS.values()}
+    gpu = this_gpu()
+    found["GPU for plans"] = "none" if gpu is None else f"{gpu.name}, compute capability {gpu.capability}"
     return found | {"GPU for training": _gpu()}
 
 
@@ -64,19 +62,7 @@ def providers() -> dict[str, bool]:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
-    return {name: _starts(name) for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"}
-
-
-def _starts(provider: str) -> bool:
-    import onnxruntime
-
-    offers_cuda()
-    try:
-        with redirect_stdout(io.StringIO()):  # onnxruntime prints what it cannot load
-            session = onnxruntime.InferenceSession(base64.b64decode(_IDENTITY), providers=[provider])
-    except Exception:  # onnxruntime's own classes have no common base but this one
-        return False
-    return bool(session.get_providers()[0] == provider)
+    return {name: starts(name) for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"}
 
 
 def _gpu() -> str:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,6 +233,9 @@ class _Server:
         )
 
     # What the chooser asks: see ``runtime.estimates.BatcherEstimates`` and ``runtime.batcher.Batcher.queue_s``.
+
+    #: Loads are simulated that a server can bear.
+    behind: Final = False
 
     def queue_s(self, depth: int) -> float:
         """Seconds until a new request would start."""
