@@ -144,7 +144,7 @@ def bundle_slice(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cut the smaller bundle that a device profile needs: its depths, from a bundle of its precision. Or some depths.
+    """Cut a smaller bundle: the depths of a device profile, from a bundle of its precision, or the given depths.
 
     In fewer bits a bundle's quality has to be measured again, on its data: `fathom build --profile` and `fathom export
     --profile` do that.
