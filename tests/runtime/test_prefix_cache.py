@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.exporter.engines.items import item_vectors
-from fathom.exporter.engines.optional_exit import with_optional_exit
-from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, extension_file
+from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, extension_file, step_file
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime import prefix_cache
 from fathom.runtime.bundle import Bundle
@@ -65,16 +64,22 @@ def model(request: pytest.FixtureRequest) -> ElasticModel:
 
 
 @pytest.fixture(scope="module")
-def runner(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> IncrementalRunner:
-    files = export_extension(model)
-    assert next(iter(files)) == CONTEXT_FILE
-    folder = tmp_path_factory.mktemp("extension")
-    (folder / "engines").mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(with_optional_exit(data))
-    form = IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
+def files(model: ElasticModel) -> dict[str, bytes]:
+    made = export_extension(model)
+    assert next(iter(made)) == CONTEXT_FILE
+    return made
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["with steps", "before schema 10"])
+def runner(model: ElasticModel, files: dict[str, bytes], request: pytest.FixtureRequest) -> IncrementalRunner:
+    segments = {depth: extension_file(depth) for depth in DEPTHS}
+    steps = {depth: step_file(depth) for depth in DEPTHS} if request.param else {}
+
+    def load(name: str, *, recurring: bool = False) -> Segment:
+        return Segment(files[name], name, 1, recurring=recurring)
+
     return IncrementalRunner(
-        form, item_vectors(model), lambda name: Segment((folder / name).read_bytes(), name, 1), DEPTHS
+        IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, segments, steps), item_vectors(model), load, DEPTHS
     )
 
 
