@@ -20,7 +20,7 @@ RUN_POSITIONS = 100
 class OnnxEngine(BaseEngine):
     """onnxruntime on the CPU; segments that several depths share are loaded once.
 
-    A context manager; holds a session per segment, with ``incremental`` two and one per depth, and no state between runs.
+    A context manager; holds a session per segment, with ``incremental`` two, and one per depth; no state between runs.
     """
 
     name = "onnxruntime-cpu"

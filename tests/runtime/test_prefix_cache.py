@@ -126,6 +126,44 @@ def _possible(kept: CachedState, length: int, depth: int) -> bool:
     return kept.depth >= depth
 
 
+def test_a_history_beyond_its_longest_goes_on_where_nothing_that_was_lost_is_seen(
+    model: ElasticModel, runner: IncrementalRunner
+) -> None:
+    longest, rng = model.config.max_history, np.random.default_rng(0)
+    ids, seconds = rng.integers(1, ITEMS + 1, 40), np.cumsum(rng.integers(0, 10_000, 40))
+    for depth in DEPTHS:
+        cache, reused, end = PrefixCache(10**6, longest, SPAN), [], longest
+        while end <= len(ids):
+            window = slice(end - longest, end)
+            hit = cache.lookup(ids[window], seconds[window]).at(depth)
+            users, (state,) = runner.run([CachedHistory(ids[window], seconds[window], hit.state)], [depth])
+            np.testing.assert_allclose(users[0], afresh(model, ids[window], seconds[window], depth), atol=1e-5)
+            cache.put(ids[window], seconds[window], depth, users[0], state)
+            reused.append((hit.reused, hit.new))
+            end += 1 + len(reused) % MOST_NEW
+        # 12 items, of which 4 may be new: 8 are there before them, and each layer looks back 4.
+        slides = [("prefix", 1 + step % MOST_NEW) for step in range(1, len(reused))]
+        assert reused[1:] == (slides if depth <= 2 else [("nothing", 0)] * len(slides))
+
+
+def test_a_state_is_not_gone_on_from_by_another_history_at_its_longest() -> None:
+    cache, ids = PrefixCache(10**6, 20, 5), np.arange(1, 41)
+    cache.put(ids[:20], None, 4, vector(1), kept(4, 20), scope=b"one")
+    grown = ids[2:22]
+    assert cache.lookup(grown, None, scope=b"one").at(4).new == 2
+    assert cache.lookup(grown, None, scope=b"two").at(4).reused == "nothing"
+    assert cache.lookup(grown, grown, scope=b"one").at(4).reused == "nothing"
+    assert cache.lookup(np.where(grown == 10, 99, grown), None, scope=b"one").at(4).reused == "nothing"
+    assert cache.lookup(ids[5:25], None, scope=b"one").at(4).reused == "nothing"
+    empty = cache.empty()
+    assert empty.lookup(grown, None, scope=b"one").at(4).reused == "nothing"
+    anna = Owners().of("anna")
+    cache.put(ids[:20], None, 4, vector(1), kept(4, 20), anna, b"one")
+    cache.forget(anna)
+    assert cache.lookup(grown, None, scope=b"one").at(4).reused == "nothing"
+    assert (len(cache), cache.nbytes) == (0, 0)
+
+
 def test_depths_that_are_no_chain_have_no_second_form() -> None:
     paths = {1: (1,), 2: (0, 2)}
     model = ElasticModel(ModelConfig(items=5, layers=3, width=8, heads=1, paths=paths, strategy="nested"))
