@@ -107,8 +107,8 @@ class Extension(_Frozen):
     """The incremental engines of a chain, which compute new positions only (docs/bundle-format.md).
 
     ``segments``: depth -> engine file. ``steps``: depth -> a file with all of its layers, for few new positions; none
-    in older bundles. ``context``: the file that all of them read. ``span``: positions that a layer looks back over, its
-    own included. ``max_abs_error``: of the user vector, against a full computation.
+    in older bundles. ``context``: the file that all of them read. ``span``: positions that a layer looks back over,
+    its own included. ``max_abs_error``: of the user vector, against a full computation.
     """
 
     span: int = Field(ge=1, le=10_000)

@@ -20,6 +20,7 @@ from fathom.exporter.engines.joined_biases import with_joined_biases
 from fathom.exporter.engines.optional_exit import with_optional_exit
 from fathom.exporter.engines.pieces import OPSET, Assembly, Pieces, context_weights, exit_weights, layer_weights
 from fathom.exporter.planning.plan import is_chain
+from fathom.runtime.engines.incremental import MOST_STEPPED
 from fathom.training.blocks import POSITION_BUCKETS
 from fathom.training.model import ElasticModel
 
@@ -53,7 +54,7 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     requests = {name: name for name in pieces.request_names}
     context = graph.add("context", pieces.context(), requests, context_weights(model))
     reads = "item_vectors" if spec.first else "hidden_in"
-    context["positions"] = _positions(graph, model, (reads, 1))
+    context["positions"] = _positions(graph, model, (reads, 1), model.config.max_history)
     hidden = graph.add("embed", pieces.embed(), {reads: reads}, {})["hidden_next"] if spec.first else reads
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
@@ -104,7 +105,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
-    reads_always = context | {"positions": _positions(graph, model, ("mask", 3))}
+    reads_always = context | {"positions": _positions(graph, model, ("mask", 3), model.config.max_history)}
     layers = (*spec.full_layers, spec.last_layer)
     pasts = graph.split("past", len(layers), axis=1)
     hidden, kept = "hidden_in", []
@@ -135,7 +136,8 @@ def _step(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
-    reads_always = context | {"positions": _positions(graph, model, ("mask", 3))}
+    known = min(model.config.max_history, model.config.span - 1 + MOST_STEPPED)
+    reads_always = context | {"positions": _positions(graph, model, ("mask", 3), known)}
     layers = model.config.paths[spec.depth]
     hidden, kept, states = "hidden_in", [], []
     for layer, past in zip(layers, graph.split("past", len(layers), axis=1), strict=True):
@@ -154,13 +156,14 @@ def _step(pieces: Pieces, spec: SegmentSpec) -> bytes:
         results["hidden_out"] = states[-1]
     shapes = _shapes(model, len(layers))
     shapes["made"] = ["batch", shapes["past"][1], "newest", shapes["past"][3]]
+    shapes["positions"] = [known, known]
     data = _finish(graph, f"step-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
-    return with_joined_biases(data) if model.config.max_history <= LONGEST_TABLE else data
+    return with_joined_biases(data) if known <= LONGEST_TABLE else data
 
 
-def _positions(graph: Assembly, model: ElasticModel, sized_like: tuple[str, int]) -> str:
-    """The positions that all layers read; ``sized_like``: an input, and its axis as long as the history."""
-    longest, span = model.config.max_history, model.config.span
+def _positions(graph: Assembly, model: ElasticModel, sized_like: tuple[str, int], longest: int) -> str:
+    """The positions that all layers read, of ``longest`` at most; ``sized_like``: an input, and its axis of so many."""
+    span = model.config.span
     distances = torch.arange(1 - longest, longest)
     hidden = (distances < 0) | (distances >= span)
     buckets = model.position_of_distance[distances.clamp(0, span - 1)].masked_fill(hidden, POSITION_BUCKETS)

@@ -52,6 +52,8 @@ class CachedHistory(NamedTuple):
         return len(self.ids) - (self.state.length if self.state else 0)
 
 
+#: New items that a step computes at most: its tables of positions end there (docs/bundle-format.md).
+MOST_STEPPED = 8
 #: The outputs that the engines above need, and those of an exit.
 _PASSED_ON, _OF_EXIT = ("hidden_out", "made"), ("last_made", "user_vector")
 #: User vectors (batch, width), and what is to be cached of each history.
@@ -210,7 +212,7 @@ class IncrementalRunner:
                 past[row, :, seen - old.past.shape[1] :] = old.past[:layers]
         feeds = self._feeds(histories, seen + new, new)
         feeds["hidden_in"] = self._embed(feeds["new_items"])
-        step = self._steps.get(depth)
+        step = self._steps.get(depth) if new <= MOST_STEPPED else None
         parts = self._chain(0, depth) if step is None else [step]
         ran = self._run(parts, feeds, past, [depth] * len(olds))
         kept = []

@@ -23,7 +23,13 @@ from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime import prefix_cache
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.incremental import CachedHistory, CachedState, IncrementalFiles, IncrementalRunner
+from fathom.runtime.engines.incremental import (
+    MOST_STEPPED,
+    CachedHistory,
+    CachedState,
+    IncrementalFiles,
+    IncrementalRunner,
+)
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.segment import Segment
@@ -144,6 +150,25 @@ def test_a_history_beyond_its_longest_goes_on_where_nothing_that_was_lost_is_see
         # 12 items, of which 4 may be new: 8 are there before them, and each layer looks back 4.
         slides = [("prefix", 1 + step % MOST_NEW) for step in range(1, len(reused))]
         assert reused[1:] == (slides if depth <= 2 else [("nothing", 0)] * len(slides))
+
+
+def test_a_step_knows_the_positions_of_as_many_new_items_as_it_is_given() -> None:
+    torch.manual_seed(0)
+    shape = {"layers": 2, "paths": prefix_paths((2,)), "width": 8, "heads": 2, "max_history": 30, "span": SPAN}
+    model = ElasticModel(ModelConfig(items=ITEMS, **shape)).eval()
+    files = export_extension(model)
+
+    def load(name: str, *, recurring: bool = False) -> Segment:
+        return Segment(files[name], name, 1, recurring=recurring)
+
+    form = IncrementalFiles(SPAN, 2, 8, CONTEXT_FILE, {2: extension_file(2)}, {2: step_file(2)})
+    runner = IncrementalRunner(form, item_vectors(model), load, (2,))
+    ids = np.random.default_rng(0).integers(1, ITEMS + 1, 30)
+    _, (state,) = runner.run([CachedHistory(ids[:10], None, None)], [2])
+    for new in (1, MOST_STEPPED, MOST_STEPPED + 1, 20):
+        users, _ = runner.run([CachedHistory(ids[: 10 + new], None, state)], [2])
+        expected = afresh(model, ids[: 10 + new], np.zeros(10 + new, np.int64), 2)
+        np.testing.assert_allclose(users[0], expected, atol=1e-5)
 
 
 def test_a_state_is_not_gone_on_from_by_another_history_at_its_longest() -> None:
