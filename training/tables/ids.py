@@ -66,7 +66,7 @@ class IdCoder:
 
     def encode(self, ids: pl.Series) -> pl.Series:
         """Text (n,) as a categorical column (n,)."""
-        self.are_whole = self.are_whole and are_whole(ids)
+        self.are_whole = self.are_whole and are_whole(ids.unique())
         return ids.cast(self._type)
 
     def numbered(self, column: pl.Series) -> tuple[Codes, pl.Series]:

@@ -102,7 +102,7 @@ class Study:
 
     def checkpoint(self, arm: Arm) -> Checkpoint:
         """The arm's checkpoint, made now unless it is there; raises ArtefactError when it is another one."""
-        path, config = self.folder / arm.name, self._config_of(arm)
+        path, config = self.folder / arm.name, self.config_of(arm)
         if path.exists():
             made = Checkpoint.load(path)
             if made.config.train != config or made.config.dataset != self.dataset.sha256:
@@ -119,7 +119,8 @@ class Study:
         with Activity(f"{self.name}, seed {self.seed}: {arm.name}") as activity:
             return heal(start, plan, self.dataset, out=path, config=config, progress=activity.training)
 
-    def _config_of(self, arm: Arm) -> TrainConfig:
+    def config_of(self, arm: Arm) -> TrainConfig:
+        """The recipe of an arm; ``chosen`` follows from the data but for the split, so that all are judged alike."""
         if arm.group != "chosen":
             return arm.change(self.config)
         judged_alike = f"train.split={self.config.train.split}"
