@@ -35,8 +35,8 @@ from fathom.training.tuning import Tune, restore, restrict
 
 #: The learning rate ends a stage at this share of its peak.
 FINAL_RATE = 0.02
-#: Scores of a validation's batch: 256 MB.
-SCORES = 1 << 26
+#: Scores of a batch of a validation: 512 MB, or more where one history may take them.
+SCORES = 1 << 27
 
 
 @dataclass(frozen=True)
