@@ -58,6 +58,7 @@ MODULES = (
     "systems.soak",
     "experiments.precision",
     "systems.memory",
+    "systems.reviews",
     "experiments.qlora",
     "experiments.efficiency",
     "systems.retrieval",

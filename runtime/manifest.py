@@ -13,7 +13,7 @@ from fathom.files import sha256_bytes
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.selector.schema import AnyDepth, Depth, Share
 
-SCHEMA_VERSION: Literal[9] = 9
+SCHEMA_VERSION: Literal[10] = 10
 #: Of the first schema whose version covers the whole manifest, and whose certificates say what each depth runs.
 WHOLE_VERSION = 5
 MANIFEST_NAME = "manifest.json"
@@ -106,14 +106,21 @@ class DepthInfo(_Frozen):
 class Extension(_Frozen):
     """The incremental engines of a chain, which compute new positions only (docs/bundle-format.md).
 
-    ``segments``: depth -> engine file. ``context``: the file that all of them read. ``span``: positions that a layer
-    looks back over, its own included. ``max_abs_error``: of the user vector, against a full computation.
+    ``segments``: depth -> engine file. ``steps``: depth -> a file with all of its layers, for few new positions; none
+    in older bundles. ``context``: the file that all of them read. ``span``: positions that a layer looks back over,
+    its own included. ``max_abs_error``: of the user vector, against a full computation.
     """
 
     span: int = Field(ge=1, le=10_000)
     context: str
     segments: dict[Depth, str]
+    steps: dict[Depth, str] = {}
     max_abs_error: NotNegative
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The engine files that compute layers."""
+        return (*self.segments.values(), *self.steps.values())
 
 
 class CountingInfo(_Frozen):
@@ -244,7 +251,7 @@ class Manifest(_Frozen):
     ``version`` follows from everything else but ``created``: see ``version_of``. Writers let ``sealed`` set it.
     """
 
-    schema_version: Literal[1, 2, 3, 4, 5, 6, 7, 8, 9] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4, 5, 6, 7, 8, 9, 10] = SCHEMA_VERSION
     name: Name
     version: Line
     created: Line
@@ -344,7 +351,8 @@ def depth_digest(manifest: Manifest, depth: int) -> str:
         runs["counting"] = [counting.weights[depth], *counted]
     if extension is not None:
         passed = [sha256[extension.segments[each]] for each in sorted(extension.segments) if each <= depth]
-        runs["extension"] = [extension.span, sha256[extension.context], passed]
+        step = [sha256[extension.steps[depth]]] if extension.steps else []
+        runs["extension"] = [extension.span, sha256[extension.context], passed, *step]
     return sha256_bytes(_canonical(runs))
 
 

@@ -76,6 +76,8 @@ def _engine_names(manifest: Manifest) -> Iterator[str]:
         names = {each: f"engines/extend-{each:02d}{suffix}" for each in extension.segments}
         if extension.segments != names or extension.context != f"engines/extend-context{suffix}":
             yield "its extension does not name each engine after the depth that it ends at"
+        if extension.steps != {each: f"engines/step-{each:02d}{suffix}" for each in extension.steps}:
+            yield "its extension does not name each step after its depth"
 
 
 def _depths(manifest: Manifest) -> Iterator[str]:
@@ -129,6 +131,8 @@ def _extension(manifest: Manifest) -> Iterator[str]:
     ends = {int(PurePosixPath(name).stem.removeprefix("depth-")) for name in deepest.segments}
     if set(extension.segments) != ends or not set(manifest.depths) <= ends:
         yield "its extension has other segments than its deepest depth"
+    if extension.steps and set(extension.steps) != set(manifest.depths):
+        yield "its extension has steps of other depths than its own"
 
 
 def _plans(manifest: Manifest) -> Iterator[str]:
@@ -170,7 +174,7 @@ def _listed(manifest: Manifest) -> Iterator[str]:
     if manifest.retrieval is not None:
         used.append(INDEX_FILE)
     if manifest.extension is not None:
-        used += [manifest.extension.context, *manifest.extension.segments.values()]
+        used += [manifest.extension.context, *manifest.extension.files]
     used += [name for plan in manifest.plans for name in plan.segments.values()]
     for name in used:
         if name not in manifest.files:

@@ -120,7 +120,9 @@ class Pipeline:
         self._drift_watch = DriftWatch(self.drift, self.catalogue.inspect, self.settings.feedback_share)
         self._feedback: Feedback | None = None
         caches = self.settings.reuse_mb and engine.incremental and self._max_history > 1
-        self._cache = PrefixCache(int(self.settings.reuse_mb * 2**20)) if caches else None
+        extension = bundle.manifest.extension
+        span = 0 if extension is None else extension.span
+        self._cache = PrefixCache(int(self.settings.reuse_mb * 2**20), self._max_history, span) if caches else None
 
     async def start(self) -> None:
         """Warm the engine, measure what every depth costs on this machine, start the engine's thread."""
@@ -208,7 +210,7 @@ class Pipeline:
         if owner is not None:
             self._cache.forget(owner)
         else:
-            self._cache = PrefixCache(self._cache.most_bytes)
+            self._cache = self._cache.empty()
 
     def admit(
         self,
@@ -378,7 +380,7 @@ class Pipeline:
 
         try:
             # Some cost something else than others of this length. Of a stranger the engine wants nothing.
-            if asked.hits.found or query.include_reasons or not items:
+            if asked.hits.found or asked.hits.slid or query.include_reasons or not items:
                 choice = decide()
             else:
                 kind = query.client, query.profile.depths, query.depth, items, query.policy

@@ -2,11 +2,15 @@
 
 Making a state to go on from takes time and nearly all of the memory, and going on from it costs as much as a short
 history afresh. So states are made where histories are long and often come back; others are kept with a vector alone.
+
+A history at its longest loses its oldest item with each new one. Through d layers that each look back over a span, the
+newest position sees d * (span - 1) older ones. Where all of those are left, a depth's answer is the same whether its
+state began with the lost items or not, and it goes on from the state. Deeper ones are computed afresh.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -56,11 +60,15 @@ class Owners:
 
 @dataclass(slots=True)
 class _Entry:
-    """One history: its user vectors by depth, whose it is, where that is known, and its state, if one was made."""
+    """One history: its user vectors by depth, whose it is, where that is known, and its state, if one was made.
+
+    ``tail``: the key of its items without the oldest MOST_NEW, where it is at its longest and others may slide from it.
+    """
 
     users: dict[int, NDArray[np.float32]]
     owners: set[Owner]
     state: CachedState | None = None
+    tail: bytes | None = None
 
 
 #: A history that was met once, without a state: depth, user vector, owner. There may be tens of thousands, so this is a
@@ -90,10 +98,17 @@ KEEP = CacheHit("nothing", keep=True)
 
 
 class PrefixCache:
-    """A bounded store of histories, least recently used first out. Used from one event loop."""
+    """A bounded store of histories, least recently used first out. Used from one event loop.
 
-    def __init__(self, most_bytes: int) -> None:
+    ``longest``: items of the longest histories. ``span``: positions that a layer looks back over, its own included.
+    """
+
+    def __init__(self, most_bytes: int, longest: int = 0, span: int = 0) -> None:
         self.most_bytes = most_bytes
+        self._longest, self._span = longest, span
+        #: The deepest depth whose answer sees nothing of what a history at its longest has lost.
+        self._slides = max(0, longest - MOST_NEW) // (span - 1) if span > 1 else 0
+        self._tails: dict[bytes, bytes] = {}
         self._entries: OrderedDict[bytes, _Entry | _Once] = OrderedDict()
         self.nbytes = 0
         #: How often, of late, a history that is not in it has grown from one that is.
@@ -119,9 +134,27 @@ class PrefixCache:
                 found.append((new, entry))
                 if new == 0 and owner is not None:
                     entry.owners.add(owner)
+        slid = self._slid(ids, timestamps, scope) if self._slides and len(ids) == self._longest else []
         if not found or found[0][0]:
-            self._growing += _STEP * (bool(found) - self._growing)
-        return CacheHits(found, keep=self._growing * (len(ids) - RESUMED_ITEMS) > STATE_ITEMS)
+            self._growing += _STEP * (bool(found or slid) - self._growing)
+        return CacheHits(found, self._growing * (len(ids) - RESUMED_ITEMS) > STATE_ITEMS, slid, self._slides)
+
+    def empty(self) -> "PrefixCache":
+        """Another one like this, with nothing in it."""
+        return PrefixCache(self.most_bytes, self._longest, self._span)
+
+    def _slid(self, ids: Ids, timestamps: Ids | None, scope: bytes) -> list[tuple[int, CachedState]]:
+        """States of histories that were at their longest, at most MOST_NEW items ago, as states of what is left."""
+        found = []
+        for new in range(1, MOST_NEW + 1):
+            left = slice(MOST_NEW - new, self._longest - new)
+            key = self._tails.get(_key(ids[left], None if timestamps is None else timestamps[left], scope))
+            if key is not None:
+                entry = _entry_of(self._removed(key))
+                self._add(key, entry)
+                assert entry.state is not None
+                found.append((new, replace(entry.state, length=self._longest - new, hidden=None)))
+        return found
 
     def put(
         self,
@@ -139,7 +172,7 @@ class PrefixCache:
         """
         if owner is not None and owner.forgotten:
             return
-        key = scope + ids.tobytes() if timestamps is None else scope + ids.tobytes() + timestamps.tobytes()
+        key = _key(ids, timestamps, scope)
         before = self._removed(key) if key in self._entries else None
         once: _Once = depth, user.copy(), owner
         if before is None and state is None:
@@ -152,6 +185,8 @@ class PrefixCache:
             # Of two depths the deeper one serves both.
             if state is not None and (entry.state is None or state.depth >= entry.state.depth):
                 entry.state = state
+                if self._slides and len(ids) == self._longest:
+                    entry.tail = _key(ids[MOST_NEW:], None if timestamps is None else timestamps[MOST_NEW:], scope)
             self._add(key, entry)
         while self.nbytes > self.most_bytes:
             self._removed(next(iter(self._entries)))
@@ -160,10 +195,14 @@ class PrefixCache:
         """As the one that was used last."""
         self._entries[key] = entry
         self.nbytes += _nbytes(key, entry)
+        if isinstance(entry, _Entry) and entry.tail is not None:
+            self._tails[entry.tail] = key
 
     def _removed(self, key: bytes) -> _Entry | _Once:
         entry = self._entries.pop(key)
         self.nbytes -= _nbytes(key, entry)
+        if isinstance(entry, _Entry) and entry.tail is not None and self._tails.get(entry.tail) == key:
+            del self._tails[entry.tail]
         return entry
 
     def forget(self, owner: Owner) -> None:
@@ -175,11 +214,14 @@ class PrefixCache:
 class CacheHits(NamedTuple):
     """Remembered histories that a request may begin from: (items that are new, entry), the longest first.
 
-    ``keep``: whether a state that is made of it will probably be worth it.
+    ``keep``: whether a state that is made of it will probably be worth it. ``slid``: (items that are new, state) of
+    longer ones of which it has lost the beginning, for depths up to ``slides``.
     """
 
     found: list[tuple[int, _Entry]]
     keep: bool = False
+    slid: Sequence[tuple[int, CachedState]] = ()
+    slides: int = 0
 
     def at(self, depth: int) -> CacheHit:
         """The cheapest way to a depth."""
@@ -193,10 +235,17 @@ class CacheHits(NamedTuple):
                 return CacheHit("prefix", state=state, new=new)
             if new == 0 and state.depth < depth and state.hidden is not None:
                 return CacheHit("layers", state=state)
+        for new, left in self.slid if depth <= self.slides else ():
+            if left.depth >= depth:
+                return CacheHit("prefix", state=left, new=new)
         return KEEP if self.keep else MISS
 
 
 NO_HITS = CacheHits([])
+
+
+def _key(ids: Ids, timestamps: Ids | None, scope: bytes) -> bytes:
+    return scope + ids.tobytes() if timestamps is None else scope + ids.tobytes() + timestamps.tobytes()
 
 
 def _entry_of(kept: _Entry | _Once) -> _Entry:
@@ -210,7 +259,8 @@ def _nbytes(key: bytes, entry: _Entry | _Once) -> int:
     if not isinstance(entry, _Entry):
         return len(key) + entry[1].nbytes + OVERHEAD_ONCE
     vectors = sum(user.nbytes for user in entry.users.values())
-    return len(key) + vectors + (0 if entry.state is None else entry.state.nbytes) + OVERHEAD
+    state = 0 if entry.state is None else entry.state.nbytes
+    return len(key) + len(entry.tail or b"") + vectors + state + OVERHEAD
 
 
 def _owners(entry: _Entry | _Once) -> Collection[Owner | None]:

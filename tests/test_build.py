@@ -99,6 +99,22 @@ def check_artefacts(folder: Path) -> None:
         LOADERS[pattern](path)
 
 
+def test_without_a_preset_the_settings_follow_from_the_data_which_is_said_and_kept(
+    tiny_csv: Path, tmp_path: Path
+) -> None:
+    settings = (*SMALL, "model.width=16", "train.grow_epochs=1", "train.epochs=1", "train.heal_epochs=1")
+    given = [*(part for setting in settings for part in ("--set", setting)), "--no-certify", "--json"]
+    out = fathom("build", str(tiny_csv), "--out", str(tmp_path / "bundle"), *given)
+    built = json.loads(out.stdout)
+    assert built["chosen"]["statistics"]["users"] == 60
+    model, training, judging = built["chosen"]["reasons"]
+    assert all(line in out.stderr for line in (model, training, judging))
+    assert built["ran"][:2] == ["prepare", "train"]
+    config = Checkpoint.load(tmp_path / "checkpoint").config.train
+    assert (config.model.max_history, config.train.epochs) == (50, 1)
+    assert json.loads(fathom("build", str(tiny_csv), "--out", str(tmp_path / "bundle"), *given).stdout)["ran"] == []
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_only_whole_artefacts(tiny_csv: Path, tmp_path: Path) -> None:
     rng = random.Random(7)

@@ -31,12 +31,15 @@ def item_table(
     known, matched = [hints], None
     if source.items is not None and report is not None:
         wanted = pl.DataFrame({"id": ids})
-        described = [_described(batch, source.items, source.flags, report, whole) for batch in read(source.items)]
+        known, first = [], []
+        for batch in read(source.items):
+            rows = _described(batch, source.items, source.flags, report, whole)
+            first += rows["id"].head(3).to_list()
+            known.append(rows.join(wanted, on="id", how="semi", maintain_order="left"))
         report.check()
-        known = [rows.join(wanted, on="id", how="semi") for rows in described]
         matched = wanted.join(pl.concat(known), on="id", how="semi").height
         if matched == 0:
-            theirs, ours = (listed(some.head(3).to_list()) for some in (pl.concat(described)["id"], ids))
+            theirs, ours = (listed(some[:3]) for some in (first, ids.head(3).to_list()))
             raise DataError(
                 f"{report.path}: none of its ids ({theirs}) is an item of the interactions ({ours});"
                 " give the items' own file with --items-path, or their ids with --items-id-column"

@@ -15,7 +15,7 @@ from fathom.files import new_folder, sha256_file, write_json
 from fathom.training.catalogue import SCHEMA, described, first_known, item_table
 from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset, Progress
 from fathom.training.sources import DEFAULTS, PrepareOptions, Source, default_options, generic_source, open_source
-from fathom.training.tables.ids import are_whole, without_point
+from fathom.training.tables.ids import Codes, IdCoder, without_point
 from fathom.training.tables.readers import Layout, read
 from fathom.training.tables.rows import RowReport, clean
 from fathom.training.tables.times import Times
@@ -23,16 +23,15 @@ from fathom.training.tables.types import EventTypes
 
 __all__ = ["DEFAULTS", "PrepareOptions", "default_options", "k_core", "prepare"]
 
-Codes = NDArray[np.uint32]
-
 
 @dataclass(frozen=True)
 class Events:
     """Events as columns of equal length, sorted by user and time once ``sort`` has run.
 
-    users, items: u32, places in user_ids and item_ids, which are sorted; order: i64 microseconds or
-    positions, None where the input's own order is all there is; nanos: i16, on top of the microseconds,
-    None where no time has any; weights: f32, None where all events weigh the same.
+    users, items: u32, places in user_ids and item_ids, which are text in sorted order once ``compact`` has run; until
+    then they may be categorical, as they turned up. order: i64 microseconds or positions, None where the input's own
+    order is all there is; nanos: i16, on top of the microseconds, None where no time has any; weights: f32, None where
+    all events weigh the same.
     """
 
     users: Codes
@@ -57,21 +56,28 @@ class Events:
         keys = (self.nanos, self.order, self.users)
         return self.take(np.lexsort([key for key in keys if key is not None]))
 
-    def firsts(self) -> NDArray[np.bool_]:
-        """Which are a user's first with their item, or the first of those with the largest weight: bool (events,)."""
-        pairs = pl.Series((self.users.astype(np.uint64) << np.uint64(32)) | self.items)
-        if self.weights is None:
-            return pairs.is_first_distinct().to_numpy()
+    def new(self) -> NDArray[np.bool_]:
+        """Which are a user's first with their item: bool (events,)."""
+        return self._pairs().is_first_distinct().to_numpy()
+
+    def heaviest(self) -> NDArray[np.bool_]:
+        """Which are the first of a user's with their item that have the largest weight: bool (events,)."""
+        assert self.weights is not None
+        pairs = self._pairs()
         order = np.argsort(-self.weights, kind="stable")
         first = np.zeros(len(self), dtype=np.bool_)
         first[order[pairs.gather(order).is_first_distinct().to_numpy()]] = True
         return first
 
+    def _pairs(self) -> pl.Series:
+        return pl.Series((self.users.astype(np.uint64) << np.uint64(32)) | self.items)
+
     def compact(self) -> "Events":
-        """Without the ids that no event uses."""
+        """Without the ids that no event uses, users and items in the order of their ids; each user's order stays."""
         users, user_ids = _compact(self.users, self.user_ids)
         items, item_ids = _compact(self.items, self.item_ids)
-        return replace(self, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
+        events = replace(self, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
+        return events.take(np.argsort(users, kind="stable"))
 
 
 def prepare(
@@ -94,15 +100,17 @@ def prepare(
     check_output(out, DATASET)
     with open_source(source, options, progress) as opened:
         events, hints, report, notes = _read_events(opened, options, progress)
-        whole = are_whole(events.item_ids)
-        events, removed = _filter(events, options, progress)
+        progress(f"sorting {len(events):,} events")
+        events = events.sort()  # here, so that the unsorted ones go
+        whole = events.item_ids.dtype == pl.String  # as `IdCoder` numbers whole numbers
+        events, removed, repeats = _filter(events, options)
         if opened.items is not None:
             progress(f"reading items from {opened.items.path.name}")
         item_report = None if opened.items is None else RowReport(opened.items.path, options.max_malformed)
         items, matched = item_table(opened, events.item_ids, hints, item_report, whole=whole)
         counts = {"users": len(events.user_ids), "items": items.height, "events": len(events)}
         meta = {"schema_version": SCHEMA_VERSION, "name": options.name or _name(source, options.path), "counts": counts}
-        meta |= _provenance(opened, source, options, report, removed)
+        meta |= _provenance(opened, source, options, report, removed) | {"repeats": repeats}
         if report.types is not None:
             meta["types"] = report.types.as_dict()
         meta |= {"items": None, "notes": notes}
@@ -174,8 +182,8 @@ def _columns(used: Mapping[str, str], unused: Sequence[str]) -> str:
 def _read_events(
     source: Source, options: PrepareOptions, progress: Progress
 ) -> tuple[Events, pl.DataFrame, RowReport, list[str]]:
-    # Ids become 4-byte codes batch by batch: at 44 million rows the strings themselves would not fit.
-    user_type, item_type = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
+    # At 44 million rows the ids themselves would not fit.
+    users, items = IdCoder(), IdCoder()
     path, columns = source.events.path, source.events.columns
     report = RowReport(path, options.max_malformed)
     if "type" in columns:
@@ -192,7 +200,7 @@ def _read_events(
         rows = clean(batch, report, times, drops=source.drops, minimum_rating=options.minimum_rating)
         if "title" in rows.columns or "categories" in rows.columns:
             hints = first_known(pl.concat([hints, described(rows.rename({"item": "id"}))]))
-        codes = (pl.col("user").cast(user_type), pl.col("item").cast(item_type))
+        codes = (users.encode(rows["user"]), items.encode(rows["item"]))
         frames.append(rows.select(*codes, *({"order", "nanos", "weight"} & set(rows.columns))))
         progress(f"read {report.rows:,} rows")
     report.check()
@@ -202,23 +210,36 @@ def _read_events(
     table = pl.concat(frames, how="diagonal")
     if table.is_empty():
         raise DataError(f"{path}: no row is left after {_reasons(report.filtered | report.malformed)}")
-    users, user_ids = _rank(table["user"])
-    items, item_ids = _rank(table["item"])
     order, nanos, weights = (
         table[name].to_numpy() if name in table.columns else None for name in ("order", "nanos", "weight")
     )
     nanos = nanos if nanos is not None and nanos.any() else None
-    if are_whole(item_ids):
+    if items.are_whole:
         hints = first_known(hints.with_columns(without_point(hints["id"])))
-    return Events(users, items, order, nanos, user_ids, item_ids, weights), hints, report, times.notes
+    (user_codes, user_ids), (item_codes, item_ids) = users.numbered(table["user"]), items.numbered(table["item"])
+    events = Events(user_codes, item_codes, order, nanos, user_ids, item_ids, weights)
+    return events, hints, report, times.notes
 
 
-def _filter(events: Events, options: PrepareOptions, progress: Progress) -> tuple[Events, dict[str, int]]:
+def repeated(events: Events, new: NDArray[np.bool_]) -> dict[str, Any]:
+    """How many users' next events have an item that they had before: of the last event of each one's training part.
+
+    events: sorted; new: bool (events,), whether the user had not had the item. The last two events of a user are left
+    out: leave-one-out judges by them.
+    """
+    ends = np.flatnonzero(np.append(events.users[1:] != events.users[:-1], True)) + 1
+    lengths = np.diff(ends, prepend=0)
+    asked = ends[lengths >= 4] - 3
+    again = int((~new[asked]).sum())
+    return {"next_events": len(asked), "of_known_items": again}
+
+
+def _filter(events: Events, options: PrepareOptions) -> tuple[Events, dict[str, int], dict[str, Any]]:
     removed = {}
-    progress(f"sorting {len(events):,} events")
-    events = events.sort()
+    new = events.new()
+    repeats = repeated(events, new)
     if options.repeats == "drop":
-        first = events.firsts()
+        first = new if events.weights is None else events.heaviest()
         removed["repeats"] = len(events) - int(first.sum())
         events = events.take(first)
     if options.k_core > 1:
@@ -227,29 +248,21 @@ def _filter(events: Events, options: PrepareOptions, progress: Progress) -> tupl
         events = events.take(kept)
     if len(events) == 0:
         raise DataError(f"no event is left after the filters ({_reasons(removed)}); lower --k-core")
-    return events.compact(), removed
+    return events.compact(), removed, repeats
 
 
 def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{reason}: {count:,} rows removed" for reason, count in counts.items() if count)
 
 
-def _rank(codes: pl.Series) -> tuple[Codes, pl.Series]:
-    """Each event's place among the sorted distinct ids, and those ids: whole numbers are written in one way."""
-    used = codes.unique()
-    written = used.cast(pl.String)
-    written = without_point(written) if are_whole(written) else written
-    ids = written.unique().sort()
-    places = np.zeros(int(used.to_physical().max()) + 1, dtype=np.uint32)  # type: ignore[arg-type]
-    places[used.to_physical().to_numpy()] = ids.search_sorted(written).to_numpy()
-    return places[codes.to_physical().to_numpy()], ids
-
-
 def _compact(places: Codes, ids: pl.Series) -> tuple[Codes, pl.Series]:
     used = np.zeros(len(ids), dtype=np.bool_)
     used[places] = True
-    renumbered = (np.cumsum(used) - 1).astype(np.uint32)
-    return renumbered[places], ids.filter(pl.Series(used)).cast(pl.String)
+    written = ids.filter(pl.Series(used)).cast(pl.String)
+    order = written.arg_sort()
+    renumbered = np.zeros(len(ids), dtype=np.uint32)
+    renumbered[np.flatnonzero(used)[order.to_numpy()]] = np.arange(len(written), dtype=np.uint32)
+    return renumbered[places], written.gather(order)
 
 
 def _files(source: Source) -> list[dict[str, Any]]:

@@ -40,6 +40,8 @@ from fathom.training.tuning import Tune, restore, restrict
 
 #: The learning rate ends a stage at this share of its peak.
 FINAL_RATE = 0.02
+#: Scores of a batch of a validation: 512 MB, or more where one history may take them.
+SCORES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def ndcg_at_10(model: ElasticModel, cases: Cases, depths: tuple[int, ...], token
     model.eval()
     with torch.no_grad():
         vectors = model.item_vectors()
-        for rows, items, times in history_batches(cases.histories, max_history=model.config.max_history, tokens=tokens):
+        most = min(tokens, max(model.config.max_history, SCORES // len(vectors)))  # rows have an item or more
+        for rows, items, times in history_batches(cases.histories, max_history=model.config.max_history, tokens=most):
             targets = torch.from_numpy(cases.targets[rows].astype(np.int64)).to(device)[:, None]
             seen = [torch.from_numpy(cases.histories[row].astype(np.int64)) for row in rows]
             hidden = model.hidden(items.to(device), None if times is None else times.to(device), depths)

@@ -23,7 +23,7 @@ from fathom.exporter.engines.optional_exit import with_optional_exit
 from fathom.exporter.engines.parity import DepthParity, check_parity, measure_parity
 from fathom.exporter.engines.precision import Bits, Precision, reduce_engines, same_bits
 from fathom.exporter.engines.reduced_quality import MAX_LOSS, check_losses, evaluate_engines, losses
-from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, export_segments, extension_file
+from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, export_segments, extension_file, step_file
 from fathom.exporter.planning.compare import StrategyEvidence
 from fathom.exporter.planning.heal import check_dataset
 from fathom.exporter.planning.plan import DepthPlan
@@ -211,12 +211,17 @@ class _Export:
         """The engines for incremental inference, checked against those for whole histories; none without a chain."""
         self.progress("tracing the engines for incremental inference")
         model = self.checkpoint.model
-        files = {name: with_optional_exit(data) for name, data in export_extension(model).items()}
+        files = export_extension(model)
         if not files:
             return {}, None
         error = incremental_error(model, engines, files, self.cut.test.histories)
-        segments = {depth: extension_file(depth) for depth in model.depths}
-        return files, Extension(span=model.config.span, context=CONTEXT_FILE, segments=segments, max_abs_error=error)
+        return files, Extension(
+            span=model.config.span,
+            context=CONTEXT_FILE,
+            segments={depth: extension_file(depth) for depth in model.depths},
+            steps={depth: step_file(depth) for depth in model.depths},
+            max_abs_error=error,
+        )
 
 
 def _executed(checkpoint: Checkpoint, plan: DepthPlan | None) -> DepthPlan:

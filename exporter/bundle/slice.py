@@ -44,7 +44,8 @@ def _write(bundle: Bundle, depths: Collection[int], out: Path, **changes: Any) -
     extension = manifest.extension
     if extension is not None:
         segments = {depth: file for depth, file in extension.segments.items() if depth <= max(kept)}
-        extension = extension.model_copy(update={"segments": segments})
+        steps = {depth: file for depth, file in extension.steps.items() if depth in kept}
+        extension = extension.model_copy(update={"segments": segments, "steps": steps})
     engines, needed = _engines(manifest.depths, manifest.extension), _engines(kept, extension)
     counting = manifest.counting
     if counting is not None:
@@ -83,7 +84,7 @@ def check_precision(manifest: Manifest, profile: DeviceProfile) -> None:
 
 def _engines(depths: Mapping[int, DepthInfo], extension: Extension | None) -> set[str]:
     engines = {segment for info in depths.values() for segment in info.segments}
-    return engines | (set(extension.segments.values()) if extension else set())
+    return engines | (set(extension.files) if extension else set())
 
 
 def _files(plans: Iterable[Plan]) -> set[str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fathom.errors import DataError, ParityError
 from fathom.exporter.engines.engine_set import EngineSet
-from fathom.exporter.engines.segments import CONTEXT_FILE, extension_file
+from fathom.exporter.engines.segments import CONTEXT_FILE, extension_file, step_file
 from fathom.runtime.engines.incremental import CachedHistory, IncrementalFiles, IncrementalRunner
 from fathom.runtime.engines.segment import Segment
 from fathom.training.dataset import Sequences
@@ -27,10 +27,13 @@ def incremental_error(
     if not len(histories):
         raise DataError("no history to check the engines with: no user has enough events for a case")
     config = model.config
-    form = IncrementalFiles(
-        config.span, config.heads, config.width, CONTEXT_FILE, {d: extension_file(d) for d in config.paths}
-    )
-    runner = IncrementalRunner(form, engines.vectors, lambda path: Segment(files[path], path, threads=1), model.depths)
+    segments, steps = ({depth: named(depth) for depth in config.paths} for named in (extension_file, step_file))
+    form = IncrementalFiles(config.span, config.heads, config.width, CONTEXT_FILE, segments, steps)
+
+    def load(path: str, *, recurring: bool = False) -> Segment:
+        return Segment(files[path], path, threads=1, recurring=recurring)
+
+    runner = IncrementalRunner(form, engines.vectors, load, model.depths)
     worst = 0.0
     for row in np.argsort(-histories.lengths, kind="stable")[:HISTORIES].tolist():
         ids = histories[row][-config.max_history :].astype(np.int64) + 1

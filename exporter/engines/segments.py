@@ -16,8 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
 from fathom.exporter.engines.engine_set import EngineSet, SegmentSpec, segment_specs
+from fathom.exporter.engines.joined_biases import with_joined_biases
+from fathom.exporter.engines.optional_exit import with_optional_exit
 from fathom.exporter.engines.pieces import OPSET, Assembly, Pieces, context_weights, exit_weights, layer_weights
 from fathom.exporter.planning.plan import is_chain
+from fathom.runtime.engines.incremental import MOST_STEPPED
 from fathom.training.blocks import POSITION_BUCKETS
 from fathom.training.model import ElasticModel
 
@@ -51,7 +54,7 @@ def assemble(pieces: Pieces, spec: SegmentSpec) -> bytes:
     requests = {name: name for name in pieces.request_names}
     context = graph.add("context", pieces.context(), requests, context_weights(model))
     reads = "item_vectors" if spec.first else "hidden_in"
-    context["positions"] = _positions(graph, model, (reads, 1))
+    context["positions"] = _positions(graph, model, (reads, 1), model.config.max_history)
     hidden = graph.add("embed", pieces.embed(), {reads: reads}, {})["hidden_next"] if spec.first else reads
     for layer in spec.full_layers:
         piece, weights = pieces.layer(layer, last_only=False), layer_weights(model, layer)
@@ -70,17 +73,24 @@ def extension_file(depth: int) -> str:
     return f"engines/extend-{depth:02d}.onnx"
 
 
+def step_file(depth: int) -> str:
+    """Path inside the bundle of all layers of this depth in their incremental form."""
+    return f"engines/step-{depth:02d}.onnx"
+
+
 def export_extension(model: ElasticModel) -> dict[str, bytes]:
     """Incremental inference for a chain: each segment on new positions alone, and the context that all of them read.
 
-    Files by path, CONTEXT_FILE first; none for a model whose depths are no chain. docs/bundle-format.md has their
-    inputs and outputs.
+    And each depth as one step: with one new position, starting a run costs as much as a layer. Files by path,
+    CONTEXT_FILE first; none for a model whose depths are no chain. docs/bundle-format.md has their inputs and outputs.
     """
     if not is_chain(model.config.paths):
         return {}
     pieces = Pieces(_in_fp32(model))
+    specs = segment_specs(model.config.paths)
     files = {CONTEXT_FILE: _extension_context(pieces)}
-    return files | {extension_file(spec.depth): _extension(pieces, spec) for spec in segment_specs(model.config.paths)}
+    files |= {extension_file(spec.depth): with_optional_exit(_extension(pieces, spec)) for spec in specs}
+    return files | {step_file(spec.depth): _step(pieces, spec) for spec in specs}
 
 
 def _extension_context(pieces: Pieces) -> bytes:
@@ -95,7 +105,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
-    reads_always = context | {"positions": _positions(graph, model, ("mask", 3))}
+    reads_always = context | {"positions": _positions(graph, model, ("mask", 3), model.config.max_history)}
     layers = (*spec.full_layers, spec.last_layer)
     pasts = graph.split("past", len(layers), axis=1)
     hidden, kept = "hidden_in", []
@@ -121,9 +131,39 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
 
 
-def _positions(graph: Assembly, model: ElasticModel, sized_like: tuple[str, int]) -> str:
-    """The positions that all layers read; ``sized_like``: an input, and its axis as long as the history."""
-    longest, span = model.config.max_history, model.config.span
+def _step(pieces: Pieces, spec: SegmentSpec) -> bytes:
+    """All layers of a depth, the last one too for all new positions: they are few, and to choose one costs more."""
+    model = pieces.model
+    graph = Assembly()
+    context = {name: name for name in pieces.context_names}
+    known = min(model.config.max_history, model.config.span - 1 + MOST_STEPPED)
+    reads_always = context | {"positions": _positions(graph, model, ("mask", 3), known)}
+    layers = model.config.paths[spec.depth]
+    hidden, kept, states = "hidden_in", [], []
+    for layer, past in zip(layers, graph.split("past", len(layers), axis=1), strict=True):
+        reads = {"hidden": hidden, "past": past, **reads_always}
+        states.append(hidden)
+        piece, weights = pieces.extension_layer(layer, last_only=False), layer_weights(model, layer)
+        made = graph.add(f"layer-{layer:02d}", piece, reads, weights)
+        graph.same_shape(made["hidden_next"], hidden)
+        hidden = made["hidden_next"]
+        kept.append(made["made"])
+    newest = {"newest": graph.newest(hidden, 1, axis=1)}
+    user = graph.add("exit", pieces.exit(spec.depth), newest, exit_weights(model, spec.depth))
+    results = {"user_vector": user["user_vector"]}
+    results["made"] = graph.newest(graph.concat("made", kept, axis=1), model.config.span - 1, axis=2)
+    if spec.feeds_next:
+        results["hidden_out"] = states[-1]
+    shapes = _shapes(model, len(layers))
+    shapes["made"] = ["batch", shapes["past"][1], "newest", shapes["past"][3]]
+    shapes["positions"] = [known, known]
+    data = _finish(graph, f"step-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
+    return with_joined_biases(data) if known <= LONGEST_TABLE else data
+
+
+def _positions(graph: Assembly, model: ElasticModel, sized_like: tuple[str, int], longest: int) -> str:
+    """The positions that all layers read, of ``longest`` at most; ``sized_like``: an input, and its axis of so many."""
+    span = model.config.span
     distances = torch.arange(1 - longest, longest)
     hidden = (distances < 0) | (distances >= span)
     buckets = model.position_of_distance[distances.clamp(0, span - 1)].masked_fill(hidden, POSITION_BUCKETS)

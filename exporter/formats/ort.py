@@ -46,7 +46,9 @@ def _renamed(manifest: Manifest, names: Mapping[str, str]) -> dict[str, Any]:
     extension = manifest.extension
     if extension is not None:
         segments = {depth: names[each] for depth, each in extension.segments.items()}
-        extension = extension.model_copy(update={"context": names[extension.context], "segments": segments})
+        steps = {depth: names[each] for depth, each in extension.steps.items()}
+        changed = {"context": names[extension.context], "segments": segments, "steps": steps}
+        extension = extension.model_copy(update=changed)
     return {"depths": depths, "extension": extension}
 
 

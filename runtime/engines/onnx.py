@@ -20,7 +20,7 @@ RUN_POSITIONS = 100
 class OnnxEngine(BaseEngine):
     """onnxruntime on the CPU; segments that several depths share are loaded once.
 
-    A context manager; holds a session per segment, with ``incremental`` two, and no state between runs.
+    A context manager; holds a session per segment, with ``incremental`` two, and one per depth; no state between runs.
     """
 
     name = "onnxruntime-cpu"
@@ -30,8 +30,8 @@ class OnnxEngine(BaseEngine):
         self.depths = depths
         self._bundle = bundle
 
-        def load(name: str) -> Segment:
-            return Segment(bundle.read(name), bundle.path / name, threads)
+        def load(name: str, *, recurring: bool = False) -> Segment:
+            return Segment(bundle.read(name), bundle.path / name, threads, recurring=recurring)
 
         self._chains = load_chains(bundle, depths, load)
         # A manifest has one chain for all depths or an engine for each.

@@ -18,7 +18,7 @@ _NO = np.array(False)
 class Segment:
     """One engine file as a session; ``inputs`` and ``outputs`` are the names of what it reads and can give.
 
-    ``name``: what an error calls it.
+    ``name``: what an error calls it. The others: see ``open_session``.
     """
 
     def __init__(
@@ -29,10 +29,13 @@ class Segment:
         device: Provider = "cpu",
         *,
         captured: bool = False,
+        recurring: bool = False,
         tensorrt: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
-        self._session = open_session(engine, name, threads, device, captured=captured, tensorrt=tensorrt)
+        self._session = open_session(
+            engine, name, threads, device, captured=captured, recurring=recurring, tensorrt=tensorrt
+        )
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self._has_optional_exit = any(i.name == READ_EXIT for i in self._session.get_overridable_initializers())

@@ -85,12 +85,14 @@ def open_session(
     device: Provider = "cpu",
     *,
     captured: bool = False,
+    recurring: bool = False,
     tensorrt: Mapping[str, str] | None = None,
 ) -> "onnxruntime.InferenceSession":
     """One engine file, with so many threads inside a run; raises BundleError for one that onnxruntime refuses.
 
     ``name``: what an error calls it.
-    ``captured``: with a CUDA graph for every graph id that a run names. ``tensorrt``: options of that provider, which
+    ``captured``: with a CUDA graph for every graph id that a run names. ``recurring``: its inputs are small and nearly
+    always of the same shapes, so that memory is planned once for each. ``tensorrt``: options of that provider, which
     leaves to CUDA what it cannot do. Raises ConfigError where the device is not to be had.
     """
     import onnxruntime
@@ -101,9 +103,10 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Spinning threads hold a core for a second after each run. Patterns are stored per shape, and ours vary.
+    # Spinning threads hold a core for a second after each run.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False
+    # A plan is faster than asking the arena for every value, but takes the room of a large batch in one piece.
+    options.enable_mem_pattern = recurring
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 4 if captured else 3  # that it cannot be captured is an error of the session too
     provider = _PROVIDERS[device]

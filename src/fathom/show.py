@@ -198,6 +198,12 @@ def dataset_facts(meta: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def reasons(lines: Sequence[str]) -> None:
+    """Why something was chosen, a line each, on stderr."""
+    for line in lines:
+        err.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _heading(title: str) -> None:
     if title:
         out.print(Text(title, style="bold"))

@@ -12,6 +12,8 @@ from fathom.benchmarks.experiments.quality import arms, study
 from fathom.benchmarks.experiments.quality.stored import runs
 from fathom.errors import ConfigError
 from fathom.training import presets
+from fathom.training.choosing import choose, statistics
+from fathom.training.data import prepare
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,20 @@ def test_item_vectors_that_start_at_titles_are_compared_on_cold_items(
     found = results(folder)["text-seed-0.json"]["result"]
     assert found["cold"]["all"]["cases"] == len(found["systems"]["depth 16"]["places"])
     assert set(found["cold"]["all"]["systems"]) == {"ladder", "text"}
+
+
+def test_the_chosen_settings_follow_from_the_data_and_are_judged_as_the_preset_is(
+    tiny_csv: Path, tmp_path: Path
+) -> None:
+    dataset = prepare(str(tiny_csv), tmp_path / "dataset")
+    wanted = ("train.split=temporal", "train.epochs=3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(study.DATASETS, "small", study.StudyDataset("csv", "tiny"))
+        config = study.Study("small", dataset, 7, wanted).config_of(arms.ARMS["chosen"])
+    asked = choose(statistics(dataset)).config
+    changed = {"split": "temporal", "epochs": 3, "seed": 7}
+    assert config == asked.model_copy(update={"train": asked.train.model_copy(update=changed)})
+    assert config.model.width != presets.preset("tiny").model.width
 
 
 def test_an_unknown_arm_is_named() -> None:

@@ -57,6 +57,19 @@ def test_a_slice_of_whole_engines_keeps_only_its_own(make_bundle: Callable[..., 
     assert engines(tmp_path / "slice") == ["depth-08.onnx", "depth-16.onnx"]
 
 
+def test_a_slice_keeps_the_steps_of_its_depths(tiny_build: Path, tmp_path: Path) -> None:
+    with Bundle.open(tiny_build / "bundle") as whole:
+        depth = whole.depths[0]
+        assert whole.manifest.extension is not None
+        assert set(whole.manifest.extension.steps) == set(whole.depths)
+    manifest = slice_bundle(tiny_build / "bundle", profile(depth), tmp_path / "slice")
+    assert manifest.extension is not None
+    assert set(manifest.extension.steps) == {depth}
+    assert [file for file in engines(tmp_path / "slice") if "step" in file] == [f"step-{depth:02d}.onnx"]
+    with Bundle.open(tmp_path / "slice") as small, open_engine(small, incremental=True) as engine:
+        assert engine.incremental
+
+
 def test_the_same_slice_has_the_same_version(synthetic_bundle: Path, tmp_path: Path) -> None:
     one, two = (slice_bundle(synthetic_bundle, profile(4, 8), tmp_path / name) for name in "ab")
     assert one == two

@@ -176,6 +176,12 @@ def plan(**changes: Any) -> list[dict[str, Any]]:
     return [whole | {"segments": segments, "built_from": dict.fromkeys(engines, "0" * 64)} | changes]
 
 
+def extension(steps: dict[str, str]) -> dict[str, Any]:
+    segments = {depth: f"engines/extend-{int(depth):02d}.onnx" for depth in ("4", "8", "12", "16")}
+    files = {"context": "engines/extend-context.onnx", "segments": segments, "steps": steps}
+    return {"span": 10, "max_abs_error": 0.0, **files}
+
+
 @pytest.mark.parametrize(
     ("edit", "word"),
     [
@@ -212,6 +218,12 @@ def plan(**changes: Any) -> list[dict[str, Any]]:
         (lambda v: v.update(plans=plan(histories=[20, 10])), "do not ascend"),
         (lambda v: v.update(plans=plan(histories=[10])), "do not ascend"),
         (lambda v: v.update(plans=plan()), "does not list plans/0"),
+        (lambda v: v.update(extension=extension({"4": "engines/step-08.onnx"})), "each step after its depth"),
+        (lambda v: v.update(extension=extension({"4": "engines/step-04.onnx"})), "steps of other depths"),
+        (
+            lambda v: v.update(extension=extension({d: f"engines/step-{int(d):02d}.onnx" for d in v["depths"]})),
+            "does not list engines/",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(

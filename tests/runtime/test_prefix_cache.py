@@ -18,13 +18,18 @@ from hypothesis import strategies as st
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.exporter.engines.items import item_vectors
-from fathom.exporter.engines.optional_exit import with_optional_exit
-from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, extension_file
+from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, extension_file, step_file
 from fathom.runtime import pipeline as pipeline_module
 from fathom.runtime import prefix_cache
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
-from fathom.runtime.engines.incremental import CachedHistory, CachedState, IncrementalFiles, IncrementalRunner
+from fathom.runtime.engines.incremental import (
+    MOST_STEPPED,
+    CachedHistory,
+    CachedState,
+    IncrementalFiles,
+    IncrementalRunner,
+)
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.segment import Segment
@@ -65,16 +70,22 @@ def model(request: pytest.FixtureRequest) -> ElasticModel:
 
 
 @pytest.fixture(scope="module")
-def runner(model: ElasticModel, tmp_path_factory: pytest.TempPathFactory) -> IncrementalRunner:
-    files = export_extension(model)
-    assert next(iter(files)) == CONTEXT_FILE
-    folder = tmp_path_factory.mktemp("extension")
-    (folder / "engines").mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(with_optional_exit(data))
-    form = IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, {depth: extension_file(depth) for depth in DEPTHS})
+def files(model: ElasticModel) -> dict[str, bytes]:
+    made = export_extension(model)
+    assert next(iter(made)) == CONTEXT_FILE
+    return made
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["with steps", "before schema 10"])
+def runner(model: ElasticModel, files: dict[str, bytes], request: pytest.FixtureRequest) -> IncrementalRunner:
+    segments = {depth: extension_file(depth) for depth in DEPTHS}
+    steps = {depth: step_file(depth) for depth in DEPTHS} if request.param else {}
+
+    def load(name: str, *, recurring: bool = False) -> Segment:
+        return Segment(files[name], name, 1, recurring=recurring)
+
     return IncrementalRunner(
-        form, item_vectors(model), lambda name: Segment((folder / name).read_bytes(), name, 1), DEPTHS
+        IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, segments, steps), item_vectors(model), load, DEPTHS
     )
 
 
@@ -119,6 +130,63 @@ def _possible(kept: CachedState, length: int, depth: int) -> bool:
     if length == kept.length:
         return kept.depth < depth and kept.hidden is not None
     return kept.depth >= depth
+
+
+def test_a_history_beyond_its_longest_goes_on_where_nothing_that_was_lost_is_seen(
+    model: ElasticModel, runner: IncrementalRunner
+) -> None:
+    longest, rng = model.config.max_history, np.random.default_rng(0)
+    ids, seconds = rng.integers(1, ITEMS + 1, 40), np.cumsum(rng.integers(0, 10_000, 40))
+    for depth in DEPTHS:
+        cache, reused, end = PrefixCache(10**6, longest, SPAN), [], longest
+        while end <= len(ids):
+            window = slice(end - longest, end)
+            hit = cache.lookup(ids[window], seconds[window]).at(depth)
+            users, (state,) = runner.run([CachedHistory(ids[window], seconds[window], hit.state)], [depth])
+            np.testing.assert_allclose(users[0], afresh(model, ids[window], seconds[window], depth), atol=1e-5)
+            cache.put(ids[window], seconds[window], depth, users[0], state)
+            reused.append((hit.reused, hit.new))
+            end += 1 + len(reused) % MOST_NEW
+        # 12 items, of which 4 may be new: 8 are there before them, and each layer looks back 4.
+        slides = [("prefix", 1 + step % MOST_NEW) for step in range(1, len(reused))]
+        assert reused[1:] == (slides if depth <= 2 else [("nothing", 0)] * len(slides))
+
+
+def test_a_step_knows_the_positions_of_as_many_new_items_as_it_is_given() -> None:
+    torch.manual_seed(0)
+    shape = {"layers": 2, "paths": prefix_paths((2,)), "width": 8, "heads": 2, "max_history": 30, "span": SPAN}
+    model = ElasticModel(ModelConfig(items=ITEMS, **shape)).eval()
+    files = export_extension(model)
+
+    def load(name: str, *, recurring: bool = False) -> Segment:
+        return Segment(files[name], name, 1, recurring=recurring)
+
+    form = IncrementalFiles(SPAN, 2, 8, CONTEXT_FILE, {2: extension_file(2)}, {2: step_file(2)})
+    runner = IncrementalRunner(form, item_vectors(model), load, (2,))
+    ids = np.random.default_rng(0).integers(1, ITEMS + 1, 30)
+    _, (state,) = runner.run([CachedHistory(ids[:10], None, None)], [2])
+    for new in (1, MOST_STEPPED, MOST_STEPPED + 1, 20):
+        users, _ = runner.run([CachedHistory(ids[: 10 + new], None, state)], [2])
+        expected = afresh(model, ids[: 10 + new], np.zeros(10 + new, np.int64), 2)
+        np.testing.assert_allclose(users[0], expected, atol=1e-5)
+
+
+def test_a_state_is_not_gone_on_from_by_another_history_at_its_longest() -> None:
+    cache, ids = PrefixCache(10**6, 20, 5), np.arange(1, 41)
+    cache.put(ids[:20], None, 4, vector(1), kept(4, 20), scope=b"one")
+    grown = ids[2:22]
+    assert cache.lookup(grown, None, scope=b"one").at(4).new == 2
+    assert cache.lookup(grown, None, scope=b"two").at(4).reused == "nothing"
+    assert cache.lookup(grown, grown, scope=b"one").at(4).reused == "nothing"
+    assert cache.lookup(np.where(grown == 10, 99, grown), None, scope=b"one").at(4).reused == "nothing"
+    assert cache.lookup(ids[5:25], None, scope=b"one").at(4).reused == "nothing"
+    empty = cache.empty()
+    assert empty.lookup(grown, None, scope=b"one").at(4).reused == "nothing"
+    anna = Owners().of("anna")
+    cache.put(ids[:20], None, 4, vector(1), kept(4, 20), anna, b"one")
+    cache.forget(anna)
+    assert cache.lookup(grown, None, scope=b"one").at(4).reused == "nothing"
+    assert (len(cache), cache.nbytes) == (0, 0)
 
 
 def test_depths_that_are_no_chain_have_no_second_form() -> None:

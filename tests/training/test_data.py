@@ -58,6 +58,16 @@ def test_repeats_are_kept_by_option_and_ratings_below_the_minimum_left_out(tmp_p
     assert liked.meta["interactions"]["filtered"] == {"rating below 4": 3}
 
 
+def test_the_share_of_repeats_in_the_last_training_events_is_counted_before_they_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    users = {"again": "a b a c d", "new": "a b c d d", "short": "a a a"}  # the last two are held out
+    rows = [(user, item, time) for user, items in users.items() for time, item in enumerate(items.split(), 1)]
+    path.write_text("user,item,timestamp\n" + "".join(f"{u},{i},{1_600_000_000 + t}\n" for u, i, t in reversed(rows)))
+    for repeats in ("keep", "drop"):
+        data = prepare(str(path), tmp_path / repeats, options=PrepareOptions(repeats=repeats))  # type: ignore[arg-type]
+        assert data.meta["repeats"] == {"next_events": 2, "of_known_items": 1}
+
+
 def test_the_same_input_gives_the_same_dataset_to_the_byte(tmp_path: Path) -> None:
     path = str(write_csv(tmp_path / "a.csv", EVENTS))
     assert prepare(path, tmp_path / "one").sha256 == prepare(path, tmp_path / "two").sha256

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -167,6 +168,25 @@ def test_json_blocks_of_any_size_give_the_same_rows(
     assert [row["user"] for row in found if row["problem"] is None] == [
         f"u{row - 1}" for row, kind in expected if kind == "good"
     ]
+
+
+def test_a_broken_json_line_costs_two_parses_and_not_a_search_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f'{{"user": "u{n}", "item": "i"}}' if n % 50 else "broken" for n in range(1_000)]
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join(lines))
+    calls, parse = [], pl.read_ndjson
+
+    def counted(*args: Any, **kwargs: Any) -> pl.DataFrame:
+        calls.append(args)
+        return parse(*args, **kwargs)
+
+    monkeypatch.setattr(pl, "read_ndjson", counted)
+    table = pl.concat(read(Table(path, "jsonl", {"user": "user", "item": "item"})))
+    assert table["row"].to_list() == list(range(1, 1_001))
+    assert table["problem"].drop_nulls().to_list() == ["invalid JSON"] * 20
+    assert len(calls) <= 2 + 2 * 20
 
 
 def test_shortened_content_is_one_printable_line() -> None:

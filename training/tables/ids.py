@@ -3,12 +3,17 @@
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from fathom.errors import DataError
 
 #: How programs write that there is no value. Other spellings, such as Nan and Null, are people's names.
 NOTHING = ("", "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT")
+
+#: Places of ids.
+Codes = NDArray[np.uint32]
 
 _WHOLE = r"^[+-]?\d+$"
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d{1,2})?$"
@@ -46,3 +51,32 @@ def without_point(ids: pl.Series) -> pl.Series:
 def _spelled(text: str) -> str:
     number = Decimal(text)
     return str(int(number)) if number == number.to_integral_value() else text
+
+
+class IdCoder:
+    """Numbers ids as they turn up, batch by batch; of each id, text is kept once, and made only where it is asked for.
+
+    With tens of millions of users the texts of all of them, sorted, would take more memory than everything else.
+    """
+
+    def __init__(self) -> None:
+        self._type = pl.Categorical(pl.Categories.random())
+        #: Whether all ids so far are whole numbers, in whichever way they are written.
+        self.are_whole = True
+
+    def encode(self, ids: pl.Series) -> pl.Series:
+        """Text (n,) as a categorical column (n,)."""
+        self.are_whole = self.are_whole and are_whole(ids.unique())
+        return ids.cast(self._type)
+
+    def numbered(self, column: pl.Series) -> tuple[Codes, pl.Series]:
+        """Each id's place, u32 (n,), in the series of different ids, which is categorical, or text of whole numbers."""
+        places = column.to_physical().to_numpy()
+        used = column.unique()
+        used = used.gather(used.to_physical().arg_sort())
+        if self.are_whole:  # 1 and 1.0 are the same id
+            written = without_point(used.cast(pl.String))
+            used = written.unique().sort()
+            same = used.search_sorted(written).to_numpy().astype(np.uint32)
+            places = same[places]
+        return places, used

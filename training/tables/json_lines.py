@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +51,8 @@ def keys(path: Path, encoding: str | None, size: int) -> tuple[str, ...]:
 def parse(lines: list[Line], schema: dict[str, Any]) -> Iterator[tuple[pl.DataFrame, list[Line], str | None]]:
     """The frame of some lines, those lines, and what is wrong with them if they cannot be read.
 
-    Many lines are parsed at once; they are halved until each that polars refuses stands alone.
+    Many lines are parsed at once. Where that fails, those that Python refuses too are parsed alone, and what is left
+    between them is halved until each line that polars refuses stands alone.
     """
     broken = {n for n, line in lines if _ESCAPED_SURROGATE.search(line) and not _is_text(line)}
     if not broken or len(lines) == 1:
@@ -64,12 +66,30 @@ def parse(lines: list[Line], schema: dict[str, Any]) -> Iterator[tuple[pl.DataFr
         except pl.exceptions.PolarsError:
             pass  # somewhere in these lines
     if len(lines) > 1:
-        middle = len(lines) // 2
-        yield from parse(lines[:middle], schema)
-        yield from parse(lines[middle:], schema)
+        for part in _parts(lines):
+            yield from parse(part, schema)
         return
     nothing = pl.DataFrame({column: [None] for column in schema}, schema=schema)
     yield nothing, lines, "not text (half a surrogate pair)" if broken else _problem(lines[0][1])
+
+
+def _parts(lines: list[Line]) -> Iterator[list[Line]]:
+    """Two lines or more in parts, in order: around those that are no JSON objects, else in halves."""
+    cuts = {0, len(lines)}
+    for place, (_, line) in enumerate(lines):
+        if not _is_object(line):
+            cuts |= {place, place + 1}
+    if len(cuts) == 2:
+        cuts.add(len(lines) // 2)
+    for start, end in pairwise(sorted(cuts)):
+        yield lines[start:end]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line, parse_constant=_refuse), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _problem(line: bytes) -> str:

@@ -28,7 +28,7 @@ from fathom.training.tables.columns import listed
 Layout = Literal["parquet", "csv", "jsonl", "xlsx"]
 
 BATCH_ROWS = 500_000
-PARQUET_BATCH_ROWS = 4_000_000
+PARQUET_BATCH_ROWS = 1_000_000
 BLOCK_BYTES = 32 << 20
 CONTENT_CHARS = 120
 

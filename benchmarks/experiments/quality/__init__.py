@@ -46,7 +46,7 @@ def _planned(study: Study, names: Sequence[str]) -> Iterator[Planned]:
     if BASELINES in names:
         yield BASELINES, {"split": split}, study.count
     for arm in chosen([name for name in names if name not in (BASELINES, RECTOOLS)]):
-        training = arm.change(study.config).model_dump(mode="json")
+        training = study.config_of(arm).model_dump(mode="json")
         healed = {"start": arm.start, "strategy": arm.strategy, "order": arm.order, "training": training}
         yield arm.name, healed, partial(study.measure, arm)
     for peer in PEERS if RECTOOLS in names else ():

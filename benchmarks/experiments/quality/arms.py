@@ -1,6 +1,7 @@
 """The arms: what is trained, healed or counted, and from which other arm it starts.
 
 ``ladder``            the recipe of ``fathom train``: one network with exits at 4, 8, 12 and 16 layers
+``chosen``            the ladder with the settings that follow from the data, in place of the preset
 ``alone-D``           a network of D layers trained for itself, by the same recipe and for as many epochs
 ``time-D``            the same, for as long as ``alone-16`` trains: the fewer layers, the more epochs
 ``prefix``...         the ladder, healed in the order of a plan; ``permuted-random`` orders the layers by chance
@@ -88,6 +89,7 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("ladder", "main"),
+        Arm("chosen", "chosen"),
         *(Arm(f"alone-{depth}", "alone", alone(depth), read=(depth,)) for depth in DEPTHS),
         *(Arm(f"time-{depth}", "time", in_equal_time(depth), read=(depth,)) for depth in EPOCHS_IN_EQUAL_TIME),
         Arm("prefix", "plans", start="ladder"),

@@ -23,6 +23,7 @@ from fathom.importance.statistics import order_by
 from fathom.show import Activity
 from fathom.training.baselines import BASELINES
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.choosing import choose, statistics
 from fathom.training.counting import fit_counting
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
@@ -101,7 +102,7 @@ class Study:
 
     def checkpoint(self, arm: Arm) -> Checkpoint:
         """The arm's checkpoint, made now unless it is there; raises ArtefactError when it is another one."""
-        path, config = self.folder / arm.name, arm.change(self.config)
+        path, config = self.folder / arm.name, self.config_of(arm)
         if path.exists():
             made = Checkpoint.load(path)
             if made.config.train != config or made.config.dataset != self.dataset.sha256:
@@ -117,6 +118,14 @@ class Study:
             return replace(start, model=model, config=changed, metrics={"training": [], "seconds": 0.0}).save(path)
         with Activity(f"{self.name}, seed {self.seed}: {arm.name}") as activity:
             return heal(start, plan, self.dataset, out=path, config=config, progress=activity.training)
+
+    def config_of(self, arm: Arm) -> TrainConfig:
+        """The recipe of an arm; ``chosen`` follows from the data but for the split, so that all are judged alike."""
+        if arm.group != "chosen":
+            return arm.change(self.config)
+        judged_alike = f"train.split={self.config.train.split}"
+        found = choose(statistics(self.dataset)).config
+        return apply_settings(found, (judged_alike, *self.settings, f"train.seed={self.seed}"))
 
     def plan(self, arm: Arm) -> DepthPlan:
         """The arm's plan, from the ranking of the arm that it starts from."""

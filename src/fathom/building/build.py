@@ -101,13 +101,20 @@ class Build:
 
     def run(self) -> list[str]:
         """Run every stage that is not current, in order; returns the names of those that ran."""
+        return self._run(self.stages())
+
+    def prepare(self) -> list[str]:
+        """Make the dataset, unless it is current: the first stage, which needs no config. Returns as ``run`` does."""
+        return self._run([] if self.is_prepared else self.stages()[:1])
+
+    def _run(self, wanted: Sequence[Stage]) -> list[str]:
         stamps = Stamps(self.folder / "stages.json")
         stages = self.stages()
         beside = [(stamps.path, artefacts.STAMPS), (self.folder / "ranking.png", artefacts.RANKING_PLOT)]
         outputs = dict.fromkeys((stage.output, stage.kind) for stage in stages)
         check_outputs(*beside, *outputs, inputs=files_read(self.source, self.options))
         took, ran = stamps.seconds(), []
-        for place, stage in enumerate(stages):
+        for place, stage in enumerate(wanted):
             if not stamps.current(stage):
                 self.remaining.names = _to_run(stages[place:], stamps)
                 self.remaining.took = took

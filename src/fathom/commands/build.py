@@ -9,7 +9,6 @@ import typer
 from fathom import show
 from fathom.commands.bundle import bundle_values, show_bundle
 from fathom.commands.options import (
-    DEFAULT_PRESET,
     DELTA,
     EPS,
     AsJson,
@@ -17,6 +16,7 @@ from fathom.commands.options import (
     Seed,
     Settings,
     SettingsPath,
+    names_preset,
     need_training,
     takes,
     train_config,
@@ -25,8 +25,6 @@ from fathom.commands.rank import show_ranking
 from fathom.commands.recording import keep_run
 from fathom.commands.table_options import prepare_options, table_options
 from fathom.errors import ConfigError
-
-SOURCE_PRESETS = {"ml-1m": "ml-1m", "amazon-reviews-2023": "beauty", "online-retail-ii": "retail"}
 
 
 @takes(given=table_options)
@@ -55,6 +53,9 @@ def build(
     deepest depth's top 10 on average, and less than half of it for at most 5 % of the requests; else the deepest depth
     answers.
 
+    Without --preset the settings of training follow from the data, and the output says why; data that a preset was
+    tuned for gets that one.
+
     Example: fathom build ml-100k --out build/ml-100k/bundle
 
     Example: fathom build clicks.csv --items-path products.csv --out build/clicks/bundle
@@ -67,8 +68,10 @@ def build(
     from fathom.commands import settings_pages
     from fathom.edge_profiles.profile import load_profile
     from fathom.runtime.bundle import read_manifest
+    from fathom.training.choosing import settings_for
+    from fathom.training.dataset import Dataset
 
-    config = train_config(preset, settings, seed, config_file, default=SOURCE_PRESETS.get(source, DEFAULT_PRESET))
+    config = train_config(preset, settings, seed, config_file)
     work = Build(source, out, config, risk=None if no_certify else (EPS, DELTA), profile=profile)
     if profile is not None:
         load_profile(profile)
@@ -76,19 +79,28 @@ def build(
         work = replace(work, options=prepare_options(source, given))
     elif given:
         raise ConfigError(f"{source} is a dataset already: --{next(iter(given)).replace('_', '-')} does nothing for it")
-    ran = work.run()
+    ran, why = [], {}
+    if not names_preset(preset, config_file):
+        ran = work.prepare()
+        chosen = settings_for(Dataset.load(work.dataset))
+        show.reasons(chosen.reasons)
+        config = train_config(preset, settings, seed, config_file, start=chosen.config)
+        work, why = replace(work, config=config), {"chosen": chosen.as_dict()}
+    ran += work.run()
     if not ran:
         show.err.print("nothing has changed: every artefact is current", highlight=False)
     manifest, evaluation = read_manifest(out), work.evaluation()
     if ran:
         systems = evaluation["systems"]
         ndcg = {f"test ndcg@10 of {name}": system["metrics"]["ndcg@10"]["value"] for name, system in systems.items()}
-        keep_run("build", model=out, data=source, metrics=ndcg, config=settings_pages.plain(config), outputs=(out,))
+        keep_run(
+            "build", model=out, data=source, metrics=ndcg, config=settings_pages.plain(config) | why, outputs=(out,)
+        )
     sentence = verdict(evaluation, manifest.strategy, sorted(manifest.depths), out)
     if as_json:
         values = bundle_values(out)
         routing = values.pop("routing")
-        show.print_json({"ran": ran, "verdict": sentence, "routing": routing, "manifest": values})
+        show.print_json({"ran": ran, "verdict": sentence, "routing": routing, "manifest": values, **why})
         return
     show_ranking(work.folder / "ranking.json")
     show.table("Quality on the test items, 95 % intervals over users", evaluation["table"])

@@ -27,7 +27,8 @@ Out = Annotated[Path, typer.Option(help="What to write; replaced only if it is w
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny, or those of an installed package."
+        help="Settings to start from: ml-100k, ml-1m, beauty, retail, tiny, or those of an installed package. Default: "
+        "what the data asks for."
     ),
 ]
 Settings = Annotated[
@@ -86,17 +87,28 @@ def train_config(
     seed: int | None,
     file: Path | None = None,
     *,
-    default: str = DEFAULT_PRESET,
+    start: "TrainConfig | None" = None,
 ) -> "TrainConfig":
-    """A preset with the settings of a file, and with those that were given; the file's preset where none is named."""
+    """A preset with the settings of a file, and with those that were given; the file's preset where none is named.
+
+    ``start``: in place of the default preset, where neither the command nor the file names one.
+    """
     from fathom.commands.settings_file import SettingsFile
     from fathom.training.presets import apply_settings, preset
 
     held = None if file is None else SettingsFile.load(file)
-    config = preset(preset_name or (held and held.preset) or default)
+    named = preset_name or (held and held.preset)
+    config = preset(named or DEFAULT_PRESET) if named or start is None else start
     config = config if held is None else held.applied_to(config)
     config = apply_settings(config, settings or [])
     return config if seed is None else apply_settings(config, [f"train.seed={seed}"])
+
+
+def names_preset(preset_name: str | None, file: Path | None) -> bool:
+    """Whether the command or the file of settings names a preset."""
+    from fathom.commands.settings_file import SettingsFile
+
+    return preset_name is not None or (file is not None and SettingsFile.load(file).preset is not None)
 
 
 def read_json(path: Path) -> Any:

@@ -29,31 +29,42 @@ def train(
 ) -> None:
     """Train one elastic network with an exit at each depth; an interrupted run resumes where it stopped.
 
+    Without --preset the settings follow from the data, as in `fathom build`.
+
     Example: fathom train build/ml-100k/dataset --out build/ml-100k/checkpoint --set train.epochs=10
 
     Example: fathom train --show-settings --preset ml-1m
     """
     options.need_training()
     from fathom.commands import settings_pages
+    from fathom.training.choosing import settings_for
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
     config = options.train_config(preset, settings, seed, config_file)
+    data, chosen = None, None
+    if dataset is not None and (show_settings or out is not None):
+        check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset, config_file])
+        data = Dataset.load(dataset)
+        if not options.names_preset(preset, config_file):
+            chosen = settings_for(data)
+            show.reasons(chosen.reasons)
+            config = options.train_config(preset, settings, seed, config_file, start=chosen.config)
     if show_settings:
-        title = f"Settings, from {config_file or f'the preset {preset or options.DEFAULT_PRESET}'}"
+        default = f"the preset {preset or options.DEFAULT_PRESET}" if chosen is None else f"the data in {dataset}"
+        title = f"Settings, from {config_file or default}"
         show.result(settings_pages.as_dict(config), as_json, show.table, title, settings_pages.rows(config))
         return
-    if dataset is None or out is None:
+    if data is None or out is None:
         raise ConfigError("fathom train needs a dataset folder and --out; fathom train --help has an example")
-    check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset, config_file])
     with Activity("train") as activity:
-        checkpoint = fit(config, Dataset.load(dataset), out=out, progress=activity.training)
+        checkpoint = fit(config, data, out=out, progress=activity.training)
     keep_run(
         "train",
         model=out,
         data=dataset,
         metrics=_validation(checkpoint.metrics),
-        config=settings_pages.plain(config),
+        config=settings_pages.plain(config) | ({} if chosen is None else {"chosen": chosen.as_dict()}),
         outputs=(out,),
     )
     show.result(dict(checkpoint.metrics), as_json, _show_training, checkpoint.metrics)
