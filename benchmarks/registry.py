@@ -60,6 +60,7 @@ MODULES = (
     "systems.memory",
     "systems.reviews",
     "experiments.qlora",
+    "experiments.mixed_precision",
     "experiments.efficiency",
     "systems.retrieval",
     "systems.item_index",

@@ -97,7 +97,7 @@ class DeviceProfile(_Frozen):
     shallow: Depth
     deep: Depth
     threshold: float = Field(ge=0, le=1)
-    precision: Literal["fp32", "fp16", "int8", "int4"]
+    precision: Literal["fp32", "fp16", "int8", "int4", "int4+lora"]
     item_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     max_loss: float = Field(default=0.01, ge=0, lt=1, description="share of NDCG@10 that the precision may cost")
     min_recall: float = Field(default=0.99, ge=0, le=1, description="share of the top 10 that an index must find")

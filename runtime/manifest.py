@@ -259,7 +259,7 @@ class Manifest(_Frozen):
     strategy_evidence: dict[str, dict[str, MetricInterval]] = Field(
         description="strategy -> metric at depth (as ndcg@10/4) on validation items, for every plan that was compared"
     )
-    precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
+    precision: Literal["fp32", "fp16", "int8", "int4", "int4+lora", "mixed"]
     format: Literal["onnx", "ort", "executorch"]
     model: ModelInfo
     items: int = Field(ge=1, le=MOST_ITEMS)

@@ -311,19 +311,24 @@ source: made up for a test
 """
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4+lora"])
 def test_a_build_for_a_profile_lies_beside_the_whole_one_and_is_what_the_profile_says(
-    tiny_csv: Path, tiny_build: Path, tmp_path: Path
+    tiny_csv: Path, tiny_build: Path, tmp_path: Path, precision: str
 ) -> None:
+    heals = []
+    if precision == "int4+lora":
+        pytest.importorskip("peft", reason="the extra peft is not installed")
+        heals = ["heal as int4+lora"]
     shutil.copytree(tiny_build, tmp_path / "copy")
     phone, profile = tmp_path / "copy" / "phone", tmp_path / "phone.yaml"
-    profile.write_text(PHONE)
+    profile.write_text(PHONE.replace("precision: int8\nitem", f"precision: {precision}\nitem"))
     command = [*arguments(tiny_csv, phone), "--profile", str(profile)]
-    assert json.loads(fathom(*command).stdout)["ran"] == ["export for small-phone", "certify for small-phone"]
+    assert json.loads(fathom(*command).stdout)["ran"] == [*heals, "export for small-phone", "certify for small-phone"]
     assert json.loads(fathom(*command).stdout)["ran"] == []
     assert build(tiny_csv, tmp_path / "copy" / "bundle") == []
     with Bundle.open(phone) as bundle:
         manifest, certificate = bundle.manifest, bundle.certificate
-    assert (manifest.precision, manifest.item_precision, manifest.profile) == ("int8", "int8", "small-phone")
+    assert (manifest.precision, manifest.item_precision, manifest.profile) == (precision, "int8", "small-phone")
     assert manifest.served_depths == (0, 4, 8)
     assert all(info.loss is not None for info in manifest.depths.values())
     assert certificate is not None

@@ -73,7 +73,7 @@ READS = {
     **{name: {"file"} for name in ("runs list", "runs show", "runs compare", "runs export")},
     **{name: {"file"} for name in ("runs tensorboard", "leaderboard")},
     "heal": {"checkpoint", "plan", "data"},
-    "export": {"checkpoint", "data", "plan", "ranking"},
+    "export": {"checkpoint", "data", "plan", "ranking", "reference"},
     "certify": {"data", "from_log"},
     "build": {"path", "items_path", "config_file"},
     "score": {"bundle", "users"},

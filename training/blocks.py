@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fathom.training.adapters import rows_of
 from fathom.training.attention import silu_attention
 from fathom.training.plugins import known, load
 
@@ -79,7 +80,7 @@ def parts_of(linear: nn.Linear, x: Tensor, sizes: list[int]) -> tuple[Tensor, ..
     """
     if torch.onnx.is_in_onnx_export():
         ends = list(accumulate(sizes))
-        return tuple(F.linear(x, linear.weight[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+        return tuple(rows_of(linear, x, end - size, end) for size, end in zip(sizes, ends, strict=True))
     return tuple(torch.split(linear(x), sizes, dim=-1))
 
 
@@ -132,8 +133,9 @@ class Block(nn.Module):
         """
         if not last_only:
             return parts_of(linear, x, 4 * [self.width])
-        parts = [linear.weight[part * self.width : (part + 1) * self.width] for part in range(4)]
-        return (*(F.linear(x[:, -1:], part) for part in parts[:2]), *(F.linear(x, part) for part in parts[2:]))
+        asked = (x[:, -1:], x[:, -1:], x, x)
+        width = self.width
+        return tuple(rows_of(linear, each, part * width, (part + 1) * width) for part, each in enumerate(asked))
 
     def extend(self, hidden: Tensor, past: Tensor, context: Context, last_only: bool = False) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """The block's output at N new positions, whose P predecessors it has seen, and what it must keep of them.

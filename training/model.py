@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from fathom.training.adapters import AdaptedLinear, adapt
 from fathom.training.blocks import (
     MASKED,
     POSITION_BUCKETS,
@@ -85,6 +86,8 @@ class ModelConfig(_Shape):
 
     items: int = Field(ge=1)
     strategy: Strategy = "prefix"
+    #: Of the adapter beside every product with weights of the layers; 0: there are none.
+    adapter_rank: int = Field(default=0, ge=0)
     paths: dict[int, tuple[int, ...]] = Field(default_factory=lambda: prefix_paths((4, 8, 12, 16)))
 
     @model_validator(mode="after")
@@ -138,6 +141,8 @@ class ElasticModel(nn.Module):
             make_block(config.block, config.width, config.heads, config.dropout, time_bias=config.time_bias)
             for _ in range(config.layers)
         )
+        if config.adapter_rank:
+            adapt(self.layers, config.adapter_rank)
         self.exits = nn.ModuleDict({str(depth): Exit(config.width) for depth in sorted(config.paths)})
         self.time = TimeBias(config.heads) if config.time_bias else None
         self.register_buffer("position_of_distance", position_buckets(config.span), persistent=False)
@@ -246,6 +251,18 @@ class ElasticModel(nn.Module):
             for name, value in self.exits[str(nearest)].state_dict().items():
                 state[f"exits.{depth}.{name}"] = value
         return ElasticModel.of(config, state).to(self.embedding.weight.device)
+
+    def merged(self) -> "ElasticModel":
+        """This model without adapters: a copy with each added to the weight beside it; itself where there are none."""
+        if not self.config.adapter_rank:
+            return self
+        state = {name: value for name, value in self.state_dict().items() if ".lora_" not in name}
+        with torch.no_grad():
+            for name, module in self.named_modules():
+                if isinstance(module, AdaptedLinear):
+                    state[f"{name}.weight"] = module.merged()
+        config = self.config.model_copy(update={"adapter_rank": 0})
+        return ElasticModel.of(config, state).to(self.embedding.weight.device).train(self.training)
 
     @classmethod
     def of(cls, config: ModelConfig, weights: Mapping[str, Tensor]) -> Self:

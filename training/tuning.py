@@ -5,11 +5,12 @@ A frozen weight costs no gradient and no optimizer state, and what lies below th
 
 from typing import Literal
 
+import torch
 from torch import nn
 
 from fathom.errors import MissingExtraError
 from fathom.training.model import ElasticModel
-from fathom.training.nf4 import linear_layers, round_to_nf4
+from fathom.training.nbits import linear_layers, round_weights
 
 Tune = Literal["everything", "exits", "last-three", "lora", "qlora"]
 
@@ -24,14 +25,15 @@ def restrict(model: ElasticModel, tune: Tune) -> None:
     three layers that a depth executes, of every depth, so that each gets what "head + last three layers" gives a
     network of that depth (arXiv 2411.15558). lora: adapters of rank 8 beside every linear layer of the blocks (arXiv
     2106.09685), which draw from torch's random stream and start as no change, besides what ``exits`` trains; they
-    replace those layers until ``restore``. qlora: the same of rank 16, beside weights that are rounded to four bits
-    first (NF4, arXiv 2305.14314). Raises MissingExtraError for lora without peft, and qlora without bitsandbytes.
+    replace those layers until ``restore``. qlora: the same of rank 16, beside weights that are first rounded to the
+    four bits that engines store (arXiv 2305.14314, with whole numbers in place of NF4). Raises MissingExtraError for
+    both without peft.
     """
     if tune == "everything":
         return
     model.requires_grad_(False)
     if tune == "qlora":
-        round_to_nf4(model)
+        round_weights(model, 4)
     if tune in RANKS:
         _add_adapters(model, RANKS[tune])
     model.exits.requires_grad_(True)
@@ -45,9 +47,19 @@ def restrict(model: ElasticModel, tune: Tune) -> None:
 
 
 def restore(model: ElasticModel, tune: Tune) -> ElasticModel:
-    """The model as an ordinary one whose weights can all be trained; adapters are merged into the layers they adapt."""
+    """The model as an ordinary one whose weights can all be trained; adapters are a part of the layers they adapt.
+
+    Those of qlora stay beside them, rounded to 16 bits, as `fathom export --precision int4+lora` stores them.
+    """
     if tune in RANKS:
-        model = _merge_adapters(model)
+        model = _with_own_adapters(model, RANKS[tune])
+    if tune == "lora":
+        model = model.merged()
+    if tune == "qlora":
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if ".lora_" in name:
+                    value.copy_(value.half())
     model.requires_grad_(True)
     return model
 
@@ -61,12 +73,14 @@ def _add_adapters(model: ElasticModel, rank: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=linears), model.layers)
 
 
-def _merge_adapters(model: ElasticModel) -> ElasticModel:
-    from peft.tuners.lora import LoraLayer
-
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.merge()
-    state = model.state_dict()
-    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    return ElasticModel.of(model.config, plain).to(model.embedding.weight.device)
+def _with_own_adapters(model: ElasticModel, rank: int) -> ElasticModel:
+    """peft's adapters as ours."""
+    state = {}
+    for name, value in model.state_dict().items():
+        layer, is_adapter, which = name.partition(".lora_")
+        if is_adapter:
+            state[f"{layer}.lora_{which[0].lower()}"] = value.T
+        else:
+            state[name.replace(".base_layer.", ".")] = value
+    config = model.config.model_copy(update={"adapter_rank": rank})
+    return ElasticModel.of(config, state).to(model.embedding.weight.device)

@@ -1,9 +1,9 @@
 """What fewer bits give and cost at every depth: size, memory, time of a request, quality.
 
-Exports the checkpoint in every precision, and measures on one thread: engine files on disk; the most resident memory
-of a process that opens the engines and runs them, alone and with all depths; milliseconds of one request with 50 items
-and with 200, all engines in a new random order in every round; NDCG@10 on the test items with its interval, and the
-share of it that is lost, paired over users.
+Exports the checkpoint in every precision, int4+lora from the one that was healed from it (``--healed``), and measures
+on one thread: engine files on disk; the most resident memory of a process that opens the engines and runs them, alone
+and with all depths; milliseconds of one request with 50 items and with 200, all engines in a new random order in every
+round; NDCG@10 on the test items with its interval, and the share of it that is lost, paired over users.
 """
 
 import subprocess
@@ -22,6 +22,7 @@ from fathom.benchmarks.interleaved import interleaved
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.exporter.bundle.export import export
+from fathom.exporter.engines.adapted import ADAPTED
 from fathom.exporter.engines.precision import Precision
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
@@ -57,12 +58,16 @@ def times_ms(engines: Mapping[Precision, Engine], items: int, repetitions: int) 
     return {key: round(seconds * 1e3, 3) for key, seconds in took.items()}
 
 
-def measure(checkpoint: Checkpoint, dataset: Dataset, repetitions: int) -> dict[str, Any]:
+def measure(checkpoint: Checkpoint, healed: Checkpoint | None, dataset: Dataset, repetitions: int) -> dict[str, Any]:
     """One row per precision and depth."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / name for name in PRECISIONS}
+        paths: dict[Precision, Path] = {name: Path(folder) / name for name in PRECISIONS}
         for name, path in paths.items():
             export(checkpoint, dataset, path, name="precision", precision=name, max_loss=1.0)
+        if healed is not None:
+            paths[ADAPTED] = Path(folder) / ADAPTED
+            arguments: dict[str, Any] = {"precision": ADAPTED, "reference": checkpoint, "max_loss": 1.0}
+            export(healed, dataset, paths[ADAPTED], name="precision", **arguments)
         bundles = {name: Bundle.open(path) for name, path in paths.items()}
         engines = {name: open_engine(bundle) for name, bundle in bundles.items()}
         took = times_ms(engines, len(dataset.item_ids), repetitions)
@@ -111,19 +116,20 @@ def _section(run: StoredRun) -> str:
 
 def _measure(options: Namespace) -> list[Run]:
     checkpoint, dataset = Checkpoint.load(options.checkpoint), Dataset.load(options.data)
+    healed = None if options.healed is None else Checkpoint.load(options.healed)
     config = {
         "data": dataset.meta["name"],
         "model": checkpoint.model.config.model_dump(mode="json", exclude={"paths"}),
         "threads": 1,
         "repetitions": options.repetitions,
     }
-    return [Run(config, measure(checkpoint, dataset, options.repetitions), SEED, options.name)]
+    return [Run(config, measure(checkpoint, healed, dataset, options.repetitions), SEED, options.name)]
 
 
 BENCHMARK = Benchmark(
     __doc__,
     "10 min, a checkpoint and its data",
-    {"checkpoint": Path, "--data": Path, "--repetitions": 100, "--name": STORED[0]},
+    {"checkpoint": Path, "--data": Path, "--healed": None, "--repetitions": 100, "--name": STORED[0]},
     _measure,
     of_runs(_section, *STORED),
 )

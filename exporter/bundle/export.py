@@ -16,6 +16,7 @@ from fathom.exporter.bundle.derive import write_bundle
 from fathom.exporter.bundle.item_files import counting_files, item_files, selector_file, text_files
 from fathom.exporter.bundle.selector_fit import fit_complexity
 from fathom.exporter.bundle.text_fit import fit_text_encoder
+from fathom.exporter.engines.adapted import ADAPTED, check_adapted, packed
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.incremental_parity import incremental_error
 from fathom.exporter.engines.items import item_vectors
@@ -60,6 +61,7 @@ def export(
     precision: Precision = "fp32",
     layer_bits: Mapping[int, Bits] | None = None,
     item_precision: ItemPrecision = "fp32",
+    reference: Checkpoint | None = None,
     max_loss: float = MAX_LOSS,
     every_length: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -68,18 +70,25 @@ def export(
 
     The counting exit and its weight beside each depth are tuned on validation items. ``plan``: refuse a checkpoint
     that was not healed for it. ``evidence``: what ``compare`` found. ``layer_bits``: of each layer, for ``mixed``.
-    ``item_precision``: of the vectors that engines read and answers are found among. ``max_loss``: share of a depth's
-    NDCG@10 that fewer bits may cost. ``every_length``: check parity at each history length. The same checkpoint gives
-    the same bytes and version; only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another
-    dataset, PlanError, and ParityError when an engine disagrees with torch, or fewer bits cost too much: then nothing
-    is written.
+    ``item_precision``: of the vectors that engines read and answers are found among. ``reference``: for ``int4+lora``,
+    the network before it was healed, whose quality in fp32 counts. ``max_loss``: share of a depth's NDCG@10 that fewer
+    bits may cost. ``every_length``: check parity at each history length. The same checkpoint gives the same bytes and
+    version; only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError,
+    ConfigError for a checkpoint without what a precision needs, and ParityError when an engine disagrees with torch, or
+    fewer bits cost too much: then nothing is written.
     """
     check_dataset(checkpoint, dataset)
     executed = _executed(checkpoint, plan)
     storage = _Storage(precision, layer_bits, item_precision, max_loss)
-    work = _Export(checkpoint, dataset, split(dataset, checkpoint.config.split), every_length, progress)
+    if precision == ADAPTED:
+        check_adapted(checkpoint, reference, dataset)
+    elif reference is not None:
+        raise ConfigError(f"a reference is for {ADAPTED}: {precision} is measured against the checkpoint itself")
+    else:
+        checkpoint = replace(checkpoint, model=checkpoint.model.merged())
+    work = _Export(checkpoint, dataset, split(dataset, checkpoint.config.split), every_length, progress, reference)
     made = work.engines(storage)
-    incremental, extension = work.incremental(made.engines) if precision == "fp32" else ({}, None)
+    incremental, extension = work.incremental(made.engines, storage) if storage.is_exact else ({}, None)
     items, tables = item_files(checkpoint, made.engines.vectors, work.cut.train)
     complexity = fit_complexity(
         made.engines, checkpoint.model.config, tables, work.counting, work.cut, progress=progress
@@ -109,15 +118,25 @@ class _Storage:
     def __str__(self) -> str:
         return self.precision if self.items == "fp32" else f"{self.precision}, items {self.items}"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether engines give what torch gives."""
+        return self.precision in ("fp32", ADAPTED)
+
+    def pack(self, engine: bytes) -> bytes:
+        """An exact engine with its weights as they are stored."""
+        return packed(engine) if self.precision == ADAPTED else engine
+
     def bits(self, model: ElasticModel) -> Mapping[int, Bits] | Literal["fp16"]:
         """Of each layer."""
         if self.precision == "fp16":
             return "fp16"
-        if self.precision != "mixed":
-            return same_bits(model, self.precision)
-        if self.layer_bits is None:
-            raise ConfigError("mixed precision needs the bits of each layer")
-        return self.layer_bits
+        if self.precision == "mixed":
+            if self.layer_bits is None:
+                raise ConfigError("mixed precision needs the bits of each layer")
+            return self.layer_bits
+        assert self.precision != ADAPTED, "its weights were rounded before they were healed"
+        return same_bits(model, self.precision)
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,7 @@ class _Export:
     cut: Split
     every_length: bool
     progress: Callable[[str], None]
+    reference: Checkpoint | None
 
     @cached_property
     def counting(self) -> CountingExit:
@@ -165,28 +185,33 @@ class _Export:
         """The engines as they are stored; those in fp32 are checked first, and any others measured against them."""
         self.progress("tracing the engines")
         traced = export_segments(self.checkpoint.model)
-        exact = self._exact(traced.converted(with_optional_exit))
-        return exact if str(storage) == "fp32" else self._reduced(traced, exact, storage)
+        exact = self._exact(traced.converted(storage.pack).converted(with_optional_exit))
+        if str(storage) == "fp32":
+            return exact
+        found = exact if str(storage) == ADAPTED else self._reduced(traced, exact, storage)
+        full = exact.report
+        if self.reference is not None:
+            self.progress("evaluating the network before it was healed")
+            model = self.reference.model.merged()
+            full = self._report(model, fit_counting(model, self.cut, self.dataset.n_items, progress=self.progress))
+        lost = losses(full, found.report, self.checkpoint.model.depths)
+        check_losses(lost, storage.max_loss, str(storage))
+        return replace(found, lost=lost)
 
     def _exact(self, engines: EngineSet) -> _Measured:
         text = "comparing the engines with torch"
         self.progress(text)
         parity = self._parity(engines, lambda done, total: self.progress(f"{text}: {done:,} of {total:,}"))
         check_parity(parity)
-        report = evaluate_model(
-            self.checkpoint.model,
-            self.dataset,
-            self.cut,
-            counting=self.counting,
-            baselines=(),
-            progress=self.progress,
-        )
-        return _Measured(engines, parity, report, {})
+        return _Measured(engines, parity, self._report(self.checkpoint.model, self.counting), {})
+
+    def _report(self, model: ElasticModel, counting: CountingExit) -> EvaluationReport:
+        return evaluate_model(model, self.dataset, self.cut, counting=counting, baselines=(), progress=self.progress)
 
     def _reduced(self, traced: EngineSet, exact: _Measured, storage: _Storage) -> _Measured:
         model, engines = self.checkpoint.model, exact.engines
         max_history = model.config.max_history
-        if storage.precision != "fp32":
+        if not storage.is_exact:
             self.progress(f"storing the engines in {storage.precision}")
             reduced = reduce_engines(traced, storage.bits(model), self.cut.train, max_history)
             engines = reduced.converted(with_optional_exit)
@@ -195,9 +220,7 @@ class _Export:
         report = evaluate_engines(
             engines, self.dataset, self.cut, self.counting, max_history=max_history, progress=self.progress
         )
-        lost = losses(exact.report, report, model.depths)
-        check_losses(lost, storage.max_loss, str(storage))
-        return _Measured(engines, parity, report, lost)
+        return _Measured(engines, parity, report, {})
 
     def _parity(
         self, engines: EngineSet, progress: Callable[[int, int], None] = lambda _done, _total: None
@@ -207,11 +230,11 @@ class _Export:
             self.checkpoint.model, engines, histories, every_length=self.every_length, progress=progress
         )
 
-    def incremental(self, engines: EngineSet) -> tuple[Mapping[str, bytes], Extension | None]:
+    def incremental(self, engines: EngineSet, storage: _Storage) -> tuple[Mapping[str, bytes], Extension | None]:
         """The engines for incremental inference, checked against those for whole histories; none without a chain."""
         self.progress("tracing the engines for incremental inference")
         model = self.checkpoint.model
-        files = export_extension(model)
+        files = export_extension(model, storage.pack)
         if not files:
             return {}, None
         error = incremental_error(model, engines, files, self.cut.test.histories)

@@ -2,13 +2,13 @@
 
 fp16: all weights and sums. int8: the products with weights, whose inputs get one scale each, found on real histories
 (static, QDQ), and whose weights get one per output channel. int4: weights alone, a scale per 32 of them (MatMulNBits).
-mixed: layer by layer. Embeddings, attention among items and exits stay fp32 but in fp16.
+mixed: layer by layer. int4+lora: see ``adapted``. Embeddings, attention among items and exits stay fp32 but in fp16.
 """
 
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,13 +31,13 @@ from fathom.exporter.engines.quiet import quiet
 from fathom.training.batches import history_batches
 from fathom.training.dataset import Sequences
 from fathom.training.model import ElasticModel
+from fathom.training.nbits import BLOCK
 
 Bits = Literal["fp32", "int8", "int4"]
-Precision = Literal["fp32", "fp16", "int8", "int4", "mixed"]
+Precision = Literal["fp32", "fp16", "int8", "int4", "int4+lora", "mixed"]
 
 #: Of a weight, in each of them; int4 with its scales.
-BITS: dict[Bits, float] = {"fp32": 32, "int8": 8, "int4": 4 + 32 / 32}
-BLOCK = 32
+BITS: dict[Bits, float] = {"fp32": 32, "int8": 8, "int4": 4 + 32 / BLOCK}
 CALIBRATION_HISTORIES = 128
 _CALIBRATION_TOKENS = 3_200
 _LAYER = re.compile(r"(?:layer|last)-(\d+)\.")
@@ -85,7 +85,7 @@ def reduce_engines(
     for spec in engines.specs:
         proto = onnx.load_from_string(engines.files[spec.file])
         for name, reduce in (("int8", _int8), ("int4", _int4)):
-            nodes = _products(proto, {layer for layer, each in bits.items() if each == name})
+            nodes = products(proto, {layer for layer, each in bits.items() if each == name})
             if nodes:
                 with quiet(logging.WARNING):  # the quantisers log every node, and one sets up the program's log
                     proto = reduce(proto, nodes, feeds[spec.file])
@@ -102,13 +102,15 @@ def _layers(model: ElasticModel) -> dict[int, int]:
     return held
 
 
-def _products(proto: onnx.ModelProto, layers: set[int]) -> list[str]:
-    """The names of the products of these layers with weights."""
+def products(proto: onnx.ModelProto, layers: Collection[int] | None = None) -> list[str]:
+    """The names of the products with weights, of these layers or of all."""
     weights = {each.name for each in proto.graph.initializer}
     found = []
     for node in proto.graph.node:
         layer = _LAYER.match(node.name)
-        if layer and int(layer[1]) in layers and node.op_type == "MatMul" and node.input[1] in weights:
+        if layer is None or (layers is not None and int(layer[1]) not in layers):
+            continue
+        if node.op_type == "MatMul" and node.input[1] in weights:
             found.append(node.name)
     return found
 
@@ -154,11 +156,16 @@ def _int8(proto: onnx.ModelProto, nodes: list[str], feeds: Sequence[Values]) -> 
 
 
 def _int4(proto: onnx.ModelProto, nodes: list[str], _: Sequence[Values]) -> onnx.ModelProto:
+    return int4(proto, nodes, accuracy_level=4)
+
+
+def int4(proto: onnx.ModelProto, nodes: Sequence[str], accuracy_level: Literal[1, 4]) -> onnx.ModelProto:
+    """These products with weights in four bits; ``accuracy_level``: they multiply in 1: fp32, 4: 8 bits."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     others = [node.name for node in proto.graph.node if node.name not in nodes]
     quantiser = MatMulNBitsQuantizer(
-        proto, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
+        proto, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=accuracy_level, nodes_to_exclude=others
     )
     quantiser.process()
     made: onnx.ModelProto = quantiser.model.model

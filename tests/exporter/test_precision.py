@@ -1,16 +1,20 @@
 """Engines in fewer bits: smaller, close to torch, and refused where they recommend worse than is allowed."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from fathom.errors import ConfigError, ParityError
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.engine_set import EngineSet, segment_specs
 from fathom.exporter.engines.items import item_vectors
-from fathom.exporter.engines.optional_exit import with_optional_exit
+from fathom.exporter.engines.optional_exit import with_optional_exit, without_optional_exit
 from fathom.exporter.engines.parity import measure_parity
 from fathom.exporter.engines.precision import BITS, mixed_bits, reduce_engines, same_bits
 from fathom.exporter.engines.reduced_quality import check_losses, relative_loss
@@ -20,7 +24,10 @@ from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
+from fathom.training.nbits import round_weights
 from fathom.training.splits import split
+
+MakeCheckpoint = Callable[..., Checkpoint]
 
 WRITTEN_AS = {"fp16": "Cast", "int8": "QuantizeLinear", "int4": "MatMulNBits"}
 
@@ -92,6 +99,75 @@ def test_the_loss_is_relative_paired_and_limited() -> None:
         ParityError, match=r"depth 4 loses 50.0% of its NDCG@10 \[50.0%, 50.0%\] in int4, more than 1.0%"
     ):
         check_losses({4: half}, 0.01, "int4")
+
+
+@pytest.fixture(scope="module", params=["hstu", "gated"])
+def healed(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Checkpoint:
+    """A checkpoint as healing beside four-bit weights leaves it; a matrix that is no multiple of a block."""
+    shape = {"width": 48, "adapter_rank": 16, "layers": 3, "paths": {2: (0, 1), 3: (0, 1, 2)}}
+    made = make_checkpoint(block=request.param, time_bias=True, **shape)
+    round_weights(made.model, 4)
+    with torch.no_grad():
+        for name, value in made.model.named_parameters():
+            if ".lora_" in name:
+                value.copy_(value.half())
+    return made
+
+
+def test_packed_weights_and_adapters_compute_what_was_healed_and_go_on_from_remembered_histories(
+    healed: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    reference = replace(healed, model=healed.model.merged())
+    out = tmp_path / "packed"
+    export(healed, dataset, out, name="packed", precision="int4+lora", reference=reference)
+    with Bundle.open(out) as bundle, open_engine(bundle, incremental=True) as engine:
+        manifest = bundle.manifest
+        assert manifest.precision == "int4+lora"
+        assert all(info.parity.max_abs_error < 1e-5 and info.loss is not None for info in manifest.depths.values())
+        for name in [
+            *manifest.extension.segments.values(),
+            *(file for d in manifest.depths.values() for file in d.segments),
+        ]:
+            assert "MatMulNBits" in everywhere(bundle.read(name))
+        items, times = np.array([[1, 2, 3]]), np.array([[5, 60, 700]])
+        with torch.no_grad():
+            expected = healed.model(torch.from_numpy(items), torch.from_numpy(times))[3][:, -1]
+        assert engine.run(items, times, 3) == pytest.approx(expected.numpy(), abs=1e-5)
+        _, kept = engine.run_incremental([CachedHistory(items[0, :2], times[0, :2], None)], [3])
+        resumed, _ = engine.run_incremental([CachedHistory(items[0], times[0], kept[0])], [3])
+        assert resumed == pytest.approx(expected.numpy(), abs=1e-5)
+    export(healed, dataset, tmp_path / "merged", name="merged")
+    with Bundle.open(tmp_path / "merged") as merged:
+        sizes = [
+            sum(each.bytes for name, each in m.files.items() if name.startswith("engines"))
+            for m in (manifest, merged.manifest)
+        ]
+        assert sizes[0] < 0.7 * sizes[1]
+        assert merged.manifest.precision == "fp32"
+        assert "MatMulNBits" not in everywhere(merged.read("engines/depth-03.onnx"))
+
+
+def everywhere(data: bytes) -> set[str]:
+    """Operators of an engine, those that run on demand included."""
+    return operators(without_optional_exit(data))
+
+
+def test_packed_weights_lose_against_the_network_before_healing_and_need_what_was_healed(
+    healed: Checkpoint, dataset: Dataset, tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    other = make_checkpoint(time_bias=True, layers=3, width=48, paths={2: (0, 1), 3: (0, 1, 2)}, seed=9)
+    write = partial(export, dataset=dataset, out=tmp_path / "no", name="no", precision="int4+lora")
+    with pytest.raises(ParityError, match=r"in int4\+lora, more than -1000"):
+        write(healed, reference=other, max_loss=-10.0)
+    with pytest.raises(ConfigError, match=r"needs a checkpoint that was healed with --set train\.heal_tune=qlora"):
+        write(other, reference=other)
+    with pytest.raises(ConfigError, match="needs --reference: the checkpoint before it was healed"):
+        write(healed)
+    with pytest.raises(ConfigError, match=r"the reference has depths \(4, 8\) and the checkpoint \(2, 3\)"):
+        write(healed, reference=make_checkpoint(layers=8, paths={4: range(4), 8: range(8)}))
+    with pytest.raises(ConfigError, match=r"a reference is for int4\+lora: fp32 is measured against the checkpoint"):
+        export(healed, dataset, tmp_path / "no", name="no", reference=other)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from fathom.errors import MissingExtraError
+from fathom.training.adapters import AdaptedLinear
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel
-from fathom.training.nf4 import BLOCK, linear_layers, pack, round_to_nf4
+from fathom.training.nbits import BLOCK, linear_layers, round_weights, rounded
 from fathom.training.objectives import partition
 from fathom.training.presets import TrainConfig, apply_settings, preset
 from fathom.training.train import TrainProgress, fit
@@ -24,7 +25,7 @@ PARTS: tuple[Tune, ...] = ("exits", "last-three", "lora", "qlora")
 
 def needs(tune: Tune) -> None:
     """Skip where the libraries of ``tune`` are missing."""
-    for library in {"lora": ["peft"], "qlora": ["peft", "bitsandbytes"]}.get(tune, []):
+    for library in {"lora": ["peft"], "qlora": ["peft"]}.get(tune, []):
         pytest.importorskip(library)
 
 
@@ -136,7 +137,7 @@ def test_only_what_is_trained_gets_a_gradient_and_the_same_one(tune: Tune, block
     needs(tune)
     whole, part = (ElasticModel.of(start(block).config, start(block).state_dict()) for _ in range(2))
     if tune == "qlora":
-        round_to_nf4(whole)
+        round_weights(whole, 4)
     restrict(part, tune)
     expected, given = gradients(whole), gradients(part)
     run = {name for name, parameter in part.named_parameters() if parameter.requires_grad and ".2." not in name}
@@ -152,26 +153,48 @@ def test_a_restored_model_is_the_one_before_and_whole(tune: Tune) -> None:
     restrict(model, tune)
     restored = restore(model, tune)
     assert all(parameter.requires_grad for parameter in restored.parameters())
-    rounded = {name for name, _ in start().named_parameters() if name.startswith("layers.") and "norm" not in name}
-    rounded -= {name for name in rounded if ".positions." in name or ".time_gain" in name}
-    assert changed(start(), restored) == (rounded if tune == "qlora" else set())
+    if tune != "qlora":
+        assert changed(start(), restored) == set()
+        return
+    weights = {f"{name}.weight" for name in linear_layers(start())}
+    expected = ElasticModel.of(start().config, start().state_dict())
+    round_weights(expected, 4)
+    assert changed(expected, restored.merged()) == set()
+    assert changed(start(), restored.merged()) == weights
 
 
-def test_nf4_rounds_each_weight_to_one_of_sixteen_values_per_block_and_again_to_itself() -> None:
-    pytest.importorskip("bitsandbytes")
-    model = ElasticModel.of(start().config, start().state_dict())
-    round_to_nf4(model)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weights_are_rounded_to_few_values_per_block_and_again_to_themselves(bits: int) -> None:
+    weight = torch.randn(8, 2 * BLOCK + 5, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    found = rounded(weight, bits)
+    assert torch.equal(rounded(found, bits), found)
+    assert not found[3].any()
+    for block in found.split(BLOCK, dim=1):
+        assert all(len(row.unique()) <= 2**bits for row in block)
+    error = float((found - weight).norm() / weight.norm())
+    assert 0 < error < {2: 0.5, 3: 0.25, 4: 0.12, 8: 0.01}[bits]
+
+
+def test_qlora_leaves_rounded_weights_and_adapters_of_16_bits_beside_them(tmp_path: Path) -> None:
+    heal("qlora", tmp_path / "c")
+    model = Checkpoint.load(tmp_path / "c").model
+    assert model.config.adapter_rank == 16
+    trained = set()
     for name, linear in linear_layers(model).items():
-        before, rounded = start().get_submodule(name).weight.detach(), linear.weight.detach()
-        assert 0.02 < float((rounded - before).norm() / before.norm()) < 0.15
-        for block in rounded.flatten().split(BLOCK):
-            assert len(block.unique()) <= 16
-        stored = sum(value.numel() * value.element_size() for value in pack(before).values())
-        assert stored < before.numel() * before.element_size()
-    again = ElasticModel.of(model.config, model.state_dict())
-    round_to_nf4(again)
-    for one, other in zip(model.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0.02, atol=1e-4)
+        assert isinstance(linear, AdaptedLinear)
+        before = start().get_submodule(name).weight.detach()
+        assert torch.equal(linear.weight, rounded(before, 4))
+        assert torch.equal(linear.lora_b, linear.lora_b.half().float())
+        if linear.lora_b.any():
+            trained.add(name.split(".")[1])
+    assert trained == {"0", "1", "3", "4"}
+    items = torch.tensor([[1, 2, 3, 4]])
+    merged = model.merged()
+    assert merged.config.adapter_rank == 0
+    for depth, vectors in model(items).items():
+        torch.testing.assert_close(merged(items)[depth], vectors)
+        torch.testing.assert_close(model.user_vectors(items, depth=depth), vectors[:, -1])
 
 
 def test_merged_adapters_compute_what_they_computed_beside_their_layers() -> None:
@@ -211,17 +234,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, tune: Tune,
     assert resumed.metrics["training"] == whole.metrics["training"]
 
 
-def test_qlora_without_bitsandbytes_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingExtraError, match=r"bitsandbytes .*fathom-recommender\[peft\]"):
-        fit(config("train.heal_tune=qlora"), walk(), out=tmp_path / "c", model=start())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_lora_without_peft_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tune", ["lora", "qlora"])
+def test_adapters_without_peft_name_the_extra(tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"fathom-recommender\[peft\]"):
-        fit(config("train.heal_tune=lora"), walk(), out=tmp_path / "c", model=start())
+        fit(config(f"train.heal_tune={tune}"), walk(), out=tmp_path / "c", model=start())
     assert list(tmp_path.iterdir()) == []
 
 

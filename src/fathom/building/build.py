@@ -23,6 +23,7 @@ from fathom.exporter.bundle.export import export
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.certification.certify import certify, measure_bundle, write_certificate
 from fathom.exporter.certification.depth_sets import depth_sets
+from fathom.exporter.engines.adapted import ADAPTED
 from fathom.exporter.planning.compare import compare
 from fathom.exporter.planning.heal import heal
 from fathom.exporter.planning.plan import DepthPlan, Strategy
@@ -40,7 +41,7 @@ from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import SCHEMA_VERSION as EVALUATION_SCHEMA_VERSION
 from fathom.training.evaluate import evaluate_model
-from fathom.training.presets import TrainConfig
+from fathom.training.presets import TrainConfig, apply_settings
 from fathom.training.sources import PrepareOptions, files_read
 from fathom.training.splits import split
 from fathom.training.train import fit
@@ -141,7 +142,7 @@ class Build:
             ),
             Stage("compare", comparison, COMPARISON, self._compare, [data, *healed], None, _COMPARING),
             Stage("evaluate", evaluation, EVALUATION, self._evaluate, measured, None, ["training"]),
-            self._export_stage(measured),
+            *self._export_stages(measured, config),
             *([] if self.risk is None else [self._certify_stage(self.risk)]),
         ]
 
@@ -149,9 +150,20 @@ class Build:
         """Bundles for several devices may lie beside each other, made from the same artefacts."""
         return stage if self.device is None else f"{stage} for {self.device.name}"
 
-    def _export_stage(self, inputs: list[Path]) -> Stage:
+    @property
+    def _adapted(self) -> Path | None:
+        """The checkpoint with adapters, where the profile asks for them."""
+        wanted = self.device is not None and self.device.precision == ADAPTED
+        return self.folder / "healed" / ADAPTED if wanted else None
+
+    def _export_stages(self, inputs: list[Path], config: Any) -> list[Stage]:
         kept = None if self.device is None else {key: getattr(self.device, key) for key in ("depths", *STORED)}
-        return Stage(self._named("export"), self.bundle, BUNDLE, self._export, inputs, kept, _EXPORTING, exported)
+        stages = []
+        if self._adapted is not None:
+            stages = [Stage(f"heal as {ADAPTED}", self._adapted, CHECKPOINT, self._adapt, inputs, config, _HEALING)]
+            inputs = [*inputs, self._adapted]
+        export = Stage(self._named("export"), self.bundle, BUNDLE, self._export, inputs, kept, _EXPORTING, exported)
+        return [*stages, export]
 
     def _prepare_stage(self) -> Stage:
         settings = [self.source, asdict(self.options) if self.options else None]
@@ -239,6 +251,8 @@ class Build:
                 export(checkpoint, dataset, self.bundle, **arguments)
             else:
                 arguments |= {key: getattr(device, key) for key in STORED}
+                if self._adapted is not None:
+                    checkpoint, arguments["reference"] = Checkpoint.load(self._adapted), checkpoint
                 with tempfile.TemporaryDirectory(dir=self.folder, prefix=".whole-") as folder:
                     whole = Path(folder) / "bundle"
                     export(checkpoint, dataset, whole, **arguments)
@@ -249,6 +263,15 @@ class Build:
                 f"{self.bundle}: exported again, so its {' and '.join(dropped)} no longer held and went;"
                 f" to have that again: {'; '.join(commands)}"
             )
+
+    def _adapt(self) -> None:
+        assert self._adapted is not None
+        dataset, checkpoint = Dataset.load(self.dataset), self._healed(self._winner()[0])
+        model = checkpoint.model.config
+        plan, settings = DepthPlan(model.strategy, model.layers, model.paths), ["train.heal_tune=qlora"]
+        with Activity("heal adapters beside four-bit weights", self.remaining) as activity:
+            config = apply_settings(self.config, settings)
+            heal(checkpoint, plan, dataset, out=self._adapted, config=config, progress=activity.training)
 
     def _certify_stage(self, risk: tuple[float, float]) -> Stage:
         names = profile_names() if self.profile is None else [self.profile]

@@ -25,7 +25,7 @@ class PrecisionOptions:
     """In how many bits a bundle is written, and what that may cost."""
 
     precision: Annotated[
-        Literal["fp32", "fp16", "int8", "int4", "mixed"] | None,
+        Literal["fp32", "fp16", "int8", "int4", "int4+lora", "mixed"] | None,
         typer.Option(help="Precision of the engines. Default: the profile's, otherwise fp32."),
     ] = None
     item_precision: Annotated[
@@ -42,6 +42,12 @@ class PrecisionOptions:
         float | None,
         typer.Option(min=0, max=1, help="Share of NDCG@10 that may be lost. Default: the profile's, otherwise 0.01."),
     ] = None
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="int4+lora: the checkpoint before `fathom heal --set train.heal_tune=qlora`, for its quality."
+        ),
+    ] = None
     ranking: Annotated[
         Path | None, typer.Option(help="mixed: ranking.json; the more important a layer, the more bits it gets.")
     ] = None
@@ -52,6 +58,7 @@ class PrecisionOptions:
     def arguments(self, checkpoint: "Checkpoint") -> dict[str, Any]:
         """What these options mean to the exporter."""
         from fathom.edge_profiles.profile import load_profile
+        from fathom.training.checkpoint import Checkpoint
 
         device = load_profile(self.profile) if self.profile else None
         precision = self.precision or (device.precision if device else "fp32")
@@ -59,6 +66,8 @@ class PrecisionOptions:
         found: dict[str, Any] = {"precision": precision, "item_precision": item_precision}
         if precision == "mixed":
             found["layer_bits"] = self._layer_bits(checkpoint)
+        if self.reference is not None:
+            found["reference"] = Checkpoint.load(self.reference)
         max_loss = device.max_loss if device and self.max_loss is None else self.max_loss
         if max_loss is not None:
             found["max_loss"] = max_loss
@@ -100,7 +109,7 @@ def export(
     from fathom.training.checkpoint import Checkpoint
     from fathom.training.dataset import Dataset
 
-    check_outputs((out, artefacts.BUNDLE), inputs=[checkpoint, data, plan, bits.ranking])
+    check_outputs((out, artefacts.BUNDLE), inputs=[checkpoint, data, plan, bits.ranking, bits.reference])
     dataset, loaded = Dataset.load(data), Checkpoint.load(checkpoint)
     arguments = bits.arguments(loaded) | {"name": name or str(dataset.meta["name"]), "every_length": every_length}
     with Activity("export") as activity:
