@@ -7,6 +7,7 @@ import pytest
 
 from fathom.exporter.bundle import export as bundle_writer
 from fathom.exporter.bundle.export import export
+from fathom.exporter.bundle.report import fact_rows
 from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.reduced_quality import evaluate_engines
@@ -45,6 +46,10 @@ def test_what_was_learned_is_what_is_served_and_judged(
         np.testing.assert_array_equal(bundle.request_time.changes, timed.changes)
         assert bundle.manifest.request_time is not None
         assert bundle.manifest.request_time.gain.value == 0.01
+        assert [
+            "request time",
+            "changes answers, .0100 [.0000, .0200] of NDCG@10 added on validation items",
+        ] in fact_rows(bundle.manifest)
         measured = measure_outcomes(bundle, open_engine(bundle), cut.test)
         for depth in bundle.depths:
             expected = report.per_user[f"depth {depth}"]["ndcg@10"]
