@@ -83,8 +83,8 @@ def export(
     found among. ``reference``: for ``int4+lora``, the network before it was healed, whose quality in fp32 counts.
     ``max_loss``: share of a depth's NDCG@10 that fewer bits may cost. ``every_length``: check parity at each history
     length. The same checkpoint gives the same bytes and version; only ``created`` differs (SOURCE_DATE_EPOCH sets it).
-    Raises ArtefactError for another dataset, PlanError, ConfigError for a checkpoint without what a precision needs, and
-    ParityError when an engine disagrees with torch, or fewer bits cost too much: then nothing is written.
+    Raises ArtefactError for another dataset, PlanError, ConfigError for a checkpoint without what a precision needs,
+    and ParityError when an engine disagrees with torch, or fewer bits cost too much: then nothing is written.
     """
     check_dataset(checkpoint, dataset)
     executed = _executed(checkpoint, plan)
