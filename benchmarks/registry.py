@@ -15,6 +15,7 @@ MODULES = (
     "experiments.quality",
     "experiments.counting_quality",
     "experiments.counting_forms",
+    "experiments.request_time",
     "experiments.cold_items",
     "experiments.importance",
     "experiments.agreement",

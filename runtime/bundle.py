@@ -35,6 +35,7 @@ from fathom.runtime.live_counts import LiveCounts
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CERTIFICATE_FILE,
+    CHANGES_FILE,
     COUNTING_FILES,
     INDEX_FILE,
     MANIFEST_NAME,
@@ -58,6 +59,7 @@ from fathom.runtime.manifest import (
     version_of,
 )
 from fathom.runtime.manifest_rules import first_broken_rule
+from fathom.runtime.request_time import BUCKETS, RequestTime, read_request_time
 from fathom.runtime.signature import Trust
 from fathom.runtime.text_encoder import TextEncoder
 from fathom.selector.certificate import Certificate
@@ -72,6 +74,7 @@ READ_AT_OPEN = {
     TRANSITIONS_FILE,
     SELECTOR_FILE,
     CERTIFICATE_FILE,
+    CHANGES_FILE,
     *COUNTING_FILES,
     *TEXT_FILES,
 }
@@ -146,6 +149,7 @@ class Bundle:
     ``popularity``: int64 (n,), training counts. ``tables`` and
     ``complexity`` are what the selector needs. ``certificate``: None where the bundle was not certified.
     ``counting``: depth 0, None where it has none. ``text_encoder``: places new items by their texts, None without one.
+    ``request_time``: what the time of a request changes, None where nothing.
     """
 
     path: Path
@@ -158,6 +162,7 @@ class Bundle:
     certificate: Certificate | None
     counting: Counting | None
     text_encoder: TextEncoder | None
+    request_time: RequestTime | None
 
     @classmethod
     def open(
@@ -318,6 +323,7 @@ def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> N
         OFFSETS_FILE: _NPY_HEADER + (manifest.items + 1) * 8,
         RECENT_FILE: _NPY_HEADER + manifest.items * 4,
         INDEX_FILE: _index_limit(manifest),
+        CHANGES_FILE: _NPY_HEADER + 8 * BUCKETS * model.width,
         **_text_limits(manifest),
     }
     most = limits.get(name, _LARGEST_ENGINE)
@@ -347,6 +353,7 @@ _Contents = tuple[
     Certificate | None,
     Counting | None,
     TextEncoder | None,
+    RequestTime | None,
 ]
 
 
@@ -373,7 +380,8 @@ def _read_contents(path: Path, manifest: Manifest, *, with_certificate: bool) ->
     certificate = read_certificate(path, manifest) if with_certificate else None
     selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
     counting, encoder = _counting(path, manifest, popularity, read), _text_encoder(path, manifest, read)
-    return catalogue, vectors, popularity, tables, selector, certificate, counting, encoder
+    moves = read_request_time(path, manifest, read)
+    return catalogue, vectors, popularity, tables, selector, certificate, counting, encoder, moves
 
 
 def _catalogue(file: Path, data: bytes, items: int) -> Catalogue:

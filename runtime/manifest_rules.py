@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from fathom.errors import brief
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
+    CHANGES_FILE,
     COUNTING_FILES,
     INDEX_FILE,
     POPULARITY_FILE,
@@ -160,7 +161,8 @@ def _figures(manifest: Manifest) -> Iterator[str]:
     lost = [info.loss for info in manifest.depths.values() if info.loss is not None]
     lost += [] if manifest.retrieval is None else manifest.retrieval.loss.values()
     figures: list[Mapping[str, MetricInterval]] = [*manifest.strategy_evidence.values()]
-    for figure in [*lost, *(each for found in figures for each in found.values())]:
+    timed = [] if manifest.request_time is None else [manifest.request_time.gain]
+    for figure in [*lost, *timed, *(each for found in figures for each in found.values())]:
         if figure.low > figure.high:
             yield "an interval ends before it begins"
 
@@ -169,6 +171,10 @@ def _listed(manifest: Manifest) -> Iterator[str]:
     used = [*_ITEM_FILES, *(name for info in manifest.depths.values() for name in info.segments)]
     if manifest.counting is not None:
         used += COUNTING_FILES
+    if manifest.request_time is not None:
+        used.append(CHANGES_FILE)
+    elif CHANGES_FILE in manifest.files:
+        yield "it lists what the time of a request changes, but does not say that it does"
     if manifest.text is not None:
         used += TEXT_FILES
     if manifest.retrieval is not None:

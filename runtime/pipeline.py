@@ -39,6 +39,7 @@ from fathom.runtime.query import (
 )
 from fathom.runtime.reasons import MOST_EXPLAINED, Reasons
 from fathom.runtime.recent import Recent
+from fathom.runtime.request_time import gap_of
 from fathom.runtime.runner import BatchItem, BatchResult, Observer, Runner, typical
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.shares import Client
@@ -282,7 +283,8 @@ class Pipeline:
         keep, arrangement = arrangement_of(query, filter_of(query, history.seen, self.catalogue), len(self.catalogue))
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
-        work = BatchItem(ids, times, query.k, keep, hit, leaves, arrangement)
+        gap_s = gap_of(query.asked_s, history.timestamps)
+        work = BatchItem(ids, times, query.k, keep, hit, leaves, arrangement, gap_s=gap_s)
         waiting = _Waiting(asked, choice, work, time.monotonic(), done)
         return self._queue(waiting, batcher)
 
@@ -413,7 +415,8 @@ class Pipeline:
         timing = Timing.of(asked.start_s, waited_s, began_s, 0.0, time.monotonic() - began_s)
         if choice.probe or choice.agreement_check is not None:
             times = history.timestamps if self._uses_timestamps else None
-            work = BatchItem(history.items + 1, times, query.k, asked_for)
+            gap_s = gap_of(query.asked_s, history.timestamps)
+            work = BatchItem(history.items + 1, times, query.k, asked_for, gap_s=gap_s)
             self._offer(query, work, indices, choice)
             if choice.probe:
                 probe = asyncio.create_task(self._probe(work._replace(keep=keep)))

@@ -41,6 +41,7 @@ class IndexedQuery:
     ``include_reasons``: say which items of the history every
     answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
     ``policy``: how the depth is chosen, in place of what the pipeline was told.
+    ``asked_s``: the time of the request on the clock of ``timestamps``; None where it is not known.
     Not to be changed; not frozen, because building it would take four times as long (so with all that a request needs).
     """
 
@@ -62,6 +63,7 @@ class IndexedQuery:
     ranges: Sequence[Range] = ()
     rules: Rules | None = None
     policy: PolicyName | None = None
+    asked_s: int | None = None
 
     @property
     def is_filtered(self) -> bool:

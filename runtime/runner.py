@@ -19,6 +19,7 @@ from fathom.runtime.live_catalogue import LiveCatalogue, Offer
 from fathom.runtime.padding import left_padded
 from fathom.runtime.prefix_cache import MISS, CacheHit
 from fathom.runtime.reasons import MOST_EXPLAINED, LeaveOneOut, Reasons, falls, reasons_of
+from fathom.runtime.request_time import UNKNOWN
 from fathom.runtime.retriever import Retriever
 from fathom.runtime.rules import MOST_DIVERSE, Arrangement, Found, Ranking, arrange
 
@@ -39,7 +40,7 @@ class BatchItem(NamedTuple):
 
     ``ids``: (n,) item index + 1. ``timestamps``: (n,) seconds. ``hit``: what the prefix cache holds of it.
     ``leave_one_out``: where reasons are asked for. ``arrangement``: where there are rules; then ``keep`` is without
-    their pins. ``explaining``: what is found already of an answer's reasons.
+    their pins. ``explaining``: what is found already of an answer's reasons. ``gap_s``: see ``gap_of``.
     """
 
     ids: NDArray[np.int64]
@@ -50,6 +51,7 @@ class BatchItem(NamedTuple):
     leave_one_out: LeaveOneOut | None = None
     arrangement: Arrangement | None = None
     explaining: "Explaining | None" = None
+    gap_s: int = UNKNOWN
 
     @property
     def looked_at(self) -> int:
@@ -70,7 +72,10 @@ class BatchItem(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """One answer, seconds of its whole batch, and what can be cached of it."""
+    """One answer, seconds of its whole batch, and what can be cached of it.
+
+    ``user``: as the engine computed it, which the time of the request has no part in.
+    """
 
     indices: Indices
     scores: Scores
@@ -111,6 +116,7 @@ class Runner:
         self._engine = engine
         self._retriever = retriever
         self._counting = bundle.counting
+        self._request_time = bundle.request_time
         self._counting_weights = bundle.manifest.counting.weights if bundle.manifest.counting else {}
         self.observer: Observer | None = None
         self._trials: dict[int, CachedState] = {}
@@ -131,7 +137,8 @@ class Runner:
     def run(self, depths: list[int], works: list[BatchItem]) -> Sequence[BatchResult | UnavailableError]:
         """The same without reasons, for which there is one batch."""
         start_s = time.monotonic()
-        users, states, ran = self._users(depths, works)
+        computed, states, ran = self._users(depths, works)
+        users = self._moved(computed, [work.gap_s for work in works])
         engine_s = time.monotonic()
         if ran:
             self._observe(max(ran), len(ran), engine_s - start_s)
@@ -146,7 +153,7 @@ class Runner:
         finite = np.isfinite(np.add.reduce(users, axis=1)).tolist()
         return [
             BatchResult(*pair, engine_s - start_s, end_s - engine_s, user, state) if ok else _broken(depth)
-            for depth, pair, ok, user, state in zip(depths, found, finite, users, states, strict=True)
+            for depth, pair, ok, user, state in zip(depths, found, finite, computed, states, strict=True)
         ]
 
     def _users(
@@ -175,6 +182,12 @@ class Runner:
                 states[row] = state
         return users, states, [depths[row] for row in (*plain, *kept)]
 
+    def _moved(self, users: NDArray[np.float32], gaps: Sequence[int]) -> NDArray[np.float32]:
+        """User vectors (n, width) as the time of each request has them; what is cached stays as it was computed."""
+        if self._request_time is None or max(gaps) == UNKNOWN:
+            return users
+        return self._request_time.moved(users, gaps)
+
     def _observe(self, depth: int, requests: int, seconds: float) -> None:
         if self.observer is not None:
             self.observer(depth, requests, seconds)
@@ -192,7 +205,8 @@ class Runner:
             result = result._replace(engine_s=engine_s)
             return Again(partial(_part, work._replace(explaining=Explaining(result, users))))
         items = result.indices[:MOST_EXPLAINED]
-        fallen = falls(self._catalogue.vectors.take(items), users[0], np.stack(users[1:]))
+        moved = self._moved(np.stack(users), [work.gap_s] * len(users))
+        fallen = falls(self._catalogue.vectors.take(items), moved[0], moved[1:])
         weight = self._counting_weights.get(depth, 0.0)
         counted = np.zeros((0, len(items)))
         if self._counting is not None and weight:

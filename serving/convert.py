@@ -131,6 +131,7 @@ class Converter:
             scope=scope,
             include_reasons=request.include_reasons,
             rules=self._rules(request.rules) if request.HasField("rules") else self._default_rules(),
+            asked_s=_asked(request),
         )
         return self._filtered(query, request) if request.HasField("filter") else query, unknown
 
@@ -501,6 +502,13 @@ def _checked_timestamps(values: Sequence[int], given: int) -> np.ndarray:
             f"timestamps fall at position {int(falls[0]) + 1}; send the history oldest first, with its own times"
         )
     return times
+
+
+def _asked(request: pb.RecommendRequest) -> int:
+    """The time of a request, in seconds since 1970."""
+    if not 0 <= request.request_time <= LAST_SECOND_OF_9999:
+        raise InvalidRequestError(_bad_second("request_time", request.request_time))
+    return request.request_time or int(time.time())
 
 
 class _EncodedItems(dict[int, bytes]):

@@ -104,7 +104,7 @@ def bundle_message(
         precision=manifest.precision,
         items=manifest.items,
         max_history=manifest.model.max_history,
-        uses_timestamps=manifest.model.uses_timestamps,
+        uses_timestamps=manifest.model.uses_timestamps or manifest.request_time is not None,
         depths=[
             pb.DepthQuality(
                 depth=depth,

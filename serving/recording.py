@@ -126,4 +126,5 @@ def _line(answered: _Answered) -> str:
     }
     if query.timestamps is not None:
         line["timestamps"] = [int(each) for each in query.timestamps[newest]]
+        line["request_time"] = query.asked_s or 0
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -35,13 +35,15 @@ class Sequences:
 
     items: int32 (events,), item indices, oldest first; offsets: int64 (n + 1,), sequence i is
     items[offsets[i]:offsets[i + 1]]; timestamps: int64 (events,) in seconds, or None when unknown; weights: float32
-    (events,), above 0, what each event counts in training, or None when all count the same.
+    (events,), above 0, what each event counts in training, or None when all count the same. asked: int64 (n,), the
+    second at which a request comes with each sequence, 0 where unknown, or None when unknown of all.
     """
 
     items: Items
     offsets: NDArray[np.int64]
     timestamps: Times | None = None
     weights: NDArray[np.float32] | None = None
+    asked: Times | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,7 +78,7 @@ class Sequences:
     def keep(self, events: NDArray[np.bool_]) -> "Sequences":
         """As many sequences, with only the marked events; bool (events,)."""
         lengths = np.bincount(self.owners[events], minlength=len(self))
-        return self._of(events, np.concatenate([[0], np.cumsum(lengths)]))
+        return self._of(events, np.concatenate([[0], np.cumsum(lengths)]), self.asked)
 
     def select(self, indices: Iterable[int] | NDArray[np.integer[Any]]) -> "Sequences":
         """The chosen sequences, indices (n,), in the given order."""
@@ -84,12 +86,12 @@ class Sequences:
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         events = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
-        return self._of(events, offsets)
+        return self._of(events, offsets, None if self.asked is None else self.asked[chosen])
 
-    def _of(self, events: NDArray[Any], offsets: NDArray[np.int64]) -> "Sequences":
+    def _of(self, events: NDArray[Any], offsets: NDArray[np.int64], asked: Times | None) -> "Sequences":
         times = None if self.timestamps is None else self.timestamps[events]
         weights = None if self.weights is None else self.weights[events]
-        return Sequences(self.items[events], offsets, times, weights)
+        return Sequences(self.items[events], offsets, times, weights, asked)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from fathom.training.baselines import BASELINES, EASE_MAX_ITEMS, Scorer, Scores
 from fathom.training.counting import CountingExit, count, with_counting
 from fathom.training.dataset import Dataset, Progress, Sequences
 from fathom.training.metrics import RESAMPLES, Floats, Interval, intervals, per_user, percentile, ranks, top_items
+from fathom.training.request_time import RequestTime
 from fathom.training.splits import Cases, Split
 
 if TYPE_CHECKING:
@@ -157,6 +159,7 @@ def evaluate_model(
     *,
     part: Part = "test",
     counting: CountingExit | None = None,
+    request_time: RequestTime | None = None,
     baselines: Iterable[str] = tuple(BASELINES),
     device: str = "cpu",
     reference: str | None = None,
@@ -173,20 +176,28 @@ def evaluate_model(
     With ``counting`` the exits are judged as they are served: depth 0, the deeper ones with their part of counting,
     and as "depth N alone" without it. For the validation part its tables are counted again on the training part, but
     its settings and weights were chosen on these very items.
+
+    ``request_time``: what the time since the newest event changes, each target's time being that of its request; then
+    "depth N untimed" is what is served where that is not known.
     """
     from fathom.training.scorer import depth_name, exit_scorer  # torch takes seconds to import
 
-    if counting is None:
-        exits: SystemsScorer = exit_scorer(model, device)
-    else:
+    networks = [exit_scorer(model, device, request_time)]
+    if request_time is not None:
+        networks.append(exit_scorer(model, device))
+    exits: list[SystemsScorer] = [*networks]
+    if counting is not None:
         if part == "validation":
             counting = replace(counting, tables=count(split.train, dataset.n_items, counting.tables.settings))
-        exits = with_counting(exit_scorer(model, device), counting, alone=True)
+        exits = [with_counting(each, counting, alone=each is networks[0]) for each in networks]
+    if request_time is not None:
+        names = {depth_name(depth): f"{depth_name(depth)} untimed" for depth in model.depths}
+        exits[1] = partial(_renamed, exits[1], names)
     known = split.train if part == "validation" else split.until_test
     fitted, left_out = _fitted(baselines, known, dataset.n_items, progress)
     report = evaluate(
         split.validation if part == "validation" else split.test,
-        [exits, *fitted],
+        [*exits, *fitted],
         n_items=dataset.n_items,
         reference=reference or depth_name(model.depths[-1]),
         resamples=resamples,
@@ -194,6 +205,12 @@ def evaluate_model(
         progress=progress,
     )
     return replace(report, left_out=left_out)
+
+
+def _renamed(scorer: SystemsScorer, names: Mapping[str, str], histories: Sequences) -> dict[str, Scores]:
+    """The scores of some systems, under other names."""
+    found = scorer(histories)
+    return {name: found[system] for system, name in names.items()}
 
 
 def _fitted(

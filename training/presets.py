@@ -54,6 +54,10 @@ class TrainSettings(BaseModel):
     item_text: str = Field(
         default="", description="start from the items' titles: minilm, or an encoder's folder; empty: at random"
     )
+    request_time: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: the time since the newest event moves user vectors where that helps on validation items",
+    )
     forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
 
     exits: Literal["together", "stacked"] = Field(

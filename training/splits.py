@@ -1,7 +1,7 @@
 """Two ways to cut a dataset into training, validation and test."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ CHUNK_CASES = 512
 class Cases:
     """Questions with one right answer each: which item follows this history?
 
-    histories: one sequence per case, oldest first, never empty; targets: int32 (n,), the item that
-    followed; users: int32 (n,), each user at most once.
+    histories: one sequence per case, oldest first, never empty, and asked when the item that followed
+    came, where times are known; targets: int32 (n,), that item; users: int32 (n,), each user at most once.
     """
 
     histories: Sequences
@@ -74,8 +74,8 @@ def leave_one_out(dataset: Dataset) -> Split:
         name="leave-one-out",
         train=train,
         until_test=until_test,
-        validation=_cases(train, users, sequences.items[last - 1]),
-        test=_cases(until_test, users, sequences.items[last]),
+        validation=_cases(sequences, train, users, last - 1),
+        test=_cases(sequences, until_test, users, last),
     )
 
 
@@ -131,8 +131,12 @@ def _next_cases(sequences: Sequences, before: Sequences, end_s: int | None) -> C
     users = np.flatnonzero((before.lengths > 0) & (next_event < sequences.offsets[1:]))
     if end_s is not None and sequences.timestamps is not None:
         users = users[sequences.timestamps[next_event[users]] < end_s]
-    return _cases(before, users, sequences.items[next_event[users]])
+    return _cases(sequences, before, users, next_event[users])
 
 
-def _cases(histories: Sequences, users: NDArray[np.int64], targets: NDArray[np.int32]) -> Cases:
-    return Cases(histories.select(users), targets.astype(np.int32), users.astype(np.int32))
+def _cases(whole: Sequences, before: Sequences, users: NDArray[np.int64], targets: NDArray[np.int64]) -> Cases:
+    """Cases of these users; ``targets``: places in ``whole`` of what followed their histories in ``before``."""
+    histories = before.select(users)
+    if whole.timestamps is not None:
+        histories = replace(histories, asked=whole.timestamps[targets])
+    return Cases(histories, whole.items[targets].astype(np.int32), users.astype(np.int32))

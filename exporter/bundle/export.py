@@ -13,7 +13,13 @@ import numpy as np
 from fathom.distribution import fathom_commit, version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.bundle.derive import write_bundle
-from fathom.exporter.bundle.item_files import counting_files, item_files, selector_file, text_files
+from fathom.exporter.bundle.item_files import (
+    counting_files,
+    item_files,
+    request_time_files,
+    selector_file,
+    text_files,
+)
 from fathom.exporter.bundle.selector_fit import fit_complexity
 from fathom.exporter.bundle.text_fit import fit_text_encoder
 from fathom.exporter.engines.adapted import ADAPTED, check_adapted, packed
@@ -38,6 +44,7 @@ from fathom.runtime.manifest import (
     MetricInterval,
     ModelInfo,
     Provenance,
+    RequestTimeInfo,
     TextInfo,
 )
 from fathom.runtime.text_encoder import TextEncoder
@@ -46,6 +53,8 @@ from fathom.training.counting import CountingExit, fit_counting
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import EvaluationReport, evaluate_model
 from fathom.training.model import ElasticModel
+from fathom.training.request_time import RequestTime
+from fathom.training.request_time_fit import fit_request_time
 from fathom.training.scorer import depth_name
 from fathom.training.splits import Split, split
 
@@ -68,14 +77,14 @@ def export(
 ) -> Manifest:
     """Write the bundle folder and return its manifest; an existing ``out`` is replaced as a whole.
 
-    The counting exit and its weight beside each depth are tuned on validation items. ``plan``: refuse a checkpoint
-    that was not healed for it. ``evidence``: what ``compare`` found. ``layer_bits``: of each layer, for ``mixed``.
-    ``item_precision``: of the vectors that engines read and answers are found among. ``reference``: for ``int4+lora``,
-    the network before it was healed, whose quality in fp32 counts. ``max_loss``: share of a depth's NDCG@10 that fewer
-    bits may cost. ``every_length``: check parity at each history length. The same checkpoint gives the same bytes and
-    version; only ``created`` differs (SOURCE_DATE_EPOCH sets it). Raises ArtefactError for another dataset, PlanError,
-    ConfigError for a checkpoint without what a precision needs, and ParityError when an engine disagrees with torch, or
-    fewer bits cost too much: then nothing is written.
+    The counting exit with its weight beside each depth, and what the time of a request changes, are tuned on validation
+    items. ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found.
+    ``layer_bits``: of each layer, for ``mixed``. ``item_precision``: of the vectors that engines read and answers are
+    found among. ``reference``: for ``int4+lora``, the network before it was healed, whose quality in fp32 counts.
+    ``max_loss``: share of a depth's NDCG@10 that fewer bits may cost. ``every_length``: check parity at each history
+    length. The same checkpoint gives the same bytes and version; only ``created`` differs (SOURCE_DATE_EPOCH sets it).
+    Raises ArtefactError for another dataset, PlanError, ConfigError for a checkpoint without what a precision needs,
+    and ParityError when an engine disagrees with torch, or fewer bits cost too much: then nothing is written.
     """
     check_dataset(checkpoint, dataset)
     executed = _executed(checkpoint, plan)
@@ -101,6 +110,11 @@ def export(
     if (fitted := work.text_encoder(made.engines)) is not None:
         encoder, text = fitted
         files |= text_files(encoder)
+    if (timed := work.request_time) is not None:
+        files |= request_time_files(timed)
+        manifest = manifest.model_copy(
+            update={"request_time": RequestTimeInfo(gain=MetricInterval(**timed.gain.as_dict()))}
+        )
     manifest = manifest.model_copy(update={"counting": counting, "text": text})
     progress("writing the bundle")
     return write_bundle(out, manifest, sorted(files.items()))
@@ -175,6 +189,12 @@ class _Export:
         """Depth 0, tuned on validation items."""
         return fit_counting(self.checkpoint.model, self.cut, self.dataset.n_items, progress=self.progress)
 
+    @cached_property
+    def request_time(self) -> RequestTime | None:
+        """What the time of a request changes, where it helps on validation items."""
+        checkpoint = self.checkpoint
+        return fit_request_time(checkpoint.model, checkpoint.config.train.train, self.cut, progress=self.progress)
+
     def text_encoder(self, engines: EngineSet) -> tuple[TextEncoder, TextInfo] | None:
         """What places new items by their texts among these engines' items."""
         made, train = self.checkpoint, self.cut.train
@@ -192,8 +212,8 @@ class _Export:
         full = exact.report
         if self.reference is not None:
             self.progress("evaluating the network before it was healed")
-            model = self.reference.model.merged()
-            full = self._report(model, fit_counting(model, self.cut, self.dataset.n_items, progress=self.progress))
+            reference = replace(self.reference, model=self.reference.model.merged())
+            full = replace(self, checkpoint=reference)._report()
         lost = losses(full, found.report, self.checkpoint.model.depths)
         check_losses(lost, storage.max_loss, str(storage))
         return replace(found, lost=lost)
@@ -203,10 +223,18 @@ class _Export:
         self.progress(text)
         parity = self._parity(engines, lambda done, total: self.progress(f"{text}: {done:,} of {total:,}"))
         check_parity(parity)
-        return _Measured(engines, parity, self._report(self.checkpoint.model, self.counting), {})
+        return _Measured(engines, parity, self._report(), {})
 
-    def _report(self, model: ElasticModel, counting: CountingExit) -> EvaluationReport:
-        return evaluate_model(model, self.dataset, self.cut, counting=counting, baselines=(), progress=self.progress)
+    def _report(self) -> EvaluationReport:
+        return evaluate_model(
+            self.checkpoint.model,
+            self.dataset,
+            self.cut,
+            counting=self.counting,
+            request_time=self.request_time,
+            baselines=(),
+            progress=self.progress,
+        )
 
     def _reduced(self, traced: EngineSet, exact: _Measured, storage: _Storage) -> _Measured:
         model, engines = self.checkpoint.model, exact.engines
@@ -218,7 +246,13 @@ class _Export:
         engines = replace(engines, vectors=item_vectors(model, storage.items))
         parity = self._parity(engines)
         report = evaluate_engines(
-            engines, self.dataset, self.cut, self.counting, max_history=max_history, progress=self.progress
+            engines,
+            self.dataset,
+            self.cut,
+            self.counting,
+            self.request_time,
+            max_history=max_history,
+            progress=self.progress,
         )
         return _Measured(engines, parity, report, {})
 

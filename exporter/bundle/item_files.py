@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
+    CHANGES_FILE,
     NEIGHBOURS_FILE,
     OFFSETS_FILE,
     POPULARITY_FILE,
@@ -28,6 +29,7 @@ from fathom.selector.features import SelectorTables
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.counting import CountingTables
 from fathom.training.dataset import Sequences
+from fathom.training.request_time import RequestTime
 
 
 def item_files(
@@ -59,6 +61,11 @@ def counting_files(tables: CountingTables) -> dict[str, bytes]:
         WEIGHTS_FILE: _npy(tables.weights),
         RECENT_FILE: _npy(tables.popularity),
     }
+
+
+def request_time_files(request_time: RequestTime) -> dict[str, bytes]:
+    """Path -> contents: what the time of a request changes."""
+    return {CHANGES_FILE: _npy(request_time.changes)}
 
 
 def text_files(encoder: TextEncoder) -> dict[str, bytes]:

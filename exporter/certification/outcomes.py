@@ -22,6 +22,7 @@ from fathom.runtime.padding import left_padded
 from fathom.selector.certificate import TOP as K
 from fathom.selector.features import Features
 from fathom.selector.schema import Floats
+from fathom.training.request_time import gaps_of
 from fathom.training.splits import Cases
 
 #: Input ids (rows, length) and timestamps of the same shape, for an engine.
@@ -142,31 +143,42 @@ class _Answers:
     def __init__(self, bundle: Bundle, engine: Engine, counting: Counting | None) -> None:
         info = bundle.manifest.counting
         self._retriever, self._engine, self._counting = open_retriever(bundle), engine, counting
-        self._vectors = np.asarray(bundle.vectors)
+        self._vectors, self._request_time = np.asarray(bundle.vectors), bundle.request_time
         self._weights = {} if counting is None or info is None else info.weights
         self.depths = engine.depths if counting is None else (0, *engine.depths)
 
     def at(self, depth: int, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]) -> list[Found]:
-        """At one depth. ``items``: the histories as the engine takes them."""
+        """At one depth, the times of the requests unknown. ``items``: the histories as the engine takes them."""
         if not depth:
             return self._counted(histories, filters)
         return self._found(depth, self._engine.run(*items, depth), filters, self._shares((depth,), histories))
 
     def walk(
-        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]
+        self, histories: Sequence[History], items: Items, gaps: NDArray[np.int64], filters: Sequence[ItemFilter]
     ) -> Iterator[tuple[NDArray[np.float32], list[Found]]]:
         """At every depth that the engine has, going on from the one before: user vectors, and what they find."""
         shares = self._shares(self._engine.depths, histories)
-        for depth, users in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
+        for depth, computed in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
+            users = computed
+            if self._request_time is not None:
+                users = self._request_time.moved(computed, gaps)
             yield users, self._found(depth, users, filters, shares)
 
     def everywhere(
-        self, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter], temperature: float | None
+        self,
+        histories: Sequence[History],
+        items: Items,
+        gaps: NDArray[np.int64],
+        filters: Sequence[ItemFilter],
+        temperature: float | None,
     ) -> tuple[list[list[Found]], Floats | None]:
-        """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``."""
+        """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``.
+
+        ``gaps``: seconds from each history's newest event to its request, UNKNOWN or (n,).
+        """
         found = [] if self._counting is None else [self._counted(histories, filters)]
         users = np.empty(0, np.float32)
-        for users, best in self.walk(histories, items, filters):  # noqa: B007 - the deepest are needed below
+        for users, best in self.walk(histories, items, gaps, filters):  # noqa: B007 - the deepest are needed below
             found.append(best)
         if temperature is None:
             return found, None
@@ -224,7 +236,7 @@ def measure_outcomes(
     counting: Counting | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Outcomes:
-    """Ask every case of every depth, through the engine and the search that a server would use.
+    """Ask every case of every depth, at its time if that is known, by the engine and search that a server would use.
 
     ``counting``: what takes the place of the bundle's counting exit, where it has one; it must not have counted the
     targets of the cases.
@@ -241,12 +253,12 @@ def measure_outcomes(
     for row in range(count):
         history, times = cases.histories[row][-longest:], cases.histories.times(row)
         features[row], complexity[row] = bundle.inspect(history, None if times is None else times[-longest:])
-    done = 0
+    done, gaps = 0, gaps_of(cases.histories)
     for rows in _batches(lengths):
         items, timestamps = _padded(cases, rows, int(lengths[rows].max()), uses_timestamps=uses_timestamps)
         filters = [ItemFilter(exclude=np.asarray(cases.histories[row], dtype=np.int64)) for row in rows]
         histories = [cases.histories[row][-longest:] for row in rows]
-        everywhere, expected = answers.everywhere(histories, (items, timestamps), filters, temperature)
+        everywhere, expected = answers.everywhere(histories, (items, timestamps), gaps[rows], filters, temperature)
         for column, found in enumerate(everywhere):
             for row, (best, values) in zip(rows, found, strict=True):
                 given[row, column, : len(best)], scores[row, column, : len(best)] = best, values

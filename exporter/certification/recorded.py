@@ -45,13 +45,18 @@ class _Line(BaseModel):
     content: str
     items: Annotated[list[str], Field(min_length=1)]
     timestamps: list[Annotated[int, Field(ge=0, le=2**62)]] | None = None
+    request_time: Annotated[int, Field(ge=0, le=2**62)] = 0
 
 
 class _Request(NamedTuple):
-    """A history: item indices (n,), and seconds (n,) where they were recorded, else zeros."""
+    """A history: item indices (n,), and seconds (n,) where they were recorded, else zeros.
+
+    ``asked``: the second of the request, 0 where that changes nothing or was not recorded.
+    """
 
     items: History
     timestamps: NDArray[np.int64]
+    asked: int
 
 
 class Recording(NamedTuple):
@@ -79,7 +84,7 @@ def recorded_outcomes(
     if not requests:
         raise DataError(f"{folder}: none of {others:,} recorded requests is of this bundle; record some with it")
     distinct: dict[bytes, int] = {}
-    keys = [each.items.tobytes() + each.timestamps.tobytes() for each in requests]
+    keys = [each.items.tobytes() + each.timestamps.tobytes() + b"%d" % each.asked for each in requests]
     rows = np.array([distinct.setdefault(key, len(distinct)) for key in keys])
     firsts = np.unique(rows, return_index=True)[1]
     asked = [requests[first] for first in firsts.tolist()]
@@ -105,7 +110,8 @@ def read_recording(bundle: Bundle, folder: Path) -> Recording:
             others += 1
         else:
             times = line.timestamps or [0] * len(items)
-            requests.append(_Request(np.array(items, np.int32), np.array(times, np.int64)))
+            asked = 0 if bundle.request_time is None else line.request_time
+            requests.append(_Request(np.array(items, np.int32), np.array(times, np.int64), asked))
     return Recording(requests, others)
 
 
@@ -168,4 +174,5 @@ def _cases(requests: Sequence[_Request]) -> Cases:
     items = np.concatenate([each.items for each in requests])
     times = np.concatenate([each.timestamps for each in requests])
     nothing = np.full(len(requests), -1, np.int32)
-    return Cases(Sequences(items, offsets, times), nothing, np.arange(len(requests), dtype=np.int32))
+    histories = Sequences(items, offsets, times, asked=np.array([each.asked for each in requests], np.int64))
+    return Cases(histories, nothing, np.arange(len(requests), dtype=np.int32))

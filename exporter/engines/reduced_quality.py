@@ -13,6 +13,7 @@ from fathom.training.counting import CountingExit, with_counting
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate
 from fathom.training.metrics import Floats, bootstrap_means, percentile
+from fathom.training.request_time import RequestTime, gaps_of
 from fathom.training.scorer import depth_name
 from fathom.training.splits import Split
 
@@ -27,6 +28,7 @@ def evaluate_engines(
     dataset: Dataset,
     cut: Split,
     counting: CountingExit,
+    request_time: RequestTime | None = None,
     *,
     max_history: int,
     progress: Callable[[str], None],
@@ -36,8 +38,11 @@ def evaluate_engines(
 
     def score(histories: Sequences) -> dict[str, Scores]:
         found = {spec.depth: np.empty((len(histories), len(vectors)), dtype=np.float32) for spec in engines.specs}
+        gaps = gaps_of(histories)
         for rows, ids, times in history_batches(histories, max_history=max_history, tokens=_TOKENS):
             for depth, users in engines.run(ids.numpy(), None if times is None else times.numpy()).items():
+                if request_time is not None:
+                    users = request_time.moved(users, gaps[rows])
                 found[depth][rows] = users @ vectors.T
         return {depth_name(depth): scores for depth, scores in found.items()}
 

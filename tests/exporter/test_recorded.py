@@ -1,6 +1,7 @@
 """Recorded requests become cases that are asked at every depth: those of the bundle, growing histories told apart."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fathom.exporter.certification.outcomes import in_order, measure_outcomes
 from fathom.exporter.certification.recorded import grouped, read_recording, recorded_outcomes
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import content_version
+from fathom.runtime.request_time import BUCKETS, RequestTime
 from fathom.training.dataset import Sequences
 from fathom.training.splits import Cases
 
@@ -65,6 +67,22 @@ def test_every_request_is_asked_at_every_depth(bundle: Bundle, engine: FakeEngin
     np.testing.assert_array_equal(found.agreement, expected.agreement)
     np.testing.assert_array_equal(found.features, expected.features)
     assert np.isnan(found.quality).all()
+
+
+def test_requests_are_asked_at_their_times_where_these_change_anything(
+    bundle: Bundle, engine: FakeEngine, tmp_path: Path
+) -> None:
+    changes = np.random.default_rng(0).normal(size=(BUCKETS, 2, bundle.vectors.width)).astype(np.float32)
+    timed = replace(bundle, request_time=RequestTime(changes))
+    at = {"timestamps": [100, 200]}
+    written = [line(bundle, [1, 2], **at, request_time=second) for second in (201, 100_000, 201)]
+    folder = record(tmp_path / "log", *written, line(bundle, [1, 2], **at))
+    found, plain = (recorded_outcomes(each, engine, folder) for each in (timed, bundle))
+    assert found.best[0].tolist() == found.best[2].tolist() != found.best[1].tolist()
+    assert found.best[3].tolist() == plain.best[0].tolist()
+    assert all(each.tolist() == plain.best[0].tolist() for each in plain.best)
+    with pytest.raises(ArtefactError, match="request_time"):
+        read_recording(bundle, record(tmp_path / "bad", line(bundle, [1, 2], **at, request_time=-1)))
 
 
 def test_a_growing_history_counts_as_one_at_its_longest_or_as_every_request(

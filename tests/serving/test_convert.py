@@ -1,6 +1,7 @@
 """Answers on the wire: joined from bytes, they are the message that the generated code would have made."""
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from live_items import SeededEncoder, remove, upsert
 from memory_in_use import used_bytes
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle, Catalogue
 from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
@@ -136,3 +138,18 @@ def test_a_client_is_an_address_a_connection_and_a_name(peer: str, address: str)
 
 def test_of_a_long_name_only_the_beginning_counts() -> None:
     assert client_of(Call("unix:", (CLIENT_KEY, "n" * 8_000))).name == "n" * 256
+
+
+def test_a_request_is_of_now_unless_it_says_otherwise(synthetic_bundle: Path) -> None:
+    bundle = Bundle.open(synthetic_bundle)
+    converter = Converter(bundle, LiveCatalogue(bundle), {}, load_profile("cloud"))
+
+    def asked(request_time: int) -> int | None:
+        return converter.query(pb.RecommendRequest(item_ids=["item-1"], request_time=request_time), None)[0].asked_s
+
+    before = int(time.time())
+    assert before <= asked(0) <= time.time()
+    assert asked(1_700_000_000) == 1_700_000_000
+    for bad in (-1, 1_700_000_000_000):
+        with pytest.raises(InvalidRequestError, match=f"request_time has {bad}; send seconds since 1970"):
+            asked(bad)

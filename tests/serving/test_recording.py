@@ -50,7 +50,7 @@ async def test_what_was_routed_is_recorded_and_nothing_else(local: LocalServer, 
         async def ask(**request: Any) -> pb.RecommendResponse:
             return await it.stub.Recommend(pb.RecommendRequest(**request))
 
-        answer = await ask(item_ids=["item-0", "unknown", *items], timestamps=[1, 2, 3, 4, 5])
+        answer = await ask(item_ids=["item-0", "unknown", *items], timestamps=[1, 2, 3, 4, 5], request_time=60)
         late = await it.stub.Recommend(pb.RecommendRequest(item_ids=items * 10), timeout=60)
         await ask(item_ids=items, depth=8)
         await ask(item_ids=items, filter=pb.Filter(exclude_item_ids=["item-9"]))
@@ -71,11 +71,12 @@ async def test_what_was_routed_is_recorded_and_nothing_else(local: LocalServer, 
         "items": ["item-0", *items],
         "given": [item.id for item in answer.items],
         "timestamps": [1, 3, 4, 5],
+        "request_time": 60,
     }
     # As many as the engine sees.
     assert second["items"] == (items * 10)[-20:]
     assert second["depth"] == late.depth
-    assert "timestamps" not in second
+    assert not {"timestamps", "request_time"} & set(second)
     assert third["items"] == items[:1]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in recordings(folder)} == {0o600}

@@ -29,7 +29,7 @@ DEPTH_REASON_FALLBACK: DepthReason
 DEPTH_REASON_POPULAR: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types", "session_id")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types", "session_id", "request_time")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class RecommendRequest(_message.Message):
     RULES_FIELD_NUMBER: _ClassVar[int]
     EVENT_TYPES_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_TIME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -60,7 +61,8 @@ class RecommendRequest(_message.Message):
     rules: Rules
     event_types: _containers.RepeatedScalarFieldContainer[str]
     session_id: str
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ...) -> None: ...
+    request_time: int
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., request_time: _Optional[int] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ("bundle",)

@@ -42,6 +42,7 @@ from fathom.training.dataset import Dataset
 from fathom.training.evaluate import SCHEMA_VERSION as EVALUATION_SCHEMA_VERSION
 from fathom.training.evaluate import evaluate_model
 from fathom.training.presets import TrainConfig, apply_settings
+from fathom.training.request_time_fit import fit_request_time
 from fathom.training.sources import PrepareOptions, files_read
 from fathom.training.splits import split
 from fathom.training.train import fit
@@ -235,7 +236,10 @@ class Build:
         with Activity("evaluate every depth and the baselines", self.remaining) as activity:
             cut = split(dataset, checkpoint.config.split)
             counting = fit_counting(checkpoint.model, cut, dataset.n_items, progress=activity.update)
-            report = evaluate_model(checkpoint.model, dataset, cut, counting=counting, progress=activity.update)
+            timed = fit_request_time(checkpoint.model, checkpoint.config.train.train, cut, progress=activity.update)
+            report = evaluate_model(
+                checkpoint.model, dataset, cut, counting=counting, request_time=timed, progress=activity.update
+            )
             write_json(self.folder / "evaluation.json", report.as_dict() | {"table": report.table()})
 
     def _export(self) -> None:

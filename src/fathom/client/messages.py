@@ -46,6 +46,7 @@ _FIELDS: _Fields = (
     ("titles", "include_titles", False, arguments.flag),
     ("user_id", "user_id", "", arguments.text),
     ("session_id", "session_id", "", arguments.text),
+    ("request_time", "request_time", 0, arguments.integer),
     ("bundle", "bundle", "", arguments.text),
     ("strict", "strict", False, arguments.flag),
     ("event_types", "event_types", (), arguments.ordered_texts),
@@ -75,7 +76,8 @@ class Query:
     such events are left out as seen. ``reasons``: also say which items of the history each item is due to.
     ``ranges``: what attributes of items must be. ``block_lists``: names of the server's lists of items to leave out.
     ``rules``: how the best items are arranged; None: by the server's own. ``session_id``: of somebody without an id,
-    who then has the same arm of experiments in all of a visit.
+    who then has the same arm of experiments in all of a visit. ``request_time``: seconds since 1970 at which the answer
+    is shown, where the time since the newest of the ``timestamps`` changes it; 0: now.
     """
 
     items: Sequence[str] = ()
@@ -99,6 +101,7 @@ class Query:
     block_lists: Iterable[str] = ()
     rules: Rules | None = None
     session_id: str = ""
+    request_time: int = 0
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""

@@ -48,6 +48,10 @@ def reload(
 def recommend(
     *,
     items: Annotated[str, typer.Option(help="Item ids separated by commas, oldest first.")] = "",
+    timestamps: Annotated[str, typer.Option(help="Seconds since 1970 of each item, separated by commas.")] = "",
+    request_time: Annotated[
+        int, typer.Option(min=0, help="Seconds since 1970 at which the answer is shown. Default: now.")
+    ] = 0,
     user: Annotated[str, typer.Option(help="A user whose history the server keeps, instead of --items.")] = "",
     session: Annotated[str, typer.Option(help="A visit of somebody without an id, for experiments.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
@@ -84,6 +88,8 @@ def recommend(
     with Client.over(connection) as client:
         answer = client.recommend(
             _ids(items),
+            timestamps=_seconds(timestamps),
+            request_time=request_time,
             user_id=user,
             session_id=session,
             bundle=bundle,
@@ -104,6 +110,14 @@ def recommend(
 
 def _ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seconds(text: str) -> list[int]:
+    given = _ids(text)
+    for each in given:
+        if not each.isdecimal():
+            raise ConfigError(f"--timestamps {brief(each)}: give whole seconds since 1970, one per item")
+    return [int(each) for each in given]
 
 
 def _rules(caps: Iterable[str], diversity: float | None) -> "Rules | None":

@@ -80,7 +80,8 @@ def evaluate(
     """Quality of every depth and of the baselines: full ranking, seen items left out, 95 % intervals over users.
 
     Depths are judged as they are served: depth 0 counts what usually follows an item, the deeper ones add a part of
-    that to the network's scores where it helps on validation items; "alone" is the network without it.
+    that to the network's scores where it helps on validation items; "alone" is the network without it. Where the time
+    since the newest event helps there, it is known; "untimed" is the depth without.
 
     Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
     """
@@ -91,6 +92,7 @@ def evaluate(
     from fathom.training.counting import fit_counting
     from fathom.training.dataset import Dataset
     from fathom.training.evaluate import evaluate_model
+    from fathom.training.request_time_fit import fit_request_time
     from fathom.training.splits import split
 
     check_outputs((out, artefacts.EVALUATION), inputs=[checkpoint, data])
@@ -99,7 +101,10 @@ def evaluate(
     with Activity("evaluate") as activity:
         cut = split(dataset, loaded.config.split)
         counting = fit_counting(loaded.model, cut, dataset.n_items, progress=activity.update)
-        report = evaluate_model(loaded.model, dataset, cut, part=part, counting=counting, progress=activity.update)
+        timed = fit_request_time(loaded.model, loaded.config.train.train, cut, progress=activity.update)
+        report = evaluate_model(
+            loaded.model, dataset, cut, part=part, counting=counting, request_time=timed, progress=activity.update
+        )
     if out:
         write_json(out, report.as_dict())
     ndcg = {f"{part} ndcg@10 of {name}": system.metrics["ndcg@10"].value for name, system in report.systems.items()}
