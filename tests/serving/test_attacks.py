@@ -238,6 +238,7 @@ READS_HISTORY = [
     {"rules": pb.Rules(pins=[pb.Pin(item_id="item-1", position=1)])},
     {"include_reasons": True},
     {"depth": 4},
+    {"request_time": 4_000},
     {"k": 50},
     {"k": 6},
 ]
