@@ -205,7 +205,8 @@ class Runner:
             result = result._replace(engine_s=engine_s)
             return Again(partial(_part, work._replace(explaining=Explaining(result, users))))
         items = result.indices[:MOST_EXPLAINED]
-        moved = self._moved(np.stack(users), [work.gap_s] * len(users))
+        # Where nothing is left of a history, its vector stays zero.
+        moved = self._moved(np.stack(users), [work.gap_s if user.any() else UNKNOWN for user in users])
         fallen = falls(self._catalogue.vectors.take(items), moved[0], moved[1:])
         weight = self._counting_weights.get(depth, 0.0)
         counted = np.zeros((0, len(items)))

@@ -136,6 +136,16 @@ async def test_reasons_are_those_of_the_score_that_is_answered(pipeline: Pipelin
         assert amount == pytest.approx(fallen[item], abs=1e-5)
 
 
+async def test_without_its_only_item_a_history_is_of_no_cosine_at_any_time(pipeline: Pipeline) -> None:
+    query = IndexedQuery([5], 3, load_profile("cloud"), TIMES[:1], 4, include_reasons=True, asked_s=TIMES[0] + HOUR)
+    answer = await pipeline.recommend(query)
+    assert len(answer.reasons) == 3
+    for score, reasons in zip(answer.scores.tolist(), answer.reasons, strict=True):
+        assert [(reason.item, reason.source, reason.amount) for reason in reasons] == [
+            (5, "network", pytest.approx(score, abs=1e-5))
+        ]
+
+
 def test_changes_are_what_every_depth_but_0_is_computed_by(synthetic_bundle: Path, timed_bundle: Path) -> None:
     before, after = (depth_digests(Bundle.open(path).manifest) for path in (synthetic_bundle, timed_bundle))
     assert [depth for depth in before if before[depth] != after[depth]] == [4, 8, 12, 16]
