@@ -26,11 +26,11 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
                 f"{source}: has depths {_listed(bundle.manifest.depths)} but profile {profile.name} runs"
                 f" {_listed(profile.depths)}"
             )
-        return _write(bundle, kept, out, profile=profile.name, fits={})
+        return _write(bundle, kept, out, profile=profile.name)
 
 
 def cut_depths(source: Path, depths: Collection[int], out: Path) -> Manifest:
-    """Like ``slice_bundle`` with these depths, for no profile; raises ConfigError for one that the source lacks."""
+    """Like ``slice_bundle`` with these depths, for no other profile; raises ConfigError for one that the source lacks."""
     with open_source(source, out) as bundle:
         held = bundle.manifest.depths
         if not depths or not set(depths) <= set(held):
@@ -66,6 +66,7 @@ def _write(bundle: Bundle, depths: Collection[int], out: Path, **changes: Any) -
         retrieval=retrieval,
         extension=extension,
         plans=plans,
+        fits={},
         **changes,
     )
 

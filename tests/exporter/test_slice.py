@@ -11,9 +11,11 @@ from in_process import fathom
 
 from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import BundleEditedError, ConfigError
+from fathom.exporter.bundle.derive import derive_bundle
 from fathom.exporter.bundle.slice import cut_depths, slice_bundle
 from fathom.runtime.bundle import Bundle, read_manifest, verify
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.manifest import DeviceCheck
 
 
 def profile(*depths: int) -> DeviceProfile:
@@ -83,10 +85,18 @@ def test_a_slice_can_be_sliced(synthetic_bundle: Path, tmp_path: Path) -> None:
 def test_some_depths_can_be_cut_for_no_profile(synthetic_bundle: Path, tmp_path: Path) -> None:
     fathom("bundle", "slice", synthetic_bundle, "--depths", "4", "--out", tmp_path / "shallow")
     assert engines(tmp_path / "shallow") == ["depth-04.onnx"]
-    whole, cut = read_manifest(synthetic_bundle), read_manifest(tmp_path / "shallow")
-    assert (cut.profile, cut.fits) == (whole.profile, whole.fits)
+    assert read_manifest(tmp_path / "shallow").profile == read_manifest(synthetic_bundle).profile
     with pytest.raises(ConfigError, match="has depths 4, 8, 12, 16, not 4, 6"):
         cut_depths(synthetic_bundle, (4, 6), tmp_path / "none")
+
+
+def test_what_was_found_on_a_device_does_not_hold_for_fewer_depths(synthetic_bundle: Path, tmp_path: Path) -> None:
+    found = DeviceCheck(
+        memory_limit_mb=64, threads=1, peak_mb=None, words="too large", machine="a phone", created="2026-11-30"
+    )
+    with Bundle.open(synthetic_bundle) as bundle:
+        derive_bundle(bundle, tmp_path / "checked", fits={"phone-low": found})
+    assert cut_depths(tmp_path / "checked", (4,), tmp_path / "shallow").fits == {}
 
 
 @pytest.mark.parametrize("kept", [[], ["--profile", "cloud", "--depths", "4"]])
