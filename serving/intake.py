@@ -7,6 +7,8 @@ not begin more than it can do at once, or the rest waits where it is not seen, a
 import time
 from collections.abc import Callable
 
+from fathom.serving.transport.contract import STALE_S
+
 #: Calls that have arrived together may keep the event loop for TURN_S; those that can wait are begun in later turns.
 TURN_S = 0.002
 #: For how long it is counted what becomes of calls, before it is decided how many are begun.
@@ -37,9 +39,7 @@ class Intake:
         self, clock: Callable[[], float] = time.monotonic, cpu: Callable[[], float] = time.thread_time
     ) -> None:
         self._clock, self._cpu = clock, cpu
-        #: Whether more calls arrive than can be answered: some are refused before they are decoded, and those that are
-        #: begun should cost as little as they may.
-        self.behind = False
+        self._behind = False
         self._each_s = 0.0
         #: When the span began, the time of its turns that were too long, and what became of calls.
         self._since_s = self._since_cpu_s = self._long_s = 0.0
@@ -49,8 +49,17 @@ class Intake:
         self._bearable = self._per_s = self._room = 0.0
         self._noted_s = 0.0
 
+    @property
+    def behind(self) -> bool:
+        """Whether more calls arrive than can be answered.
+
+        Then some are refused before they are decoded, and those that are begun should cost as little as they may. It is
+        over when none has come for STALE_S: nobody else would tell, and other methods ask this too.
+        """
+        return self._behind and self._clock() - self._noted_s < STALE_S
+
     def answered(self) -> None:
-        """A call was answered."""
+        """A call has ended with what it is due: an answer, or what is wrong with it."""
         self._answered += 1
 
     def note(self, began_s: float, begun: int, refused: int) -> int | None:
@@ -68,7 +77,7 @@ class Intake:
         self._refused += refused
         if now_s - self._since_s >= SPAN_S:
             self._judge(now_s)
-        if not self.behind:
+        if not self._behind:
             return None
         in_a_turn = TURN_S / max(self._each_s, 1e-6)
         self._room = min(in_a_turn, self._room + (now_s - self._noted_s) * self._per_s - begun)
@@ -81,13 +90,13 @@ class Intake:
         per_s, cpu = answered / span_s, (cpu_s - self._since_cpu_s) / span_s
         troubled = cpu > BUSY and self._begun > WASTE * answered + FEW
         long = self._long_s > LONG * span_s
-        if self.behind:
+        if self._behind:
             grown = min(RECOVERY * self._bearable, HOPELESS * per_s)
             self._bearable = max(self._bearable, grown, LEAST * per_s)
             bears = (self._begun + self._refused) / span_s <= self._bearable and cpu < FULL
-            self.behind = not bears and (troubled or cpu > BUSY or self._refused > 0)
+            self._behind = not bears and (troubled or cpu > BUSY or self._refused > 0)
         elif troubled or (long and self._was_long):
-            self.behind = True
+            self._behind = True
             self._bearable = per_s
             self._room, self._noted_s = 0.0, now_s
         self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * per_s + MORE / span_s

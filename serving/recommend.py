@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import grpc
 
-from fathom.errors import InvalidRequestError
+from fathom.errors import DeadlineError, InvalidRequestError, LimitError, OverloadError, UnavailableError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.futures import settle
 from fathom.runtime.pipeline import Leave
@@ -43,6 +43,8 @@ METHOD = "Recommend"
 
 #: Of the calls that can wait, at least so many are begun in a turn.
 LEAST = 4
+#: Of a call that ends so, but for a LimitError, the server has begun more than it could do; all others are its answers.
+WASTED: Final = DeadlineError, OverloadError, UnavailableError
 TOO_LATE: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed", ())
 
 #: Gets an encoded RecommendResponse, or why there is none.
@@ -244,7 +246,7 @@ class Recommend:
 
 
 def charge(caller: Caller, *requests: pb.RecommendRequest) -> None:
-    """Count the work of requests; raises OverloadError where that is more than their caller may ask for now."""
+    """Count the work of requests; raises LimitError where that is more than their caller may ask for now."""
     if caller.principal.buckets:
         caller.principal.charge(sum(map(work_of, requests)), time.monotonic())
 
@@ -321,10 +323,11 @@ class _Recommending:
         if self._ended:
             return
         self._end()
+        if not isinstance(answer, WASTED) or isinstance(answer, LimitError):
+            self._service.intake.answered()
         if isinstance(answer, Exception):
             self._service.metrics.failed(self._fail(answer))
         else:
-            self._service.intake.answered()
             self._call.respond(answer)
             self._observe(grpc.StatusCode.OK)
 

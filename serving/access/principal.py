@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from fathom.errors import InvalidRequestError, OverloadError, PermissionDeniedError
+from fathom.errors import InvalidRequestError, LimitError, PermissionDeniedError
 from fathom.serving.access.bucket import Bucket, take_all
 
 
@@ -95,10 +95,10 @@ class Principal:
             raise PermissionDeniedError(f"{self.name} may not call {method}, which needs the role {ROLE_OF[method]}")
 
     def charge(self, work: float, now_s: float) -> None:
-        """Count work, in plain requests; raises OverloadError beyond its limit. ``now_s``: of ``time.monotonic``."""
+        """Count work, in plain requests; raises LimitError beyond its limit. ``now_s``: of ``time.monotonic``."""
         if self.buckets and (wait_s := take_all(self.buckets, work, now_s)):
             text = f"{self.name} has reached its limit; try again in {math.ceil(wait_s)} s"
-            raise OverloadError(text, retry_after_s=wait_s)
+            raise LimitError(text, retry_after_s=wait_s)
 
     def key_of(self, user_id: str) -> str:
         """The key of a user in the stores; raises PermissionDeniedError for one who is not its own."""

@@ -54,9 +54,9 @@ def status_of_leaving(call: Call) -> grpc.StatusCode:
 
 
 #: Takes calls without tasks, in the event loop, and hears how many were refused since the last time; never raises.
-#: Returns how many that cannot wait there is room for until the next time, None: any number. A transport that can
-#: refuses what is more than that, as REFUSAL says, before it reads their messages, but not the first of a connection
-#: since the last time, for up to FIRSTS connections: one that floods must not shut out the others.
+#: Returns how many that cannot wait there is room for until the next time, but for STALE_S at most; None: any number. A
+#: transport that can refuses what is more than that, as REFUSAL says, before it reads their messages, but not the first
+#: of a connection since the last time, for up to FIRSTS connections: one that floods must not shut out the others.
 Take = Callable[[Sequence[Call], int], int | None]
 REFUSAL = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -66,6 +66,8 @@ REFUSAL = (
 
 #: Connections whose first call is read although there is no room, and in which time, in seconds.
 FIRSTS, FIRSTS_S = 32, 0.02
+#: For how long it holds, in seconds, that there is no room, or that too many calls come, where none come any more.
+STALE_S = 1.0
 #: Calls that have more time than this, in seconds, are not refused because many arrive at once.
 PATIENCE_S = 1.0
 

@@ -119,6 +119,10 @@ class OverloadError(RequestError):
         self.retry_after_s = retry_after_s
 
 
+class LimitError(OverloadError):
+    """Who calls asks for more than its limit; others are answered."""
+
+
 class UnavailableError(RequestError):
     """The server is starting, draining or has lost its engine."""
 

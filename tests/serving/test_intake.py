@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from fathom.serving.intake import FEW, SHARE, SPAN_S, TURN_S, Intake
+from fathom.serving.transport.contract import STALE_S
 
 #: What a call takes of the event loop, and how many turns a span has here.
 EACH_S, IN_A_SPAN = 1e-4, 50
@@ -95,6 +96,16 @@ def test_where_all_are_answered_more_are_begun_until_there_is_no_time() -> None:
     assert all(now > 1.2 * before for before, now in pairwise(begun[1:5]))
     most = IN_A_SPAN * TURN_S / EACH_S
     assert 0.9 * most <= begun[-1] <= most
+
+
+def test_it_is_over_when_no_calls_come_any_more() -> None:
+    turns = Turns()
+    turns.fall_behind(answered=200)
+    turns.now_s += 0.9 * STALE_S
+    assert turns.intake.behind
+    turns.now_s += 0.2 * STALE_S
+    assert not turns.intake.behind
+    assert turns.turn(1, 1) is None
 
 
 def test_it_is_over_when_nothing_has_to_be_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving import recommend
-from fathom.serving.intake import FEW, Intake
+from fathom.serving.intake import FEW, SPAN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.recommend import Recommend
 from fathom.serving.transport.contract import PATIENCE_S
@@ -184,3 +184,20 @@ async def test_a_call_that_is_late_already_is_not_decoded(local: LocalServer) ->
         late.payload = b"not decoded"
         service(it).take([late], 0)
         assert late.status is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_calls_that_are_refused_for_what_they_ask_are_no_sign_that_the_server_is_behind(
+    local: LocalServer, clock: Clock
+) -> None:
+    async with local() as it:
+        answering = service(it, clock)
+        answering.intake = Intake(lambda: clock.now_s, lambda: clock.now_s)  # no time is left
+        for _ in range(5):
+            clock.now_s += SPAN_S
+            wrong = [Noted() for _ in range(60)]
+            for number, call in enumerate(wrong):
+                call.payload = b"no message" if number % 2 else pb.RecommendRequest(timestamps=[1]).SerializeToString()
+            assert answering.take(wrong, 0) is None
+            await caught_up(answering)
+            assert {call.status for call in wrong} == {grpc.StatusCode.INVALID_ARGUMENT}
+        assert not answering.intake.behind

@@ -18,6 +18,7 @@ from raw_http2 import call as headers_of
 
 from fathom.serving.transport.contract import Call, Transport
 from fathom.serving.transport.http2 import transport as http2_module
+from fathom.serving.transport.http2 import transport as http2_transport
 from fathom.serving.transport.http2.transport import Taken
 from fathom.serving.transport.open import TransportName, open_transport
 
@@ -292,6 +293,22 @@ async def test_without_room_only_who_can_wait_and_the_first_of_a_connection_are_
         assert (await patient, await other) == (b"answer", b"answer")
     ends = await asyncio.gather(*asked, return_exceptions=True)
     assert bench.refused == sum(isinstance(each, grpc.aio.AioRpcError) for each in ends) > 0
+
+
+async def test_that_there_was_no_room_is_forgotten_when_no_calls_come(
+    bench: Bench, transport: TransportName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if transport == "aio":
+        pytest.skip("grpc.aio reads every call")
+    bench.room = 0
+    answered = bench.ask()
+    (await bench.calls.get()).respond(b"now there is no room")
+    await answered
+    monkeypatch.setattr(http2_transport, "STALE_S", 0.0)
+    asked = [bench.ask(timeout=0.9) for _ in range(5)]
+    for _ in asked:
+        (await bench.calls.get()).respond(b"answer")
+    assert await asyncio.gather(*asked) == 5 * [b"answer"]
 
 
 # A server whose transport fails with the first call.

@@ -11,7 +11,16 @@ from typing import Any
 import grpc
 
 from fathom.serving.transport.context import answer
-from fathom.serving.transport.contract import FIRSTS, FIRSTS_S, REFUSAL, Handlers, Options, Take, can_wait
+from fathom.serving.transport.contract import (
+    FIRSTS,
+    FIRSTS_S,
+    REFUSAL,
+    STALE_S,
+    Handlers,
+    Options,
+    Take,
+    can_wait,
+)
 from fathom.serving.transport.http2.call import Http2Call
 from fathom.serving.transport.http2.connection import Connection
 from fathom.serving.transport.http2.deadlines import Deadlines
@@ -36,8 +45,9 @@ class Taken:
     def __init__(self, take: Take) -> None:
         self.take = take
         self.calls: list[Http2Call] = []
-        #: For how many more there is room, None: any number; how many were refused.
+        #: For how many more there is room, None: any number, and since when; how many were refused.
         self.room: int | None = None
+        self.room_s = 0.0
         self.refused = 0
         #: Who has had a call although there was no room, since FIRSTS_S.
         self.firsts: set[str] = set()
@@ -45,7 +55,7 @@ class Taken:
 
     def has_room(self, call: Http2Call) -> bool:
         """Whether a call may be handed over."""
-        if self.room is None or can_wait(call.deadline_s, call.begun_s):
+        if self.room is None or can_wait(call.deadline_s, call.begun_s) or call.begun_s - self.room_s > STALE_S:
             return True
         if self.room > 0:
             self.room -= 1
@@ -62,9 +72,10 @@ class Taken:
             return
         self.calls.clear()
         self.refused = 0
-        if self.firsts and (now_s := time.monotonic()) - self.firsts_s > FIRSTS_S:
+        self.room_s = time.monotonic()
+        if self.firsts and self.room_s - self.firsts_s > FIRSTS_S:
             self.firsts.clear()
-            self.firsts_s = now_s
+            self.firsts_s = self.room_s
         for call in calls:
             call.is_read = True
         self.room = self.take(calls, refused)
