@@ -30,7 +30,7 @@ def slice_bundle(source: Path, profile: DeviceProfile, out: Path) -> Manifest:
 
 
 def cut_depths(source: Path, depths: Collection[int], out: Path) -> Manifest:
-    """Like ``slice_bundle`` with these depths, for no other profile; raises ConfigError for one that it does not have."""
+    """Like ``slice_bundle`` with these depths, for no other profile; raises ConfigError for one that is not there."""
     with open_source(source, out) as bundle:
         held = bundle.manifest.depths
         if not depths or not set(depths) <= set(held):

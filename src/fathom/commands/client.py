@@ -18,6 +18,9 @@ from fathom.errors import ConfigError, brief
 if TYPE_CHECKING:
     from fathom.client import Reason, Recommendation, Rules
 
+#: Of a whole number.
+MOST_DIGITS = 19
+
 
 @takes(connection=connect)
 def reload(
@@ -115,9 +118,14 @@ def _ids(text: str) -> list[str]:
 def _seconds(text: str) -> list[int]:
     given = _ids(text)
     for each in given:
-        if not each.isdecimal():
+        if not _is_whole(each):
             raise ConfigError(f"--timestamps {brief(each)}: give whole seconds since 1970, one per item")
     return [int(each) for each in given]
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it is a whole number; Python reads none of thousands of digits."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def _rules(caps: Iterable[str], diversity: float | None) -> "Rules | None":
@@ -129,7 +137,7 @@ def _rules(caps: Iterable[str], diversity: float | None) -> "Rules | None":
     most: dict[str, int] = {}
     for cap in caps:
         category, _, number = cap.rpartition("=")
-        if not number.isdecimal():
+        if not _is_whole(number):
             raise ConfigError(f"--cap {brief(cap)}: give CATEGORY=N, as Drama=2, or N alone for every category")
         most[category.strip()] = int(number)
     return Rules(caps=most, diversity=diversity or 0.0)
