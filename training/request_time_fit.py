@@ -21,7 +21,7 @@ from fathom.training.splits import Cases, Split
 
 #: Most passes over the training events, most steps, and the highest learning rate.
 EPOCHS, STEPS, RATE = 4, 300, 3e-3
-#: A gap that fewer training events than this had changes nothing.
+#: A gap that was learned from fewer events than this changes nothing; one counts in each of its passes.
 LEAST_EVENTS = 100
 #: Of what was learned: what is tried.
 WEIGHTS = (0.0, 0.5, 1.0)
