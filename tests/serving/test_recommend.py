@@ -11,6 +11,10 @@ import pytest
 
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.serving import recommend
+from fathom.serving.access.bucket import Bucket
+from fathom.serving.access.caller import Caller
+from fathom.serving.access.control import OPEN, AccessControl
+from fathom.serving.access.principal import Principal
 from fathom.serving.intake import FEW, SPAN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.recommend import Recommend
@@ -186,18 +190,36 @@ async def test_a_call_that_is_late_already_is_not_decoded(local: LocalServer) ->
         assert late.status is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_calls_that_are_refused_for_what_they_ask_are_no_sign_that_the_server_is_behind(
-    local: LocalServer, clock: Clock
+class Limited(AccessControl):
+    """Everybody has reached a limit."""
+
+    def caller_of(self, call: Any) -> Caller:  # noqa: ARG002
+        spent = Bucket(rate=1e-6, burst=1.0)
+        spent.take(1.0, time.monotonic())
+        return Caller(principal=Principal(buckets=(spent,)))
+
+
+@pytest.mark.parametrize(
+    ("access", "payload", "status"),
+    [
+        (OPEN, b"no message", grpc.StatusCode.INVALID_ARGUMENT),
+        (OPEN, pb.RecommendRequest(timestamps=[1]).SerializeToString(), grpc.StatusCode.INVALID_ARGUMENT),
+        (Limited(), REQUEST, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_calls_that_are_refused_for_their_callers_reasons_are_no_sign_that_the_server_is_behind(
+    local: LocalServer, clock: Clock, access: AccessControl, payload: bytes, status: grpc.StatusCode
 ) -> None:
     async with local() as it:
         answering = service(it, clock)
+        answering.access = access
         answering.intake = Intake(lambda: clock.now_s, lambda: clock.now_s)  # no time is left
         for _ in range(5):
             clock.now_s += SPAN_S
-            wrong = [Noted() for _ in range(60)]
-            for number, call in enumerate(wrong):
-                call.payload = b"no message" if number % 2 else pb.RecommendRequest(timestamps=[1]).SerializeToString()
-            assert answering.take(wrong, 0) is None
+            refused = [Noted() for _ in range(60)]
+            for call in refused:
+                call.payload = payload
+            assert answering.take(refused, 0) is None
             await caught_up(answering)
-            assert {call.status for call in wrong} == {grpc.StatusCode.INVALID_ARGUMENT}
+            assert {call.status for call in refused} == {status}
         assert not answering.intake.behind

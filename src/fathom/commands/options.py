@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom.errors import ConfigError, MissingExtraError
+from fathom.errors import ConfigError, MissingExtraError, brief
 
 if TYPE_CHECKING:
     from fathom.training.presets import TrainConfig
@@ -46,7 +46,7 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
-        raise ConfigError(f"{option} {text}: give whole numbers separated by commas, as 4,8,12,16") from None
+        raise ConfigError(f"{option} {brief(text)}: give whole numbers separated by commas, as 4,8,12,16") from None
 
 
 def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
