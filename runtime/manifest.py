@@ -317,9 +317,9 @@ def version_of(value: Mapping[str, Any]) -> str:
 def sealed(manifest: Manifest) -> Manifest:
     """The manifest as it is written: of the newest schema, with the version that follows from it.
 
-    One with a certificate of an older schema keeps its own: the certificate says too little for a newer one.
+    One with a certificate keeps a schema below 5: such a certificate may say too little for a newer one.
     """
-    if CERTIFICATE_FILE not in manifest.files:
+    if CERTIFICATE_FILE not in manifest.files or manifest.schema_version >= WHOLE_VERSION:
         manifest = manifest.model_copy(update={"schema_version": SCHEMA_VERSION})
     return manifest.model_copy(update={"version": version_of(manifest.model_dump(mode="json"))})
 

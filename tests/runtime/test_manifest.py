@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fathom.runtime.bundle import read_manifest
-from fathom.runtime.manifest import Manifest, depth_digest, sealed, version_of
+from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, depth_digest, sealed, version_of
 
 
 @pytest.fixture
@@ -56,6 +56,7 @@ def test_a_manifest_is_sealed_in_the_newest_schema_unless_it_has_an_older_certif
     entry = manifest.files["items/catalogue.json"]
     certified = older.model_copy(update={"files": {**older.files, "selector/certificate.json": entry}})
     assert sealed(certified).schema_version == 3
+    assert sealed(certified.model_copy(update={"schema_version": 5})).schema_version == SCHEMA_VERSION
     assert sealed(certified).version == version_of(certified.model_dump(mode="json"))
 
 
