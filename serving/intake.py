@@ -47,6 +47,8 @@ class Intake:
         self._begun = self._refused = self._answered = 0
         #: Calls per second that can be borne without refusing any, that may be begun, and how many may be begun now.
         self._bearable = self._per_s = self._room = 0.0
+        #: Calls per second that were answered in the span before.
+        self._before_per_s = 0.0
         self._noted_s = 0.0
 
     @property
@@ -97,8 +99,10 @@ class Intake:
             self._behind = not bears and (troubled or cpu > BUSY or self._refused > 0)
         elif troubled or (long and self._was_long):
             self._behind = True
-            self._bearable = per_s
+            # In a pause nothing is answered, which says nothing of what can be.
+            self._bearable = max(per_s, self._before_per_s)
             self._room, self._noted_s = 0.0, now_s
         self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * per_s + MORE / span_s
         self._since_s, self._since_cpu_s, self._long_s, self._was_long = now_s, cpu_s, 0.0, long
+        self._before_per_s = per_s
         self._begun = self._refused = self._answered = 0

@@ -129,6 +129,19 @@ def test_now_and_then_it_tries_whether_it_can_bear_the_load() -> None:
     assert 5 < spans < 60
 
 
+def test_after_a_pause_it_soon_bears_what_it_bore_before() -> None:
+    turns = Turns()
+    for _ in range(3):
+        turns.span(300, 300, cpu=0.5)
+    while not turns.intake.behind:
+        turns.span(300, 0, cpu=0.5)
+    spans = 0
+    while turns.intake.behind:
+        turns.span(300, 300, cpu=0.5)
+        spans += 1
+    assert spans < 15
+
+
 def test_a_load_that_is_hopeless_is_not_tried() -> None:
     turns = Turns()
     turns.fall_behind(answered=200)
