@@ -193,7 +193,7 @@ class Trainer:
     def _stages(self, *, heal: bool) -> tuple[TrainingStage, ...]:
         s, depths = self.settings, self.model.depths
         if heal:
-            if s.exits == "stacked" and in_order(self.model):
+            if s.exits == "stacked" and in_order(self.model) and self.tune != "qlora":  # which rounds all weights
                 return ()
             return (TrainingStage("heal", s.heal_epochs, s.heal_learning_rate, depths, 0.0),)
         trained = depths if s.exit_weight else depths[-1:]

@@ -22,12 +22,17 @@ ADAPTED: Literal["int4+lora"] = "int4+lora"
 
 
 def check_adapted(checkpoint: Checkpoint, reference: Checkpoint | None, dataset: Dataset) -> None:
-    """Raise ConfigError for a checkpoint that was not healed beside four-bit weights, or one without its reference."""
+    """Raise ConfigError for a checkpoint that was not healed beside four-bit weights, or without its reference.
+
+    Raises ArtefactError for a reference of another dataset.
+    """
     if not checkpoint.model.config.adapter_rank:
         raise ConfigError(f"{ADAPTED} needs a checkpoint that was healed with --set train.heal_tune=qlora")
     if reference is None:
         raise ConfigError(f"{ADAPTED} needs --reference: the checkpoint before it was healed beside four-bit weights")
-    check_dataset(reference, dataset)
+    if reference.sha256 == checkpoint.sha256:
+        raise ConfigError("the reference is the checkpoint itself; give the one that it was healed from")
+    check_dataset(reference, dataset, "the reference")
     if reference.model.depths != checkpoint.model.depths:
         raise ConfigError(
             f"the reference has depths {reference.model.depths} and the checkpoint {checkpoint.model.depths};"

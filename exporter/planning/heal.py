@@ -31,10 +31,10 @@ def heal(
     return fit(config or checkpoint.config.train, dataset, out=out, model=model, progress=progress)
 
 
-def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
+def check_dataset(checkpoint: Checkpoint, dataset: Dataset, called: str = "the checkpoint") -> None:
     """Raise ArtefactError unless the checkpoint was trained on this dataset."""
     if checkpoint.config.dataset != dataset.sha256:
         raise ArtefactError(
-            f"the checkpoint was trained on dataset {checkpoint.config.dataset[:12]}, not on {dataset.sha256[:12]};"
+            f"{called} was trained on dataset {checkpoint.config.dataset[:12]}, not on {dataset.sha256[:12]};"
             " give the dataset it was trained on, or train again"
         )

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from fathom.errors import ConfigError, ParityError
+from fathom.errors import ArtefactError, ConfigError, ParityError
 from fathom.exporter.bundle.export import export
 from fathom.exporter.engines.engine_set import EngineSet, segment_specs
 from fathom.exporter.engines.items import item_vectors
@@ -111,13 +111,13 @@ def healed(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> C
         for name, value in made.model.named_parameters():
             if ".lora_" in name:
                 value.copy_(value.half())
-    return made
+    return replace(made, sha256="a" * 64)
 
 
 def test_packed_weights_and_adapters_compute_what_was_healed_and_go_on_from_remembered_histories(
     healed: Checkpoint, dataset: Dataset, tmp_path: Path
 ) -> None:
-    reference = replace(healed, model=healed.model.merged())
+    reference = replace(healed, model=healed.model.merged(), sha256="b" * 64)
     out = tmp_path / "packed"
     export(healed, dataset, out, name="packed", precision="int4+lora", reference=reference)
     with Bundle.open(out) as bundle, open_engine(bundle, incremental=True) as engine:
@@ -163,6 +163,11 @@ def test_packed_weights_lose_against_the_network_before_healing_and_need_what_wa
         write(other, reference=other)
     with pytest.raises(ConfigError, match="needs --reference: the checkpoint before it was healed"):
         write(healed)
+    with pytest.raises(ConfigError, match="the reference is the checkpoint itself"):
+        write(healed, reference=healed)
+    strange = replace(other, config=other.config.model_copy(update={"dataset": "f" * 64}))
+    with pytest.raises(ArtefactError, match=r"^the reference was trained on dataset ffffffffffff, not on"):
+        write(healed, reference=strange)
     with pytest.raises(ConfigError, match=r"the reference has depths \(4, 8\) and the checkpoint \(2, 3\)"):
         write(healed, reference=make_checkpoint(layers=8, paths={4: range(4), 8: range(8)}))
     with pytest.raises(ConfigError, match=r"a reference is for int4\+lora: fp32 is measured against the checkpoint"):

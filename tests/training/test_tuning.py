@@ -197,6 +197,15 @@ def test_qlora_leaves_rounded_weights_and_adapters_of_16_bits_beside_them(tmp_pa
         torch.testing.assert_close(model.user_vectors(items, depth=depth), vectors[:, -1])
 
 
+def test_stacked_exits_whose_weights_were_rounded_are_healed_too(tmp_path: Path) -> None:
+    needs("qlora")
+    chosen = config("train.heal_tune=qlora", "train.exits=stacked")
+    stacked = start().with_paths({3: (0, 1, 2), 4: (0, 1, 2, 3)}, "prefix")
+    healed = fit(chosen, walk(), out=tmp_path / "c", model=stacked).model
+    adapters = {layer: healed.get_submodule(layer).lora_b for layer in linear_layers(healed)}
+    assert {layer.split(".")[1] for layer, lora_b in adapters.items() if lora_b.any()} == {"0", "1", "2", "3"}
+
+
 def test_merged_adapters_compute_what_they_computed_beside_their_layers() -> None:
     pytest.importorskip("peft")
     model = ElasticModel.of(start().config, start().state_dict()).eval()
