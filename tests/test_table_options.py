@@ -123,6 +123,18 @@ def test_names_that_are_not_utf8_are_refused_in_one_line(clicks: Path, tmp_path:
             CliRunner().invoke(app, [*command, *arguments, *named], catch_exceptions=False)
 
 
+def test_a_stage_depends_on_the_code_that_makes_its_output(clicks: Path, tmp_path: Path) -> None:
+    uses = {
+        "heal nested": "exporter/planning/heal.py",
+        "compare": "exporter/planning/compare.py",
+        "evaluate": "training/request_time_fit.py",
+        "export": "training/counting.py",
+        "certify": "training/splits.py",
+    }
+    stages = {stage.name: stage for stage in Build(str(clicks), tmp_path / "b", preset("tiny"), risk=(0.1, 0.1)).stages()}
+    assert [name for name, file in uses.items() if not file.startswith(tuple(stages[name].code))] == []
+
+
 def test_the_code_that_a_stage_depends_on_exists(clicks: Path, tmp_path: Path) -> None:
     build = Build(str(clicks), tmp_path / "bundle", preset("tiny"))
     for stage in build.stages():

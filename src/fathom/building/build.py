@@ -56,8 +56,8 @@ COMPARED: tuple[Strategy, ...] = ("prefix", "nested", "permuted-prefix")
 STORED = ("precision", "item_precision", "max_loss")
 
 _READING = [f"training/{name}" for name in ("catalogue.py", "data.py", "sources.py", "tables")]
-_HEALING, _COMPARING = ["training"], ["training", "exporter/planning/compare.py"]
-_EXPORTING = ["exporter", "runtime", "selector"]
+_HEALING, _COMPARING = (["training", f"exporter/planning/{name}.py"] for name in ("heal", "compare"))
+_EXPORTING = ["training", "exporter", "runtime", "selector"]
 
 
 @dataclass(frozen=True)
