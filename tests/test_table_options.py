@@ -1,6 +1,7 @@
 """`fathom data prepare` and `fathom build` read tables by the same options, and a changed option is prepared again."""
 
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from fathom.building.build import Build
 from fathom.building.stages import PACKAGE
 from fathom.cli import app
 from fathom.commands.table_options import prepare_options
-from fathom.errors import ConfigError, FathomError
-from fathom.training.presets import preset
+from fathom.errors import ConfigError, FathomError, MissingExtraError
+from fathom.training.presets import apply_settings, preset
 from fathom.training.tables.options import PrepareOptions
 
 
@@ -131,8 +132,25 @@ def test_a_stage_depends_on_the_code_that_makes_its_output(clicks: Path, tmp_pat
         "export": "training/counting.py",
         "certify": "training/splits.py",
     }
-    stages = {stage.name: stage for stage in Build(str(clicks), tmp_path / "b", preset("tiny"), risk=(0.1, 0.1)).stages()}
+    stages = {
+        stage.name: stage for stage in Build(str(clicks), tmp_path / "b", preset("tiny"), risk=(0.1, 0.1)).stages()
+    }
     assert [name for name, file in uses.items() if not file.startswith(tuple(stages[name].code))] == []
+
+
+def test_a_library_that_a_late_stage_needs_is_missed_before_the_first(
+    clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    profile = (PACKAGE / "edge_profiles/phone-low.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(profile.replace("phone-low", "mine").replace("\nprecision: int8", "\nprecision: int4+lora"))
+    for changed in (["train.heal_tune=lora"], []):
+        config = apply_settings(preset("tiny"), changed)
+        build = Build(str(clicks), tmp_path / "b" / "bundle", config, profile=None if changed else str(path))
+        with pytest.raises(MissingExtraError, match=r"fathom-recommender\[peft\]"):
+            build.prepare()
+    assert not (tmp_path / "b").exists()
 
 
 def test_the_code_that_a_stage_depends_on_exists(clicks: Path, tmp_path: Path) -> None:

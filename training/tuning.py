@@ -3,6 +3,7 @@
 A frozen weight costs no gradient and no optimizer state, and what lies below the lowest trained one costs no backward.
 """
 
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -18,6 +19,12 @@ RANKS: dict[Tune, int] = {"lora": 8, "qlora": 16}
 LAST_LAYERS = 3
 
 
+def check_extra(tune: Tune) -> None:
+    """Raise MissingExtraError where a library is missing that ``tune`` needs."""
+    if tune in RANKS and find_spec("peft") is None:
+        raise MissingExtraError("peft", "peft")
+
+
 def restrict(model: ElasticModel, tune: Tune) -> None:
     """Freeze, in place, whatever ``tune`` does not train.
 
@@ -31,6 +38,7 @@ def restrict(model: ElasticModel, tune: Tune) -> None:
     """
     if tune == "everything":
         return
+    check_extra(tune)
     model.requires_grad_(False)
     if tune == "qlora":
         round_weights(model, 4)
@@ -65,10 +73,8 @@ def restore(model: ElasticModel, tune: Tune) -> ElasticModel:
 
 
 def _add_adapters(model: ElasticModel, rank: int) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError:
-        raise MissingExtraError("peft", "peft") from None
+    from peft import LoraConfig, inject_adapter_in_model
+
     linears = [name.removeprefix("layers.") for name in linear_layers(model)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=linears), model.layers)
 

@@ -46,6 +46,7 @@ from fathom.training.request_time_fit import fit_request_time
 from fathom.training.sources import PrepareOptions, files_read
 from fathom.training.splits import split
 from fathom.training.train import fit
+from fathom.training.tuning import check_extra
 
 COMPARISON_SCHEMA_VERSION = 1
 
@@ -110,6 +111,9 @@ class Build:
         return self._run([] if self.is_prepared else self.stages()[:1])
 
     def _run(self, wanted: Sequence[Stage]) -> list[str]:
+        check_extra(self.config.train.heal_tune)  # before training, which may take hours
+        if self._adapted is not None:
+            check_extra("qlora")
         stamps = Stamps(self.folder / "stages.json")
         stages = self.stages()
         beside = [(stamps.path, artefacts.STAMPS), (self.folder / "ranking.png", artefacts.RANKING_PLOT)]
