@@ -30,6 +30,13 @@ def test_a_network_that_beats_every_baseline_is_to_be_served() -> None:
     assert "serve it with `fathom serve build/bundle`" in found
 
 
+def test_a_bundle_without_the_depth_that_was_judged_is_said_to_be_cut_from_that_network() -> None:
+    value, low, high = WORSE
+    systems = {"EASE": {"difference": {"ndcg@10": {"value": value, "low": low, "high": high}}}}
+    found = verdict({"cases": 1000, "reference": "depth 16", "systems": systems}, "prefix", (4, 8), Path("b"))
+    assert "at depths 4 and 8, cut from a network that beats EASE, in NDCG@10 of depth 16 on 1,000 test users" in found
+
+
 def test_a_baseline_that_beats_the_network_is_named_with_its_lead_and_interval() -> None:
     found = sentence({"popularity": WORSE, "EASE": EQUAL, "transitions": BETTER})
     assert "which beats popularity, is not measurably better or worse than EASE and is beaten by" in found

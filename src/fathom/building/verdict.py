@@ -44,7 +44,8 @@ def verdict(evaluation: Mapping[str, Any], strategy: str, depths: Sequence[int],
         advice = f"serve it with `fathom serve {bundle}`"
     judged = f"in NDCG@10 of {evaluation['reference']} on {users:,} test users"
     pays = depth_verdict(evaluation, depths, bundle)
-    return f"{ships}, which {_listed(found)}, {judged}: {advice}.{f' {pays}' if pays else ''}"
+    which = "which" if evaluation["reference"] == f"depth {max(depths)}" else "cut from a network that"
+    return f"{ships}, {which} {_listed(found)}, {judged}: {advice}.{f' {pays}' if pays else ''}"
 
 
 def depth_verdict(evaluation: Mapping[str, Any], depths: Sequence[int], bundle: Path) -> str:
