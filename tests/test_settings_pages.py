@@ -51,6 +51,16 @@ def test_the_command_shows_what_would_be_used(monkeypatch: pytest.MonkeyPatch) -
         assert set(printed.split()) >= set(values)
 
 
+def test_settings_that_the_data_chose_and_others_replaced_are_named(tiny_csv: Path, tmp_path: Path) -> None:
+    fathom("data", "prepare", str(tiny_csv), "--out", str(tmp_path / "dataset"))
+    asked = ["train", str(tmp_path / "dataset"), "--show-settings"]
+    chosen = fathom(*asked).stderr
+    assert "given" not in chosen
+    given = fathom(*asked, "--set", "train.epochs=3", "--set", "model.dropout=0.45").stderr
+    assert given.startswith(chosen.strip("\n"))
+    assert given.splitlines()[-1] == "  given: model.dropout=0.45 instead of 0.4, train.epochs=3 instead of 10"
+
+
 def test_training_without_a_dataset_is_refused_in_one_line() -> None:
     refused = fathom("train", "--set", "train.epochs=3", code=2).stderr
     assert refused.splitlines() == [

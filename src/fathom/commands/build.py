@@ -16,6 +16,7 @@ from fathom.commands.options import (
     Seed,
     Settings,
     SettingsPath,
+    config_by_data,
     names_preset,
     need_training,
     takes,
@@ -68,7 +69,6 @@ def build(
     from fathom.commands import settings_pages
     from fathom.edge_profiles.profile import load_profile
     from fathom.runtime.bundle import read_manifest
-    from fathom.training.choosing import settings_for
     from fathom.training.dataset import Dataset
 
     config = train_config(preset, settings, seed, config_file)
@@ -82,9 +82,7 @@ def build(
     ran, why = [], {}
     if not names_preset(preset, config_file):
         ran = work.prepare()
-        chosen = settings_for(Dataset.load(work.dataset))
-        show.reasons(chosen.reasons)
-        config = train_config(preset, settings, seed, config_file, start=chosen.config)
+        chosen, config = config_by_data(Dataset.load(work.dataset), settings, seed, config_file)
         work, why = replace(work, config=config), {"chosen": chosen.as_dict()}
     ran += work.run()
     if not ran:

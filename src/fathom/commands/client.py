@@ -53,7 +53,8 @@ def recommend(
     items: Annotated[str, typer.Option(help="Item ids separated by commas, oldest first.")] = "",
     timestamps: Annotated[str, typer.Option(help="Seconds since 1970 of each item, separated by commas.")] = "",
     request_time: Annotated[
-        int, typer.Option(min=0, help="Seconds since 1970 at which the answer is shown. Default: now.")
+        int,
+        typer.Option(min=0, help="Seconds since 1970 at which the answer is shown. Default: now.", show_default=False),
     ] = 0,
     user: Annotated[str, typer.Option(help="A user whose history the server keeps, instead of --items.")] = "",
     session: Annotated[str, typer.Option(help="A visit of somebody without an id, for experiments.")] = "",

@@ -87,6 +87,12 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     return {each.key: each.value(config) for each in settings()}
 
 
+def changes(before: TrainConfig, after: TrainConfig) -> list[str]:
+    """Each setting in which two configs differ, as text."""
+    differing = (each for each in settings() if each.value(before) != each.value(after))
+    return [f"{each.key}={each.text(after)} instead of {each.text(before)}" for each in differing]
+
+
 def pages() -> dict[str, str]:
     """The text of each page in docs/ that lists settings."""
     operating = (DOCS / "operating.md").read_text()

@@ -37,7 +37,6 @@ def train(
     """
     options.need_training()
     from fathom.commands import settings_pages
-    from fathom.training.choosing import settings_for
     from fathom.training.dataset import Dataset
     from fathom.training.train import fit
 
@@ -47,9 +46,7 @@ def train(
         check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset, config_file])
         data = Dataset.load(dataset)
         if not options.names_preset(preset, config_file):
-            chosen = settings_for(data)
-            show.reasons(chosen.reasons)
-            config = options.train_config(preset, settings, seed, config_file, start=chosen.config)
+            chosen, config = options.config_by_data(data, settings, seed, config_file)
     if show_settings:
         default = f"the preset {preset or options.DEFAULT_PRESET}" if chosen is None else f"the data in {dataset}"
         title = f"Settings, from {config_file or default}"
@@ -156,6 +153,9 @@ def _validation(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _show_training(metrics: Mapping[str, Any]) -> None:
     evaluated = [epoch for epoch in metrics["training"] if epoch["validation_ndcg@10"]]
+    if not evaluated:
+        show.note("nothing was trained: stacked exits that keep their order of layers stay as they are")
+        return
     depths = list(dict.fromkeys(depth for epoch in evaluated for depth in epoch["validation_ndcg@10"]))
     rows = [["stage", "epoch", "loss", *(f"NDCG@10 depth {depth}" for depth in depths)]]
     for epoch in evaluated:
