@@ -16,6 +16,7 @@ def fact_rows(manifest: Manifest) -> Rows:
     """Name and value of what holds for the whole bundle."""
     model, source = manifest.model, manifest.source
     size = sum(entry.bytes for entry in manifest.files.values())
+    timed = model.uses_timestamps or manifest.request_time is not None
     titles = [f"{FLAVOURS[plan.flavour].title} {plan.version}" for plan in manifest.plans]
     gpus = ", ".join(
         f"{plan.compute_capability} ({title}{f', {plan.gpu}' if plan.gpu else ''})"
@@ -26,7 +27,7 @@ def fact_rows(manifest: Manifest) -> Rows:
         ["engines", f"{manifest.format}, {manifest.precision}, {_strategy(manifest)}"],
         *([["GPU plans", gpus]] if gpus else []),
         ["model", f"{model.block}, {model.layers} layers, width {model.width}, {model.heads} heads"],
-        ["history", f"at most {model.max_history} items, {'with' if model.uses_timestamps else 'without'} timestamps"],
+        ["history", f"at most {model.max_history} items, {'with' if timed else 'without'} timestamps"],
         ["items", f"{manifest.items:,}, vectors in {manifest.item_precision}"],
         *([["new items", _placed(manifest.text)]] if manifest.text is not None else []),
         *([["request time", _timed(manifest.request_time)]] if manifest.request_time is not None else []),

@@ -14,7 +14,7 @@ from fathom.exporter.bundle.report import (
     quality_rows,
 )
 from fathom.runtime.bundle import read_manifest
-from fathom.runtime.manifest import Manifest, MetricInterval
+from fathom.runtime.manifest import Manifest, MetricInterval, RequestTimeInfo
 
 
 @pytest.fixture
@@ -62,6 +62,14 @@ def test_facts_name_the_bundle_and_its_source(manifest: Manifest) -> None:
         update={"source": manifest.source.model_copy(update={"commit": "a" * 40 + "+changes"})}
     )
     assert dict(fact_rows(changed))["made by"] == "Fathom 0.1.0, commit aaaaaaaaaaaa+changes"
+
+
+def test_timestamps_matter_to_engines_or_to_the_time_of_a_request(manifest: Manifest) -> None:
+    gain = MetricInterval(value=0.01, low=0.0, high=0.02)
+    model = manifest.model.model_copy(update={"uses_timestamps": False})
+    for request_time, expected in ((None, "without"), (RequestTimeInfo(gain=gain), "with")):
+        facts = dict(fact_rows(manifest.model_copy(update={"model": model, "request_time": request_time})))
+        assert facts["history"].endswith(f" items, {expected} timestamps")
 
 
 def test_numbers_are_short() -> None:
