@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -105,19 +105,16 @@ def export(
     selector, counts = selector_file(complexity), counting_files(work.counting.tables)
     files = {**made.engines.files, **incremental, **items, **selector, **counts}
     manifest = _manifest(name, checkpoint, executed, evidence or {}, storage, made, extension)
-    counting, text = _counting_info(work.counting, made.report, dataset), None
+    learned: dict[str, Any] = {"counting": _counting_info(work.counting, made.report, dataset)}
     progress("fitting the text encoder")
     if (fitted := work.text_encoder(made.engines)) is not None:
-        encoder, text = fitted
+        encoder, learned["text"] = fitted
         files |= text_files(encoder)
     if (timed := work.request_time) is not None:
+        learned["request_time"] = RequestTimeInfo(gain=MetricInterval(**timed.gain.as_dict()))
         files |= request_time_files(timed)
-        manifest = manifest.model_copy(
-            update={"request_time": RequestTimeInfo(gain=MetricInterval(**timed.gain.as_dict()))}
-        )
-    manifest = manifest.model_copy(update={"counting": counting, "text": text})
     progress("writing the bundle")
-    return write_bundle(out, manifest, sorted(files.items()))
+    return write_bundle(out, manifest.model_copy(update=learned), sorted(files.items()))
 
 
 @dataclass(frozen=True)

@@ -263,10 +263,12 @@ class ConvertOptions:
     ] = None
     gpu: Annotated[
         str | None,
-        typer.Option(help="tensorrt-rtx: compute capabilities of the GPUs (default 8.6,8.9). tensorrt: this one's."),
+        typer.Option(
+            help="tensorrt-rtx: compute capabilities of the GPUs (default 8.6,8.9). tensorrt: this machine's."
+        ),
     ] = None
     timing_cache: Annotated[
-        Path | None, typer.Option(help="tensorrt: what it has timed before, and will have timed; a file of its own.")
+        Path | None, typer.Option(help="tensorrt: file that keeps its timings, for faster builds on the same GPU.")
     ] = None
 
 

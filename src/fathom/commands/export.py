@@ -45,7 +45,8 @@ class PrecisionOptions:
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="int4+lora: the checkpoint before `fathom heal --set train.heal_tune=qlora`, for its quality."
+            help="int4+lora: the checkpoint that `fathom heal --set train.heal_tune=qlora` was given; what is lost is"
+            " measured against it."
         ),
     ] = None
     ranking: Annotated[
@@ -102,6 +103,8 @@ def export(
     With fewer bits than fp32 the quality is measured too, and an export that loses too much is refused.
 
     Example: fathom export build/ml-100k/healed/prefix --data build/ml-100k/dataset --out small --precision int8
+
+    Example: fathom export ADAPTED --data DATASET --out small --precision int4+lora --reference CHECKPOINT
     """
     need_training()
     from fathom.exporter.bundle.export import export as write_bundle

@@ -36,7 +36,7 @@ override it:
 Without `--preset` the settings follow from the data (`training/choosing.py`): its users, items and events, how long
 histories are, how many events share a time. ML-100K, ML-1M and Online Retail II get the preset that was tuned for them.
 The output says why in a few lines, and the record of the run keeps them; `fathom train DATASET --show-settings` prints
-what a dataset would get. A preset that is named holds for any data. `fathom train --show-settings --preset NAME` prints
+what a dataset would get. A named preset is used whatever the data. `fathom train --show-settings --preset NAME` prints
 it, with any `--set` applied, and with `--json` as JSON. The columns of the other presets show only what
 differs from `{DEFAULT_PRESET}`.
 """

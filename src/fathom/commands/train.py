@@ -77,8 +77,8 @@ def evaluate(
     """Quality of every depth and of the baselines: full ranking, seen items left out, 95 % intervals over users.
 
     Depths are judged as they are served: depth 0 counts what usually follows an item, the deeper ones add a part of
-    that to the network's scores where it helps on validation items; "alone" is the network without it. Where the time
-    since the newest event helps there, it is known; "untimed" is the depth without.
+    that to the network's scores where it helps on validation items; "alone" is the network without it. The time since
+    the newest event counts too where it helps on validation items; "untimed" is the depth without it.
 
     Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
     """
@@ -121,6 +121,8 @@ def heal(
     """Train a checkpoint on in a plan's order, so that layers learn to work beside their new neighbours.
 
     Example: fathom heal CHECKPOINT plan.json --data DATASET --out HEALED --set train.heal_epochs=3
+
+    Example: fathom heal CHECKPOINT plan.json --data DATASET --out ADAPTED --set train.heal_tune=qlora
     """
     options.need_training()
     from fathom.commands import settings_pages
