@@ -16,7 +16,6 @@ from fathom.commands.options import (
     Seed,
     Settings,
     SettingsPath,
-    config_by_data,
     names_preset,
     need_training,
     takes,
@@ -82,7 +81,7 @@ def build(
     ran, why = [], {}
     if not names_preset(preset, config_file):
         ran = work.prepare()
-        chosen, config = config_by_data(Dataset.load(work.dataset), settings, seed, config_file)
+        chosen, config = settings_pages.config_by_data(Dataset.load(work.dataset), settings, seed, config_file)
         work, why = replace(work, config=config), {"chosen": chosen.as_dict()}
     ran += work.run()
     if not ran:

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fathom import show
 from fathom.errors import ConfigError, MissingExtraError, brief
 
 if TYPE_CHECKING:
-    from fathom.training.choosing import ChosenSettings
-    from fathom.training.dataset import Dataset
     from fathom.training.presets import TrainConfig
 
 DEFAULT_PRESET = "ml-100k"
@@ -105,20 +102,6 @@ def train_config(
     config = config if held is None else held.applied_to(config)
     config = apply_settings(config, settings or [])
     return config if seed is None else apply_settings(config, [f"train.seed={seed}"])
-
-
-def config_by_data(
-    dataset: "Dataset", settings: list[str] | None, seed: int | None, file: Path | None
-) -> "tuple[ChosenSettings, TrainConfig]":
-    """What the data asks for, and that with the settings of a file and those that were given; says both on stderr."""
-    from fathom.commands.settings_pages import changes
-    from fathom.training.choosing import settings_for
-
-    chosen = settings_for(dataset)
-    config = train_config(None, settings, seed, file, start=chosen.config)
-    given = changes(chosen.config, config)
-    show.reasons([*chosen.reasons, *([f"given: {', '.join(given)}"] if given else [])])
-    return chosen, config
 
 
 def names_preset(preset_name: str | None, file: Path | None) -> bool:

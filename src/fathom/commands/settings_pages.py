@@ -10,10 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fathom.commands.options import DEFAULT_PRESET
+from fathom import show
+from fathom.commands.options import DEFAULT_PRESET, train_config
 from fathom.commands.setting_text import default_text, kind, value_text
 from fathom.files import write_bytes
 from fathom.serving.config import ServerSettings
+from fathom.training.choosing import ChosenSettings, settings_for
+from fathom.training.dataset import Dataset
 from fathom.training.presets import PRESETS, TrainConfig
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -91,6 +94,17 @@ def changes(before: TrainConfig, after: TrainConfig) -> list[str]:
     """Each setting in which two configs differ, as text."""
     differing = (each for each in settings() if each.value(before) != each.value(after))
     return [f"{each.key}={each.text(after)} instead of {each.text(before)}" for each in differing]
+
+
+def config_by_data(
+    dataset: Dataset, given: list[str] | None, seed: int | None, file: Path | None
+) -> tuple[ChosenSettings, TrainConfig]:
+    """What the data asks for, and that with the settings of a file and those that were given; says both on stderr."""
+    chosen = settings_for(dataset)
+    config = train_config(None, given, seed, file, start=chosen.config)
+    changed = changes(chosen.config, config)
+    show.reasons([*chosen.reasons, *([f"given: {', '.join(changed)}"] if changed else [])])
+    return chosen, config
 
 
 def pages() -> dict[str, str]:

@@ -46,7 +46,7 @@ def train(
         check_outputs((out, artefacts.CHECKPOINT), inputs=[dataset, config_file])
         data = Dataset.load(dataset)
         if not options.names_preset(preset, config_file):
-            chosen, config = options.config_by_data(data, settings, seed, config_file)
+            chosen, config = settings_pages.config_by_data(data, settings, seed, config_file)
     if show_settings:
         default = f"the preset {preset or options.DEFAULT_PRESET}" if chosen is None else f"the data in {dataset}"
         title = f"Settings, from {config_file or default}"
