@@ -8,6 +8,7 @@ import pytest
 
 from fathom.client import Client
 from fathom.errors import ConfigError
+from fathom.exporter.bundle.derive import derive_bundle
 from fathom.exporter.formats.cuda import convert_for_cuda
 from fathom.local import running_server
 from fathom.runtime.bundle import Bundle
@@ -81,3 +82,11 @@ def test_converted_engines_have_no_branches_and_another_version(bundle_path: Pat
     assert again.version == made.version
     with pytest.raises(ConfigError, match="cannot replace the one that it is made from"):
         convert_for_cuda(bundle_path, bundle_path)
+
+
+def test_a_bundle_in_a_precision_that_no_gpu_runs_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    with Bundle.open(bundle_path) as bundle:
+        derive_bundle(bundle, tmp_path / "packed", precision="int4+lora")
+    with pytest.raises(ConfigError, match=r"in int4\+lora; a GPU runs fp32 and fp16"):
+        convert_for_cuda(tmp_path / "packed", tmp_path / "cuda")
+    assert not (tmp_path / "cuda").exists()
