@@ -78,8 +78,7 @@ def check_precision(manifest: Manifest, profile: DeviceProfile) -> None:
     if is_stored != wanted:
         raise ConfigError(
             f"layers and item vectors are {' and '.join(is_stored)}, and profile {profile.name} says"
-            f" {' and '.join(wanted)}: build with --profile {profile.name}, export the checkpoint with it, or slice"
-            " with --any-precision"
+            f" {' and '.join(wanted)}: build or export the checkpoint with this profile, or slice with --any-precision"
         )
 
 
