@@ -82,7 +82,9 @@ class Intake:
         if not self._behind:
             return None
         in_a_turn = TURN_S / max(self._each_s, 1e-6)
-        self._room = min(in_a_turn, self._room + (now_s - self._noted_s) * self._per_s - begun)
+        room = self._room + (now_s - self._noted_s) * self._per_s - begun
+        # What was begun while any number was, or although there was no room, is not made up for by standing still.
+        self._room = max(-in_a_turn, min(in_a_turn, room))
         self._noted_s = now_s
         return max(0, int(self._room))
 
@@ -90,6 +92,7 @@ class Intake:
         """A span is over: is the server behind, and if so, how many calls may be begun?"""
         span_s, cpu_s, answered = now_s - self._since_s, self._cpu(), self._answered
         per_s, cpu = answered / span_s, (cpu_s - self._since_cpu_s) / span_s
+        rate = per_s
         troubled = cpu > BUSY and self._begun > WASTE * answered + FEW
         long = self._long_s > LONG * span_s
         if self._behind:
@@ -100,9 +103,9 @@ class Intake:
         elif troubled or (long and self._was_long):
             self._behind = True
             # In a pause nothing is answered, which says nothing of what can be.
-            self._bearable = max(per_s, self._before_per_s)
+            self._bearable = rate = max(per_s, self._before_per_s)
             self._room, self._noted_s = 0.0, now_s
-        self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * per_s + MORE / span_s
+        self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * rate + MORE / span_s
         self._since_s, self._since_cpu_s, self._long_s, self._was_long = now_s, cpu_s, 0.0, long
         self._before_per_s = per_s
         self._begun = self._refused = self._answered = 0

@@ -148,3 +148,11 @@ def test_a_load_that_is_hopeless_is_not_tried() -> None:
     for _ in range(200):
         turns.span(2_000, 200, cpu=0.6)
         assert turns.intake.behind
+
+
+def test_what_was_begun_too_much_at_first_is_not_made_up_for_by_standing_still() -> None:
+    turns = Turns()
+    turns.fall_behind(answered=100)
+    turns.turn(5_000, 0, took_s=0.0)
+    begun = [turns.span(2_000, 2_000) for _ in range(3)]
+    assert begun[-1] > 100
