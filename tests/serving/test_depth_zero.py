@@ -137,7 +137,7 @@ async def test_without_a_counting_exit_strangers_get_errors_and_there_is_no_dept
 async def test_what_refuses_a_request_before_it_is_read_does_not_refuse_a_stranger(
     local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise DeadlineError("as under overload")
 
     monkeypatch.setattr(Pipeline, "admit", refuse)
