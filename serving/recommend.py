@@ -42,7 +42,7 @@ from fathom.serving.work import LIGHT_BYTES, is_light, request_of, work_of
 METHOD = "Recommend"
 
 #: Of the calls that can wait, at least so many are begun in a turn.
-LEAST = 4
+PATIENT_BEGUN = 4
 #: Of a call that ends so, but for a LimitError, the server has begun more than it could do; all others are its answers.
 WASTED: Final = DeadlineError, OverloadError, UnavailableError
 TOO_LATE: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed", ())
@@ -106,7 +106,7 @@ class Recommend:
         """
         taken = begun = 0
         now_s = time.monotonic()
-        while self._waiting and (taken < LEAST or now_s - began_s <= TURN_S):
+        while self._waiting and (taken < PATIENT_BEGUN or now_s - began_s <= TURN_S):
             patient = self._waiting.pop()
             patient.call.left = None
             taken += 1

@@ -56,7 +56,7 @@ def status_of_leaving(call: Call) -> grpc.StatusCode:
 #: Takes calls without tasks, in the event loop, and hears how many were refused since the last time; never raises.
 #: Returns how many that cannot wait there is room for until the next time, but for STALE_S at most; None: any number. A
 #: transport that can refuses what is more than that, as REFUSAL says, before it reads their messages, but not the first
-#: of a connection since the last time, for up to FIRSTS connections: one that floods must not shut out the others.
+#: of a connection in FIRSTS_S, for up to FIRSTS connections: one that floods must not shut out the others.
 Take = Callable[[Sequence[Call], int], int | None]
 REFUSAL = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
