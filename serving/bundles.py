@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.errors import ConfigError, FathomError, InvalidRequestError, NotFoundError
-from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import Manifest
+from fathom.runtime.manifest_file import read_manifest
 from fathom.runtime.prefix_cache import Owners
 from fathom.runtime.signature import Trust
 from fathom.serving.access.principal import NO_TENANT, Tenant

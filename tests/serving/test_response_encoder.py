@@ -10,7 +10,8 @@ from live_items import SeededEncoder, remove, upsert
 from memory_in_use import used_bytes
 
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.runtime.bundle import Bundle, Catalogue
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.catalogue import Catalogue
 from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
 from fathom.runtime.query import Answer, Timing
 from fathom.selector.choice import Choice, DepthReason
