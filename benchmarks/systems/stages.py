@@ -38,7 +38,7 @@ LOOP_STAGES = {
     GRPC: ("serving/transport/",),
     "read the message": ("request_decoder.py", "requested_filter.py", "client_of", "decoder"),
     "choose the depth": ("selector/", "Pipeline._choose", "estimates.py", "Batcher.queue_s", "cost.py"),
-    "wait in a lane": ("batcher.py", "lanes.py", "shares.py"),
+    "wait in a lane": ("batcher.py", "lanes.py", "lane.py", "shares.py"),
     "prefix cache": ("prefix_cache.py",),
     "word the answer": ("response_encoder.py",),
     "metrics": ("metrics.py", "prometheus_client"),
@@ -54,7 +54,7 @@ LOOP_STAGES = {
 ENGINE_STAGES = {
     "engine": ("engines/",),
     "search": ("retriever.py",),
-    "batches": ("batcher.py", "lanes.py", "runner.py", "metrics.py"),
+    "batches": ("batcher.py", "lanes.py", "lane.py", "runner.py", "metrics.py"),
 }
 
 
