@@ -21,6 +21,7 @@ from fathom.importance.models.distillation import Distillation, Teacher, distil
 from fathom.importance.models.layered import ModuleLayers
 from fathom.importance.models.layerwise import LayerPairs
 from fathom.importance.models.onnx import export_onnx
+from fathom.importance.models.pruning import before_the_next, paths_in, pruned
 from fathom.importance.models.recurrent import with_layers_apart
 from fathom.importance.models.save import save_pretrained, save_weights
 from fathom.importance.models.stacks import find_stacks, parameters_of
@@ -94,7 +95,7 @@ class CompressionPlan:
         layers = self.measured.layers
         gone = [layer for layer in layers.layers if layer not in self.keep]
         with layers:
-            return layers.without(gone, self.measured.batches[0])
+            return pruned(layers, gone, self.measured.batches[0])
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -124,7 +125,7 @@ class CompressionPlan:
             raise ConfigError("teachers is one model; give a list of models")
         layers, how = self.measured.layers, how or Distillation()
         student = self.apply() if model is None else model
-        blocks = layers.paths_in(student, self.keep)
+        blocks = paths_in(layers, student, self.keep)
         models = [with_layers_apart(each) for each in teachers] or [layers.running]
         given = list(batches)
         if not all(isinstance(each, tuple) and isinstance(each[0], Inputs) for each in given):
@@ -144,7 +145,7 @@ class CompressionPlan:
         if layers.adds(self.measured.batches[0]):
             raise ConfigError(f"layer-wise distillation: the model adds what its layers give; {STATES}")
         if teacher is layers.running:
-            return LayerPairs(blocks, layers.before_the_next(self.keep, self.measured.batches[0]), self.weights)
+            return LayerPairs(blocks, before_the_next(layers, self.keep, self.measured.batches[0]), self.weights)
         assert layers.stack is not None
         stacks = find_stacks(teacher)
         alike = [stack for stack in stacks if stack.path.endswith(layers.stack.path)] or stacks

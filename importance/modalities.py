@@ -16,6 +16,7 @@ from fathom.importance.inputs import Inputs
 from fathom.importance.interface import hidden_states
 from fathom.importance.models.calls import hidden_of
 from fathom.importance.models.layered import ModuleLayers
+from fathom.importance.models.pruning import paths_in
 from fathom.importance.tasks.interface import Labels
 from fathom.training.metrics import Interval, interval
 
@@ -130,7 +131,7 @@ def _cross_shares(layers: ModuleLayers, inputs: Inputs) -> Iterator[Tensor]:
     if not layers.are_apart:
         return
     with ExitStack() as hooks:
-        for layer, path in enumerate(layers.paths_in(layers.running, layers.layers)):
+        for layer, path in enumerate(paths_in(layers, layers.running, layers.layers)):
             for name, part in _attentions(layers.running.get_submodule(path)):
                 hook = part.register_forward_hook(keep(layer, crosses=bool(CROSS.search(name))))
                 hooks.callback(hook.remove)

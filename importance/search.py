@@ -13,6 +13,7 @@ from fathom.importance.lattice.lattice import judge_subsets
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.models.batch import ModuleBatch
 from fathom.importance.models.layered import ModuleLayers
+from fathom.importance.models.pruning import check_prunable
 from fathom.importance.models.stacks import parameters_of
 
 #: A method whose order is that in which one layer after another goes.
@@ -60,7 +61,7 @@ def find_plan(measured: Measured, ranking: LayerRanking, target: Target, make: M
     searched by halving, as if fewer layers were never slower and never better. Raises ConfigError for a target that no
     plan reaches.
     """
-    measured.layers.check_apart()
+    check_prunable(measured.layers)
     search = _Search(measured, ranking, make)
     if target.ratio is not None:
         return search.with_ratio(target.ratio)

@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 from fathom.errors import DeadlineError, OverloadError, RequestError, UnavailableError
 from fathom.runtime.cost import CostModel, Demand, Lag
 from fathom.runtime.futures import settle
-from fathom.runtime.lanes import Entry, Lanes, Taken
+from fathom.runtime.lane import Entry
+from fathom.runtime.lanes import Lanes, Taken
 from fathom.runtime.shares import ANYBODY, Client
 
 Work = TypeVar("Work")

@@ -17,19 +17,14 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
 from itertools import count
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
-from fathom.runtime.shares import ANYBODY, Client, Share, Shares
+from fathom.runtime.lane import Entry, Lane, Payload, Ranked
+from fathom.runtime.shares import ANYBODY, Client, Shares
 
-Payload = TypeVar("Payload")
-
-SHORTEST_BUCKET = 16
 #: A batch is no larger than what takes so long, for nothing can interrupt it; a single request may take longer.
 LONGEST_RUN_S = 0.03
-# What a lane keeps of clients and entries that are gone before that is worth clearing away.
-FEW = 64
 
 # (depth, upper end of the length bucket)
 Cell = tuple[int, int]
@@ -58,27 +53,6 @@ class BatchCost(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class Entry(Generic[Payload]):
-    """One waiting request; ``length`` in items, times in seconds of one clock. Belongs to the Lanes it is pushed to.
-
-    ``runs``: as how many requests it counts, by its cost. ``work_s``: the engine's time that its client pays for it.
-    ``sure``: it is dropped where it may be late, since there is another answer for it.
-    """
-
-    depth: int
-    length: int
-    arrival_s: float
-    deadline_s: float | None
-    payload: Payload
-    client: Client = ANYBODY
-    runs: int = 1
-    work_s: float = 0.0
-    sure: bool = False
-    share: Share | None = None
-    waiting: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Taken(Generic[Payload]):
     """The next batch (empty when nothing could make it), of entries with at most ``length`` items.
@@ -96,145 +70,6 @@ class Taken(Generic[Payload]):
         return _by_depth(self.batch)
 
 
-class _Heap(Generic[Payload]):
-    """What waits in one lane of one share: a client's entries by urgency, or the shares below by turn, then urgency.
-
-    Of a share below, only the item that is its ``place`` counts. It may be too early (the share has been served, or its
-    first entry is gone); that shows when it surfaces. Cancelled entries stay until they surface, or are cleared away.
-    """
-
-    __slots__ = ("above", "entries", "place", "places", "share")
-
-    def __init__(self, share: Share, above: "_Heap[Payload] | None") -> None:
-        self.share = share
-        self.above = above
-        self.entries: list[_Ranked[Payload]] = []
-        self.places: list[_Place[Payload]] = []
-        self.place: _Place[Payload] | None = None
-
-    def first(self) -> "_Ranked[Payload] | None":
-        """Who goes next, if anybody waits; afterwards it is at the top all the way down."""
-        places = self.places
-        while places:
-            place = places[0]
-            below = place[3]
-            if below.place is not place:
-                heappop(places)
-                continue
-            found = below.first()
-            if found is None:
-                below.place = None
-                heappop(places)
-                continue
-            if len(places) == 1:
-                return found
-            turn = below.share.turn(found[2].work_s)
-            if found[1] == place[2] and turn == place[0]:
-                return found
-            below.place = (turn, found[0], found[1], below)
-            heapreplace(places, below.place)
-        entries = self.entries
-        while entries and not entries[0][2].waiting:
-            heappop(entries)
-        return entries[0] if entries else None
-
-    def __lt__(self, _: object) -> bool:
-        # Of two places that are alike only one counts.
-        return False
-
-
-# Urgency, order of arrival (unlike for any two), entry.
-_Ranked = tuple[float, int, Entry[Payload]]
-# Turn, urgency and order of arrival of a share's first entry.
-_Place = tuple[float, float, int, _Heap[Payload]]
-
-
-class _Lane(Generic[Payload]):
-    """The entries of one lane: ``live`` of them, which count as ``runs``."""
-
-    __slots__ = ("_all", "_heaps", "_stale", "live", "runs")
-
-    def __init__(self, everybody: Share) -> None:
-        self._all: _Heap[Payload] = _Heap(everybody, None)
-        self._heaps = {everybody: self._all}
-        self._stale = 0
-        self.live = 0
-        self.runs = 0
-
-    def push(self, share: Share, ranked: _Ranked[Payload]) -> None:
-        """Add an entry of this share."""
-        if self._stale > 4 * self.live + FEW:
-            self._tidy()
-        self.live += 1
-        self.runs += ranked[2].runs
-        self._place(share, ranked)
-
-    def _place(self, share: Share, ranked: _Ranked[Payload]) -> None:
-        heap = self._heaps.get(share) or self._heap(share)
-        heappush(heap.entries, ranked)
-        urgency_s, order, entry = ranked
-        while (above := heap.above) is not None:
-            place = (heap.share.turn(entry.work_s), urgency_s, order, heap)
-            if heap.place is not None and heap.place < place:
-                return
-            heap.place = place
-            heappush(above.places, place)
-            heap = above
-
-    def _heap(self, share: Share) -> _Heap[Payload]:
-        assert share.parent is not None
-        above = self._heaps.get(share.parent) or self._heap(share.parent)
-        heap = self._heaps[share] = _Heap(share, above)
-        self._stale += 1
-        return heap
-
-    def first(self) -> _Ranked[Payload]:
-        """Who goes next, of a lane in which anybody waits."""
-        found = self._all.first()
-        assert found is not None
-        return found
-
-    def in_turn(self) -> _Heap[Payload]:
-        """Where who goes next is first; after ``first``. A client's own, if nobody else has anything in this lane."""
-        heap = self._all
-        while len(heap.places) == 1:
-            heap = heap.places[0][3]
-        return self._all if heap.places else heap
-
-    def remove(self, entry: Entry[Payload]) -> None:
-        """It does not wait any more."""
-        entry.waiting = False
-        self.live -= 1
-        self.runs -= entry.runs
-        self._stale += 1
-
-    def ranked(self) -> list[_Ranked[Payload]]:
-        """All that wait."""
-        return [each for heap in self._heaps.values() for each in heap.entries if each[2].waiting]
-
-    def _tidy(self) -> None:
-        left, everybody = self.ranked(), self._all.share
-        self._all = _Heap(everybody, None)
-        self._heaps = {everybody: self._all}
-        for each in left:
-            assert each[2].share is not None
-            self._place(each[2].share, each)
-        self._stale = 0
-
-
-def length_buckets(max_history: int, *, cached: bool = False) -> tuple[int, ...]:
-    """Upper ends of the length buckets: 16, 32, 64, ... and the longest history itself.
-
-    ``cached``: with a bucket 0 for histories of which next to nothing has to be computed.
-    """
-    ends = [0] if cached else []
-    end = SHORTEST_BUCKET
-    while end < max_history:
-        ends.append(end)
-        end *= 2
-    return (*ends, max_history)
-
-
 @dataclass(kw_only=True, eq=False)
 class Lanes(Generic[Payload]):
     """The bounded queue. Not safe for use by several threads at once: its owner locks.
@@ -250,9 +85,9 @@ class Lanes(Generic[Payload]):
     mixes: bool = False
 
     def __post_init__(self) -> None:
-        self._lanes: dict[Cell, _Lane[Payload]] = {}
+        self._lanes: dict[Cell, Lane[Payload]] = {}
         # Those in which nothing waits now.
-        self._empty: dict[Cell, _Lane[Payload]] = {}
+        self._empty: dict[Cell, Lane[Payload]] = {}
         self._order = count()
         self._shares = Shares()
 
@@ -296,7 +131,7 @@ class Lanes(Generic[Payload]):
         key = (entry.depth, self.bucket(entry.length))
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = self._empty.pop(key) if key in self._empty else _Lane(self._shares.all)
+            lane = self._lanes[key] = self._empty.pop(key) if key in self._empty else Lane(self._shares.all)
         entry.waiting = True
         entry.share = share = self._shares.of(entry.client)
         share.enter(entry.work_s)
@@ -345,7 +180,7 @@ class Lanes(Generic[Payload]):
         of its entries to make its own.
         """
         late: list[Entry[Payload]] = []
-        tops: list[tuple[_Ranked[Payload], Cell]] = []
+        tops: list[tuple[Ranked[Payload], Cell]] = []
         for key, lane in list(self._lanes.items()):
             first = self._first_in_time(key, lane, now_s, cost, late)
             if first is not None:
@@ -364,8 +199,8 @@ class Lanes(Generic[Payload]):
         return Taken(length, batch, late)
 
     def _first_in_time(
-        self, key: Cell, lane: _Lane[Payload], now_s: float, cost: BatchCost, late: list[Entry[Payload]]
-    ) -> _Ranked[Payload] | None:
+        self, key: Cell, lane: Lane[Payload], now_s: float, cost: BatchCost, late: list[Entry[Payload]]
+    ) -> Ranked[Payload] | None:
         """Who goes next in a lane; whoever cannot make it any more is moved to ``late``."""
         while lane.live:
             first = lane.first()
@@ -375,13 +210,13 @@ class Lanes(Generic[Payload]):
             late.append(self._remove(key, lane, entry))
         return None
 
-    def _remove(self, key: Cell, lane: _Lane[Payload], entry: Entry[Payload]) -> Entry[Payload]:
+    def _remove(self, key: Cell, lane: Lane[Payload], entry: Entry[Payload]) -> Entry[Payload]:
         assert entry.share is not None
         entry.share.leave(entry.work_s)
         self._take_out(key, lane, entry)
         return entry
 
-    def _take_out(self, key: Cell, lane: _Lane[Payload], entry: Entry[Payload]) -> None:
+    def _take_out(self, key: Cell, lane: Lane[Payload], entry: Entry[Payload]) -> None:
         lane.remove(entry)
         if not lane.live:
             self._empty[key] = self._lanes.pop(key)
@@ -457,7 +292,7 @@ def _serve(entries: list[Entry[Payload]]) -> None:
     share.serve(sum(entry.work_s for entry in entries), len(entries))
 
 
-def _next(tops: list[tuple[_Ranked[Payload], Cell]]) -> Cell:
+def _next(tops: list[tuple[Ranked[Payload], Cell]]) -> Cell:
     """Of several lanes the one that goes next, by who goes next in each: level by level, as within a lane."""
     if len({entry.share for (*_, entry), _ in tops}) == 1:
         return min(tops)[1]

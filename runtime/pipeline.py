@@ -24,8 +24,9 @@ from fathom.runtime.feedback import Feedback
 from fathom.runtime.futures import settle
 from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import Indices, ItemFilter, Scores, both
-from fathom.runtime.lanes import Lanes, length_buckets
+from fathom.runtime.lanes import Lanes
 from fathom.runtime.live_catalogue import LiveCatalogue, Offer
+from fathom.runtime.padding import length_buckets
 from fathom.runtime.prefix_cache import NO_HITS, CacheHits, Owner, PrefixCache, Reused
 from fathom.runtime.query import (
     Answer,

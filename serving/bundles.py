@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.errors import ConfigError, FathomError, InvalidRequestError, NotFoundError
-from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import Manifest
+from fathom.runtime.manifest_file import read_manifest
 from fathom.runtime.prefix_cache import Owners
 from fathom.runtime.signature import Trust
 from fathom.serving.access.principal import NO_TENANT, Tenant
 from fathom.serving.config import ServerSettings
-from fathom.serving.convert import echo
 from fathom.serving.deployment import Deployment, MakeEngine
+from fathom.serving.limits import echo
 from fathom.serving.metrics import Metrics
 from fathom.serving.repository import Repository, State, state_of
 from fathom.serving.status import INTERNAL_TEXT

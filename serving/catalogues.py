@@ -8,9 +8,9 @@ from typing import NamedTuple
 from fathom.errors import ConfigError, FathomError, RequestError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue, Prepared
-from fathom.serving.convert import record_of
 from fathom.serving.deployment import Deployment
 from fathom.serving.items.contract import ItemChange, ItemStore
+from fathom.serving.items.messages import record_of
 from fathom.serving.logs import Seldom
 from fathom.serving.uploads import Items
 

@@ -19,7 +19,6 @@ from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.settings import PipelineSettings
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings
-from fathom.serving.convert import Converter
 from fathom.serving.describe import (
     DeploymentInfo,
     bundle_message,
@@ -29,6 +28,8 @@ from fathom.serving.describe import (
     served_profiles,
 )
 from fathom.serving.metrics import Metrics
+from fathom.serving.request_decoder import RequestDecoder
+from fathom.serving.response_encoder import ResponseEncoder
 from fathom.serving.rules_file import load_rules
 
 #: Loads a bundle's engine with so many threads.
@@ -66,7 +67,8 @@ class Deployment:
         self.pipeline.chooser.require(self.profile)
         profiles = served_profiles(bundle)
         self._rules = None if settings.rules is None else Path(settings.rules)
-        self.converter = Converter(bundle, catalogue, profiles, self.profile)
+        self.decoder = RequestDecoder(bundle, catalogue, profiles, self.profile)
+        self.encoder = ResponseEncoder(bundle, catalogue)
         self._message = bundle_message(bundle, engine.name, profiles, self.profile)
 
     @classmethod
@@ -117,7 +119,7 @@ class Deployment:
         Raises ConfigError where it is wrong, and changes nothing.
         """
         try:
-            self.converter.use_rules(load_rules(self._rules, self.name))
+            self.decoder.use_rules(load_rules(self._rules, self.name))
         except NotFoundError as error:
             raise ConfigError(f"{self._rules}: default of bundle {self.name}: {error}") from None
 
@@ -179,11 +181,11 @@ class Deployment:
                     rules=pb.Rules(),
                 )
                 try:
-                    query, unknown = self.converter.query(request, None)
+                    query, unknown = self.decoder.query(request, None)
                     answer = await self.pipeline.recommend(query)
                 except RequestError as error:
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: {error}") from None
-                items = pb.RecommendResponse.FromString(self.converter.response(request, answer, unknown)).items
+                items = pb.RecommendResponse.FromString(self.encoder.response(request, answer, unknown)).items
                 if len(items) != request.k or not all(abs(item.score) < largest for item in items):
                     raise BundleError(f"{self.bundle.path}: it fails its self-test: depth {depth} gives bad scores")
 

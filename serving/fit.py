@@ -46,7 +46,7 @@ async def _check_budget(deployment: Deployment) -> None:
     if pipeline.p99_s(depth) * 1e3 <= profile.latency_budget_ms:
         return
     request = pb.RecommendRequest(item_ids=[ids[place % len(ids)] for place in range(longest)], depth=depth)
-    query, _ = deployment.converter.query(request, None)
+    query, _ = deployment.decoder.query(request, None)
     took_s = []
     for _ in range(BUDGET_REQUESTS):
         begin_s, cpu_s = time.perf_counter(), time.process_time()

@@ -13,9 +13,9 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.shares import Client
 from fathom.serving.access.caller import Caller
 from fathom.serving.access.principal import Tenant
-from fathom.serving.convert import ANSWER_BYTES, batch_of, result_of
 from fathom.serving.limits import LONGEST_ID_BYTES
 from fathom.serving.recommend import Recommend, charge
+from fathom.serving.response_encoder import ANSWER_BYTES, batch_of, result_of
 from fathom.serving.status import code_number, retry_after_s, status_of
 from fathom.serving.wire import parts_of
 from fathom.serving.work import LARGEST_BATCH, LIGHT_BYTES, few_of, request_of, work_of
@@ -128,7 +128,7 @@ class Many:
 
     def _answer_bytes(self, request: pb.RecommendRequest, tenant: Tenant) -> int:
         try:
-            return self.recommend.bundles.choose(request.bundle, tenant).converter.answer_bytes(request)
+            return self.recommend.bundles.choose(request.bundle, tenant).encoder.answer_bytes(request)
         except RequestError:
             return ANSWER_BYTES
 

@@ -18,19 +18,19 @@ from fathom.runtime.pipeline import Leave
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import Answer
 from fathom.runtime.shares import Client
-from fathom.serving.access.caller import Caller
+from fathom.serving.access.caller import Caller, client_of
 from fathom.serving.access.control import OPEN, AccessControl
 from fathom.serving.access.principal import Principal, Role
 from fathom.serving.access.privacy import check_private, check_private_size, sees_histories
 from fathom.serving.audit import AuditLog
 from fathom.serving.bundles import Bundles
-from fathom.serving.convert import client_of, use_history, user_of
 from fathom.serving.experiments.running import RunningExperiments
 from fathom.serving.experiments.treatment import NO_CHANGE, Change
 from fathom.serving.experiments.trial import Trial
 from fathom.serving.gate import Gate
 from fathom.serving.guard import ending_of
 from fathom.serving.history.contract import HistoryStore, digest_of
+from fathom.serving.history.messages import use_history, user_of
 from fathom.serving.intake import FEW, TURN_S, Intake
 from fathom.serving.metrics import Metrics
 from fathom.serving.recording import Recorder
@@ -177,11 +177,11 @@ class Recommend:
         # From here to the queue nothing waits, so a bundle that is being exchanged is never chosen too late.
         client, principal = caller.client, caller.principal
         deployment, behind = self.bundles.choose(request.bundle, principal.tenant), self.intake.behind
-        if not deployment.converter.is_stranger(request):
-            profile = deployment.converter.profile(request.profile)
+        if not deployment.decoder.is_stranger(request):
+            profile = deployment.decoder.profile(request.profile)
             depth = request.depth if request.HasField("depth") else None
             deployment.pipeline.admit(len(request.item_ids), profile, depth, deadline_s, client, behind=behind)
-        query, unknown = deployment.converter.query(request, deadline_s, client, owner, principal.scope)
+        query, unknown = deployment.decoder.query(request, deadline_s, client, owner, principal.scope)
         exact, private = principal.may(Role.ADMIN), owner is not None and not sees_histories(principal)
         if private:
             check_private_size(query.k, deployment.catalogue.offered, principal)
@@ -198,9 +198,7 @@ class Recommend:
                 self.recorder.offer(deployment, query, answer)
             labels = () if trial is None else trial.labels
             done(
-                deployment.converter.response(
-                    request, answer, unknown, exact=exact, private=private, experiments=labels
-                )
+                deployment.encoder.response(request, answer, unknown, exact=exact, private=private, experiments=labels)
             )
             if trial is not None:
                 trial.answered(deployment, answer)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fathom.errors import BundleError, BundleMissingFileError, brief
-from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import MANIFEST_NAME
+from fathom.runtime.manifest_file import read_manifest
 
 #: What changes when anything in a folder does: (name, kind and rights, bytes, time of change) of all that is in it.
 #: That time nobody can set back, as copies of archives do with the time of writing.

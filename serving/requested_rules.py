@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fathom.errors import InvalidRequestError, NotFoundError, brief
+from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.item_filter import Bonus, sum_of
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.rules import Rules
-from fathom.serving.limits import check_boost, check_id
+from fathom.serving.limits import check_boost, check_id, echo
 
 #: Pins, boosts and caps that rules may have, of each.
 MOST_RULES = 100
@@ -34,7 +34,7 @@ def check_rules(rules: pb.Rules) -> None:
     for item in items:
         check_id("a pin's item_id", item)
     if 0 in positions:
-        raise InvalidRequestError(f"pin {brief(items[positions.index(0)])!r} is at position 0; the first is 1")
+        raise InvalidRequestError(f"pin {echo(items[positions.index(0)])} is at position 0; the first is 1")
     if len(set(items)) < len(items) or len(set(positions)) < len(positions):
         raise InvalidRequestError("pins name an item or a position twice; give each once")
     for boost in rules.boosts:
@@ -90,4 +90,4 @@ def _category_boosts(amounts: Mapping[str, float], catalogue: LiveCatalogue) -> 
 
 
 def _unknown(category: str) -> NotFoundError:
-    return NotFoundError(f"category {brief(category)!r} is not in the catalogue")
+    return NotFoundError(f"category {echo(category)} is not in the catalogue")

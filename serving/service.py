@@ -21,19 +21,13 @@ from fathom.serving.access.caller import CallContext, Caller
 from fathom.serving.access.principal import Tenant
 from fathom.serving.bundles import ReloadResult
 from fathom.serving.catalogues import Catalogues, Changed
-from fathom.serving.convert import (
-    DEFAULT_PAGE,
-    MOST_ITEMS,
-    check_removed,
-    deadline_of,
-    listed_item,
-    user_of,
-)
 from fathom.serving.experiments.running import RunningExperiments
 from fathom.serving.experiments.states import Phase
 from fathom.serving.experiments.units import outcomes_of
 from fathom.serving.history.contract import Appended, HistoryStore, digest_of
+from fathom.serving.history.messages import user_of
 from fathom.serving.items.contract import ItemChange
+from fathom.serving.items.messages import MOST_ITEMS, check_removed, listed_item
 from fathom.serving.live_counter import LiveCounter
 from fathom.serving.many import Many
 from fathom.serving.recommend import Recommend
@@ -48,6 +42,7 @@ Result = TypeVar("Result")
 #: Methods whose messages can be so large that they are decoded here, a few parts at a time.
 ENCODED = ("RecommendBatch", "RecommendStream", "AppendEvents", "AppendEventStream", "UpsertItems")
 
+DEFAULT_PAGE = 100
 #: Of the items of a page, as far as there are several.
 LARGEST_PAGE_BYTES = 2**20
 
@@ -83,7 +78,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def RecommendBatch(self, request: bytes, context: CallContext) -> bytes:
         """Many independent requests; results in their order."""
         with self.gate:
-            return await self.many.batch(request, deadline_of(context.time_remaining()), context.caller)
+            return await self.many.batch(request, context.deadline_s(), context.caller)
 
     async def RecommendStream(self, requests: AsyncIterator[bytes], context: CallContext) -> None:
         """Independent requests; results as they are ready, at most ``stream_in_flight`` waiting at a time.
@@ -96,7 +91,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
 
         async def answer(request: pb.RecommendRequest) -> None:
             try:
-                result = await self.many.streamed(request, deadline_of(context.time_remaining()), caller)
+                result = await self.many.streamed(request, context.deadline_s(), caller)
                 async with writing:
                     await context.write(result)
             except grpc.aio.BaseError as error:

@@ -9,9 +9,10 @@ from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.live_catalogue import ItemRecord
 from fathom.runtime.shares import Client
-from fathom.serving.convert import MOST_ITEMS, check_item, check_similar, record_of, stored_event, user_of
 from fathom.serving.guard import undecodable
 from fathom.serving.history.contract import StoredEvent
+from fathom.serving.history.messages import stored_event, user_of
+from fathom.serving.items.messages import MOST_ITEMS, check_item, check_similar, record_of
 from fathom.serving.turns import Turns
 from fathom.serving.wire import parts_of
 from fathom.serving.work import LIGHT_BYTES, few_of

@@ -11,8 +11,8 @@ from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.reasons import MOST_LEFT_OUT
 from fathom.runtime.rules import looked_at
-from fathom.serving.convert import DEFAULT_K, LARGEST_K
 from fathom.serving.guard import undecodable
+from fathom.serving.limits import DEFAULT_K, LARGEST_K
 
 #: What a plain request asks for, at most: items of the ranking that are looked at, and items that it names.
 PLAIN_ITEMS, PLAIN_IDS = 100, 1_000

@@ -21,8 +21,9 @@ from fathom.files import sha256_bytes, write_json
 from fathom.importance.layer_ranking import LayerRanking, MethodScores
 from fathom.importance.registry import method_names
 from fathom.local import running_server
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import CERTIFICATE_FILE, MANIFEST_NAME, FileEntry, content_version, sealed
+from fathom.runtime.manifest_file import read_manifest
 from fathom.selector.certificate import KINDS
 
 

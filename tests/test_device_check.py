@@ -11,7 +11,8 @@ from fathom.cli import app
 from fathom.client import Client
 from fathom.errors import UnavailableError
 from fathom.local import running_server
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest_file import read_manifest
 
 PROFILE = """
 name: small-box

@@ -70,6 +70,38 @@ def test_where_a_shallower_depth_is_as_good_the_smaller_bundle_is_offered() -> N
     assert "Depth costs here: depth 4 less depth 16 is .0123" in sentence({"EASE": WORSE, "depth 4": BETTER})
 
 
+@pytest.mark.parametrize(
+    ("found", "word", "less"),
+    [(EQUAL, "does not pay", ".0010 [-.0100, .0120]"), (BETTER, "costs", ".0123 [.0080, .0160]")],
+)
+def test_where_counting_alone_is_as_good_depth_0_is_named(
+    found: tuple[float, float, float], word: str, less: str
+) -> None:
+    said = sentence({"EASE": WORSE, "depth 0": found, "depth 4": WORSE, "depth 8": WORSE})
+    assert said.endswith(
+        f"Depth {word} here: depth 0, which counts and runs no network, less depth 16 is {less}; requests with depth 0"
+        " get it, and `fathom bundle slice build/bundle --depths 4 --out SMALLER` cuts the shallowest network for the"
+        " others."
+    )
+
+
+def test_where_counting_alone_is_worse_networks_are_compared_with_each_other() -> None:
+    said = sentence({"EASE": WORSE, "depth 0": WORSE, "depth 4": WORSE, "depth 8": WORSE})
+    assert said.endswith("Depth pays: depth 16 is ahead of depth 4 by .0200 [.0100, .0300].")
+
+
+def test_a_bundle_of_one_depth_is_compared_with_counting_alone() -> None:
+    def judged(value: float, low: float, high: float) -> str:
+        systems = {"depth 0": {"difference": {"ndcg@10": {"value": value, "low": low, "high": high}}}}
+        return depth_verdict({"cases": 1000, "reference": "depth 4", "systems": systems}, (4,), Path("b"))
+
+    assert judged(*EQUAL) == (
+        "Depth does not pay here: depth 0, which counts and runs no network, less depth 4 is .0010 [-.0100, .0120];"
+        " requests with depth 0 get it."
+    )
+    assert judged(*WORSE) == ""
+
+
 def test_depths_that_were_not_judged_together_have_no_verdict() -> None:
     systems = {"depth 4": {"difference": {"ndcg@10": {"value": -0.02, "low": -0.03, "high": -0.01}}}}
     evaluation = {"cases": 1000, "reference": "depth 16", "systems": systems}

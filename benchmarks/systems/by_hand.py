@@ -18,7 +18,7 @@ from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.live_catalogue import LiveCatalogue
 from fathom.runtime.retriever import FlatRetriever
 from fathom.runtime.runner import BatchItem, BatchResult, Runner
-from fathom.serving.convert import DEFAULT_K
+from fathom.serving.limits import DEFAULT_K
 
 
 class ByHand:

@@ -14,8 +14,8 @@ import psutil
 from fathom.client import AsyncClient
 from fathom.errors import FathomError
 from fathom.files import write_json
-from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import MANIFEST_NAME, sealed
+from fathom.runtime.manifest_file import read_manifest
 
 HOUR_S = 3600.0
 NAME = "shop"

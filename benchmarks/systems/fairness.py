@@ -31,7 +31,7 @@ from fathom.benchmarks.server import METHOD, StartedServer, on_core, started
 from fathom.benchmarks.systems.front import CLIENT_CORE, SERVER_CORE
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.serving.convert import CLIENT_KEY
+from fathom.serving.access.caller import CLIENT_KEY
 
 SEED = 0
 TURNS = 5

@@ -28,11 +28,12 @@ from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError
 from fathom.exporter.bundle.index import IndexLimits, index_bundle
 from fathom.files import read_json, write_json
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.manifest import INDEX_FILE
+from fathom.runtime.manifest_file import read_manifest
 from fathom.runtime.padding import left_padded
 from fathom.runtime.pipeline import Pipeline
 from fathom.runtime.query import IndexedQuery

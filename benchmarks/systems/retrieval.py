@@ -21,7 +21,8 @@ from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import MissingExtraError
-from fathom.runtime.bundle import Bundle, Catalogue
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.catalogue import Catalogue
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors

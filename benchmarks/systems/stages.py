@@ -36,11 +36,11 @@ GRPC, POLLER, GRPC_THREADS = "gRPC and the event loop", "poll gRPC's events", "g
 #: Stage -> what the innermost frame of ours is called, as py-spy writes it; the first that fits counts.
 LOOP_STAGES = {
     GRPC: ("serving/transport/",),
-    "read the message": ("Converter.query", "Converter._history", "Converter._k", "client_of", "decoder"),
+    "read the message": ("request_decoder.py", "requested_filter.py", "client_of", "decoder"),
     "choose the depth": ("selector/", "Pipeline._choose", "estimates.py", "Batcher.queue_s", "cost.py"),
-    "wait in a lane": ("batcher.py", "lanes.py", "shares.py"),
+    "wait in a lane": ("batcher.py", "lanes.py", "lane.py", "shares.py"),
     "prefix cache": ("prefix_cache.py",),
-    "word the answer": ("Converter.response", "Converter._headed", "_EncodedItems"),
+    "word the answer": ("response_encoder.py",),
     "metrics": ("metrics.py", "prometheus_client"),
     "the rest of the way": (
         "fathom/serving/guard.py",
@@ -49,13 +49,12 @@ LOOP_STAGES = {
         "gate.py",
         "pipeline.py",
         "retriever.py",
-        "convert.py",
     ),
 }
 ENGINE_STAGES = {
     "engine": ("engines/",),
     "search": ("retriever.py",),
-    "batches": ("batcher.py", "lanes.py", "runner.py", "metrics.py"),
+    "batches": ("batcher.py", "lanes.py", "lane.py", "runner.py", "metrics.py"),
 }
 
 

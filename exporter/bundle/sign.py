@@ -8,8 +8,9 @@ from fathom.artefacts import BUNDLE, KEY, check_output, check_outputs, real
 from fathom.errors import BundleEditedError, ConfigError, MissingExtraError
 from fathom.exporter.bundle.derive import write_files
 from fathom.files import new_folder
-from fathom.runtime.bundle import Bundle, parse_manifest, read_manifest_bytes
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from fathom.runtime.manifest_file import parse_manifest, read_manifest_bytes
 from fathom.runtime.signature import Trust, read_key
 
 if TYPE_CHECKING:

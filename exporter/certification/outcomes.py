@@ -17,8 +17,7 @@ from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.index_retriever import open_retriever
 from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores
-from fathom.runtime.lanes import length_buckets
-from fathom.runtime.padding import left_padded
+from fathom.runtime.padding import left_padded, length_buckets
 from fathom.selector.certificate import TOP as K
 from fathom.selector.features import Features
 from fathom.selector.schema import Floats

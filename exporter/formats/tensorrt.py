@@ -18,8 +18,8 @@ from fathom.exporter.formats.timing_cache import TimingCache
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.gpu import this_gpu, this_platform
 from fathom.runtime.engines.plans import FLAVOURS, MAX_BATCH, USUAL_BATCH, Flavour
-from fathom.runtime.lanes import length_buckets
 from fathom.runtime.manifest import CERTIFICATE_FILE, Manifest, Plan
+from fathom.runtime.padding import length_buckets
 
 #: The first version with strongly typed networks, and ids of 64 bits as inputs.
 OLDEST = 10

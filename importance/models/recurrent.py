@@ -96,3 +96,9 @@ def with_module(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
     changed._modules = dict(model._modules)
     changed._modules[name] = with_module(model._modules[name], rest, new) if rest else new  # type: ignore[arg-type]
     return changed
+
+
+def module_path(path: str) -> str:
+    """Where a stack's block is in a model with recurrent layers apart: ``rnn[1]`` is the second layer of ``rnn``."""
+    name, _, layer = path.partition("[")
+    return f"{name}.layers.{layer.rstrip(']')}".lstrip(".") if layer else path

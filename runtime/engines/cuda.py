@@ -14,8 +14,8 @@ from fathom.runtime.engines.plans import MAX_BATCH, USUAL_BATCH
 from fathom.runtime.engines.segment import Segment, check_chains
 from fathom.runtime.engines.session import Device, require_tensorrt
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.lanes import length_buckets
 from fathom.runtime.manifest import ModelInfo
+from fathom.runtime.padding import length_buckets
 
 #: Made by ``exporter/engines/lookup_graph.py``, which describes it.
 LOOKUP = Path(__file__).with_name("lookup.onnx")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fathom.errors import FathomError, brief
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import StatelessEngine, load_chains, model_inputs, run_in_parts
 from fathom.runtime.engines.plans import FLAVOURS, Flavour, Machine, PlanRefusedError, choose_plan
@@ -14,14 +15,16 @@ from fathom.runtime.manifest import Plan
 
 
 def open_plan(bundle: Bundle, depths: Collection[int]) -> "PlanEngine":
-    """The engine of the plan that fits this machine; PlanRefusedError where none does."""
+    """The engine of the plan that fits this machine; PlanRefusedError where none does, or where it cannot be opened."""
     plan = choose_plan(bundle.manifest, Machine.here({plan.flavour for plan in bundle.manifest.plans}))
     try:
         return PlanEngine(bundle, plan, depths=tuple(sorted(depths)))
-    except RuntimeError as error:
-        raise PlanRefusedError(
-            f"the plan for compute capability {plan.compute_capability}: {error}", "broken"
-        ) from error
+    except FathomError:
+        raise
+    except Exception as error:  # The bindings of TensorRT and CUDA raise what they like, as TypeError without a driver.
+        words = f"the {FLAVOURS[plan.flavour].title} plan for compute capability {plan.compute_capability}"
+        why = f"{type(error).__name__}: {brief(error, 200)}"
+        raise PlanRefusedError(f"{words} cannot be opened: {why}", "broken") from error
 
 
 class PlanEngine(StatelessEngine):
@@ -44,7 +47,6 @@ class PlanEngine(StatelessEngine):
         self._plan = plan
         self._width = bundle.manifest.model.width
         self._bundle = bundle
-        self._stream = self._got(cuda.cudaStreamCreate())
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
 
         def load(engine: str) -> _Segment:
@@ -53,9 +55,13 @@ class PlanEngine(StatelessEngine):
             if segment is None:
                 words = f"{file}: {flavour.title} {trt.__version__} cannot read this plan on this machine"
                 raise PlanRefusedError(words, "broken")
-            return _Segment(trt, flavour, segment, file, plan, self._stream)
+            return _Segment(trt, flavour, segment, file, plan)
 
+        # Before anything is taken from the GPU: what is refused here leaves nothing behind there.
         self._chains = load_chains(bundle, depths, load)
+        self._stream = self._got(cuda.cudaStreamCreate())
+        for segment in {id(each): each for chain in self._chains.values() for each in chain}.values():
+            segment.select_profiles(self._stream)
         positions = plan.max_batch * plan.histories[-1]
         hidden = positions * self._width * 4
         ids, users = positions * 8, plan.max_batch * self._width * 4
@@ -110,8 +116,8 @@ class PlanEngine(StatelessEngine):
 class _Segment:
     """One plan file with a context for each of its optimization profiles; ``name``: what an error calls it."""
 
-    def __init__(self, trt: Any, flavour: Flavour, engine: Any, name: str, plan: Plan, stream: Any) -> None:
-        self._engine, self._title = engine, flavour.title
+    def __init__(self, trt: Any, flavour: Flavour, engine: Any, name: str, plan: Plan) -> None:
+        self._engine, self._title, self._file = engine, flavour.title, name
         self._names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
         self._inputs = [name for name in self._names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         taken = [
@@ -122,15 +128,28 @@ class _Segment:
                 f"{name}: its shapes are not those that the manifest says; convert the bundle again", "broken"
             )
         self._contexts = [self._context(trt, captured=flavour.ahead) for _ in plan.histories]
-        for place, context in enumerate(self._contexts):
-            context.set_optimization_profile_async(place, int(stream))
 
     def _context(self, trt: Any, *, captured: bool) -> Any:
+        """Of TensorRT's functions, those that make something give None where they cannot."""
         if not captured:
-            return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
+            return self._made(self._engine.create_execution_context())
+        config = self._made(self._engine.create_runtime_config())
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return self._engine.create_execution_context(config)
+        return self._made(self._engine.create_execution_context(config))
+
+    def _made(self, thing: Any) -> Any:
+        if thing is None:
+            words = f"{self._file}: {self._title} cannot make what runs this plan; the GPU may be short of memory"
+            raise PlanRefusedError(words, "broken")
+        return thing
+
+    def select_profiles(self, stream: Any) -> None:
+        """Give each context its optimization profile; comes before the first run."""
+        for place, context in enumerate(self._contexts):
+            if not context.set_optimization_profile_async(place, int(stream)):
+                raise PlanRefusedError(
+                    f"{self._file}: {self._title} refuses its optimization profile {place}", "broken"
+                )
 
     def enqueue(self, profile: int, shapes: dict[str, tuple[int, ...]], buffers: dict[str, int], stream: Any) -> None:
         """Start a run; what it reads is in ``buffers``, and what it gives will be."""

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 from fathom.errors import FathomError, UnauthenticatedError
 from fathom.runtime.shares import Client
-from fathom.serving.access.caller import Caller
+from fathom.serving.access.caller import Caller, client_of
 from fathom.serving.access.keys import PREFIX, hash_of
 from fathom.serving.access.known import Known, Limits
 from fathom.serving.access.principal import ANYBODY_MAY, Principal
 from fathom.serving.access.schema import read_access
 from fathom.serving.access.tokens import Claims, issuer_of
-from fathom.serving.convert import client_of
 from fathom.serving.files_watch import Stamp, stamp_of
 
 HEADER, SCHEME = "authorization", "bearer"

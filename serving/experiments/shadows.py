@@ -81,7 +81,7 @@ class Shadows:
                 return
             # What is cached of it belongs to whom the request belongs to.
             trial = shadow.trial
-            query, _ = deployment.converter.query(shadow.request, None, CLIENT, trial.owner, trial.scope)
+            query, _ = deployment.decoder.query(shadow.request, None, CLIENT, trial.owner, trial.scope)
             shadow.leave = deployment.pipeline.enter(
                 shadow.change.applied(query), partial(self._end, shadow, deployment)
             )

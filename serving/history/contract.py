@@ -16,14 +16,13 @@ from typing import NamedTuple, Protocol
 
 from fathom.errors import InvalidRequestError, UnavailableError
 from fathom.serving.faults import Faults
+from fathom.serving.limits import echo
 
 SECONDS_A_DAY = 86_400
 #: Events, or users, that a sweep looks at before it lets others work.
 SWEEP_AT_ONCE = 1_000
 #: Pairs of items that one call returns at most.
 PAIRS_AT_ONCE = 1_000
-# Longest part of an event id that an error repeats.
-LONGEST_ECHO = 60
 
 
 class StoredEvent(NamedTuple):
@@ -111,7 +110,7 @@ class Retention:
         for event in events:
             if event.timestamp > latest:
                 raise InvalidRequestError(
-                    f"event {event.event_id[:LONGEST_ECHO]!a} is dated {event.timestamp}, more than"
+                    f"event {echo(event.event_id)} is dated {event.timestamp}, more than"
                     f" {self.max_ahead_s} s ahead of the server's clock; send the time at which it happened"
                 )
 

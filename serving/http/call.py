@@ -8,8 +8,8 @@ import grpc
 from starlette.requests import Request
 
 from fathom.errors import InvalidRequestError
+from fathom.serving.access.caller import CLIENT_KEY
 from fathom.serving.access.control import HEADER
-from fathom.serving.convert import CLIENT_KEY
 from fathom.serving.tracing import HEADERS as TRACE_HEADERS
 from fathom.serving.transport.contract import AuthContext, Metadata
 

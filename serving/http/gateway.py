@@ -19,9 +19,8 @@ from starlette.routing import Route
 
 from fathom.errors import InvalidRequestError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.serving.access.caller import CallContext, Caller
+from fathom.serving.access.caller import CLIENT_KEY, CallContext, Caller
 from fathom.serving.access.principal import COUNTED_BY_CONTENT
-from fathom.serving.convert import CLIENT_KEY, deadline_of
 from fathom.serving.guard import ending_of
 from fathom.serving.http.call import HTTP_STATUSES, TIMEOUT_HEADER, HttpCall
 from fathom.serving.http.rules import Rule, http_rules
@@ -129,7 +128,7 @@ class Gateway:
         with self._service.gate:
             request = request_of(raw)
             charge(context.caller, request)
-            return await self._recommend.answer(request, deadline_of(context.time_remaining()), context.caller)
+            return await self._recommend.answer(request, context.deadline_s(), context.caller)
 
     async def _body(self, request: Request) -> bytes:
         """The whole body; raises InvalidRequestError where it is too large or is not said to be JSON.

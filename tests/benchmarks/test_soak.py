@@ -12,7 +12,7 @@ from fathom.benchmarks.systems import soak
 from fathom.benchmarks.systems.disturber import Disturber, moments, publish_version, workers_of
 from fathom.client import AsyncClient
 from fathom.errors import ConfigError
-from fathom.runtime.bundle import read_manifest
+from fathom.runtime.manifest_file import read_manifest
 
 
 def test_a_server_is_watched_minute_by_minute(

@@ -5,7 +5,7 @@ import pytest
 from fathom.benchmarks.systems.stages import GRPC, GRPC_THREADS, POLLER, split
 
 SAMPLES = """\
-MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88);Converter.query (fathom/serving/convert.py:53) 30
+MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88);RequestDecoder.query (fathom/serving/request_decoder.py:53) 30
 MainThread;run (fathom/serving/loop.py:9);call (fathom/serving/guard.py:88) 10
 MainThread;run (fathom/serving/loop.py:9);Runner.run (asyncio/runners.py:118) 60
 fathom-engine;Batcher._work (fathom/runtime/batcher.py:1);FlatRetriever.search (fathom/runtime/retriever.py:3);run (onnxruntime/x.py:4) 25

@@ -13,8 +13,8 @@ from fathom.exporter.bundle.report import (
     format_layers,
     quality_rows,
 )
-from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import Manifest, MetricInterval, RequestTimeInfo
+from fathom.runtime.manifest_file import read_manifest
 
 
 @pytest.fixture

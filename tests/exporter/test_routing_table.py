@@ -7,8 +7,9 @@ import pytest
 
 from fathom.edge_profiles.profile import load_profile, profile_names
 from fathom.exporter.certification.routing_table import RoutingRow, routing_rows, shortfall, table_rows, title
-from fathom.runtime.bundle import read_certificate, read_manifest
+from fathom.runtime.bundle_contents import read_certificate
 from fathom.runtime.manifest import Manifest
+from fathom.runtime.manifest_file import read_manifest
 from fathom.selector.certificate import Certificate, Claim
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.routing import Mixture

@@ -19,8 +19,9 @@ from fathom.errors import BundleError, BundleSignatureError, ConfigError, Output
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.exporter.bundle.slice import slice_bundle
 from fathom.exporter.formats.ort import convert_to_ort
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from fathom.runtime.manifest_file import read_manifest
 from fathom.runtime.signature import Trust
 from fathom.serving.config import ServerSettings, load_settings
 from fathom.serving.server import Server

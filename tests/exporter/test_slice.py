@@ -13,9 +13,10 @@ from fathom.edge_profiles.profile import DeviceProfile, load_profile
 from fathom.errors import BundleEditedError, ConfigError
 from fathom.exporter.bundle.derive import derive_bundle
 from fathom.exporter.bundle.slice import cut_depths, slice_bundle
-from fathom.runtime.bundle import Bundle, read_manifest, verify
+from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import DeviceCheck
+from fathom.runtime.manifest_file import read_manifest
 
 
 def profile(*depths: int) -> DeviceProfile:

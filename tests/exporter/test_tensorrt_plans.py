@@ -4,6 +4,7 @@ TensorRT-RTX builds without a GPU and is the library in all of these tests: also
 same, would build on an Orin.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
@@ -34,9 +36,9 @@ from fathom.runtime.engines.gpu import Gpu, this_gpu, this_platform
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.engines.plans import FLAVOURS, Flavour, Machine, PlanRefusedError, choose_plan
-from fathom.runtime.engines.tensorrt import PlanEngine
-from fathom.runtime.lanes import length_buckets
-from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, version_of
+from fathom.runtime.engines.tensorrt import PlanEngine, _Segment, open_plan
+from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, Plan, version_of
+from fathom.runtime.padding import length_buckets
 from fathom.training.checkpoint import Checkpoint
 from fathom.training.dataset import Dataset
 
@@ -243,6 +245,87 @@ def test_on_a_gpu_that_no_plan_is_for_onnxruntime_answers(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "foreign: this GPU has 12.1" in record.getMessage()
+
+
+def test_a_damaged_plan_is_refused_in_one_line_and_onnxruntime_answers(
+    planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(planned, damaged)
+    value = read_json(damaged / "manifest.json", kind="manifest", schema_version=SCHEMA_VERSION)
+    file = "plans/tensorrt-rtx-sm89/depth-04.plan"
+    data = (damaged / file).read_bytes()[:100]
+    (damaged / file).write_bytes(data)
+    value["files"][file] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    write_json(damaged / "manifest.json", value | {"version": version_of(value)})
+    monkeypatch.setattr("fathom.runtime.engines.plans.this_gpu", lambda: Gpu("8.9", "NVIDIA GeForce RTX"))
+    with Bundle.open(damaged) as bundle, open_engine(bundle) as engine:
+        assert isinstance(engine, OnnxEngine)
+        assert engine.plan_refused == "broken"
+    (record,) = caplog.records
+    said = f"{file}: TensorRT-RTX {trt.__version__} cannot read this plan on this machine"
+    assert record.getMessage().endswith(said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("pybind11::init(): factory function returned nullptr"),  # as of trt.Runtime without a driver
+        MemoryError("std::bad_alloc"),
+        RuntimeError("CUDA: cudaErrorMemoryAllocation\nand more"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_the_bindings_raise_is_a_refusal_in_one_line(
+    planned: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fathom.runtime.engines.plans.this_gpu", lambda: Gpu("8.9", "NVIDIA GeForce RTX"))
+    monkeypatch.setattr(trt, "Runtime", refuse)
+    with (
+        Bundle.open(planned) as bundle,
+        pytest.raises(
+            PlanRefusedError, match=r"TensorRT-RTX plan for compute capability 8\.9 cannot be opened"
+        ) as refused,
+    ):
+        open_plan(bundle, bundle.depths)
+    assert refused.value.kind == "broken"
+    assert "\n" not in str(refused.value)
+    assert type(error).__name__ in str(refused.value)
+
+
+class NoContexts:
+    """Of an engine that TensorRT has read, its shapes; there is no memory for what would run it."""
+
+    num_io_tensors = 1
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.num_optimization_profiles = len(plan.histories)
+
+    def get_tensor_name(self, _: int) -> str:
+        return "items"
+
+    def get_tensor_mode(self, _: str) -> object:
+        return trt.TensorIOMode.INPUT
+
+    def get_tensor_profile_shape(self, _: str, place: int) -> list[tuple[int, int]]:
+        return [(1, 1), (1, 1), (self._plan.max_batch, self._plan.histories[place])]
+
+    def create_runtime_config(self) -> SimpleNamespace:
+        return SimpleNamespace()
+
+    def create_execution_context(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("flavour", [RTX, STAND_IN], ids=lambda flavour: flavour.name)
+def test_without_memory_for_a_context_a_plan_is_refused(manifest: Manifest, flavour: Flavour) -> None:
+    with pytest.raises(PlanRefusedError, match=r"a\.plan: TensorRT.* the GPU may be short of memory") as refused:
+        _Segment(trt, flavour, NoContexts(manifest.plans[0]), "a.plan", manifest.plans[0])
+    assert refused.value.kind == "broken"
 
 
 def test_a_server_with_stale_plans_says_so_and_answers_the_same(

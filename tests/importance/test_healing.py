@@ -15,6 +15,7 @@ from fathom.importance.compression import CompressionPlan
 from fathom.importance.models.distillation import Distillation
 from fathom.importance.models.layerwise import states_of
 from fathom.importance.models.lora import add_adapters
+from fathom.importance.models.pruning import before_the_next, paths_in
 
 
 def trained(model: nn.Module, x: Tensor, labels: Tensor) -> nn.Module:
@@ -129,7 +130,7 @@ def test_adapters_change_the_layers_matrices_and_norms_alone_and_are_merged(name
     before, after = smaller.state_dict(), healed.state_dict()
     assert list(before) == list(after)
     changed = {path for path in before if not torch.equal(before[path], after[path])}
-    inside = plan.measured.layers.paths_in(smaller, plan.keep)
+    inside = paths_in(plan.measured.layers, smaller, plan.keep)
     learned_wide = False
     assert changed
     assert all(any(path.startswith(f"{block}.") for block in inside) for path in changed)
@@ -192,14 +193,14 @@ def test_a_model_without_a_matrix_to_adapt_is_one_line() -> None:
 def test_layers_learn_to_leave_what_the_next_layer_was_given_in_the_whole_model(name: str) -> None:
     _, plan, batches = ready(name)
     smaller, layers = plan.apply(), plan.measured.layers
-    inside, targets = layers.paths_in(smaller, plan.keep), layers.before_the_next(plan.keep, plan.measured.batches[0])
+    inside, targets = paths_in(layers, smaller, plan.keep), before_the_next(layers, plan.keep, plan.measured.batches[0])
     # The layers that are gone lie between a layer and that whose state it shall leave.
     assert len(set(targets)) == len(plan.keep) < len(layers.layers)
-    paths = layers.paths_in(layers.running, layers.layers)
-    (alone,) = layers.before_the_next((0,), plan.measured.batches[0])
+    paths = paths_in(layers, layers.running, layers.layers)
+    (alone,) = before_the_next(layers, (0,), plan.measured.batches[0])
     # With no other layer to come, the last one; in pictures, the last of its own shape.
     assert alone == {"pictures": paths[1]}.get(name, paths[-1])
-    assert layers.before_the_next((0, 1), plan.measured.batches[0])[0] == paths[0]
+    assert before_the_next(layers, (0, 1), plan.measured.batches[0])[0] == paths[0]
     inputs = layers.task.inputs(smaller, *batches[0])
 
     def apart(model: nn.Module) -> float:
@@ -256,7 +257,7 @@ def test_wider_and_deeper_teachers_teach_answers_and_layers() -> None:
 def test_a_decoder_goes_by_a_decoder_and_by_no_layers_that_add_outside() -> None:
     _, plan, _ = ready("translation")
     other = t5()
-    pairs = plan._pairs(other, plan.measured.layers.paths_in(plan.apply(), plan.keep))
+    pairs = plan._pairs(other, paths_in(plan.measured.layers, plan.apply(), plan.keep))
     assert all(path.startswith("decoder.") for path in pairs.teacher)
     analyzer = create_analyzer(analysis_methods=("ablation",))
     analyzer.load_model(Stacked("plain"))

@@ -67,7 +67,7 @@ def one_at_a_time(model: LayeredModel, batch: Batch) -> Iterator[tuple[int, Any]
 
 def live_parameters(model: Any, layer: int) -> dict[str, torch.nn.Parameter]:
     if isinstance(model, ModuleLayers):
-        module = model._layer_blocks[layer]
+        module = model._finder.blocks[layer]
     else:
         module = model.blocks[layer] if isinstance(model, GatedToy) else model._model.block(layer)
     return dict(module.named_parameters())

@@ -24,7 +24,7 @@ from fathom.errors import BundleError, ConfigError, FathomError
 from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows, quality_rows
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.files import sha256_bytes
-from fathom.runtime.bundle import Bundle, read_manifest, verify
+from fathom.runtime.bundle import Bundle, verify
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.manifest import (
@@ -37,6 +37,7 @@ from fathom.runtime.manifest import (
     depth_digests,
     version_of,
 )
+from fathom.runtime.manifest_file import read_manifest
 from fathom.runtime.signature import Trust
 from fathom.serving.repository import Repository, state_of
 

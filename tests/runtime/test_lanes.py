@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.runtime.lanes import LONGEST_RUN_S, NOBODY, ByDepth, Entry, Lanes, length_buckets
+from fathom.runtime.lane import Entry
+from fathom.runtime.lanes import LONGEST_RUN_S, NOBODY, ByDepth, Lanes
+from fathom.runtime.padding import length_buckets
 from fathom.runtime.shares import ANYBODY, Client
 
 PATIENCE_S = 10.0

@@ -17,7 +17,8 @@ from live_items import SeededEncoder, remove, upsert
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import ConfigError
 from fathom.runtime import pipeline as pipeline_module
-from fathom.runtime.bundle import Bundle, Catalogue
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.catalogue import Catalogue
 from fathom.runtime.cost import CostModel, Line
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.item_vectors import ItemPrecision, ItemVectors

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fathom.runtime.bundle import read_manifest
 from fathom.runtime.manifest import SCHEMA_VERSION, Manifest, depth_digest, sealed, version_of
+from fathom.runtime.manifest_file import read_manifest
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.runtime.lanes import Entry, Lanes
+from fathom.runtime.lane import Entry
+from fathom.runtime.lanes import Lanes
 from fathom.runtime.shares import FEW, GRAIN_S, Client
 
 LONG_S, SHORT_S = 0.005, 0.0005

@@ -14,8 +14,8 @@ from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.protos.fathom.v1 import recommender_pb2_grpc
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.cost import CostModel, Line
+from fathom.serving.access.caller import CLIENT_KEY
 from fathom.serving.config import ServerSettings
-from fathom.serving.convert import CLIENT_KEY
 from fathom.serving.server import Server
 
 LONG = pb.RecommendRequest(item_ids=[f"item-{number}" for number in range(1, 31)], depth=16)

@@ -22,10 +22,11 @@ from fathom.client import AsyncClient, Client, Recommendation
 from fathom.errors import BundleMissingFileError, ConfigError, InvalidRequestError, NotFoundError
 from fathom.files import write_json
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.open import open_engine
 from fathom.runtime.manifest import MANIFEST_NAME, version_of
+from fathom.runtime.manifest_file import read_manifest
 from fathom.serving.config import ServerSettings
 from fathom.serving.repository import Repository, state_of
 from fathom.serving.server import Server

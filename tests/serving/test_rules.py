@@ -11,7 +11,7 @@ from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.live_catalogue import ItemRecord, LiveCatalogue
-from fathom.serving.convert import Converter
+from fathom.serving.request_decoder import RequestDecoder
 from fathom.serving.requested_rules import ServerRules
 
 
@@ -76,7 +76,7 @@ async def test_default_rules_may_name_a_category_and_ranges_an_attribute_that_on
 def test_a_block_list_is_looked_up_once_for_all_requests_until_the_catalogue_changes(synthetic_bundle: Path) -> None:
     bundle = Bundle.open(synthetic_bundle)
     catalogue = LiveCatalogue(bundle, encoder=SeededEncoder())
-    converter = Converter(bundle, catalogue, {}, load_profile("cloud"))
+    decoder = RequestDecoder(bundle, catalogue, {}, load_profile("cloud"))
 
     class Ids(list[str]):
         read = 0
@@ -85,9 +85,9 @@ def test_a_block_list_is_looked_up_once_for_all_requests_until_the_catalogue_cha
             Ids.read += 1
             return super().__iter__()
 
-    converter.use_rules(ServerRules({"recalled": Ids(["item-3", "new", "nothing"])}))
+    decoder.use_rules(ServerRules({"recalled": Ids(["item-3", "new", "nothing"])}))
     request = pb.RecommendRequest(filter=pb.Filter(exclude_item_ids=["item-5"], block_lists=["recalled"] * 100))
-    assert [converter.query(request, None)[0].exclude.tolist() for _ in range(3)] == [[5, 3]] * 3
+    assert [decoder.query(request, None)[0].exclude.tolist() for _ in range(3)] == [[5, 3]] * 3
     assert Ids.read == 1
     upsert(catalogue, ItemRecord("new", "New"))
-    assert converter.query(request, None)[0].exclude.tolist() == [5, 3, catalogue.find("new")]
+    assert decoder.query(request, None)[0].exclude.tolist() == [5, 3, catalogue.find("new")]

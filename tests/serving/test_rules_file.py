@@ -9,7 +9,7 @@ from fathom.errors import ConfigError, InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.live_catalogue import LiveCatalogue
-from fathom.serving.convert import Converter
+from fathom.serving.request_decoder import RequestDecoder
 from fathom.serving.rules_file import load_rules
 
 FILE = """
@@ -28,35 +28,37 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def converter(synthetic_bundle: Path) -> Converter:
+def decoder(synthetic_bundle: Path) -> RequestDecoder:
     bundle = Bundle.open(synthetic_bundle)
-    return Converter(bundle, LiveCatalogue(bundle), {}, load_profile("cloud"))
+    return RequestDecoder(bundle, LiveCatalogue(bundle), {}, load_profile("cloud"))
 
 
-def ask(converter: Converter, **changes):
-    return converter.query(pb.RecommendRequest(item_ids=["item-1"], **changes), None)[0]
+def ask(decoder: RequestDecoder, **changes):
+    return decoder.query(pb.RecommendRequest(item_ids=["item-1"], **changes), None)[0]
 
 
-def test_a_request_without_rules_gets_the_servers_and_one_with_rules_its_own(converter: Converter, file: Path) -> None:
-    assert ask(converter).rules is None
-    converter.use_rules(load_rules(file, "other"))
-    rules = ask(converter).rules
+def test_a_request_without_rules_gets_the_servers_and_one_with_rules_its_own(
+    decoder: RequestDecoder, file: Path
+) -> None:
+    assert ask(decoder).rules is None
+    decoder.use_rules(load_rules(file, "other"))
+    rules = ask(decoder).rules
     assert rules is not None
     assert (rules.pins, rules.diversity) == ({1: 7}, 0.5)
-    mine = ask(converter, rules=pb.Rules()).rules
+    mine = ask(decoder, rules=pb.Rules()).rules
     assert mine is not None
     assert (mine.pins, mine.caps, mine.diversity) == ({}, {}, 0)
-    converter.use_rules(load_rules(file, "shop"))
-    shop = ask(converter).rules
+    decoder.use_rules(load_rules(file, "shop"))
+    shop = ask(decoder).rules
     assert shop is not None
     assert (shop.pins, shop.caps) == ({}, {"": 2})
 
 
-def test_block_lists_are_left_out_by_name(converter: Converter, file: Path) -> None:
-    converter.use_rules(load_rules(file, "shop"))
-    assert list(ask(converter, filter=pb.Filter(block_lists=["recalled", "adult"])).exclude) == [3, 4]
+def test_block_lists_are_left_out_by_name(decoder: RequestDecoder, file: Path) -> None:
+    decoder.use_rules(load_rules(file, "shop"))
+    assert list(ask(decoder, filter=pb.Filter(block_lists=["recalled", "adult"])).exclude) == [3, 4]
     with pytest.raises(NotFoundError, match="block list 'nope'"):
-        ask(converter, filter=pb.Filter(block_lists=["nope"]))
+        ask(decoder, filter=pb.Filter(block_lists=["nope"]))
 
 
 @pytest.mark.parametrize(
@@ -89,13 +91,13 @@ def test_what_cannot_be_in_the_file_is_one_clear_line(tmp_path: Path, text: str)
         pb.Rules(diversity=-0.1),
     ],
 )
-def test_rules_that_contradict_the_contract_are_refused(converter: Converter, rules: pb.Rules) -> None:
+def test_rules_that_contradict_the_contract_are_refused(decoder: RequestDecoder, rules: pb.Rules) -> None:
     with pytest.raises(InvalidRequestError):
-        ask(converter, rules=rules)
+        ask(decoder, rules=rules)
 
 
-def test_unknown_categories_and_attributes_are_not_found(converter: Converter) -> None:
+def test_unknown_categories_and_attributes_are_not_found(decoder: RequestDecoder) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
-        ask(converter, rules=pb.Rules(caps=[pb.Cap(category="nowhere", at_most=1)]))
+        ask(decoder, rules=pb.Rules(caps=[pb.Cap(category="nowhere", at_most=1)]))
     with pytest.raises(NotFoundError, match="price"):
-        ask(converter, filter=pb.Filter(ranges=[pb.Range(attribute="price", at_most=30)]))
+        ask(decoder, filter=pb.Filter(ranges=[pb.Range(attribute="price", at_most=30)]))

@@ -31,8 +31,9 @@ from fathom.files import new_folder, read_json, sha256_file, write_json
 from fathom.importance.adapter import rank_checkpoint
 from fathom.importance.layer_ranking import LayerRanking
 from fathom.importance.report.plot import plot_ranking
-from fathom.runtime.bundle import Bundle, read_manifest
+from fathom.runtime.bundle import Bundle
 from fathom.runtime.manifest import CERTIFICATE_FILE, SIGNATURE_NAME, MetricInterval, sealed
+from fathom.runtime.manifest_file import read_manifest
 from fathom.selector.certificate import KINDS
 from fathom.show import Activity, dataset_facts, err
 from fathom.training.checkpoint import Checkpoint

@@ -51,23 +51,41 @@ def verdict(evaluation: Mapping[str, Any], strategy: str, depths: Sequence[int],
 def depth_verdict(evaluation: Mapping[str, Any], depths: Sequence[int], bundle: Path) -> str:
     """Whether a bundle's deepest depth pays, as its depths are served; "" where nothing shallower was judged with it.
 
-    It does unless a shallower depth is not measurably worse; the shallowest of those is then the one to ship.
+    It does unless a shallower depth is not measurably worse; the shallowest of those is then the one to ship. Depth 0,
+    counting alone, is spoken of only where it is not measurably worse, as no bundle is cut to it.
     """
     *shallower, deepest = sorted(depths)
-    if evaluation["reference"] != f"depth {deepest}" or not shallower:
+    if evaluation["reference"] != f"depth {deepest}":
         return ""
-    found = {d: MetricInterval(**evaluation["systems"][f"depth {d}"]["difference"][METRIC]) for d in shallower}
-    enough = next((depth for depth in shallower if found[depth].high >= 0), None)
+    systems = evaluation["systems"]
+
+    def less(depth: int) -> MetricInterval:
+        return MetricInterval(**systems[f"depth {depth}"]["difference"][METRIC])
+
+    if "depth 0" in systems and less(0).high >= 0:
+        counted = _no_gain("depth 0, which counts and runs no network,", less(0), deepest)
+        said = f"{counted}; requests with depth 0 get it"
+        cut = f", and {_cut(bundle, shallower[:1])} the shallowest network for the others" if shallower else ""
+        return f"{said}{cut}."
+    if not shallower:
+        return ""
+    enough = next((depth for depth in shallower if less(depth).high >= 0), None)
     if enough is None:
-        first, less = shallower[0], found[shallower[0]]
-        lead = MetricInterval(value=-less.value, low=-less.high, high=-less.low)
+        first, behind = shallower[0], less(shallower[0])
+        lead = MetricInterval(value=-behind.value, low=-behind.high, high=-behind.low)
         return f"Depth pays: depth {deepest} is ahead of depth {first} by {format_interval(lead)}."
-    kept = ",".join(str(depth) for depth in shallower if depth <= enough)
-    costs = "costs" if found[enough].low > 0 else "does not pay"
-    return (
-        f"Depth {costs} here: depth {enough} less depth {deepest} is {format_interval(found[enough])};"
-        f" `fathom bundle slice {bundle} --depths {kept} --out SMALLER` cuts the shallower network."
-    )
+    cut = _cut(bundle, [depth for depth in shallower if depth <= enough])
+    found = _no_gain(f"depth {enough}", less(enough), deepest)
+    return f"{found}; {cut} the shallower network."
+
+
+def _no_gain(shallower: str, less: MetricInterval, deepest: int) -> str:
+    costs = "costs" if less.low > 0 else "does not pay"
+    return f"Depth {costs} here: {shallower} less depth {deepest} is {format_interval(less)}"
+
+
+def _cut(bundle: Path, depths: Sequence[int]) -> str:
+    return f"`fathom bundle slice {bundle} --depths {','.join(map(str, depths))} --out SMALLER` cuts"
 
 
 def _listed(names: Sequence[object], one: str = "", more: str = "") -> str:

@@ -67,7 +67,7 @@ def build(
     from fathom.building.verdict import verdict
     from fathom.commands import settings_pages
     from fathom.edge_profiles.profile import load_profile
-    from fathom.runtime.bundle import read_manifest
+    from fathom.runtime.manifest_file import read_manifest
     from fathom.training.dataset import Dataset
 
     config = train_config(preset, settings, seed, config_file)

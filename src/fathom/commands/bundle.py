@@ -21,7 +21,8 @@ app = typer.Typer(help="Inspect, verify and slice bundles.", no_args_is_help=Tru
 def bundle_values(bundle: Path) -> dict[str, Any]:
     """For JSON: a bundle's manifest, and ``routing``, how its profiles are routed."""
     from fathom.exporter.certification.routing_table import routing_rows
-    from fathom.runtime.bundle import read_certificate, read_manifest
+    from fathom.runtime.bundle_contents import read_certificate
+    from fathom.runtime.manifest_file import read_manifest
 
     manifest = read_manifest(bundle)
     rows = routing_rows(manifest, read_certificate(bundle, manifest))
@@ -31,7 +32,7 @@ def bundle_values(bundle: Path) -> dict[str, Any]:
 def show_bundle(bundle: Path, *, as_json: bool = False) -> None:
     """Print what a bundle's manifest and certificate say."""
     from fathom.exporter.bundle.report import depth_rows, evidence_rows, fact_rows
-    from fathom.runtime.bundle import read_manifest
+    from fathom.runtime.manifest_file import read_manifest
 
     if as_json:
         show.print_json(bundle_values(bundle))
@@ -46,7 +47,7 @@ def show_bundle(bundle: Path, *, as_json: bool = False) -> None:
 
 def _show_routing(bundle: Path, manifest: "Manifest") -> None:
     from fathom.exporter.certification.routing_table import routing_rows, shortfall, table_rows, title
-    from fathom.runtime.bundle import read_certificate
+    from fathom.runtime.bundle_contents import read_certificate
 
     certificate = read_certificate(bundle, manifest)
     rows = routing_rows(manifest, certificate)
@@ -71,7 +72,7 @@ def bundle_quality(bundle: BundlePath, as_json: AsJson = False) -> None:
     Example: fathom bundle quality build/ml-100k/bundle
     """
     from fathom.exporter.bundle.report import quality_rows
-    from fathom.runtime.bundle import read_manifest
+    from fathom.runtime.manifest_file import read_manifest
 
     manifest = read_manifest(bundle)
     title = "Quality on the test items, 95 % intervals over users"
@@ -155,7 +156,7 @@ def bundle_slice(
     """
     from fathom.edge_profiles.profile import load_profile
     from fathom.exporter.bundle.slice import check_precision, cut_depths, slice_bundle
-    from fathom.runtime.bundle import read_manifest
+    from fathom.runtime.manifest_file import read_manifest
 
     if (profile is None) == (depths is None):
         raise ConfigError("say what to keep: either --profile, as cloud, or --depths, as 4,8")

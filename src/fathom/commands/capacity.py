@@ -93,7 +93,7 @@ def capacity(
         check_outputs((path, artefacts.CAPACITY_COSTS), inputs=[bundle, data])
 
     from fathom.edge_profiles.profile import load_profile
-    from fathom.runtime.bundle import read_manifest
+    from fathom.runtime.manifest_file import read_manifest
 
     device = load_profile(profile)
     wish = wished.wish(device)

@@ -124,7 +124,7 @@ def profiles_merge(
 
 def _check_fit(bundle: Path, name: str, report: Path | None, as_json: bool) -> bool:
     from fathom.edge_profiles.profile import load_profile
-    from fathom.runtime.bundle import read_manifest
+    from fathom.runtime.manifest_file import read_manifest
     from fathom.tools.device_check import check_device
     from fathom.tools.device_report import write_report
 

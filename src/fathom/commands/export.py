@@ -236,7 +236,8 @@ def _certify(
 
 
 def _open_to_certify(path: Path) -> "Bundle":
-    from fathom.runtime.bundle import Bundle, read_certificate
+    from fathom.runtime.bundle import Bundle
+    from fathom.runtime.bundle_contents import read_certificate
 
     bundle = Bundle.open(path, with_certificate=False)
     try:

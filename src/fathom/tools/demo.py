@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fathom.client import Client, Recommendation
 from fathom.local import running_server
-from fathom.runtime.bundle import read_manifest
+from fathom.runtime.manifest_file import read_manifest
 
 TIERS = ("mobile", "edge", "cloud")
 WARM_UP_CALLS = 5

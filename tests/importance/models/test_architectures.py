@@ -12,6 +12,7 @@ from tiny_models import COUNTS, DECODERS, ENCODER_DECODERS, NAMES, SAMPLES, SPEE
 
 from fathom.importance.interface import run_skipping
 from fathom.importance.models.layered import ModuleLayers
+from fathom.importance.models.pruning import pruned
 from fathom.importance.models.stacks import find_stacks
 from fathom.importance.tasks.own_loss import OwnLoss
 
@@ -38,7 +39,7 @@ def test_layers_are_found_skipped_and_taken_out(name: str) -> None:
             assert not torch.equal(without, losses)
         if name == "albert":  # its layers are calls of one block
             return
-        smaller = layers.without([layers.layers[-1]], batch)
+        smaller = pruned(layers, [layers.layers[-1]], batch)
         assert inputs.call(smaller)[0].shape == whole.shape
     count = sum(value.numel() for value in model.parameters())
     assert sum(value.numel() for value in smaller.parameters()) < count

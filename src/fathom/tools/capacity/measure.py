@@ -26,8 +26,8 @@ from fathom.errors import ConfigError, UnavailableError
 from fathom.local import Local, on_core, running_server
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
-from fathom.runtime.lanes import length_buckets
 from fathom.runtime.manifest import Manifest
+from fathom.runtime.padding import length_buckets
 from fathom.tools.capacity.costs import REMEMBERED, CellCost, Load, MeasuredCosts
 from fathom.tools.capacity.scheduling import stalls, wake_delays
 from fathom.tools.doctor import machine

@@ -8,7 +8,7 @@ from functools import partial
 
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import ConfigError
-from fathom.runtime.lanes import length_buckets
+from fathom.runtime.padding import length_buckets
 from fathom.tools.capacity.costs import REMEMBERED, MeasuredCosts
 from fathom.tools.capacity.simulation import Outcome, Rules, Traffic, most_per_s, simulate
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import DeadlineError, OverloadError
 from fathom.runtime.cost import CostModel, Demand, Lag, Line
-from fathom.runtime.lanes import Cell, Entry, Lanes, Taken
+from fathom.runtime.lane import Entry
+from fathom.runtime.lanes import Cell, Lanes, Taken
 from fathom.selector.choice import Choice, DepthReason, DepthRequest, PolicyName
 from fathom.selector.chooser import DepthChooser
 from fathom.selector.policy import DepthPolicy
