@@ -47,7 +47,7 @@ CASES: tuple[tuple[str, Precision, ItemPrecision, int], ...] = (
 def peak_mb(bundle: Path, profile: str, depths: tuple[int, ...]) -> float:
     """Of a process that answers at these depths."""
     command = [sys.executable, "-m", peak_memory.__name__, str(bundle), profile, *map(str, depths)]
-    return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 1)
+    return round(float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout), 1)
 
 
 def server_mb(bundle: Path, profile: str, depths: tuple[int, ...]) -> float | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from fathom.runtime.query import IndexedQuery
 from fathom.runtime.settings import PipelineSettings
 from fathom.serving.memory import use_memory_sparingly
 
+#: Time enough for the slowest device: without a deadline requests that wait for seconds are refused.
+PATIENCE_S = 600.0
+
 
 async def answer(path: Path, profile_name: str, depths: list[int]) -> None:
     """Short and long histories at each depth, one and as many as the profile lets a batch hold."""
@@ -25,7 +29,8 @@ async def answer(path: Path, profile_name: str, depths: list[int]) -> None:
             for length in (50, 200):
                 for together in (1, profile.max_batch):
                     histories = rng.integers(0, bundle.manifest.items, (together, length))
-                    queries = [IndexedQuery(history, 10, profile, depth=depth) for history in histories]
+                    by_s = time.monotonic() + PATIENCE_S
+                    queries = [IndexedQuery(each, 10, profile, depth=depth, deadline_s=by_s) for each in histories]
                     await asyncio.gather(*map(pipeline.recommend, queries))
 
 
