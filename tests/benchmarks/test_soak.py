@@ -106,7 +106,7 @@ def test_the_load_is_a_share_of_the_capacity() -> None:
 def test_calls_of_all_kinds_are_answered_while_bundles_are_exchanged_and_a_worker_is_killed(
     synthetic_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("polars")
     monkeypatch.setattr(run, "MINUTE_S", 2.0)
     monkeypatch.setattr(run, "PROBES", 200)
     # Every kind as often as any other, so that none is missing in so short a time; and what expires does so in it.
@@ -155,7 +155,7 @@ def good_run() -> tuple[dict[str, Any], dict[str, Any]]:
         "p99_ms_first_third": 2.0,
         "p99_ms_last_third": 2.1,
         "client_cpu": 0.3,
-        "alarms": {"certified": True, "changed": {"alarm": 3, "recertified": 1}},
+        "alarms": {"certified": True, "new": {"alarm": 3, "recertified": 1}},
     }
     return config, result
 
@@ -182,8 +182,8 @@ def test_a_run_without_a_fault_passes_every_check() -> None:
         ("memory.never_killed", None, "never killed"),
         ("p99_ms_last_third", 3.0, "p99"),
         ("client_cpu", 0.9, "client"),
-        ("alarms.changed.alarm", 0, "alarm"),
-        ("alarms.changed.recertified", 0, "certified anew"),
+        ("alarms.new.alarm", 0, "alarm"),
+        ("alarms.new.recertified", 0, "certified anew"),
     ],
 )
 def test_each_fault_fails_its_check(path: str, value: object, what: str) -> None:

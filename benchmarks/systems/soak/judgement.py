@@ -99,13 +99,13 @@ def _growth(config: Config, result: Result) -> list[Check]:
 
 
 def _alarms(config: Config, alarms: Mapping[str, Any]) -> list[Check]:
-    """None where no certificate routes requests, or the run is too short to change its traffic."""
+    """No checks where no certificate routes requests, or the run is too short to change its traffic."""
     if not alarms["certified"] or config["minutes"] < 3:
         return []
-    changed = alarms["changed"]
+    new = alarms["new"]
     return [
-        Check("times the alarm was seen while traffic was another", changed["alarm"], 1, at_least=True),
-        Check("times a routing certified anew was seen meanwhile", changed["recertified"], 1, at_least=True),
+        Check("times a new alarm was seen while traffic was another", new["alarm"], 1, at_least=True),
+        Check("times a routing certified anew was seen meanwhile", new["recertified"], 1, at_least=True),
     ]
 
 

@@ -15,7 +15,16 @@ from itertools import cycle
 from typing import Any, TypeVar
 
 from fathom.benchmarks.systems.soak.streams import Streams
-from fathom.benchmarks.systems.soak.traffic import BATCH_LENGTHS, GROWS, SEED, User, answered, users_of, uuid
+from fathom.benchmarks.systems.soak.traffic import (
+    BATCH_LENGTHS,
+    GROWS,
+    SEED,
+    LikeTrained,
+    User,
+    answered,
+    users_of,
+    uuid,
+)
 from fathom.client import AsyncClient, Boost, BundleInfo, CatalogueItem, Event, Outcome, Query, Range, Rules
 from fathom.client.experiments import Action
 from fathom.errors import FathomError
@@ -57,6 +66,8 @@ DAYS, LEFT_S = 1, 45.0
 DAY_S = 86_400
 #: By how much the clocks of seconds of both sides may differ.
 ABOUT_S = 2.0
+#: Seconds in which all workers give an experiment's arms, and answers in a row that show it: some on every connection.
+FOLLOW_S, AT_ONCE = 10.0, 32
 #: The file of experiments; the second is started and stopped all the time.
 TRIED, TOGGLED = "tried", "toggled"
 EXPERIMENTS: Mapping[str, Any] = {
@@ -113,7 +124,7 @@ class MixedTraffic:
     ) -> None:
         self._client, self._streams, self._known, self._info = client, Streams(address), known, info
         self._random = random.Random(SEED)
-        self._users = users_of(histories, self._random, Dated)
+        self._users = users_of(histories, self._random, LikeTrained, Dated)
         self._turn = cycle(self._users)
         self._other = dict(zip(known, self._random.sample(known, len(known)), strict=True))
         self.shifted = False
@@ -162,6 +173,15 @@ class MixedTraffic:
         await self._update(self._users[0])
         for name in (TRIED, TOGGLED):
             await self._counted("ChangeExperiment", self._client.change_experiment(name, "start"))
+        await self._all_follow()
+
+    async def _all_follow(self) -> None:
+        """Until every worker gives arms: the one that was not called hears of it a moment later."""
+        following = 0
+        async with asyncio.timeout(FOLLOW_S):
+            while following < AT_ONCE:
+                answer = await self._recommend(self._users[0].history, session_id="visit-0")
+                following = following + 1 if TRIED in answer.experiments else 0
 
     def pick(self) -> tuple[str, Coroutine[Any, Any, None]]:
         """Any of them, by SHARES."""

@@ -127,10 +127,13 @@ def _alarms(alarms: Mapping[str, Any]) -> str:
         f" Histories are of other items in the middle third: of {changed['answers']:,} answers of GetBundle then,"
         f" {changed['alarm']:,} say that the certificate no longer fits and {changed['recertified']:,} that another"
         f" routing is certified; of {before['answers']:,} at other times {before['alarm']:,} and"
-        f" {before['recertified']:,}.{_first(alarms['first_s'])}"
+        f" {before['recertified']:,}. Of versions that had not said so before: {alarms['new']['alarm']:,} and"
+        f" {alarms['new']['recertified']:,}.{_first(alarms['first_s'])}"
     )
 
 
 def _first(first_s: Mapping[str, float]) -> str:
     words = {"alarm": "the first alarm", "recertified": "the first new routing"}
-    return "".join(f" {words[name].capitalize()} came after {seconds:.0f} s." for name, seconds in first_s.items())
+    return "".join(
+        f" {words[name][0].upper()}{words[name][1:]} came after {seconds:.0f} s." for name, seconds in first_s.items()
+    )

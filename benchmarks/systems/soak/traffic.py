@@ -58,6 +58,15 @@ class User:
         await client.append_events(self.user_id, self.events(count))
 
 
+class LikeTrained(User):
+    """One whose history grows by what the user really had next, as those do that a certificate is made from."""
+
+    @property
+    def history(self) -> list[str]:
+        """It as it is now."""
+        return self._items[: max(1, min(len(self._items), LONGEST + GROWS) - GROWS) + self._here]
+
+
 def uuid(rng: random.Random) -> str:
     """An id that does not come twice."""
     return f"{rng.getrandbits(128):032x}"
@@ -71,10 +80,13 @@ def answered(results: Sequence[Recommendation | FathomError]) -> None:
 
 
 def users_of(
-    histories: Sequence[list[str]], rng: random.Random, clock: Callable[[], Clock] = lambda: range
+    histories: Sequence[list[str]],
+    rng: random.Random,
+    kind: type[User] = User,
+    clock: Callable[[], Clock] = lambda: range,
 ) -> list[User]:
     """One for each history that is not empty, in a random order; ``clock`` makes each user's own."""
-    users = [User(f"user-{number}", history, rng, clock()) for number, history in enumerate(histories) if history]
+    users = [kind(f"user-{number}", history, rng, clock()) for number, history in enumerate(histories) if history]
     rng.shuffle(users)
     return users
 
