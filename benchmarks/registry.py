@@ -86,7 +86,8 @@ class Benchmark:
 
     ``about``: the module's docstring, which says in its first line what is measured.
     ``cost``: how long it takes, and what it needs besides a bundle. ``arguments``: of the command line, each with its
-    type where it must be given, else with its default (None: a path that may be left out); several values in a tuple.
+    type where it must be given, else with its default (None: a path that may be left out; False: a flag); several
+    values in a tuple.
     """
 
     about: str
@@ -104,6 +105,9 @@ class Benchmark:
 def add_arguments(parser: ArgumentParser, benchmark: Benchmark) -> None:
     """Those of a benchmark, and the folder of its results."""
     for name, given in benchmark.arguments.items():
+        if given is False:
+            parser.add_argument(name, action="store_true")
+            continue
         several = isinstance(given, tuple)
         (one, *_) = given if several else (given,)
         kind = Path if one is None else one if isinstance(one, type) else type(one)

@@ -23,7 +23,7 @@ import grpc
 from fathom.benchmarks.load import made_up, open_loop
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import METHOD, catalogue_ids, started
-from fathom.benchmarks.systems.disturber import workers_of
+from fathom.benchmarks.systems.soak.disturber import workers_of
 
 SEED = 0
 RATE = 300.0

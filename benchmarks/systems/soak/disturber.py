@@ -25,18 +25,22 @@ class Disturber:
     """Exchanges the bundle of a repository and kills workers of a server, at even distances.
 
     ``pid``: the parent of the workers. ``kills_s``: when workers were killed, on the clock of ``time.perf_counter``.
+    ``kills_newest``: instead of the oldest one, so that the others live as long as the server.
     """
 
-    def __init__(self, pid: int, bundle: Path, repository: Path) -> None:
+    def __init__(self, pid: int, bundle: Path, repository: Path, *, kills_newest: bool = False) -> None:
         self._pid, self._bundle, self._repository = pid, bundle, repository
+        self._choose = max if kills_newest else min
         self._numbers = itertools.count(2)
         self.kills_s: list[float] = []
         self.exchanged, self.errors = 0, list[str]()
 
     async def run(self, client: AsyncClient, reloads_per_hour: float, kills_per_hour: float) -> None:
         """Until it is cancelled."""
+        due_s = time.perf_counter()
         for wait_s, kind in moments(reloads_per_hour, kills_per_hour):
-            await asyncio.sleep(wait_s)
+            due_s += wait_s
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             if kind == "kill":
                 self.kill()
             else:
@@ -57,10 +61,10 @@ class Disturber:
         shutil.rmtree(self._repository / NAME / str(number - 2), ignore_errors=True)
 
     def kill(self) -> None:
-        """The oldest worker."""
-        oldest = min(workers_of(self._pid), key=lambda each: each.create_time())
+        """The oldest worker, or the newest."""
+        chosen = self._choose(workers_of(self._pid), key=lambda each: each.create_time())
         self.kills_s.append(time.perf_counter())
-        os.kill(oldest.pid, signal.SIGKILL)
+        os.kill(chosen.pid, signal.SIGKILL)
 
 
 def moments(reloads_per_hour: float, kills_per_hour: float) -> Iterator[tuple[float, str]]:
@@ -88,12 +92,12 @@ def publish_version(bundle: Path, repository: Path, number: int) -> None:
 
 def workers_of(parent: int) -> list[psutil.Process]:
     """The worker processes of a server."""
-    children = psutil.Process(parent).children()
-    return [each for each in children if "spawn_main" in " ".join(_command(each))]
+    return [each for each in psutil.Process(parent).children() if is_worker(each)]
 
 
-def _command(process: psutil.Process) -> list[str]:
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a child of a server is one; False where it has just ended."""
     try:
-        return process.cmdline()
-    except psutil.Error:  # It has just ended.
-        return []
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
