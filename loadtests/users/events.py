@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from locust import task
 
 from fathom.loadtests.users.calling import GrpcUser
+from fathom.loadtests.users.invented import USER_IDS
 from fathom.loadtests.users.load_run import MARK, LoadRun
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
-#: Always the same users, so that test after test leaves no more behind than one that was killed.
-USER_IDS = tuple(f"{MARK}-user-{number}" for number in range(50))
 EVENTS, MESSAGES = 5, 10
-CLEAN_TIMEOUT_S = 5.0
 
 
 def _events(load: LoadRun) -> pb.AppendEventsRequest:
@@ -73,12 +70,3 @@ class DeleteUserUser(WritesEvents):
         request = _events(self.load)
         self.call("AppendEvents", request)
         self.call("DeleteUser", pb.DeleteUserRequest(user_id=request.user_id))
-
-
-def delete_users(load: LoadRun) -> None:
-    """Make the server forget the invented users; raises grpc.RpcError."""
-    with load.admin.channel() as channel:
-        stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
-        for user_id in USER_IDS:
-            request = pb.DeleteUserRequest(user_id=user_id)
-            stub.DeleteUser(request, timeout=CLEAN_TIMEOUT_S, metadata=load.admin.pairs)

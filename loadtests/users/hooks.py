@@ -2,25 +2,22 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gevent
-import grpc
 import locust.stats
 from locust import events
 from locust.runners import WorkerRunner
 
-from fathom.client import error_of
 from fathom.errors import ConfigError, FathomError
 from fathom.files import write_bytes
 from fathom.loadtests.closed_loop import Told, with_note
 from fathom.loadtests.steps import Steps, table_of
-from fathom.loadtests.users.events import delete_users
-from fathom.loadtests.users.items import remove_items
-from fathom.loadtests.users.load_run import MARK, LoadRun
+from fathom.loadtests.users.invented import check_removable, remove_written
+from fathom.loadtests.users.load_run import LoadRun
 from fathom.loadtests.users.options import add_options, allowed, check_options
 
 #: Seconds between the points of the report's charts while steps are measured; else locust's own.
@@ -38,7 +35,7 @@ def prepare(environment: Any, web_ui: Any, **_: Any) -> None:
     locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99]
     with _one_line():
         _set_shape(environment)
-        if web_ui is None:
+        if not _learns_later(environment):
             _set_load(environment)
         elif not environment.parsed_options.class_picker:
             environment.user_classes = allowed(environment.named_classes, environment.parsed_options)
@@ -64,10 +61,15 @@ def _set_shape(environment: Any) -> None:
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def start(environment: Any, **_: Any) -> None:
-    """Before each test of the web page, whose options may have changed."""
-    if environment.web_ui is not None:
+    """Before each test of those who learn only now what to do."""
+    if _learns_later(environment):
         with _one_line():
             _set_load(environment)
+
+
+def _learns_later(environment: Any) -> bool:
+    """The web page's options may change from test to test, and those of a worker are what its master sends."""
+    return environment.web_ui is not None or isinstance(environment.runner, WorkerRunner)
 
 
 def _set_load(environment: Any) -> None:
@@ -80,6 +82,7 @@ def _set_load(environment: Any) -> None:
     load = environment.load_run = LoadRun(options, environment.host)
     if not isinstance(environment.runner, WorkerRunner):
         _ask_server(load, must_answer=options.headless)
+        check_removable(load, {each.asks_for for each in environment.user_classes})
     # So that calls under way are answered, and counted, before the users go.
     timeouts_s = [load.deadline_s if each.timeout_s is None else each.timeout_s for each in environment.user_classes]
     environment.stop_timeout = environment.stop_timeout or max(timeouts_s)
@@ -113,23 +116,12 @@ def stop(environment: Any, **_: Any) -> None:
     load = environment.load_run
     if load is None or isinstance(environment.runner, WorkerRunner):
         return
-    needs = {each.asks_for for each in environment.user_classes}
-    if "write_events" in needs:
-        _clean(load, delete_users, "users")
-    if "write_items" in needs:
-        _clean(load, remove_items, "items")
+    for line in remove_written(load, {each.asks_for for each in environment.user_classes}):
+        logging.warning("%s", line)
     if environment.shape_class is not None:
         environment.shape_class.stopped()
         for row in table_of(environment.shape_class.meter.results):
             logging.info("step: %s", "  ".join(f"{cell:>17}" for cell in row))
-
-
-def _clean(load: LoadRun, clean: Callable[[LoadRun], None], what: str) -> None:
-    try:
-        clean(load)
-    except grpc.RpcError as error:
-        why = error_of(load.admin.target, error)
-        logging.warning("%s whose ids begin with %s may be left in the server: %s", what, MARK, why)
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]

@@ -7,18 +7,13 @@ from locust import task
 
 from fathom.client import CATALOGUE_TIMEOUT_S
 from fathom.loadtests.users.calling import GrpcUser
-from fathom.loadtests.users.load_run import MARK, LoadRun
+from fathom.loadtests.users.invented import CHANGED_IDS, REMOVED_IDS
+from fathom.loadtests.users.load_run import LoadRun
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.protos.fathom.v1 import recommender_pb2_grpc
 
-#: Always the same items, so that test after test leaves no more behind than one that was killed.
-CHANGED_IDS = tuple(f"{MARK}-item-{number}" for number in range(100))
-REMOVED_IDS = tuple(f"{MARK}-removed-{number}" for number in range(10))
 AT_ONCE = 10
 #: An item that comes back after its removal takes another place in the catalogue, which has room for 100,000.
 MOST_PLACES = 1_000
-#: More than once, as a message of a user who was stopped may come later than the removal.
-MOST_REMOVALS = 5
 
 
 def _items(load: LoadRun, ids: list[str]) -> pb.UpsertItemsRequest:
@@ -80,13 +75,3 @@ class ListItemsUser(WritesItems):
     def list_items(self) -> None:
         """The first page."""
         self.call("ListItems", pb.ListItemsRequest())
-
-
-def remove_items(load: LoadRun) -> None:
-    """Take the invented items out; raises grpc.RpcError."""
-    with load.admin.channel() as channel:
-        stub = recommender_pb2_grpc.RecommenderStub(channel)  # type: ignore[no-untyped-call]
-        request = pb.RemoveItemsRequest(item_ids=[*CHANGED_IDS, *REMOVED_IDS])
-        for _ in range(MOST_REMOVALS):
-            if not stub.RemoveItems(request, timeout=CATALOGUE_TIMEOUT_S, metadata=load.admin.pairs).removed:
-                break
