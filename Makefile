@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BUNDLE := build/ml-100k/bundle
 TARGET ?= 127.0.0.1:50051
+LOAD = -u 16 -r 16 -t 30s
 PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
 .PHONY: setup run test fuzz lint typecheck docs-check protos bench results loadtest deploy-tools deploy-check image-check clean
@@ -58,7 +59,8 @@ results: setup
 	@$(BIN)/python -m fathom.benchmarks.tables
 
 loadtest: setup
-	@$(BIN)/locust -f loadtests/locustfile.py --headless -u 16 -r 16 -t 30s --host $(TARGET)
+	@$(BIN)/locust -f loadtests/locustfile.py --headless --only-summary --host $(TARGET) \
+		--html build/loadtest/report.html --csv build/loadtest/run $(LOAD)
 
 deploy-tools:
 	@deploy/tools.sh

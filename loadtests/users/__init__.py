@@ -1,0 +1,1 @@
+"""Locust's users: a class for each RPC."""
