@@ -4,14 +4,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shared import made_once
+from shared import common_folder, made_once
+from traced_once import program, share_if_loaded
 
 from fathom.files import sha256_file, write_json
 from fathom.runtime.manifest import (
@@ -317,12 +317,20 @@ def tiny_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "tiny", lambda folder: (folder / "clicks.csv").write_text(text)) / "clicks.csv"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traced_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the exporter has traced so far, in whichever process."""
+    folder = common_folder(tmp_path_factory) / "traced"
+    share_if_loaded(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def tiny_build(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_build(tiny_csv: Path, tmp_path_factory: pytest.TempPathFactory, traced_pieces: Path) -> Path:
     """The folder of a whole `fathom build` of ``tiny_csv``: every artefact, and the bundle. Copy it before editing."""
 
     def make(folder: Path) -> None:
-        command = [sys.executable, "-m", "fathom", "build", tiny_csv, "--preset", "tiny", "--out", folder / "bundle"]
+        command = [*program(traced_pieces), "build", tiny_csv, "--preset", "tiny", "--out", folder / "bundle"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -13,6 +13,7 @@ from typing import TextIO
 
 import pytest
 from in_process import fathom
+from traced_once import traced_shape
 
 from fathom.building import build as building
 from fathom.building.build import exported
@@ -21,6 +22,7 @@ from fathom.errors import ConfigError
 from fathom.exporter.bundle.derive import derive_bundle, rewrite
 from fathom.exporter.bundle.sign import make_keys, sign_bundle
 from fathom.exporter.certification.certify import answering_files, write_certificate
+from fathom.exporter.engines import pieces
 from fathom.exporter.planning.plan import DepthPlan
 from fathom.files import sha256_tree
 from fathom.importance.layer_ranking import LayerRanking
@@ -65,6 +67,8 @@ COMMAND = """
 import os, sys
 os.dup2(stderr.fileno(), 2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+from traced_once import share
+share(traced)
 sys.argv = ["fathom", *arguments]
 from fathom.cli import main
 main()
@@ -72,11 +76,11 @@ main()
 
 
 @contextmanager
-def begun(source: Path, out: Path) -> Iterator[tuple[BaseProcess, TextIO]]:
+def begun(source: Path, out: Path, traced: Path) -> Iterator[tuple[BaseProcess, TextIO]]:
     """A build that has begun, and what it says on stderr; killed at the end of the block, if it is still there."""
     FORKED.set_forkserver_preload(["fathom.training", "fathom.building.build", "fathom.commands.build"])
     said, stderr = FORKED.Pipe(duplex=False)
-    given = {"stderr": stderr, "arguments": arguments(source, out, *SMALL)}
+    given = {"stderr": stderr, "arguments": arguments(source, out, *SMALL), "traced": traced}
     process = FORKED.Process(target=exec, args=(COMMAND, given))
     process.start()
     stderr.close()
@@ -102,24 +106,28 @@ def check_artefacts(folder: Path) -> None:
 def test_without_a_preset_the_settings_follow_from_the_data_which_is_said_and_kept(
     tiny_csv: Path, tmp_path: Path
 ) -> None:
-    settings = (*SMALL, "model.width=16", "train.grow_epochs=1", "train.epochs=1", "train.heal_epochs=1")
+    baskets = tmp_path / "baskets.csv"
+    baskets.write_text(re.sub(r"\d{6}$", "000000", tiny_csv.read_text(), flags=re.MULTILINE))
+    # All that tracing depends on is given, as `tiny_build` has it: it takes most of the time of a small build.
+    shape = [f"model.{name}={value}" for name, value in traced_shape().items()]
+    settings = (*SMALL, *shape, "train.grow_epochs=1", "train.epochs=1", "train.heal_epochs=1")
     given = [*(part for setting in settings for part in ("--set", setting)), "--no-certify", "--json"]
-    out = fathom("build", str(tiny_csv), "--out", str(tmp_path / "bundle"), *given)
+    out = fathom("build", str(baskets), "--out", str(tmp_path / "bundle"), *given)
     built = json.loads(out.stdout)
     assert built["chosen"]["statistics"]["users"] == 60
     model, training, judging = built["chosen"]["reasons"]
     assert all(line in out.stderr for line in (model, training, judging))
     assert built["ran"][:2] == ["prepare", "train"]
     config = Checkpoint.load(tmp_path / "checkpoint").config.train
-    assert (config.model.max_history, config.train.epochs) == (50, 1)
-    assert json.loads(fathom("build", str(tiny_csv), "--out", str(tmp_path / "bundle"), *given).stdout)["ran"] == []
+    assert (config.train.targets_ahead, config.train.epochs) == (20, 1)
+    assert json.loads(fathom("build", str(baskets), "--out", str(tmp_path / "bundle"), *given).stdout)["ran"] == []
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_leaves_only_whole_artefacts(tiny_csv: Path, tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_leaves_only_whole_artefacts(tiny_csv: Path, tmp_path: Path, traced_pieces: Path) -> None:
     rng = random.Random(7)
     for _ in range(KILLS):
-        with begun(tiny_csv, tmp_path / "bundle") as (process, lines):
+        with begun(tiny_csv, tmp_path / "bundle", traced_pieces) as (process, lines):
             # A line says that a stage has begun or ended: from there a random while, so that the kills spread over all.
             for _ in range(rng.randint(1, 3)):
                 if "export" in (line := lines.readline()):
@@ -128,7 +136,7 @@ def test_kill_9_at_any_moment_leaves_only_whole_artefacts(tiny_csv: Path, tmp_pa
         check_artefacts(tmp_path)
         if "export" in line:  # nothing else is left to do: begin again with the half that writes most
             shutil.rmtree(tmp_path / "healed")
-    with begun(tiny_csv, tmp_path / "bundle") as (process, lines):
+    with begun(tiny_csv, tmp_path / "bundle", traced_pieces) as (process, lines):
         while process.is_alive() and not list(tmp_path.glob(".bundle*")):
             process.join(0.001)
         assert process.is_alive(), lines.read()
@@ -199,7 +207,10 @@ def test_a_bundle_that_was_edited_or_sealed_by_hand_is_not_current(tiny_build: P
     assert exported(tmp_path / "bundle") == ""
 
 
-def test_the_same_build_elsewhere_gives_the_same_bundle(tiny_csv: Path, tiny_build: Path, tmp_path: Path) -> None:
+def test_the_same_build_elsewhere_gives_the_same_bundle(
+    tiny_csv: Path, tiny_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_traced", {})  # which is done again too
     build(tiny_csv, tmp_path / "bundle")
     assert len({exported(path / "bundle") for path in (tiny_build, tmp_path)}) == 1
     # Its certificate says when it was made, and what answers cost then.

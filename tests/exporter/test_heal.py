@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from traced_once import traced_shape
 
 from fathom.errors import ArtefactError, PlanError
 from fathom.exporter.bundle import export as bundle_writer
@@ -26,7 +27,7 @@ MakeCheckpoint = Callable[..., Checkpoint]
 
 @pytest.fixture(scope="module")
 def small(make_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return make_checkpoint(layers=4, paths={2: (0, 1), 4: (0, 1, 2, 3)}, heads=1)
+    return make_checkpoint(**traced_shape(), layers=4, paths={2: (0, 1), 4: (0, 1, 2, 3)})
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_healing_goes_on_from_the_given_weights(small: Checkpoint, healed: Check
 
 
 def test_healing_leaves_the_given_checkpoint_alone(small: Checkpoint, make_checkpoint: MakeCheckpoint) -> None:
-    fresh = make_checkpoint(layers=4, paths={2: (0, 1), 4: (0, 1, 2, 3)}, heads=1)
+    fresh = make_checkpoint(**traced_shape(), layers=4, paths={2: (0, 1), 4: (0, 1, 2, 3)})
     assert all(torch.equal(a, b) for a, b in zip(small.model.parameters(), fresh.model.parameters(), strict=True))
 
 

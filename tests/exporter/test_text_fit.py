@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from traced_once import traced_shape
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.exporter.bundle.export import export
@@ -78,7 +79,7 @@ def titled_bundle(
     make_checkpoint: Callable[..., Checkpoint], dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """An exported bundle whose titles say on which side of a plane an item's vector lies."""
-    made = make_checkpoint(layers=4, paths={4: (0, 1, 2, 3)})
+    made = make_checkpoint(**traced_shape(), layers=4, paths={4: (0, 1, 2, 3)})
     with torch.no_grad():
         made.model.embedding.weight[1::2, 0] += 1
         made.model.embedding.weight[2::2, 0] -= 1

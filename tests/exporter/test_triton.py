@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from shared import kept
 
 import fathom
 from fathom.benchmarks.systems import triton as benchmark
@@ -75,20 +76,25 @@ def install(pip: Path, *packages: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Triton:
-    """Triton in an environment of its own."""
+def installed(request: pytest.FixtureRequest) -> Triton:
+    """Triton in an environment of its own, which is kept."""
     if not HERE:
         pytest.skip("there is a tritonserver for x86-64 Linux only")
-    folder = tmp_path_factory.mktemp("triton")
-    venv.create(folder / "environment", with_pip=True)
-    programs = folder / "environment" / "bin"
-    install(programs / "pip", *NEEDS)
-    install(programs / "pip", "--no-deps", "--target", str(folder), WHEEL)
-    (packages,) = (folder / "environment" / "lib").glob("python*/site-packages")
-    (packages / "fathom.pth").write_text(str(Path(fathom.__file__).parents[1]))
-    found = Triton(folder / "pytriton" / "tritonserver", programs)
-    found.prepare()
-    return found
+    here = Path(fathom.__file__).parents[1]
+
+    def make(folder: Path) -> None:
+        venv.create(folder / "environment", with_pip=True)
+        install(folder / "environment" / "bin" / "pip", *NEEDS)
+        install(folder / "environment" / "bin" / "pip", "--no-deps", "--target", str(folder), WHEEL)
+        (packages,) = (folder / "environment" / "lib").glob("python*/site-packages")
+        (packages / "fathom.pth").write_text(str(here))
+        found(folder).prepare()
+
+    def found(folder: Path) -> Triton:
+        return Triton(folder / "pytriton" / "tritonserver", folder / "environment" / "bin")
+
+    about = " ".join([WHEEL, *NEEDS, sys.version, str(here)])
+    return found(kept(request, "triton", about.encode(), make))
 
 
 @pytest.fixture

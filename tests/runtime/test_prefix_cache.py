@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traced_once import traced_shape
 
 from fathom.edge_profiles.profile import load_profile
 from fathom.exporter.engines.items import item_vectors
@@ -154,14 +155,15 @@ def test_a_history_beyond_its_longest_goes_on_where_nothing_that_was_lost_is_see
 
 def test_a_step_knows_the_positions_of_as_many_new_items_as_it_is_given() -> None:
     torch.manual_seed(0)
-    shape = {"layers": 2, "paths": prefix_paths((2,)), "width": 8, "heads": 2, "max_history": 30, "span": SPAN}
-    model = ElasticModel(ModelConfig(items=ITEMS, **shape)).eval()
+    shape = ModelConfig(items=ITEMS, layers=2, paths=prefix_paths((2,)), **traced_shape())
+    model = ElasticModel(shape).eval()
     files = export_extension(model)
 
     def load(name: str, *, recurring: bool = False) -> Segment:
         return Segment(files[name], name, 1, recurring=recurring)
 
-    form = IncrementalFiles(SPAN, 2, 8, CONTEXT_FILE, {2: extension_file(2)}, {2: step_file(2)})
+    segments, steps = {2: extension_file(2)}, {2: step_file(2)}
+    form = IncrementalFiles(shape.span, shape.heads, shape.width, CONTEXT_FILE, segments, steps)
     runner = IncrementalRunner(form, item_vectors(model), load, (2,))
     ids = np.random.default_rng(0).integers(1, ITEMS + 1, 30)
     _, (state,) = runner.run([CachedHistory(ids[:10], None, None)], [2])

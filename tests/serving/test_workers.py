@@ -19,6 +19,7 @@ import hung_worker
 import psutil
 import pytest
 from callers import PLAIN, calling
+from in_process import fathom
 
 from fathom.client import Client
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
@@ -263,7 +264,4 @@ def test_what_keeps_workers_from_starting_is_one_line(synthetic_bundle: Path, tm
 
 @pytest.mark.parametrize("value", ["0", "many"])
 def test_an_impossible_number_of_workers_is_refused(synthetic_bundle: Path, value: str) -> None:
-    arguments = [*command(synthetic_bundle)[:-3], "--workers", value]
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert ended.returncode == 2
-    assert "workers" in ended.stderr
+    assert "workers" in fathom("serve", synthetic_bundle, "--workers", value, code=2).stderr
