@@ -46,6 +46,7 @@ from fathom.runtime.engines.incremental import (
 from fathom.runtime.engines.interface import run_in_parts
 from fathom.runtime.engines.onnx import MOST_POSITIONS
 from fathom.runtime.engines.segment import Segment
+from fathom.runtime.item_vectors import ItemVectors
 
 SEED = 0
 #: Of the catalogue: those of NVIDIA's benchmark.
@@ -184,7 +185,7 @@ def measure_cell(
     begin = time.perf_counter()
     while len(took[WHOLE]) < LEAST_CALLS or (time.perf_counter() - begin < seconds and len(took[WHOLE]) < MOST_CALLS):
         for name, way in ways.items():
-            took[name].append(_seconds(lambda way=way: stack.vectors.take(candidates) @ way().T))
+            took[name].append(_seconds(partial(scores, stack.vectors, candidates, way)))
         peak.append(max(2e-9 * SIDE**3 / _seconds(product) for product in peaks.values()))
     rows = [
         {
@@ -200,6 +201,14 @@ def measure_cell(
     for row in rows:
         row["times_less"] = round(median(took[WHOLE]) / median(took[row["way"]]), 2)
     return rows, peak
+
+
+def scores(
+    vectors: ItemVectors, candidates: NDArray[np.int64], way: Callable[[], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Of the candidates for the user vectors that a way gives, (candidates, batch)."""
+    found: NDArray[np.float32] = vectors.take(candidates) @ way().T
+    return found
 
 
 def figures(took_s: list[float], batch: int, length: int, flop: int) -> dict[str, Any]:

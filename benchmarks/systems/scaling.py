@@ -49,8 +49,8 @@ HISTORY_IDS = 10_000
 #: Calls in flight, and connections, which the kernel spreads over the workers.
 WORKERS_IN_FLIGHT, WORKERS_CONNECTIONS = 64, 16
 MOST_CONNECTIONS = 4
-#: More requests than are answered in a second, at histories of at most 50 items, so that none comes twice.
-MOST_PER_S = 6_000
+#: More requests than are answered in a second, by two workers or one call at a time, so that none comes twice.
+MOST_PER_S, MOST_ALONE_PER_S = 12_000, 3_000
 WARM_UP_SHARE = 0.25
 #: Test users that an index is judged by; the threads that build it.
 JUDGED, BUILDERS = 500, 2
@@ -97,7 +97,8 @@ def triad_gb_s() -> float:
 
 def messages_of(ids: Sequence[str], load: Load, seconds: float, seed: str) -> list[bytes]:
     """More than are answered in the time, each with a history of its own."""
-    count = int(MOST_PER_S * seconds * min(1.0, 2 * HISTORY / load.history)) + load.in_flight + 20
+    per_s = (MOST_ALONE_PER_S if load.in_flight == 1 else MOST_PER_S) * min(1.0, 2 * HISTORY / load.history)
+    count = int(per_s * seconds) + load.in_flight + 20
     return made_up(ids, load.depth, count, f"{load} {seed}", load.history)
 
 

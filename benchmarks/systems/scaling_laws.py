@@ -30,7 +30,7 @@ class Law:
 
     def __call__(self, x: float) -> float:
         """The cost at a size."""
-        return sum(each.value * x**power for power, each in zip(self.powers, self.coefficients, strict=True))
+        return float(sum(each.value * x**power for power, each in zip(self.powers, self.coefficients, strict=True)))
 
     def reaches(self, cost: float) -> float | None:
         """The least size at which it costs so much, 0 where it always does; None beyond LARGEST."""
@@ -91,7 +91,8 @@ def crossing(measured: Mapping[float, float], limit: float) -> float | None:
 
 def _matrix(sizes: np.ndarray, costs: np.ndarray, powers: Sequence[float]) -> np.ndarray:
     """(sizes, powers): what each term contributes, as a share of the cost."""
-    return np.stack([sizes**power for power in powers], axis=1) / costs[:, None]
+    terms: np.ndarray = np.stack([sizes**power for power in powers], axis=1) / costs[:, None]
+    return terms
 
 
 def _coefficients(sizes: np.ndarray, costs: np.ndarray, powers: Sequence[float]) -> np.ndarray:

@@ -15,7 +15,6 @@ from fathom.benchmarks.record import load_run
 from fathom.benchmarks.registry import StoredRun
 from fathom.benchmarks.systems.scaling_laws import Law, crossing, fit
 from fathom.edge_profiles.profile import load_profile
-from fathom.training.metrics import Interval
 
 PICTURE = "scaling"
 CAPTION = "What a request costs by its history, by the catalogue and by the calls in flight"
@@ -132,13 +131,14 @@ def words(law: Law, sign: str) -> str:
     """``210 [205, 215] + 1.52 [1.40, 1.64] n``."""
     terms = []
     for power, each in zip(law.powers, law.coefficients, strict=True):
-        term = f"{each.value:.3g}{'' if each.low == each.high else _range(each)}"
-        terms.append(term + _SYMBOLS[power].format(x=sign))
+        around = "" if each.low == each.high else f" [{_number(each.low)}, {_number(each.high)}]"
+        terms.append(f"{_number(each.value)}{around}{_SYMBOLS[power].format(x=sign)}")
     return " + ".join(terms)
 
 
-def _range(each: Interval) -> str:
-    return f" [{each.low:.3g}, {each.high:.3g}]"
+def _number(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _read(cell: Cell, width: int, triad_gb_s: float) -> dict[str, float | None]:
@@ -186,13 +186,13 @@ def _waiting(cells: Sequence[Cell], depth: int) -> str:
 def _history(law: Law | None, depth: int) -> str:
     ends_at = None if law is None else law.reaches(LIMIT_MS * 1e3)
     if law is None or ends_at is None:
-        return f"History, depth {depth}: no length that was measured takes the engine {LIMIT_MS:g} ms."
+        return f"History, depth {depth}: there is no length at which, by its law, the engine takes {LIMIT_MS:g} ms."
     at = f"{ends_at:,.0f} items{_beyond(law, ends_at)}"
     return f"History, depth {depth}: the engine alone takes {LIMIT_MS:g} ms at {at}."
 
 
 def _beyond(law: Law, at: float) -> str:
-    return "" if at <= law.largest else f" (by the law; {law.largest:,.0f} were measured)"
+    return "" if at <= law.largest else f" (by the law; measured up to {law.largest:,.0f})"
 
 
 def _bandwidth(items: Sequence[Cell], width: int, triad_gb_s: float) -> Iterator[str]:

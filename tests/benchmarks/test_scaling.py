@@ -105,7 +105,7 @@ def test_laws_and_the_ends_of_resources_are_those_of_the_stored_run(tmp_path: Pa
     # 16 (100 + 2n + .01n²) = 25,000.
     assert "- History, depth 16: the engine alone takes 25 ms at 295 items." in page
     assert "- Memory bandwidth: a flat search reads from 10,000 items on at more than 50%" in page
-    assert "(by the law; 1,000,000 were measured)" in page
+    assert "(by the law; measured up to 1,000,000)" in page
     assert "- Memory, flat: 600 bytes an item; what profile cloud allows is full at" in page
     assert "- Workers, depth 4: 2 answer 1.90 times what 1 does; a request costs 2.00 times as much" in page
 
