@@ -133,7 +133,7 @@ def words(law: Law, sign: str) -> str:
     for power, each in zip(law.powers, law.coefficients, strict=True):
         around = "" if each.low == each.high else f" [{_number(each.low)}, {_number(each.high)}]"
         terms.append(f"{_number(each.value)}{around}{_SYMBOLS[power].format(x=sign)}")
-    return " + ".join(terms)
+    return " + ".join(terms).replace("+ -", "- ")
 
 
 def _number(value: float) -> str:
