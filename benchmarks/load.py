@@ -17,11 +17,11 @@ HISTORY, K = 50, 10
 TURN = 64
 
 
-def made_up(ids: Sequence[str], depth: int, count: int, seed: str) -> list[bytes]:
+def made_up(ids: Sequence[str], depth: int, count: int, seed: str, history: int = HISTORY) -> list[bytes]:
     """So many encoded requests with histories of random items; a seed has its own."""
     rng = random.Random(seed)
     return [
-        pb.RecommendRequest(item_ids=rng.choices(ids, k=HISTORY), k=K, depth=depth).SerializeToString()
+        pb.RecommendRequest(item_ids=rng.choices(ids, k=history), k=K, depth=depth).SerializeToString()
         for _ in range(count)
     ]
 

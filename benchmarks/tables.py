@@ -22,7 +22,7 @@ from fathom.benchmarks.experiments.quality.stored import Pool, pools
 from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, mean_hr, seeds
 from fathom.benchmarks.markdown import decimal, paragraphs, table
 from fathom.benchmarks.record import RESULTS, load_run, run
-from fathom.benchmarks.systems import capacity, saving
+from fathom.benchmarks.systems import capacity, saving, scaling_tables
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -41,6 +41,8 @@ def documents(root: Path, folder: Path = RESULTS) -> dict[str, bytes]:
         figures[PICTURE] = lattice_figure(measured)
     if routed := routing.load_routed(folder):
         figures[routing.PICTURE] = routing.areas_figure(routed)
+    if scaled := scaling_tables.load_scaling(folder):
+        figures[scaling_tables.PICTURE] = scaling_tables.scaling_figure(scaled)
     blocks = {"README.md": readme_block(folder, found), "CONTRIBUTING.md": listing()}
     blocks["docs/capacity.md"] = capacity.plan_block(folder)
     return {

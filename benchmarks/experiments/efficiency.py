@@ -56,9 +56,12 @@ def session(model: bytes, profile: Path | None = None) -> onnxruntime.InferenceS
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def flops(config: ModelConfig, spec: SegmentSpec) -> int:
-    """Of one history, in the matrix products of a segment's layers; its exit is computed where no segment follows."""
-    width, length = config.width, HISTORY
+def flops(config: ModelConfig, spec: SegmentSpec, length: int) -> int:
+    """Of a history of so many items, in the matrix products of a segment's layers.
+
+    Its exit is computed where no segment follows.
+    """
+    width = config.width
     into, out = 4 * width * width, width * width
     fed = 7 * width * width if config.block == "gated" else 0
     attention = 2 * length * width
@@ -80,7 +83,7 @@ class Chain:
         self._vectors = bundle.vectors
         self._engine = open_engine(bundle)
         config = checkpoint.model.config
-        self.flops = sum(flops(config, spec) for spec in segment_specs(config.paths))
+        self.flops = sum(flops(config, spec, HISTORY) for spec in segment_specs(config.paths))
 
     def run(self, batch: int) -> None:
         """Once."""
