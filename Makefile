@@ -8,7 +8,7 @@ TARGET ?= 127.0.0.1:50051
 LOAD = -u 16 -r 16 -t 30s
 PIP_PROGRESS := awk '/^Collecting/ {printf "."; fflush()} /^Installing collected/ {printf " installing"; fflush()} END {print ""}'
 
-.PHONY: setup run test fuzz lint typecheck docs-check protos bench results loadtest deploy-tools deploy-check image-check clean
+.PHONY: setup run test fuzz lint typecheck docs-check protos bench bench-full results loadtest deploy-tools deploy-check image-check clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -45,6 +45,10 @@ protos: setup
 	@sed -i 's/^from fathom\.v1 import/from fathom.protos.fathom.v1 import/' protos/fathom/v1/recommender_pb2_grpc.py
 
 bench: setup
+	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
+	@$(BIN)/python -m fathom.benchmarks.short $(BUNDLE) --data build/ml-100k/dataset --results build/bench
+
+bench-full: setup
 	@$(BIN)/fathom build ml-100k --out $(BUNDLE)
 	@$(BIN)/python -m fathom.benchmarks run training_throughput ml-100k=build/ml-100k/dataset
 	@$(BIN)/python -m fathom.benchmarks run parity $(BUNDLE)

@@ -43,7 +43,13 @@ def main(arguments: list[str] | None = None) -> None:
 def listing() -> str:
     """A Markdown table of all benchmarks."""
     rows = [(name, registry.load(name)) for name in registry.names()]
-    return table(["benchmark", "measures", "costs"], [[f"`{name}`", each.summary, each.cost] for name, each in rows])
+    return table(
+        ["benchmark", "measures", "costs", "stored in `results/`"],
+        [
+            [f"`{name}`", each.summary, each.cost, ", ".join(f"`{place}`" for place in each.stored)]
+            for name, each in rows
+        ],
+    )
 
 
 def _run(name: str, arguments: list[str]) -> None:

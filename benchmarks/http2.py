@@ -2,7 +2,7 @@
 
 It does what such calls need, and no more: it keeps to the server's limit of streams and to flow control, and answers
 pings. Headers go as a gRPC client's do: in full once per connection, then as indices. The server is asked for no such
-table, so the status of an answer stands in it as text.
+table, so the status of an answer stands in it as text, with its name compressed or not.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ CONNECT_S = 5.0
 _READ = 1 << 18
 _HEAD = struct.Struct(">HBBBL")
 _SETTING = struct.Struct(">HL")
-_STATUS = b"\x0bgrpc-status"
+#: Its name as text, and as HPACK compresses it.
+_STATUS = (b"\x0bgrpc-status", b"\x88\x9a\xca\xc8\xb2\x124\xda\x8f")
 _POST_HTTP = b"\x83\x86"
 
 
@@ -259,10 +260,11 @@ def _connect(address: str) -> socket.socket:
 
 def _status(block: bytes) -> int:
     """grpc-status, which a server without a table of headers writes out; raises ConnectError where it does not."""
-    at = block.find(_STATUS) + len(_STATUS)
-    if at < len(_STATUS) or block[at] & 0x80:
-        raise ConnectError("an answer ends without a grpc-status, or the server compresses its headers")
-    return int(block[at + 1 : at + 1 + block[at]])
+    for name in _STATUS:
+        at = block.find(name) + len(name)
+        if at >= len(name) and not block[at] & 0x80:
+            return int(block[at + 1 : at + 1 + block[at]])
+    raise ConnectError("an answer ends without a grpc-status, or the server compresses its value")
 
 
 def _window_update(count: int) -> bytes:

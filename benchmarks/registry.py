@@ -54,12 +54,14 @@ MODULES = (
     "systems.drain",
     "systems.stages",
     "systems.scaling",
+    "systems.limits",
     "systems.reload",
     "systems.catalogue",
     "systems.history",
     "systems.soak",
     "experiments.precision",
     "systems.memory",
+    "systems.four_models",
     "systems.reviews",
     "experiments.qlora",
     "experiments.mixed_precision",
@@ -90,6 +92,7 @@ class Benchmark:
     ``cost``: how long it takes, and what it needs besides a bundle. ``arguments``: of the command line, each with its
     type where it must be given, else with its default (None: a path that may be left out; False: a flag); several
     values in a tuple.
+    ``folders``: of runs that are stored in folders.
     """
 
     about: str
@@ -97,11 +100,18 @@ class Benchmark:
     arguments: Mapping[str, Any]
     measure: Callable[[Namespace], Iterable[Run]]
     section: Callable[[Path], str]
+    folders: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
         """What is measured, in one line."""
         return self.about.partition("\n")[0].removesuffix(".")
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The files and folders of its runs, below the folder of the results; a folder ends in "/"."""
+        files = self.section.stored if isinstance(self.section, SectionOfRuns) else ()
+        return (*(f"{name}.json" for name in files), *(f"{name}/" for name in self.folders))
 
 
 def add_arguments(parser: ArgumentParser, benchmark: Benchmark) -> None:
@@ -137,11 +147,19 @@ def load(name: str) -> Benchmark:
     return found
 
 
-def of_runs(render: Callable[[StoredRun], str], *stored: str) -> Callable[[Path], str]:
-    """A section of those of these runs that are stored, each rendered by itself."""
+@dataclass(frozen=True)
+class SectionOfRuns:
+    """A section of those of some runs that are stored, each rendered by itself."""
 
-    def section(folder: Path = RESULTS) -> str:
-        paths = [folder / f"{name}.json" for name in stored]
-        return "\n\n".join(render(load_run(path)) for path in paths if path.exists())
+    render: Callable[[StoredRun], str]
+    stored: tuple[str, ...]
 
-    return section
+    def __call__(self, folder: Path = RESULTS) -> str:
+        """As Markdown, "" where none is stored."""
+        paths = [folder / f"{name}.json" for name in self.stored]
+        return "\n\n".join(self.render(load_run(path)) for path in paths if path.exists())
+
+
+def of_runs(render: Callable[[StoredRun], str], *stored: str) -> SectionOfRuns:
+    """The section of the runs with these names."""
+    return SectionOfRuns(render, stored)

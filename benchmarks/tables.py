@@ -1,6 +1,6 @@
-"""Writes docs/results.md, its pictures and the figures of README.md from the stored runs in results/ alone.
+"""Writes docs/results.md, its pictures, docs/leaderboard.md and the figures of README.md from the stored runs alone.
 
-CONTRIBUTING.md gets the list of all benchmarks, and docs/capacity.md the plan of the benchmark `capacity`.
+docs/benchmarks.md gets the list of all benchmarks, and docs/capacity.md the plan of the benchmark `capacity`.
 
 python -m fathom.benchmarks.tables
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.benchmarks import registry
+from fathom.benchmarks import leaderboard, registry
 from fathom.benchmarks.__main__ import listing
 from fathom.benchmarks.experiments import agreement, routing
 from fathom.benchmarks.experiments.counting_quality import counting_exit_summary
@@ -20,9 +20,10 @@ from fathom.benchmarks.experiments.importance_tables import PICTURE, lattice_fig
 from fathom.benchmarks.experiments.quality import plots
 from fathom.benchmarks.experiments.quality.stored import Pool, pools
 from fathom.benchmarks.experiments.quality.tables import counting_facts, depth_facts, mean_hr, seeds
+from fathom.benchmarks.leaderboard_sources import SOURCES
 from fathom.benchmarks.markdown import decimal, paragraphs, table
 from fathom.benchmarks.record import RESULTS, load_run, run
-from fathom.benchmarks.systems import capacity, saving, scaling_tables
+from fathom.benchmarks.systems import capacity, limits, saving, scaling_tables
 from fathom.errors import ArtefactError
 from fathom.files import write_bytes
 
@@ -43,11 +44,14 @@ def documents(root: Path, folder: Path = RESULTS) -> dict[str, bytes]:
         figures[routing.PICTURE] = routing.areas_figure(routed)
     if scaled := scaling_tables.load_scaling(folder):
         figures[scaling_tables.PICTURE] = scaling_tables.scaling_figure(scaled)
-    blocks = {"README.md": readme_block(folder, found), "CONTRIBUTING.md": listing()}
+    if (folder / "limits.json").exists():
+        figures[limits.PICTURE] = limits.limits_figure(load_run(folder / "limits.json"))
+    blocks = {"README.md": readme_block(folder, found), "docs/benchmarks.md": listing()}
     blocks["docs/capacity.md"] = capacity.plan_block(folder)
     return {
         **{f"docs/figures/{name}.svg": svg(figure) for name, figure in figures.items()},
         "docs/results.md": results_page(folder).encode(),
+        "docs/leaderboard.md": leaderboard.page(folder, SOURCES).encode(),
         **{page: with_block(root / page, block).encode() for page, block in blocks.items()},
     }
 

@@ -23,8 +23,13 @@ PAGES = sorted(
 HISTORY = "docs/log.md"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:src/fathom|[a-z_]+)/[\w./-]+\.(?:py|json|md|proto|onnx|toml))`")
-#: Paths of a bundle and of stored runs that look like ours.
-ELSEWHERE = {"selector/certificate.json", "selector/complexity.json", "results/quality/DATASET/ARM-seed-S.json"}
+#: Paths of a bundle, of stored runs and of what is built that look like ours.
+ELSEWHERE = {
+    "build/bench/results.md",
+    "selector/certificate.json",
+    "selector/complexity.json",
+    "results/quality/DATASET/ARM-seed-S.json",
+}
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 

@@ -327,5 +327,10 @@ def _measure(options: Namespace) -> Iterator[Run]:
 
 
 BENCHMARK = Benchmark(
-    __doc__, "10 min a network, its bundle and data", {"networks": (str,), "--seed": 0}, _measure, section
+    __doc__,
+    "10 min a network, its bundle and data",
+    {"networks": (str,), "--seed": 0},
+    _measure,
+    section,
+    folders=("agreement",),
 )

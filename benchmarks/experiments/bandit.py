@@ -179,4 +179,5 @@ BENCHMARK = Benchmark(
     {"networks": (str,), "--replications": 100, "--seed": 0},
     _measure,
     section,
+    folders=("bandit",),
 )

@@ -269,4 +269,5 @@ BENCHMARK = Benchmark(
     {"dataset": str, "--seeds": (0,), "--path": None, "--set": (str,)},
     _measure,
     _section,
+    folders=("cold_items",),
 )

@@ -56,19 +56,24 @@ def session(model: bytes, profile: Path | None = None) -> onnxruntime.InferenceS
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def layer_flops(block: str, width: int, length: int) -> tuple[int, int]:
+    """Of one history, in the matrix products of a layer: for all positions, and for the last one alone."""
+    into, out = 4 * width * width, width * width
+    fed = 7 * width * width if block == "gated" else 0
+    attention = 2 * length * width
+    full = length * (into + out + fed + attention)
+    # The last position asks, all positions have keys and values.
+    last = length * into // 2 + into // 2 + out + fed + attention
+    return 2 * full, 2 * last
+
+
 def flops(config: ModelConfig, spec: SegmentSpec, length: int) -> int:
     """Of a history of so many items, in the matrix products of a segment's layers.
 
     Its exit is computed where no segment follows.
     """
-    width = config.width
-    into, out = 4 * width * width, width * width
-    fed = 7 * width * width if config.block == "gated" else 0
-    attention = 2 * length * width
-    full = length * (into + out + fed + attention)
-    # The last position asks, all positions have keys and values.
-    last = length * into // 2 + into // 2 + out + fed + attention
-    return 2 * (len(spec.full_layers) * full + (0 if spec.feeds_next else last))
+    full, last = layer_flops(config.block, config.width, length)
+    return len(spec.full_layers) * full + (0 if spec.feeds_next else last)
 
 
 class Chain:

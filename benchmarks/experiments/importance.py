@@ -245,4 +245,5 @@ BENCHMARK = Benchmark(
     {"datasets": (str,), "--seeds": (0,), "--users": (256,), "--workers": 2},
     _measure,
     lambda folder: importance_section(load_measured(folder)),
+    folders=("importance",),
 )

@@ -91,4 +91,5 @@ BENCHMARK = Benchmark(
     {"dataset": str, "--seeds": (0,), "--path": None, "--set": (str,)},
     _measure,
     _section,
+    folders=("request_time",),
 )

@@ -200,5 +200,10 @@ def _measure(options: Namespace) -> Iterator[Run]:
 
 
 BENCHMARK = Benchmark(
-    __doc__, "10 min a seed, the networks of `quality`", {"datasets": (str,), "--seeds": (0,)}, _measure, section
+    __doc__,
+    "10 min a seed, the networks of `quality`",
+    {"datasets": (str,), "--seeds": (0,)},
+    _measure,
+    section,
+    folders=("routing",),
 )

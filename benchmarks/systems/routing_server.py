@@ -275,4 +275,5 @@ BENCHMARK = Benchmark(
     {"bundle": Path, "--data": Path, "--rounds": ROUNDS, "--seconds": LOAD_S},
     measure,
     section,
+    folders=("routing_server",),
 )

@@ -173,4 +173,5 @@ BENCHMARK = Benchmark(
     {"networks": (str,), "--seed": 0, "--rounds": ROUNDS},
     _measure,
     section,
+    folders=("saving",),
 )

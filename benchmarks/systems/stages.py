@@ -33,6 +33,9 @@ SAMPLES_PER_S = 200
 
 GRPC, POLLER, GRPC_THREADS = "gRPC and the event loop", "poll gRPC's events", "gRPC's own threads"
 
+#: Depth 0, and what counting adds to the scores of the other depths.
+COUNTING = ("counting.py", "live_counts.py", "depth_zero.py")
+
 #: Stage -> what the innermost frame of ours is called, as py-spy writes it; the first that fits counts.
 LOOP_STAGES = {
     GRPC: ("serving/transport/",),
@@ -42,6 +45,7 @@ LOOP_STAGES = {
     "prefix cache": ("prefix_cache.py",),
     "word the answer": ("response_encoder.py",),
     "metrics": ("metrics.py", "prometheus_client"),
+    "counting": COUNTING,
     "the rest of the way": (
         "fathom/serving/guard.py",
         "recommend.py",
@@ -54,6 +58,7 @@ LOOP_STAGES = {
 ENGINE_STAGES = {
     "engine": ("engines/",),
     "search": ("retriever.py",),
+    "counting": COUNTING,
     "batches": ("batcher.py", "lanes.py", "lane.py", "runner.py", "metrics.py"),
 }
 
@@ -78,9 +83,19 @@ def split(samples: str, parts_us: Mapping[str, float]) -> dict[str, float]:
             loop[stage_of(frames, LOOP_STAGES, GRPC)] += int(count)
         elif "fathom-engine" in thread and "Condition.wait" not in stack:
             engine[stage_of(frames, ENGINE_STAGES, "batches")] += int(count)
-    spent = {stage: parts_us["loop"] * count / loop.total() for stage, count in loop.items()}
-    spent |= {stage: parts_us["engine"] * count / engine.total() for stage, count in engine.items()}
-    return spent | {POLLER: parts_us["poller"], GRPC_THREADS: parts_us["grpc"]}
+    spent: dict[str, float] = defaultdict(float)
+    for part, counts, otherwise in (("loop", loop, GRPC), ("engine", engine, "batches")):
+        for stage, sampled in (counts or {otherwise: 1}).items():
+            spent[stage] += parts_us[part] * sampled / max(1, counts.total())
+    return {**spent, POLLER: parts_us["poller"], GRPC_THREADS: parts_us["grpc"]}
+
+
+def py_spy() -> str:
+    """Where the program is; raises MissingExtraError without it."""
+    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if spy is None:
+        raise MissingExtraError("py-spy", "bench")
+    return spy
 
 
 def watch(server: StartedServer, messages: list[bytes], spy: str, seconds: float) -> dict[str, float]:
@@ -100,9 +115,7 @@ def watch(server: StartedServer, messages: list[bytes], spy: str, seconds: float
 
 def spent_by(bundle: Path, sources: dict[str, Path | None], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
     """Medians over rounds, each version in turn; ``sources``: version -> its ``src`` folder, None for this one."""
-    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent))
-    if spy is None:
-        raise MissingExtraError("py-spy", "bench")
+    spy = py_spy()
     messages = made_up(catalogue_ids(bundle), DEPTH, int(front.MOST_PER_S * (seconds + 1)), "stages")
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in sources}
     for turn in range(rounds):

@@ -22,6 +22,15 @@ def test_every_benchmark_says_what_it_measures_and_costs_and_has_nothing_to_show
     assert len(listing().splitlines()) == 2 + len(registry.names())
 
 
+def test_every_stored_run_is_in_a_place_that_one_benchmark_names() -> None:
+    places = [place for name in registry.names() for place in registry.load(name).stored]
+    assert len(set(places)) == len(places)
+    results = Path(__file__).parents[2] / "results"
+    for path in results.rglob("*.json"):
+        name = path.relative_to(results).as_posix()
+        assert name in places or f"{name.partition('/')[0]}/" in places, name
+
+
 @pytest.mark.parametrize("name", registry.names())
 def test_the_help_of_every_benchmark_can_be_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

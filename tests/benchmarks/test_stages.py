@@ -25,3 +25,8 @@ def test_a_request_is_split_by_what_is_ours() -> None:
         POLLER: 20,
         GRPC_THREADS: 30,
     }
+
+
+def test_the_time_of_a_thread_that_was_never_sampled_is_not_lost() -> None:
+    spent = split("", {"loop": 200, "engine": 100, "poller": 20, "grpc": 30})
+    assert spent == {GRPC: 200, "batches": 100, POLLER: 20, GRPC_THREADS: 30}

@@ -126,4 +126,5 @@ BENCHMARK = Benchmark(
     {"--subjects": (str,), "--seed": 0},
     _measure,
     _section,
+    folders=("own_models",),
 )

@@ -67,4 +67,5 @@ BENCHMARK = Benchmark(
     {"dataset": str, "--seeds": (0,), "--arms": (BASELINES, "main"), "--path": None, "--set": (str,)},
     _measure,
     _section,
+    folders=("quality", "depths"),
 )
