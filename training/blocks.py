@@ -33,12 +33,14 @@ class Context:
 
     ``mask`` float (B, 1, 1, L): 0 for a history item, MASKED for padding. ``positions`` int64 (M, M), M >= L: bucket of
     the distance from item i back to item j, or POSITION_BUCKETS where j lies in the future or beyond the span. ``time``
-    float (B, heads, L, L): bias by the time between two items, or None.
+    float (B, heads, L, L): bias by the time between two items, or None. ``of_new``: ``positions`` are those of the new
+    positions alone, (N, L), to be looked up as they are.
     """
 
     mask: Tensor
     positions: Tensor
     time: Tensor | None
+    of_new: bool = False
 
 
 def dropout(x: Tensor, share: float, training: bool) -> Tensor:
@@ -115,8 +117,11 @@ class Block(nn.Module):
         """
         keys = past + hidden.shape[1]
         queries = 1 if last_only else hidden.shape[1]
-        # Looked up before it is cut: in an engine, whose positions are those of the longest history, a constant.
-        bias: Tensor = self.positions(context.positions)[:, keys - queries : keys, :keys]
+        if context.of_new:
+            bias: Tensor = self.positions(context.positions[-1:] if last_only else context.positions)
+        else:
+            # Looked up before it is cut: in an engine, whose positions are those of the longest history, a constant.
+            bias = self.positions(context.positions)[:, keys - queries : keys, :keys]
         if self.time_gain is not None and context.time is not None:
             time = context.time[:, :, -1:] if last_only else context.time
             bias = bias + self.time_gain * time

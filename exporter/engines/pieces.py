@@ -53,10 +53,15 @@ _traced: dict[object, Piece] = {}
 
 
 class Pieces:
-    """The pieces of one model in float32, traced when first asked for; whatever is built alike shares one."""
+    """The pieces of one model in float32, traced when first asked for; whatever is built alike shares one.
 
-    def __init__(self, model: ElasticModel) -> None:
+    ``of_new``: layers that compute new positions alone read these positions alone, (new, history); otherwise all read
+    those of the longest history.
+    """
+
+    def __init__(self, model: ElasticModel, *, of_new: bool = False) -> None:
         self.model = model
+        self.of_new = of_new
         self._shape = model.config.model_dump_json(exclude={"items", "layers", "paths", "strategy"})
 
     @property
@@ -92,8 +97,9 @@ class Pieces:
         """As ``layer``, with past -> hidden_next and made, what the layer must keep."""
         block = self.model.block(index)
         names = ("hidden", "past", "positions", *self.context_names)
-        module = _ExtensionLayerPiece(block, last_only)
-        return self._piece((last_only, *_build(block)), module, names, ("hidden_next", "made"), incremental=True)
+        module = _ExtensionLayerPiece(block, last_only, of_new=self.of_new)
+        key = (last_only, self.of_new, *_build(block))
+        return self._piece(key, module, names, ("hidden_next", "made"), incremental=True)
 
     def exit(self, depth: int) -> Piece:
         """newest (batch, 1, width) -> user_vector (batch, width)."""
@@ -115,6 +121,8 @@ class Pieces:
             examples = {name: self._example(name, 8 if incremental else 3) for name in inputs}
             # That known = seen + new is left to the exporter to find.
             axes = _dynamic_axes(inputs) if incremental else _plain_axes(inputs)
+            if self.of_new and "past" in inputs:
+                axes["positions"] = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
             _traced[key] = _trace(module, examples, outputs, axes)
         return _traced[key]
 
@@ -132,6 +140,8 @@ class Pieces:
             "mask": (2, 1, 1, known),
             "time": (2, heads, 3, known),
         }
+        if name == "positions" and self.of_new:
+            return torch.zeros((3, known), dtype=torch.int64)
         if name == "positions":
             longest = self.model.config.max_history
             return torch.zeros((), dtype=torch.int64).expand(longest, longest)
@@ -191,10 +201,14 @@ class _LayerPiece(_BlockPiece):
 
 
 class _ExtensionLayerPiece(_BlockPiece):
+    def __init__(self, block: Block, last_only: bool, *, of_new: bool) -> None:
+        super().__init__(block, last_only)
+        self._of_new = of_new
+
     def forward(
         self, hidden: Tensor, past: Tensor, positions: Tensor, mask: Tensor, time: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self.block.extend(hidden, past, Context(mask, positions, time), self.last_only)
+        return self.block.extend(hidden, past, Context(mask, positions, time, self._of_new), self.last_only)
 
 
 class _ExitPiece(nn.Module):
@@ -258,6 +272,11 @@ def _trace(
     return Piece(proto.graph, tuple(example), tuple(outputs))
 
 
+def _size(name: str, value: str, axis: int) -> onnx.NodeProto:
+    """How long a value is along an axis, under this name."""
+    return helper.make_node("Shape", [value], [name], start=axis, end=axis + 1)
+
+
 class Assembly:
     """An ONNX graph that grows piece by piece; values are named after the prefix of the piece that made them."""
 
@@ -292,12 +311,18 @@ class Assembly:
             self.nodes.append(made)
         return {name: named(name) for name in piece.outputs}
 
-    def positions(self, of_distance: NDArray[np.int64], sized_like: tuple[str, int] | None) -> str:
+    def positions(
+        self,
+        of_distance: NDArray[np.int64],
+        sized_like: tuple[str, int] | None,
+        newest_like: tuple[str, int] | None = None,
+    ) -> str:
         """The name of the positions of the longest history, (M, M); ``of_distance`` (2 M - 1,) begins with 1 - M.
 
         Made by operators on small constants, so that an engine works them out once, when it is loaded: they are kept
         apart, in ``position_nodes`` and ``position_constants``. ``sized_like``: as many as this value has along this
-        axis, worked out for every request: where the longest history is very long.
+        axis, worked out for every request: where the longest history is very long. ``newest_like``: and of these the
+        rows of the newest alone, as many as this value has along this axis.
         """
         steps = np.arange(len(of_distance) // 2 + 1, dtype=np.int64)
         named = {"of_distance": of_distance, "rows": steps[:, None] + steps[-1], "columns": steps[None]}
@@ -308,13 +333,19 @@ class Assembly:
             for end, number in (("start", 0), ("first", 0), ("second", 1)):
                 constant = numpy_helper.from_array(np.array([number], np.int64), f"positions.{end}")
                 self.position_constants.append(constant)
-            value, axis = sized_like
-            shape = helper.make_node("Shape", [value], ["positions.length"], start=axis, end=axis + 1)
-            cut = (
-                helper.make_node("Slice", [value, "positions.start", "positions.length", axis], [f"{value}.cut"])
-                for value, axis in ((rows, "positions.first"), (columns, "positions.second"))
-            )
-            self.position_nodes += [shape, *cut]
+            self.position_nodes.append(_size("positions.length", *sized_like))
+            start = "positions.start"
+            if newest_like is not None:
+                newest = _size("positions.newest", *newest_like)
+                seen = helper.make_node("Sub", ["positions.length", "positions.newest"], ["positions.seen"])
+                self.position_nodes += [newest, seen]
+                start = "positions.seen"
+            self.position_nodes += [
+                helper.make_node("Slice", [rows, start, "positions.length", "positions.first"], [f"{rows}.cut"]),
+                helper.make_node(
+                    "Slice", [columns, "positions.start", "positions.length", "positions.second"], [f"{columns}.cut"]
+                ),
+            ]
             rows, columns = f"{rows}.cut", f"{columns}.cut"
         self.position_nodes += [
             helper.make_node("Sub", [rows, columns], ["positions.distance"]),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
@@ -87,7 +88,8 @@ def export_extension(model: ElasticModel, pack: Callable[[bytes], bytes] = bytes
     """
     if not is_chain(model.config.paths):
         return {}
-    pieces = Pieces(_in_fp32(model))
+    # Where the positions of the longest history are too many to be kept, those of new items are few.
+    pieces = Pieces(_in_fp32(model), of_new=model.config.max_history > LONGEST_TABLE)
     specs = segment_specs(model.config.paths)
     files = {CONTEXT_FILE: _extension_context(pieces)}
     files |= {extension_file(spec.depth): with_optional_exit(pack(_extension(pieces, spec))) for spec in specs}
@@ -106,7 +108,7 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     model = pieces.model
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
-    reads_always = context | {"positions": _positions(graph, model, ("mask", 3), model.config.max_history)}
+    reads_always = context | {"positions": _new_positions(graph, pieces, model.config.max_history)}
     layers = (*spec.full_layers, spec.last_layer)
     pasts = graph.split("past", len(layers), axis=1)
     hidden, kept = "hidden_in", []
@@ -129,6 +131,8 @@ def _extension(pieces: Pieces, spec: SegmentSpec) -> bytes:
     if spec.feeds_next:
         results["hidden_out"] = hidden
     shapes = _shapes(model, len(layers))
+    if pieces.of_new:
+        shapes["positions"] = ["new", "known"]
     return _finish(graph, f"extend-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
 
 
@@ -138,7 +142,7 @@ def _step(pieces: Pieces, spec: SegmentSpec) -> bytes:
     graph = Assembly()
     context = {name: name for name in pieces.context_names}
     known = min(model.config.max_history, model.config.span - 1 + MOST_STEPPED)
-    reads_always = context | {"positions": _positions(graph, model, ("mask", 3), known)}
+    reads_always = context | {"positions": _new_positions(graph, pieces, known)}
     layers = model.config.paths[spec.depth]
     hidden, kept, states = "hidden_in", [], []
     for layer, past in zip(layers, graph.split("past", len(layers), axis=1), strict=True):
@@ -157,18 +161,32 @@ def _step(pieces: Pieces, spec: SegmentSpec) -> bytes:
         results["hidden_out"] = states[-1]
     shapes = _shapes(model, len(layers))
     shapes["made"] = ["batch", shapes["past"][1], "newest", shapes["past"][3]]
-    shapes["positions"] = [known, known]
+    shapes["positions"] = ["new", "known"] if pieces.of_new else [known, known]
     data = _finish(graph, f"step-{spec.depth:02d}", shapes, ("hidden_in", "past", *context), results, context)
-    return with_joined_biases(data) if known <= LONGEST_TABLE else data
+    return data if pieces.of_new else with_joined_biases(data)
 
 
 def _positions(graph: Assembly, model: ElasticModel, sized_like: tuple[str, int], longest: int) -> str:
     """The positions that all layers read, of ``longest`` at most; ``sized_like``: an input, and its axis of so many."""
+    buckets = _buckets(model, longest)
+    return graph.positions(buckets, sized_like=sized_like if longest > LONGEST_TABLE else None)
+
+
+def _new_positions(graph: Assembly, pieces: Pieces, longest: int) -> str:
+    """The positions that all layers of an incremental engine read, of ``longest`` at most."""
+    buckets = _buckets(pieces.model, longest)
+    if pieces.of_new:
+        return graph.positions(buckets, sized_like=("mask", 3), newest_like=("hidden_in", 1))
+    return graph.positions(buckets, sized_like=None)
+
+
+def _buckets(model: ElasticModel, longest: int) -> NDArray[np.int64]:
+    """The bucket of every distance, int64 (2 longest - 1,), beginning with 1 - longest."""
     span = model.config.span
     distances = torch.arange(1 - longest, longest)
     hidden = (distances < 0) | (distances >= span)
     buckets = model.position_of_distance[distances.clamp(0, span - 1)].masked_fill(hidden, POSITION_BUCKETS)
-    return graph.positions(buckets.numpy(), sized_like=sized_like if longest > LONGEST_TABLE else None)
+    return np.asarray(buckets)
 
 
 def _plain(graph: Assembly, spec: SegmentSpec, model: ElasticModel, results: Mapping[str, str]) -> bytes:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from traced_once import traced_shape
 
 from fathom.edge_profiles.profile import load_profile
+from fathom.exporter.engines import segments
 from fathom.exporter.engines.items import item_vectors
 from fathom.exporter.engines.segments import CONTEXT_FILE, export_extension, extension_file, step_file
 from fathom.runtime import pipeline as pipeline_module
@@ -124,6 +125,30 @@ def test_any_way_of_growing_gives_what_computing_afresh_gives(
             assert found[row].past.shape[1] == min(SPAN - 1, len(history.ids))
         kept = list(found)
         lengths = [min(12, length + data.draw(st.integers(0, 3), "new")) for length in lengths]
+
+
+@pytest.mark.parametrize("model", [("hstu", True)], indirect=True, ids=str)
+def test_where_windows_are_long_only_the_positions_of_new_items_are_looked_up(
+    model: ElasticModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "LONGEST_TABLE", 8)
+    files = export_extension(model)
+
+    def load(name: str, *, recurring: bool = False) -> Segment:
+        return Segment(files[name], name, 1, recurring=recurring)
+
+    by_depth = {depth: extension_file(depth) for depth in DEPTHS}
+    steps = {depth: step_file(depth) for depth in DEPTHS}
+    runner = IncrementalRunner(
+        IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, by_depth, steps), item_vectors(model), load, DEPTHS
+    )
+    ids, seconds = np.arange(1, 13) % ITEMS + 1, np.arange(12) * 1_000
+    for depth in DEPTHS:
+        kept = None
+        for length in (3, 4, 9, 10, 12):
+            history = CachedHistory(ids[:length], seconds[:length], kept)
+            users, (kept,) = runner.run([history], [depth])
+            np.testing.assert_allclose(users[0], afresh(model, ids[:length], seconds[:length], depth), atol=1e-5)
 
 
 def _possible(kept: CachedState, length: int, depth: int) -> bool:
