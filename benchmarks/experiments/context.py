@@ -118,4 +118,5 @@ BENCHMARK = Benchmark(
     {"dataset": str, "--features": (str,), "--seeds": (0,), "--path": None, "--set": (str,)},
     _measure,
     _section,
+    folders=("context",),
 )
