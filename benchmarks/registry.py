@@ -16,6 +16,7 @@ MODULES = (
     "experiments.counting_quality",
     "experiments.counting_forms",
     "experiments.request_time",
+    "experiments.context",
     "experiments.cold_items",
     "experiments.importance",
     "experiments.agreement",

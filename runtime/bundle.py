@@ -13,6 +13,7 @@ from fathom.errors import BundleError
 from fathom.runtime.bundle_contents import READ_AT_OPEN, check_size, read_contents
 from fathom.runtime.bundle_folder import REBUILD, check_nothing_else, check_unread, read_listed
 from fathom.runtime.catalogue import Catalogue
+from fathom.runtime.context import Context
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -32,7 +33,8 @@ class Bundle:
     ``popularity``: int64 (n,), training counts. ``tables`` and
     ``complexity`` are what the selector needs. ``certificate``: None where the bundle was not certified.
     ``counting``: depth 0, None where it has none. ``text_encoder``: places new items by their texts, None without one.
-    ``request_time``: what the time of a request changes, None where nothing.
+    ``request_time``: what the time of a request changes, None where nothing. ``context``: what its context changes,
+    None where a request may give none.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Bundle:
     counting: Counting | None
     text_encoder: TextEncoder | None
     request_time: RequestTime | None
+    context: Context | None
 
     @classmethod
     def open(

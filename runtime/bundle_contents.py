@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fathom.errors import ArtefactError, BundleError, brief
 from fathom.runtime.bundle_folder import REBUILD, as_array, as_object, read_listed
 from fathom.runtime.catalogue import Catalogue
+from fathom.runtime.context import Context, read_context
 from fathom.runtime.counting import Counting
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.live_counts import LiveCounts
@@ -17,6 +18,9 @@ from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CERTIFICATE_FILE,
     CHANGES_FILE,
+    CONTEXT_CHANGES_FILE,
+    CONTEXT_FILES,
+    CONTEXT_VALUES_FILE,
     COUNTING_FILES,
     INDEX_FILE,
     NEIGHBOURS_FILE,
@@ -51,6 +55,7 @@ READ_AT_OPEN = {
     SELECTOR_FILE,
     CERTIFICATE_FILE,
     CHANGES_FILE,
+    *CONTEXT_FILES,
     *COUNTING_FILES,
     *TEXT_FILES,
 }
@@ -80,6 +85,7 @@ class Contents(NamedTuple):
     counting: Counting | None
     text_encoder: TextEncoder | None
     request_time: RequestTime | None
+    context: Context | None
 
 
 def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> None:
@@ -97,6 +103,8 @@ def check_size(path: Path, name: str, entry: FileEntry, manifest: Manifest) -> N
         RECENT_FILE: _NPY_HEADER + manifest.items * 4,
         INDEX_FILE: _index_limit(manifest),
         CHANGES_FILE: _NPY_HEADER + 8 * BUCKETS * model.width,
+        CONTEXT_VALUES_FILE: _LARGEST_JSON,
+        CONTEXT_CHANGES_FILE: _context_limit(manifest),
         **_text_limits(manifest),
     }
     most = limits.get(name, _LARGEST_ENGINE)
@@ -108,6 +116,11 @@ def _index_limit(manifest: Manifest) -> int:
     lists = 0 if manifest.retrieval is None else manifest.retrieval.lists
     vector = 4 * manifest.model.width
     return _LARGEST_JSON + manifest.items * (vector + _INDEX_OF_AN_ITEM) + lists * (vector + _INDEX_OF_A_LIST)
+
+
+def _context_limit(manifest: Manifest) -> int:
+    values = 0 if manifest.context is None else sum(manifest.context.features.values())
+    return _NPY_HEADER + 8 * values * manifest.model.width
 
 
 def _text_limits(manifest: Manifest) -> dict[str, int]:
@@ -140,8 +153,8 @@ def read_contents(path: Path, manifest: Manifest, *, with_certificate: bool) -> 
     certificate = read_certificate(path, manifest) if with_certificate else None
     selector = _selector(path / SELECTOR_FILE, read(SELECTOR_FILE))
     counting, encoder = _counting(path, manifest, popularity, read), _text_encoder(path, manifest, read)
-    moves = read_request_time(path, manifest, read)
-    return Contents(catalogue, vectors, popularity, tables, selector, certificate, counting, encoder, moves)
+    told = read_request_time(path, manifest, read), read_context(path, manifest, read)
+    return Contents(catalogue, vectors, popularity, tables, selector, certificate, counting, encoder, *told)
 
 
 def _catalogue(file: Path, data: bytes, items: int) -> Catalogue:

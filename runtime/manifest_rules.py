@@ -11,6 +11,7 @@ from fathom.errors import brief
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CHANGES_FILE,
+    CONTEXT_FILES,
     COUNTING_FILES,
     INDEX_FILE,
     POPULARITY_FILE,
@@ -161,8 +162,10 @@ def _figures(manifest: Manifest) -> Iterator[str]:
     lost = [info.loss for info in manifest.depths.values() if info.loss is not None]
     lost += [] if manifest.retrieval is None else manifest.retrieval.loss.values()
     figures: list[Mapping[str, MetricInterval]] = [*manifest.strategy_evidence.values()]
-    timed = [] if manifest.request_time is None else [manifest.request_time.gain]
-    for figure in [*lost, *timed, *(each for found in figures for each in found.values())]:
+    told = [
+        each.gain for each in (manifest.request_time, manifest.context) if each is not None and each.gain is not None
+    ]
+    for figure in [*lost, *told, *(each for found in figures for each in found.values())]:
         if figure.low > figure.high:
             yield "an interval ends before it begins"
 
@@ -175,6 +178,12 @@ def _listed(manifest: Manifest) -> Iterator[str]:
         used.append(CHANGES_FILE)
     elif CHANGES_FILE in manifest.files:
         yield "it lists what the time of a request changes, but does not say that it does"
+    if manifest.context is not None and manifest.context.gain is not None:
+        used += CONTEXT_FILES
+    elif not manifest.files.keys().isdisjoint(CONTEXT_FILES):
+        yield "it lists what the context of a request changes, but does not say that it does"
+    elif manifest.context is not None and any(manifest.context.features.values()):
+        yield "it knows values of a context, but not what they add"
     if manifest.text is not None:
         used += TEXT_FILES
     if manifest.retrieval is not None:

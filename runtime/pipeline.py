@@ -285,7 +285,7 @@ class Pipeline:
         self.catalogue.offer()  # What has expired by now is not searched.
         leaves = leave_one_out(query, history) if query.include_reasons else None
         gap_s = gap_of(query.asked_s, history.timestamps)
-        work = BatchItem(ids, times, query.k, keep, hit, leaves, arrangement, gap_s=gap_s)
+        work = BatchItem(ids, times, query.k, keep, hit, leaves, arrangement, gap_s=gap_s, context=query.context)
         waiting = _Waiting(asked, choice, work, time.monotonic(), done)
         return self._queue(waiting, batcher)
 
@@ -417,7 +417,7 @@ class Pipeline:
         if choice.probe or choice.agreement_check is not None:
             times = history.timestamps if self._uses_timestamps else None
             gap_s = gap_of(query.asked_s, history.timestamps)
-            work = BatchItem(history.items + 1, times, query.k, asked_for, gap_s=gap_s)
+            work = BatchItem(history.items + 1, times, query.k, asked_for, gap_s=gap_s, context=query.context)
             self._offer(query, work, indices, choice)
             if choice.probe:
                 probe = asyncio.create_task(self._probe(work._replace(keep=keep)))

@@ -42,6 +42,7 @@ class IndexedQuery:
     answered item is due to. ``ranges``: bounds of attributes that all hold. ``rules``: how the best items are arranged.
     ``policy``: how the depth is chosen, in place of what the pipeline was told.
     ``asked_s``: the time of the request on the clock of ``timestamps``; None where it is not known.
+    ``context``: what is known of its context, see ``Context.rows``.
     Not to be changed; not frozen, because building it would take four times as long (so with all that a request needs).
     """
 
@@ -64,6 +65,7 @@ class IndexedQuery:
     rules: Rules | None = None
     policy: PolicyName | None = None
     asked_s: int | None = None
+    context: tuple[int, ...] = ()
 
     @property
     def is_filtered(self) -> bool:

@@ -1,7 +1,4 @@
-"""What the time of a request changes: user vectors move with the time since the newest event of the history.
-
-Engines know nothing of it: their vectors are moved afterwards, so that those in the prefix cache hold at any time.
-"""
+"""The time of a request: how user vectors move with the seconds since the newest event (``moves.py``)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +10,12 @@ from numpy.typing import NDArray
 from fathom.errors import BundleError
 from fathom.runtime.bundle_folder import REBUILD, as_array
 from fathom.runtime.manifest import CHANGES_FILE, Manifest
+from fathom.runtime.moves import LARGEST_CHANGE, move
 
 #: Changes are known at gaps of 2**i - 1 seconds, and interpolated between them; the last is 17 years.
 BUCKETS = 30
 #: Of a gap, where the time of the request or of the newest event is not known.
 UNKNOWN = -1
-#: Of a user vector, whose components are at most 1.
-_LARGEST_CHANGE = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +35,7 @@ class RequestTime:
         since = np.asarray(gaps, np.int64)
         place = np.log2(np.maximum(since, 0) + 1.0)[:, None]
         near = np.maximum(0.0, 1 - np.abs(place - np.arange(BUCKETS))) * (since != UNKNOWN)[:, None]
-        change, width = near.astype(np.float32) @ self.changes.reshape(BUCKETS, -1), users.shape[1]
-        moved = users * (1 + change[:, :width]) + change[:, width:]
-        # Not finite where the engine's vector is not; that is for whoever searches to tell.
-        size = np.maximum(np.sqrt((moved * moved).sum(axis=1, keepdims=True)), np.float32(1e-12))
-        found: NDArray[np.float32] = np.where(change.any(axis=1, keepdims=True), moved / size, users)
-        return found
+        return move(users, near.astype(np.float32) @ self.changes.reshape(BUCKETS, -1))
 
 
 def gap_of(asked_s: int | None, timestamps: NDArray[np.int64] | None) -> int:
@@ -62,6 +53,6 @@ def read_request_time(path: Path, manifest: Manifest, read: Callable[[str], byte
         return None
     file, shape = path / CHANGES_FILE, (BUCKETS, 2, manifest.model.width)
     changes = as_array(file, read(CHANGES_FILE), np.dtype(np.float32), shape)
-    if not (np.abs(changes) <= _LARGEST_CHANGE).all():
+    if not (np.abs(changes) <= LARGEST_CHANGE).all():
         raise BundleError(f"{file}: a value that is no number, or too large; {REBUILD}")
     return RequestTime(changes)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fathom.errors import UnavailableError
 from fathom.runtime.batcher import Again
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.context import Rows
 from fathom.runtime.engines.incremental import CachedHistory, CachedState
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.item_filter import NO_BONUS, Bonus, Indices, ItemFilter, Scores, both, sum_of, values_of
@@ -41,6 +42,7 @@ class BatchItem(NamedTuple):
     ``ids``: (n,) item index + 1. ``timestamps``: (n,) seconds. ``hit``: what the prefix cache holds of it.
     ``leave_one_out``: where reasons are asked for. ``arrangement``: where there are rules; then ``keep`` is without
     their pins. ``explaining``: what is found already of an answer's reasons. ``gap_s``: see ``gap_of``.
+    ``context``: see ``Context.rows``.
     """
 
     ids: NDArray[np.int64]
@@ -52,6 +54,7 @@ class BatchItem(NamedTuple):
     arrangement: Arrangement | None = None
     explaining: "Explaining | None" = None
     gap_s: int = UNKNOWN
+    context: Rows = ()
 
     @property
     def looked_at(self) -> int:
@@ -74,7 +77,7 @@ class BatchItem(NamedTuple):
 class BatchResult(NamedTuple):
     """One answer, seconds of its whole batch, and what can be cached of it.
 
-    ``user``: as the engine computed it, which the time of the request has no part in.
+    ``user``: as the engine computed it, which the time and the context of the request have no part in.
     """
 
     indices: Indices
@@ -116,7 +119,7 @@ class Runner:
         self._engine = engine
         self._retriever = retriever
         self._counting = bundle.counting
-        self._request_time = bundle.request_time
+        self._request_time, self._context = bundle.request_time, bundle.context
         self._counting_weights = bundle.manifest.counting.weights if bundle.manifest.counting else {}
         self.observer: Observer | None = None
         self._trials: dict[int, CachedState] = {}
@@ -138,7 +141,7 @@ class Runner:
         """The same without reasons, for which there is one batch."""
         start_s = time.monotonic()
         computed, states, ran = self._users(depths, works)
-        users = self._moved(computed, [work.gap_s for work in works])
+        users = self._moved(computed, [work.gap_s for work in works], [work.context for work in works])
         engine_s = time.monotonic()
         if ran:
             self._observe(max(ran), len(ran), engine_s - start_s)
@@ -182,11 +185,13 @@ class Runner:
                 states[row] = state
         return users, states, [depths[row] for row in (*plain, *kept)]
 
-    def _moved(self, users: NDArray[np.float32], gaps: Sequence[int]) -> NDArray[np.float32]:
-        """User vectors (n, width) as the time of each request has them; what is cached stays as it was computed."""
-        if self._request_time is None or max(gaps) == UNKNOWN:
-            return users
-        return self._request_time.moved(users, gaps)
+    def _moved(self, users: NDArray[np.float32], gaps: Sequence[int], contexts: Sequence[Rows]) -> NDArray[np.float32]:
+        """User vectors (n, width) as the time and the context of each request have them; what is cached stays."""
+        if self._request_time is not None and max(gaps) != UNKNOWN:
+            users = self._request_time.moved(users, gaps)
+        if self._context is not None and any(contexts):
+            users = self._context.moved(users, contexts)
+        return users
 
     def _observe(self, depth: int, requests: int, seconds: float) -> None:
         if self.observer is not None:
@@ -206,7 +211,8 @@ class Runner:
             return Again(partial(_part, work._replace(explaining=Explaining(result, users))))
         items = result.indices[:MOST_EXPLAINED]
         # Where nothing is left of a history, its vector stays zero.
-        moved = self._moved(np.stack(users), [work.gap_s if user.any() else UNKNOWN for user in users])
+        told = [(work.gap_s, work.context) if user.any() else (UNKNOWN, ()) for user in users]
+        moved = self._moved(np.stack(users), *zip(*told, strict=True))
         fallen = falls(self._catalogue.vectors.take(items), moved[0], moved[1:])
         weight = self._counting_weights.get(depth, 0.0)
         counted = np.zeros((0, len(items)))

@@ -105,6 +105,7 @@ def bundle_message(
         items=manifest.items,
         max_history=manifest.model.max_history,
         uses_timestamps=manifest.model.uses_timestamps or manifest.request_time is not None,
+        context=() if manifest.context is None else sorted(manifest.context.features),
         depths=[
             pb.DepthQuality(
                 depth=depth,

@@ -127,4 +127,6 @@ def _line(answered: _Answered) -> str:
     if query.timestamps is not None:
         line["timestamps"] = [int(each) for each in query.timestamps[newest]]
         line["request_time"] = query.asked_s or 0
+    if query.context and deployment.bundle.context is not None:
+        line["context"] = deployment.bundle.context.given(query.context)
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -4,7 +4,7 @@ The limits are those of the comments in ``recommender.proto``.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -13,7 +13,9 @@ from fathom.edge_profiles.profile import DeviceProfile
 from fathom.errors import InvalidRequestError, NotFoundError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.context import Context, Rows
 from fathom.runtime.live_catalogue import LiveCatalogue
+from fathom.runtime.manifest import LONGEST_VALUE_BYTES, MOST_FEATURES
 from fathom.runtime.prefix_cache import Owner
 from fathom.runtime.query import IndexedQuery
 from fathom.runtime.rules import Rules
@@ -42,6 +44,7 @@ class RequestDecoder:
         # Of trained items: looked up first, and in most requests enough.
         self._index = bundle.catalogue.index
         self._counts = bundle.counting is not None
+        self._context = bundle.context
         self._profiles = {**profiles, "": default_profile}
         self._filters = RequestedFilters(catalogue)
         self._default_wanted: pb.Rules | None = None
@@ -79,6 +82,7 @@ class RequestDecoder:
             include_reasons=request.include_reasons,
             rules=self._rules(request.rules) if request.HasField("rules") else self._default_rules(),
             asked_s=_asked(request),
+            context=_context(request.context, self._context) if request.context else (),
         )
         return self._filters.filtered(query, request) if request.HasField("filter") else query, unknown
 
@@ -177,3 +181,16 @@ def _asked(request: pb.RecommendRequest) -> int:
     if not 0 <= request.request_time <= LAST_SECOND_OF_9999:
         raise bad_second("request_time", request.request_time)
     return request.request_time or int(time.time())
+
+
+def _context(given: Mapping[str, str], known: Context | None) -> Rows:
+    """What a bundle knows of a request's context; a value that it does not know counts as missing."""
+    if len(given) > MOST_FEATURES:
+        raise InvalidRequestError(f"context has {len(given)} features, at most {MOST_FEATURES}")
+    for name, value in given.items():
+        if known is None or name not in known.values:
+            there = "none" if known is None else ", ".join(known.values)
+            raise InvalidRequestError(f"context has the feature {echo(name)}; this bundle's are: {there}")
+        if (size := len(value.encode())) > LONGEST_VALUE_BYTES:
+            raise InvalidRequestError(f"context has {size} bytes of {echo(name)}, at most {LONGEST_VALUE_BYTES}")
+    return () if known is None else known.rows(given)

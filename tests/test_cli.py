@@ -131,6 +131,8 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
         (["recommend", "--items", "1", "--timestamps", "1e9"], "--timestamps 1e9: give whole seconds since 1970"),
         (["recommend", "--items", "1", "--timestamps", 5_000 * "9"], "999...: give whole seconds since 1970"),
         (["recommend", "--items", "1", "--cap", "Drama"], "--cap Drama: give CATEGORY=N, as Drama=2"),
+        (["recommend", "--items", "1", "--context", "DE"], "--context DE: give FEATURE=VALUE, as country=DE"),
+        (["recommend", "--context", "a=1", "--context", "a=2"], "--context names a twice; give it once"),
         (["reload", "--target", "http://127.0.0.1:1"], "is not host:port"),
         (["loadtest", "--trace", "x", "--ca", "nowhere.pem"], "nowhere.pem: no such file"),
         (["recommend", "--items", "1", "--metadata", "key"], "--metadata needs a key and a value"),

@@ -66,7 +66,7 @@ def test_every_option_and_every_file_that_is_read_makes_the_prepare_stage_stale(
     changes: dict[str, Any] = {field.name: "x" for field in fields(PrepareOptions) if field.name.endswith("_column")}
     changes |= {"items_path": items, "name": "x", "timestamp_unit": "ms", "timestamp_format": "%Y", "delimiter": ";"}
     changes |= {"encoding": "latin-1", "columns": ("a", "b"), "max_malformed": 0.5, "k_core": 2, "minimum_rating": 1.0}
-    changes |= {"repeats": "keep", "weight": {"view": 0.5}}
+    changes |= {"repeats": "keep", "weight": {"view": 0.5}, "context": ("a",)}
     assert {*changes, "path"} == {field.name for field in fields(PrepareOptions)}
     keys = [key(), *(key(**{name: value}) for name, value in changes.items())]
     assert len(set(keys)) == len(keys)

@@ -1,7 +1,7 @@
 """From raw interactions to a dataset folder: read, check, filter, order, number, write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from fathom.files import new_folder, sha256_file, write_json
 from fathom.training.catalogue import SCHEMA, described, first_known, item_table
 from fathom.training.dataset import INTERACTIONS, ITEMS, META, SCHEMA_VERSION, USERS, Dataset, Progress
 from fathom.training.sources import DEFAULTS, PrepareOptions, Source, default_options, generic_source, open_source
+from fathom.training.tables.context import PREFIX, ContextCoder, compact, context_note
 from fathom.training.tables.ids import Codes, IdCoder, without_point
 from fathom.training.tables.readers import Layout, read
 from fathom.training.tables.rows import RowReport, clean
@@ -31,7 +32,9 @@ class Events:
     users, items: u32, places in user_ids and item_ids, which are text in sorted order once ``compact`` has run; until
     then they may be categorical, as they turned up. order: i64 microseconds or positions, None where the input's own
     order is all there is; nanos: i16, on top of the microseconds, None where no time has any; weights: f32, None where
-    all events weigh the same.
+    all events weigh the same. contexts: u16 (events, features), places from 1 in the values of each feature, 0 where
+    it has none; None without features. context_values: feature -> its values, in the order of their texts once
+    ``compact`` has run.
     """
 
     users: Codes
@@ -41,13 +44,15 @@ class Events:
     user_ids: pl.Series
     item_ids: pl.Series
     weights: NDArray[np.float32] | None = None
+    contexts: NDArray[np.uint16] | None = None
+    context_values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, which: NDArray[Any]) -> "Events":
         """The events at these places, int (n,), or under this mask, bool (events,)."""
-        optional = {"order": self.order, "nanos": self.nanos, "weights": self.weights}
+        optional = {name: getattr(self, name) for name in ("order", "nanos", "weights", "contexts")}
         taken: dict[str, Any] = {name: None if value is None else value[which] for name, value in optional.items()}
         return replace(self, users=self.users[which], items=self.items[which], **taken)
 
@@ -73,10 +78,16 @@ class Events:
         return pl.Series((self.users.astype(np.uint64) << np.uint64(32)) | self.items)
 
     def compact(self) -> "Events":
-        """Without the ids that no event uses, users and items in the order of their ids; each user's order stays."""
+        """Without the ids and values that no event uses, all of them in the order of their texts; each user's order
+        stays.
+        """
         users, user_ids = _compact(self.users, self.user_ids)
         items, item_ids = _compact(self.items, self.item_ids)
         events = replace(self, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
+        if self.contexts is not None:
+            made = [compact(*each) for each in zip(self.contexts.T, self.context_values.values(), strict=True)]
+            values = dict(zip(self.context_values, (values for _, values in made), strict=True))
+            events = replace(events, contexts=np.stack([codes for codes, _ in made], axis=1), context_values=values)
         return events.take(np.argsort(users, kind="stable"))
 
 
@@ -90,7 +101,8 @@ def prepare(
 
     meta.json says what was read: which columns are used and which are not, the malformed rows by reason, and,
     under ``notes``, what was found out about the files, such as their delimiter and the unit of their times; under
-    ``types``, where they are read, each event type with its weight and how many usable events it has.
+    ``types``, where they are read, each event type with its weight and how many usable events it has; under
+    ``context``, where there is one, each feature with its values.
 
     Raises DataError, in one line, for missing files and columns, for weights that do not fit the event types, for more
     malformed rows than tolerated, for item metadata that knows none of the items, and when the filters leave nothing;
@@ -113,6 +125,9 @@ def prepare(
         meta |= _provenance(opened, source, options, report, removed) | {"repeats": repeats}
         if report.types is not None:
             meta["types"] = report.types.as_dict()
+        if events.context_values:
+            meta["context"] = {name: [*values] for name, values in events.context_values.items()}
+            notes.append(context_note(events.context_values))
         meta |= {"items": None, "notes": notes}
         if opened.items is not None and item_report is not None and matched is not None:
             columns = {"columns": dict(opened.items.columns), "unused": [*opened.items_unused]}
@@ -195,12 +210,16 @@ def _read_events(
     times.notes.append(f"columns: {_columns(columns, source.unused)}")
     if not {"timestamp", "position"} & set(columns):
         times.notes.append("order: each user's events are in the file's order, for want of a time or position column")
+    contexts = {
+        role: ContextCoder(path, column) for role, column in source.events.columns.items() if role.startswith(PREFIX)
+    }
     frames, hints = [], pl.DataFrame(schema=SCHEMA)
     for batch in read(source.events):
         rows = clean(batch, report, times, drops=source.drops, minimum_rating=options.minimum_rating)
         if "title" in rows.columns or "categories" in rows.columns:
             hints = first_known(pl.concat([hints, described(rows.rename({"item": "id"}))]))
-        codes = (users.encode(rows["user"]), items.encode(rows["item"]))
+        codes = [users.encode(rows["user"]), items.encode(rows["item"])]
+        codes += [coder.encode(rows[role]) for role, coder in contexts.items()]
         frames.append(rows.select(*codes, *({"order", "nanos", "weight"} & set(rows.columns))))
         progress(f"read {report.rows:,} rows")
     report.check()
@@ -218,6 +237,9 @@ def _read_events(
         hints = first_known(hints.with_columns(without_point(hints["id"])))
     (user_codes, user_ids), (item_codes, item_ids) = users.numbered(table["user"]), items.numbered(table["item"])
     events = Events(user_codes, item_codes, order, nanos, user_ids, item_ids, weights)
+    if contexts:
+        values = {role.removeprefix(PREFIX): coder.values for role, coder in contexts.items()}
+        events = replace(events, contexts=table.select(*contexts).to_numpy(), context_values=values)
     return events, hints, report, times.notes
 
 
@@ -279,6 +301,9 @@ def _write(out: Path, events: Events, items: pl.DataFrame, meta: dict[str, Any])
         columns["timestamp"] = events.order // 1_000_000
     if events.weights is not None and events.weights.min() < events.weights.max():
         columns["weight"] = events.weights
+    for place, name in enumerate(events.context_values):
+        assert events.contexts is not None
+        columns[PREFIX + name] = events.contexts[:, place]
     with new_folder(out, DATASET) as folder:
         pl.DataFrame(columns).write_parquet(folder / INTERACTIONS)
         items.write_parquet(folder / ITEMS)

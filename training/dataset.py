@@ -1,13 +1,14 @@
 """The dataset folder in memory: one item sequence per user, oldest first, and the frozen id map.
 
-interactions.parquet   user u32, item u32, [timestamp i64 seconds], [weight f32]; sorted by user, then by order
+interactions.parquet   user u32, item u32, [timestamp i64 seconds], [weight f32], [context:FEATURE u16]; sorted by user,
+                       then by order
 items.parquet          id str, title str, categories list[str]; row i is item i
 users.parquet          id str; row i is user i
-meta.json              counts, filters, source, malformed rows, sha256 of the three files
+meta.json              counts, filters, source, malformed rows, values of the context, sha256 of the three files
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from fathom.artefacts import DATASET, expect
 from fathom.errors import ArtefactError, DataError
 from fathom.files import read_json, sha256_file
+from fathom.training.tables.context import PREFIX
 
 SCHEMA_VERSION = 1
 INTERACTIONS, ITEMS, USERS, META = "interactions.parquet", "items.parquet", "users.parquet", "meta.json"
@@ -29,6 +31,21 @@ Items = NDArray[np.int32]
 Times = NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Contexts:
+    """The context of n events or requests, such as country and device.
+
+    values: feature -> its values; codes: int32 (n, features), places in these from 1; 0 where unknown.
+    """
+
+    values: Mapping[str, tuple[str, ...]]
+    codes: NDArray[np.int32]
+
+    def select(self, chosen: NDArray[Any]) -> "Contexts":
+        """The chosen ones, indices (m,) or mask (n,)."""
+        return Contexts(self.values, self.codes[chosen])
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Many item sequences in one array.
@@ -36,7 +53,8 @@ class Sequences:
     items: int32 (events,), item indices, oldest first; offsets: int64 (n + 1,), sequence i is
     items[offsets[i]:offsets[i + 1]]; timestamps: int64 (events,) in seconds, or None when unknown; weights: float32
     (events,), above 0, what each event counts in training, or None when all count the same. asked: int64 (n,), the
-    second at which a request comes with each sequence, 0 where unknown, or None when unknown of all.
+    second at which a request comes with each sequence, 0 where unknown, or None when unknown of all. contexts: of the
+    events; asked_contexts: of the n requests; None when the data has none.
     """
 
     items: Items
@@ -44,6 +62,8 @@ class Sequences:
     timestamps: Times | None = None
     weights: NDArray[np.float32] | None = None
     asked: Times | None = None
+    contexts: Contexts | None = None
+    asked_contexts: Contexts | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -78,7 +98,8 @@ class Sequences:
     def keep(self, events: NDArray[np.bool_]) -> "Sequences":
         """As many sequences, with only the marked events; bool (events,)."""
         lengths = np.bincount(self.owners[events], minlength=len(self))
-        return self._of(events, np.concatenate([[0], np.cumsum(lengths)]), self.asked)
+        kept = self._of(events, np.concatenate([[0], np.cumsum(lengths)]))
+        return replace(kept, asked=self.asked, asked_contexts=self.asked_contexts)
 
     def select(self, indices: Iterable[int] | NDArray[np.integer[Any]]) -> "Sequences":
         """The chosen sequences, indices (n,), in the given order."""
@@ -86,12 +107,15 @@ class Sequences:
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         events = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
-        return self._of(events, offsets, None if self.asked is None else self.asked[chosen])
+        asked = None if self.asked is None else self.asked[chosen]
+        contexts = None if self.asked_contexts is None else self.asked_contexts.select(chosen)
+        return replace(self._of(events, offsets), asked=asked, asked_contexts=contexts)
 
-    def _of(self, events: NDArray[Any], offsets: NDArray[np.int64], asked: Times | None) -> "Sequences":
+    def _of(self, events: NDArray[Any], offsets: NDArray[np.int64]) -> "Sequences":
         times = None if self.timestamps is None else self.timestamps[events]
         weights = None if self.weights is None else self.weights[events]
-        return Sequences(self.items[events], offsets, times, weights, asked)
+        contexts = None if self.contexts is None else self.contexts.select(events)
+        return Sequences(self.items[events], offsets, times, weights, contexts=contexts)
 
 
 @dataclass(frozen=True)
@@ -137,8 +161,9 @@ class Dataset:
         for name in (INTERACTIONS, ITEMS, USERS):
             _check(path / name, meta.get("sha256", {}).get(name))
         events, items, users = _table(path / INTERACTIONS), _table(path / ITEMS), _table(path / USERS)
+        sequences = _sequences(events, path, n_users=users.height, n_items=items.height)
         return cls(
-            sequences=_sequences(events, path, n_users=users.height, n_items=items.height),
+            sequences=replace(sequences, contexts=_contexts(events, path, meta.get("context", {}))),
             item_ids=tuple(items["id"].to_list()),
             titles=tuple(items["title"].fill_null("").to_list()),
             categories=tuple(tuple(names or ()) for names in items["categories"].to_list()),
@@ -203,3 +228,18 @@ def _sequences(events: pl.DataFrame, path: Path, *, n_users: int, n_items: int) 
     if weights is not None and not (np.isfinite(weights).all() and weights.min() > 0):
         raise DataError(f"{path / INTERACTIONS}: a weight is not a number above 0; prepare the dataset again")
     return Sequences(items.astype(np.int32), offsets, times, weights)
+
+
+def _contexts(events: pl.DataFrame, path: Path, values: Mapping[str, list[str]]) -> Contexts | None:
+    columns = []
+    for feature, known in values.items():
+        found = events.get_column(PREFIX + feature, default=None)
+        if found is None or not found.dtype.is_integer() or not found.is_between(0, len(known)).fill_null(False).all():
+            raise DataError(
+                f"{path / INTERACTIONS}: column {PREFIX + feature!r} does not hold places among its values in {META};"
+                " prepare the dataset again"
+            )
+        columns.append(found.to_numpy().astype(np.int32))
+    if not columns:
+        return None
+    return Contexts({feature: tuple(known) for feature, known in values.items()}, np.stack(columns, axis=1))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fathom.errors import ConfigError, DataError
 from fathom.training.baselines import BASELINES, EASE_MAX_ITEMS, Scorer, Scores
+from fathom.training.context import Context
 from fathom.training.counting import CountingExit, count, with_counting
 from fathom.training.dataset import Dataset, Progress, Sequences
 from fathom.training.metrics import RESAMPLES, Floats, Interval, intervals, per_user, percentile, ranks, top_items
@@ -160,6 +161,7 @@ def evaluate_model(
     part: Part = "test",
     counting: CountingExit | None = None,
     request_time: RequestTime | None = None,
+    context: Context | None = None,
     baselines: Iterable[str] = tuple(BASELINES),
     device: str = "cpu",
     reference: str | None = None,
@@ -178,26 +180,29 @@ def evaluate_model(
     its settings and weights were chosen on these very items.
 
     ``request_time``: what the time since the newest event changes, each target's time being that of its request; then
-    "depth N untimed" is what is served where that is not known.
+    "depth N untimed" is what is served where that is not known. ``context``: the same of what the context of a request
+    changes, and "depth N without context".
     """
     from fathom.training.scorer import depth_name, exit_scorer  # torch takes seconds to import
 
-    networks = [exit_scorer(model, device, request_time)]
+    networks = {"": exit_scorer(model, device, request_time, context)}
     if request_time is not None:
-        networks.append(exit_scorer(model, device))
-    exits: list[SystemsScorer] = [*networks]
+        networks[" untimed"] = exit_scorer(model, device, None, context)
+    if context is not None:
+        networks[" without context"] = exit_scorer(model, device, request_time)
+    exits: dict[str, SystemsScorer] = {**networks}
     if counting is not None:
         if part == "validation":
             counting = replace(counting, tables=count(split.train, dataset.n_items, counting.tables.settings))
-        exits = [with_counting(each, counting, alone=each is networks[0]) for each in networks]
-    if request_time is not None:
-        names = {depth_name(depth): f"{depth_name(depth)} untimed" for depth in model.depths}
-        exits[1] = partial(_renamed, exits[1], names)
+        exits = {end: with_counting(each, counting, alone=not end) for end, each in networks.items()}
+    for end in [end for end in exits if end]:
+        names = {depth_name(depth): depth_name(depth) + end for depth in model.depths}
+        exits[end] = partial(_renamed, exits[end], names)
     known = split.train if part == "validation" else split.until_test
     fitted, left_out = _fitted(baselines, known, dataset.n_items, progress)
     report = evaluate(
         split.validation if part == "validation" else split.test,
-        [*exits, *fitted],
+        [*exits.values(), *fitted],
         n_items=dataset.n_items,
         reference=reference or depth_name(model.depths[-1]),
         resamples=resamples,

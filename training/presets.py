@@ -58,6 +58,10 @@ class TrainSettings(BaseModel):
         default="auto",
         description="auto: the time since the newest event moves user vectors where that helps on validation items",
     )
+    context: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: the features of a request's context move user vectors where that helps on validation items",
+    )
     forget_times: float = Field(default=0.1, ge=0, le=1, description="share of batches without timestamps")
 
     exits: Literal["together", "stacked"] = Field(

@@ -1,8 +1,4 @@
-"""What the time of a request tells beside its history: how user vectors move with the time since the newest event.
-
-It is fitted to a trained model whose weights stay as they are (``request_time_fit.py``). So engines, cached keys and
-values and cached user vectors know nothing of it, and a request whose time is not known gets what it would get without.
-"""
+"""The time of a request: how user vectors move with the seconds since the newest event (``moves.py``)."""
 
 from dataclasses import dataclass
 
@@ -11,6 +7,7 @@ from numpy.typing import NDArray
 
 from fathom.training.dataset import Sequences
 from fathom.training.metrics import Interval
+from fathom.training.moves import move
 
 #: Changes are learned at gaps of 2**i - 1 seconds, and interpolated between them; the last is 17 years.
 BUCKETS = 30
@@ -52,7 +49,4 @@ def gap_shares(gaps: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def moved(users: NDArray[np.float32], shares: NDArray[np.float32], changes: NDArray[np.float32]) -> NDArray[np.float32]:
     """User vectors (n, width) moved by changes (BUCKETS, 2, width); ``shares``: see ``gap_shares``."""
-    change, width = shares @ changes.reshape(BUCKETS, -1), users.shape[1]
-    found = users * (1 + change[:, :width]) + change[:, width:]
-    size = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12))
-    return np.where(change.any(axis=1, keepdims=True), found / size, users)
+    return move(users, shares @ changes.reshape(BUCKETS, -1))

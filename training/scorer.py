@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fathom.training.baselines import Scores
 from fathom.training.batches import history_batches
+from fathom.training.context import Context
 from fathom.training.dataset import Sequences
 from fathom.training.model import ElasticModel
 from fathom.training.request_time import RequestTime, gaps_of
@@ -43,11 +44,15 @@ def exit_users(
 
 
 def exit_scorer(
-    model: ElasticModel, device: torch.device | str = "cpu", request_time: RequestTime | None = None
+    model: ElasticModel,
+    device: torch.device | str = "cpu",
+    request_time: RequestTime | None = None,
+    context: Context | None = None,
 ) -> Callable[[Sequences], dict[str, Scores]]:
-    """Scores (histories, items) of every depth for a chunk of histories, at the times of their requests.
+    """Scores (histories, items) of every depth for a chunk of histories, at the times and contexts of their requests.
 
-    ``request_time``: None where these change nothing. The model is moved to ``device`` and put into evaluation mode.
+    ``request_time``, ``context``: None where these change nothing. The model is moved to ``device`` and put into
+    evaluation mode.
     """
     users = exit_users(model, device)
 
@@ -57,6 +62,8 @@ def exit_scorer(
         if request_time is not None:
             gaps = gaps_of(histories)
             found = {depth: request_time.moved(each, gaps) for depth, each in found.items()}
+        if context is not None:
+            found = {depth: context.moved(each, histories.asked_contexts) for depth, each in found.items()}
         moved = {depth_name(depth): torch.from_numpy(each).to(vectors.device) for depth, each in found.items()}
         return {name: (each @ vectors.T).cpu().numpy() for name, each in moved.items()}
 

@@ -22,7 +22,7 @@ import polars as pl
 
 from fathom.errors import ConfigError, DataError
 from fathom.training.dataset import Progress
-from fathom.training.tables.any_table import folder_layout, open_table, with_items
+from fathom.training.tables.any_table import folder_layout, open_table, with_context, with_items
 from fathom.training.tables.options import PrepareOptions, Source
 from fathom.training.tables.readers import Layout, Table, column_names, layout_of
 
@@ -67,27 +67,30 @@ def open_source(name: str, options: PrepareOptions, progress: Progress) -> Itera
     _refuse_unused(name, options)
     if name == "ml-100k":
         with tempfile.TemporaryDirectory(prefix="fathom-ml-100k-") as folder:
-            yield _ml_100k(options.path, Path(folder), progress)
+            yield with_context(_ml_100k(options.path, Path(folder), progress), options.context)
         return
     if options.path is None:
         raise DataError(f"{name}: no data; give its file or folder with --path")
     if not options.path.exists():
         raise DataError(f"{options.path}: no such file or folder")
+    yield with_context(_source_at(options.path, name, options), options.context)
+
+
+def _source_at(path: Path, name: str, options: PrepareOptions) -> Source:
     if name == "ml-1m":
-        yield _ml_1m(options.path)
-    elif name == "amazon-reviews-2023":
-        yield _amazon(options.path, options)
-    elif name == "online-retail-ii":
-        yield _retail(options.path)
-    else:
-        yield open_table(cast(Layout, name), options.path, options)
+        return _ml_1m(path)
+    if name == "amazon-reviews-2023":
+        return _amazon(path, options)
+    if name == "online-retail-ii":
+        return _retail(path)
+    return open_table(cast(Layout, name), path, options)
 
 
 def _refuse_unused(name: str, options: PrepareOptions) -> None:
     """An option that would do nothing is a mistake: the named sources know their own columns."""
     if name in get_args(Layout):
         return
-    used = {"path", "name", "k_core", "minimum_rating", "repeats", "max_malformed"}
+    used = {"path", "name", "k_core", "minimum_rating", "repeats", "max_malformed", "context"}
     used |= {"items_path"} if name == "amazon-reviews-2023" else set()
     for option in fields(options):
         if option.name not in used and getattr(options, option.name) != option.default:

@@ -17,8 +17,8 @@ CHUNK_CASES = 512
 class Cases:
     """Questions with one right answer each: which item follows this history?
 
-    histories: one sequence per case, oldest first, never empty, and asked when the item that followed
-    came, where times are known; targets: int32 (n,), that item; users: int32 (n,), each user at most once.
+    histories: one sequence per case, oldest first, never empty, and asked when the item that followed came and in its
+    context, where these are known; targets: int32 (n,), that item; users: int32 (n,), each user at most once.
     """
 
     histories: Sequences
@@ -139,4 +139,6 @@ def _cases(whole: Sequences, before: Sequences, users: NDArray[np.int64], target
     histories = before.select(users)
     if whole.timestamps is not None:
         histories = replace(histories, asked=whole.timestamps[targets])
+    if whole.contexts is not None:
+        histories = replace(histories, asked_contexts=whole.contexts.select(targets))
     return Cases(histories, whole.items[targets].astype(np.int32), users.astype(np.int32))

@@ -14,6 +14,7 @@ from fathom.distribution import fathom_commit, version
 from fathom.errors import ConfigError, PlanError
 from fathom.exporter.bundle.derive import write_bundle
 from fathom.exporter.bundle.item_files import (
+    context_files,
     counting_files,
     item_files,
     request_time_files,
@@ -37,6 +38,7 @@ from fathom.exporter.planning.plan import DepthPlan
 from fathom.runtime.item_vectors import ItemPrecision
 from fathom.runtime.manifest import (
     LONGEST_TYPE_BYTES,
+    ContextInfo,
     CountingInfo,
     DepthInfo,
     Extension,
@@ -49,8 +51,10 @@ from fathom.runtime.manifest import (
 )
 from fathom.runtime.text_encoder import TextEncoder
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.context import Context
+from fathom.training.context_fit import fit_context
 from fathom.training.counting import CountingExit, fit_counting
-from fathom.training.dataset import Dataset
+from fathom.training.dataset import Contexts, Dataset
 from fathom.training.evaluate import EvaluationReport, evaluate_model
 from fathom.training.model import ElasticModel
 from fathom.training.request_time import RequestTime
@@ -77,8 +81,8 @@ def export(
 ) -> Manifest:
     """Write the bundle folder and return its manifest; an existing ``out`` is replaced as a whole.
 
-    The counting exit with its weight beside each depth, and what the time of a request changes, are tuned on validation
-    items. ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found.
+    The counting exit with its weight beside each depth, and what the time and context of a request change, are tuned on
+    validation items. ``plan``: refuse a checkpoint that was not healed for it. ``evidence``: what ``compare`` found.
     ``layer_bits``: of each layer, for ``mixed``. ``item_precision``: of the vectors that engines read and answers are
     found among. ``reference``: for ``int4+lora``, the network before it was healed, whose quality in fp32 counts.
     ``max_loss``: share of a depth's NDCG@10 that fewer bits may cost. ``every_length``: check parity at each history
@@ -113,6 +117,9 @@ def export(
     if (timed := work.request_time) is not None:
         learned["request_time"] = RequestTimeInfo(gain=MetricInterval(**timed.gain.as_dict()))
         files |= request_time_files(timed)
+    if (contexts := dataset.sequences.contexts) is not None:
+        learned["context"] = _context_info(contexts, work.context)
+        files |= {} if work.context is None else context_files(work.context)
     progress("writing the bundle")
     return write_bundle(out, manifest.model_copy(update=learned), sorted(files.items()))
 
@@ -192,6 +199,12 @@ class _Export:
         checkpoint = self.checkpoint
         return fit_request_time(checkpoint.model, checkpoint.config.train.train, self.cut, progress=self.progress)
 
+    @cached_property
+    def context(self) -> Context | None:
+        """What the context of a request changes, where it helps on validation items."""
+        model, settings = self.checkpoint.model, self.checkpoint.config.train.train
+        return fit_context(model, settings, self.cut, self.request_time, progress=self.progress)
+
     def text_encoder(self, engines: EngineSet) -> tuple[TextEncoder, TextInfo] | None:
         """What places new items by their texts among these engines' items."""
         made, train = self.checkpoint, self.cut.train
@@ -229,6 +242,7 @@ class _Export:
             self.cut,
             counting=self.counting,
             request_time=self.request_time,
+            context=self.context,
             baselines=(),
             progress=self.progress,
         )
@@ -248,6 +262,7 @@ class _Export:
             self.cut,
             self.counting,
             self.request_time,
+            self.context,
             max_history=max_history,
             progress=self.progress,
         )
@@ -332,6 +347,13 @@ def _counting_info(counting: CountingExit, report: EvaluationReport, dataset: Da
         quality=_quality(report, 0),
         event_weights=event_weights(dataset),
     )
+
+
+def _context_info(contexts: Contexts, learned: Context | None) -> ContextInfo:
+    """Of all features of the data, whether they change anything or not: what may be sent stays the same."""
+    values = {} if learned is None else learned.values
+    gain = None if learned is None else MetricInterval(**learned.gain.as_dict())
+    return ContextInfo(features={name: len(values.get(name, ())) for name in contexts.values}, gain=gain)
 
 
 def event_weights(dataset: Dataset) -> dict[str, float]:

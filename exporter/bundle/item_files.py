@@ -11,6 +11,8 @@ from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.manifest import (
     CATALOGUE_FILE,
     CHANGES_FILE,
+    CONTEXT_CHANGES_FILE,
+    CONTEXT_VALUES_FILE,
     NEIGHBOURS_FILE,
     OFFSETS_FILE,
     POPULARITY_FILE,
@@ -27,6 +29,7 @@ from fathom.runtime.text_encoder import TextEncoder
 from fathom.selector.complexity import ComplexityModel
 from fathom.selector.features import SelectorTables
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.context import Context
 from fathom.training.counting import CountingTables
 from fathom.training.dataset import Sequences
 from fathom.training.request_time import RequestTime
@@ -66,6 +69,11 @@ def counting_files(tables: CountingTables) -> dict[str, bytes]:
 def request_time_files(request_time: RequestTime) -> dict[str, bytes]:
     """Path -> contents: what the time of a request changes."""
     return {CHANGES_FILE: _npy(request_time.changes)}
+
+
+def context_files(context: Context) -> dict[str, bytes]:
+    """Path -> contents: what the context of a request changes."""
+    return {CONTEXT_VALUES_FILE: _compact_json(context.values), CONTEXT_CHANGES_FILE: _npy(context.changes)}
 
 
 def text_files(encoder: TextEncoder) -> dict[str, bytes]:

@@ -4,7 +4,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from fathom.runtime.engines.plans import FLAVOURS
-from fathom.runtime.manifest import COUNTING_FILES, Manifest, MetricInterval, RequestTimeInfo, RetrievalInfo, TextInfo
+from fathom.runtime.manifest import (
+    COUNTING_FILES,
+    ContextInfo,
+    Manifest,
+    MetricInterval,
+    RetrievalInfo,
+    TextInfo,
+)
 
 Rows = list[list[str]]
 
@@ -30,7 +37,8 @@ def fact_rows(manifest: Manifest) -> Rows:
         ["history", f"at most {model.max_history} items, {'with' if timed else 'without'} timestamps"],
         ["items", f"{manifest.items:,}, vectors in {manifest.item_precision}"],
         *([["new items", _placed(manifest.text)]] if manifest.text is not None else []),
-        *([["request time", _timed(manifest.request_time)]] if manifest.request_time is not None else []),
+        *([["request time", _added(manifest.request_time.gain)]] if manifest.request_time is not None else []),
+        *([["context", _told(manifest.context)]] if manifest.context is not None else []),
         *([["search", _searched(manifest.retrieval)]] if manifest.retrieval is not None else []),
         ["size", f"{format_bytes(size)} in {len(manifest.files)} files"],
         ["profile", manifest.profile or "all"],
@@ -123,8 +131,15 @@ def _placed(text: TextInfo) -> str:
     return f"by their texts, {text.features:,} features, cosine {format_interval(text.cosine)} to trained vectors"
 
 
-def _timed(request_time: RequestTimeInfo) -> str:
-    return f"changes answers, {format_interval(request_time.gain)} of NDCG@10 added on validation items"
+def _added(gain: MetricInterval) -> str:
+    return f"changes answers, {format_interval(gain)} of NDCG@10 added on validation items"
+
+
+def _told(context: ContextInfo) -> str:
+    if context.gain is None:
+        return f"{', '.join(context.features)}: changes nothing"
+    features = ", ".join(f"{name} ({count:,} values)" for name, count in context.features.items())
+    return f"{features}: {_added(context.gain)}"
 
 
 def _searched(found: RetrievalInfo) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fathom.exporter.bundle.teachers import case_digests
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.context import Rows
 from fathom.runtime.counting import Counting
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.index_retriever import open_retriever
@@ -136,48 +137,72 @@ class Costs:
         return Costs(depths, self.lengths, self.ms[:, columns])
 
 
+class Told(NamedTuple):
+    """What n requests tell beside their histories.
+
+    ``gaps``: seconds from the newest event to the request, UNKNOWN or (n,). ``contexts``: as ``Context.rows``.
+    """
+
+    gaps: NDArray[np.int64]
+    contexts: list[Rows]
+
+    def of(self, rows: NDArray[np.intp]) -> "Told":
+        """That of some requests, by index (m,)."""
+        return Told(self.gaps[rows], [self.contexts[row] for row in rows.tolist()])
+
+
+def _told(bundle: Bundle, cases: Cases) -> Told:
+    asked, known = cases.histories.asked_contexts, bundle.context
+    contexts: list[Rows] = [()] * len(cases)
+    if asked is not None and known is not None:
+        names = {name: ("", *values) for name, values in asked.values.items()}
+        for row, codes in enumerate(asked.codes.tolist()):
+            contexts[row] = known.rows({name: names[name][code] for name, code in zip(names, codes, strict=True)})
+    return Told(gaps_of(cases.histories), contexts)
+
+
 class _Answers:
     """The best items of requests, as a server finds them: counting beside the network, or alone at depth 0."""
 
     def __init__(self, bundle: Bundle, engine: Engine, counting: Counting | None) -> None:
         info = bundle.manifest.counting
         self._retriever, self._engine, self._counting = open_retriever(bundle), engine, counting
-        self._vectors, self._request_time = np.asarray(bundle.vectors), bundle.request_time
+        self._vectors = np.asarray(bundle.vectors)
+        self._request_time, self._context = bundle.request_time, bundle.context
         self._weights = {} if counting is None or info is None else info.weights
         self.depths = engine.depths if counting is None else (0, *engine.depths)
 
     def at(self, depth: int, histories: Sequence[History], items: Items, filters: Sequence[ItemFilter]) -> list[Found]:
-        """At one depth, the times of the requests unknown. ``items``: the histories as the engine takes them."""
+        """At one depth, times and contexts unknown. ``items``: the histories as the engine takes them."""
         if not depth:
             return self._counted(histories, filters)
         return self._found(depth, self._engine.run(*items, depth), filters, self._shares((depth,), histories))
 
     def walk(
-        self, histories: Sequence[History], items: Items, gaps: NDArray[np.int64], filters: Sequence[ItemFilter]
+        self, histories: Sequence[History], items: Items, told: Told, filters: Sequence[ItemFilter]
     ) -> Iterator[tuple[NDArray[np.float32], list[Found]]]:
         """At every depth that the engine has, going on from the one before: user vectors, and what they find."""
         shares = self._shares(self._engine.depths, histories)
         for depth, computed in zip(self._engine.depths, self._engine.walk(*items, self._engine.depths), strict=True):
             users = computed
             if self._request_time is not None:
-                users = self._request_time.moved(computed, gaps)
+                users = self._request_time.moved(users, told.gaps)
+            if self._context is not None:
+                users = self._context.moved(users, told.contexts)
             yield users, self._found(depth, users, filters, shares)
 
     def everywhere(
         self,
         histories: Sequence[History],
         items: Items,
-        gaps: NDArray[np.int64],
+        told: Told,
         filters: Sequence[ItemFilter],
         temperature: float | None,
     ) -> tuple[list[list[Found]], Floats | None]:
-        """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``.
-
-        ``gaps``: seconds from each history's newest event to its request, UNKNOWN or (n,).
-        """
+        """At each of ``depths``, and what each answer is expected to be worth, (n, D): see ``_expected_ndcg``."""
         found = [] if self._counting is None else [self._counted(histories, filters)]
         users = np.empty(0, np.float32)
-        for users, best in self.walk(histories, items, gaps, filters):  # noqa: B007 - the deepest are needed below
+        for users, best in self.walk(histories, items, told, filters):  # noqa: B007 - the deepest are needed below
             found.append(best)
         if temperature is None:
             return found, None
@@ -235,7 +260,7 @@ def measure_outcomes(
     counting: Counting | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Outcomes:
-    """Ask every case of every depth, at its time if that is known, by the engine and search that a server would use.
+    """Ask every case of every depth, at its time and context if known, by the engine and search that a server uses.
 
     ``counting``: what takes the place of the bundle's counting exit, where it has one; it must not have counted the
     targets of the cases.
@@ -252,12 +277,12 @@ def measure_outcomes(
     for row in range(count):
         history, times = cases.histories[row][-longest:], cases.histories.times(row)
         features[row], complexity[row] = bundle.inspect(history, None if times is None else times[-longest:])
-    done, gaps = 0, gaps_of(cases.histories)
+    done, told = 0, _told(bundle, cases)
     for rows in _batches(lengths):
         items, timestamps = _padded(cases, rows, int(lengths[rows].max()), uses_timestamps=uses_timestamps)
         filters = [ItemFilter(exclude=np.asarray(cases.histories[row], dtype=np.int64)) for row in rows]
         histories = [cases.histories[row][-longest:] for row in rows]
-        everywhere, expected = answers.everywhere(histories, (items, timestamps), gaps[rows], filters, temperature)
+        everywhere, expected = answers.everywhere(histories, (items, timestamps), told.of(rows), filters, temperature)
         for column, found in enumerate(everywhere):
             for row, (best, values) in zip(rows, found, strict=True):
                 given[row, column, : len(best)], scores[row, column, : len(best)] = best, values

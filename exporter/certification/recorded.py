@@ -9,7 +9,7 @@ is certified must hold for every request (all rows) and for the longest of each 
 repeats).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
@@ -26,7 +26,7 @@ from fathom.files import parse_json
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.manifest import content_version
-from fathom.training.dataset import Sequences
+from fathom.training.dataset import Contexts, Sequences
 from fathom.training.splits import Cases
 
 #: Items by which a history can have grown since the request before and still be seen to continue it, where the oldest
@@ -46,17 +46,20 @@ class _Line(BaseModel):
     items: Annotated[list[str], Field(min_length=1)]
     timestamps: list[Annotated[int, Field(ge=0, le=2**62)]] | None = None
     request_time: Annotated[int, Field(ge=0, le=2**62)] = 0
+    context: dict[str, str] = {}
 
 
 class _Request(NamedTuple):
     """A history: item indices (n,), and seconds (n,) where they were recorded, else zeros.
 
-    ``asked``: the second of the request, 0 where that changes nothing or was not recorded.
+    ``asked``: the second of the request, 0 where that changes nothing or was not recorded. ``context``: the places of
+    its values among those of the bundle's features, from 1; 0 where not known.
     """
 
     items: History
     timestamps: NDArray[np.int64]
     asked: int
+    context: tuple[int, ...]
 
 
 class Recording(NamedTuple):
@@ -83,12 +86,12 @@ def recorded_outcomes(
     progress(f"{len(requests):,} recorded requests, {others:,} of other bundles or items left out")
     if not requests:
         raise DataError(f"{folder}: none of {others:,} recorded requests is of this bundle; record some with it")
-    distinct: dict[bytes, int] = {}
-    keys = [each.items.tobytes() + each.timestamps.tobytes() + b"%d" % each.asked for each in requests]
+    distinct: dict[object, int] = {}
+    keys = [(each.items.tobytes(), each.timestamps.tobytes(), each.asked, each.context) for each in requests]
     rows = np.array([distinct.setdefault(key, len(distinct)) for key in keys])
     firsts = np.unique(rows, return_index=True)[1]
     asked = [requests[first] for first in firsts.tolist()]
-    measured = measure_outcomes(bundle, engine, _cases(asked), progress=progress)
+    measured = measure_outcomes(bundle, engine, _cases(asked, _values_of(bundle)), progress=progress)
     groups = grouped([each.items for each in asked], bundle.manifest.model.max_history)
     lengths = np.array([len(each.items) for each in asked])
     measured = replace(
@@ -103,6 +106,8 @@ def read_recording(bundle: Bundle, folder: Path) -> Recording:
     if not files:
         raise ConfigError(f"{folder}: holds no recorded requests; record some with `fathom serve --record`")
     content, index = content_version(bundle.manifest), bundle.catalogue.index
+    values = _values_of(bundle)
+    places = {name: {value: place for place, value in enumerate(known, 1)} for name, known in values.items()}
     requests, others = [], 0
     for line in (line for file in files for line in _lines(file)):
         items = [index.get(each) for each in line.items] if line.content == content else [None]
@@ -111,8 +116,15 @@ def read_recording(bundle: Bundle, folder: Path) -> Recording:
         else:
             times = line.timestamps or [0] * len(items)
             asked = 0 if bundle.request_time is None else line.request_time
-            requests.append(_Request(np.array(items, np.int32), np.array(times, np.int64), asked))
+            context = tuple(known.get(line.context.get(name, ""), 0) for name, known in places.items())
+            requests.append(_Request(np.array(items, np.int32), np.array(times, np.int64), asked, context))
     return Recording(requests, others)
+
+
+def _values_of(bundle: Bundle) -> Mapping[str, tuple[str, ...]]:
+    """Feature of the context -> the values of it that change anything."""
+    context = bundle.context
+    return {} if context is None else {name: tuple(known) for name, known in context.values.items()}
 
 
 def _lines(file: Path) -> Iterator[_Line]:
@@ -168,11 +180,13 @@ def _digests(groups: NDArray[np.int64], requests: Sequence[_Request]) -> NDArray
     return np.array(found, dtype="V32")
 
 
-def _cases(requests: Sequence[_Request]) -> Cases:
-    """Cases without an item that is known to follow."""
+def _cases(requests: Sequence[_Request], values: Mapping[str, tuple[str, ...]]) -> Cases:
+    """Cases without an item that is known to follow; ``values``: of each feature of the context."""
     offsets = np.cumsum([0, *(len(each.items) for each in requests)])
     items = np.concatenate([each.items for each in requests])
     times = np.concatenate([each.timestamps for each in requests])
     nothing = np.full(len(requests), -1, np.int32)
-    histories = Sequences(items, offsets, times, asked=np.array([each.asked for each in requests], np.int64))
+    asked = np.array([each.asked for each in requests], np.int64)
+    codes = np.array([each.context for each in requests], np.int32).reshape(len(requests), len(values))
+    histories = Sequences(items, offsets, times, asked=asked, asked_contexts=Contexts(values, codes))
     return Cases(histories, nothing, np.arange(len(requests), dtype=np.int32))

@@ -9,6 +9,7 @@ from fathom.exporter.engines.engine_set import EngineSet
 from fathom.runtime.manifest import MetricInterval
 from fathom.training.baselines import Scores
 from fathom.training.batches import history_batches
+from fathom.training.context import Context
 from fathom.training.counting import CountingExit, with_counting
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.evaluate import EvaluationReport, evaluate
@@ -29,6 +30,7 @@ def evaluate_engines(
     cut: Split,
     counting: CountingExit,
     request_time: RequestTime | None = None,
+    context: Context | None = None,
     *,
     max_history: int,
     progress: Callable[[str], None],
@@ -43,6 +45,8 @@ def evaluate_engines(
             for depth, users in engines.run(ids.numpy(), None if times is None else times.numpy()).items():
                 if request_time is not None:
                     users = request_time.moved(users, gaps[rows])
+                if context is not None and histories.asked_contexts is not None:
+                    users = context.moved(users, histories.asked_contexts.select(rows))
                 found[depth][rows] = users @ vectors.T
         return {depth_name(depth): scores for depth, scores in found.items()}
 

@@ -24,8 +24,9 @@ def check_private(request: pb.RecommendRequest, principal: Principal) -> None:
     if sees_histories(principal):
         return
     asked = [name for name in ("filter", "rules", "depth") if request.HasField(name)]
-    # Answers change with the time since the newest event: by asking for other times, that event's is found.
-    asked += [name for name in ("include_reasons", "request_time") if getattr(request, name)]
+    # Answers change with the time since the newest event: by asking for other times, that event's is found. Other
+    # contexts bring other items to the top, and what is missing there shows.
+    asked += [name for name in ("include_reasons", "request_time", "context") if getattr(request, name)]
     if asked:
         raise PermissionDeniedError(
             f"{principal.name} may not combine user_id with {' or '.join(asked)}: the answer could show what the user's"

@@ -8,7 +8,7 @@ import pytest
 from fathom.benchmarks.__main__ import main
 from fathom.benchmarks.experiments import request_time
 from fathom.benchmarks.experiments.quality import study
-from fathom.training import request_time_fit
+from fathom.training import moves_fit
 
 
 def test_a_run_says_whether_it_is_kept_and_what_it_adds(
@@ -19,7 +19,7 @@ def test_a_run_says_whether_it_is_kept_and_what_it_adds(
     settings = ["--set", "train.epochs=1", "train.grow_epochs=1", "model.layers=4", "model.depths=4"]
     page = {}
     for kept in (False, True):
-        monkeypatch.setattr(request_time_fit, "_best", lambda _, kept=kept: 2 * kept)
+        monkeypatch.setattr(moves_fit, "_best", lambda _, kept=kept: 2 * kept)
         main(["run", "request_time", "small", "--path", str(tiny_csv), *settings])
         path = tmp_path / "results/request_time/small/ladder-seed-0.json"
         result = json.loads(path.read_bytes())["result"]

@@ -13,6 +13,7 @@ from fathom.errors import ArtefactError, ConfigError, DataError
 from fathom.exporter.certification.outcomes import in_order, measure_outcomes
 from fathom.exporter.certification.recorded import grouped, read_recording, recorded_outcomes
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.context import Context
 from fathom.runtime.manifest import content_version
 from fathom.runtime.request_time import BUCKETS, RequestTime
 from fathom.training.dataset import Sequences
@@ -83,6 +84,21 @@ def test_requests_are_asked_at_their_times_where_these_change_anything(
     assert all(each.tolist() == plain.best[0].tolist() for each in plain.best)
     with pytest.raises(ArtefactError, match="request_time"):
         read_recording(bundle, record(tmp_path / "bad", line(bundle, [1, 2], **at, request_time=-1)))
+
+
+def test_requests_are_asked_in_their_contexts_where_these_change_anything(
+    bundle: Bundle, engine: FakeEngine, tmp_path: Path
+) -> None:
+    changes = np.random.default_rng(0).normal(size=(3, 2, bundle.vectors.width)).astype(np.float32)
+    told = replace(bundle, context=Context({"country": ("AT", "DE"), "device": ("tv",)}, changes))
+    contexts = [{"country": "DE"}, {"country": "AT", "device": "tv"}, {"country": "DE", "device": "fridge"}, {}]
+    folder = record(tmp_path / "log", *(line(bundle, [1, 2], context=context) for context in contexts))
+    found, plain = (recorded_outcomes(each, engine, folder) for each in (told, bundle))
+    assert found.best[0].tolist() == found.best[2].tolist() != found.best[1].tolist()
+    assert found.best[3].tolist() == plain.best[0].tolist()
+    assert all(each.tolist() == plain.best[0].tolist() for each in plain.best)
+    with pytest.raises(ArtefactError, match="context"):
+        read_recording(bundle, record(tmp_path / "bad", line(bundle, [1, 2], context={"country": 1})))
 
 
 def test_a_growing_history_counts_as_one_at_its_longest_or_as_every_request(

@@ -239,6 +239,7 @@ READS_HISTORY = [
     {"include_reasons": True},
     {"depth": 4},
     {"request_time": 4_000},
+    {"context": {"country": "DE"}},
     {"k": 50},
     {"k": 6},
 ]

@@ -42,6 +42,7 @@ REQUEST = pb.RecommendRequest(
 SEEDS = [
     REQUEST.SerializeToString(),
     pb.RecommendRequest(item_ids=["item-7"]).SerializeToString(),
+    pb.RecommendRequest(item_ids=["item-7"], context={"country": "DE"}).SerializeToString(),
     pb.RecommendBatchRequest(requests=[REQUEST] * 3).SerializeToString(),
     pb.AppendEventsRequest(
         user_id="anna",

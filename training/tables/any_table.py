@@ -1,13 +1,14 @@
 """Any table of interactions, with or without item metadata: its columns by option or by their usual names."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from fathom.artefacts import DATASET
 from fathom.errors import ConfigError, DataError
-from fathom.training.tables.columns import Role, choose, has_usual, listed
+from fathom.training.tables.columns import Role, choose, context_columns, has_usual, listed
 from fathom.training.tables.delimited import DELIMITERS, Dialect, sample
 from fathom.training.tables.options import PrepareOptions, Source
 from fathom.training.tables.readers import Layout, Table, column_names, delimiter_of, layout_of, shorten
@@ -75,6 +76,20 @@ def with_items(source: Source, path: Path, options: PrepareOptions) -> Source:
         )
     items = Table(path, layout, choice.used, (), delimiter, options.encoding)  # type: ignore[arg-type]
     return replace(source, items=items, items_unused=choice.unused, notes=(*source.notes, *notes))
+
+
+def with_context(source: Source, features: Sequence[str]) -> Source:
+    """The source with features of the context, from columns of the interactions that are called as they are.
+
+    Raises DataError for a column that is not there or has another role.
+    """
+    if not features:
+        return source
+    table = source.events
+    found = table.names or column_names(table.path, table.layout, delimiter=table.delimiter, encoding=table.encoding)
+    chosen = context_columns(table.path, found, features, table.columns)
+    unused = tuple(name for name in source.unused if name not in chosen.values())
+    return replace(source, events=replace(table, columns={**table.columns, **chosen}), unused=unused)
 
 
 def folder_layout(path: Path) -> Layout:

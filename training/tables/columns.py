@@ -1,12 +1,13 @@
 """Which column of a table holds what: the usual names, and clear refusals where they do not settle it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fathom.errors import DataError
+from fathom.training.tables.context import PREFIX
 
 Role = Literal["user", "item", "timestamp", "position", "rating", "type", "title", "categories", "id"]
 
@@ -79,6 +80,25 @@ def choose(
                 raise DataError(f"{path}: {_short(column)!r} cannot be both {other} and {role}; choose another column")
             used[role] = column
     return ColumnChoice(used, tuple(name for name in found if name not in used.values()))
+
+
+def context_columns(
+    path: Path, found: Sequence[str], features: Sequence[str], used: Mapping[str, str]
+) -> dict[str, str]:
+    """``context:FEATURE`` -> the column of each feature of the context, which is called as the feature is.
+
+    used: role -> the columns that are taken. Raises DataError for a column that is not there, there twice, or taken.
+    """
+    taken = dict(used)
+    for feature in features:
+        column = _named(path, found, feature)
+        if found.count(column) > 1:
+            raise DataError(f"{path}: two columns are called {_short(column)!r}; rename one of them")
+        if column in taken.values():
+            other = next(role for role, name in taken.items() if name == column)
+            raise DataError(f"{path}: {_short(column)!r} cannot be both {other} and context; leave it out of --context")
+        taken[PREFIX + feature] = column
+    return {role: column for role, column in taken.items() if role not in used}
 
 
 def has_usual(found: Sequence[str], role: Role) -> bool:

@@ -9,12 +9,14 @@ from typing import Literal
 import polars as pl
 
 from fathom.errors import ConfigError
+from fathom.training.tables.context import MOST_FEATURES
 from fathom.training.tables.delimited import check_delimiter, check_encoding
 from fathom.training.tables.readers import Table
 from fathom.training.tables.rows import MALFORMED_LIMIT
 from fathom.training.tables.times import PER_SECOND, TimeUnit, check_format
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-6, 1_000_000  # of an event: what float32 adds up without loss
+LONGEST_FEATURE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class PrepareOptions:
     of those with the largest weight.
     type_column, weight: the column of event types, and type -> what an event of it weighs in training, 0 for one
     that is left out. With ``weight`` the column may have a usual name; with neither, types are not read.
+    context: columns of the interactions that say what a request can tell beside its history, such as country.
     Evaluation and serving leave out what a user has seen, so a repeated item can never be recommended:
     hence "drop".
     """
@@ -58,6 +61,7 @@ class PrepareOptions:
     minimum_rating: float | None = None
     repeats: Literal["keep", "drop"] = "drop"
     weight: Mapping[str, float] | None = None
+    context: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -89,6 +93,7 @@ class PrepareOptions:
         if "" in self.columns or len(set(self.columns)) < len(self.columns):
             raise ConfigError("columns must be different names with commas between them")
         _check_weights(self.weight or {})
+        _check_context(self.context)
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
@@ -100,15 +105,25 @@ def _check_weights(weights: Mapping[str, float]) -> None:
         raise ConfigError("weight leaves out every event type; give one of them a weight above 0")
 
 
+def _check_context(features: tuple[str, ...]) -> None:
+    if "" in features or len(set(features)) < len(features):
+        raise ConfigError("context must be different names of columns with commas between them")
+    if len(features) > MOST_FEATURES:
+        raise ConfigError(f"context names {len(features)} columns, at most {MOST_FEATURES}")
+    for name in features:
+        if (size := len(name.encode())) > LONGEST_FEATURE_BYTES:
+            raise ConfigError(f"context names a column of {size} bytes, at most {LONGEST_FEATURE_BYTES}")
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened source.
 
     origin: what the files are part of; events: table with user, item and perhaps timestamp, position, rating, type,
-    title, categories, quantity; items: table with id and perhaps title, categories (a list, or text of several) or one
-    0/1 column per name in ``flags``; timestamp_unit, month_first: of the times, None where they are to be found out;
-    drops: reason -> rows that the source's own rules leave out; unused: the columns of events and items that are not
-    used; notes: what was found out about the files, in one line each.
+    title, categories, quantity, context:FEATURE; items: table with id and perhaps title, categories (a list, or text of
+    several) or one 0/1 column per name in ``flags``; timestamp_unit, month_first: of the times, None where they are to
+    be found out; drops: reason -> rows that the source's own rules leave out; unused: the columns of events and items
+    that are not used; notes: what was found out about the files, in one line each.
     """
 
     origin: str

@@ -24,6 +24,7 @@ from fathom.artefacts import is_utf8
 from fathom.errors import DataError, optional
 from fathom.training.tables import delimited, json_lines
 from fathom.training.tables.columns import listed
+from fathom.training.tables.context import PREFIX
 
 Layout = Literal["parquet", "csv", "jsonl", "xlsx"]
 
@@ -282,8 +283,8 @@ def _read_jsonl(table: Table) -> Iterator[pl.DataFrame]:
 
 
 def _without_nested(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists and objects are no ids: polars has made text of them."""
-    for name in {"user", "item", "id"} & set(frame.columns):
+    """Lists and objects are no ids, nor features of a context: polars has made text of them."""
+    for name in [name for name in frame.columns if name in ("user", "item", "id") or name.startswith(PREFIX)]:
         nested = (
             pl.col(name).str.contains(r'^(\{("|\}$)|\[(["\[{\d-]|\]$|true|false|null))') & pl.col("problem").is_null()
         )

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from fathom.errors import DataError
+from fathom.training.tables.context import PREFIX
 from fathom.training.tables.ids import identifiers
 from fathom.training.tables.readers import shorten
 from fathom.training.tables.times import Times
@@ -87,8 +88,9 @@ def clean(
     """The usable rows of a batch of `readers.read`.
 
     Returns user str, item str, and where the batch has them order i64 (microseconds, or the position), nanos i16
-    (on top of the microseconds), weight f32, title and categories; rows are counted in ``report``. Rows under ``drops``
-    (reason -> condition), below ``minimum_rating`` and of weight 0 count as filtered, not as malformed.
+    (on top of the microseconds), weight f32, title, categories and context:FEATURE (str, null where unknown); rows are
+    counted in ``report``. Rows under ``drops`` (reason -> condition), below ``minimum_rating`` and of weight 0 count as
+    filtered, not as malformed.
 
     Raises DataError when a column's type cannot stand for what it should be, or times leave open what they mean.
     """
@@ -108,6 +110,8 @@ def _clean(
     typed: dict[str, pl.Expr | pl.Series] = {name: identifiers(batch[name], report.path) for name in ("user", "item")}
     for name, value in typed.items():
         checks.append(pl.when(pl.lit(value).is_null()).then(pl.lit(f"missing {name}")))
+    context = [name for name in batch.columns if name.startswith(PREFIX)]
+    typed |= {name: identifiers(batch[name], report.path) for name in context}
     if "rating" in batch.columns:
         rating = _text(batch, "rating").cast(pl.Float64, strict=False)
         typed["_rating"] = rating
@@ -130,7 +134,7 @@ def _clean(
         good = _drop(good, f"rating below {minimum_rating:g}", pl.col("_rating") < minimum_rating, report)
     if report.types is not None:
         good = _weighted(good, report.types, report)
-    names = ("user", "item", "order", "nanos", "weight", "title", "categories")
+    names = ("user", "item", "order", "nanos", "weight", "title", "categories", *context)
     return good.select(name for name in names if name in good.columns)
 
 

@@ -29,7 +29,14 @@ DEPTH_REASON_FALLBACK: DepthReason
 DEPTH_REASON_POPULAR: DepthReason
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types", "session_id", "request_time")
+    __slots__ = ("request_id", "item_ids", "timestamps", "k", "profile", "depth", "filter", "include_titles", "user_id", "bundle", "strict", "include_reasons", "rules", "event_types", "session_id", "request_time", "context")
+    class ContextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +53,7 @@ class RecommendRequest(_message.Message):
     EVENT_TYPES_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_TIME_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     timestamps: _containers.RepeatedScalarFieldContainer[int]
@@ -62,7 +70,8 @@ class RecommendRequest(_message.Message):
     event_types: _containers.RepeatedScalarFieldContainer[str]
     session_id: str
     request_time: int
-    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., request_time: _Optional[int] = ...) -> None: ...
+    context: _containers.ScalarMap[str, str]
+    def __init__(self, request_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., timestamps: _Optional[_Iterable[int]] = ..., k: _Optional[int] = ..., profile: _Optional[str] = ..., depth: _Optional[int] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., include_titles: _Optional[bool] = ..., user_id: _Optional[str] = ..., bundle: _Optional[str] = ..., strict: _Optional[bool] = ..., include_reasons: _Optional[bool] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., event_types: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., request_time: _Optional[int] = ..., context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ("bundle",)
@@ -407,7 +416,7 @@ class GetBundleRequest(_message.Message):
     def __init__(self, bundle: _Optional[str] = ...) -> None: ...
 
 class GetBundleResponse(_message.Message):
-    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles", "transport", "drift")
+    __slots__ = ("name", "version", "strategy", "precision", "items", "max_history", "uses_timestamps", "depths", "default_profile", "profiles", "engine", "routing", "bundles", "transport", "drift", "context")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
@@ -423,6 +432,7 @@ class GetBundleResponse(_message.Message):
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     DRIFT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     strategy: str
@@ -438,7 +448,8 @@ class GetBundleResponse(_message.Message):
     bundles: _containers.RepeatedScalarFieldContainer[str]
     transport: str
     drift: Drift
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ..., transport: _Optional[str] = ..., drift: _Optional[_Union[Drift, _Mapping]] = ...) -> None: ...
+    context: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., strategy: _Optional[str] = ..., precision: _Optional[str] = ..., items: _Optional[int] = ..., max_history: _Optional[int] = ..., uses_timestamps: _Optional[bool] = ..., depths: _Optional[_Iterable[_Union[DepthQuality, _Mapping]]] = ..., default_profile: _Optional[str] = ..., profiles: _Optional[_Iterable[_Union[ProfileInfo, _Mapping]]] = ..., engine: _Optional[str] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., bundles: _Optional[_Iterable[str]] = ..., transport: _Optional[str] = ..., drift: _Optional[_Union[Drift, _Mapping]] = ..., context: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Drift(_message.Message):
     __slots__ = ("samples", "features")

@@ -37,6 +37,7 @@ from fathom.runtime.manifest_file import read_manifest
 from fathom.selector.certificate import KINDS
 from fathom.show import Activity, dataset_facts, err
 from fathom.training.checkpoint import Checkpoint
+from fathom.training.context_fit import fit_context
 from fathom.training.counting import fit_counting
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
@@ -241,9 +242,16 @@ class Build:
         with Activity("evaluate every depth and the baselines", self.remaining) as activity:
             cut = split(dataset, checkpoint.config.split)
             counting = fit_counting(checkpoint.model, cut, dataset.n_items, progress=activity.update)
-            timed = fit_request_time(checkpoint.model, checkpoint.config.train.train, cut, progress=activity.update)
+            settings = checkpoint.config.train.train
+            timed = fit_request_time(checkpoint.model, settings, cut, progress=activity.update)
             report = evaluate_model(
-                checkpoint.model, dataset, cut, counting=counting, request_time=timed, progress=activity.update
+                checkpoint.model,
+                dataset,
+                cut,
+                counting=counting,
+                request_time=timed,
+                context=fit_context(checkpoint.model, settings, cut, timed, progress=activity.update),
+                progress=activity.update,
             )
             write_json(self.folder / "evaluation.json", report.as_dict() | {"table": report.table()})
 

@@ -31,6 +31,13 @@ def ordered_texts(name: str, values: Iterable[object] | None) -> list[str]:
     return _texts(name, _listed(name, values, ordered=True))
 
 
+def text_map(name: str, values: object) -> dict[str, str]:
+    """Texts by names, as {"country": "DE"}."""
+    if not isinstance(values, Mapping):
+        raise InvalidRequestError(f"{name} is {brief(values)} ({type(values).__name__}); give a dict of texts")
+    return {text(name, key): text(name, value) for key, value in values.items()}
+
+
 def integers(name: str, values: Iterable[object] | None) -> list[int]:
     """Whole numbers, in their order."""
     return [integer(name, each) for each in _listed(name, values, ordered=True)]

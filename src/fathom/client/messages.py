@@ -47,6 +47,7 @@ _FIELDS: _Fields = (
     ("user_id", "user_id", "", arguments.text),
     ("session_id", "session_id", "", arguments.text),
     ("request_time", "request_time", 0, arguments.integer),
+    ("context", "context", None, arguments.text_map),
     ("bundle", "bundle", "", arguments.text),
     ("strict", "strict", False, arguments.flag),
     ("event_types", "event_types", (), arguments.ordered_texts),
@@ -77,7 +78,8 @@ class Query:
     ``ranges``: what attributes of items must be. ``block_lists``: names of the server's lists of items to leave out.
     ``rules``: how the best items are arranged; None: by the server's own. ``session_id``: of somebody without an id,
     who then has the same arm of experiments in all of a visit. ``request_time``: seconds since 1970 at which the answer
-    is shown, where the time since the newest of the ``timestamps`` changes it; 0: now.
+    is shown, where the time since the newest of the ``timestamps`` changes it; 0: now. ``context``: a value for each
+    feature, as {"country": "DE"}, of those in ``BundleInfo.context``; what the bundle does not know counts as missing.
     """
 
     items: Sequence[str] = ()
@@ -102,6 +104,7 @@ class Query:
     rules: Rules | None = None
     session_id: str = ""
     request_time: int = 0
+    context: Mapping[str, str] | None = None
 
     def message(self) -> pb.RecommendRequest:
         """The message that goes over the wire; raises InvalidRequestError when it cannot be built."""
@@ -208,7 +211,7 @@ class BundleInfo:
     ``recertified``: how often the server has certified another routing since. ``drifted``: features by which requests
     are no longer like the training data.
     ``bundles``: every name that a request may give to this server. ``transport``: what carries its calls, "http2" or
-    "aio"; empty where an older server does not say.
+    "aio"; empty where an older server does not say. ``context``: features that requests may give.
     """
 
     name: str
@@ -230,6 +233,7 @@ class BundleInfo:
     drifted: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
     transport: str = ""
+    context: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -386,6 +390,7 @@ def _bundle_info(message: pb.GetBundleResponse) -> BundleInfo:
             for each in message.depths
         },
         bundles=tuple(message.bundles),
+        context=tuple(message.context),
         drifted=tuple(each.name for each in message.drift.features if each.alarm),
         **_copied(message, *same, "default_profile", "transport"),
         **_copied(message.routing, "policy", "certified", "alarm", "recertified"),

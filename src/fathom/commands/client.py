@@ -56,6 +56,10 @@ def recommend(
         int,
         typer.Option(min=0, help="Seconds since 1970 at which the answer is shown. Default: now.", show_default=False),
     ] = 0,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="Where or how the answer is shown, FEATURE=VALUE, as country=DE. Repeatable."),
+    ] = None,
     user: Annotated[str, typer.Option(help="A user whose history the server keeps, instead of --items.")] = "",
     session: Annotated[str, typer.Option(help="A visit of somebody without an id, for experiments.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
@@ -94,6 +98,7 @@ def recommend(
             _ids(items),
             timestamps=_seconds(timestamps),
             request_time=request_time,
+            context=_context(context or ()),
             user_id=user,
             session_id=session,
             bundle=bundle,
@@ -122,6 +127,19 @@ def _seconds(text: str) -> list[int]:
         if not _is_whole(each):
             raise ConfigError(f"--timestamps {brief(each)}: give whole seconds since 1970, one per item")
     return [int(each) for each in given]
+
+
+def _context(given: Iterable[str]) -> dict[str, str] | None:
+    """Feature -> value; None where none is given."""
+    found: dict[str, str] = {}
+    for each in given:
+        feature, equals, value = each.partition("=")
+        if not equals or not feature.strip():
+            raise ConfigError(f"--context {brief(each)}: give FEATURE=VALUE, as country=DE")
+        if feature.strip() in found:
+            raise ConfigError(f"--context names {brief(feature.strip())} twice; give it once")
+        found[feature.strip()] = value.strip()
+    return found or None
 
 
 def _is_whole(text: str) -> bool:

@@ -56,11 +56,18 @@ def table_options(
             metavar="TYPE=WEIGHT", help="What an event of a type weighs in training; 0: left out. Repeatable."
         ),
     ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns that requests can give beside the history, such as country,device, separated by commas."
+        ),
+    ] = None,
 ) -> dict[str, Any]:
     """The options that were given, by their names in `PrepareOptions`."""
     given = {name: value for name, value in locals().items() if value not in (None, [])}
-    if columns is not None:
-        given["columns"] = tuple(name.strip() for name in columns.split(","))
+    for option, names in (("columns", columns), ("context", context)):
+        if names is not None:
+            given[option] = tuple(name.strip() for name in names.split(","))
     return given | {"weight": _weights(weight)} if weight else given
 
 

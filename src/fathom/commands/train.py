@@ -78,7 +78,8 @@ def evaluate(
 
     Depths are judged as they are served: depth 0 counts what usually follows an item, the deeper ones add a part of
     that to the network's scores where it helps on validation items; "alone" is the network without it. The time since
-    the newest event counts too where it helps on validation items; "untimed" is the depth without it.
+    the newest event counts too where it helps on validation items; "untimed" is the depth without it. So do the
+    features of a context that the data have; "without context" is the depth without them.
 
     Example: fathom evaluate build/ml-100k/checkpoint --data build/ml-100k/dataset
     """
@@ -86,6 +87,7 @@ def evaluate(
     from fathom.exporter.planning.heal import check_dataset
     from fathom.files import write_json
     from fathom.training.checkpoint import Checkpoint
+    from fathom.training.context_fit import fit_context
     from fathom.training.counting import fit_counting
     from fathom.training.dataset import Dataset
     from fathom.training.evaluate import evaluate_model
@@ -98,9 +100,17 @@ def evaluate(
     with Activity("evaluate") as activity:
         cut = split(dataset, loaded.config.split)
         counting = fit_counting(loaded.model, cut, dataset.n_items, progress=activity.update)
-        timed = fit_request_time(loaded.model, loaded.config.train.train, cut, progress=activity.update)
+        settings = loaded.config.train.train
+        timed = fit_request_time(loaded.model, settings, cut, progress=activity.update)
         report = evaluate_model(
-            loaded.model, dataset, cut, part=part, counting=counting, request_time=timed, progress=activity.update
+            loaded.model,
+            dataset,
+            cut,
+            part=part,
+            counting=counting,
+            request_time=timed,
+            context=fit_context(loaded.model, settings, cut, timed, progress=activity.update),
+            progress=activity.update,
         )
     if out:
         write_json(out, report.as_dict())
