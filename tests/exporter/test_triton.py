@@ -3,24 +3,22 @@
 import json
 import platform
 import shutil
-import subprocess
 import sys
 import urllib.error
-import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
-import fathom
 from fathom.benchmarks.systems import triton as benchmark
+from fathom.benchmarks.systems.peers.adapters import TRITON, triton_of
+from fathom.benchmarks.systems.peers.environments import environment
 from fathom.benchmarks.triton_server import StartedTriton, Triton, started_triton
 from fathom.client import Client
 from fathom.edge_profiles.profile import load_profile
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, UnavailableError
 from fathom.exporter.formats.ort import convert_to_ort
 from fathom.exporter.formats.triton import write_triton
 from fathom.local import running_server
@@ -29,9 +27,6 @@ from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.manifest import MANIFEST_NAME, version_of
 
 CLOUD = load_profile("cloud")
-#: Holds a tritonserver with the Python backend, which was built for numpy 1.
-WHEEL = "nvidia-pytriton==0.7.0"
-NEEDS = ["numpy<2", f"onnxruntime=={onnxruntime.__version__}", "pydantic>=2.11", "pyyaml>=6"]
 HERE = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
@@ -67,28 +62,15 @@ def test_what_triton_cannot_serve_is_refused_in_one_line(bundle_path: Path, tmp_
     assert not (tmp_path / "repository").exists()
 
 
-def install(pip: Path, *packages: str) -> None:
-    command = [str(pip), "install", "--quiet", "--disable-pip-version-check", *packages]
-    installed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if installed.returncode != 0:
-        pytest.skip(f"{packages[-1]} cannot be installed: {installed.stderr.strip()[-200:]}")
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Triton:
     """Triton in an environment of its own."""
     if not HERE:
         pytest.skip("there is a tritonserver for x86-64 Linux only")
-    folder = tmp_path_factory.mktemp("triton")
-    venv.create(folder / "environment", with_pip=True)
-    programs = folder / "environment" / "bin"
-    install(programs / "pip", *NEEDS)
-    install(programs / "pip", "--no-deps", "--target", str(folder), WHEEL)
-    (packages,) = (folder / "environment" / "lib").glob("python*/site-packages")
-    (packages / "fathom.pth").write_text(str(Path(fathom.__file__).parents[1]))
-    found = Triton(folder / "pytriton" / "tritonserver", programs)
-    found.prepare()
-    return found
+    try:
+        return triton_of(environment("triton", TRITON, tmp_path_factory.mktemp("peers")))
+    except UnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
