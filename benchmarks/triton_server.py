@@ -115,7 +115,9 @@ def started_triton(triton: Triton, repository: Path) -> Iterator[StartedTriton]:
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
     }
     begin, said = time.perf_counter(), []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)

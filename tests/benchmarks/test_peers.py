@@ -6,6 +6,7 @@ import threading
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ import pytest
 from fathom.benchmarks import http1_load, infer
 from fathom.benchmarks.http2_load import Report
 from fathom.benchmarks.record import save_run
+from fathom.benchmarks.server import StartedServer
 from fathom.benchmarks.systems import peers
 from fathom.benchmarks.systems.peers import loads
-from fathom.benchmarks.systems.peers.adapters import ADAPTERS, chosen, slug
+from fathom.benchmarks.systems.peers.adapters import ADAPTERS, Adapter, chosen, slug
 from fathom.benchmarks.systems.peers.arms import Arms
 from fathom.benchmarks.systems.peers.environments import Requirements, environment
 from fathom.benchmarks.systems.peers.losses import losses, where_fathom_loses
 from fathom.benchmarks.systems.peers.protocols import GRPC, Answer, http1
 from fathom.benchmarks.systems.peers.stored import Measured
+from fathom.benchmarks.systems.peers.turns import Study
 from fathom.benchmarks.systems.routing_server import ServedCase
-from fathom.errors import ConfigError, ConnectError, UnavailableError
+from fathom.errors import ConfigError, ConnectError, FathomError, UnavailableError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 
@@ -131,6 +134,19 @@ def test_arms_that_a_bundle_cannot_have_are_left_out_and_unknown_ones_are_an_err
         assert arms.left_out == ["certified: nothing is certified", "agreement: nothing is certified"]
     with pytest.raises(ConfigError, match="no arm is called nothing; there are depth-4, certified"):
         Arms(synthetic_bundle, (4,), "nothing")
+
+
+def test_a_peer_that_does_not_start_is_left_out_and_one_with_other_items_is_an_error(synthetic_bundle: Path) -> None:
+    @contextmanager
+    def broken(*_: object) -> Iterator[StartedServer]:
+        raise UnavailableError("it did not start")
+        yield
+
+    cases = [ServedCase(["item-1", "item-2"], "")]
+    study = Study(synthetic_bundle, cases, False, 0.1, expected={4: [["other"]], 16: [["other"]]})
+    assert peers.ready(study, [Adapter("broken", GRPC, broken)], []) == ([], ["broken (it did not start)"])
+    with pytest.raises(FathomError, match="by hand: at depth 4 it answers other items than Fathom"):
+        peers.ready(study, chosen("by-hand"), [])
 
 
 def test_peers_are_chosen_by_name() -> None:

@@ -8,7 +8,7 @@ processor time, memory, start. Open loops over growing loads: answers within 10,
 NDCG@10 of what was answered within 25 ms with every request counted. --arms: ways in which Fathom chooses depths.
 Without --data only speed, with random histories. Writes results/peers.json, with --name NAME results/NAME.json.
 
-TorchServe is not among them: it is no longer maintained, and its workers need torch.
+TorchServe is not among them: it needs Java, and is no longer maintained.
 """
 
 import random
@@ -26,7 +26,7 @@ from fathom.benchmarks.systems.peers.loads import WITHIN_MS
 from fathom.benchmarks.systems.peers.tables import render
 from fathom.benchmarks.systems.peers.turns import FATHOM, Peer, Study, fathom_itself, one_peer, prepared
 from fathom.benchmarks.systems.routing_server import ServedCase, read_cases
-from fathom.errors import UnavailableError
+from fathom.errors import FathomError, UnavailableError
 from fathom.runtime.bundle import Bundle
 from fathom.show import Activity
 from fathom.training.dataset import Dataset
@@ -58,22 +58,28 @@ def ready(study: Study, adapters: Sequence[Adapter], tried: list[dict[str, Any]]
 
 
 def compare(study: Study, adapters: Sequence[Adapter], arms: Arms, turns: int) -> tuple[dict[str, Any], list[str]]:
-    """All in turns, and what is left out."""
+    """All in turns, and what is left out: also a peer that has failed in one of them."""
     study.ask_fathom()
     tried: list[dict[str, Any]] = []
     peers, left_out = ready(study, adapters, tried)
     taken: list[dict[str, Any]] = []
     for turn in range(turns):
-        histories, found = study.shuffled(str(turn)), {}
+        loops, found = study.for_loops(turn), {}
         sides: list[Peer | None] = [None, *peers]
         for peer in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
             if peer is None:
-                found[FATHOM] = fathom_itself(study, arms.all, turn, histories)
-            else:
-                found[peer.name] = one_peer(study, peer, turn, histories)
-        taken.append({name: found[name] for name in (FATHOM, *(peer.name for peer in peers))})
+                found[FATHOM] = fathom_itself(study, arms.all, turn, loops)
+                continue
+            try:
+                found[peer.name] = one_peer(study, peer, turn, loops)
+            except FathomError as error:
+                left_out.append(f"{peer.name} ({error})")
+                peers.remove(peer)
+        taken.append(found)
+    names = [FATHOM, *(peer.name for peer in peers)]
     base = {str(depth): per_s for depth, per_s in study.base.items()}
-    return {"base_per_s": base, "settings": tried, "turns": taken}, left_out
+    each = [{name: found[name] for name in names} for found in taken]
+    return {"base_per_s": base, "settings": tried, "turns": each}, left_out
 
 
 def measure(options: Namespace) -> Iterator[Run]:
@@ -92,7 +98,6 @@ def measure(options: Namespace) -> Iterator[Run]:
     config = {
         "bundle": name,
         "width": width,
-        "title": "" if dataset is not None else f", an untrained network of width {width}",
         "quality": dataset is not None,
         "mean_history": round(sum(len(case.items) for case in cases) / len(cases), 1),
         "in_flight": IN_FLIGHT,

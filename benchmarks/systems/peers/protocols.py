@@ -11,7 +11,7 @@ import grpc
 from fathom.benchmarks import http1_load, http2_load, infer, server
 from fathom.benchmarks.http2_load import Report
 from fathom.benchmarks.server import StartedServer
-from fathom.errors import FathomError
+from fathom.errors import UnavailableError, brief
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 #: Of an open loop over HTTP/2.
@@ -78,7 +78,7 @@ class Protocol:
         )
 
     def ask(self, server: StartedServer, messages: Sequence[bytes]) -> list[Answer]:
-        """One after the other, however long they take; raises FathomError where one is not answered."""
+        """One after the other, however long they take; raises UnavailableError where one is not answered."""
         return [self.decode(answer) for answer in (self._http1 if self.path else self._http2)(server, messages)]
 
     def _http2(self, server: StartedServer, messages: Sequence[bytes]) -> list[bytes]:
@@ -87,7 +87,7 @@ class Protocol:
             try:
                 return [call(message, timeout=TIMEOUT_S) for message in messages]
             except grpc.RpcError as error:
-                raise FathomError(f"a request was not answered: {error.code().name} {error.details()}") from None
+                raise UnavailableError(f"a request was not answered: {brief(error.details())}") from None
 
     def _http1(self, server: StartedServer, messages: Sequence[bytes]) -> list[bytes]:
         connection, found = http.client.HTTPConnection(server.address, timeout=TIMEOUT_S), []
@@ -96,7 +96,7 @@ class Protocol:
             answer = connection.getresponse()
             found.append(answer.read())
             if answer.status != http.client.OK:
-                raise FathomError(f"a request was not answered: {answer.status} {found[-1][:200]!r}")
+                raise UnavailableError(f"a request was not answered: {answer.status} {brief(found[-1])}")
         connection.close()
         return found
 

@@ -34,7 +34,7 @@ def render(run: StoredRun) -> str:
     """The whole section."""
     config, measured = run["config"], Measured.of(run)
     return paragraphs(
-        f"## Beside other servers with the same engines{config['title']}",
+        f"## Beside other servers with the same engines, width {config['width']}",
         where_fathom_loses(measured),
         _about(config),
         *(part for depth in DEPTHS for part in _depth(measured, depth)),
@@ -45,13 +45,14 @@ def render(run: StoredRun) -> str:
 
 
 def _about(config: Mapping[str, Any]) -> str:
+    histories = "Real histories in their own order" if config["quality"] else "Random histories"
     return (
         f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean. Every server has the"
         " same engines and item vectors and gave the same items. Server and client on a core each, medians of"
         f" {config['turns']} turns, in brackets the range. Open loops: arrivals at random moments, latency from the"
         f" moment that a request was due; over gRPC its deadline is told, which is {WITHIN_MS} ms unless it says"
-        " otherwise. Real histories in their own order, Fathom without its caches. Memory: of all processes, what they"
-        " share counted once."
+        f" otherwise. {histories}, Fathom without its caches. Memory: of all processes, what they share counted"
+        " once."
     )
 
 

@@ -30,6 +30,9 @@ MOST_PER_S = 5_000
 #: Share of a closed loop's time that a setting is tried for, and that one request at a time is sent for.
 TRIED, ALONE = 0.25, 0.5
 
+#: By depth and requests in flight.
+Loops = Mapping[tuple[int, int], Sequence[Sequence[str]]]
+
 Started = Callable[[], AbstractContextManager[StartedServer]]
 
 
@@ -61,10 +64,10 @@ class Study:
 
     def ask_fathom(self) -> None:
         """What Fathom does at each depth: ``base``, requests/s with 32 in flight, and ``expected``, its items."""
-        histories = self.shuffled("base")
         with self.on_cores(partial(started, self.bundle)) as server:
             for depth in DEPTHS:
                 self.say(f"base at depth {depth}")
+                histories = self.shuffled(f"base {depth}")
                 self.base[depth] = closed(server, GRPC, depth, histories, IN_FLIGHT, self.seconds)["requests_per_s"]
                 self.expected[depth] = self.asked(server, GRPC, depth)
 
@@ -73,8 +76,12 @@ class Study:
         messages = [protocol.encode(case.items, depth) for case in self.cases[:COMPARED]]
         return [list(answer.items) for answer in protocol.ask(server, messages)]
 
+    def for_loops(self, turn: int) -> Loops:
+        """Of each closed loop of a turn its own histories, by its depth and how many are in flight."""
+        return {(depth, many): self.shuffled(f"{turn} {depth} {many}") for depth in DEPTHS for many in (1, IN_FLIGHT)}
+
     def shuffled(self, seed: str) -> list[list[str]]:
-        """Histories for closed loops, each with its items in an order of its own, so that no cache helps."""
+        """Histories for a closed loop, each with its items in an order of its own, so that no cache helps."""
         rng = random.Random(seed)
         count = int(MOST_PER_S * self.seconds) + 1
         cases = (self.cases[number % len(self.cases)].items for number in range(count))
@@ -118,25 +125,28 @@ def closed(
 def prepared(study: Study, adapter: Adapter, environment: Environment, tried: list[dict[str, Any]]) -> Peer:
     """A peer whose answers are Fathom's, with the setting that answers most with 32 in flight, all depths alike.
 
-    ``tried`` gets a row for each setting. Raises FathomError where its items differ.
+    ``tried`` gets a row for each setting, where there are several. Raises FathomError where its items differ,
+    UnavailableError where it does not answer.
     """
     histories, speeds = study.shuffled("tried"), []
     for setting in adapter.settings:
         study.say(f"{adapter.name}: {setting.words}")
+        each: dict[str, float] = {}
         with study.on_cores(partial(adapter.start, environment, study.bundle, setting)) as server:
             for depth in DEPTHS:
                 if study.asked(server, adapter.speaks, depth) != study.expected[depth]:
                     raise FathomError(f"{adapter.name}: at depth {depth} it answers other items than Fathom")
-            loop = partial(closed, server, adapter.speaks, histories=histories, in_flight=IN_FLIGHT, name=adapter.name)
-            each = {depth: loop(depth=depth, seconds=study.seconds * TRIED)["requests_per_s"] for depth in DEPTHS}
+                if len(adapter.settings) > 1:
+                    seconds = study.seconds * TRIED
+                    found = closed(server, adapter.speaks, depth, histories, IN_FLIGHT, seconds, adapter.name)
+                    each[str(depth)] = found["requests_per_s"]
         speeds.append(prod(each.values()))
-        tried.append(
-            {"peer": adapter.name, "setting": setting.words, "requests_per_s": {str(k): v for k, v in each.items()}}
-        )
+        if each:
+            tried.append({"peer": adapter.name, "setting": setting.words, "requests_per_s": each})
     return Peer(adapter, environment, adapter.settings[int(np.argmax(speeds))])
 
 
-def one_peer(study: Study, peer: Peer, turn: int, histories: Sequence[Sequence[str]]) -> dict[str, Any]:
+def one_peer(study: Study, peer: Peer, turn: int, histories: Loops) -> dict[str, Any]:
     """Everything that is measured of one peer in a turn."""
     protocol, rows = peer.adapter.speaks, {}
     start = partial(peer.adapter.start, peer.environment, study.bundle, peer.setting)
@@ -151,7 +161,7 @@ def one_peer(study: Study, peer: Peer, turn: int, histories: Sequence[Sequence[s
     return found | {"memory_mb": memory_mb, "rows": rows}
 
 
-def fathom_itself(study: Study, arms: Sequence[Arm], turn: int, histories: Sequence[Sequence[str]]) -> dict[str, Any]:
+def fathom_itself(study: Study, arms: Sequence[Arm], turn: int, histories: Loops) -> dict[str, Any]:
     """The same of Fathom: closed loops with its defaults, then every arm."""
     with study.on_cores(partial(started, study.bundle)) as server:
         found = _at_rest(study, FATHOM, server, GRPC, histories)
@@ -169,15 +179,15 @@ def fathom_itself(study: Study, arms: Sequence[Arm], turn: int, histories: Seque
     return found | {"memory_mb": memory_mb, "rows": rows}
 
 
-def _at_rest(
-    study: Study, name: str, server: StartedServer, protocol: Protocol, histories: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+def _at_rest(study: Study, name: str, server: StartedServer, protocol: Protocol, histories: Loops) -> dict[str, Any]:
     """How soon it was ready, and closed loops at every depth."""
     loops = {}
     for depth in DEPTHS:
         study.say(f"{name}: closed loops at depth {depth}")
-        loop = partial(closed, server, protocol, depth, histories, name=name)
-        loops[str(depth)] = {"busy": loop(IN_FLIGHT, study.seconds), "alone": loop(1, study.seconds * ALONE)}
+        loops[str(depth)] = {
+            key: closed(server, protocol, depth, histories[depth, in_flight], in_flight, study.seconds * share, name)
+            for key, in_flight, share in (("busy", IN_FLIGHT, 1.0), ("alone", 1, ALONE))
+        }
     return {"start_s": round(server.ready_s, 2), "closed": loops}
 
 
