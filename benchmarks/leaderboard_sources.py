@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 from fathom.benchmarks.experiments import counting_quality
 from fathom.benchmarks.experiments.quality.stored import Pool, dataset_title, pools
 from fathom.benchmarks.leaderboard import Row, Source
 from fathom.benchmarks.record import load_run
 from fathom.benchmarks.registry import StoredRun
+from fathom.benchmarks.systems.peers.stored import Figures, Measured
+from fathom.benchmarks.systems.peers.turns import FATHOM
 from fathom.training.baselines import BASELINES
 
 #: Depths at which systems are compared.
@@ -31,24 +33,30 @@ def lower(system: str, depth: int | None, measure: str, value: float, over: Rang
 
 
 def of_peers(run: StoredRun) -> Iterator[Row]:
-    """Fixed depths beside servers by hand."""
-    names = {"fathom": "Fathom", "by hand": BY_HAND}
-    in_flight, within_ms = run["config"]["in_flight"], run["config"]["within_ms"]
-    for depth in DEPTHS:
-        sides: Mapping[str, Any] = run["result"][f"depth_{depth}"]
-        for side, row in sides.items():
-            name = names.get(side, side)
-            best = max(row["loads"], key=lambda load: load["goodput_per_s"])
-            most, alone_ms = row["loads"][-1], row["alone"]["p50_ms"]
-            yield higher(
-                name, depth, f"requests/s, {in_flight} in flight", row["busy"]["requests_per_s"], row["busy_range"]
-            )
-            yield lower(name, depth, f"CPU µs of a request, {in_flight} in flight", row["busy"]["cpu_us"])
-            yield lower(name, depth, "p50 ms, one in flight", alone_ms)
-            within = f"answers/s within {within_ms} ms"
-            yield higher(name, depth, f"{within}, at the best load", best["goodput_per_s"], best["goodput_range"])
-            load = f"at {most['factor']:g} times what Fathom answers"
-            yield higher(name, depth, f"{within}, {load}", most["goodput_per_s"], most["goodput_range"])
+    """Fixed depths beside everything that a user could pick instead."""
+    measured, config = Measured.of(run), run["config"]
+    busy, within = f"{config['in_flight']} in flight", f"answers/s within {config['within_ms']} ms"
+    for side in (FATHOM, *measured.peers):
+        name = {FATHOM: "Fathom", "by hand": BY_HAND}.get(side, side)
+        for depth in DEPTHS:
+            for better, measure, figures in (
+                (higher, f"requests/s, {busy}", measured.closed(side, depth, "busy", "requests_per_s")),
+                (lower, f"CPU µs of a request, {busy}", measured.closed(side, depth, "busy", "cpu_us")),
+                (lower, "p50 ms, one in flight", measured.closed(side, depth, "alone", "p50_ms")),
+                (higher, f"{within}, at the best load", measured.best(side, depth)),
+            ):
+                yield from _over_turns(better, name, depth, measure, figures)
+        yield from _over_turns(lower, name, None, "MB of memory", measured.side(side, "memory_mb"))
+        yield from _over_turns(lower, name, None, "seconds from start to ready", measured.side(side, "start_s"))
+
+
+def _over_turns(
+    better: Callable[..., Row], name: str, depth: int | None, measure: str, figures: Figures
+) -> Iterator[Row]:
+    """The median of the turns that have a figure; no row where none has."""
+    known = [figure for figure in figures if figure is not None]
+    if known:
+        yield better(name, depth, measure, median(known), (min(known), max(known)))
 
 
 def of_front(run: StoredRun) -> Iterator[Row]:
@@ -220,9 +228,9 @@ SOURCES = (
         "Servers at fixed depths",
         "peers",
         of_peers,
-        "The same engines and item vectors behind every server; bundle {bundle}, histories of {mean_history:g} items in"
-        " the mean; server and client on a core each, medians of {turns} turns.",
-        lambda run: str(run["config"]["left_out"]),
+        "The same engines and item vectors behind every server, and the same items in every answer; bundle {bundle},"
+        " histories of {mean_history:g} items in the mean; server and client on a core each, medians of {turns} turns.",
+        lambda run: "; ".join(run["config"]["left_out"]),
     ),
     of_run(
         "The server beside an echo",

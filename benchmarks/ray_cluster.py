@@ -20,7 +20,7 @@ _REPLICA = "ray::ServeReplica:"
 
 
 @contextmanager
-def ray_cluster(cpus: int = 2) -> Iterator[str]:
+def ray_cluster(cpus: int = 2, contract: str = "fathom.ray_serve:add_recommender") -> Iterator[str]:
     """Ray Serve with a gRPC proxy on a free port, whose address this gives; nothing of it stays.
 
     Raises MissingExtraError where it is not installed.
@@ -46,7 +46,7 @@ def ray_cluster(cpus: int = 2) -> Iterator[str]:
         port = _free_port()
         serve.start(
             http_options={"host": "127.0.0.1", "port": _free_port()},
-            grpc_options={"port": port, "grpc_servicer_functions": ["fathom.ray_serve:add_recommender"]},
+            grpc_options={"port": port, "grpc_servicer_functions": [contract]},
             logging_config={"log_level": "ERROR"},
         )
         yield f"127.0.0.1:{port}"

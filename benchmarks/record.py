@@ -30,7 +30,6 @@ PACKAGES = (
     "grpcio",
     "protobuf",
     "locust",
-    "mosec",
 )
 
 

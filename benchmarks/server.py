@@ -5,11 +5,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from threading import Timer
+from typing import IO, NamedTuple
 
 import psutil
 
@@ -18,6 +20,8 @@ from fathom.local import CORES as CORES
 from fathom.local import on_core as on_core
 from fathom.runtime.bundle import Bundle
 
+#: Seconds that a server may take until it is ready, and to end.
+READY_S, ENDS_S = 300.0, 20.0
 METHOD = "/fathom.v1.Recommender/Recommend"
 
 
@@ -40,6 +44,14 @@ class StartedServer:
         """User and system time of its process so far, in seconds, and of those that it has started and still has."""
         process = psutil.Process(self.pid)
         return cpu_s(process) + sum(map(cpu_s, process.children(recursive=True)))
+
+    def memory_mb(self) -> float:
+        """Resident memory of the same processes, what they share counted once; where that is not told, each for itself.
+
+        In MB of a million bytes.
+        """
+        process = psutil.Process(self.pid)
+        return sum(map(_resident, [process, *process.children(recursive=True)])) / 1e6
 
 
 @contextmanager
@@ -67,21 +79,55 @@ def started(bundle: Path, *options: str, log: Path | None = None) -> Iterator[St
 
 
 @contextmanager
-def started_module(module: str, *arguments: str) -> Iterator[StartedServer]:
-    """Another server, which prints its port once it serves: ``python -m module``.
+def started_module(
+    module: str, *arguments: str, python: str = sys.executable, variables: Mapping[str, str] | None = None
+) -> Iterator[StartedServer]:
+    """Another server, which prints its port once it serves: ``python -m module``; none of its processes stays.
 
-    Raises UnavailableError when it ends before.
+    ``python``, ``variables``: of another environment, whose server is quiet. Raises UnavailableError, with its last
+    words, when it ends before.
     """
-    begin = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True) as process:
+    with ExitStack() as stack:
+        errors = None if variables is None else stack.enter_context(TemporaryFile("w+"))
+        begin = time.perf_counter()
+        process = stack.enter_context(
+            subprocess.Popen(
+                [python, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True, env=variables
+            )
+        )
         assert process.stdout is not None
+        # Ends a server that neither serves nor ends, so that the line comes to its end.
+        late = Timer(READY_S, process.kill)
+        late.start()
         try:
             port = process.stdout.readline()
+            late.cancel()
             if not port:
-                raise UnavailableError(f"{module}: the server did not start; its error is above")
+                raise UnavailableError(f"{module}: the server did not start; {_last_words(errors)}")
             yield StartedServer(f"127.0.0.1:{int(port)}", process.pid, time.perf_counter() - begin)
         finally:
-            process.terminate()
+            late.cancel()
+            end(process)
+
+
+def _last_words(errors: IO[str] | None) -> str:
+    if errors is None:
+        return "its error is above"
+    errors.seek(0)
+    return next((line.strip() for line in reversed(errors.readlines()) if line.strip()), "it said nothing")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to a server; what is then left of it and of those that it has started, after a while, is killed."""
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDS_S)
+        for each in psutil.wait_procs(started, timeout=1.0)[1]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.kill()
 
 
 def free_port() -> int:
@@ -105,6 +151,14 @@ def cpu_s(process: psutil.Process) -> float:
             return time.clock_gettime(~process.pid << 3 | 2)
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes; 0 where it has ended meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        found = process.memory_full_info()
+        return int(getattr(found, "pss", found.rss))
+    return 0
 
 
 def threads_of(pid: int) -> dict[int, ThreadTime]:

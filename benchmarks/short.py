@@ -67,6 +67,8 @@ def of_start(found: StoredRun) -> Iterator[Row]:
     yield lower("Fathom", None, "MB resident after requests", median["served_mb"])
 
 
+#: The one peer that needs no environment of its own, and two arms.
+SHORT_PEERS = ("--seconds", "0.5", "--turns", "1", "--peers", "by-hand", "--arms", "depth-4,depth-16")
 #: What is run, in order. Together ten minutes at most on two cores.
 SHORT = (
     Short("parity", (), 60, of_parity),
@@ -74,7 +76,7 @@ SHORT = (
     Short("selector_latency", ("--decisions", "3000"), 30, of_selector),
     Short("server_start", ("--repetitions", "3"), 15, of_start),
     Short("front", ("--seconds", "2", "--turns", "2"), 90, of_front),
-    Short("peers", ("--seconds", "1", "--turns", "1"), 150, of_peers, data=True),
+    Short("peers", SHORT_PEERS, 60, of_peers, data=True),
     Short("overload", ("--seconds", "2", "--turns", "1"), 120, of_overload, data=True),
 )
 

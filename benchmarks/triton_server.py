@@ -8,25 +8,30 @@ import json
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fathom.benchmarks.server import StartedServer
+import fathom
+from fathom.benchmarks import peer_servers
+from fathom.benchmarks.server import StartedServer, end, free_port
+from fathom.edge_profiles.profile import load_profile
 from fathom.errors import UnavailableError
+from fathom.exporter.formats.triton import MODEL, write_triton
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
 READY = "Started HTTPService"
 LISTENS_S = 10.0
+BY_HAND = "by-hand"
+#: Of the model by hand.
+_OUTPUTS = ('"recommended"', '"scores"')
 _KINDS = {"item_ids": "BYTES", "timestamps": "INT64", "k": "INT32", "depth": "INT32"}
 
 
@@ -37,11 +42,37 @@ class Triton(NamedTuple):
     programs: Path
 
     def prepare(self) -> None:
-        """Put the stub for this Python where the server looks for it."""
+        """Put the stub for this Python where the server looks for it, and Fathom's source on its models' path."""
         stub = f"{sys.version_info.major}.{sys.version_info.minor}/triton_python_backend_stub"
         shutil.copy(self.server / "python_backend_stubs" / stub, self.server / "backends" / "python")
         for program in ("bin/tritonserver", "backends/python/triton_python_backend_stub"):
             (self.server / program).chmod(0o755)
+        # The stub takes no PYTHONPATH.
+        (packages,) = (self.programs.parent / "lib").glob("python*/site-packages")
+        (packages / "fathom.pth").write_text(str(Path(fathom.__file__).parents[1]))
+
+
+def write_repository(bundle: Path, folder: Path, models: Collection[str] = (MODEL, BY_HAND), wait_us: int = 0) -> None:
+    """Fathom's model and the one by hand, or one of them, with the same bundle and configuration.
+
+    ``wait_us``: how long Triton waits for a batch to fill; 0 as Fathom's repository has it.
+    """
+    write_triton(bundle, folder, load_profile("cloud"))
+    if BY_HAND in models:
+        _write_by_hand(folder, wait_us)
+    if MODEL not in models:
+        shutil.rmtree(folder / MODEL)
+
+
+def _write_by_hand(folder: Path, wait_us: int) -> None:
+    other = folder / BY_HAND
+    shutil.copytree(folder / MODEL, other)
+    shutil.copyfile(Path(peer_servers.__file__).with_name("triton_model.py"), other / "1" / "model.py")
+    waits = f"dynamic_batching {{ max_queue_delay_microseconds: {wait_us} }}" if wait_us else "dynamic_batching { }"
+    text = (other / "config.pbtxt").read_text().replace(f'name: "{MODEL}"', f'name: "{BY_HAND}"')
+    lines = text.replace("dynamic_batching { }", waits).splitlines()
+    kept = [line for line in lines if not line.startswith("output") or any(name in line for name in _OUTPUTS)]
+    (other / "config.pbtxt").write_text("\n".join(kept) + "\n")
 
 
 class StartedTriton(NamedTuple):
@@ -73,7 +104,7 @@ class StartedTriton(NamedTuple):
 @contextmanager
 def started_triton(triton: Triton, repository: Path) -> Iterator[StartedTriton]:
     """Serve a repository; raises UnavailableError with the server's last words when it does not get ready."""
-    http, grpc = _free_port(), _free_port()
+    http, grpc = free_port(), free_port()
     command = [str(triton.server / "bin" / "tritonserver"), f"--model-repository={repository}"]
     command += [f"--backend-directory={triton.server / 'backends'}", "--allow-metrics=false"]
     command += ["--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"]
@@ -84,20 +115,23 @@ def started_triton(triton: Triton, repository: Path) -> Iterator[StartedTriton]:
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
     }
     begin, said = time.perf_counter(), []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             said.append(line)
             if READY in line:
                 break
         else:
-            raise UnavailableError(f"Triton did not start: {''.join(said[-30:])}")
+            words = [line for line in said if "UNAVAILABLE" in line] or said
+            raise UnavailableError(f"Triton did not start: {words[-1].strip()}")
         try:
             _wait_for(http)
             server = StartedServer(f"127.0.0.1:{grpc}", process.pid, time.perf_counter() - begin)
             yield StartedTriton(f"127.0.0.1:{http}", server)
         finally:
-            process.terminate()
+            end(process)
             process.stderr.read()
 
 
@@ -113,32 +147,3 @@ def _wait_for(port: int) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def infer_message(model: str, items: Sequence[str], depth: int) -> bytes:
-    """An encoded ModelInferRequest with one history, for this depth."""
-    ids = b"".join(struct.pack("<I", len(item)) + item for item in (each.encode() for each in items))
-    tensors = [("item_ids", "BYTES", len(items), ids), ("depth", "INT32", 1, struct.pack("<i", depth))]
-    message = _field(1, model.encode())
-    for name, kind, length, _ in tensors:
-        shape = _field(3, _varint(1) + _varint(length))
-        message += _field(5, _field(1, name.encode()) + _field(2, kind.encode()) + shape)
-    return message + b"".join(_field(7, raw) for *_, raw in tensors)
-
-
-def _field(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*found, value])
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port

@@ -1,10 +1,14 @@
-"""A network that has learned nothing, where only its size matters."""
+"""A network that has learned nothing, where only its size matters: python -m ... BUNDLE writes a bundle with one."""
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fathom.benchmarks.record import run
+from fathom.exporter.bundle.export import export
 from fathom.training.checkpoint import Checkpoint, CheckpointConfig
 from fathom.training.dataset import Dataset, Sequences
 from fathom.training.model import ElasticModel, ModelConfig
@@ -33,3 +37,20 @@ def untrained(*, items: int, **shape: Any) -> tuple[Checkpoint, Dataset]:
         model=model.config, train=preset("ml-100k"), dataset=dataset.sha256, split="leave-one-out"
     )
     return Checkpoint(model, config, ids, dataset.titles, dataset.categories, {}, "0" * 64), dataset
+
+
+def main() -> None:
+    """Write such a bundle."""
+    parser = argparse.ArgumentParser(prog="python -m fathom.benchmarks.untrained", description=main.__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--items", type=int, default=1_682)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--max-history", type=int, default=200)
+    options = parser.parse_args()
+    checkpoint, dataset = untrained(items=options.items, width=options.width, max_history=options.max_history)
+    export(checkpoint, dataset, options.bundle, name=f"untrained-{options.width}")
+    print(f"wrote {options.bundle}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -24,6 +24,9 @@ import numpy as np
 from fathom.benchmarks.http2_load import Report, closed
 from fathom.benchmarks.load import HISTORY, K, made_up
 from fathom.benchmarks.markdown import paragraphs, table_of
+from fathom.benchmarks.peer_servers import by_hand
+from fathom.benchmarks.peer_servers.messages import asked
+from fathom.benchmarks.peer_servers.recommender import Recommender
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import (
     METHOD,
@@ -35,8 +38,7 @@ from fathom.benchmarks.server import (
     started_module,
     threads_of,
 )
-from fathom.benchmarks.systems import by_hand, echo_server
-from fathom.benchmarks.systems.by_hand import ByHand
+from fathom.benchmarks.systems import echo_server
 from fathom.errors import FathomError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
@@ -109,13 +111,13 @@ def figures(
     }
 
 
-def engine_ms(engine: ByHand, messages: Sequence[bytes], pause_s: float = 0.0) -> float:
+def engine_ms(engine: Recommender, messages: Sequence[bytes], pause_s: float = 0.0) -> float:
     """Median time of one request in the engine and the search, with nothing around them, on the server's core."""
     took = []
     with on_core(SERVER_CORE):
         for message in messages[:RUNS]:
             request = pb.RecommendRequest.FromString(message)
-            item = engine.item_of(request)
+            item = engine.item_of(asked(request))
             if pause_s:
                 sleep(pause_s)
             begin = perf_counter()
@@ -148,7 +150,7 @@ def compare(bundle: Path, seconds: float, turns: int) -> dict[str, Any]:
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     alone_ms, rested_ms = [], []
     with Bundle.open(bundle) as opened, on_core(CLIENT_CORE):
-        engine = ByHand(opened)
+        engine = Recommender(opened)
         for turn in range(turns):
             messages = {depth: made_up(ids, depth, count, f"{depth} {turn}") for depth in DEPTHS}
             alone = made_up(ids, DEPTHS[0], count, f"alone {turn}")

@@ -226,13 +226,19 @@ def arm_of(
     return {**costs, "rows": loads, "turns": [rows for _, rows in turns]}
 
 
-def _arms(folder: Path, *, has_zero: bool) -> dict[str, tuple[str, ...]]:
-    """Options by name: each transport, with depth 0 where the bundle has it, and without."""
+def without_depth_0(folder: Path) -> Path:
+    """A file in a folder with the default profile, but for depth 0."""
     text = PROFILE.read_text(encoding="utf-8")
     without = folder / "without.yaml"
     without.write_text(
         text.replace("depths: [0, ", "depths: [").replace(f"name: {PROFILE.stem}", "name: without-depth-0")
     )
+    return without
+
+
+def _arms(folder: Path, *, has_zero: bool) -> dict[str, tuple[str, ...]]:
+    """Options by name: each transport, with depth 0 where the bundle has it, and without."""
+    without = without_depth_0(folder)
     profiles = {"with depth 0": ()} if has_zero else {}
     return {
         f"{transport}, {name}": ("--transport", transport, *given)

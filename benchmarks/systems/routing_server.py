@@ -110,9 +110,13 @@ async def offer(
     return found
 
 
+def gain(items: Sequence[str], case: ServedCase) -> float:
+    """NDCG@10 of the ten items of an answer, the best first."""
+    return float(1 / np.log2(items.index(case.target) + 2)) if case.target in items else 0.0
+
+
 def _gain(answer: pb.RecommendResponse, case: ServedCase) -> float:
-    places = [place for place, item in enumerate(answer.items) if item.id == case.target]
-    return float(1 / np.log2(places[0] + 2)) if places else 0.0
+    return gain([item.id for item in answer.items], case)
 
 
 def summarise_load(found: Sequence[Answered]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The Triton repository that Fathom writes, beside a batching model written by hand around the same engines.
 
 A real Triton runs them in turns, on one core; the client has another. Both models get the batches that Triton makes of
-requests with a fixed depth, and must give the same items. Triton's files are those of the package nvidia-pytriton, and
-its models need an environment with numpy 1, onnxruntime and Fathom (tests/exporter/test_triton.py installs both).
+requests with a fixed depth, and must give the same items. Triton's files are those of the package nvidia-pytriton, in
+the environment that the benchmark ``peers`` makes for it, too.
 """
 
 import random
-import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -15,35 +14,24 @@ from statistics import median
 from typing import Any
 
 from fathom.benchmarks.http2_load import closed
+from fathom.benchmarks.infer import METHOD, infer_message
 from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
 from fathom.benchmarks.server import on_core
 from fathom.benchmarks.systems.front import CLIENT_CORE, DEPTHS, IN_FLIGHT, SERVER_CORE, checked
+from fathom.benchmarks.systems.peers.adapters import TRITON, triton_of
+from fathom.benchmarks.systems.peers.environments import environment
 from fathom.benchmarks.systems.routing_server import read_cases
-from fathom.benchmarks.triton_server import METHOD, StartedTriton, Triton, infer_message, started_triton
-from fathom.edge_profiles.profile import load_profile
+from fathom.benchmarks.triton_server import BY_HAND, StartedTriton, Triton, started_triton, write_repository
 from fathom.errors import FathomError
-from fathom.exporter.formats.triton import MODEL, write_triton
+from fathom.exporter.formats.triton import MODEL
 from fathom.runtime.bundle import Bundle
 from fathom.training.dataset import Dataset
 
-BY_HAND = "by-hand"
 SECONDS, TURNS = 3.0, 5
 #: More than it answers in a second, so that no history comes twice.
 MOST_PER_S = 3_000
 COMPARED = 50
-_OUTPUTS = ('"recommended"', '"scores"')
-
-
-def write_repository(bundle: Path, folder: Path) -> None:
-    """Fathom's model, and the one by hand beside it, with the same bundle and configuration of queues and batches."""
-    write_triton(bundle, folder, load_profile("cloud"))
-    other = folder / BY_HAND
-    shutil.copytree(folder / MODEL, other)
-    shutil.copyfile(Path(__file__).with_name("triton_by_hand.py"), other / "1" / "model.py")
-    lines = (other / "config.pbtxt").read_text().replace(f'name: "{MODEL}"', f'name: "{BY_HAND}"').splitlines()
-    kept = [line for line in lines if not line.startswith("output") or any(name in line for name in _OUTPUTS)]
-    (other / "config.pbtxt").write_text("\n".join(kept) + "\n")
 
 
 def check_same(server: StartedTriton, cases: Sequence[Sequence[str]]) -> None:
@@ -77,7 +65,6 @@ def compare(triton: Triton, bundle: Path, cases: Sequence[Sequence[str]], second
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         write_repository(bundle, repository)
-        triton.prepare()
         with on_core(SERVER_CORE), started_triton(triton, repository) as server, on_core(CLIENT_CORE):
             check_same(server, cases)
             for turn in range(turns):
@@ -103,7 +90,7 @@ def measure(options: Namespace) -> Iterator[Run]:
         cases = [case.items for case in read_cases(bundle, Dataset.load(options.data))]
         name = bundle.manifest.name
     config = {"bundle": name, "mean_history": round(sum(map(len, cases)) / len(cases), 1), "turns": options.turns}
-    triton = Triton(options.server, options.programs)
+    triton = triton_of(environment("triton", TRITON))
     yield Run(config, compare(triton, options.bundle, cases, options.seconds, options.turns), 0)
 
 
@@ -124,15 +111,8 @@ def render(run: StoredRun) -> str:
 
 BENCHMARK = Benchmark(
     __doc__,
-    "3 min, the bundle's data, two cores, nvidia-pytriton",
-    {
-        "bundle": Path,
-        "--data": Path,
-        "--server": Path("pytriton/tritonserver"),
-        "--programs": Path("environment/bin"),
-        "--seconds": SECONDS,
-        "--turns": TURNS,
-    },
+    "3 min, the bundle's data, two cores; its environment once 2 min more",
+    {"bundle": Path, "--data": Path, "--seconds": SECONDS, "--turns": TURNS},
     measure,
     of_runs(render, "triton"),
 )

@@ -7,8 +7,9 @@ import pytest
 from fathom.benchmarks import record
 from fathom.benchmarks.http2_load import closed
 from fathom.benchmarks.load import made_up
+from fathom.benchmarks.peer_servers import by_hand
 from fathom.benchmarks.server import ThreadTime, catalogue_ids, on_core, started, started_module, threads_of
-from fathom.benchmarks.systems import by_hand, front
+from fathom.benchmarks.systems import front
 from fathom.errors import FathomError, UnavailableError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from fathom.benchmarks.leaderboard import Row, Source, figure, leaderboard, page
 from fathom.benchmarks.leaderboard_sources import SOURCES, higher, lower, of_run
@@ -80,7 +81,7 @@ def test_the_leaderboard_of_the_peers_is_that_of_their_run() -> None:
     run = load_run(ROOT / "results" / "peers.json")
     (peers,) = (source for source in SOURCES if source.stored == "peers.json")
     busy = next(row for row in peers.rows(ROOT / "results") if row.is_fathom and row.depth == 4)
-    assert busy.value == run["result"]["depth_4"]["fathom"]["busy"]["requests_per_s"]
+    assert busy.value == median(t["fathom"]["closed"]["4"]["busy"]["requests_per_s"] for t in run["result"]["turns"])
 
 
 def test_figures_have_three_digits() -> None:

@@ -3,25 +3,23 @@
 import json
 import platform
 import shutil
-import subprocess
 import sys
 import urllib.error
-import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from shared import kept
 
-import fathom
 from fathom.benchmarks.systems import triton as benchmark
+from fathom.benchmarks.systems.peers.adapters import TRITON, triton_of
+from fathom.benchmarks.systems.peers.environments import Environment, environment
 from fathom.benchmarks.triton_server import StartedTriton, Triton, started_triton
 from fathom.client import Client
 from fathom.edge_profiles.profile import load_profile
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, UnavailableError
 from fathom.exporter.formats.ort import convert_to_ort
 from fathom.exporter.formats.triton import write_triton
 from fathom.local import running_server
@@ -30,9 +28,6 @@ from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.manifest import MANIFEST_NAME, version_of
 
 CLOUD = load_profile("cloud")
-#: Holds a tritonserver with the Python backend, which was built for numpy 1.
-WHEEL = "nvidia-pytriton==0.7.0"
-NEEDS = ["numpy<2", f"onnxruntime=={onnxruntime.__version__}", "pydantic>=2.11", "pyyaml>=6"]
 HERE = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
@@ -68,11 +63,12 @@ def test_what_triton_cannot_serve_is_refused_in_one_line(bundle_path: Path, tmp_
     assert not (tmp_path / "repository").exists()
 
 
-def install(pip: Path, *packages: str) -> None:
-    command = [str(pip), "install", "--quiet", "--disable-pip-version-check", *packages]
-    installed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if installed.returncode != 0:
-        pytest.skip(f"{packages[-1]} cannot be installed: {installed.stderr.strip()[-200:]}")
+def made(folder: Path) -> Environment:
+    """The environment of Triton's models, made or found there."""
+    try:
+        return environment("triton", TRITON, folder)
+    except UnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +76,9 @@ def installed(request: pytest.FixtureRequest) -> Triton:
     """Triton in an environment of its own, which is kept."""
     if not HERE:
         pytest.skip("there is a tritonserver for x86-64 Linux only")
-    here = Path(fathom.__file__).parents[1]
-
-    def make(folder: Path) -> None:
-        venv.create(folder / "environment", with_pip=True)
-        install(folder / "environment" / "bin" / "pip", *NEEDS)
-        install(folder / "environment" / "bin" / "pip", "--no-deps", "--target", str(folder), WHEEL)
-        (packages,) = (folder / "environment" / "lib").glob("python*/site-packages")
-        (packages / "fathom.pth").write_text(str(here))
-        found(folder).prepare()
-
-    def found(folder: Path) -> Triton:
-        return Triton(folder / "pytriton" / "tritonserver", folder / "environment" / "bin")
-
-    about = " ".join([WHEEL, *NEEDS, sys.version, str(here)])
-    return found(kept(request, "triton", about.encode(), make))
+    about = repr((TRITON, sys.version)).encode()
+    folder = kept(request, "triton", about, made)
+    return triton_of(made(folder))
 
 
 @pytest.fixture
