@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fathom.benchmarks.systems.echo_server import serve
+from fathom.benchmarks.peer_servers.bare_grpc import serve
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 
 MODELS = "models.json"

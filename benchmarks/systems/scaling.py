@@ -34,7 +34,7 @@ from fathom.benchmarks.untrained import untrained
 from fathom.errors import FathomError
 from fathom.exporter.bundle.export import export
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
-from fathom.runtime.bundle import read_manifest
+from fathom.runtime.manifest_file import read_manifest
 
 SEED = 0
 DEPTHS = (4, 16)
