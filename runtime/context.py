@@ -68,6 +68,8 @@ def read_context(path: Path, manifest: Manifest, read: Callable[[str], bytes]) -
         raise BundleError(f"{file}: features have lists of texts; another value is among them; {REBUILD}")
     if {feature: len(known) for feature, known in values.items()} != info.features:
         raise BundleError(f"{file}: not the features of the manifest, with as many values; {REBUILD}")
+    if [*values] != sorted(values):  # in some languages objects have no order, and rows follow it
+        raise BundleError(f"{file}: its features do not ascend; {REBUILD}")
     if any(len(set(known)) < len(known) for known in values.values()):
         raise BundleError(f"{file}: a value occurs twice; {REBUILD}")
     if any(not 1 <= len(value.encode()) <= LONGEST_VALUE_BYTES for value in chain.from_iterable(values.values())):

@@ -230,7 +230,11 @@ def _sequences(events: pl.DataFrame, path: Path, *, n_users: int, n_items: int) 
     return Sequences(items.astype(np.int32), offsets, times, weights)
 
 
-def _contexts(events: pl.DataFrame, path: Path, values: Mapping[str, list[str]]) -> Contexts | None:
+def _contexts(events: pl.DataFrame, path: Path, values: Any) -> Contexts | None:
+    if not isinstance(values, dict) or not all(
+        isinstance(known, list) and set(map(type, known)) <= {str} for known in values.values()
+    ):
+        raise DataError(f"{path / META}: context is not a list of texts for each feature; prepare the dataset again")
     columns = []
     for feature, known in values.items():
         found = events.get_column(PREFIX + feature, default=None)

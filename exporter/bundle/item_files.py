@@ -72,8 +72,11 @@ def request_time_files(request_time: RequestTime) -> dict[str, bytes]:
 
 
 def context_files(context: Context) -> dict[str, bytes]:
-    """Path -> contents: what the context of a request changes."""
-    return {CONTEXT_VALUES_FILE: _compact_json(context.values), CONTEXT_CHANGES_FILE: _npy(context.changes)}
+    """Path -> contents: what the context of a request changes, feature by feature in ascending order."""
+    owners = np.repeat([*context.values], [len(known) for known in context.values.values()])
+    changes = context.changes[np.argsort(owners, kind="stable")]
+    values = dict(sorted(context.values.items()))
+    return {CONTEXT_VALUES_FILE: _compact_json(values), CONTEXT_CHANGES_FILE: _npy(changes)}
 
 
 def text_files(encoder: TextEncoder) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from fathom.serving.deployment import Deployment
 from fathom.serving.experiments.treatment import NO_CHANGE, Change
 from fathom.serving.logs import Seldom
 
-#: The caller's own mistakes.
+#: The caller's own mistakes, unless an arm has another bundle.
 _CALLERS = (InvalidRequestError, PermissionDeniedError, UnauthenticatedError)
 #: There was no time. Trying again without the arm would double the load that caused it.
 _NO_TIME = (DeadlineError, OverloadError)
@@ -117,6 +117,8 @@ class Trial:
         if isinstance(error, _NO_TIME):
             self._tell(self.observer.missed, self, self._ms())
             return False
+        if self.change.bundle:  # which may know less than the request asks for, as a feature of its context
+            return True
         return self.change != NO_CHANGE and not isinstance(error, _CALLERS)
 
     def _ms(self) -> float:

@@ -12,6 +12,7 @@ from fathom.exporter.bundle.report import fact_rows
 from fathom.exporter.certification.outcomes import measure_outcomes
 from fathom.exporter.engines.engine_set import EngineSet
 from fathom.exporter.engines.reduced_quality import evaluate_engines
+from fathom.runtime import manifest as runtime
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.engines.open import open_engine
 from fathom.training.checkpoint import Checkpoint
@@ -21,6 +22,8 @@ from fathom.training.dataset import Contexts, Dataset
 from fathom.training.evaluate import evaluate_model
 from fathom.training.metrics import Interval
 from fathom.training.splits import leave_one_out
+from fathom.training.tables import context as tables
+from fathom.training.tables import options
 
 
 @pytest.fixture
@@ -89,3 +92,9 @@ def test_features_that_tell_nothing_may_be_sent_all_the_same(
     with Bundle.open(tmp_path / "bundle") as bundle:
         assert bundle.context is not None
         assert [*bundle.context.values] == ["country", "device"]
+
+
+def test_what_a_data_set_may_have_of_a_context_a_bundle_may_have_too() -> None:
+    of_data = tables.MOST_FEATURES, tables.MOST_VALUES, options.LONGEST_FEATURE_BYTES, tables.LONGEST_VALUE_BYTES
+    of_bundles = runtime.MOST_FEATURES, runtime.MOST_VALUES, runtime.LONGEST_FEATURE_BYTES, runtime.LONGEST_VALUE_BYTES
+    assert of_data == of_bundles

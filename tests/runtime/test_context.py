@@ -95,6 +95,19 @@ def test_a_server_moves_vectors_as_training_does(changes: np.ndarray) -> None:
     assert context.moved(users, rows)[0].tobytes() == users[0].tobytes()
 
 
+def test_features_are_written_in_ascending_order_each_with_its_own_changes(
+    synthetic_bundle: Path, changes: np.ndarray, tmp_path: Path
+) -> None:
+    values = {"hour": (), "device": VALUES["device"], "country": VALUES["country"]}
+    files = context_files(training.Context(values, changes, Interval(0.01, 0.0, 0.02)))
+    derive_bundle(Bundle.open(synthetic_bundle), tmp_path / "bundle", files, context=INFO)
+    found = Bundle.open(tmp_path / "bundle").context
+    assert found is not None
+    assert [*found.values] == [*VALUES]
+    for place, given in enumerate(({"device": "phone"}, {"device": "tv"}, {"country": "AT"})):
+        assert found.changes[list(found.rows(given))].tolist() == [changes[place].tolist()]
+
+
 def test_values_that_are_not_known_count_as_missing_and_the_others_can_be_told_again(changes: np.ndarray) -> None:
     context = Context(VALUES, changes)
     given = {"country": "DE", "device": "fridge", "hour": "7", "weather": "AT"}
@@ -189,6 +202,7 @@ def test_changes_that_cannot_be_are_refused(spoiled, table: np.ndarray, words: s
     [
         ({"country": ["AT", "DE"], "device": ["phone", "tv"], "hour": []}, "not the features of the manifest"),
         ({"country": ["AT", "DE", "FR"], "device": ["phone", "tv"]}, "not the features of the manifest"),
+        ({"device": ["phone", "tv"], "country": ["AT", "DE", "FR"], "hour": []}, "features do not ascend"),
         ({"country": ["AT", "DE", "DE"], "device": ["phone", "tv"], "hour": []}, "a value occurs twice"),
         ({"country": ["AT", "DE", ""], "device": ["phone", "tv"], "hour": []}, "a value is empty or longer than 128"),
         ({"country": ["AT", "DE", "x" * 129], "device": ["phone", "tv"], "hour": []}, "a value is empty or longer"),
@@ -211,6 +225,7 @@ def test_values_that_cannot_be_are_refused(spoiled, values: object, words: str) 
         ({"features": {}, "gain": None}, "features"),
         ({"features": {str(n): 0 for n in range(9)}, "gain": None}, "features"),
         ({"features": {"country": 10_001}, "gain": None}, "country"),
+        ({"features": {"country\nroot": 0}, "gain": None}, "features"),
     ],
 )
 def test_a_manifest_that_contradicts_the_files_is_refused(spoiled, context: object, words: str) -> None:

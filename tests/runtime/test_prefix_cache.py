@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -127,7 +128,7 @@ def test_any_way_of_growing_gives_what_computing_afresh_gives(
         lengths = [min(12, length + data.draw(st.integers(0, 3), "new")) for length in lengths]
 
 
-@pytest.mark.parametrize("model", [("hstu", True)], indirect=True, ids=str)
+@pytest.mark.parametrize("model", [("hstu", True), ("gated", False)], indirect=True, ids=str)
 def test_where_windows_are_long_only_the_positions_of_new_items_are_looked_up(
     model: ElasticModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,8 @@ def test_where_windows_are_long_only_the_positions_of_new_items_are_looked_up(
 
     by_depth = {depth: extension_file(depth) for depth in DEPTHS}
     steps = {depth: step_file(depth) for depth in DEPTHS}
+    for name in (*by_depth.values(), *steps.values()):
+        assert "mask" in {each.name for each in onnx.load_from_string(files[name]).graph.input}
     runner = IncrementalRunner(
         IncrementalFiles(SPAN, 2, 16, CONTEXT_FILE, by_depth, steps), item_vectors(model), load, DEPTHS
     )

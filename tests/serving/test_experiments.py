@@ -15,7 +15,10 @@ from fathom.client import AsyncClient, Event, ExperimentInfo, Outcome, Query
 from fathom.errors import ConfigError, InvalidRequestError, NotFoundError
 from fathom.experiments.exposures import read_log
 from fathom.experiments.report import report_of
+from fathom.exporter.bundle.derive import derive_bundle
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
+from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest import ContextInfo
 from fathom.serving.config import ServerSettings
 from fathom.serving.experiments.states import Phase, States
 from fathom.serving.experiments.treatment import NO_CHANGE, Change, capped
@@ -206,6 +209,29 @@ async def test_an_arm_that_cannot_answer_costs_nobody_an_answer_and_is_rolled_ba
     rows = read_log(tmp_path / "logs" / "broken").exposures.to_dicts()
     assert {(row["arm"], row["error"]) for row in rows} == {("control", False), ("broken", True)}
     assert States(tmp_path / "logs").read("broken").phase is Phase.ROLLED_BACK
+
+
+async def test_what_an_arms_bundle_cannot_be_asked_is_no_mistake_of_the_caller(
+    synthetic_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(synthetic_bundle, tmp_path / "bundles" / "next" / "1")
+    context = ContextInfo(features={"country": 0})
+    with Bundle.open(synthetic_bundle) as bundle:
+        (tmp_path / "bundles" / "main").mkdir()
+        derive_bundle(bundle, tmp_path / "bundles" / "main" / "1", {}, context=context)
+    arms = {"control": {"share": 0.5}, "next": {"share": 0.5, "bundle": "next"}}
+    file = write(tmp_path / "experiments.yaml", e=experiment(arms=arms))
+    async with running(tmp_path / "bundles", file, default_bundle="main") as it:
+        await it.client.change_experiment("e", "start")
+        answers = await it.ask(40, context={"country": "DE"})
+        assert all(len(each.items) == 10 for each in answers)
+        stands = (await it.stands("e")).arms
+        assert stands["next"].failed == stands["next"].requests > 0
+        assert stands["control"].failed == 0
+        before = stands["next"].requests
+        with pytest.raises(InvalidRequestError, match="this bundle's are: country"):
+            await it.ask(10, context={"weather": "rain"})
+        assert (await it.stands("e")).arms["next"].requests == before
 
 
 async def test_a_canary_that_agrees_too_little_is_rolled_back_although_it_answers(

@@ -144,6 +144,7 @@ def test_what_is_no_category_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         (("country", "country"), "different names of columns"),
         (tuple("abcdefghi"), "names 9 columns, at most 8"),
         (("x" * 65,), "names a column of 65 bytes, at most 64"),
+        (("of\nlines",), r"a column with control characters, of\\nlines; rename it"),
     ],
 )
 def test_impossible_features_are_refused(context: tuple[str, ...], words: str) -> None:
@@ -160,6 +161,15 @@ def test_a_data_set_whose_places_do_not_fit_its_values_is_refused(tmp_path: Path
             Dataset.load(tmp_path / "dataset")
     rehash(tmp_path / "dataset", table.drop("context:country"))
     with pytest.raises(DataError, match="'context:country' does not hold places among its values"):
+        Dataset.load(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("values", [["country"], {"country": "DE"}, {"country": [1, 2, 3]}, {"country": {"DE": 1}}])
+def test_a_data_set_whose_values_are_no_texts_is_refused(tmp_path: Path, values: object) -> None:
+    prepared(tmp_path, CLICKS, "country")
+    file = tmp_path / "dataset" / "meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"context": values}))
+    with pytest.raises(DataError, match=r"meta\.json: context is not a list of texts for each feature; prepare"):
         Dataset.load(tmp_path / "dataset")
 
 

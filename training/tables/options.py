@@ -1,6 +1,7 @@
 """What to read and what to keep, and what an opened source is."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Literal
 
 import polars as pl
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, brief
 from fathom.training.tables.context import MOST_FEATURES
 from fathom.training.tables.delimited import check_delimiter, check_encoding
 from fathom.training.tables.readers import Table
@@ -111,6 +112,8 @@ def _check_context(features: tuple[str, ...]) -> None:
     if len(features) > MOST_FEATURES:
         raise ConfigError(f"context names {len(features)} columns, at most {MOST_FEATURES}")
     for name in features:
+        if re.search(r"[\x00-\x1f\x7f]", name):
+            raise ConfigError(f"context names a column with control characters, {brief(name)}; rename it")
         if (size := len(name.encode())) > LONGEST_FEATURE_BYTES:
             raise ConfigError(f"context names a column of {size} bytes, at most {LONGEST_FEATURE_BYTES}")
 
