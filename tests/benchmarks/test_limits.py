@@ -74,6 +74,12 @@ def test_a_limit_without_an_echo_in_c_is_left_open() -> None:
         rows = limits.summary(spent, least, echoed, can)["rows"]
         assert {row["stage"]: row["least_us"] for row in rows}["transport"] == floor
         assert rows[0]["cpu_us"] == 3.0
+        (shown,) = limits.by_depth({"result": {"rows": rows}}).values()
+        everything = limits.totals(shown)
+        # Of engine, search, counting, messages and queue, and of the transport where its least is known.
+        assert everything["cpu_us"] == 18
+        assert everything["least_us"] == 2.5 + (floor or 0)
+        assert everything["left_us"] == (15 if floor is None else 18) - everything["least_us"]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
