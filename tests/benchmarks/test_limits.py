@@ -33,7 +33,6 @@ def test_every_stage_of_every_depth_is_measured_beside_its_limit_and_drawn(
     for depth in limits.DEPTHS:
         assert spent[depth, "transport"]["cpu_us"] > 0
         assert (spent[depth, "engine"]["least_us"] > 0) is (depth > 0)
-        assert sum(spent[depth, stage]["cpu_us"] for stage in limits.STAGES) >= spent[depth, "transport"]["cpu_us"]
     assert result["echoes_us"][limits.ECHO] > 0
     config = {"bundle": "b", "history": 50, "in_flight": 32, "turns": 1, "left_out": limits.left_out()}
     save_run("limits", config=config, result=result, folder=tmp_path)

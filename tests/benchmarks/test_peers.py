@@ -104,9 +104,10 @@ def test_a_server_that_resets_connections_leaves_calls_unanswered_and_says_so_in
 
 
 def _reset_each(listening: socket.socket, over: threading.Event) -> None:
-    """Ends each connection by a reset, as a process that is killed does."""
+    """Ends each connection by a reset once it was asked something, as a process that is killed does."""
     while not over.is_set():
         connection, _ = listening.accept()
+        connection.recv(1 << 16)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
