@@ -49,8 +49,8 @@ def _about(config: Mapping[str, Any]) -> str:
     return (
         f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean. Every server has the"
         " same engines and item vectors and gave the same items. Server and client on a core each, medians of"
-        f" {config['turns']} turns, in brackets the range. Closed loops, with the defaults of each server and histories"
-        f" that come once. Open loops: arrivals at random moments, latency from the moment that a request was due;"
+        f" {config['turns']} turns, in brackets the range. Closed loops: Fathom with its defaults, histories that come"
+        " once. Open loops: arrivals at random moments, latency from the moment that a request was due;"
         f" {histories}, Fathom without its caches. Every server that speaks gRPC is told a request's deadline,"
         f" {WITHIN_MS} ms unless another is named; those that speak HTTP cannot be. Memory: of all processes after the"
         " closed loops, what they share counted once."
