@@ -107,12 +107,17 @@ def closed(
     seconds: float,
     name: str = FATHOM,
 ) -> dict[str, float]:
-    """Requests per second, latency, and processor time of a request, with so many in flight."""
+    """Requests per second, latency, and processor time of a request, with so many in flight.
+
+    Raises FathomError where hardly any is answered.
+    """
     messages = [protocol.encode(history, depth) for history in histories]
     warm_up = len(messages) // 5
     protocol.closed(server, messages[:warm_up], in_flight, min(WARM_UP_S, seconds))
     before_s = server.cpu_s()
     report = checked(protocol.closed(server, messages[warm_up:], in_flight, seconds), name)
+    if not report.per_s():
+        raise FathomError(f"{name}: no request was answered within {seconds:g} s")
     return {
         "requests_per_s": round(report.per_s(), 2),
         "p50_ms": round(report.quantile_ms("OK", 0.5) or 0.0, 3),
