@@ -99,13 +99,19 @@ class _Load:
         self._calls.sent_s[number] = now
         connection = self._idle.pop() if self._idle else self._connect()
         self._open[connection] = number, b""
-        connection.sendall(self._messages[number % len(self._messages)])
+        try:
+            connection.sendall(self._messages[number % len(self._messages)])
+        except OSError:
+            self._lost(connection)
 
     def turn(self, wait_s: float) -> None:
         """Receive, for at most ``wait_s``."""
         for descriptor, _ in self._poll.poll(max(0.0, wait_s)):
             connection = self._by_number[descriptor]
-            read = connection.recv(_READ)
+            try:
+                read = connection.recv(_READ)
+            except OSError:
+                read = b""
             if not read:
                 self._lost(connection)
                 continue

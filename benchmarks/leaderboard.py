@@ -110,10 +110,11 @@ def page(folder: Path, sources: Sequence[Source]) -> str:
     return (
         paragraphs(
             "# Leaderboard",
-            "Written by `make results` from the stored runs in `results/`: system against system at each measure, the"
-            " best first, in brackets the range over turns or what the section says. Where the ranges of two systems"
-            " overlap, they are level. Systems *in italics* recommend nothing: they show how far one can go. How all of"
-            " it is measured is in [benchmarks.md](benchmarks.md); all other figures are in [results.md](results.md).",
+            "Written by `make results` from the stored runs in `results/`. At each measure the best system comes first;"
+            " brackets hold the range over turns, or what the section says. Two systems whose ranges overlap are level."
+            " Systems *in italics* recommend nothing: they show what is possible at best."
+            " [benchmarks.md](benchmarks.md) says how everything is measured; all other figures are in"
+            " [results.md](results.md).",
             "## Where Fathom loses",
             _verdicts(found, "loses"),
             "## What was left out",

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from fathom.benchmarks.ports import free_port
 from fathom.errors import optional
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -43,9 +43,9 @@ def ray_cluster(cpus: int = 2, contract: str = "fathom.ray_serve:add_recommender
             _temp_dir=folder,
             _node_ip_address="127.0.0.1",
         )
-        port = _free_port()
+        port = free_port()
         serve.start(
-            http_options={"host": "127.0.0.1", "port": _free_port()},
+            http_options={"host": "127.0.0.1", "port": free_port()},
             grpc_options={"port": port, "grpc_servicer_functions": [contract]},
             logging_config={"log_level": "ERROR"},
         )
@@ -96,9 +96,3 @@ def running_replicas() -> int:
         return 0
     states = application.deployments[DEPLOYMENT].replica_states
     return sum(count for state, count in states.items() if state == "RUNNING")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port

@@ -1,7 +1,6 @@
 """A real server to measure: `fathom serve` on a free port, in a process of its own."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -128,13 +127,6 @@ def end(process: subprocess.Popen[str]) -> None:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
     process.kill()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def catalogue_ids(bundle: Path) -> list[str]:

@@ -7,7 +7,6 @@ the path, which needs numpy 1.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +21,8 @@ import numpy as np
 
 import fathom
 from fathom.benchmarks import peer_servers
-from fathom.benchmarks.server import StartedServer, end, free_port
+from fathom.benchmarks.ports import accepts_within, free_port
+from fathom.benchmarks.server import StartedServer, end
 from fathom.edge_profiles.profile import load_profile
 from fathom.errors import UnavailableError
 from fathom.exporter.formats.triton import MODEL, write_triton
@@ -127,23 +127,11 @@ def started_triton(triton: Triton, repository: Path) -> Iterator[StartedTriton]:
             words = [line for line in said if "UNAVAILABLE" in line] or said
             raise UnavailableError(f"Triton did not start: {words[-1].strip()}")
         try:
-            _wait_for(http)
+            # It says that it listens some moments before it does.
+            if not accepts_within(http, LISTENS_S):
+                raise UnavailableError(f"Triton does not listen on port {http}")
             server = StartedServer(f"127.0.0.1:{grpc}", process.pid, time.perf_counter() - begin)
             yield StartedTriton(f"127.0.0.1:{http}", server)
         finally:
             end(process)
             process.stderr.read()
-
-
-def _wait_for(port: int) -> None:
-    """It says that it listens some moments before it does."""
-    end = time.monotonic() + LISTENS_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > end:
-                raise UnavailableError(f"Triton does not listen on port {port}") from None
-            time.sleep(0.02)
-        else:
-            return

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fathom.benchmarks.peer_servers.messages import answers
-from fathom.benchmarks.peer_servers.ready import answers_http, free_port, tell_when_ready
+from fathom.benchmarks.peer_servers.ready import answers_http, tell_when_ready
 from fathom.benchmarks.peer_servers.recommender import Recommender
+from fathom.benchmarks.ports import free_port
 
 BUNDLE, BATCH, WAIT_MS = "BENCHMARK_BUNDLE", "BENCHMARK_BATCH", "BENCHMARK_WAIT_MS"
 

@@ -7,8 +7,9 @@ import litserve
 from fastapi import Depends, Request, Response
 
 from fathom.benchmarks.peer_servers.messages import answers
-from fathom.benchmarks.peer_servers.ready import answers_http, free_port, tell_when_ready
+from fathom.benchmarks.peer_servers.ready import answers_http, tell_when_ready
 from fathom.benchmarks.peer_servers.recommender import Recommender
+from fathom.benchmarks.ports import free_port
 
 PATH = "/predict"
 

@@ -9,8 +9,9 @@ import sys
 from mlserver import MLModel, MLServer, ModelSettings, Settings, types
 from mlserver.settings import ModelParameters
 
-from fathom.benchmarks.peer_servers.ready import answers_http, free_port, tell_when_ready
+from fathom.benchmarks.peer_servers.ready import answers_http, tell_when_ready
 from fathom.benchmarks.peer_servers.recommender import Asked, Recommender
+from fathom.benchmarks.ports import free_port
 
 NAME = "by-hand"
 

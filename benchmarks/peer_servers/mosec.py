@@ -6,8 +6,9 @@ import sys
 from mosec import Server, Worker
 
 from fathom.benchmarks.peer_servers.messages import answers
-from fathom.benchmarks.peer_servers.ready import free_port, tell_when_ready
+from fathom.benchmarks.peer_servers.ready import tell_when_ready
 from fathom.benchmarks.peer_servers.recommender import Recommender
+from fathom.benchmarks.ports import free_port
 
 #: Tells the process of the worker which bundle it serves.
 BUNDLE = "BENCHMARK_BUNDLE"

@@ -1,21 +1,15 @@
 """How a server that takes a port says that it serves: it prints the port once it answers there."""
 
 import os
-import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
 from typing import TextIO
 
+from fathom.benchmarks.ports import accepts
+
 EVERY_S = 0.05
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def own_stdout() -> TextIO:
@@ -34,15 +28,6 @@ def _tell(port: int, ready: Callable[[int], bool], told: TextIO) -> None:
     while not ready(port):
         time.sleep(EVERY_S)
     print(port, file=told, flush=True)
-
-
-def accepts(port: int) -> bool:
-    """Whether a connection is accepted."""
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
 
 
 def answers_http(path: str) -> Callable[[int], bool]:

@@ -6,7 +6,6 @@ and a trailer; nothing decodes the message.
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fathom.benchmarks.http2 import message_frame
-from fathom.benchmarks.server import METHOD, StartedServer, free_port
+from fathom.benchmarks.ports import accepts_within, free_port
+from fathom.benchmarks.server import METHOD, StartedServer
 from fathom.errors import UnavailableError
 
 #: Program -> the Debian package that has it.
@@ -69,7 +69,8 @@ def started_c_echo(name: str, answer: bytes) -> Iterator[StartedServer]:
         command = _command(program, name, port, root)
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
             try:
-                _wait_for(port, name)
+                if not accepts_within(port, LISTENS_S):
+                    raise UnavailableError(f"{name} did not start; its error is above")
                 yield StartedServer(f"127.0.0.1:{port}", process.pid, time.perf_counter() - begin)
             finally:
                 process.terminate()
@@ -82,16 +83,3 @@ def _command(program: str, name: str, port: int, root: Path) -> list[str]:
     config = root.with_name("nginx.conf")
     config.write_text(_NGINX.format(port=port, root=root))
     return [program, "-e", "stderr", "-p", str(root.parent), "-c", str(config)]
-
-
-def _wait_for(port: int, name: str) -> None:
-    end = time.monotonic() + LISTENS_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > end:
-                raise UnavailableError(f"{name} did not start; its error is above") from None
-            time.sleep(0.02)
-        else:
-            return

@@ -42,6 +42,7 @@ from fathom.benchmarks.systems import echo_server
 from fathom.errors import FathomError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest_file import read_manifest
 
 DEPTHS = (4, 16)
 TRANSPORTS = ("http2", "aio")
@@ -204,7 +205,7 @@ def _range(values: Sequence[float]) -> list[float]:
 def measure(options: Namespace) -> Iterator[Run]:
     """All sides in turns."""
     config = {
-        "bundle": options.bundle.name,
+        "bundle": read_manifest(options.bundle).name,
         "history": HISTORY,
         "k": K,
         "in_flight": IN_FLIGHT,

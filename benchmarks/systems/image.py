@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 
 from fathom.benchmarks.clean_root import CleanRoot, Image, health, running
+from fathom.benchmarks.ports import free_port
 from fathom.benchmarks.registry import Benchmark, Run, StoredRun, of_runs
-from fathom.benchmarks.server import catalogue_ids, free_port
+from fathom.benchmarks.server import catalogue_ids
 from fathom.errors import ConfigError, UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]

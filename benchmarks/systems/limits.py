@@ -35,6 +35,7 @@ from fathom.errors import ConfigError
 from fathom.protos.fathom.v1 import recommender_pb2 as pb
 from fathom.runtime.blas import limit_blas_threads
 from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest_file import read_manifest
 
 DEPTHS = (0, 4, 16)
 SECONDS, TURNS = 6.0, 3
@@ -196,7 +197,7 @@ def summary(
 def measure(options: Namespace) -> Iterator[Run]:
     """Every depth, and every echo that can run here."""
     config = {
-        "bundle": options.bundle.name,
+        "bundle": read_manifest(options.bundle).name,
         "history": HISTORY,
         "in_flight": IN_FLIGHT,
         "seconds": options.seconds,
@@ -216,19 +217,23 @@ def by_depth(run: StoredRun) -> dict[int, list[Mapping[str, Any]]]:
     return found
 
 
-def total(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Of a depth; what is not known counts as nothing."""
-    return float(sum(row[key] or 0.0 for row in rows))
+def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row for all stages of a depth: least and rest are of the stages whose least is known."""
+    known = [row for row in rows if row["least_us"] is not None]
+    sums = {key: float(sum(row[key] for row in known)) for key in ("least_us", "left_us")}
+    return {"stage": "all", "cpu_us": float(sum(row["cpu_us"] for row in rows)), **sums}
 
 
 def render(run: StoredRun) -> str:
     """A table for each depth."""
     config, machine, parts = run["config"], run["result"]["machine"], []
     for depth, rows in by_depth(run).items():
-        took, least = total(rows, "cpu_us"), total(rows, "least_us")
-        everything = {"stage": "all", "cpu_us": took, "least_us": least, "left_us": took - least}
+        everything = totals(rows)
+        times = 1 + everything["left_us"] / everything["least_us"]
+        unknown = [row["stage"] for row in rows if row["least_us"] is None]
+        without = f" without {', '.join(unknown)}, whose limit is not known" if unknown else ""
         parts += [
-            f"Depth {depth}: {took:,.0f} µs, {took / least:.1f} times the limit.",
+            f"Depth {depth}: {everything['cpu_us']:,.0f} µs; {times:.1f} times the limit{without}.",
             table_of(
                 [*rows, everything],
                 "stage={stage} | CPU µs={cpu_us:,.1f} | at least={least_us:,.1f} | left={left_us:,.1f}",

@@ -9,24 +9,21 @@ triad. What is made first stays in the folder --work, and is not made again. Nee
 to 10000000, which needs some 15 GB of memory and of disk. Writes results/scaling.json.
 """
 
-import os
 import random
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
 from fathom.benchmarks.http2_load import Report, closed
 from fathom.benchmarks.load import HISTORY, K, made_up
 from fathom.benchmarks.registry import Benchmark, Run, of_runs
-from fathom.benchmarks.server import CORES, StartedServer, catalogue_ids, on_core, started
+from fathom.benchmarks.server import StartedServer, catalogue_ids, on_core, started
 from fathom.benchmarks.systems import item_index
 from fathom.benchmarks.systems.front import CLIENT_CORE, SERVER_CORE
 from fathom.benchmarks.systems.scaling_tables import render
@@ -109,7 +106,7 @@ def figures(server: StartedServer, ids: Sequence[str], load: Load, seconds: floa
     closed(server.address, warm_up, load.in_flight, load.connections, warm_up_s)
     before_s = server.cpu_s()
     report = closed(server.address, messages, load.in_flight, load.connections, seconds, keep=True)
-    return summary(report, load, server.cpu_s() - before_s) | {"memory_mb": round(resident_mb(server.pid), 1)}
+    return summary(report, load, server.cpu_s() - before_s) | {"memory_mb": round(server.memory_mb(), 1)}
 
 
 def summary(report: Report, load: Load, cpu_s: float) -> dict[str, Any]:
@@ -133,26 +130,6 @@ def summary(report: Report, load: Load, cpu_s: float) -> dict[str, Any]:
         "client_busy": round(report.cpu_s / elapsed_s, 3),
         "not_as_asked": round(1 - len(timings) / len(report.due_s), 4),
     }
-
-
-def resident_mb(pid: int) -> float:
-    """Of a process and those that it has started, MB of a million bytes."""
-    process = psutil.Process(pid)
-    return sum(float(each.memory_info().rss) for each in (process, *process.children(recursive=True))) / 1e6
-
-
-@contextmanager
-def on_cores(count: int) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, on the first so many cores."""
-    if not CORES:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, CORES[:count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def network(options: Namespace) -> Path:
@@ -220,7 +197,7 @@ def worker_rows(options: Namespace, turn: int, rng: np.random.Generator) -> Iter
     ids, length = catalogue_ids(options.bundle), _length(options.bundle)
     for workers in rng.permutation(options.workers).tolist():
         with (
-            on_cores(workers),
+            on_core(SERVER_CORE, workers),
             started(options.bundle, "--workers", str(workers), *OPTIONS) as server,
             on_core(CLIENT_CORE),
         ):

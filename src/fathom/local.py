@@ -57,8 +57,8 @@ def running_server(bundle: Path, *options: str, data_limit_mb: int | None = None
 
 
 @contextmanager
-def on_core(number: int) -> Iterator[None]:
-    """Keep this thread, and the processes that it starts, on one of CORES, counted from 0, also within another.
+def on_core(number: int, count: int = 1) -> Iterator[None]:
+    """Keep this thread, and the processes that it starts, on ``count`` of CORES from a number on, also within another.
 
     On the last where there are not so many; anywhere, where the system cannot do that.
     """
@@ -66,7 +66,7 @@ def on_core(number: int) -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {CORES[min(number, len(CORES) - 1)]})
+    os.sched_setaffinity(0, CORES[min(number, len(CORES) - 1) :][:count])
     try:
         yield
     finally:

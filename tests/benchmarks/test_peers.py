@@ -1,6 +1,8 @@
 """The comparison with other servers: a small twin with real ones, and what its figures are read from."""
 
 import shutil
+import socket
+import struct
 import sys
 import threading
 import zipfile
@@ -85,6 +87,29 @@ def test_answers_over_http_1_are_kept_each_with_its_call_and_a_lost_connection_i
     for number, (answer, status) in enumerate(zip(report.answers, report.statuses.tolist(), strict=True)):
         sent = messages[number % len(messages)]
         assert (status, answer) == ((0, sent) if sent in (b"one", b"three") else (14, b""))
+
+
+def test_a_server_that_resets_connections_leaves_calls_unanswered_and_says_so_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        thread = threading.Thread(target=_reset_each, args=(listening, over := threading.Event()))
+        thread.start()
+        report = http1_load.closed(f"127.0.0.1:{port}", [b"a"], 2, seconds=0.1)
+        with pytest.raises(UnavailableError, match="a request was not answered: "):
+            http1("/a").ask(StartedServer(f"127.0.0.1:{port}", 0, 0.0), [b"a"])
+        over.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join()
+    assert report.counts() == {"UNAVAILABLE": len(report.due_s)}
+
+
+def _reset_each(listening: socket.socket, over: threading.Event) -> None:
+    """Ends each connection by a reset once it was asked something, as a process that is killed does."""
+    while not over.is_set():
+        connection, _ = listening.accept()
+        connection.recv(1 << 16)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
 
 
 def test_an_open_loop_over_http_1_sends_at_its_rate(address: str) -> None:

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from deploy_tools import DEPLOY
 
-from fathom.benchmarks.server import free_port, started
+from fathom.benchmarks.ports import free_port
+from fathom.benchmarks.server import started
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from deploy_tools import DEPLOY, read_yaml, tool
 from prometheus_client.parser import text_string_to_metric_families
 
-from fathom.benchmarks.server import catalogue_ids, free_port, started
+from fathom.benchmarks.ports import free_port
+from fathom.benchmarks.server import catalogue_ids, started
 from fathom.client import Client
 
 NAME = re.compile(r"\bfathom_\w+")

@@ -102,9 +102,9 @@ _MESSAGES = (_same("numpy"), _same("protobuf"))
 #: Its files hold a tritonserver with the Python backend, which was built for numpy 1.
 TRITON = replace(_requires("numpy<2"), files=("nvidia-pytriton==0.7.0",))
 
-#: Those that wait for a batch to fill do so for a whole millisecond at least, or not at all.
-SOON, LATER = Setting(32, 1), Setting(32, 4)
+#: What has come meanwhile is a batch; MLServer makes no batches then. mosec waits for a millisecond at least.
 AT_ONCE = Setting(32, 0)
+SOON, LATER = Setting(32, 1), Setting(32, 4)
 
 ADAPTERS = (
     Adapter("by hand", protocols.GRPC, _module("by_hand")),
@@ -120,7 +120,7 @@ ADAPTERS = (
         protocols.http1("/predict"),
         _module("litserve"),
         _requires("litserve==0.2.19", *_MESSAGES),
-        (SOON, LATER),
+        (AT_ONCE, SOON, LATER),
     ),
     # Here the milliseconds are those beyond which it refuses requests.
     Adapter(
@@ -142,7 +142,7 @@ ADAPTERS = (
         protocols.model_infer(BY_HAND, joined=True),
         _module("mlserver"),
         _requires("mlserver==1.7.1", "numpy<2"),
-        (SOON, LATER),
+        (AT_ONCE, SOON, LATER),
     ),
     Adapter(
         "Triton by hand", protocols.model_infer(BY_HAND), partial(_triton, BY_HAND), TRITON, (AT_ONCE, SOON), "triton"

@@ -61,7 +61,7 @@ def losses(measured: Measured) -> list[Loss]:
 
 
 def where_fathom_loses(measured: Measured) -> str:
-    """The same as one plain line."""
+    """The same in one line."""
     by_peer: dict[str, list[str]] = defaultdict(list)
     for loss in losses(measured):
         by_peer[loss.peer].append(f"{loss.words} {loss.ratio.words}")

@@ -2,6 +2,7 @@
 
 import http.client
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -90,14 +91,17 @@ class Protocol:
                 raise UnavailableError(f"a request was not answered: {brief(error.details())}") from None
 
     def _http1(self, server: StartedServer, messages: Sequence[bytes]) -> list[bytes]:
-        connection, found = http.client.HTTPConnection(server.address, timeout=TIMEOUT_S), []
-        for message in messages:
-            connection.request("POST", self.path, message)
-            answer = connection.getresponse()
-            found.append(answer.read())
-            if answer.status != http.client.OK:
-                raise UnavailableError(f"a request was not answered: {answer.status} {brief(found[-1])}")
-        connection.close()
+        found = []
+        with closing(http.client.HTTPConnection(server.address, timeout=TIMEOUT_S)) as connection:
+            for message in messages:
+                try:
+                    connection.request("POST", self.path, message)
+                    answer = connection.getresponse()
+                    found.append(answer.read())
+                except (OSError, http.client.HTTPException) as error:
+                    raise UnavailableError(f"a request was not answered: {error}") from None
+                if answer.status != http.client.OK:
+                    raise UnavailableError(f"a request was not answered: {answer.status} {brief(found[-1])}")
         return found
 
 

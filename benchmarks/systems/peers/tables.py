@@ -45,14 +45,15 @@ def render(run: StoredRun) -> str:
 
 
 def _about(config: Mapping[str, Any]) -> str:
-    histories = "Real histories in their own order" if config["quality"] else "Random histories"
+    histories = "real histories in their own order" if config["quality"] else "random histories"
     return (
         f"Bundle {config['bundle']}, histories of {config['mean_history']:g} items in the mean. Every server has the"
         " same engines and item vectors and gave the same items. Server and client on a core each, medians of"
-        f" {config['turns']} turns, in brackets the range. Open loops: arrivals at random moments, latency from the"
-        f" moment that a request was due; over gRPC its deadline is told, which is {WITHIN_MS} ms unless it says"
-        f" otherwise. {histories}, Fathom without its caches. Memory: of all processes, what they share counted"
-        " once."
+        f" {config['turns']} turns, in brackets the range. Closed loops: Fathom with its defaults, histories that come"
+        " once. Open loops: arrivals at random moments, latency from the moment that a request was due;"
+        f" {histories}, Fathom without its caches. Every server that speaks gRPC is told a request's deadline,"
+        f" {WITHIN_MS} ms unless another is named; those that speak HTTP cannot be. Memory: of all processes after the"
+        " closed loops, what they share counted once."
     )
 
 

@@ -107,12 +107,17 @@ def closed(
     seconds: float,
     name: str = FATHOM,
 ) -> dict[str, float]:
-    """Requests per second, latency, and processor time of a request, with so many in flight."""
+    """Requests per second, latency, and processor time of a request, with so many in flight.
+
+    Raises FathomError where hardly any is answered.
+    """
     messages = [protocol.encode(history, depth) for history in histories]
     warm_up = len(messages) // 5
     protocol.closed(server, messages[:warm_up], in_flight, min(WARM_UP_S, seconds))
     before_s = server.cpu_s()
     report = checked(protocol.closed(server, messages[warm_up:], in_flight, seconds), name)
+    if not report.per_s():
+        raise FathomError(f"{name}: no request was answered within {seconds:g} s")
     return {
         "requests_per_s": round(report.per_s(), 2),
         "p50_ms": round(report.quantile_ms("OK", 0.5) or 0.0, 3),
@@ -157,15 +162,13 @@ def one_peer(study: Study, peer: Peer, turn: int, histories: Loops) -> dict[str,
             loads = planned(depth, study.base, own_per_s, tells=protocol.tells)
             run = partial(_load, study, peer.name, server, protocol, study.offered(protocol, depth), turn)
             rows[fixed(depth)] = run_all(loads, run)
-        memory_mb = round(server.memory_mb(), 1)
-    return found | {"memory_mb": memory_mb, "rows": rows}
+    return found | {"rows": rows}
 
 
 def fathom_itself(study: Study, arms: Sequence[Arm], turn: int, histories: Loops) -> dict[str, Any]:
     """The same of Fathom: closed loops with its defaults, then every arm."""
     with study.on_cores(partial(started, study.bundle)) as server:
         found = _at_rest(study, FATHOM, server, GRPC, histories)
-        memory_mb = round(server.memory_mb(), 1)
     rows: dict[str, list[dict[str, Any]]] = {}
     plain = [arm for arm in arms if not arm.options]
     # The mix of ``random`` is that of ``certified``.
@@ -176,11 +179,11 @@ def fathom_itself(study: Study, arms: Sequence[Arm], turn: int, histories: Loops
         with study.on_cores(plain[0].started) as server:
             for arm in plain:
                 rows[arm.name] = _arm(study, arm, server, turn, rows)
-    return found | {"memory_mb": memory_mb, "rows": rows}
+    return found | {"rows": rows}
 
 
 def _at_rest(study: Study, name: str, server: StartedServer, protocol: Protocol, histories: Loops) -> dict[str, Any]:
-    """How soon it was ready, and closed loops at every depth."""
+    """How soon it was ready, closed loops at every depth, and its memory after them."""
     loops = {}
     for depth in DEPTHS:
         study.say(f"{name}: closed loops at depth {depth}")
@@ -188,7 +191,7 @@ def _at_rest(study: Study, name: str, server: StartedServer, protocol: Protocol,
             key: closed(server, protocol, depth, histories[depth, in_flight], in_flight, study.seconds * share, name)
             for key, in_flight, share in (("busy", IN_FLIGHT, 1.0), ("alone", 1, ALONE))
         }
-    return {"start_s": round(server.ready_s, 2), "closed": loops}
+    return {"start_s": round(server.ready_s, 2), "closed": loops, "memory_mb": round(server.memory_mb(), 1)}
 
 
 def _arm(

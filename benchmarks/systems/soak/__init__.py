@@ -1,12 +1,12 @@
 """A server at half of its capacity for an hour: does it grow, does it slow down, does it fail.
 
-A quarter each: a history, a user with one item more, a user_id after an append, a batch of three; at
-random moments, at half the rate that a closed loop reaches (--load). The last minute is no harder than the first: the
-server keeps GROWS events of a user, and a history that has grown by as many begins again. Per minute: latency from the
-moment a request is due, resident memory (the median of a reading per second), threads, open files; all of these also
-before the load and after it. With --workers 2 --reloads 50 --kills 20, so many an hour: bundles are exchanged, and
-workers killed; memory, threads and files are then those of all processes together. Writes results/soak.json, with
-reloads or kills results/soak-disturbed.json.
+Calls are of four kinds, a quarter each: a history, a user with one item more, a user_id after an append, a batch of
+three. They come at random moments, at half the rate that a closed loop reaches (--load). The last minute is no harder
+than the first: the server keeps GROWS events of a user, and a history that has grown by as many begins again. Per
+minute: latency from the moment a request is due, resident memory (the median of a reading per second), threads, open
+files; memory, threads and files also before the load and after it. With --workers 2 --reloads 50 --kills 20, bundles
+are exchanged 50 times an hour and workers killed 20 times; memory, threads and files are then those of all processes
+together. Writes results/soak.json, with reloads or kills results/soak-disturbed.json.
 
 With --mixed, calls are of all kinds that there are (mixed.py): every method of the service, items that come, go and
 change, users that are deleted, events that expire, experiments with shadows. In the middle third of the minutes
@@ -33,7 +33,7 @@ from fathom.benchmarks.systems.soak.mixed import DAYS, EXPERIMENTS
 from fathom.benchmarks.systems.soak.page import render
 from fathom.benchmarks.systems.soak.traffic import GROWS, SEED
 from fathom.errors import ConfigError
-from fathom.runtime.bundle import Bundle
+from fathom.runtime.manifest_file import read_manifest
 from fathom.training.dataset import Dataset
 
 
@@ -59,7 +59,7 @@ def server_options(folder: Path, workers: int, *, mixed: bool) -> Sequence[str]:
 def measure(options: Namespace) -> Iterator[Run]:
     """Minute by minute."""
     check(options.workers, options.kills, options.load)
-    name = Bundle.open(options.bundle).manifest.name
+    name = read_manifest(options.bundle).name
     dataset = Dataset.load(options.data)
     histories = [[dataset.item_ids[item] for item in sequence] for sequence in dataset.sequences]
     known = catalogue_ids(options.bundle) if options.mixed else []
