@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fathom.benchmarks.experiments.paired_depths import differences
 from fathom.benchmarks.experiments.quality.arms import ARMS
 from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.experiments.quality.study import DATASETS, WORK, Study, open_dataset
@@ -27,15 +28,13 @@ from fathom.training.context_fit import fit_context
 from fathom.training.data import prepare
 from fathom.training.dataset import Dataset
 from fathom.training.evaluate import Part, evaluate_model
-from fathom.training.metrics import Floats, interval, paired_difference
 from fathom.training.model import ElasticModel
 from fathom.training.request_time import RequestTime
 from fathom.training.request_time_fit import fit_request_time
-from fathom.training.scorer import depth_name
 from fathom.training.sources import default_options
 from fathom.training.splits import Split, split
 
-NAME, ARM, METRIC = "context", "ladder", "ndcg@10"
+NAME, ARM = "context", "ladder"
 COLUMNS = (
     "data set={title} | features={features} | seed={seed} | kept={kept}"
     " | validation, mean of the depths={validation:+interval} | test: depth={system} | without={plain:interval}"
@@ -79,15 +78,7 @@ def _differences(
 ) -> list[dict[str, Any]]:
     """NDCG@10 of every depth with and without the context of each request, and the mean over depths, as "all"."""
     report = evaluate_model(model, told, cut, part=part, request_time=timed, context=found, baselines=())
-    names, ends = [depth_name(depth) for depth in model.depths], ("", " without context")
-    known, plain = ({name: report.per_user[f"{name}{end}"][METRIC] for name in names} for end in ends)
-    rows = [_row(name, known[name], plain[name]) for name in names]
-    return [*rows, _row("all", np.mean([*known.values()], axis=0), np.mean([*plain.values()], axis=0))]
-
-
-def _row(system: str, told: Floats, plain: Floats) -> dict[str, Any]:
-    figures = {"told": interval(told), "plain": interval(plain), "added": paired_difference(told, plain)}
-    return {"system": system, **{name: value.as_dict() for name, value in figures.items()}}
+    return differences(report, model.depths, "without context", ("told", "plain"))
 
 
 def _section(folder: Path = RESULTS) -> str:

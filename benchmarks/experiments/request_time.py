@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fathom.benchmarks.experiments.paired_depths import differences
 from fathom.benchmarks.experiments.quality.arms import ARMS
 from fathom.benchmarks.experiments.quality.stored import dataset_title, page_order
 from fathom.benchmarks.experiments.quality.study import Study, open_dataset
@@ -19,13 +18,11 @@ from fathom.benchmarks.markdown import paragraphs, table_of
 from fathom.benchmarks.record import RESULTS, load_run
 from fathom.benchmarks.registry import Benchmark, Run
 from fathom.training.evaluate import Part, evaluate_model
-from fathom.training.metrics import Floats, interval, paired_difference
 from fathom.training.model import ElasticModel
 from fathom.training.request_time import RequestTime
 from fathom.training.request_time_fit import fit_request_time
-from fathom.training.scorer import depth_name
 
-NAME, ARM, METRIC = "request_time", "ladder", "ndcg@10"
+NAME, ARM = "request_time", "ladder"
 COLUMNS = (
     "data set={title} | seed={seed} | kept={kept} | validation, mean of the depths={validation:+interval}"
     " | test: depth={system} | without={untimed:interval} | with={timed:interval} | added={added:+interval}"
@@ -52,15 +49,7 @@ def _differences(study: Study, model: ElasticModel, found: RequestTime, part: Pa
     report = evaluate_model(
         model, study.dataset, study.split, part=part, request_time=found, baselines=(), seed=study.seed
     )
-    names = [depth_name(depth) for depth in model.depths]
-    timed, untimed = ({name: report.per_user[f"{name}{end}"][METRIC] for name in names} for end in ("", " untimed"))
-    rows = [_row(name, timed[name], untimed[name]) for name in names]
-    return [*rows, _row("all", np.mean([*timed.values()], axis=0), np.mean([*untimed.values()], axis=0))]
-
-
-def _row(system: str, timed: Floats, untimed: Floats) -> dict[str, Any]:
-    figures = {"timed": interval(timed), "untimed": interval(untimed), "added": paired_difference(timed, untimed)}
-    return {"system": system, **{name: value.as_dict() for name, value in figures.items()}}
+    return differences(report, model.depths, "untimed", ("timed", "untimed"))
 
 
 def _section(folder: Path = RESULTS) -> str:
