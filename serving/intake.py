@@ -21,7 +21,7 @@ FEW = 16
 WASTE, BUSY, LONG = 1.25, 0.4, 0.5
 #: How many calls are begun for each that was answered in the span before: more where nearly all were (GOOD), to find
 #: out whether there is room for more.
-SHARE, GROWTH, GOOD = 1.25, 1.5, 1.1
+SHARE, GROWTH, GOOD = 1.25, 4.0, 1.1
 #: So many more, per span.
 MORE = 4
 #: A server that is behind tries now and then whether it can bear the load: the load that it fell behind at is thought

@@ -124,6 +124,8 @@ def open_session(
     except Exception as error:  # onnxruntime's own classes have no common base but this one
         text = brief(error, 120)
         raise BundleError(f"{name}: onnxruntime refuses this engine: {text}; export the bundle again") from error
+    # It keeps the file beside what it has made of it, only to open the session again.
+    session._model_bytes = None
     # Asked for is not got: where a provider cannot load, onnxruntime takes another one and only logs it.
     if session.get_providers()[0] != provider:
         raise ConfigError(f"{name}: onnxruntime runs on {session.get_providers()} where {provider} was requested")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fathom.runtime.engines import onnx
 from fathom.runtime.engines.interface import Engine
 from fathom.runtime.engines.onnx import OnnxEngine
 from fathom.runtime.engines.open import open_engine
+from fathom.runtime.engines.session import open_session
 from fathom.runtime.manifest import version_of
 from fathom.runtime.padding import left_padded
 
@@ -184,6 +186,15 @@ def test_only_the_segments_of_the_asked_depths_are_loaded(synthetic_bundle: Path
     bundle = Bundle.open(copy)
     (copy / "engines/depth-16.onnx").unlink()
     assert open_engine(bundle, depths=[8, 4]).depths == (4, 8)
+
+
+def test_a_session_does_not_keep_the_file_that_it_was_opened_from(synthetic_bundle: Path) -> None:
+    with Bundle.open(synthetic_bundle) as bundle:
+        data = bundle.read(bundle.segments(4)[0])
+    before = sys.getrefcount(data)
+    session = open_session(data, "an engine", 1)
+    assert session.get_inputs()
+    assert sys.getrefcount(data) == before
 
 
 def test_a_depth_that_cannot_be_served_is_a_config_error(synthetic_bundle: Path) -> None:
