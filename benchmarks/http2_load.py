@@ -207,7 +207,6 @@ class _Load:
     @contextmanager
     def running(self) -> Iterator[None]:
         """The clock runs; at the end, waits for calls that are open."""
-        gc.collect()
         gc.disable()
         self._begin, self._cpu_s = perf_counter(), thread_time()
         try:

@@ -1,5 +1,6 @@
 """Shared fixtures: a small real Bundle whose engines are written by hand to the engine contract."""
 
+import gc
 import json
 import os
 import shutil
@@ -41,6 +42,12 @@ from fathom.runtime.manifest import (
 os.environ["FATHOM_RUNS"] = ""
 ITEMS, WIDTH, MAX_HISTORY, DEPTHS = 50, 8, 20, (4, 8, 12, 16)
 CATEGORIES = ("comedy", "drama", "space", "western")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays until the end: looking through it again and again for garbage takes minutes."""
+    gc.freeze()
+
 
 MakeBundle = Callable[..., Path]
 

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from onnxscript import opset18
 from torch import Tensor, nn
 
-from fathom.exporter.engines.quiet import quiet_exporter
+from fathom.exporter.engines.quiet import one_registry, quiet_exporter
 from fathom.training.blocks import Block, Context
 from fathom.training.model import ElasticModel
 
@@ -251,7 +251,7 @@ def _dynamic_axes(names: Iterable[str]) -> dict[str, dict[int, Any]]:
 def _trace(
     module: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str], axes: Mapping[str, Mapping[int, Any]]
 ) -> Piece:
-    with quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), one_registry(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             kwargs=dict(example),

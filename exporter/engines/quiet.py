@@ -1,9 +1,11 @@
-"""Keeps what libraries say to their own developers off the user's terminal."""
+"""Makes ``torch.onnx.export`` quiet and quicker: keeps what libraries tell their own developers off the terminal."""
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from typing import Any
 
 #: Says that torchvision, which no engine of ours uses, is not installed.
 _CHATTY_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -11,6 +13,10 @@ _CHATTY_LOGGER = "torch.onnx._internal.exporter._registration"
 _OWN_DEPRECATION = r".*isinstance\(treespec, LeafSpec\)"
 #: Two inputs share one dynamic axis, which is what we asked for.
 _SHARED_AXIS = r"# The axis name: .* will not be used, since it shares the same shape constraints"
+
+
+#: Of ``one_registry``, by opset.
+_registries: dict[int, Any] = {}
 
 
 @contextmanager
@@ -26,6 +32,35 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def one_registry() -> Iterator[None]:
+    """Let ``torch.onnx.export`` look its operators up once in a process; it does so for every graph, for a second each.
+
+    torch 2.13 has no public way to; a torch that works in another way is left alone.
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    registries: Any = getattr(_registration, "ONNXRegistry", None)
+    make = vars(registries).get("from_torchlib") if registries else None
+    if make is None:
+        yield
+        return
+
+    def from_torchlib(_: object, opset_version: int) -> Any:
+        if opset_version not in _registries:
+            _registries[opset_version] = make.__get__(None, registries)(opset_version=opset_version)
+        registry = copy(_registries[opset_version])
+        # An export puts what it was given of its own in front.
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    registries.from_torchlib = classmethod(from_torchlib)
+    try:
+        yield
+    finally:
+        registries.from_torchlib = make
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from traced_once import traced_shape
 
 from fathom.benchmarks import registry
 from fathom.benchmarks.leaderboard import leaderboard
@@ -24,7 +25,7 @@ DEPTHS = {depth: tuple(range(depth)) for depth in (4, 8)}
 def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ElasticModel]:
     """A bundle of two depths, and what it was exported from."""
     path = tmp_path_factory.mktemp("four") / "bundle"
-    checkpoint, dataset = untrained(items=300, width=8, layers=8, max_history=50, span=50, paths=DEPTHS)
+    checkpoint, dataset = untrained(items=300, layers=8, paths=DEPTHS, **traced_shape())
     export(checkpoint, dataset, path, name="four")
     return path, checkpoint.model
 

@@ -5,9 +5,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from traced_once import traced_shape
 
 from fathom.benchmarks.experiments.drawing import svg
 from fathom.benchmarks.systems import item_index, scaling, scaling_tables
+from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle.index import IndexLimits
 from fathom.runtime import index_retriever
 
@@ -18,13 +20,14 @@ def test_every_axis_is_measured_and_what_was_made_is_not_made_again(
     monkeypatch.setattr(index_retriever, "FEW_ITEMS", 20)
     monkeypatch.setattr(item_index, "LIMITS", IndexLimits(min_recall=0.5, max_loss=1.0))
     monkeypatch.setattr(scaling, "NETWORK_ITEMS", 60)
+    monkeypatch.setattr(scaling, "untrained", lambda *, items, **_: untrained(items=items, **traced_shape()))
     monkeypatch.setattr(scaling, "JUDGED", 20)
     monkeypatch.setattr(scaling, "TRIAD_NUMBERS", 1 << 12)
     options = Namespace(
         bundle=tiny_build / "bundle",
         data=tiny_build / "dataset",
         work=tmp_path / "work",
-        histories=[2, 8],
+        histories=[2, 32],
         items=[3_000],
         in_flight=[1, 4],
         workers=[1, 2],
@@ -42,12 +45,12 @@ def test_every_axis_is_measured_and_what_was_made_is_not_made_again(
         assert row["not_as_asked"] == 0
         assert row["memory_mb"] > 20
     assert run.result["triad_gb_s"][0] > 0
-    assert {row["history"] for row in rows if row["axis"] == "history"} == {2, 8}
+    assert {row["history"] for row in rows if row["axis"] == "history"} == {2, 32}
     machine = {"memory_gb": 8.0}
     page = scaling_tables.render({"config": run.config, "result": run.result, "machine": machine})
     assert "| 3,000 | pq |" in page
     assert "Workers, depth 4: 2 answer" in page
-    folders = [options.work / name for name in ("history-8", "items-3000", "items-3000-pq")]
+    folders = [options.work / name for name in ("history-32", "items-3000", "items-3000-pq")]
     written = {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in folders}
     assert scaling.network(options) == folders[0]
     assert [each.path for each in scaling.catalogues(options)] == [options.bundle, *folders[1:]]

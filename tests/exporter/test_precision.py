@@ -101,11 +101,11 @@ def test_the_loss_is_relative_paired_and_limited() -> None:
         check_losses({4: half}, 0.01, "int4")
 
 
-@pytest.fixture(scope="module", params=["hstu", "gated"])
-def healed(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Checkpoint:
+@pytest.fixture(scope="module")
+def healed(make_checkpoint: MakeCheckpoint) -> Checkpoint:
     """A checkpoint as healing beside four-bit weights leaves it; a matrix that is no multiple of a block."""
     shape = {"width": 48, "adapter_rank": 16, "layers": 3, "paths": {2: (0, 1), 3: (0, 1, 2)}}
-    made = make_checkpoint(block=request.param, time_bias=True, **shape)
+    made = make_checkpoint(time_bias=True, **shape)
     round_weights(made.model, 4)
     with torch.no_grad():
         for name, value in made.model.named_parameters():

@@ -3,8 +3,10 @@
 import warnings
 
 import pytest
+import torch
+from torch.onnx._internal.exporter import _registration
 
-from fathom.exporter.engines.quiet import quiet_exporter
+from fathom.exporter.engines.quiet import one_registry, quiet_exporter
 
 
 def test_a_warning_that_nobody_knows_still_shows() -> None:
@@ -20,3 +22,18 @@ def test_the_known_warnings_are_silent() -> None:
             UserWarning,
             stacklevel=1,
         )
+
+
+def test_operators_are_looked_up_once_and_exports_do_not_see_what_others_put_there() -> None:
+    before = vars(_registration.ONNXRegistry)["from_torchlib"]
+    with one_registry():
+        first = _registration.ONNXRegistry.from_torchlib(opset_version=18)
+        abs_ = torch.ops.aten.abs.default
+        known = len(first.get_decomps(abs_))
+        first.register_op(abs_, lambda value: value)
+        second = _registration.ONNXRegistry().from_torchlib(opset_version=18)
+    assert second.functions.keys() == first.functions.keys()
+    assert len(first.get_decomps(abs_)) == known + 1
+    assert len(second.get_decomps(abs_)) == known > 0
+    assert second.opset_version == 18
+    assert vars(_registration.ONNXRegistry)["from_torchlib"] is before
