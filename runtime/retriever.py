@@ -22,17 +22,21 @@ BLOCK_ITEMS_REDUCED = 65_536
 BLOCK_ITEMS_CUDA = 4_194_304
 #: Below so many items a GPU takes longer than one thread, unless a batch is large.
 LEAST_ITEMS_CUDA = 10_000
+#: Up to so many items a row's bonuses are an array of one number per item: in a larger catalogue most would be zeros.
+DENSE_ITEMS = 16_384
 #: Made by ``exporter/engines/search_graph.py``, which describes them.
 GRAPHS: dict[ItemPrecision, Path] = {
     "fp32": Path(__file__).with_name("search.onnx"),
     "fp16": Path(__file__).with_name("search_fp16.onnx"),
     "int8": Path(__file__).with_name("search_int8.onnx"),
 }
+DENSE_GRAPH = Path(__file__).with_name("search_dense.onnx")
 GRAPH_IN_CHUNKS = Path(__file__).with_name("search_in_chunks.onnx")
 CHUNK = 256
 _NO_MASK: NDArray[np.bool_] = np.empty((0, 0), dtype=np.bool_)
 _TRUE, _FALSE = np.array(True), np.array(False)
 _NEVER = np.float32(-np.inf)
+_NOTHING: Scores = np.zeros((1, 1), np.float32)
 
 
 class Retriever(Protocol):
@@ -87,6 +91,9 @@ class FlatRetriever:
         on_gpu = device == "cuda" and n >= LEAST_ITEMS_CUDA
         size = block_items if vectors.precision == "fp32" else min(block_items, BLOCK_ITEMS_REDUCED)
         graph = GRAPHS[vectors.precision]
+        self._dense = not on_gpu and vectors.precision == "fp32" and n <= DENSE_ITEMS
+        if self._dense:
+            graph = DENSE_GRAPH
         if on_gpu:
             size, graph = BLOCK_ITEMS_CUDA, GRAPH_IN_CHUNKS
         self._session = open_session(graph.read_bytes(), graph, threads, "cuda" if on_gpu else "cpu")
@@ -108,11 +115,12 @@ class FlatRetriever:
         blocks = self._all_blocks()[len(self._blocks) if added else 0 :]
         n = blocks[-1].low + blocks[-1].items
         masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, n)) is not None}
-        changes = _changes([keep.exclude for keep in filters], bonuses)
+        dense = _dense(bonuses, n) if self._dense else None
+        changes = _changes([keep.exclude for keep in filters], None if self._dense else bonuses)
         found = []
         for block in blocks:
             inside = changes if block.items == n else _inside(changes, block.low, block.items)
-            found.append(block.best(users, inside, block.shown(len(users), masks, offered), max(ks)))
+            found.append(block.best(users, inside, block.shown(len(users), masks, offered), max(ks), dense))
         values, items = _merged(found, max(ks))
         # What is hidden is last, if it is there at all: usually the worst of all is not.
         every = len(values) == 0 or bool(values[:, -1].min() > _NEVER)
@@ -175,8 +183,13 @@ class _Block:
         part = mask[self.low : self.low + self.items]
         return part if len(part) == self.items else np.pad(part, (0, self.items - len(part)))
 
-    def best(self, users: NDArray[np.float32], changes: _Changes, shown: Mask | None, k: int) -> tuple[Scores, Indices]:
-        """Scores and items (rows, at most k) of the best; ``changes`` count from the first item of the block."""
+    def best(
+        self, users: NDArray[np.float32], changes: _Changes, shown: Mask | None, k: int, dense: Scores | None
+    ) -> tuple[Scores, Indices]:
+        """Scores and items (rows, at most k) of the best; ``changes`` count from the first item of the block.
+
+        ``dense``: see ``_dense``; None where the graph has no place for it.
+        """
         feeds: dict[str, NDArray[Any]] = {
             "users": users,
             "places": changes.places,
@@ -186,6 +199,9 @@ class _Block:
             "k": np.array([min(k, self.items)]),
             **self._always,
         }
+        if dense is not None:
+            own = dense if dense is _NOTHING else dense[:, self.low : self.low + self.items]
+            feeds["bonus"] = np.ascontiguousarray(own)
         if self._binding is None:
             values, items = self._session.run(["values", "items"], feeds)
         else:
@@ -226,6 +242,18 @@ def _changes(excluded: Sequence[Indices], bonuses: Sequence[Bonus | None] | None
         added[low + places_of(exclude, items)] = _NEVER
         low += len(items)
     return _Changes(places, added)
+
+
+def _dense(bonuses: Sequence[Bonus | None] | None, n: int) -> Scores:
+    """What is added to each row's scores of n items, float32 (rows, n); (1, 1) where that is nothing."""
+    if bonuses is None:
+        return _NOTHING
+    dense: Scores = np.zeros((len(bonuses), n), np.float32)
+    for row, bonus in enumerate(bonuses):
+        if bonus is not None:
+            items, values = bonus
+            dense[row][items] = values
+    return dense
 
 
 def _pairs(rows: int, items: Sequence[Indices]) -> Indices:

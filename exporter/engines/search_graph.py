@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fathom.files import write_bytes
 from fathom.runtime.item_vectors import ItemPrecision
-from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS
+from fathom.runtime.retriever import CHUNK, DENSE_GRAPH, GRAPH_IN_CHUNKS, GRAPHS
 
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 
 
-def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None) -> bytes:
+def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None, dense: bool = False) -> bytes:
     """The graph.
 
     ``users`` (rows, width) and ``vectors`` (items, width) give scores. To those at ``places`` (pairs, 2: row, item)
@@ -30,6 +30,8 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
 
     ``precision``: of the vectors. int8 rows are multiplied by ``scales`` (items,).
 
+    ``dense``: for small catalogues. ``bonus`` (rows, items), or (1, 1), is added to the scores first.
+
     ``chunk``: for GPUs, where one row is sorted by few of the threads that there are. The items are cut into chunks of
     so many, the k chunks whose best score is highest hold the k best items, and only those are sorted.
     """
@@ -38,7 +40,7 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
     masked = _branch("masked", [mask], "masked_scores", chunk)
     plain = _branch("plain", [], "left", chunk)
     nodes = [
-        *_scores(precision),
+        *_scores(precision, dense=dense),
         helper.make_node("ScatterND", ["all", "places", "added"], ["left"], reduction="add"),
         helper.make_node("If", ["masked"], names, then_branch=masked, else_branch=plain),
     ]
@@ -46,7 +48,7 @@ def search_graph(precision: ItemPrecision = "fp32", *, chunk: int | None = None)
     if chunk is not None:
         constants |= _numbers(chunk)
     made = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    return engine_bytes(helper.make_graph(nodes, "search", _inputs(precision), _results(*names), made))
+    return engine_bytes(helper.make_graph(nodes, "search", _inputs(precision, dense=dense), _results(*names), made))
 
 
 def engine_bytes(graph: onnx.GraphProto) -> bytes:
@@ -57,12 +59,13 @@ def engine_bytes(graph: onnx.GraphProto) -> bytes:
     return encoded
 
 
-def _inputs(precision: ItemPrecision) -> list[onnx.ValueInfoProto]:
+def _inputs(precision: ItemPrecision, *, dense: bool) -> list[onnx.ValueInfoProto]:
     info = helper.make_tensor_value_info
     return [
         info("users", TensorProto.FLOAT, ["rows", "width"]),
         info("vectors", _TYPES[precision], ["n", "width"]),
         *([info("scales", TensorProto.FLOAT, ["n"])] if precision == "int8" else []),
+        *([info("bonus", TensorProto.FLOAT, ["bonus_rows", "bonus_n"])] if dense else []),
         info("places", TensorProto.INT64, ["m", 2]),
         info("added", TensorProto.FLOAT, ["m"]),
         info("shown", TensorProto.BOOL, ["shown_rows", "shown_n"]),
@@ -71,9 +74,10 @@ def _inputs(precision: ItemPrecision) -> list[onnx.ValueInfoProto]:
     ]
 
 
-def _scores(precision: ItemPrecision) -> list[onnx.NodeProto]:
+def _scores(precision: ItemPrecision, *, dense: bool) -> list[onnx.NodeProto]:
     if precision == "fp32":
-        return [helper.make_node("Gemm", ["users", "vectors"], ["all"], transB=1)]
+        return [helper.make_node("Gemm", ["users", "vectors", *(["bonus"] if dense else [])], ["all"], transB=1)]
+    assert not dense, "only for vectors in fp32"
     nodes = [
         helper.make_node("Cast", ["vectors"], ["in_fp32"], to=TensorProto.FLOAT),
         helper.make_node("Gemm", ["users", "in_fp32"], ["all" if precision == "fp16" else "too_long"], transB=1),
@@ -145,4 +149,5 @@ def _results(values: str, items: str) -> list[onnx.ValueInfoProto]:
 if __name__ == "__main__":
     for each, path in GRAPHS.items():
         write_bytes(path, search_graph(each))
+    write_bytes(DENSE_GRAPH, search_graph(dense=True))
     write_bytes(GRAPH_IN_CHUNKS, search_graph(chunk=CHUNK))

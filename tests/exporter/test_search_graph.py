@@ -9,12 +9,13 @@ from fathom.exporter.engines.search_graph import search_graph
 from fathom.runtime.engines.cuda import LOOKUP
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
-from fathom.runtime.retriever import CHUNK, GRAPH_IN_CHUNKS, GRAPHS, FlatRetriever
+from fathom.runtime.retriever import CHUNK, DENSE_GRAPH, GRAPH_IN_CHUNKS, GRAPHS, FlatRetriever
 
 
 def test_the_packaged_searches_are_what_their_builder_makes() -> None:
     for precision, path in GRAPHS.items():
         assert path.read_bytes() == search_graph(precision)
+    assert DENSE_GRAPH.read_bytes() == search_graph(dense=True)
     assert GRAPH_IN_CHUNKS.read_bytes() == search_graph(chunk=CHUNK)
     assert LOOKUP.read_bytes() == lookup_graph()
 

@@ -1,10 +1,13 @@
 """The retriever returns exactly what sorting all allowed items would."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.runtime import retriever
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import ItemVectors
 from fathom.runtime.retriever import FlatRetriever, _changes
@@ -54,8 +57,9 @@ def test_a_bonus_counts_before_anything_is_compared_and_never_brings_back_what_i
     precision = data.draw(st.sampled_from(["fp32", "fp16", "int8"]))
     vectors = ItemVectors(rows.astype(KINDS[precision]))
     given = data.draw(st.lists(st.none() | bonuses(len(rows)), min_size=len(users), max_size=len(users)))
-    retriever = FlatRetriever(vectors, block_items=block_items, threads=data.draw(st.integers(1, 2)))
-    for row, (indices, scores) in enumerate(retriever.search(users, ks, filters, given)):
+    with patch.object(retriever, "DENSE_ITEMS", data.draw(st.sampled_from([0, 40]))):
+        flat = FlatRetriever(vectors, block_items=block_items, threads=data.draw(st.integers(1, 2)))
+    for row, (indices, scores) in enumerate(flat.search(users, ks, filters, given)):
         exact = rows @ users[row]
         if vectors.scales is not None:
             exact *= vectors.scales
@@ -79,34 +83,38 @@ def test_top_k_is_exact_for_all_filters_ties_and_block_sizes(search) -> None:
 
 
 def test_filters_of_one_request_leave_its_neighbours_alone() -> None:
-    retriever = FlatRetriever(ItemVectors(np.eye(4, dtype=np.float32)))
+    flat = FlatRetriever(ItemVectors(np.eye(4, dtype=np.float32)))
     users = np.array([[4, 3, 2, 1], [4, 3, 2, 1]], np.float32)
-    found = retriever.search(users, [2, 2], [ItemFilter(exclude=np.array([0])), ItemFilter()])
+    found = flat.search(users, [2, 2], [ItemFilter(exclude=np.array([0])), ItemFilter()])
     assert [indices.tolist() for indices, _ in found] == [[1, 2], [0, 1]]
 
 
 def test_nothing_left_gives_nothing() -> None:
-    retriever = FlatRetriever(ItemVectors(np.eye(3, dtype=np.float32)))
+    flat = FlatRetriever(ItemVectors(np.eye(3, dtype=np.float32)))
     users = np.ones((1, 3), np.float32)
     for keep in (ItemFilter(exclude=np.arange(3)), ItemFilter(allow=np.empty(0, np.int64))):
-        ((indices, scores),) = retriever.search(users, [5], [keep])
+        ((indices, scores),) = flat.search(users, [5], [keep])
         assert indices.size == scores.size == 0
 
 
+@pytest.mark.parametrize("dense_items", [0, 5_000])
 @pytest.mark.parametrize("block_items", [1_000, 1_700, 5_000])
-def test_a_large_catalogue_in_blocks_gives_the_same_answer(block_items: int) -> None:
+def test_a_large_catalogue_in_blocks_gives_the_same_answer(
+    block_items: int, dense_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "DENSE_ITEMS", dense_items)
     rng = np.random.default_rng(0)
     vectors = rng.integers(-9, 10, (5_000, 16)).astype(np.float32)
     users = rng.integers(-9, 10, (3, 16)).astype(np.float32)
     keep = [ItemFilter(exclude=rng.integers(0, 5_000, 50)), ItemFilter(mask=rng.random(5_000) < 0.1), ItemFilter()]
     items = np.sort(rng.choice(5_000, 900, replace=False))
     bonus = items, rng.integers(0, 99, 900).astype(np.float32)
-    retriever = FlatRetriever(ItemVectors(vectors), block_items=block_items, threads=2)
+    flat = FlatRetriever(ItemVectors(vectors), block_items=block_items, threads=2)
     for added in (None, [bonus, None, bonus]):
         exact = users @ vectors.T
         if added:
             exact[np.ix_([0, 2], items)] += bonus[1]
-        for row, (indices, _) in enumerate(retriever.search(users, [10, 20, 1_000], keep, added)):
+        for row, (indices, _) in enumerate(flat.search(users, [10, 20, 1_000], keep, added)):
             assert indices.tolist() == brute_force(exact[row], (10, 20, 1_000)[row], keep[row])
 
 
