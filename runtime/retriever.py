@@ -115,8 +115,10 @@ class FlatRetriever:
         blocks = self._all_blocks()[len(self._blocks) if added else 0 :]
         n = blocks[-1].low + blocks[-1].items
         masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, n)) is not None}
-        dense = _dense(bonuses, n) if self._dense else None
-        changes = _changes([keep.exclude for keep in filters], None if self._dense else bonuses)
+        # A catalogue may have grown since its graph was chosen.
+        in_rows = self._dense and n <= DENSE_ITEMS
+        changes = _changes([keep.exclude for keep in filters], None if in_rows else bonuses)
+        dense = _dense(bonuses if in_rows else None, n) if self._dense else None
         found = []
         for block in blocks:
             inside = changes if block.items == n else _inside(changes, block.low, block.items)

@@ -17,7 +17,9 @@ from fathom.exporter.certification.routing_curves import Curve
 def stored(tiny_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     network = f"ml-100k={tiny_build / 'bundle'}:{tiny_build / 'dataset'}"
-    main(["run", "agreement", network, "--seed", "3", "--results", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "RESAMPLES", 20)
+        main(["run", "agreement", network, "--seed", "3", "--results", str(folder)])
     return folder
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fathom.errors import InvalidRequestError, OverloadError
+from fathom.runtime import retriever
 from fathom.runtime.bundle import Bundle
 from fathom.runtime.item_filter import ItemFilter
 from fathom.runtime.item_vectors import GrowingVectors, ItemVectors
@@ -20,13 +21,13 @@ def bundle(synthetic_bundle: Path) -> Bundle:
 
 def test_an_added_item_is_found_beside_the_items_it_is_like(bundle: Bundle) -> None:
     catalogue = LiveCatalogue(bundle)
-    retriever = FlatRetriever(catalogue.vectors)
+    flat = FlatRetriever(catalogue.vectors)
     record = ItemRecord("new", title="New", categories=("western",), similar=("item-3",))
     done = catalogue.apply(catalogue.prepare([record]), version=1)
     assert (done.added, done.updated, done.removed, catalogue.version) == (1, 0, 0, 1)
     assert (catalogue.find("new"), catalogue.id(50), catalogue.title(50), len(catalogue)) == (50, "new", "New", 51)
     assert catalogue.category_mask(["western"])[50]
-    items, scores = retriever.search(bundle.vectors.take(np.array([3])), [2], [ItemFilter()])[0]
+    items, scores = flat.search(bundle.vectors.take(np.array([3])), [2], [ItemFilter()])[0]
     assert items.tolist() == [3, 50]
     assert scores == pytest.approx([1, 1])
 
@@ -70,18 +71,22 @@ def test_an_item_that_nothing_places_or_that_there_is_no_room_for_is_refused(bun
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_search_over_added_items_is_that_over_all_of_them_at_once(bundle: Bundle, precision: str) -> None:
+def test_a_search_over_added_items_is_that_over_all_of_them_at_once(
+    bundle: Bundle, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "DENSE_ITEMS", 30)
     every = ItemVectors.store(np.asarray(bundle.vectors), precision)  # type: ignore[arg-type]
     growing = GrowingVectors(ItemVectors(every.rows[:1]))
-    retriever = FlatRetriever(growing, block_items=16)
+    flat = FlatRetriever(growing, block_items=16)
     users = bundle.vectors.take(np.arange(5))
     filters = [ItemFilter(exclude=np.array([row])) for row in range(5)]
     mask = np.arange(50) % 7 != 0
     for part in (np.arange(1, 20), np.arange(20, 50)):
         growing.append(np.asarray(bundle.vectors)[part])
-        found = retriever.search(users, [9] * 5, filters, None, mask)
         n = part[-1] + 1
-        whole = FlatRetriever(ItemVectors(every.rows[:n])).search(users, [9] * 5, filters, None, mask)
+        bonus = np.arange(0, n, 3), np.linspace(0, 1, len(range(0, n, 3)), dtype=np.float32)
+        asked = users, [9] * 5, filters, [bonus, None, bonus, None, bonus], mask
+        found, whole = flat.search(*asked), FlatRetriever(ItemVectors(every.rows[:n])).search(*asked)
         for (items, scores), (wanted, values) in zip(found, whole, strict=True):
             assert items.tolist() == wanted.tolist()
             assert scores == pytest.approx(values, abs=1e-6)
