@@ -73,9 +73,9 @@ class FlatRetriever:
     """Scores every item: exact, whatever the filters leave.
 
     ``block_items``: items that are scored at a time, at most, so that the memory of a search does not grow with the
-    catalogue. A block is scored, filtered and sorted by onnxruntime in one call: the threads of a server hand the
-    interpreter to each other once, and not at every step. ``device``: where large catalogues are searched; cuda holds
-    their vectors on the GPU, in fp32.
+    catalogue, but for the bonuses of one with up to DENSE_ITEMS items. A block is scored, filtered and sorted by
+    onnxruntime in one call: the threads of a server hand the interpreter to each other once, and not at every step.
+    ``device``: where large catalogues are searched; cuda holds their vectors on the GPU, in fp32.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class FlatRetriever:
         blocks = self._all_blocks()[len(self._blocks) if added else 0 :]
         n = blocks[-1].low + blocks[-1].items
         masks = {row: mask for row, keep in enumerate(filters) if (mask := passing(keep, n)) is not None}
-        # A catalogue may have grown since its graph was chosen.
-        in_rows = self._dense and n <= DENSE_ITEMS
+        # A catalogue may have grown since its graph was chosen; of a large one the added items are a small part.
+        in_rows = self._dense and not added and n <= DENSE_ITEMS
         changes = _changes([keep.exclude for keep in filters], None if in_rows else bonuses)
         dense = _dense(bonuses if in_rows else None, n) if self._dense else None
         found = []
@@ -247,7 +247,7 @@ def _changes(excluded: Sequence[Indices], bonuses: Sequence[Bonus | None] | None
 
 
 def _dense(bonuses: Sequence[Bonus | None] | None, n: int) -> Scores:
-    """What is added to each row's scores of n items, float32 (rows, n); (1, 1) where that is nothing."""
+    """What is added to each row's scores of n items, float32 (rows, n); (1, 1) where there is nothing to add."""
     if bonuses is None:
         return _NOTHING
     dense: Scores = np.zeros((len(bonuses), n), np.float32)

@@ -15,8 +15,8 @@ _OWN_DEPRECATION = r".*isinstance\(treespec, LeafSpec\)"
 _SHARED_AXIS = r"# The axis name: .* will not be used, since it shares the same shape constraints"
 
 
-#: Of ``one_registry``, by opset.
-_registries: dict[int, Any] = {}
+#: Registries built so far, by the arguments they were built with.
+_registries: dict[object, Any] = {}
 
 
 @contextmanager
@@ -38,21 +38,23 @@ def quiet_exporter() -> Iterator[None]:
 def one_registry() -> Iterator[None]:
     """Let ``torch.onnx.export`` look its operators up once in a process; it does so for every graph, for a second each.
 
-    torch 2.13 has no public way to; a torch that works in another way is left alone.
+    torch 2.13 offers no public way to do this; a torch without these parts is left alone.
     """
-    from torch.onnx._internal.exporter import _registration
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    registries: Any = getattr(_registration, "ONNXRegistry", None)
-    make = vars(registries).get("from_torchlib") if registries else None
-    if make is None:
+        registries: Any = ONNXRegistry
+        make = vars(registries)["from_torchlib"]
+    except (ImportError, KeyError):
         yield
         return
 
-    def from_torchlib(_: object, opset_version: int) -> Any:
-        if opset_version not in _registries:
-            _registries[opset_version] = make.__get__(None, registries)(opset_version=opset_version)
-        registry = copy(_registries[opset_version])
-        # An export puts what it was given of its own in front.
+    def from_torchlib(_: object, *args: Any, **settings: Any) -> Any:
+        key = args, tuple(settings.items())
+        if key not in _registries:
+            _registries[key] = make.__get__(None, registries)(*args, **settings)
+        registry = copy(_registries[key])
+        # An export adds the operators that it was given, in front.
         registry.functions = {target: list(found) for target, found in registry.functions.items()}
         return registry
 

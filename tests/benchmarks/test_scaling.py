@@ -12,6 +12,15 @@ from fathom.benchmarks.systems import item_index, scaling, scaling_tables
 from fathom.benchmarks.untrained import untrained
 from fathom.exporter.bundle.index import IndexLimits
 from fathom.runtime import index_retriever
+from fathom.training.checkpoint import Checkpoint
+from fathom.training.dataset import Dataset
+
+
+def small_network(*, items: int, max_history: int, span: int) -> tuple[Checkpoint, Dataset]:
+    """Of the shape that is traced already, which is as long as what the test asks for."""
+    shape = traced_shape()
+    assert max_history == span == shape["max_history"]
+    return untrained(items=items, **shape)
 
 
 def test_every_axis_is_measured_and_what_was_made_is_not_made_again(
@@ -20,7 +29,7 @@ def test_every_axis_is_measured_and_what_was_made_is_not_made_again(
     monkeypatch.setattr(index_retriever, "FEW_ITEMS", 20)
     monkeypatch.setattr(item_index, "LIMITS", IndexLimits(min_recall=0.5, max_loss=1.0))
     monkeypatch.setattr(scaling, "NETWORK_ITEMS", 60)
-    monkeypatch.setattr(scaling, "untrained", lambda *, items, **_: untrained(items=items, **traced_shape()))
+    monkeypatch.setattr(scaling, "untrained", small_network)
     monkeypatch.setattr(scaling, "JUDGED", 20)
     monkeypatch.setattr(scaling, "TRIAD_NUMBERS", 1 << 12)
     options = Namespace(

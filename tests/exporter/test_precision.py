@@ -102,10 +102,10 @@ def test_the_loss_is_relative_paired_and_limited() -> None:
 
 
 @pytest.fixture(scope="module")
-def healed(make_checkpoint: MakeCheckpoint) -> Checkpoint:
+def healed(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Checkpoint:
     """A checkpoint as healing beside four-bit weights leaves it; a matrix that is no multiple of a block."""
     shape = {"width": 48, "adapter_rank": 16, "layers": 3, "paths": {2: (0, 1), 3: (0, 1, 2)}}
-    made = make_checkpoint(time_bias=True, **shape)
+    made = make_checkpoint(block=getattr(request, "param", "hstu"), time_bias=True, **shape)
     round_weights(made.model, 4)
     with torch.no_grad():
         for name, value in made.model.named_parameters():
@@ -114,6 +114,7 @@ def healed(make_checkpoint: MakeCheckpoint) -> Checkpoint:
     return replace(made, sha256="a" * 64)
 
 
+@pytest.mark.parametrize("healed", ["hstu", "gated"], indirect=True)
 def test_packed_weights_and_adapters_compute_what_was_healed_and_go_on_from_remembered_histories(
     healed: Checkpoint, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """Only what is known to be harmless is silenced."""
 
 import warnings
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.onnx._internal.exporter import _registration
 
+from fathom.exporter.engines import quiet
 from fathom.exporter.engines.quiet import one_registry, quiet_exporter
 
 
@@ -24,7 +26,12 @@ def test_the_known_warnings_are_silent() -> None:
         )
 
 
-def test_operators_are_looked_up_once_and_exports_do_not_see_what_others_put_there() -> None:
+def test_operators_are_looked_up_once_and_exports_do_not_see_what_others_put_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quiet, "_registries", {})
+    looked_up = Mock(wraps=_registration._torchlib_registry.get_torchlib_ops)
+    monkeypatch.setattr(_registration._torchlib_registry, "get_torchlib_ops", looked_up)
     before = vars(_registration.ONNXRegistry)["from_torchlib"]
     with one_registry():
         first = _registration.ONNXRegistry.from_torchlib(opset_version=18)
@@ -32,6 +39,7 @@ def test_operators_are_looked_up_once_and_exports_do_not_see_what_others_put_the
         known = len(first.get_decomps(abs_))
         first.register_op(abs_, lambda value: value)
         second = _registration.ONNXRegistry().from_torchlib(opset_version=18)
+    assert looked_up.call_count == 1
     assert second.functions.keys() == first.functions.keys()
     assert len(first.get_decomps(abs_)) == known + 1
     assert len(second.get_decomps(abs_)) == known > 0
