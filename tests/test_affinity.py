@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -376,6 +378,31 @@ def test_over_tls_the_certificate_must_be_for_the_name(
         else:
             with pytest.raises(ConnectError, match="no answer"):
                 client.recommend(["item-1"], timeout_s=20)
+
+
+def test_closing_waits_for_the_thread_in_which_grpc_watches_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which fails with a traceback where its channel is closed between two looks (grpc/grpc#18995)."""
+    watching: list[threading.Thread] = []
+    between_looks, closed = threading.Event(), threading.Event()
+
+    class Clock:
+        """Which gRPC asks just before it looks."""
+
+        @staticmethod
+        def time() -> float:
+            if sys._getframe(1).f_code.co_name == "_poll_connectivity":
+                watching.append(threading.current_thread())
+                between_looks.set()
+                closed.wait(0.3)
+            return time.time()
+
+    monkeypatch.setattr("grpc._channel.time", Clock)
+    with Client("127.0.0.1:1", affinity=True):
+        assert between_looks.wait(20)
+    closed.set()
+    for each in watching:
+        each.join(20)
+        assert not each.is_alive()
 
 
 async def test_the_async_client_looks_names_up_too(bundles: list[Path], names: Names) -> None:

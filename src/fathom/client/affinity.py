@@ -61,13 +61,17 @@ def _mixed(value: int) -> int:
 
 @dataclass(eq=False)
 class Backend:
-    """One connection to one server; ``name`` says which. ``usable``: not known to be gone or draining."""
+    """One connection to one server; ``name`` says which. ``usable``: not known to be gone or draining.
+
+    ``watcher``: what gRPC calls when the state of a blocking client's connection changes.
+    """
 
     target: str
     name: str
     channel: Any
     stub: Any
     usable: bool = True
+    watcher: Callable[[grpc.ChannelConnectivity], None] | None = None
     in_flight: int = 0
     removed: bool = False
     seed: int = field(init=False)

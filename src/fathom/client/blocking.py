@@ -15,6 +15,9 @@ from fathom.client.names import AGAIN_S, LOOK_UP_S
 from fathom.connection import Connection
 from fathom.errors import ConnectError
 
+#: After so long gRPC's thread has ended that watched a connection, or there is none, as in a forked process.
+LONGEST_LOOK_S = 2.0
+
 
 class Sent(NamedTuple):
     """A message that waits for its answer: the places of its queries in the whole, and what gRPC gives for it."""
@@ -121,17 +124,33 @@ class BlockingCalls(Channels):
                 if not backend.usable:
                     self._lost.set()
 
+            each.watcher = changed
             each.channel.subscribe(changed, try_to_connect=True)
 
     @staticmethod
     def _close_unused(*backends: Backend | None) -> None:
-        for each in backends:
-            if each is not None:
-                each.channel.close()
+        """Close connections, none before the thread has ended in which gRPC watches it.
+
+        That thread dies with a traceback where the channel is closed between two of its looks (grpc/grpc#18995), of
+        which it takes five a second; ``close`` itself waits for its next one too, so that this costs no time.
+        """
+        unused = [each for each in backends if each is not None]
+        for each in unused:
+            if each.watcher is not None:
+                each.channel.unsubscribe(each.watcher)
+        latest = time.monotonic() + LONGEST_LOOK_S
+        for each in unused:
+            while _is_watched(each.channel) and time.monotonic() < latest:
+                time.sleep(0.005)
+            each.channel.close()
 
     def close(self) -> None:
         """Close the connections."""
         self._closed.set()
         self._lost.set()
-        for each in self._backends.all:
-            each.channel.close()
+        self._close_unused(*self._backends.all)
+
+
+def _is_watched(channel: grpc.Channel) -> bool:
+    """Whether gRPC's thread still looks at the state of a channel, which gRPC itself tells nobody."""
+    return bool(getattr(getattr(channel, "_connectivity_state", None), "polling", False))
