@@ -11,6 +11,8 @@ from fathom.training.metrics import Interval
 
 #: Sizes beyond this are not looked for.
 LARGEST = 1e12
+#: Significant ones of a coefficient; what is measured has no more.
+DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _coefficients(sizes: np.ndarray, costs: np.ndarray, powers: Sequence[float])
     # Powers of large sizes lie far apart: each term is fitted at its own scale.
     scale = np.abs(terms).max(axis=0)
     found: np.ndarray = np.linalg.lstsq(terms / scale, np.ones(len(costs)), rcond=None)[0] / scale
-    return found
+    # The last digits depend on the processor; a picture that is drawn anew must be the one that is kept.
+    return np.array([float(f"{value:.{DIGITS}g}") for value in found])
 
 
 def _interval(value: float, each: Sequence[float]) -> Interval:

@@ -187,8 +187,13 @@ def _history(law: Law | None, depth: int) -> str:
     ends_at = None if law is None else law.reaches(LIMIT_MS * 1e3)
     if law is None or ends_at is None:
         return f"History, depth {depth}: there is no length at which, by its law, the engine takes {LIMIT_MS:g} ms."
-    at = f"{ends_at:,.0f} items{_beyond(law, ends_at)}"
+    at = f"{_size(ends_at)} items{_beyond(law, ends_at)}"
     return f"History, depth {depth}: the engine alone takes {LIMIT_MS:g} ms at {at}."
+
+
+def _size(items: float) -> str:
+    """With three digits: a law tells no more."""
+    return f"{float(f'{items:.3g}'):,.0f}"
 
 
 def _beyond(law: Law, at: float) -> str:
@@ -204,15 +209,15 @@ def _bandwidth(items: Sequence[Cell], width: int, triad_gb_s: float) -> Iterator
         fastest = triad_gb_s * LIMIT_MS * 1e6 / (4 * width)
         law = law_of(items, "items", "retrieval_us", LINEAR, search="flat", depth=depth)
         ends_at = law.reaches(LIMIT_MS * 1e3) if law else None
-        ours = f", a flat search {ends_at:,.0f}{_beyond(law, ends_at)}" if law and ends_at else ""
+        ours = f", a flat search {_size(ends_at)}{_beyond(law, ends_at)}" if law and ends_at else ""
         yield (
             f"Memory bandwidth: a flat search reads {since} at more than {HALF:.0%} of the triad's speed, at most at"
-            f" {max(shares.values(), default=0):.0%}. At the triad's speed {fastest:,.0f} vectors could be read in"
+            f" {max(shares.values(), default=0):.0%}. At the triad's speed {_size(fastest)} vectors could be read in"
             f" {LIMIT_MS:g} ms{ours}."
         )
         pq = law_of(items, "items", "retrieval_us", ROOT, search="pq", depth=depth)
         if pq and (most := pq.reaches(LIMIT_MS * 1e3)):
-            yield f"An index of kind pq would take {LIMIT_MS:g} ms at {most:,.0f} items{_beyond(pq, most)}."
+            yield f"An index of kind pq would take {LIMIT_MS:g} ms at {_size(most)} items{_beyond(pq, most)}."
 
 
 def _memory(items: Sequence[Cell], machine_gb: float) -> Iterator[str]:
@@ -227,7 +232,8 @@ def _memory(items: Sequence[Cell], machine_gb: float) -> Iterator[str]:
             if profile and machine:
                 yield (
                     f"Memory, {search}: {each:,.0f} bytes an item; what profile {PROFILE} allows is full at"
-                    f" {profile:,.0f} items{_beyond(law, profile)}, this machine's {machine_gb:g} GB at {machine:,.0f}."
+                    f" {_size(profile)} items{_beyond(law, profile)}, this machine's {machine_gb:g} GB at"
+                    f" {_size(machine)}."
                 )
 
 

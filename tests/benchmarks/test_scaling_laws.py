@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fathom.benchmarks.systems.scaling_laws import crossing, fit
+from fathom.benchmarks.systems.scaling_laws import Law, crossing, fit
 
 SIZES = (10, 20, 50, 100, 200, 500, 1_000)
 
@@ -22,6 +22,15 @@ def test_terms_of_millions_of_items_are_found_too() -> None:
     law = fit({m: [90 + 0.012 * m] for m in (1_682, 10_000, 100_000, 1_000_000)}, (0, 1))
     assert law is not None
     assert [each.value for each in law.coefficients] == pytest.approx([90, 0.012])
+
+
+def test_a_law_is_the_same_on_processors_that_round_otherwise() -> None:
+    def law_of(rounding: float) -> Law:
+        law = fit({n: [(123.4567 + 1.2345678 * n) * (1 + rounding * (-1) ** n) + n**0.5] for n in SIZES}, (0, 1))
+        assert law is not None
+        return law
+
+    assert law_of(0.0).coefficients == law_of(1e-12).coefficients
 
 
 def test_small_and_large_sizes_count_alike() -> None:
