@@ -80,6 +80,7 @@ class Server:
         self._settings = settings
         # Another's transport has a port that is none of ours.
         self._shares_port = shares_port or make_transport is not None
+        self._has_others = shares_port
         self._make_transport = make_transport or partial(open_transport, settings.transport)
         self._tell_workers = tell_workers or _alone
         self._checks_fit = owns_process and not settings.force
@@ -149,6 +150,7 @@ class Server:
     async def start(self) -> ServerInfo:
         """Listen, warm up, and serve; until it returns, health says NOT_SERVING and calls get UNAVAILABLE.
 
+        Where others answer on the same port it listens last: the kernel would bring it calls that they could answer.
         Raises ConfigError when a port cannot be used or a bundle not be served so, BundleError for one that is refused.
         """
         started = time.perf_counter()
@@ -156,7 +158,7 @@ class Server:
         await asyncio.to_thread(self._access.load)
         if self.audit is not None:
             self.audit.start()
-        main, admin = await self._listen()
+        addresses = None if self._has_others else await self._listen()
         if self._settings.metrics_port is not None:
             port = MetricsPort(self._metrics.registry, lambda: self.state, self._access, self.audit, self._certificates)
             self._metrics_http = await port.start(self._settings.host, self._settings.metrics_port)
@@ -183,6 +185,7 @@ class Server:
         self._gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_engines())
+        main, admin = addresses or await self._listen()
         return ServerInfo(
             address=main,
             admin_address=admin,

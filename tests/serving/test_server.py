@@ -281,6 +281,33 @@ async def test_before_it_is_warm_the_server_listens_but_serves_nobody(synthetic_
         assert await recommend(REQUEST.SerializeToString())
 
 
+async def test_a_worker_takes_no_connections_before_it_can_answer(synthetic_bundle: Path) -> None:
+    """The kernel would bring it calls that other workers could answer."""
+    warming, go, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def hold(batch: int, depth: int) -> None:  # noqa: ARG001
+        loop.call_soon_threadsafe(warming.set)
+        asyncio.run_coroutine_threadsafe(go.wait(), loop).result(timeout=30)
+
+    def make_engine(bundle: Bundle, threads: int) -> FakeEngine:  # noqa: ARG001
+        return FakeEngine(bundle.vectors, bundle.depths, on_run=hold)
+
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        settings = ServerSettings(port=port)
+        async with Server(settings, synthetic_bundle, make_engine=make_engine, shares_port=True) as server:
+            starting = asyncio.create_task(server.start())
+            await asyncio.wait_for(warming.wait(), 30)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+            go.set()
+            assert (await starting).address == f"127.0.0.1:{port}"
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                assert await channel.unary_unary(f"/{SERVICE}/Recommend")(REQUEST.SerializeToString(), timeout=30)
+
+
 async def test_draining_finishes_what_is_inside_and_lets_nobody_in(local: LocalServer, transport: str) -> None:
     async with local(metrics_port=0) as it:
         assert await health_of(it) == health_pb2.HealthCheckResponse.SERVING
