@@ -132,7 +132,7 @@ class BlockingCalls(Channels):
         """Close connections, none before the thread has ended in which gRPC watches it.
 
         That thread dies with a traceback where the channel is closed between two of its looks (grpc/grpc#18995), of
-        which it takes five a second; ``close`` itself waits for its next one too, so that this costs no time.
+        which it takes five a second; gRPC's own ``close`` waits for its next one too, so that this hardly costs time.
         """
         unused = [each for each in backends if each is not None]
         for each in unused:
