@@ -170,6 +170,7 @@ def test_datasets_events_and_lists_of_the_same_histories_give_the_same_answers(
     assert all(table.equals(tables[0]) for table in tables)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of a start of Ray that took too long
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize(
     "runner", [over_processes(2), pytest.param(over_ray(), marks=pytest.mark.slow)], ids=["processes", "ray"]
@@ -180,6 +181,12 @@ def test_wherever_it_runs_the_answers_are_the_same(
     alone, _ = run(synthetic_bundle, lists, tmp_path / "alone.parquet")
     shared, _ = run(synthetic_bundle, lists, tmp_path / "shared.parquet", runner=runner)
     assert shared.equals(alone)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_one_clear_line(synthetic_bundle: Path, lists: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"^cannot use the Ray cluster at nonsense://here: [^\n]+$"):
+        run(synthetic_bundle, lists, tmp_path / "recs.parquet", runner=over_ray("nonsense://here"))
 
 
 def stopped_after(pieces: int) -> PieceRunner:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from multiprocessing import get_context, parent_process
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +16,9 @@ from fathom.errors import UnavailableError, optional
 Shared = TypeVar("Shared")
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
+
+#: Ray waits half a minute for what it has started, which on a busy machine may be too short.
+START_ATTEMPTS = 3
 
 
 class PieceRunner(Protocol):
@@ -65,15 +69,14 @@ def over_ray(address: str | None = None) -> PieceRunner:
     """A PieceRunner of the Ray cluster at this address, or of one as large as this machine for as long as it takes.
 
     "auto" is the cluster that this machine belongs to; its machines need Fathom with the same extras. Raises
-    MissingExtraError without ray.
+    MissingExtraError without ray, UnavailableError where there is no such cluster or none can be started.
     """
 
     def run(
         function: Callable[[Shared, Piece], Result], shared: Shared, pieces: Sequence[Piece]
     ) -> Iterator[tuple[Piece, Result]]:
         ray = optional("ray", "ray")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
+        with _connected(ray, address):
             task = ray.remote(num_cpus=1)(_applied)
             there = ray.put(shared)
             waiting = {task.remote(function, there, piece): piece for piece in pieces}
@@ -82,6 +85,22 @@ def over_ray(address: str | None = None) -> PieceRunner:
                     yield waiting.pop(done), ray.get(done)
 
     return run
+
+
+def _connected(ray: Any, address: str | None, attempts: int = START_ATTEMPTS) -> AbstractContextManager[Any]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        # Without its dashboard, a dozen processes, a cluster of this machine is there sooner.
+        return ray.init(  # type: ignore[no-any-return]
+            address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    except Exception as error:  # Ray itself raises no other where its start takes too long
+        ray.shutdown()
+        if not address and attempts > 1:
+            return _connected(ray, address, attempts - 1)
+        which = f"the Ray cluster at {address}" if address else "a Ray cluster of this machine"
+        why = str(error).partition("\n")[0]
+        raise UnavailableError(f"cannot use {which}: {why}") from None
 
 
 def _applied(function: Callable[[Shared, Piece], Result], shared: Shared, piece: Piece) -> Result:

@@ -123,6 +123,7 @@ def test_shards_of_other_work_are_not_used(toy: GatedToy, batches: list[ToyBatch
     assert seen[0].done == 1
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of a start of Ray that took too long
 @pytest.mark.parametrize("runner", [over_processes(2), over_ray()], ids=["processes", "ray"])
 def test_wherever_the_work_is_done_it_gives_the_same_bits(
     toy: GatedToy, batches: list[ToyBatch], measured: Lattice, tmp_path: Path, runner: PieceRunner
