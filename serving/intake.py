@@ -16,8 +16,8 @@ SPAN_S = 0.1
 #: So many calls are never too many.
 FEW = 16
 #: The server falls behind where more than WASTE times as many calls are begun as are answered, and FEW more, while the
-#: event loop takes more than BUSY of a core (often the engine has the other half); or where for two spans the loop was
-#: in turns that are too long for more than LONG of the time.
+#: event loop takes more than BUSY of a core (often the engine has the other half); or as soon as the loop has been in
+#: turns that are too long for LONG of a span. One such turn alone may be a pause of the whole process.
 WASTE, BUSY, LONG = 1.25, 0.4, 0.5
 #: How many calls are begun for each that was answered in the span before: more where nearly all were (GOOD), to find
 #: out whether there is room for more.
@@ -41,9 +41,9 @@ class Intake:
         self._clock, self._cpu = clock, cpu
         self._behind = False
         self._each_s = 0.0
-        #: When the span began, the time of its turns that were too long, and what became of calls.
+        #: When the span began, its turns that were too long, and what became of calls.
         self._since_s = self._since_cpu_s = self._long_s = 0.0
-        self._was_long = False
+        self._long_turns = 0
         self._begun = self._refused = self._answered = 0
         #: Calls per second that can be borne without refusing any, that may be begun, and how many may be begun now.
         self._bearable = self._per_s = self._room = 0.0
@@ -75,10 +75,13 @@ class Intake:
             self._each_s += STEP * (took_s / begun - self._each_s)
         if took_s > TURN_S and begun > FEW:
             self._long_s += took_s
+            self._long_turns += 1
         self._begun += begun
         self._refused += refused
-        if now_s - self._since_s >= SPAN_S:
-            self._judge(now_s)
+        span_s = now_s - self._since_s
+        long = self._long_s > LONG * max(span_s, SPAN_S)
+        if span_s >= SPAN_S or (long and self._long_turns > 1 and not self._behind):
+            self._judge(now_s, long)
         if not self._behind:
             return None
         in_a_turn = TURN_S / max(self._each_s, 1e-6)
@@ -88,24 +91,28 @@ class Intake:
         self._noted_s = now_s
         return max(0, int(self._room))
 
-    def _judge(self, now_s: float) -> None:
-        """A span is over: is the server behind, and if so, how many calls may be begun?"""
+    def _judge(self, now_s: float, long: bool) -> None:
+        """A span is over: is the server behind, and if so, how many calls may be begun?
+
+        ``long``: whether turns were too long for too much of it; then it may have ended early.
+        """
         span_s, cpu_s, answered = now_s - self._since_s, self._cpu(), self._answered
         per_s, cpu = answered / span_s, (cpu_s - self._since_cpu_s) / span_s
         rate = per_s
         troubled = cpu > BUSY and self._begun > WASTE * answered + FEW
-        long = self._long_s > LONG * span_s
         if self._behind:
             grown = min(RECOVERY * self._bearable, HOPELESS * per_s)
             self._bearable = max(self._bearable, grown, LEAST * per_s)
             bears = (self._begun + self._refused) / span_s <= self._bearable and cpu < FULL
             self._behind = not bears and (troubled or cpu > BUSY or self._refused > 0)
-        elif troubled or (long and self._was_long):
+        elif troubled or (long and self._long_turns > 1):
             self._behind = True
             # In a pause nothing is answered, which says nothing of what can be.
             self._bearable = rate = max(per_s, self._before_per_s)
             self._room, self._noted_s = 0.0, now_s
         self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * rate + MORE / span_s
-        self._since_s, self._since_cpu_s, self._long_s, self._was_long = now_s, cpu_s, 0.0, long
+        if not long:
+            self._long_turns = 0
+        self._since_s, self._since_cpu_s, self._long_s = now_s, cpu_s, 0.0
         self._before_per_s = per_s
         self._begun = self._refused = self._answered = 0

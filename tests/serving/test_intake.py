@@ -81,6 +81,16 @@ def test_a_server_whose_turns_stay_long_is_behind_though_it_answers_all() -> Non
     assert turns.intake.behind
 
 
+def test_a_flood_is_found_out_in_the_span_in_which_it_begins() -> None:
+    turns = Turns()
+    for _ in range(3):
+        turns.span(100, 100, cpu=0.2)
+    began_s = turns.now_s
+    while not turns.intake.behind:
+        turns.turn(150, 150, took_s=0.015)
+    assert turns.now_s - began_s < 1.1 * SPAN_S
+
+
 def test_who_is_behind_begins_a_few_more_than_it_answers() -> None:
     turns = Turns()
     turns.fall_behind(answered=200)
