@@ -224,13 +224,20 @@ def of_run(
 
 #: In the order of the page.
 SOURCES = (
-    of_run(
-        "Servers at fixed depths",
-        "peers",
-        of_peers,
-        "The same engines and item vectors behind every server, and the same items in every answer; bundle {bundle},"
-        " histories of {mean_history:g} items in the mean; server and client on a core each, medians of {turns} turns.",
-        lambda run: "; ".join(run["config"]["left_out"]),
+    *(
+        of_run(
+            title,
+            stored,
+            of_peers,
+            "The same engines and item vectors behind every server, and the same items in every answer; bundle"
+            " {bundle}, histories of {mean_history:g} items in the mean; server and client on a core each, medians of"
+            " {turns} turns.",
+            lambda run: "; ".join(run["config"]["left_out"]),
+        )
+        for title, stored in (
+            ("Servers at fixed depths", "peers"),
+            ("Servers at fixed depths, width 128", "peers-wide"),
+        )
     ),
     of_run(
         "The server beside an echo",
