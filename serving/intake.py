@@ -11,13 +11,13 @@ from fathom.serving.transport.contract import STALE_S
 
 #: Calls that have arrived together may keep the event loop for TURN_S; those that can wait are begun in later turns.
 TURN_S = 0.002
-#: For how long it is counted what becomes of calls, before it is decided how many are begun.
+#: For how long it is counted what becomes of calls, before it is decided how many are begun; less where turns are long.
 SPAN_S = 0.1
 #: So many calls are never too many.
 FEW = 16
 #: The server falls behind where more than WASTE times as many calls are begun as are answered, and FEW more, while the
-#: event loop takes more than BUSY of a core (often the engine has the other half); or as soon as the loop has been in
-#: turns that are too long for LONG of a span. One such turn alone may be a pause of the whole process.
+#: event loop takes more than BUSY of a core (often the engine has the other half); or as soon as turns that are too
+#: long, two at least, have taken LONG of a span: one alone may be a pause of the whole process.
 WASTE, BUSY, LONG = 1.25, 0.4, 0.5
 #: How many calls are begun for each that was answered in the span before: more where nearly all were (GOOD), to find
 #: out whether there is room for more.
@@ -41,7 +41,7 @@ class Intake:
         self._clock, self._cpu = clock, cpu
         self._behind = False
         self._each_s = 0.0
-        #: When the span began, its turns that were too long, and what became of calls.
+        #: When the span began, its turns that were too long (and one of a long span before), and what became of calls.
         self._since_s = self._since_cpu_s = self._long_s = 0.0
         self._long_turns = 0
         self._begun = self._refused = self._answered = 0
@@ -73,6 +73,8 @@ class Intake:
         took_s = now_s - began_s
         if begun:
             self._each_s += STEP * (took_s / begun - self._each_s)
+        if began_s - self._since_s >= SPAN_S:
+            self._long_s, self._long_turns = 0.0, 0  # it was calm for a while
         if took_s > TURN_S and begun > FEW:
             self._long_s += took_s
             self._long_turns += 1
@@ -80,8 +82,10 @@ class Intake:
         self._refused += refused
         span_s = now_s - self._since_s
         long = self._long_s > LONG * max(span_s, SPAN_S)
-        if span_s >= SPAN_S or (long and self._long_turns > 1 and not self._behind):
-            self._judge(now_s, long)
+        # Who has answered hardly any does not know yet how many it can.
+        flooded = long and self._long_turns > 1 and self._answered > FEW
+        if span_s >= SPAN_S or (flooded and not self._behind):
+            self._judge(now_s, long=long, flooded=flooded)
         if not self._behind:
             return None
         in_a_turn = TURN_S / max(self._each_s, 1e-6)
@@ -91,10 +95,10 @@ class Intake:
         self._noted_s = now_s
         return max(0, int(self._room))
 
-    def _judge(self, now_s: float, long: bool) -> None:
+    def _judge(self, now_s: float, *, long: bool, flooded: bool) -> None:
         """A span is over: is the server behind, and if so, how many calls may be begun?
 
-        ``long``: whether turns were too long for too much of it; then it may have ended early.
+        ``long``: turns that were too long took too much of it. ``flooded``: several, so it may have ended early.
         """
         span_s, cpu_s, answered = now_s - self._since_s, self._cpu(), self._answered
         per_s, cpu = answered / span_s, (cpu_s - self._since_cpu_s) / span_s
@@ -105,14 +109,14 @@ class Intake:
             self._bearable = max(self._bearable, grown, LEAST * per_s)
             bears = (self._begun + self._refused) / span_s <= self._bearable and cpu < FULL
             self._behind = not bears and (troubled or cpu > BUSY or self._refused > 0)
-        elif troubled or (long and self._long_turns > 1):
+        elif troubled or flooded:
             self._behind = True
             # In a pause nothing is answered, which says nothing of what can be.
             self._bearable = rate = max(per_s, self._before_per_s)
             self._room, self._noted_s = 0.0, now_s
         self._per_s = (SHARE if self._begun > GOOD * answered else GROWTH) * rate + MORE / span_s
-        if not long:
-            self._long_turns = 0
+        self._long_turns = int(long)
         self._since_s, self._since_cpu_s, self._long_s = now_s, cpu_s, 0.0
-        self._before_per_s = per_s
+        if not long:
+            self._before_per_s = per_s
         self._begun = self._refused = self._answered = 0

@@ -17,6 +17,8 @@ Shared = TypeVar("Shared")
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
+#: Where Ray starts a cluster of this machine.
+LOCAL = "local"
 #: Ray waits half a minute for what it has started, which on a busy machine may be too short.
 START_ATTEMPTS = 3
 
@@ -65,11 +67,12 @@ def over_processes(workers: int) -> PieceRunner:
     return run
 
 
-def over_ray(address: str | None = None) -> PieceRunner:
+def over_ray(address: str = LOCAL) -> PieceRunner:
     """A PieceRunner of the Ray cluster at this address, or of one as large as this machine for as long as it takes.
 
-    "auto" is the cluster that this machine belongs to; its machines need Fathom with the same extras. Raises
-    MissingExtraError without ray, UnavailableError where there is no such cluster or none can be started.
+    "local" starts that one; "auto" is the cluster that this machine belongs to. Its machines need Fathom with the same
+    extras. Raises MissingExtraError without ray, UnavailableError where there is no such cluster, none can be started,
+    or this process is in one.
     """
 
     def run(
@@ -87,20 +90,21 @@ def over_ray(address: str | None = None) -> PieceRunner:
     return run
 
 
-def _connected(ray: Any, address: str | None, attempts: int = START_ATTEMPTS) -> AbstractContextManager[Any]:
+def _connected(ray: Any, address: str, attempts: int = START_ATTEMPTS) -> AbstractContextManager[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if ray.is_initialized():
+        raise UnavailableError("this process is in a Ray cluster already; leave it with ray.shutdown()")
     try:
         # Without its dashboard, a dozen processes, a cluster of this machine is there sooner.
         return ray.init(  # type: ignore[no-any-return]
             address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
-    except Exception as error:  # Ray itself raises no other where its start takes too long
+    except Exception as error:  # where its start takes too long, Ray raises a plain one, and what it started stays
         ray.shutdown()
-        if not address and attempts > 1:
+        if address == LOCAL and attempts > 1:
             return _connected(ray, address, attempts - 1)
-        which = f"the Ray cluster at {address}" if address else "a Ray cluster of this machine"
         why = str(error).partition("\n")[0]
-        raise UnavailableError(f"cannot use {which}: {why}") from None
+        raise UnavailableError(f"cannot use the Ray cluster at {address}: {why}") from error
 
 
 def _applied(function: Callable[[Shared, Piece], Result], shared: Shared, piece: Piece) -> Result:

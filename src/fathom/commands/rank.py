@@ -85,7 +85,9 @@ class RankOptions:
         int, typer.Option(min=0, help="Number of layer orders to sample for --lattice; 0 measures every subset.")
     ] = 0
     workers: Annotated[int, typer.Option(min=1, help="Number of processes that share the work.")] = 1
-    ray: Annotated[str | None, typer.Option(help="Ray cluster to run on: its address, or auto.")] = None
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on: its address, auto, or local to start one here.")
+    ] = None
 
     def measured_on(self) -> dict[str, Any]:
         """The users and the processes, as the functions that measure take them."""

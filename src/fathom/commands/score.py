@@ -37,7 +37,9 @@ def score(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, each with the bundle. Default: all cores; 1 with a GPU.")
     ] = None,
-    ray: Annotated[str | None, typer.Option(help="Ray cluster to run on: its address, or auto.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on: its address, auto, or local to start one here.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer all users as a server would, and write a parquet file; an interrupted run goes on where it stopped.
