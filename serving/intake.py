@@ -82,9 +82,9 @@ class Intake:
         self._refused += refused
         span_s = now_s - self._since_s
         long = self._long_s > LONG * max(span_s, SPAN_S)
+        flooded = long and self._long_turns > 1
         # Who has answered hardly any does not know yet how many it can.
-        flooded = long and self._long_turns > 1 and self._answered > FEW
-        if span_s >= SPAN_S or (flooded and not self._behind):
+        if span_s >= SPAN_S or (flooded and self._answered > FEW and not self._behind):
             self._judge(now_s, long=long, flooded=flooded)
         if not self._behind:
             return None
