@@ -95,7 +95,7 @@ def _connected(ray: Any, address: str, attempts: int = START_ATTEMPTS) -> Abstra
     if ray.is_initialized():
         raise UnavailableError("this process is in a Ray cluster already; leave it with ray.shutdown()")
     try:
-        # Without its dashboard, a dozen processes, a cluster of this machine is there sooner.
+        # Without its dashboard, ten processes, a cluster of this machine is there sooner.
         return ray.init(  # type: ignore[no-any-return]
             address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
